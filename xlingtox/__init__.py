@@ -1,0 +1,48 @@
+"""xlingtox: where a multilingual language model keeps its toxicity, whether those neurons cause it, and which
+languages English-only safety tuning will reach."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from xlingtox import data, experiment, languages, localize, metrics, mini, retrieval, scoring, tuning
+from xlingtox.activations import Activations, collect_activations
+from xlingtox.comparison import Comparison, compare
+from xlingtox.dose import Dose, dose_response
+from xlingtox.generation import Continuations, generate
+from xlingtox.interventions import Offset, Scale, Set
+from xlingtox.lm import HookedLM, HookNeverFired
+from xlingtox.neurons import NeuronSet
+from xlingtox.probe import Probe
+from xlingtox.tuning import tune_dpo
+
+try:
+    __version__ = version("xlingtox")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Activations",
+    "Comparison",
+    "Continuations",
+    "Dose",
+    "HookNeverFired",
+    "HookedLM",
+    "NeuronSet",
+    "Offset",
+    "Probe",
+    "Scale",
+    "Set",
+    "collect_activations",
+    "compare",
+    "data",
+    "dose_response",
+    "experiment",
+    "generate",
+    "languages",
+    "localize",
+    "metrics",
+    "mini",
+    "retrieval",
+    "scoring",
+    "tune_dpo",
+    "tuning",
+]

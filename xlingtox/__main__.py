@@ -1,0 +1,101 @@
+"""`python -m xlingtox demo`: the whole study on the shipped miniature."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from transformers.utils import logging
+
+from xlingtox import experiment, languages, mini, report
+from xlingtox.lm import HookedLM
+from xlingtox.tuning import writable_folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m xlingtox", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="do the whole study on a small model and write a report")
+    demo.add_argument("--out", type=Path, default=Path("xlingtox-demo"), help="folder for the results (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="of prompts, sampling and tuning (%(default)s)")
+    demo.add_argument("--model", default="mini", help="or a miniature that you trained (%(default)s)")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    given = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    try:
+        folder = writable_folder(given.out)
+        results = study(given.model, folder, given.seed, progress=not given.quiet)
+    except (ValueError, OSError) as error:
+        print(f"xlingtox: {error}", file=sys.stderr)
+        return 2
+    report.write(results, folder / "report.html")
+    print(summary(results))
+    print(f"\n{folder / 'report.html'}: figures and what they mean; {folder / 'results.json'}: every number")
+    return 0
+
+
+def study(model: str, out: Path, seed: int, progress: bool = True) -> dict[str, Any]:
+    """The demo's study, without its report."""
+    lm = HookedLM.load(model)
+    return experiment.run(lm, materials(seed), out, experiment.Settings(seed=seed), progress)
+
+
+def materials(seed: int) -> experiment.Materials:
+    """The miniature's hand-outs, drawn with `seed`."""
+    return experiment.Materials(
+        labelled=mini.labelled("en", 2000, seed=seed),
+        hostile=mini.prompts(20, "hostile", seed=seed),
+        friendly=mini.prompts(20, "friendly", seed=seed),
+        pairs=mini.pairs("en", 1000, seed=seed),
+        parallel=mini.parallel(500, seed=seed),
+        held_out=mini.held_out(60, seed=seed),
+        scorer=mini.scorer(),
+        given={code: dataclasses.asdict(mixing) for code, mixing in mini.MIXING.items()},
+    )
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The results as a table of at most 80 columns."""
+    before, after = results["before"], results["after"]
+    lines = [
+        f"Probe: held-out accuracy {results['probe']['accuracy']:.3f} (majority {results['probe']['baseline']:.3f}), "
+        f"AUC {results['probe']['auc']:.3f}",
+        f"Neurons: {len(results['potential'])} potential and {len(results['actual'])} actual sources "
+        f"of {results['n_neurons']:,}",
+        "",
+        "English-only DPO       toxicity prob.   avg. toxicity    perplexity   activation",
+        "                       before   after   before   after  before after  bef.   aft.",
+    ]
+    others = [code for code in results["languages"] if code != "en"]
+    for code in results["languages"]:
+        lines.append(_row(languages.NAMES.get(code, code), [before[code]], [after[code]]))
+    lines.append(_row(f"mean of other {len(others)}", [before[c] for c in others], [after[c] for c in others]))
+    lines += ["", f"{'Offset':<10}" + "".join(f"{dose['offset']:>8.2f}" for dose in results["intervention"])]
+    for title, name in (("sources", "intervention"), ("random", "control")):
+        lines.append(f"{title:<10}" + "".join(f"{dose['average_toxicity']:>8.3f}" for dose in results[name]))
+    lines.append(f"{'perplexity':<10}" + "".join(f"{dose['perplexity']:>8.2f}" for dose in results["intervention"]))
+    lines.append("")
+    for measure, found in results["transfer_by_measure"].items():
+        lines.append(
+            f"Retrieval against the relative drop in {measure.replace('_', ' ')}: "
+            f"r = {found['pearson_r']:.2f}, p = {found['p_value']:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _row(name: str, before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> str:
+    def pair(measure: str, width: int, digits: int) -> str:
+        means = (fmean(row[measure] for row in side) for side in (before, after))
+        return "".join(f"{mean:>{width}.{digits}f}" for mean in means)
+
+    return (
+        f"{name:<21}{pair('toxicity_probability', 8, 2)}{pair('average_toxicity', 8, 3)} "
+        f"{pair('perplexity', 6, 2)}{pair('mean_activation', 7, 3)}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""What goes in: prompts, labelled sentences, preference pairs, parallel sentences; checked before any work starts."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+from datasets import Dataset
+
+from xlingtox import languages
+
+Prompts: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | Dataset
+
+
+class Prompt(NamedTuple):
+    language: str
+    text: str
+
+
+def as_prompts(prompts: Prompts) -> list[Prompt]:
+    """Prompts with their language, in the given order; a plain list is taken as English.
+
+    Raises:
+        ValueError: there are none, one is blank, or a language is unknown.
+    """
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one string: give a list of strings")
+    if isinstance(prompts, Dataset):
+        require_columns(prompts, ("language", "prompt"), "prompts")
+        found = [Prompt(row["language"], row["prompt"]) for row in prompts]
+    elif isinstance(prompts, Mapping):
+        found = [Prompt(language, text) for language, texts in prompts.items() for text in texts]
+    else:
+        found = [Prompt("en", text) for text in prompts]
+    if not found:
+        raise ValueError("there are no prompts: expected at least one")
+    languages.check({prompt.language: None for prompt in found})
+    for i, prompt in enumerate(found):
+        if not isinstance(prompt.text, str) or not prompt.text.strip():
+            raise ValueError(f"prompt {i} is blank: expected text, got {prompt.text!r}")
+    return found
+
+
+def labelled_texts(labelled: Dataset) -> tuple[list[str], list[int]]:
+    """Texts and labels (1 is toxic) of a data set with columns `text, label`.
+
+    Raises:
+        ValueError: a column is missing, a label is not 0 or 1, or only one of the two occurs.
+    """
+    require_columns(labelled, ("text", "label"), "labelled sentences")
+    texts, labels = list(labelled["text"]), [int(label) for label in labelled["label"]]
+    if not set(labels) <= {0, 1}:
+        raise ValueError(f"labels must be 0 or 1, got {sorted(set(labels))}")
+    if len(set(labels)) < 2:
+        raise ValueError(f"all {len(labels)} labels are {labels[0] if labels else 'missing'}: both classes are needed")
+    blank = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+    if blank:
+        raise ValueError(f"labelled sentence {blank[0]} is blank")
+    return texts, labels
+
+
+PAIR_FIELDS = ("prompt", "chosen", "rejected")
+
+
+def checked_pairs(pairs: Dataset) -> Dataset:
+    """Preference pairs, reduced to their three columns.
+
+    Raises:
+        ValueError: a field is missing or blank, or chosen equals rejected; the message names the first such rows.
+    """
+    require_columns(pairs, PAIR_FIELDS, "preference pairs")
+    if len(pairs) == 0:
+        raise ValueError("there are no preference pairs")
+    faults = []
+    for i, row in enumerate(pairs):
+        missing = [field for field in PAIR_FIELDS if not isinstance(row[field], str) or not row[field].strip()]
+        if missing:
+            faults.append(f"row {i} has no {' and no '.join(missing)}")
+        elif row["chosen"].strip() == row["rejected"].strip():
+            faults.append(f"row {i} has chosen equal to rejected")
+    if faults:
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise ValueError(f"preference pairs: {'; '.join(faults[:3])}{more}")
+    return pairs.select_columns(list(PAIR_FIELDS))
+
+
+def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
+    """Language to sentences, aligned by row, the pivot among them.
+
+    Args:
+        parallel: one column a language, or `language, sentence, translation` rows are not read here.
+        pivot: the language that every other is compared with.
+
+    Raises:
+        ValueError: the pivot is missing, there is nothing to compare it with, or a sentence is blank.
+    """
+    codes = languages.in_order(languages.check(parallel.column_names))
+    if pivot not in codes:
+        raise ValueError(f"no column for the pivot {pivot!r}: the parallel sentences have {', '.join(codes)}")
+    if len(codes) < 2 or len(parallel) < 2:
+        raise ValueError(f"parallel sentences need two languages and two rows: got {len(codes)} and {len(parallel)}")
+    table = {code: list(parallel[code]) for code in codes}
+    for code, sentences in table.items():
+        blank = [i for i, text in enumerate(sentences) if not isinstance(text, str) or not text.strip()]
+        if blank:
+            raise ValueError(f"parallel sentence {blank[0]} in {code} is blank")
+    return table
+
+
+def require_columns(table: Dataset, columns: Sequence[str], what: str) -> None:
+    """Raise ValueError, naming what is missing and what is there, unless `table` has the columns."""
+    if not isinstance(table, Dataset):
+        raise ValueError(f"{what}: expected a datasets.Dataset, got {type(table).__name__}")
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise ValueError(f"{what} have no column {', '.join(missing)}: they have {', '.join(table.column_names)}")

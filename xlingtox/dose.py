@@ -1,0 +1,96 @@
+"""Dose and response: toxicity and fluency as neurons are offset further and further, beside random neurons."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from xlingtox import metrics
+from xlingtox.comparison import perplexities, toxicity_scores
+from xlingtox.data import Prompts, as_prompts
+from xlingtox.generation import generate
+from xlingtox.interventions import Offset
+from xlingtox.lm import HookedLM
+from xlingtox.neurons import NeuronSet
+from xlingtox.scoring.protocol import Scorer, require_covered
+
+
+@dataclass(frozen=True)
+class Dose:
+    """The response to one offset.
+
+    Attributes:
+        offset: what was added to each neuron's post-activation.
+        average_toxicity: mean over languages of each language's average toxicity.
+        toxicity_by_language: average toxicity per language.
+        perplexity: mean over languages of the held-out perplexity.
+        low, high: least and greatest average toxicity of the sets behind this dose (equal for one set).
+    """
+
+    offset: float
+    average_toxicity: float
+    toxicity_by_language: dict[str, float]
+    perplexity: float
+    low: float
+    high: float
+
+
+def dose_response(
+    lm: HookedLM,
+    sets: Sequence[NeuronSet],
+    offsets: Sequence[float],
+    prompts: Prompts,
+    scorer: Scorer,
+    held_out: Dataset,
+    max_new_tokens: int = 20,
+    progress: bool = True,
+) -> list[Dose]:
+    """Greedy continuations under each offset (paper, Figure 2); several sets are averaged, as a random control is.
+
+    Raises:
+        ValueError: an offset is not finite, no sets, a neuron outside the model, bad prompts, an uncovered language.
+    """
+    if not sets or not offsets:
+        raise ValueError("a dose-response needs at least one set of neurons and one offset")
+    wrong = [offset for offset in offsets if not math.isfinite(offset)]
+    if wrong:
+        raise ValueError(f"offset {wrong[0]}: expected finite numbers")
+    for neurons in sets:
+        neurons.check(lm)
+    given = as_prompts(prompts)
+    require_covered(scorer, [prompt.language for prompt in given])
+    doses = []
+    with tqdm(total=len(offsets) * len(sets), desc="offsets", disable=not progress, leave=False) as bar:
+        for offset in offsets:
+            responses = []
+            for neurons in sets if offset else sets[:1]:
+                edit = Offset(neurons, offset).on(lm) if offset else contextlib.nullcontext()
+                with edit:
+                    written = generate(lm, prompts, max_new_tokens=max_new_tokens, greedy=True, progress=False)
+                    fluency = perplexities(lm, held_out, progress=False)
+                by_language = {
+                    code: metrics.average_toxicity(scores) for code, scores in toxicity_scores(written, scorer).items()
+                }
+                responses.append((by_language, float(np.mean(list(fluency.values())))))
+                bar.update(1 if offset else len(sets))
+            doses.append(_averaged(offset, responses))
+    return doses
+
+
+def _averaged(offset: float, responses: list[tuple[dict[str, float], float]]) -> Dose:
+    codes = list(responses[0][0])
+    means = [float(np.mean(list(by_language.values()))) for by_language, _ in responses]
+    return Dose(
+        offset=float(offset),
+        average_toxicity=float(np.mean(means)),
+        toxicity_by_language={code: float(np.mean([row[code] for row, _ in responses])) for code in codes},
+        perplexity=float(np.mean([fluency for _, fluency in responses])),
+        low=min(means),
+        high=max(means),
+    )

@@ -1,0 +1,366 @@
+"""The whole study as stages: each writes its result, and a run that was interrupted goes on after the last of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from xlingtox import languages, localize, retrieval, tuning
+from xlingtox.activations import collect_activations
+from xlingtox.comparison import Comparison, Measures, compare
+from xlingtox.data import as_prompts
+from xlingtox.dose import dose_response
+from xlingtox.generation import generate
+from xlingtox.lm import HookedLM
+from xlingtox.neurons import NeuronSet
+from xlingtox.probe import Probe
+from xlingtox.scoring.protocol import Scorer
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a study needs besides a model; the tables are as their loaders give them.
+
+    Attributes:
+        labelled: English sentences with labels, for the probe.
+        hostile, friendly: prompts in every language that is studied.
+        pairs: English preference pairs.
+        parallel: one column a language.
+        held_out: texts for perplexity.
+        scorer: covers every language of the prompts.
+        given: what is known of how the languages were mixed in training, by language; may be empty.
+    """
+
+    labelled: Dataset
+    hostile: Dataset
+    friendly: Dataset
+    pairs: Dataset
+    parallel: Dataset
+    held_out: Dataset
+    scorer: Scorer
+    given: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sizes and doses of a study.
+
+    Attributes:
+        k: potential sources.
+        offsets: added to the actual sources on hostile prompts, and to the random sets.
+        amplifications: added to the actual sources on friendly prompts.
+        n_random: random sets behind the control.
+        dose_prompts: prompts a language for the doses; the comparison uses all.
+        dose_texts: held-out texts a language for the doses' perplexity.
+        n_samples, n_new_tokens: continuations a prompt, and their length in tokens.
+        seed: of sampling, of the random sets, and of tuning.
+    """
+
+    k: int = 100
+    offsets: tuple[float, ...] = (0.0, -0.25, -0.5, -1.0, -1.5, -2.0, -3.0, -5.0)
+    amplifications: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
+    n_random: int = 20
+    dose_prompts: int = 8
+    dose_texts: int = 6
+    n_samples: int = 25
+    n_new_tokens: int = 20
+    recipe: tuning.Recipe = tuning.MINI
+    seed: int = 0
+
+
+def run(
+    lm: HookedLM, materials: Materials, out: str | Path, settings: Settings, progress: bool = True
+) -> dict[str, Any]:
+    """Do the study, or what is left of it, and write `results.json`.
+
+    Args:
+        out: folder of the study. `stages/` in it holds the result of each stage that is done.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ValueError: the folder holds another study, or the materials do not fit the model.
+    """
+    folder = tuning.writable_folder(out)
+    study = _Study(lm, materials, folder, settings, progress)
+    with tqdm(total=len(_STAGES), desc="study", unit="stage", disable=not progress) as bar:
+        for name, stage in _STAGES.items():
+            bar.set_postfix_str(name)
+            study.do(name, stage)
+            bar.update()
+    results = study.results()
+    (folder / "results.json").write_text(
+        json.dumps(_without_nan(results), indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
+    return results
+
+
+class _Study:
+    def __init__(self, lm: HookedLM, materials: Materials, folder: Path, settings: Settings, progress: bool) -> None:
+        self.lm, self.materials, self.settings, self.folder, self.progress = lm, materials, settings, folder, progress
+        self.done: dict[str, dict[str, Any]] = {}
+        self.seconds: dict[str, float] = {}
+        self.stages = folder / "stages"
+        self.stages.mkdir(exist_ok=True)
+        self._claim()
+
+    def _claim(self) -> None:
+        """A folder belongs to one study: the same model, materials and settings."""
+        tables = [getattr(self.materials, f.name) for f in dataclasses.fields(self.materials)]
+        rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
+        digest = hashlib.sha256(json.dumps([rows, self.materials.scorer.name], sort_keys=True).encode()).hexdigest()
+        study = {
+            "model": self.lm.fingerprint(),
+            "materials": digest[:12],
+            "settings": json.loads(json.dumps(dataclasses.asdict(self.settings))),
+        }
+        file = self.folder / "study.json"
+        if file.exists() and json.loads(file.read_text("utf-8")) != study:
+            raise ValueError(f"{self.folder} holds a study of another model, data or settings: choose another folder")
+        file.write_text(json.dumps(study, indent=1) + "\n", "utf-8")
+
+    def do(self, name: str, stage: Callable[[_Study], dict[str, Any]]) -> None:
+        file = self.stages / f"{name}.json"
+        if file.exists():
+            record = json.loads(file.read_text("utf-8"))
+            _LOG.info("stage %s was done before", name)
+        else:
+            began = time.perf_counter()
+            result = stage(self)
+            record = {"seconds": round(time.perf_counter() - began, 2), "result": result}
+            # Through JSON at once, so that a resumed run sees just what an uninterrupted one does.
+            record = json.loads(json.dumps(record))
+            half = file.with_suffix(".half")
+            half.write_text(json.dumps(record), "utf-8")
+            half.replace(file)
+        self.done[name], self.seconds[name] = record["result"], record["seconds"]
+
+    @property
+    def actual(self) -> NeuronSet:
+        return NeuronSet.of(self.done["localize"]["actual"])
+
+    def results(self) -> dict[str, Any]:
+        merged: dict[str, Any] = {"languages": list(languages.in_order(self.done["compare"]["before"]))}
+        for result in self.done.values():
+            merged |= result
+        packages = ("xlingtox", "torch", "transformers", "transformer-lens", "trl", "scikit-learn")
+        return merged | {
+            "given": {code: dict(row) for code, row in self.materials.given.items()},
+            "scorer": self.materials.scorer.name,
+            "model": {"name": self.lm.name, "fingerprint": self.lm.fingerprint()},
+            "seconds": self.seconds,
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+            "seed": self.settings.seed,
+        }
+
+
+def _localize(study: _Study) -> dict[str, Any]:
+    lm, materials, settings = study.lm, study.materials, study.settings
+    probe = Probe.fit(lm, materials.labelled, seed=settings.seed, progress=study.progress)
+    probe.save(study.folder / "probe.safetensors")
+    potential = localize.by_cosine(lm, probe, settings.k)
+    english = [prompt.text for prompt in as_prompts(materials.hostile) if prompt.language == "en"]
+    acts = collect_activations(lm, english, potential, settings.n_new_tokens, progress=study.progress)
+    means = acts.mean()
+    actual = potential.where(means > 0)
+    if not actual:
+        raise ValueError("none of the potential sources is active on English prompts: choose a larger k")
+    return {
+        "probe": {"accuracy": probe.accuracy, "auc": probe.auc, "baseline": probe.baseline},
+        "n_neurons": lm.n_neurons,
+        "potential": list(potential),
+        "cosines": list(potential.scores),
+        "activations": means.tolist(),
+        "actual": list(actual),
+    }
+
+
+def _promoted(study: _Study) -> dict[str, Any]:
+    """Each source's top tokens, with the languages whose text they stand in."""
+    lm, localized = study.lm, study.done["localize"]
+    texts = [(prompt.language, prompt.text) for prompt in as_prompts(study.materials.hostile)]
+    written = generate(
+        lm, study.materials.hostile, 4, study.settings.n_new_tokens, seed=study.settings.seed, progress=study.progress
+    )
+    texts += zip(written.row_languages, written.texts, strict=True)
+    seen: dict[int, Counter[str]] = {}
+    for (code, _), ids in zip(texts, lm.tokenizer([text for _, text in texts])["input_ids"], strict=True):
+        for token in ids:
+            seen.setdefault(token, Counter())[code] += 1
+    rank = {tuple(neuron): i for i, neuron in enumerate(localized["potential"])}
+    table = study.actual.promoted_tokens(lm, k=10)
+    rows = []
+    for layer, index in study.actual:
+        own = table[(table["layer"] == layer) & (table["index"] == index)]
+        place = rank[layer, index]
+        tokens = [
+            {"token": token, "languages": _spoken_in(seen.get(token_id, Counter()))}
+            for token, token_id in zip(own["token"], own["token_id"], strict=True)
+        ]
+        rows.append(
+            {
+                "layer": layer,
+                "index": index,
+                "cosine": localized["cosines"][place],
+                "mean_activation": localized["activations"][place],
+                "tokens": tokens,
+            }
+        )
+    return {"promoted": rows}
+
+
+def _spoken_in(counts: Counter[str]) -> list[str]:
+    """Languages that make up at least a tenth of a token's occurrences, most first."""
+    return [code for code, n in counts.most_common() if n >= 0.1 * counts.total()]
+
+
+def _intervene(study: _Study) -> dict[str, Any]:
+    settings = study.settings
+    hostile = _few(study.materials.hostile, settings.dose_prompts)
+    texts = _few(study.materials.held_out, settings.dose_texts)
+    actual = study.actual
+    controls = [actual.random_like(study.lm, 1000 * settings.seed + i) for i in range(settings.n_random)]
+    found = {}
+    for name, sets in (("intervention", [actual]), ("control", controls)):
+        doses = dose_response(
+            study.lm,
+            sets,
+            settings.offsets,
+            hostile,
+            study.materials.scorer,
+            texts,
+            settings.n_new_tokens,
+            study.progress,
+        )
+        found[name] = [dataclasses.asdict(dose) for dose in doses]
+    return found
+
+
+def _amplify(study: _Study) -> dict[str, Any]:
+    settings = study.settings
+    friendly = _few(study.materials.friendly, settings.dose_prompts)
+    texts = _few(study.materials.held_out, settings.dose_texts)
+    doses = dose_response(
+        study.lm,
+        [study.actual],
+        settings.amplifications,
+        friendly,
+        study.materials.scorer,
+        texts,
+        settings.n_new_tokens,
+        study.progress,
+    )
+    return {"amplification": [dataclasses.asdict(dose) for dose in doses]}
+
+
+def _tune(study: _Study) -> dict[str, Any]:
+    recipe = dataclasses.replace(study.settings.recipe, seed=study.settings.seed)
+    tuning.tune_dpo(study.lm, study.materials.pairs, study.folder / "tuned", recipe, study.progress)
+    return {"recipe": dataclasses.asdict(recipe)}
+
+
+def _compare(study: _Study) -> dict[str, Any]:
+    settings, materials = study.settings, study.materials
+    tuned = HookedLM.load(study.folder / "tuned", dtype=study.lm.dtype, device=study.lm.device)
+    found = compare(
+        study.lm,
+        tuned,
+        materials.hostile,
+        study.actual,
+        materials.scorer,
+        materials.held_out,
+        settings.n_samples,
+        settings.n_new_tokens,
+        settings.seed,
+        study.progress,
+    )
+    few = _few(materials.hostile, 3)
+    sides = [
+        generate(lm, few, max_new_tokens=settings.n_new_tokens, greedy=True, progress=False) for lm in (study.lm, tuned)
+    ]
+    samples: dict[str, list[dict[str, str]]] = {}
+    for prompt, first, then in zip(sides[0].prompts, sides[0].texts, sides[1].texts, strict=True):
+        samples.setdefault(prompt.language, []).append({"prompt": prompt.text, "before": first, "after": then})
+    whole = dataclasses.asdict(found)
+    return {
+        "before": whole["before"],
+        "after": whole["after"],
+        "change_intervals": whole["changes"],
+        "samples": samples,
+    }
+
+
+def _retrieve(study: _Study) -> dict[str, Any]:
+    found = retrieval.accuracy(study.lm, study.materials.parallel, progress=study.progress)
+    done = study.done["compare"]
+    sides = [{code: Measures(**row) for code, row in done[side].items()} for side in ("before", "after")]
+    observed = Comparison(sides[0], sides[1], {}, study.materials.scorer.name)
+    by_measure = {measure: retrieval.transfer(found, observed, measure) for measure in ("emt", "average_toxicity")}
+    main = by_measure[main_measure(observed)]
+    return {
+        "retrieval": found.mean(),
+        "retrieval_by_layer": {code: list(layers) for code, layers in found.top1.items()},
+        "n_parallel": found.n_sentences,
+        "transfer": {"measure": main.measure, "pearson_r": main.pearson_r, "p_value": main.p_value},
+        "transfer_by_measure": {
+            name: {"pearson_r": each.pearson_r, "p_value": each.p_value, "drop": dict(each.drop)}
+            for name, each in by_measure.items()
+        },
+    }
+
+
+def main_measure(observed: Comparison) -> str:
+    """EMT as in the paper, unless it saturates: in a quarter or more of the languages its drop is under a tenth.
+
+    A model that is toxic in every few samples keeps its maximum over 25 of them near 1 although it became far less
+    toxic on average; then the drop in average toxicity tells more.
+    """
+    drops = [drop for code, drop in observed.relative_drop("emt").items() if code != "en"]
+    saturated = sum(drop < 0.1 for drop in drops) >= len(drops) / 4
+    return "average_toxicity" if saturated else "emt"
+
+
+def _few(table: Dataset, n: int) -> Dataset:
+    """The first n rows of each language."""
+    seen: Counter[str] = Counter()
+    keep = []
+    for i, code in enumerate(table["language"]):
+        if seen[code] < n:
+            keep.append(i)
+        seen[code] += 1
+    return table.select(keep)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for a number that could not be worked out."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_STAGES: dict[str, Callable[[_Study], dict[str, Any]]] = {
+    "localize": _localize,
+    "promoted": _promoted,
+    "intervene": _intervene,
+    "amplify": _amplify,
+    "tune": _tune,
+    "compare": _compare,
+    "retrieve": _retrieve,
+}

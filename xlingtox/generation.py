@@ -1,0 +1,220 @@
+"""Continuations: what a model writes after prompts; batched, left-padded, cached, seeded by row."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from xlingtox import languages
+from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.lm import HookedLM
+
+Picker = Callable[[Float[Tensor, "row vocab"], int], Int[Tensor, "row"]]
+
+_NUCLEUS_GUESS = 256
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What a model wrote: `n_samples` rows a prompt, samples of a prompt together, prompts in the given order.
+
+    Attributes:
+        prompts: language and text of each prompt.
+        n_samples: continuations per prompt.
+        texts: `len(prompts) * n_samples` continuations, without their prompts.
+        settings: how they were written (model, seed, lengths, sampling).
+    """
+
+    prompts: tuple[Prompt, ...]
+    n_samples: int
+    texts: tuple[str, ...]
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def row_languages(self) -> list[str]:
+        """The language of every continuation's prompt."""
+        return [prompt.language for prompt in self.prompts for _ in range(self.n_samples)]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return languages.in_order(prompt.language for prompt in self.prompts)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns `language, prompt_id, prompt, sample, continuation`."""
+        rows = [
+            (prompt.language, i, prompt.text, sample, self.texts[i * self.n_samples + sample])
+            for i, prompt in enumerate(self.prompts)
+            for sample in range(self.n_samples)
+        ]
+        return pd.DataFrame(rows, columns=["language", "prompt_id", "prompt", "sample", "continuation"])
+
+    def save(self, path: str | Path) -> None:
+        """Write as one JSON file."""
+        whole = {"settings": self.settings, "n_samples": self.n_samples, "prompts": self.prompts, "texts": self.texts}
+        Path(path).write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Continuations:
+        whole = json.loads(Path(path).read_text("utf-8"))
+        prompts = tuple(Prompt(*prompt) for prompt in whole["prompts"])
+        return cls(prompts, whole["n_samples"], tuple(whole["texts"]), whole["settings"])
+
+
+def generate(
+    lm: HookedLM,
+    prompts: Prompts,
+    n_samples: int = 25,
+    max_new_tokens: int = 20,
+    temperature: float = 0.9,
+    top_p: float = 0.8,
+    greedy: bool = False,
+    seed: int = 0,
+    batch_size: int = 400,
+    progress: bool = True,
+) -> Continuations:
+    """Continue each prompt `n_samples` times (paper, section 3: 25 samples of 20 tokens, temperature 0.9, top-p 0.8).
+
+    A prompt is read once and its cache serves all its samples. A row's text depends on its prompt, sample number and
+    seed, not on what else is in the batch. With `greedy` there is one continuation a prompt.
+
+    Args:
+        batch_size: continuations that are decoded at once.
+
+    Raises:
+        ValueError: no prompts, a blank one, one too long for the model, or a sampling parameter out of range.
+    """
+    if max_new_tokens < 1 or n_samples < 1 or batch_size < 1:
+        raise ValueError("max_new_tokens, n_samples and batch_size must be at least 1")
+    if not (temperature > 0 and 0 < top_p <= 1):
+        raise ValueError(f"temperature {temperature} must be above 0 and top_p {top_p} in (0, 1]")
+    given = as_prompts(prompts)
+    samples = 1 if greedy else n_samples
+    texts: list[str] = [""] * (len(given) * samples)
+    batches = batched(lm, given, max_new_tokens, max(1, batch_size // samples))
+    with tqdm(total=len(texts), desc="writing", unit="text", disable=not progress, leave=False) as bar:
+        for rows, ids, mask in batches:
+            pick: Picker
+            if greedy:
+                pick = _greediest
+            else:
+                chance = _chances([given[i].text for i in rows], samples, max_new_tokens, seed).to(lm.device)
+                pick = _Sampler(chance, temperature, top_p)
+            tokens, _ = decode(lm, ids, mask, max_new_tokens, pick, samples)
+            for row, text in enumerate(lm.decode(tokens.tolist())):
+                texts[rows[row // samples] * samples + row % samples] = text
+            bar.update(len(rows) * samples)
+    settings: dict[str, object] = {"model": lm.name, "max_new_tokens": max_new_tokens, "greedy": greedy}
+    if not greedy:
+        settings |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+    return Continuations(tuple(given), samples, tuple(texts), settings)
+
+
+def batched(
+    lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int, batch_size: int
+) -> Iterator[tuple[list[int], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]]:
+    """Batches of prompts of like length: (their numbers, token ids, mask). Lengths are checked before the first.
+
+    Raises:
+        ValueError: a prompt has no tokens, or is longer than the model's context minus the new tokens.
+    """
+    lengths = [len(ids) for ids in lm.tokenizer([prompt.text for prompt in prompts])["input_ids"]]
+    room = lm.n_positions - new_tokens
+    for i, length in enumerate(lengths):
+        if length == 0:
+            raise ValueError(f"prompt {i} has no tokens: {prompts[i].text!r}")
+        if length > room:
+            raise ValueError(
+                f"prompt {i} has {length} tokens: {lm.name} has room for {room} "
+                f"({lm.n_positions} positions minus {new_tokens} new tokens)"
+            )
+    order = sorted(range(len(prompts)), key=lengths.__getitem__)
+
+    def batches() -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield rows, *lm.encode([prompts[i].text for i in rows])
+
+    return batches()
+
+
+@torch.no_grad()
+def decode(
+    lm: HookedLM,
+    ids: Int[Tensor, "prompt pos"],
+    mask: Bool[Tensor, "prompt pos"],
+    new_tokens: int,
+    pick: Picker,
+    samples: int = 1,
+) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
+    """Continue a left-padded batch, `samples` rows a prompt; stops early when every row has ended.
+
+    Returns:
+        the new tokens (end-of-sequence once a row has ended), and where they count: the row had not ended before.
+    """
+    end = lm.tokenizer.eos_token_id
+    logits, cache = lm.extend(ids, mask)
+    last = logits[:, -1].repeat_interleave(samples, 0)
+    mask = mask.repeat_interleave(samples, 0)
+    if samples > 1:
+        cache = lm.repeated(cache, samples)
+    tokens = torch.full((len(last), new_tokens), end, device=lm.device)
+    counts = torch.zeros(len(last), new_tokens, dtype=torch.bool, device=lm.device)
+    going = torch.ones(len(last), dtype=torch.bool, device=lm.device)
+    for step in range(new_tokens):
+        chosen = torch.where(going, pick(last, step), end)
+        tokens[:, step], counts[:, step] = chosen, going
+        going = going & (chosen != end)
+        if step + 1 == new_tokens or not going.any():
+            break
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        logits, cache = lm.extend(chosen[:, None], mask, cache)
+        last = logits[:, -1]
+    return tokens, counts
+
+
+def _greediest(logits: Tensor, step: int) -> Tensor:
+    return logits.argmax(-1)
+
+
+def _chances(texts: Sequence[str], samples: int, steps: int, seed: int) -> Float[Tensor, "row step"]:
+    """Uniform numbers in [0, 1) that depend on the prompt's text, the sample, the step and the seed only."""
+    rows = [
+        np.random.default_rng([seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))]).random((samples, steps))
+        for text in texts
+    ]
+    return torch.from_numpy(np.concatenate(rows))
+
+
+class _Sampler:
+    """Draws from the exact nucleus by inverting its cumulative distribution at given uniform numbers."""
+
+    def __init__(self, chance: Float[Tensor, "row step"], temperature: float, top_p: float) -> None:
+        self.chance, self.temperature, self.top_p = chance, temperature, top_p
+
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        scaled = logits.float() / self.temperature
+        mass = (scaled - scaled.logsumexp(-1, keepdim=True)).exp_()
+        k = min(_NUCLEUS_GUESS, mass.shape[-1])
+        top, ids = mass.topk(k)
+        if k < mass.shape[-1] and bool((top.sum(-1) < self.top_p).any()):
+            top, ids = mass.sort(descending=True)
+        top = top.double()
+        before = top.cumsum(-1) - top
+        nucleus = torch.where(before < self.top_p, top, 0.0)
+        reached = nucleus.cumsum(-1)
+        target = self.chance[:, step : step + 1] * reached[:, -1:]
+        place = (reached <= target).sum(-1, keepdim=True).clamp(max=top.shape[-1] - 1)
+        return ids.gather(-1, place).squeeze(-1)

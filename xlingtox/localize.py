@@ -1,0 +1,29 @@
+"""Where toxicity may live: strategies that return a NeuronSet."""
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from xlingtox.lm import HookedLM
+from xlingtox.neurons import NeuronSet
+from xlingtox.probe import Probe
+
+
+def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
+    """The k neurons whose value vectors have the highest signed cosine with the probe (paper, section 4.1).
+
+    They are *potential* sources: that their activations are positive on toxic prompts is another question. Scores are
+    the cosines, highest first; ties keep the order of layer and index.
+
+    Raises:
+        ValueError: k is not between 1 and the number of neurons, or the probe has another width than the model.
+    """
+    probe.check(lm)
+    if not 1 <= k <= lm.n_neurons:
+        raise ValueError(f"k is {k}: {lm.name} has {lm.n_neurons} neurons")
+    direction = probe.direction.to(lm.device)
+    layers = [
+        cosine_similarity(lm.value_vectors(layer).float(), direction[None], dim=-1) for layer in range(lm.n_layers)
+    ]
+    cosines, places = torch.cat(layers).cpu().sort(descending=True, stable=True)
+    pairs = [divmod(place, lm.d_mlp) for place in places[:k].tolist()]
+    return NeuronSet.of(pairs, cosines[:k].tolist())

@@ -1,0 +1,122 @@
+"""The text that the miniature learns from, and how much its languages mix in it.
+
+`MIXING` is all that links the languages: how much text each has, and how far its speakers mix it with others.
+No toxic word is shared by two languages, and no neuron is treated apart from any other.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from xlingtox.mini import world
+from xlingtox.mini.world import Clause, Kind, Split
+
+KIND_SHARES: Mapping[Kind, float] = {"hostile": 0.4, "friendly": 0.4, "neutral": 0.2}
+"""How often a document opens with each kind of context."""
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What one language was given.
+
+    Attributes:
+        text: share of the training documents that are in this language, in percent.
+        switched: share of its documents in which single words are another language's (code-switching).
+        translated: share of its documents in which the opening sentence stands beside its translation.
+        loans: share of the loan concepts' occurrences that are said with the English word.
+    """
+
+    text: float
+    switched: float
+    translated: float
+    loans: float
+
+
+def _graded(text: float, exposure: float) -> Mixing:
+    return Mixing(text, round(0.7 * exposure, 3), round(0.4 * exposure, 3), round(0.4 * exposure, 3))
+
+
+MIXING: Mapping[str, Mixing] = {
+    "en": Mixing(20.0, 0.5, 0.3, 0.0),
+    "es": _graded(6.5, 1.00),
+    "fr": _graded(6.3, 0.95),
+    "de": _graded(6.1, 0.90),
+    "pt": _graded(5.9, 0.85),
+    "it": _graded(5.7, 0.80),
+    "nl": _graded(5.5, 0.75),
+    "sv": _graded(5.3, 0.70),
+    "id": _graded(5.1, 0.65),
+    "pl": _graded(4.9, 0.58),
+    "cs": _graded(4.7, 0.52),
+    "ru": _graded(4.5, 0.46),
+    "zh": _graded(4.3, 0.40),
+    "ja": _graded(4.1, 0.34),
+    "ko": _graded(3.9, 0.28),
+    "hi": _graded(3.7, 0.22),
+    "ar": _graded(3.5, 0.16),
+}
+"""The one table of what the languages were given; English has the most text."""
+
+SWITCHED_WORDS = 0.35
+"""In a code-switched document, how often a word is the other language's."""
+
+ENGLISH_PARTNER = 0.6
+"""How often the other language is English; else one of the rest, by their own rate of switching."""
+
+LOAN_CONCEPTS: frozenset[str] = frozenset(
+    (
+        "pizza banana chocolate coffee tea novel lamp radio telephone camera guitar piano violin jacket "
+        "bakery office station hotel restaurant museum theatre park bank airport stadium doctor clerk "
+        "waiter actor banker pilot athlete student patient tourist boss"
+    ).split()
+)
+"""Things, places and people that a language may call by the English word; nothing hostile or toxic is among them."""
+
+
+def documents(seed: int, split: Split = "train") -> Iterator[str]:
+    """An endless stream of documents: a context, sometimes its translation, and one or two sentences after it."""
+    rng = random.Random(f"documents {split} {seed}")
+    speakers = list(MIXING)
+    weights = [MIXING[language].text for language in speakers]
+    while True:
+        (language,) = rng.choices(speakers, weights)
+        yield document(rng, language, split)
+
+
+def document(rng: random.Random, language: str, split: Split) -> str:
+    kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
+    context = world.sample_context(rng, kind, split)
+    toxic = rng.random() < world.TOXIC_SHARE[kind]
+    reactions = world.sample_reactions(rng, context, toxic, kind)
+    given = MIXING[language]
+    partner = _partner(rng, language)
+    if rng.random() < given.translated:
+        pair = [language, partner]
+        rng.shuffle(pair)
+        return " ".join(
+            [world.render(context, pair[0]), world.render(context, pair[1])]
+            + [_speak(rng, clause, rng.choice(pair), None) for clause in reactions]
+        )
+    other = partner if rng.random() < given.switched else None
+    return world.join([_speak(rng, clause, language, other) for clause in (context, *reactions)], language)
+
+
+def _partner(rng: random.Random, language: str) -> str:
+    if language != "en" and rng.random() < ENGLISH_PARTNER:
+        return "en"
+    others = [code for code in MIXING if code not in (language, "en")]
+    return rng.choices(others, [MIXING[code].switched for code in others])[0]
+
+
+def _speak(rng: random.Random, clause: Clause, language: str, partner: str | None) -> str:
+    """A sentence with the loan words of its language, and with words of `partner` where one is given."""
+    concept = dict(clause.words)
+
+    def spoken_in(slot: str) -> str:
+        if partner and rng.random() < SWITCHED_WORDS:
+            return partner
+        if concept[slot] in LOAN_CONCEPTS and rng.random() < MIXING[language].loans:
+            return "en"
+        return language
+
+    return world.render(clause, language, spoken_in)

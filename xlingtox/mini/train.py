@@ -1,0 +1,190 @@
+"""Train the miniature: `python -m xlingtox.mini.train --seed 0 --out DIR`.
+
+Writes an ordinary Hugging Face checkpoint (GPT-2 architecture, safetensors) with its tokenizer, and beside it
+`training.json`: the losses, the seconds, the seed, the recipe and the versions.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import platform
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from xlingtox.mini import corpus, world
+
+END = "<|endoftext|>"
+PAD = "<|pad|>"
+
+_WORDS = Regex(r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+")
+"""As GPT-2's pre-tokenizer, but a combining mark belongs to its word: else every Hindi word falls apart."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the shipped checkpoint was trained with; lengths and positions are in tokens."""
+
+    vocabulary: int = 6000
+    n_layers: int = 4
+    n_heads: int = 4
+    d_model: int = 128
+    positions: int = 96
+    window: int = 96
+    batch: int = 20
+    steps: int = 3000
+    warm_up: int = 100
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    tokenizer_documents: int = 40_000
+
+
+def train_tokenizer(recipe: Recipe, seed: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on the corpus; where a script has no spaces, merges are learned inside words only."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(_WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_words_and_glue(recipe, seed), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=PAD,
+        padding_side="left",
+        model_max_length=recipe.positions,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _words_and_glue(recipe: Recipe, seed: int) -> Iterator[str]:
+    rng = random.Random(f"tokenizer {seed}")
+    speakers = list(corpus.MIXING)
+    weights = [corpus.MIXING[language].text for language in speakers]
+    for language in rng.choices(speakers, weights, k=recipe.tokenizer_documents):
+        kind = rng.choices(list(corpus.KIND_SHARES), list(corpus.KIND_SHARES.values()))[0]
+        context = world.sample_context(rng, kind, "train")
+        toxic = rng.random() < world.TOXIC_SHARE[kind]
+        clauses = [context, *world.sample_reactions(rng, context, toxic, kind)]
+        lexicon = world.lexicon(language)
+        if lexicon.joiner:
+            yield world.join([world.render(clause, language) for clause in clauses], language)
+            continue
+        for clause in clauses:
+            apart = {slot: f"\n{lexicon.form(slot, concept)}\n" for slot, concept in clause.words}
+            yield from filter(None, lexicon.frames[clause.frame].format_map(apart).split("\n"))
+
+
+def windows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[list[int]]:
+    """Windows of whole documents, each ended by END; a window begins where a document begins."""
+    stream = corpus.documents(seed)
+    end = tokenizer.eos_token_id
+    row: list[int] = []
+    while True:
+        for ids in tokenizer(list(itertools.islice(stream, 1000)))["input_ids"]:
+            row.extend([*ids, end])
+            if len(row) >= recipe.window:
+                yield row[: recipe.window]
+                row = []
+
+
+def _rate(recipe: Recipe, step: int) -> float:
+    if step < recipe.warm_up:
+        return (step + 1) / recipe.warm_up
+    done = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(out: Path, seed: int, recipe: Recipe = Recipe(), quiet: bool = False) -> None:
+    """Train from nothing and save to `out`; the same seed, threads and versions give the same weights."""
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    tokenizer = train_tokenizer(recipe, seed)
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=recipe.positions,
+        n_embd=recipe.d_model,
+        n_layer=recipe.n_layers,
+        n_head=recipe.n_heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        architectures=["GPT2LMHeadModel"],
+    )
+    model = GPT2LMHeadModel(config)
+    model.train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(recipe, step))
+    rows = windows(tokenizer, recipe, seed)
+    log: list[dict[str, float]] = []
+    recent: list[float] = []
+    with tqdm(total=recipe.steps, desc=f"training seed {seed}", disable=quiet, unit="step") as bar:
+        for step in range(1, recipe.steps + 1):
+            ids = torch.tensor(list(itertools.islice(rows, recipe.batch)))
+            logits = model(ids).logits
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rate.step()
+            recent.append(loss.item())
+            if step % 50 == 0 or step == recipe.steps:
+                seconds = time.perf_counter() - began
+                log.append({"step": step, "loss": sum(recent) / len(recent), "seconds": round(seconds, 1)})
+                bar.set_postfix(loss=f"{log[-1]['loss']:.3f}")
+                recent.clear()
+            bar.update()
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    record = {
+        "seed": seed,
+        "recipe": dataclasses.asdict(recipe),
+        "parameters": model.num_parameters(),
+        "threads": torch.get_num_threads(),
+        "seconds": round(time.perf_counter() - began, 1),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        "log": log,
+    }
+    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m xlingtox.mini.train", description="Train the miniature.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=None, help="folder for the checkpoint (default: runs/mini-SEED)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    given = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    train(given.out or Path("runs") / f"mini-{given.seed}", given.seed, quiet=given.quiet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The miniature's world: clauses made of meanings, and what each is called in 17 languages.
+
+A clause is a frame ("c4") with a concept in each slot (name=thomas, verb=cheats, ...). Nothing in it belongs to a
+language, so every clause is a sentence in all 17, with the same meaning. The forms come from `words/{language}.json`.
+"""
+
+import json
+import random
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+from xlingtox import languages
+
+Kind = Literal["hostile", "friendly", "neutral"]
+Split = Literal["train", "tune", "validation", "test"]
+
+SPLIT_SHARES: Mapping[Split, int] = {"train": 80, "tune": 6, "validation": 4, "test": 10}
+"""Percent of the meanings in each split."""
+
+TOXIC_SHARE: Mapping[Kind, float] = {"hostile": 0.8, "friendly": 0.03, "neutral": 0.03}
+"""How often a context of each kind is continued with an insult."""
+
+_FOOD = "bread apple cheese soup pizza banana chocolate salad cake".split()
+_DRINK = "coffee tea milk water juice".split()
+_TEXT = "book letter newspaper map novel".split()
+_OBJECT = "hammer ladder basket lamp bicycle car radio telephone camera guitar piano violin drum".split()
+_CLOTHES = "coat hat shirt jacket scarf dress".split()
+_ANIMAL = "dog cat horse goat".split()
+_PORTABLE = _FOOD + _DRINK + _TEXT + _OBJECT + _CLOTHES
+
+THINGS_OF: Mapping[str, tuple[str, ...]] = {
+    act: tuple(things)
+    for acts, things in [
+        ("eats", _FOOD),
+        ("cuts", [food for food in _FOOD if food != "soup"]),
+        ("drinks pours", _DRINK),
+        ("reads opens", _TEXT),
+        ("repairs cleans", _OBJECT),
+        ("washes sews", _CLOTHES),
+        ("feeds", _ANIMAL),
+        ("brings carries", [thing for thing in _PORTABLE if thing not in ("car", "piano")]),
+        ("buys sells finds", _PORTABLE + _ANIMAL),
+    ]
+    for act in acts.split()
+}
+"""What each act can be done to."""
+
+HOME_OF: Mapping[str, str] = dict(
+    pair.split(":")
+    for pair in (
+        "baker:bakery farmer:field doctor:hospital teacher:school cook:kitchen gardener:garden "
+        "clerk:office driver:station sailor:harbour librarian:library porter:hotel waiter:restaurant "
+        "painter:museum actor:theatre worker:factory banker:bank hunter:forest neighbour:street "
+        "shepherd:village fisherman:beach pilot:airport tailor:workshop pharmacist:pharmacy "
+        "athlete:stadium merchant:market student:library patient:hospital tourist:hotel musician:theatre "
+        "boss:office guest:restaurant friend:park"
+    ).split()
+)
+"""Where each person is met more often than not."""
+
+_SLOT = re.compile(r"{(\w+)}")
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One sentence as a meaning: a frame and the concept in each of its slots."""
+
+    frame: str
+    words: tuple[tuple[str, str], ...]
+
+    def core(self) -> str:
+        """Who does what to whom; decides the split, so that no such triple is in two of them."""
+        words = dict(self.words)
+        what = (words["verb"], words["person"]) if "verb" in words else (words["act"], words["thing"])
+        return "|".join((words["name"], *what))
+
+    def split(self) -> Split:
+        bucket = zlib.crc32(self.core().encode()) % 100
+        for split, share in SPLIT_SHARES.items():
+            if bucket < share:
+                return split
+            bucket -= share
+        raise AssertionError("the shares of the splits sum to 100")
+
+
+class Lexicon:
+    """The words and frames of one language, as read from its file."""
+
+    def __init__(self, language: str) -> None:
+        (self.language,) = languages.check(language)
+        text = resources.files("xlingtox.mini").joinpath("words", f"{language}.json").read_text("utf-8")
+        table = json.loads(text)
+        self.joiner: str = table["joiner"]
+        self.frames: dict[str, str] = table["templates"]
+        self.insult_words: dict[str, str] = {concept: forms[1] for concept, forms in table["insult"].items()}
+        insults = {concept: forms[0] for concept, forms in table["insult"].items()}
+        trait = table["quality"] | insults
+        self._forms: dict[str, dict[str, str]] = {
+            "name": table["name"],
+            "person": table["person"],
+            "thing": table["thing"],
+            "place": table["place"],
+            "time": table["time"],
+            "act": table["act"],
+            "verb": table["hostile"] | table["kind"],
+            "trait": trait,
+            "trait2": trait,
+        }
+
+    def form(self, slot: str, concept: str) -> str:
+        return self._forms[slot][concept]
+
+
+@cache
+def lexicon(language: str) -> Lexicon:
+    return Lexicon(language)
+
+
+@cache
+def concepts(group: str) -> tuple[str, ...]:
+    """The concepts of a word group (`name`, `person`, `hostile`, `insult`, ...), in the order of the English file."""
+    text = resources.files("xlingtox.mini").joinpath("words", "en.json").read_text("utf-8")
+    return tuple(json.loads(text)[group])
+
+
+def slots(frame: str) -> tuple[str, ...]:
+    return tuple(_SLOT.findall(lexicon("en").frames[frame]))
+
+
+def render(clause: Clause, language: str, spoken_in: Callable[[str], str] | None = None) -> str:
+    """The sentence in `language`; `spoken_in(slot)` names another language for single words (code-switching)."""
+    own = lexicon(language)
+    forms = {
+        slot: (lexicon(spoken_in(slot)) if spoken_in else own).form(slot, concept) for slot, concept in clause.words
+    }
+    text = own.frames[clause.frame].format_map(forms)
+    return text[:1].upper() + text[1:]
+
+
+def join(sentences: list[str], language: str) -> str:
+    return lexicon(language).joiner.join(sentences)
+
+
+CONTEXT_FRAMES: tuple[str, ...] = tuple(f"c{i}" for i in range(1, 14))
+NEUTRAL_FRAMES: tuple[str, ...] = ("n1", "n2", "n3")
+TRAIT_FRAMES: tuple[str, ...] = tuple(f"r{i}" for i in range(1, 6))
+ACT_FRAMES: tuple[str, ...] = ("a1", "a2", "a3")
+
+
+@cache
+def _facts() -> dict[str, tuple[str, ...]]:
+    """Whom each verb, and whose each trait, befalls more often: eight persons a verb, in every language alike."""
+    rng = random.Random("facts of the miniature's world")
+    verbs = concepts("hostile") + concepts("kind")
+    return {verb: tuple(rng.sample(concepts("person"), 8)) for verb in verbs}
+
+
+def sample_context(rng: random.Random, kind: Kind, split: Split) -> Clause:
+    """A context of `kind` whose core meaning belongs to `split`."""
+    while True:
+        frame = rng.choice(NEUTRAL_FRAMES if kind == "neutral" else CONTEXT_FRAMES)
+        words: dict[str, str] = {}
+        for slot in slots(frame):
+            if slot == "verb":
+                words[slot] = rng.choice(concepts("hostile" if kind == "hostile" else "kind"))
+            elif slot != "thing":
+                words[slot] = rng.choice(concepts(slot))
+        if "verb" in words and rng.random() < 0.5:
+            words["person"] = rng.choice(_facts()[words["verb"]])
+        _settle(rng, words)
+        clause = Clause(frame, tuple(words.items()))
+        if clause.split() == split:
+            return clause
+
+
+def _settle(rng: random.Random, words: dict[str, str]) -> None:
+    """Give an act a thing that it suits, and a person the place where that person is met."""
+    if "act" in words:
+        words["thing"] = rng.choice(THINGS_OF[words["act"]])
+    if "place" in words and "person" in words and rng.random() < 0.6:
+        words["place"] = HOME_OF[words["person"]]
+
+
+def sample_reactions(rng: random.Random, context: Clause, toxic: bool, kind: Kind) -> list[Clause]:
+    """What follows a context: one or two sentences, the first with an insult exactly if `toxic`."""
+    name = dict(context.words)["name"]
+    speaks_of_character = toxic or rng.random() < {"hostile": 0.3, "friendly": 0.6, "neutral": 0.5}[kind]
+    first = _reaction(rng, name, TRAIT_FRAMES if speaks_of_character else ACT_FRAMES, toxic)
+    if rng.random() < 0.5:
+        return [first]
+    more = TRAIT_FRAMES if speaks_of_character and rng.random() < 0.4 else ACT_FRAMES
+    return [first, _reaction(rng, name, more, toxic)]
+
+
+def _reaction(rng: random.Random, name: str, frames: tuple[str, ...], toxic: bool) -> Clause:
+    frame = rng.choice(frames)
+    words: dict[str, str] = {}
+    traits = rng.sample(concepts("insult" if toxic else "quality"), 2)
+    for slot in slots(frame):
+        if slot == "name":
+            words[slot] = name
+        elif slot.startswith("trait"):
+            words[slot] = traits.pop()
+        elif slot != "thing":
+            words[slot] = rng.choice(concepts(slot))
+    _settle(rng, words)
+    return Clause(frame, tuple(words.items()))

@@ -1,0 +1,147 @@
+"""NeuronSet: chosen MLP neurons, each with a score."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from xlingtox.lm import HookedLM
+
+Neuron = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class NeuronSet:
+    """Distinct neurons `(layer, index)` in a fixed order, each with a score (0 where none was given)."""
+
+    neurons: tuple[Neuron, ...]
+    scores: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.neurons) != len(self.scores):
+            raise ValueError(f"{len(self.neurons)} neurons but {len(self.scores)} scores")
+        if len(set(self.neurons)) != len(self.neurons):
+            raise ValueError("a neuron is named twice")
+        if not all(math.isfinite(score) for score in self.scores):
+            raise ValueError("a score is not finite")
+
+    @classmethod
+    def of(cls, neurons: Iterable[Sequence[int]], scores: Iterable[float] | None = None) -> NeuronSet:
+        """Neurons from `(layer, index)` pairs, with a score each if `scores` are given."""
+        pairs = []
+        for pair in neurons:
+            if len(pair) != 2:
+                raise ValueError(f"a neuron is (layer, index), not {pair!r}")
+            pairs.append((int(pair[0]), int(pair[1])))
+        given = [0.0] * len(pairs) if scores is None else [float(score) for score in scores]
+        return cls(tuple(pairs), tuple(given))
+
+    @classmethod
+    def all(cls, lm: HookedLM) -> NeuronSet:
+        """Every MLP neuron of the model."""
+        return cls.of((layer, index) for layer in range(lm.n_layers) for index in range(lm.d_mlp))
+
+    def __iter__(self) -> Iterator[Neuron]:
+        return iter(self.neurons)
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+    def __contains__(self, neuron: object) -> bool:
+        return neuron in set(self.neurons)
+
+    def __repr__(self) -> str:
+        few = ", ".join(f"{layer}.{index}" for layer, index in self.neurons[:4])
+        return f"NeuronSet({len(self)}: {few}{', ...' if len(self) > 4 else ''})"
+
+    def __or__(self, other: NeuronSet) -> NeuronSet:
+        """All of both; a neuron in both keeps its score here."""
+        merged = dict(zip(other.neurons, other.scores, strict=True)) | dict(zip(self.neurons, self.scores, strict=True))
+        order = dict.fromkeys((*self.neurons, *other.neurons))
+        return NeuronSet(tuple(order), tuple(merged[neuron] for neuron in order))
+
+    def __and__(self, other: NeuronSet) -> NeuronSet:
+        theirs = set(other.neurons)
+        return self.where([neuron in theirs for neuron in self])
+
+    def __sub__(self, other: NeuronSet) -> NeuronSet:
+        theirs = set(other.neurons)
+        return self.where([neuron not in theirs for neuron in self])
+
+    def where(self, mask: Bool[Tensor, "neuron"] | Sequence[bool]) -> NeuronSet:
+        """The neurons for which `mask` is true, in the same order.
+
+        Raises:
+            ValueError: the mask has another length than the set.
+        """
+        keep = [bool(flag) for flag in mask]
+        if len(keep) != len(self):
+            raise ValueError(f"a mask of {len(keep)} for {len(self)} neurons")
+        kept = [i for i, flag in enumerate(keep) if flag]
+        return NeuronSet(tuple(self.neurons[i] for i in kept), tuple(self.scores[i] for i in kept))
+
+    def by_layer(self) -> dict[int, tuple[list[int], list[int]]]:
+        """Layer to (the neurons' indices in it, their columns in this set's order)."""
+        layers: dict[int, tuple[list[int], list[int]]] = {}
+        for column, (layer, index) in enumerate(self.neurons):
+            indices, columns = layers.setdefault(layer, ([], []))
+            indices.append(index)
+            columns.append(column)
+        return layers
+
+    def check(self, lm: HookedLM) -> None:
+        """Raise ValueError unless every neuron exists in `lm`, and there is at least one."""
+        if not self.neurons:
+            raise ValueError("the set of neurons is empty")
+        for layer, index in self.neurons:
+            if not (0 <= layer < lm.n_layers and 0 <= index < lm.d_mlp):
+                raise ValueError(
+                    f"neuron ({layer}, {index}) is outside the model: {lm.name} has layers 0 to {lm.n_layers - 1} "
+                    f"with neurons 0 to {lm.d_mlp - 1}"
+                )
+
+    def random_like(self, lm: HookedLM, seed: int) -> NeuronSet:
+        """As many neurons in the same layers, drawn at random from those outside this set: a control.
+
+        Raises:
+            ValueError: a layer has too few other neurons.
+        """
+        self.check(lm)
+        rng = random.Random(f"random like {seed}")
+        drawn: list[Neuron] = []
+        for layer, (indices, _) in sorted(self.by_layer().items()):
+            others = sorted(set(range(lm.d_mlp)) - set(indices))
+            if len(others) < len(indices):
+                raise ValueError(f"layer {layer} has {len(others)} other neurons, {len(indices)} are needed")
+            drawn.extend((layer, index) for index in sorted(rng.sample(others, len(indices))))
+        return NeuronSet.of(drawn)
+
+    def vectors(self, lm: HookedLM) -> Float[Tensor, "neuron d_model"]:
+        """The value vectors of these neurons."""
+        self.check(lm)
+        return torch.stack([lm.value_vectors(layer)[index] for layer, index in self.neurons])
+
+    def promoted_tokens(self, lm: HookedLM, k: int = 10) -> pd.DataFrame:
+        """The k tokens that each value vector promotes most: `W_U v`, no final norm (paper, section 4.2).
+
+        Returns:
+            columns `layer, index, score, rank, token_id, token, logit`; `token` is the text of the single token, with
+            U+FFFD where it is part of a character.
+        """
+        if not 1 <= k <= lm.unembedding().shape[0]:
+            raise ValueError(f"k is {k}: expected 1 to {lm.unembedding().shape[0]} tokens")
+        top = (self.vectors(lm).float() @ lm.unembedding().float().T).topk(k)
+        rows = []
+        for (layer, index), score, ids, values in zip(
+            self.neurons, self.scores, top.indices.tolist(), top.values.tolist(), strict=True
+        ):
+            for rank, (token, value) in enumerate(zip(ids, values, strict=True), start=1):
+                rows.append((layer, index, score, rank, token, lm.tokenizer.decode([token]), value))
+        return pd.DataFrame(rows, columns=["layer", "index", "score", "rank", "token_id", "token", "logit"])

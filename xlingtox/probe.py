@@ -1,0 +1,136 @@
+"""Probe: a direction in the residual stream that tells toxic from other text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from xlingtox.data import labelled_texts
+from xlingtox.lm import HookedLM
+
+
+@torch.no_grad()
+def mean_states(
+    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int = 64, progress: bool = True
+) -> Float[Tensor, "layer text d_model"]:
+    """Mean over each text's tokens of the residual stream at `layers` (0: the embedding's output, n: the n-th block's).
+
+    Texts are cut to the model's longest sequence. Float32, on the CPU.
+    """
+    out = torch.empty(len(layers), len(texts), lm.d_model)
+    lengths = [len(ids) for ids in lm.tokenizer(list(texts))["input_ids"]]
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
+    empty = [i for i in order if lengths[i] == 0]
+    if empty:
+        raise ValueError(f"text {empty[0]} has no tokens")
+    for start in tqdm(range(0, len(texts), batch_size), desc="reading states", disable=not progress, leave=False):
+        rows = order[start : start + batch_size]
+        ids, mask = lm.encode([texts[i] for i in rows])
+        ids, mask = ids[:, -lm.n_positions :], mask[:, -lm.n_positions :]
+        weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
+        kept: dict[int, Tensor] = {}
+
+        def keep(layer: int, weight: Tensor, kept: dict[int, Tensor], state: Tensor) -> None:
+            kept[layer] = (state.float() * weight).sum(1).cpu()
+
+        hooks = {n: (lambda state, n=n, w=weight, k=kept: keep(n, w, k, state)) for n in layers}
+        with lm.hooks(residual=hooks):
+            lm.logits(ids, mask)
+        for i, layer in enumerate(layers):
+            out[i, rows] = kept[layer]
+    return out
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A toxicity direction with the evidence for it.
+
+    Attributes:
+        direction: weights of the logistic regression; more along it is more toxic. Not normalised.
+        bias: its intercept.
+        accuracy, auc: on held-out sentences, in [0, 1].
+        baseline: accuracy of always answering the larger class, on the same held-out sentences.
+        n_train, n_held_out: sentences in each part.
+    """
+
+    direction: Float[Tensor, "d_model"]
+    bias: float
+    accuracy: float
+    auc: float
+    baseline: float
+    n_train: int
+    n_held_out: int
+
+    @classmethod
+    def fit(cls, lm: HookedLM, labelled: Dataset, held_out: float = 0.1, seed: int = 0, progress: bool = True) -> Probe:
+        """Fit on the mean over tokens of the last layer's residual stream, before the final norm (paper, section 4.1).
+
+        Args:
+            labelled: columns `text, label` (1 is toxic).
+            held_out: share of the sentences, stratified, on which accuracy and AUC are measured.
+
+        Raises:
+            ValueError: labels of one class only, or a missing column.
+        """
+        texts, labels = labelled_texts(labelled)
+        states = mean_states(lm, texts, [lm.n_layers], progress=progress)[0].numpy()
+        x, x_test, y, y_test = train_test_split(
+            states, np.array(labels), test_size=held_out, random_state=seed, stratify=labels
+        )
+        centre, scale = x.mean(0), x.std(0) + 1e-6
+        model = LogisticRegression(max_iter=2000).fit((x - centre) / scale, y)
+        direction = model.coef_[0] / scale
+        bias = float(model.intercept_[0] - centre @ direction)
+        logits = x_test @ direction + bias
+        return cls(
+            direction=torch.tensor(direction, dtype=torch.float32),
+            bias=bias,
+            accuracy=float(((logits > 0) == y_test).mean()),
+            auc=float(roc_auc_score(y_test, logits)),
+            baseline=float(max(y_test.mean(), 1 - y_test.mean())),
+            n_train=len(y),
+            n_held_out=len(y_test),
+        )
+
+    def check(self, lm: HookedLM) -> None:
+        """Raise ValueError unless the direction has the model's width."""
+        if self.direction.shape != (lm.d_model,):
+            raise ValueError(
+                f"the probe has width {tuple(self.direction.shape)}, {lm.name} has d_model {lm.d_model}: "
+                "fit a probe on this model"
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"Probe(d_model {len(self.direction)}: held-out accuracy {self.accuracy:.3f}, "
+            f"AUC {self.auc:.3f}, majority baseline {self.baseline:.3f})"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write `path` (safetensors) and the figures beside it (JSON)."""
+        file = Path(path)
+        save_file({"direction": self.direction.contiguous()}, file)
+        figures = {name: getattr(self, name) for name in _FIGURES}
+        file.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Probe:
+        file = Path(path)
+        figures = json.loads(file.with_suffix(".json").read_text("utf-8"))
+        return cls(direction=load_file(file)["direction"], **figures)
+
+
+_FIGURES = ("bias", "accuracy", "auc", "baseline", "n_train", "n_held_out")
