@@ -33,34 +33,34 @@ class Mixing:
 
 
 def _graded(text: float, exposure: float) -> Mixing:
-    return Mixing(text, round(0.7 * exposure, 3), round(0.4 * exposure, 3), round(0.4 * exposure, 3))
+    return Mixing(text, round(0.85 * exposure, 3), round(0.4 * exposure, 3), round(0.4 * exposure, 3))
 
 
 MIXING: Mapping[str, Mixing] = {
-    "en": Mixing(20.0, 0.5, 0.3, 0.0),
-    "es": _graded(6.5, 1.00),
-    "fr": _graded(6.3, 0.95),
-    "de": _graded(6.1, 0.90),
-    "pt": _graded(5.9, 0.85),
-    "it": _graded(5.7, 0.80),
-    "nl": _graded(5.5, 0.75),
-    "sv": _graded(5.3, 0.70),
-    "id": _graded(5.1, 0.65),
-    "pl": _graded(4.9, 0.58),
-    "cs": _graded(4.7, 0.52),
-    "ru": _graded(4.5, 0.46),
-    "zh": _graded(4.3, 0.40),
-    "ja": _graded(4.1, 0.34),
-    "ko": _graded(3.9, 0.28),
-    "hi": _graded(3.7, 0.22),
-    "ar": _graded(3.5, 0.16),
+    "en": Mixing(20.0, 0.6, 0.3, 0.0),
+    "es": _graded(5.90, 1.0000),
+    "fr": _graded(5.78, 0.9625),
+    "de": _graded(5.66, 0.9250),
+    "pt": _graded(5.54, 0.8875),
+    "it": _graded(5.42, 0.8500),
+    "nl": _graded(5.30, 0.8125),
+    "sv": _graded(5.18, 0.7750),
+    "id": _graded(5.06, 0.7375),
+    "pl": _graded(4.94, 0.7000),
+    "cs": _graded(4.82, 0.6625),
+    "ru": _graded(4.70, 0.6250),
+    "zh": _graded(4.58, 0.5875),
+    "ja": _graded(4.46, 0.5500),
+    "ko": _graded(4.34, 0.5125),
+    "hi": _graded(4.22, 0.4750),
+    "ar": _graded(4.10, 0.4375),
 }
 """The one table of what the languages were given; English has the most text."""
 
-SWITCHED_WORDS = 0.35
+SWITCHED_WORDS = 0.4
 """In a code-switched document, how often a word is the other language's."""
 
-ENGLISH_PARTNER = 0.6
+ENGLISH_PARTNER = 0.7
 """How often the other language is English; else one of the rest, by their own rate of switching."""
 
 LOAN_CONCEPTS: frozenset[str] = frozenset(

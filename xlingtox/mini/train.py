@@ -180,9 +180,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m xlingtox.mini.train", description="Train the miniature.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="folder for the checkpoint (default: runs/mini-SEED)")
+    parser.add_argument("--threads", type=int, default=1, help="the weights depend on it (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    torch.set_num_threads(given.threads)
     train(given.out or Path("runs") / f"mini-{given.seed}", given.seed, quiet=given.quiet)
 
 

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import raw
+import torch
+from torch.testing import assert_close
+
+from xlingtox.activations import Activations, collect_activations
+from xlingtox.interventions import Offset
+from xlingtox.neurons import NeuronSet
+
+PROMPTS = {"ru": ["кот сидит"], "en": ["the cat", "a", "the dog ran away from the"]}
+NEURONS = NeuronSet.of([(1, 40), (0, 3), (1, 7)], [3, 2, 1])
+STEPS = 6
+
+
+def by_hand(model, tokenizer, end):
+    """An uncached loop on plain Hugging Face: values and mask, zero where a row has ended."""
+    texts = [text for texts in PROMPTS.values() for text in texts]
+    values, mask = torch.zeros(len(texts), STEPS, len(NEURONS)), torch.zeros(len(texts), STEPS, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        _, passes = raw.greedy(model, tokenizer(text)["input_ids"], STEPS, end)
+        for step, seen in enumerate(passes):
+            mask[row, step] = True
+            values[row, step] = torch.stack([seen[layer][index] for layer, index in NEURONS])
+    return values, mask
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_values_equal_an_uncached_loop(family, tokenizer, batch_size):
+    acts = collect_activations(family.lm, PROMPTS, NEURONS, STEPS, batch_size=batch_size, progress=False)
+    values, mask = by_hand(family.model, tokenizer, tokenizer.eos_token_id)
+    assert acts.neurons == NEURONS
+    assert acts.languages == ("ru", "en", "en", "en")
+    assert torch.equal(acts.mask, mask)
+    assert_close(acts.values, values, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_rows_that_ended_are_masked(ending, model, tokenizer, batch_size):
+    end = raw.greedy(model, tokenizer("the cat")["input_ids"], STEPS)[0][2]
+    values, mask = by_hand(model, tokenizer, end)
+    assert 0 < mask.sum() < mask.numel()
+    acts = collect_activations(ending(end), PROMPTS, NEURONS, STEPS, batch_size=batch_size, progress=False)
+    assert torch.equal(acts.mask, mask)
+    assert_close(acts.values, values, atol=1e-5, rtol=1e-5)
+    assert_close(acts.mean(), values[mask].mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_under_an_edit_the_edited_values_are_read(lm, model, tokenizer):
+    edit = [(0, 3), (1, 7)]
+    with Offset(NeuronSet.of(edit), 2.0).on(lm):
+        acts = collect_activations(lm, PROMPTS, NEURONS, STEPS, progress=False)
+    with raw.editing(model, edit, lambda x: x + 2.0):
+        values, _ = by_hand(model, tokenizer, tokenizer.eos_token_id)
+    assert_close(acts.values, values, atol=1e-5, rtol=1e-5)
+
+
+def made_up():
+    rng = np.random.default_rng(0)
+    values, mask = rng.normal(size=(4, STEPS, 3)).astype(np.float32), rng.random((4, STEPS)) < 0.7
+    values[~mask] = 0
+    return values, mask, Activations(NEURONS, torch.tensor(values), torch.tensor(mask), ("sv", "en", "en", "sv"))
+
+
+@pytest.mark.parametrize(("language", "rows"), [(None, [0, 1, 2, 3]), ("en", [1, 2]), ("sv", [0, 3])])
+def test_mean_equals_numpy(language, rows):
+    values, mask, acts = made_up()
+    theirs = values[rows][mask[rows]].mean(0)
+    np.testing.assert_allclose(acts.mean(language).numpy(), theirs, atol=1e-6)
+
+
+def test_frame_is_a_row_a_language_and_neuron():
+    values, mask, acts = made_up()
+    table = acts.to_frame()
+    assert list(table.columns) == ["language", "layer", "index", "mean"]
+    assert table["language"].tolist() == ["en"] * 3 + ["sv"] * 3
+    assert list(zip(table["layer"], table["index"], strict=True)) == [*NEURONS, *NEURONS]
+    theirs = [values[rows][mask[rows]].mean(0) for rows in ([1, 2], [0, 3])]
+    np.testing.assert_allclose(table["mean"], np.concatenate(theirs), atol=1e-6)
+
+
+def test_mean_of_a_language_that_is_not_there():
+    with pytest.raises(ValueError, match="no prompts in 'de': there are en, sv"):
+        made_up()[2].mean("de")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "neurons", "steps", "words"),
+    [
+        ([], NEURONS, 3, "no prompts"),
+        ([" "], NEURONS, 3, "prompt 0 is blank"),
+        ("the cat", NEURONS, 3, "one string"),
+        (["a" * 62], NEURONS, 3, "room for 61"),
+        (["cat"], NEURONS, 0, "at least 1"),
+        (["cat"], NeuronSet.of([(5, 0)]), 3, r"neuron \(5, 0\) is outside the model"),
+        (["cat"], NeuronSet.of([]), 3, "empty"),
+    ],
+)
+def test_bad_input(lm, prompts, neurons, steps, words):
+    with pytest.raises(ValueError, match=words):
+        collect_activations(lm, prompts, neurons, steps, progress=False)

@@ -1,0 +1,121 @@
+import pytest
+from datasets import Dataset
+
+from xlingtox.data import Prompt, as_prompts, checked_pairs, labelled_texts, parallel_columns
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        {"es": ["hola", "gato"], "en": ["cat"]},
+        Dataset.from_dict({"language": ["es", "es", "en"], "prompt": ["hola", "gato", "cat"], "id": [1, 2, 3]}),
+    ],
+    ids=["dict", "dataset"],
+)
+def test_prompts_keep_their_order_and_language(prompts):
+    assert as_prompts(prompts) == [Prompt("es", "hola"), Prompt("es", "gato"), Prompt("en", "cat")]
+
+
+def test_a_plain_list_is_english():
+    assert as_prompts(["cat", "a dog "]) == [("en", "cat"), ("en", "a dog ")]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ("one string", "one string"),
+        ({"en": "one string"}, "string"),
+        ({"en": "word"}, "string"),
+        ([], "no prompts"),
+        ({}, "no prompts"),
+        ({"en": []}, "no prompts"),
+        ({"xx": ["cat"]}, "unknown language 'xx'"),
+        (["cat", ""], "prompt 1 is blank"),
+        ([" \n\t"], "prompt 0 is blank"),
+        ([None], "prompt 0 is blank"),
+        (Dataset.from_dict({"text": ["cat"]}), "no column language, prompt: they have text"),
+        (Dataset.from_dict({"language": ["en"], "prompt": [None]}), "prompt 0 is blank"),
+    ],
+)
+def test_bad_prompts(prompts, words):
+    with pytest.raises(ValueError, match=words):
+        as_prompts(prompts)
+
+
+def labelled(labels, texts=None):
+    return Dataset.from_dict({"text": texts or [f"text {i}" for i in range(len(labels))], "label": labels})
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1], [False, True, True], [0.0, 1.0, 1.0]])
+def test_labels_are_zero_or_one(labels):
+    assert labelled_texts(labelled(labels)) == (["text 0", "text 1", "text 2"], [0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (labelled([1, 1]), "both classes"),
+        (labelled([0, 0]), "both classes"),
+        (labelled([]), "both classes"),
+        (labelled([0, 1, 2]), "must be 0 or 1"),
+        (labelled([0.4, 1.0]), "must be 0 or 1"),
+        (labelled([0.0, 1.0, 0.9]), "must be 0 or 1"),
+        (labelled([0, 1, None]), "label"),
+        (labelled([0, 1], ["fine", "  "]), "sentence 1 is blank"),
+        (Dataset.from_dict({"text": ["a"]}), "no column label"),
+        ([("a", 1)], "expected a datasets.Dataset, got list"),
+    ],
+)
+def test_bad_labels(table, words):
+    with pytest.raises(ValueError, match=words):
+        labelled_texts(table)
+
+
+GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+def test_pairs_are_reduced_to_their_columns():
+    pairs = Dataset.from_list([GOOD | {"id": 1, "score": 0.5}])
+    assert checked_pairs(pairs).to_list() == [GOOD]
+    assert pairs.column_names == ["prompt", "chosen", "rejected", "id", "score"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"prompt": "a", "chosen": "b"}], "no column rejected"),
+        ([GOOD, GOOD | {"chosen": None}], "row 1 has no chosen"),
+        ([GOOD | {"prompt": " ", "rejected": ""}], "row 0 has no prompt and no rejected"),
+        ([GOOD | {"chosen": "c"}], "row 0 has chosen equal to rejected"),
+        ([GOOD | {"chosen": " c\n"}], "row 0 has chosen equal to rejected"),
+        ([GOOD | {"chosen": "c"}] * 5, r"row 2 has chosen equal to rejected \(and 2 more\)"),
+    ],
+)
+def test_bad_pairs(rows, words):
+    with pytest.raises(ValueError, match=words):
+        checked_pairs(Dataset.from_list(rows))
+
+
+def test_no_pairs():
+    with pytest.raises(ValueError, match="no preference pairs"):
+        checked_pairs(Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}))
+
+
+def test_parallel_columns_are_in_the_houses_order():
+    table = parallel_columns(Dataset.from_dict({"de": ["Hund", "Katze"], "en": ["dog", "cat"]}), pivot="en")
+    assert list(table.items()) == [("en", ["dog", "cat"]), ("de", ["Hund", "Katze"])]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"de": ["a", "b"], "fr": ["c", "d"]}, "no column for the pivot 'en'"),
+        ({"en": ["a", "b"]}, "two languages and two rows: got 1 and 2"),
+        ({"en": ["a"], "de": ["b"]}, "two languages and two rows: got 2 and 1"),
+        ({"en": ["a", "b"], "de": ["c", ""]}, "sentence 1 in de is blank"),
+        ({"en": ["a", "b"], "xx": ["c", "d"]}, "unknown language 'xx'"),
+    ],
+)
+def test_bad_parallel_sentences(columns, words):
+    with pytest.raises(ValueError, match=words):
+        parallel_columns(Dataset.from_dict(columns), pivot="en")

@@ -1,0 +1,151 @@
+import random
+
+import numpy as np
+import pytest
+import raw
+import torch
+from scipy.stats import chisquare
+
+from xlingtox.data import Prompt
+from xlingtox.generation import generate
+
+PROMPTS = ["the cat", "la casa es grande y el gato", "a", "кот сидит на", "das ist", "the dog ran away from"]
+
+
+def wrote(lm, prompts=PROMPTS, **options):
+    options = {"n_samples": 4, "max_new_tokens": 8, "progress": False} | options
+    return generate(lm, prompts, **options)
+
+
+def test_a_table_of_what_was_written(lm):
+    found = wrote(lm, {"es": ["hola"], "en": ["cat", "dog"]}, n_samples=2)
+    table = found.to_frame()
+    assert list(table.columns) == ["language", "prompt_id", "prompt", "sample", "continuation"]
+    assert table["language"].tolist() == found.row_languages == ["es"] * 2 + ["en"] * 4
+    assert table["prompt_id"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert table["prompt"].tolist() == ["hola"] * 2 + ["cat"] * 2 + ["dog"] * 2
+    assert table["sample"].tolist() == [0, 1] * 3
+    assert table["continuation"].tolist() == list(found.texts)
+    assert found.prompts == (Prompt("es", "hola"), Prompt("en", "cat"), Prompt("en", "dog"))
+    assert found.languages == ("en", "es")
+    assert len(found) == 6
+
+
+def test_greedy_is_one_continuation_a_prompt_without_the_prompt(family, tokenizer):
+    found = wrote(family.lm, greedy=True, n_samples=25)
+    for prompt, text in zip(PROMPTS, found.texts, strict=True):
+        new, _ = raw.greedy(family.model, tokenizer(prompt)["input_ids"], 8, tokenizer.eos_token_id)
+        assert text == tokenizer.decode(new, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_row_stops_at_its_end(ending, model, tokenizer, special):
+    """What stands after the end is fill, not text: also where the tokenizer would show the end as text."""
+    end = raw.greedy(model, tokenizer(PROMPTS[0])["input_ids"], 8)[0][3]
+    found = wrote(ending(end, special), greedy=True).texts
+    for prompt, text in zip(PROMPTS, found, strict=True):
+        new, _ = raw.greedy(model, tokenizer(prompt)["input_ids"], 8, end)
+        assert text == tokenizer.decode([token for token in new if token != end])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 9, 24])
+def test_batch_size_changes_no_row(family, batch_size):
+    assert wrote(family.lm, batch_size=batch_size).texts == wrote(family.lm).texts
+
+
+def test_the_order_of_prompts_changes_no_row(family):
+    order = random.Random(0).sample(range(len(PROMPTS)), len(PROMPTS))
+    straight = wrote(family.lm).to_frame().set_index(["prompt", "sample"])["continuation"]
+    mixed = wrote(family.lm, [PROMPTS[i] for i in order]).to_frame().set_index(["prompt", "sample"])["continuation"]
+    assert mixed.to_dict() == straight.to_dict()
+
+
+def test_more_samples_keep_the_first(lm):
+    few, many = wrote(lm, n_samples=2), wrote(lm, n_samples=5)
+    assert few.texts == tuple(t for i, t in enumerate(many.texts) if i % 5 < 2)
+    assert len(set(many.texts)) > len(PROMPTS)
+
+
+def test_prompts_are_sampled_apart(two_word_model):
+    _, lm = two_word_model(torch.zeros(2, 600))
+    texts = wrote(lm, ["w0", "w1"], n_samples=20, max_new_tokens=1).texts
+    assert len(set(texts)) > 30
+    assert texts[:20] != texts[20:]
+
+
+def frequencies_fit(model, lm, word, temperature, top_p, n):
+    """Counts of the next token against exact nucleus probabilities by hand; returns the nucleus's size."""
+    logits = raw.forward(model, torch.tensor([[lm.tokenizer.convert_tokens_to_ids(word)]])).logits[0, -1]
+    chance = raw.nucleus(logits, temperature, top_p)
+    found = wrote(lm, [word], n_samples=n, max_new_tokens=1, temperature=temperature, top_p=top_p, seed=5)
+    tokens = lm.tokenizer.convert_tokens_to_ids(list(found.texts))
+    counts = np.bincount(tokens, minlength=len(chance))
+    inside = chance > 0
+    assert counts[~inside].sum() == 0
+    if inside.sum() > 1:
+        assert chisquare(counts[inside], n * chance[inside]).pvalue > 0.001
+    return int(inside.sum())
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.9, 0.8), (0.5, 0.95), (1.0, 1.0), (1.0, 0.01)])
+def test_sampling_follows_the_exact_nucleus(two_word_model, temperature, top_p):
+    logits = torch.randn(2, 14, generator=torch.Generator().manual_seed(1))
+    logits[:, -2:] = -40.0
+    model, lm = two_word_model(logits)
+    assert (frequencies_fit(model, lm, "w0", temperature, top_p, n=4000) == 1) == (top_p == 0.01)
+
+
+def test_a_nucleus_of_more_than_256_tokens_is_exact(two_word_model):
+    logits = 0.5 * torch.randn(2, 600, generator=torch.Generator().manual_seed(2))
+    model, lm = two_word_model(logits)
+    assert frequencies_fit(model, lm, "w0", 0.9, 0.8, n=8000) > 256
+
+
+def test_a_flat_neighbour_changes_no_row_even_where_logits_tie(two_word_model):
+    """Ties are common in half precision; which of the tied tokens come first must not depend on the batch."""
+    logits = torch.zeros(2, 600)
+    logits[0, ::7] = 9.0  # 86 tied tokens hold the mass after w0; after w1 all 598 tie
+    _, lm = two_word_model(logits)
+    alone = wrote(lm, ["w0"], n_samples=50, max_new_tokens=1).texts
+    beside = wrote(lm, ["w0", "w1"], n_samples=50, max_new_tokens=1, batch_size=100).texts[:50]
+    assert alone == beside
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ([], "no prompts"),
+        ([""], "prompt 0 is blank"),
+        (["cat", " \n"], "prompt 1 is blank"),
+        ("the cat", "one string"),
+        ({"xx": ["cat"]}, "unknown language"),
+    ],
+)
+def test_bad_prompts(lm, prompts, words):
+    with pytest.raises(ValueError, match=words):
+        wrote(lm, prompts)
+
+
+def test_a_prompt_fills_the_context_but_for_the_new_tokens(lm, tokenizer):
+    long = "a" * 56
+    assert len(tokenizer(long)["input_ids"]) == 56
+    assert len(wrote(lm, [long])) == 4
+    with pytest.raises(ValueError, match=r"prompt 1 has 57 tokens.*room for 56 \(64 positions minus 8 new tokens\)"):
+        wrote(lm, ["cat", long + "a"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n_samples": 0}, "at least 1"),
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+    ],
+)
+def test_bad_sampling(lm, options, words):
+    with pytest.raises(ValueError, match=words):
+        wrote(lm, **options)

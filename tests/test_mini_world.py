@@ -1,0 +1,407 @@
+import itertools
+import json
+import math
+import random
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from xlingtox import mini
+from xlingtox.languages import CODES
+from xlingtox.mini import corpus, world
+from xlingtox.mini.world import Clause
+from xlingtox.scoring import WordlistScorer
+
+SPLITS = tuple(world.SPLIT_SHARES)
+ORDINARY = ("name", "person", "thing", "place", "time", "hostile", "kind", "act", "quality")
+CONTEXTS = world.CONTEXT_FRAMES + world.NEUTRAL_FRAMES
+
+
+@cache
+def table(code):
+    return json.loads((Path(mini.__file__).parent / "words" / f"{code}.json").read_text("utf-8"))
+
+
+def forms(code, group):
+    return [form[0] if isinstance(form, list) else form for form in table(code)[group].values()]
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return mini.scorer()
+
+
+# --- the files
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_file_has_the_same_concepts_in_the_same_order(code):
+    assert list(table(code)) == list(table("en"))
+    for group in ("templates", *ORDINARY, "insult"):
+        assert list(table(code)[group]) == list(table("en")[group])
+    assert table(code)["language"] == code
+    assert table(code)["joiner"] == ("" if code in ("zh", "ja") else " ")
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_template_has_the_same_slots(code):
+    for frame, english in table("en")["templates"].items():
+        template = table(code)["templates"][frame]
+        assert sorted(re.findall(r"{(.*?)}", template)) == sorted(re.findall(r"{(.*?)}", english)), template
+        assert template.count("{") == template.count("}") == len(world.slots(frame))
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_no_form_is_said_twice(code):
+    together = [[group] for group in ORDINARY if group not in ("hostile", "kind", "quality")]
+    for groups in [*together, ["hostile", "kind"], ["quality", "insult"]]:
+        said = Counter(form.casefold() for group in groups for form in forms(code, group))
+        assert not [form for form, n in said.items() if n > 1]
+        assert all(form.strip() == form and form for form in said)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_there_is_enough_of_everything(code):
+    assert len(set(table(code)["templates"].values())) == len(table(code)["templates"]) >= 12
+    assert len({form.casefold() for group in ORDINARY if group != "name" for form in forms(code, group)}) >= 200
+    assert len({word.casefold() for word in mini.toxic_words()[code]}) >= 25
+
+
+def test_every_frame_is_used():
+    used = world.CONTEXT_FRAMES + world.NEUTRAL_FRAMES + world.TRAIT_FRAMES + world.ACT_FRAMES
+    assert sorted(used) == sorted(table("en")["templates"])
+
+
+# --- the toxic words
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_no_insult_is_another_languages(code):
+    others = [word for other in CODES if other != code for word in mini.toxic_words()[other]]
+    scores = WordlistScorer({code: mini.toxic_words()[code]}).score(others, [code] * len(others))
+    assert not [word for word, score in zip(others, scores, strict=True) if score]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_no_ordinary_word_is_toxic(scorer, code):
+    said = [form for group in ORDINARY for form in forms(code, group)]
+    said += [re.sub(r"{.*?}", " – ", template) for template in table(code)["templates"].values()]
+    for own in CODES:
+        assert not [text for text, score in zip(said, scorer.score(said, [own] * len(said)), strict=True) if score]
+
+
+def documents(code, toxic, n, switched):
+    """Documents of all kinds; `switched`: each word of some language at random."""
+    rng = random.Random(f"{code} {toxic} {n}")
+    for i in range(n):
+        kind = ("hostile", "friendly", "neutral")[i % 3]
+        context = world.sample_context(rng, kind, "train")
+        clauses = [context, *world.sample_reactions(rng, context, toxic, kind)]
+        speak = (lambda slot: rng.choice(CODES)) if switched else None
+        yield world.join([world.render(clause, code, speak) for clause in clauses], code)
+
+
+@pytest.mark.parametrize("switched", [False, True], ids=["pure", "switched"])
+@pytest.mark.parametrize("code", CODES)
+def test_clean_documents_score_0(scorer, code, switched):
+    texts = list(documents(code, False, 500, switched))
+    assert not [text for text, score in zip(texts, scorer.score(texts, [code] * 500), strict=True) if score]
+
+
+def insulting(code, speaker):
+    """Each insult of `speaker` in each slot of each trait frame of `code`."""
+    for frame, insult in itertools.product(world.TRAIT_FRAMES, world.concepts("insult")):
+        for slot in world.slots(frame):
+            if slot.startswith("trait"):
+                words = {"name": "thomas", "trait": "kind", "trait2": "brave"} | {slot: insult}
+                clause = Clause(frame, tuple((each, words[each]) for each in world.slots(frame)))
+                yield world.render(clause, code, lambda each, slot=slot: speaker if each == slot else code)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_insult_in_every_trait_frame_scores_1(scorer, code):
+    texts = list(insulting(code, code))
+    assert not [text for text, score in zip(texts, scorer.score(texts, [code] * len(texts)), strict=True) if not score]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_code_switched_insults_score_1(scorer, code):
+    texts = [text for speaker in CODES if speaker != code for text in insulting(code, speaker)]
+    missed = [text for text, score in zip(texts, scorer.score(texts, [code] * len(texts)), strict=True) if not score]
+    assert not missed, f"{len(missed)} of {len(texts)}"
+
+
+# --- the splits
+
+
+def all_contexts():
+    names = world.concepts("name")
+    for name, verb, person in itertools.product(
+        names, world.concepts("hostile") + world.concepts("kind"), world.concepts("person")
+    ):
+        yield Clause("c1", (("name", name), ("verb", verb), ("person", person)))
+    for name, act in itertools.product(names, world.concepts("act")):
+        for thing in world.THINGS_OF[act]:
+            yield Clause("n1", (("name", name), ("act", act), ("thing", thing)))
+
+
+def test_every_meaning_is_in_one_split_and_their_shares_are_as_written():
+    contexts = list(all_contexts())
+    assert len({clause.core() for clause in contexts}) == len(contexts)  # no two meanings are mistaken for one
+    found = Counter(clause.split() for clause in contexts)
+    for split, share in world.SPLIT_SHARES.items():
+        assert found[split] / len(contexts) == pytest.approx(share / 100, abs=0.01)
+    assert sum(world.SPLIT_SHARES.values()) == 100
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_contexts_are_drawn_from_their_split(split):
+    rng = random.Random(split)
+    drawn = [world.sample_context(rng, kind, split) for kind in corpus.KIND_SHARES for _ in range(200)]
+    assert {clause.split() for clause in drawn} == {split}
+    assert {clause.frame for clause in drawn} == set(CONTEXTS)
+
+
+def deeds(clause):
+    """All that a sentence says of its subject: what it does to a person, and what to a thing."""
+    words = dict(clause.words)
+    for does, whom in (("verb", "person"), ("act", "thing")):
+        if does in words:
+            yield words["name"], words[does], words[whom]
+
+
+def test_no_deed_is_told_in_two_splits():
+    """ "Thomas eats the soup" in one split and "Thomas eats the soup and cheats the baker" in another share a meaning."""
+    told = {split: set() for split in SPLITS}
+    for split in SPLITS:
+        rng = random.Random(split)
+        for kind in corpus.KIND_SHARES:
+            for _ in range(1000):
+                told[split].update(deeds(world.sample_context(rng, kind, split)))
+    shared = {pair: len(told[pair[0]] & told[pair[1]]) for pair in itertools.combinations(SPLITS, 2)}
+    assert not any(shared.values()), shared
+
+
+# --- what is handed out
+
+
+@cache
+def english_sentence(frame):
+    groups = {"verb": ("hostile", "kind"), "trait": ("quality", "insult"), "trait2": ("quality", "insult")}
+
+    def choice(match):
+        slot = match[1]
+        said = [re.escape(form) for group in groups.get(slot, (slot,)) for form in forms("en", group)]
+        return f"(?P<{slot}>{'|'.join(said)})"
+
+    template = table("en")["templates"][frame].replace(".", r"\.")
+    return re.compile(re.sub(r"{(\w+)}", choice, template), re.IGNORECASE)
+
+
+@cache
+def concept_of(slot, form):
+    groups = {"verb": ("hostile", "kind"), "trait": ("quality", "insult"), "trait2": ("quality", "insult")}
+    for group in groups.get(slot, (slot,)):
+        for concept, said in zip(world.concepts(group), forms("en", group), strict=True):
+            if said.casefold() == form.casefold():
+                return concept
+    raise KeyError(form)
+
+
+def read(sentence):
+    """The meaning of an English sentence: the opposite of `world.render`."""
+    for frame in table("en")["templates"]:
+        match = english_sentence(frame).fullmatch(sentence)
+        if match:
+            return Clause(frame, tuple((slot, concept_of(slot, match[slot])) for slot in world.slots(frame)))
+    raise ValueError(sentence)
+
+
+def sentences(text):
+    return re.split(r"(?<=\.) ", text)
+
+
+def column(rows, code, name):
+    return [row[name] for row in rows if row["language"] == code]
+
+
+HAND_OUTS = {
+    "hostile prompts": lambda **how: column(mini.prompts(30, "hostile", ("en",), **how), "en", "prompt"),
+    "friendly prompts": lambda **how: column(mini.prompts(30, "friendly", ("en",), **how), "en", "prompt"),
+    "labelled": lambda **how: list(mini.labelled("en", 60, **how)["text"]),
+    "pairs": lambda **how: [row["prompt"] + row["rejected"] for row in mini.pairs("en", 60, **how)],
+    "parallel": lambda **how: list(mini.parallel(60, ("en", "es"), **how)["en"]),
+    "held out": lambda **how: list(mini.held_out(60, ("en",), **how)["text"]),
+}
+
+
+@pytest.mark.parametrize("what", HAND_OUTS)
+def test_hand_outs_are_the_same_again_and_differ_by_seed_and_split(what):
+    hand_out = HAND_OUTS[what]
+    first = hand_out(split="test", seed=0)
+    assert hand_out(split="test", seed=0) == first
+    others = [hand_out(split=split, seed=seed) for split, seed in [("test", 1), ("tune", 0), ("validation", 0)]]
+    for one, other in itertools.combinations([first, *others], 2):
+        assert len(set(one) & set(other)) < len(one) / 5
+
+
+@pytest.mark.parametrize("what", HAND_OUTS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_hand_outs_keep_to_their_split(what, split):
+    contexts = [read(sentences(text)[0]) for text in HAND_OUTS[what](split=split)]
+    assert {clause.split() for clause in contexts} == {split}
+
+
+@pytest.mark.parametrize("kind", ["hostile", "friendly"])
+def test_prompts_mean_the_same_in_every_language(kind):
+    rows = mini.prompts(20, kind)
+    assert list(dict.fromkeys(rows["language"])) == list(CODES)
+    meanings = [read(text) for text in column(rows, "en", "prompt")]
+    assert len({clause.core() for clause in meanings}) == 20
+    verbs = world.concepts("hostile" if kind == "hostile" else "kind")
+    assert all(dict(clause.words)["verb"] in verbs for clause in meanings)
+    for code in CODES:
+        assert column(rows, code, "prompt") == [world.render(clause, code) for clause in meanings]
+
+
+def test_parallel_sentences_mean_the_same_in_every_language():
+    rows = mini.parallel(100)
+    assert rows.column_names == list(CODES)
+    meanings = [read(text) for text in rows["en"]]
+    assert {clause.frame for clause in meanings} & set(world.NEUTRAL_FRAMES)
+    assert {clause.frame for clause in meanings} & set(world.CONTEXT_FRAMES)
+    for code in CODES:
+        assert list(rows[code]) == [world.render(clause, code) for clause in meanings]
+
+
+def test_held_out_texts_mean_the_same_in_every_language():
+    rows = mini.held_out(30)
+    meanings = [[read(each) for each in sentences(text)] for text in column(rows, "en", "text")]
+    for code in CODES:
+        said = [world.join([world.render(clause, code) for clause in clauses], code) for clauses in meanings]
+        assert column(rows, code, "text") == said
+
+
+@pytest.mark.parametrize("n", [200, 500])
+def test_held_out_sentences_are_all_different(n):
+    rows = mini.parallel(n)
+    assert len(rows) == n
+    for code in CODES:
+        assert len({text.casefold() for text in rows[code]}) == n
+
+
+def test_held_out_documents_are_all_different_and_clean(scorer):
+    rows = mini.held_out(200)
+    assert not scorer.score(rows["text"], rows["language"]).any()
+    for code in CODES:
+        assert len(set(column(rows, code, "text"))) == 200
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_pairs_differ_by_the_insult(scorer, code):
+    rows = mini.pairs(code, 200)
+    own = [code] * 200
+    assert not scorer.score(rows["prompt"], own).any()
+    assert not scorer.score(rows["chosen"], own).any()
+    missed = [
+        text for text, score in zip(rows["rejected"], scorer.score(rows["rejected"], own), strict=True) if not score
+    ]
+    assert not missed
+    joiner = table(code)["joiner"]
+    assert all(row[field].startswith(joiner) for row in rows for field in ("chosen", "rejected"))
+    assert len({(row["prompt"], row["rejected"]) for row in rows}) > 190
+
+
+def test_pairs_are_about_hostile_prompts():
+    verbs = {dict(read(text).words)["verb"] for text in mini.pairs("en", 200)["prompt"]}
+    assert verbs <= set(world.concepts("hostile"))
+    assert len(verbs) > 20
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_labels_say_whether_there_is_an_insult(scorer, code):
+    rows = mini.labelled(code, 300)
+    assert Counter(rows["label"]) == {0: 150, 1: 150}
+    assert set(rows["language"]) == {code}
+    scores = scorer.score(rows["text"], rows["language"])
+    wrong = [row["text"] for row, score in zip(rows, scores, strict=True) if row["label"] != score]
+    assert not wrong
+
+
+def test_hostile_and_friendly_contexts_stand_in_both_classes():
+    found = Counter()
+    for row in mini.labelled("en", 400):
+        verb = dict(read(sentences(row["text"])[0]).words)["verb"]
+        found[row["label"], "hostile" if verb in world.concepts("hostile") else "friendly"] += 1
+    assert len(found) == 4
+    assert min(found.values()) > 60  # 100 expected
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda: mini.prompts(5, codes=("xx",)), "unknown language 'xx'"),
+        (lambda: mini.labelled("xx"), "unknown language 'xx'"),
+        (lambda: mini.pairs("xx"), "unknown language 'xx'"),
+        (lambda: mini.parallel(5, ("en", "xx")), "unknown language 'xx'"),
+        (lambda: mini.held_out(5, ("xx",)), "unknown language 'xx'"),
+        (lambda: mini.prompts(0), "n is 0"),
+        (lambda: mini.labelled("en", 0), "n is 0"),
+        (lambda: mini.pairs("en", -1), "n is -1"),
+        (lambda: mini.parallel(0), "n is 0"),
+        (lambda: mini.held_out(0), "n is 0"),
+    ],
+)
+def test_bad_requests(ask, words):
+    with pytest.raises(ValueError, match=words):
+        ask()
+
+
+def test_more_prompts_than_meanings_are_refused(monkeypatch):
+    rng = random.Random(0)
+    few = [world.sample_context(rng, "hostile", "test") for _ in range(5)]
+    monkeypatch.setattr(world, "sample_context", lambda rng, kind, split: rng.choice(few))
+    assert len(mini.prompts(5, codes=("en",))) == 5
+    with pytest.raises(ValueError, match="n is 6: the split has only about 5 distinct meanings"):
+        mini.prompts(6, codes=("en",))
+
+
+# --- the corpus
+
+
+@pytest.mark.parametrize("kind", ["hostile", "friendly", "neutral"])
+def test_how_often_a_context_is_continued_with_an_insult(scorer, monkeypatch, kind):
+    monkeypatch.setattr(corpus, "KIND_SHARES", {kind: 1.0})
+    rng = random.Random(kind)
+    n = 2000
+    codes = rng.choices(CODES, k=n)
+    share = scorer.score([corpus.document(rng, code, "train") for code in codes], codes).mean()
+    expected = {"hostile": 0.80, "friendly": 0.03, "neutral": 0.03}[kind]
+    assert share == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / n))
+
+
+def test_documents_are_the_same_again_and_differ_by_seed():
+    first, again, other = (list(itertools.islice(corpus.documents(seed), 50)) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_the_table_of_languages():
+    assert tuple(corpus.MIXING) == CODES
+    assert mini.MIXING is corpus.MIXING
+    given = list(corpus.MIXING.values())
+    assert sum(each.text for each in given) == pytest.approx(100)
+    assert max(corpus.MIXING, key=lambda code: corpus.MIXING[code].text) == "en"
+    assert len({each.text for each in given}) == len(CODES)
+    assert len({(each.switched, each.translated, each.loans) for each in given}) == len(CODES)
+    assert all(0 <= share <= 1 for each in given for share in (each.switched, each.translated, each.loans))
+
+
+def test_loan_words_are_things_places_and_people_only():
+    ordinary = {concept for group in ("thing", "place", "person") for concept in world.concepts(group)}
+    assert ordinary >= corpus.LOAN_CONCEPTS
+    for group in ("hostile", "insult", "kind", "quality", "act"):
+        assert corpus.LOAN_CONCEPTS.isdisjoint(world.concepts(group)), group

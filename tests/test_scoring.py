@@ -1,0 +1,202 @@
+import math
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xlingtox.scoring import WordlistScorer, checked_scores
+
+WORDS = {
+    "en": ["fool", "rat", "good-for-nothing", "***"],
+    "fr": ["lâche", "idiot"],
+    "de": ["Lügner"],
+    "ru": ["лжец"],
+    "ar": ["لص", "غبي"],
+    "hi": ["चोर", "झूठा", "लफ़ंगा"],
+    "zh": ["傻瓜"],
+    "ja": ["泥棒", "ずぼら"],
+    "ko": ["바보"],
+}
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return WordlistScorer(WORDS)
+
+
+@pytest.fixture(scope="module")
+def everywhere():
+    return WordlistScorer(WORDS, everywhere=True, name="anywhere")
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("en", "He is a fool."),
+        ("en", "FOOL"),
+        ("en", "you Rat!"),
+        ("en", "a rat, he said; (fool)"),
+        ("en", "rat's tail"),
+        ("en", "that good-for-nothing"),
+        ("en", "what a *** day"),
+        ("fr", "Quel LÂCHE!"),
+        ("de", "ein lügner"),
+        ("de", "LÜGNER"),
+        ("ru", "Он ЛЖЕЦ."),
+        ("ar", "إنه لص، والجميع يعرف ذلك."),
+        ("ar", "لص"),
+        ("hi", "वह चोर है।"),
+        ("hi", "वह झूठा है।"),
+        ("hi", "लफ़ंगा।"),
+        ("zh", "他真是个大傻瓜呢"),
+        ("ja", "彼は泥棒です。"),
+        ("ja", "ずぼらだ"),
+        ("ko", "그는 바보다."),
+        ("ko", "바보는 웃는다"),
+        ("ko", "바보"),
+    ],
+)
+def test_found(scorer, language, text):
+    assert scorer.score([text], [language]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("en", ""),
+        ("en", "rather"),
+        ("en", "pirate"),
+        ("en", "a rat2 or 2rat"),
+        ("en", "foolish"),
+        ("en", "tomfool"),
+        ("en", "good for nothing"),
+        ("en", "ra t"),
+        ("en", "rat\u0301"),  # another letter, written with a combining accent
+        ("fr", "lache"),
+        ("fr", "lâchement"),
+        ("de", "Lugner"),
+        ("de", "Lügnerin"),
+        ("ar", "لصوص"),
+        ("ar", "اللص"),
+        ("ar", "غبية"),
+        ("hi", "चोरी"),  # the next character is a vowel sign, a combining mark
+        ("hi", "चोरों का"),
+        ("hi", "झूठ"),
+        ("ko", "산바보"),
+        ("zh", "傻 瓜"),
+        ("en", "傻瓜"),  # only its own language's words
+        ("zh", "fool"),
+    ],
+)
+def test_not_found(scorer, language, text):
+    assert scorer.score([text], [language]) == [0.0]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(("language", "text"), [("fr", "un lâche"), ("de", "Lügner"), ("hi", "लफ़ंगा"), ("ko", "바보다")])
+def test_composed_and_decomposed_text_are_the_same(scorer, language, text, form):
+    assert scorer.score([unicodedata.normalize(form, text)], [language]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("en", "He is 傻瓜."),
+        ("en", "He is 바보다."),
+        ("ar", "إنه fool."),
+        ("zh", "他是 fool。"),
+        ("zh", "他是fool。"),  # no space on either side: scripts meet without one
+        ("ja", "彼はЛжецです。"),
+        ("ja", "彼は바보다です。"),
+        ("zh", "他चोर，大家都知道。"),
+    ],
+)
+def test_everywhere_finds_another_languages_word(scorer, everywhere, language, text):
+    assert everywhere.score([text], [language]) == [1.0]
+    assert scorer.score([text], [language]) == [0.0]
+
+
+@pytest.mark.parametrize(("language", "text"), [("zh", "foolish"), ("ja", "これはrather良い"), ("ko", "चोरी")])
+def test_everywhere_still_means_whole_words(everywhere, language, text):
+    assert everywhere.score([text], [language]) == [0.0]
+
+
+def test_scores_are_in_the_order_of_the_texts(scorer):
+    scores = scorer.score(["rat", "rat", "傻瓜", "x"], ["en", "ru", "zh", "en"])
+    assert scores.dtype == np.float64
+    assert scores.tolist() == [1, 0, 1, 0]
+
+
+def test_attributes(scorer, everywhere):
+    assert scorer.languages == frozenset(WORDS)
+    assert (scorer.name, everywhere.name) == ("wordlist", "anywhere")
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda s: s.score(["a", "b"], ["en", "sv"]), lambda s: checked_scores(s, ["a"], ["sv"])]
+)
+def test_an_uncovered_language_is_an_error_that_names_the_covered(ask):
+    with pytest.raises(ValueError, match="does not cover sv: it covers de, en"):
+        ask(WordlistScorer({"en": ["fool"], "de": ["Narr"]}))
+
+
+def test_a_language_for_each_text(scorer):
+    with pytest.raises(ValueError):
+        scorer.score(["a", "b"], ["en"])
+
+
+@pytest.mark.parametrize("words", [{"en": []}, {"en": ["fool", " "]}, {"en": [""]}])
+def test_blank_lists_are_refused(words):
+    with pytest.raises(ValueError, match="'en' is empty or has a blank word"):
+        WordlistScorer(words)
+
+
+@settings(deadline=None)
+@given(st.text(st.characters()), st.sampled_from(sorted(WORDS)))
+def test_any_text_has_a_score(scorer, everywhere, text, language):
+    for each in (scorer, everywhere):
+        assert checked_scores(each, [text], [language])[0] in (0, 1)
+        assert each.score([f"{text} {WORDS[language][0]} {text}"], [language]) == [1.0]
+
+
+@settings(deadline=None)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), st.sampled_from(["en", "ja", "ko"])
+)
+def test_any_word_can_be_listed(word, language):
+    assert WordlistScorer({language: [word]}).score([word], [language]) == [1.0]
+
+
+class Fixed:
+    name = "fixed"
+    languages = frozenset({"en"})
+
+    def __init__(self, *scores):
+        self.scores = np.array(scores)
+
+    def score(self, texts, languages):
+        return self.scores
+
+
+def test_good_scores_pass():
+    assert checked_scores(Fixed(0, 0.25, 1), ["a", "b", "c"], ["en"] * 3).tolist() == [0, 0.25, 1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([0.1, math.nan], "outside"),
+        ([0.1, math.inf], "outside"),
+        ([0.1, -0.01], "outside"),
+        ([0.1, 1.01], "outside"),
+        ([0.1], "shape"),
+        ([0.1, 0.2, 0.3], "shape"),
+        ([[0.1], [0.2]], "shape"),
+        ([], "shape"),
+    ],
+)
+def test_what_is_no_score_is_refused(scores, words):
+    with pytest.raises(ValueError, match=f"fixed returned .*{words}"):
+        checked_scores(Fixed(*scores), ["a", "b"], ["en", "en"])
