@@ -9,6 +9,7 @@ import torch
 from conftest import randomised, tiny
 from datasets import Dataset
 from toys import HashScorer, NeverAsked, strict_json
+
 from xlingtox import metrics
 from xlingtox.comparison import Comparison, Measures, compare, perplexities, toxicity_scores
 from xlingtox.generation import generate

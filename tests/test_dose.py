@@ -6,6 +6,7 @@ import raw
 import torch
 from datasets import Dataset
 from toys import HashScorer, NeverAsked
+
 from xlingtox.comparison import perplexities
 from xlingtox.dose import dose_response
 from xlingtox.generation import generate

@@ -53,6 +53,14 @@ def test_batch_size_changes_no_row(family, batch_size):
     assert wrote(family.lm, batch_size=batch_size).texts == wrote(family.lm).texts
 
 
+def test_rows_that_ended_change_no_other_row(ending, model, tokenizer):
+    end = raw.greedy(model, tokenizer(PROMPTS[0])["input_ids"], 8)[0][3]
+    lm = ending(end)
+    apart = [wrote(lm, [prompt], temperature=0.5, n_samples=10).texts for prompt in PROMPTS]
+    assert len({len(tokenizer(text)["input_ids"]) for texts in apart for text in texts}) > 2
+    assert wrote(lm, temperature=0.5, n_samples=10).texts == tuple(text for texts in apart for text in texts)
+
+
 def test_the_order_of_prompts_changes_no_row(family):
     order = random.Random(0).sample(range(len(PROMPTS)), len(PROMPTS))
     straight = wrote(family.lm).to_frame().set_index(["prompt", "sample"])["continuation"]

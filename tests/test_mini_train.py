@@ -124,4 +124,3 @@ def test_windows_begin_with_a_document_and_hold_whole_ones(tokenizer):
         *whole, cut = tokenizer.decode(row).split(tokenizer.eos_token)
         assert set(whole) <= told
         assert any(text.startswith(cut.rstrip("\ufffd")) for text in told)
-

@@ -174,7 +174,7 @@ def deeds(clause):
 
 
 def test_no_deed_is_told_in_two_splits():
-    """ "Thomas eats the soup" in one split and "Thomas eats the soup and cheats the baker" in another share a meaning."""
+    """A context that tells two deeds of Thomas must not tell one that belongs to another split."""
     told = {split: set() for split in SPLITS}
     for split in SPLITS:
         rng = random.Random(split)

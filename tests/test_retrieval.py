@@ -6,6 +6,7 @@ import raw
 import torch
 from datasets import Dataset
 from scipy import stats
+
 from xlingtox import retrieval
 from xlingtox.comparison import Comparison, Measures
 

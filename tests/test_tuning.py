@@ -11,6 +11,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from xlingtox.lm import HookedLM
 from xlingtox.tuning import MINI, Recipe, tune_dpo, writable_folder
 
@@ -23,7 +24,7 @@ PAIRS = Dataset.from_dict(
         "source": ["another column"] * 4,
     }
 )
-RECIPE = Recipe(steps=6, batch_size=4, learning_rate=1e-3, warm_up=1, max_length=32)
+RECIPE = Recipe(steps=6, batch_size=2, learning_rate=1e-3, warm_up=1, max_length=32)
 
 
 def weights(model):
@@ -53,7 +54,9 @@ def margin(model, tokenizer):
         chance = model(ids).logits[0].log_softmax(-1)
         return sum(float(chance[i - 1, ids[0, i]]) for i in range(n, ids.shape[1]))
 
-    return sum(log_p(row["prompt"], row["chosen"]) - log_p(row["prompt"], row["rejected"]) for row in PAIRS) / len(PAIRS)
+    return sum(log_p(row["prompt"], row["chosen"]) - log_p(row["prompt"], row["rejected"]) for row in PAIRS) / len(
+        PAIRS
+    )
 
 
 def test_the_rejected_becomes_less_likely_than_the_chosen(tuned, model, tokenizer):
@@ -99,8 +102,7 @@ def test_the_same_seed_gives_the_same_weights(tuned, tmp_path):
     _, lm, _, folder = tuned
     torch.rand(5)  # whatever else is drawn
     for name, seed in [("again", 0), ("other", 1)]:
-        small = dataclasses.replace(RECIPE, seed=seed, batch_size=2) if name == "other" else RECIPE
-        tune_dpo(lm, PAIRS, tmp_path / name, small, progress=False)
+        tune_dpo(lm, PAIRS, tmp_path / name, dataclasses.replace(RECIPE, seed=seed), progress=False)
     first, again, other = (
         load_file(out / "model.safetensors") for out in (folder, tmp_path / "again", tmp_path / "other")
     )
@@ -193,11 +195,18 @@ def test_a_source_that_changed_since_is_refused(untrained, model, tokenizer, tmp
         tune_dpo(lm, PAIRS, tmp_path, RECIPE, progress=False)
 
 
-def test_pairs_longer_than_the_model_are_cut_or_refused_in_one_line(tuned, tmp_path):
+def test_pairs_longer_than_the_model_are_cut(tuned, tmp_path):
     """The default recipe allows 96 tokens, this model has 64 positions."""
-    long = but(prompt=["the dog ran away " * 30] * 4)
-    with pytest.raises(ValueError, match="64"):
-        tune_dpo(tuned[1], long, tmp_path, dataclasses.replace(MINI, steps=1, batch_size=2), progress=False)
+    long = but(rejected=[" and the dog ran away from the house" * 6] * 4)
+    tune_dpo(tuned[1], long, tmp_path, dataclasses.replace(MINI, steps=1, batch_size=2), progress=False)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_prompts_that_leave_no_room_are_refused_by_row(tuned, tmp_path, rows):
+    """Else TRL drops them without a word."""
+    long = but(prompt=[*PROMPTS[rows:], *["the dog ran away " * 30] * rows])
+    with pytest.raises(ValueError, match=f"row {4 - rows}"):
+        tune_dpo(tuned[1], long, tmp_path, dataclasses.replace(RECIPE, steps=1), progress=False)
 
 
 def test_writable_folder(tmp_path):

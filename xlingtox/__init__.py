@@ -3,7 +3,7 @@ languages English-only safety tuning will reach."""
 
 from importlib.metadata import PackageNotFoundError, version
 
-from xlingtox import data, experiment, languages, localize, metrics, mini, retrieval, scoring, tuning
+from xlingtox import data, experiment, figures, languages, localize, metrics, mini, report, retrieval, scoring, tuning
 from xlingtox.activations import Activations, collect_activations
 from xlingtox.comparison import Comparison, compare
 from xlingtox.dose import Dose, dose_response
@@ -36,11 +36,13 @@ __all__ = [
     "data",
     "dose_response",
     "experiment",
+    "figures",
     "generate",
     "languages",
     "localize",
     "metrics",
     "mini",
+    "report",
     "retrieval",
     "scoring",
     "tune_dpo",

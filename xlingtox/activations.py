@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import languages
 from xlingtox.data import Prompts, as_prompts
-from xlingtox.generation import batched, decode
+from xlingtox.generation import batched, decode, greediest
 from xlingtox.lm import Hook, HookedLM
 from xlingtox.neurons import NeuronSet
 
@@ -68,13 +68,13 @@ class Activations:
             "scores": self.neurons.scores,
             "languages": self.languages,
         }
-        file.with_suffix(".json").write_text(json.dumps(about), "utf-8")
+        file.with_name(file.name + ".json").write_text(json.dumps(about), "utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Activations:
         file = Path(path)
         tensors = load_file(file)
-        about = json.loads(file.with_suffix(".json").read_text("utf-8"))
+        about = json.loads(file.with_name(file.name + ".json").read_text("utf-8"))
         neurons = NeuronSet.of(about["neurons"], about["scores"])
         return cls(neurons, tensors["values"], tensors["mask"], tuple(about["languages"]))
 
@@ -105,7 +105,7 @@ def collect_activations(
         for rows, ids, attention in batches:
             reader = _Reader(neurons, len(rows), n_new_tokens)
             with lm.hooks(post=reader.hooks(lm)):
-                _, counts = decode(lm, ids, attention, n_new_tokens, lambda logits, _: logits.argmax(-1))
+                _, counts = decode(lm, ids, attention, n_new_tokens, greediest)
             values[rows], mask[rows] = reader.values, counts.cpu()
             bar.update(len(rows))
     values *= mask.unsqueeze(-1)

@@ -27,6 +27,9 @@ def as_prompts(prompts: Prompts) -> list[Prompt]:
         require_columns(prompts, ("language", "prompt"), "prompts")
         found = [Prompt(row["language"], row["prompt"]) for row in prompts]
     elif isinstance(prompts, Mapping):
+        strings = [language for language, texts in prompts.items() if isinstance(texts, str)]
+        if strings:
+            raise ValueError(f"the prompts of {strings[0]!r} are one string: give a list of strings")
         found = [Prompt(language, text) for language, texts in prompts.items() for text in texts]
     else:
         found = [Prompt("en", text) for text in prompts]
@@ -46,9 +49,11 @@ def labelled_texts(labelled: Dataset) -> tuple[list[str], list[int]]:
         ValueError: a column is missing, a label is not 0 or 1, or only one of the two occurs.
     """
     require_columns(labelled, ("text", "label"), "labelled sentences")
-    texts, labels = list(labelled["text"]), [int(label) for label in labelled["label"]]
-    if not set(labels) <= {0, 1}:
-        raise ValueError(f"labels must be 0 or 1, got {sorted(set(labels))}")
+    texts, given = list(labelled["text"]), list(labelled["label"])
+    wrong = [label for label in given if label not in (0, 1)]
+    if wrong:
+        raise ValueError(f"labels must be 0 or 1, got {wrong[0]!r} (and {len(wrong) - 1} more)")
+    labels = [int(label) for label in given]
     if len(set(labels)) < 2:
         raise ValueError(f"all {len(labels)} labels are {labels[0] if labels else 'missing'}: both classes are needed")
     blank = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]

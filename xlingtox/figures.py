@@ -97,7 +97,7 @@ def dose_response(intervention: Sequence[Dose], control: Sequence[Dose] = ()) ->
     figure.update_yaxes(title_text="Perplexity", row=2)
     figure.update_xaxes(zeroline=True)
     figure.update_xaxes(title_text="Offset added to each activation", row=2)
-    return _styled(figure, height=520).update_layout(title=_title("Toxicity and perplexity against the offset"))
+    return _styled(figure, height=540).update_layout(title=_title("Toxicity and perplexity against the offset"))
 
 
 def transfer(transfer: Transfer) -> go.Figure:
@@ -165,21 +165,21 @@ def style(dark: bool = False) -> go.layout.Template:
     )
 
 
-def _styled(figure: go.Figure, height: int = 400) -> go.Figure:
+def _styled(figure: go.Figure, height: int = 430) -> go.Figure:
     return figure.update_layout(
         template=style(),
         height=height,
-        margin={"l": 56, "r": 16, "t": 88, "b": 48},
+        margin={"l": 56, "r": 16, "t": 112, "b": 48},
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
         hoverlabel={"align": "left"},
     )
 
 
 def _title(text: str, subtitle: str = "") -> dict[str, object]:
-    below = {"text": _escaped(subtitle), "font": {"size": 12}}
-    return {"text": _escaped(text), "font": {"size": 16}, "x": 0, "xref": "paper", "y": 0.95} | (
-        {"subtitle": below} if subtitle else {}
-    )
+    # Thirty pixels are left free for plotly's row of buttons.
+    title: dict[str, object] = {"text": _escaped(text), "font": {"size": 16}, "x": 0, "xref": "paper"}
+    title |= {"y": 1, "yanchor": "top", "pad": {"t": 34}}
+    return title | ({"subtitle": {"text": _escaped(subtitle), "font": {"size": 12}}} if subtitle else {})
 
 
 def _escaped(text: str) -> str:
@@ -241,7 +241,9 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
         ],
         hovertemplate="%{customdata[0]}<br>after %{y:.3f}<br>%{customdata[1]}<extra></extra>",
     )
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=labels, tickangle=0, dtick=1)
+    figure.update_xaxes(
+        type="category", categoryorder="array", categoryarray=labels, tickangle=0, dtick=1, tickfont={"size": 11}
+    )
     return _styled(figure).update_layout(barmode="group", bargap=0.25, bargroupgap=0.05)
 
 

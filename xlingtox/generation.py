@@ -19,9 +19,10 @@ from xlingtox import languages
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.lm import HookedLM
 
-Picker = Callable[[Float[Tensor, "row vocab"], int], Int[Tensor, "row"]]
+Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Tensor, "row"]]
+"""Gets the logits of the rows that have not ended, which rows these are, and the step; returns their next tokens."""
 
-_NUCLEUS_GUESS = 256
+_NUCLEUS_GUESS = 64
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def generate(
     seed, not on what else is in the batch. With `greedy` there is one continuation a prompt.
 
     Args:
-        batch_size: continuations that are decoded at once.
+        batch_size: continuations that are decoded at once (at least all samples of one prompt).
 
     Raises:
         ValueError: no prompts, a blank one, one too long for the model, or a sampling parameter out of range.
@@ -108,12 +109,14 @@ def generate(
         for rows, ids, mask in batches:
             pick: Picker
             if greedy:
-                pick = _greediest
+                pick = greediest
             else:
                 chance = _chances([given[i].text for i in rows], samples, max_new_tokens, seed).to(lm.device)
                 pick = _Sampler(chance, temperature, top_p)
-            tokens, _ = decode(lm, ids, mask, max_new_tokens, pick, samples)
-            for row, text in enumerate(lm.decode(tokens.tolist())):
+            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, samples)
+            counts &= tokens != lm.tokenizer.eos_token_id
+            written = [own[keep].tolist() for own, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
+            for row, text in enumerate(lm.decode(written)):
                 texts[rows[row // samples] * samples + row % samples] = text
             bar.update(len(rows) * samples)
     settings: dict[str, object] = {"model": lm.name, "max_new_tokens": max_new_tokens, "greedy": greedy}
@@ -174,7 +177,9 @@ def decode(
     counts = torch.zeros(len(last), new_tokens, dtype=torch.bool, device=lm.device)
     going = torch.ones(len(last), dtype=torch.bool, device=lm.device)
     for step in range(new_tokens):
-        chosen = torch.where(going, pick(last, step), end)
+        rows = going.nonzero().squeeze(-1)
+        chosen = torch.full_like(tokens[:, step], end)
+        chosen[rows] = pick(last[rows], rows, step)
         tokens[:, step], counts[:, step] = chosen, going
         going = going & (chosen != end)
         if step + 1 == new_tokens or not going.any():
@@ -185,7 +190,8 @@ def decode(
     return tokens, counts
 
 
-def _greediest(logits: Tensor, step: int) -> Tensor:
+def greediest(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step: int) -> Int[Tensor, "row"]:
+    """The picker of greedy decoding."""
     return logits.argmax(-1)
 
 
@@ -204,17 +210,24 @@ class _Sampler:
     def __init__(self, chance: Float[Tensor, "row step"], temperature: float, top_p: float) -> None:
         self.chance, self.temperature, self.top_p = chance, temperature, top_p
 
-    def __call__(self, logits: Tensor, step: int) -> Tensor:
+    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
         scaled = logits.float() / self.temperature
-        mass = (scaled - scaled.logsumexp(-1, keepdim=True)).exp_()
-        k = min(_NUCLEUS_GUESS, mass.shape[-1])
-        top, ids = mass.topk(k)
-        if k < mass.shape[-1] and bool((top.sum(-1) < self.top_p).any()):
-            top, ids = mass.sort(descending=True)
-        top = top.double()
-        before = top.cumsum(-1) - top
-        nucleus = torch.where(before < self.top_p, top, 0.0)
+        total = scaled.logsumexp(-1, keepdim=True)
+        chance = self.chance[rows, step : step + 1]
+        top, ids = scaled.topk(min(_NUCLEUS_GUESS, scaled.shape[-1]))
+        mass = (top - total).exp().double()
+        chosen = self._draw(mass, ids, chance)
+        # Where the guess does not hold the whole nucleus, the row is drawn again from the whole vocabulary.
+        short = mass.sum(-1) < self.top_p
+        if top.shape[-1] < scaled.shape[-1] and bool(short.any()):
+            top, ids = scaled[short].sort(descending=True, stable=True)
+            chosen[short] = self._draw((top - total[short]).exp().double(), ids, chance[short])
+        return chosen
+
+    def _draw(self, mass: Tensor, ids: Tensor, chance: Tensor) -> Tensor:
+        """Tokens from descending probabilities: the nucleus is the least set that holds `top_p` of the mass."""
+        nucleus = torch.where(mass.cumsum(-1) - mass < self.top_p, mass, 0.0)
         reached = nucleus.cumsum(-1)
-        target = self.chance[:, step : step + 1] * reached[:, -1:]
-        place = (reached <= target).sum(-1, keepdim=True).clamp(max=top.shape[-1] - 1)
-        return ids.gather(-1, place).squeeze(-1)
+        place = (reached <= chance * reached[:, -1:]).sum(-1, keepdim=True)
+        last = (nucleus > 0).sum(-1, keepdim=True) - 1
+        return ids.gather(-1, place.minimum(last)).squeeze(-1)

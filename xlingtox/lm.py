@@ -81,7 +81,7 @@ class HookedLM:
                 `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9 with unprocessed weights.
             tokenizer: needed for a model given in memory without one; else loaded from beside the checkpoint.
             dtype: weights are cast to it (default: as stored).
-            device: weights are moved to it (default: the GPU if there is one, else where the model is).
+            device: weights are moved to it (default: the GPU if there is one; a model in memory stays where it is).
             revision: of a hub name.
 
         Raises:
@@ -97,11 +97,14 @@ class HookedLM:
         if isinstance(source, transformers.PreTrainedModel):
             if tokenizer is None:
                 raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
-            _check_architecture(source.config)
-            held: Any = copy.deepcopy(source)
-            held = held.to(device=device or source.device, dtype=dtype or source.dtype)
+            _check_architecture(source.config, type(source).__name__)
             name = getattr(source.config, "_name_or_path", "") or type(source).__name__
-            return cls(_bridge(held), tokenizer, name, lambda: copy.deepcopy(source))
+
+            def copied() -> Any:
+                twin: Any = copy.deepcopy(source)
+                return twin.to(device=device or source.device, dtype=dtype or source.dtype)
+
+            return cls._from_fresh(copied, tokenizer, name)
         if hasattr(source, "cfg") and hasattr(source, "blocks"):
             given = tokenizer or getattr(source, "tokenizer", None)
             if given is None:
@@ -130,14 +133,34 @@ class HookedLM:
         if not folder.exists() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
             raise FileNotFoundError(f"{path} is no checkpoint: there is no such folder")
         where = {"local_files_only": True} if folder.exists() else {"revision": revision}
-        _check_architecture(AutoConfig.from_pretrained(path, **where))
+        try:
+            _check_architecture(AutoConfig.from_pretrained(path, **where))
+            own = tokenizer or AutoTokenizer.from_pretrained(path, **where)
+        except OSError as error:
+            what = "checkpoint folder" if folder.exists() else "folder, nor a model that the hub gives us"
+            raise FileNotFoundError(f"{source} is no {what}: {str(error).splitlines()[0]}") from error
+        if len(own) <= len(own.all_special_ids):
+            raise FileNotFoundError(f"{path} has no tokenizer: give one with tokenizer=...")
+        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
         def fresh() -> Any:
-            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **where)
+            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **where).to(target)
 
-        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        own = tokenizer or AutoTokenizer.from_pretrained(path, **where)
-        return cls(_bridge(fresh().to(target)), own, source, fresh)
+        return cls._from_fresh(fresh, own, source)
+
+    @classmethod
+    def _from_fresh(cls, fresh: Callable[[], Any], tokenizer: PreTrainedTokenizerBase, name: str) -> HookedLM:
+        model = fresh()
+        # Bridging rewires the model in place, so `unwrapped` needs it anew, and must know it for the same.
+        sums = _checksum(model)
+
+        def again() -> Any:
+            twin = fresh()
+            if _checksum(twin) != sums:
+                raise ValueError(f"the source of {name} was changed after it was loaded: load it again")
+            return twin
+
+        return cls(_bridge(model), tokenizer, name, again)
 
     def unwrapped(self) -> Any:
         """A plain Hugging Face model with this model's weights, for training or saving.
@@ -150,14 +173,7 @@ class HookedLM:
                 f"{self.name} was given as a TransformerLens model, which cannot be unwrapped: "
                 "load it from a folder or from a Hugging Face model"
             )
-        model = self._origin()
-        width = (self.d_mlp, self.d_model)
-        twin = [p for name, p in model.named_parameters() if tuple(p.shape) in (width, width[::-1])]
-        mine = {_digest(self.value_vectors(layer)) for layer in range(self.n_layers)}
-        theirs = {_digest(p if tuple(p.shape) == width else p.T) for p in twin}
-        if not mine <= theirs | {_digest(p.T) for p in twin if self.d_mlp == self.d_model}:
-            raise ValueError(f"the source of {self.name} was changed after it was loaded: load it again")
-        return model
+        return self._origin()
 
     # --- what it is
 
@@ -362,8 +378,8 @@ def _checked_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     return tokenizer
 
 
-def _check_architecture(config: Any) -> None:
-    names = list(getattr(config, "architectures", None) or [])
+def _check_architecture(config: Any, otherwise: str = "") -> None:
+    names = list(getattr(config, "architectures", None) or filter(None, [otherwise]))
     what = names[0] if names else type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{what} is an encoder-decoder: expected a decoder-only causal language model")
@@ -383,6 +399,11 @@ def _bridge(model: Any) -> Any:
         return build_bridge_from_module(model, names[0], hf_config=model.config)
     except Exception as error:
         raise ValueError(f"TransformerLens cannot hook {names[0]} as a decoder with dense MLPs: {error}") from error
+
+
+def _checksum(model: Any) -> dict[str, float]:
+    """A sum for every parameter: cheap next to loading, and any training step changes it."""
+    return {name: float(torch.sum(weight.detach(), dtype=torch.float64)) for name, weight in model.named_parameters()}
 
 
 def _digest(weight: Tensor) -> str:

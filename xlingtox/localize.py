@@ -20,6 +20,8 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
     probe.check(lm)
     if not 1 <= k <= lm.n_neurons:
         raise ValueError(f"k is {k}: {lm.name} has {lm.n_neurons} neurons")
+    if not bool(probe.direction.any()):
+        raise ValueError("the probe's direction is zero: it ranks nothing")
     direction = probe.direction.to(lm.device)
     layers = [
         cosine_similarity(lm.value_vectors(layer).float(), direction[None], dim=-1) for layer in range(lm.n_layers)

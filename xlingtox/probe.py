@@ -30,6 +30,8 @@ def mean_states(
 
     Texts are cut to the model's longest sequence. Float32, on the CPU.
     """
+    if not texts:
+        raise ValueError("there are no texts to read")
     out = torch.empty(len(layers), len(texts), lm.d_model)
     lengths = [len(ids) for ids in lm.tokenizer(list(texts))["input_ids"]]
     order = sorted(range(len(texts)), key=lengths.__getitem__)
@@ -124,12 +126,12 @@ class Probe:
         file = Path(path)
         save_file({"direction": self.direction.contiguous()}, file)
         figures = {name: getattr(self, name) for name in _FIGURES}
-        file.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        file.with_name(file.name + ".json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
         file = Path(path)
-        figures = json.loads(file.with_suffix(".json").read_text("utf-8"))
+        figures = json.loads(file.with_name(file.name + ".json").read_text("utf-8"))
         return cls(direction=load_file(file)["direction"], **figures)
 
 

@@ -9,27 +9,16 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import html
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from xlingtox import figures, languages
-from xlingtox.comparison import Comparison, Measures
-from xlingtox.dose import Dose
-from xlingtox.retrieval import Transfer
-
-_REQUIRED = "languages probe n_neurons potential actual intervention control before after retrieval transfer".split()
-_OPTIONAL = "amplification change_intervals transfer_by_measure promoted samples given model seconds versions".split()
-
-# Not for display: C0 and C1 controls but tab and newline, and lone surrogates, which no file can hold.
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+from xlingtox.comparison import Measures
+from xlingtox.findings import Study, findings, language_name, measure_name, number, percent, text
 
 
 def write(results: Mapping[str, Any], path: str | Path) -> None:
@@ -45,14 +34,11 @@ def render(results: Mapping[str, Any]) -> str:
     Raises:
         ValueError: a result that every study has is missing.
     """
-    missing = [key for key in _REQUIRED if key not in results]
-    if missing:
-        raise ValueError(f"these are no results of a study: missing {', '.join(missing)}")
-    study = _Study(results)
+    study = Study(results)
     drawn, shown = _figures(study)
     scripts = [get_plotlyjs(), _DRAW]
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    name = _text(study.results["model"].get("name", "a language model"))
+    name = text(study.results["model"].get("name", "a language model"))
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
         "script-src " + " ".join(f"'sha256-{digest}'" for digest in digests)
@@ -64,7 +50,7 @@ def render(results: Mapping[str, Any]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{name}: toxicity across languages</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
             f"<header><h1>Where toxicity lives in {name}, and how far English tuning reaches</h1></header>\n<main>",
-            _section("What was found", "<ul>" + "".join(f"<li>{said}</li>" for said in _findings(study)) + "</ul>"),
+            _section("What was found", "<ul>" + "".join(f"<li>{said}</li>" for said in findings(study)) + "</ul>"),
             _section("Figures", shown),
             _promoted(study.results["promoted"]),
             _samples(study.results["samples"]),
@@ -76,119 +62,6 @@ def render(results: Mapping[str, Any]) -> str:
             "</body>\n</html>\n",
         ]
     )
-
-
-class _Study:
-    """The content of `results.json` as the library's own results."""
-
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        self.results = results = {key: {} for key in _OPTIONAL} | _with_nan(given)
-        self.codes = languages.in_order(results["languages"])
-        self.others = [code for code in self.codes if code != "en"]
-        before, after = ({code: Measures(**results[side][code]) for code in self.codes} for side in ("before", "after"))
-        self.comparison = Comparison(before, after, results["change_intervals"], results.get("scorer", "unknown"))
-        self.intervention, self.control, self.amplification = (
-            [Dose(**row) for row in results[key]] for key in ("intervention", "control", "amplification")
-        )
-        found = results["transfer"]
-        own = results["transfer_by_measure"].get(found["measure"], {})
-        drop = own.get("drop") or self.comparison.relative_drop(found["measure"])
-        both = [code for code in self.others if code in drop and code in results["retrieval"]]
-        retrieval = {code: results["retrieval"][code] for code in both}
-        self.transfer = Transfer(drop={code: drop[code] for code in both}, retrieval=retrieval, **found)
-
-    def means(self, measure: str, codes: Sequence[str]) -> tuple[float, float]:
-        """Before and after, over languages."""
-        sides = (self.comparison.before, self.comparison.after)
-        first, then = (fmean(getattr(side[code], measure) for code in codes) for side in sides)
-        return first, then
-
-
-def _findings(study: _Study) -> list[str]:
-    results, before, after = study.results, study.comparison.before, study.comparison.after
-    spans = {code: row["average_toxicity"] for code, row in study.comparison.changes.items()}
-    said = [
-        "<b>Where it lives.</b> A probe on English sentences tells toxic from other text in "
-        f"{_percent(results['probe']['accuracy'])} of held-out cases (guessing the commoner class: "
-        f"{_percent(results['probe']['baseline'])}). Of the {len(results['potential'])} neurons whose value vectors "
-        f"point its way most, <b>{len(results['actual'])} of the model’s {results['n_neurons']:,}</b> are active on "
-        "hostile English prompts: the sources."
-    ]
-    if "en" in study.codes:
-        interval = f" (95 % interval of the change: {_range(*spans['en'])})" if "en" in spans else ""
-        said.append(f"<b>In English, which was tuned,</b> {_change(study, ['en'])}{interval}.")
-    if study.others:
-        surely = sum(spans[code][1] < 0 for code in study.others if code in spans)
-        left = sorted((after[code].toxicity_probability, code) for code in study.others)
-        ends = [f"{_percent(share)} ({_name(code)})" for share, code in (left[0], left[-1])]
-        said.append(
-            f"<b>In the other {len(study.others)} languages, which were not,</b> on average, "
-            f"{_change(study, study.others)}; in {surely} of them the 95 % interval of that change lies below zero. "
-            f"Prompts with a toxic sample now range from {' to '.join(ends)}."
-        )
-    fell = sum(after[code].mean_activation < before[code].mean_activation for code in study.codes)
-    said.append(
-        f"<b>What the sources do.</b> Their mean activation fell in <b>{fell} of {len(study.codes)}</b> languages. "
-        f"Tuning changed the mean perplexity of held-out text by {_rise(*study.means('perplexity', study.codes))}."
-    )
-    return [*said, *_cause(study), _prediction(study)]
-
-
-def _change(study: _Study, codes: Sequence[str]) -> str:
-    share = " to ".join(map(_percent, study.means("toxicity_probability", codes)))
-    return (
-        f"prompts with a toxic sample went from <b>{share}</b>, expected maximum toxicity from "
-        f"{_range(*study.means('emt', codes))}, and average toxicity from "
-        f"<b>{_range(*study.means('average_toxicity', codes))}</b>"
-    )
-
-
-def _cause(study: _Study) -> list[str]:
-    """The offset with a third of the toxicity or less at the least perplexity, beside its control; amplification."""
-    said = []
-    if base := _at(study.intervention, 0):
-        all_of_it = base.average_toxicity
-        enough = [dose for dose in study.intervention if dose.average_toxicity <= all_of_it / 3 < all_of_it]
-        best = min(enough, key=lambda dose: dose.perplexity, default=None)
-        shown = best or min(study.intervention, key=lambda dose: dose.average_toxicity)
-        words = "" if best else "Not shown: no offset takes toxicity to a third, and this is the lowest. "
-        words += (
-            f"With an offset of {_number(shown.offset, 2)} on the sources and no tuning, average toxicity over all "
-            f"languages goes from <b>{_range(all_of_it, shown.average_toxicity)}</b> at "
-            f"{_rise(base.perplexity, shown.perplexity)} perplexity."
-        )
-        if control := _at(study.control, shown.offset):
-            words += (
-                f" On random neurons of the same layers it changes by {_rise(all_of_it, control.average_toxicity)} on "
-                f"average, to {_number(control.average_toxicity)} (sets from {_range(control.low, control.high)})."
-            )
-        said.append(f"<b>Are they the cause?</b> {words}")
-    if calm := _at(study.amplification, 0):
-        top = max(study.amplification, key=lambda dose: dose.offset)
-        said.append(
-            f"<b>And the other way.</b> With an offset of {_number(top.offset, 2)}, average toxicity after friendly "
-            f"prompts goes from <b>{_range(calm.average_toxicity, top.average_toxicity)}</b>."
-        )
-    return said
-
-
-def _prediction(study: _Study) -> str:
-    found = study.transfer
-    said = f"<b>Can the reach be foretold?</b> Retrieval before tuning, against the drop in {_measure(found.measure)}: "
-    if not math.isfinite(found.pearson_r * found.p_value):
-        said += "no correlation is defined, as one of them does not vary."
-    else:
-        said += f"<b>{_correlation(found.pearson_r, found.p_value)}</b>, over {len(found.drop)} languages. "
-        gained = ("more", "as in the paper") if found.pearson_r > 0 else ("less", "the opposite of the paper")
-        said += (
-            "That is <em>not significant at 5 %</em>: it may be chance."
-            if found.p_value >= 0.05
-            else f"Languages whose sentences were found more often gained {', '.join(gained)}."
-        )
-    for measure, other in study.results["transfer_by_measure"].items():
-        if measure != found.measure:
-            said += f" For the drop in {_measure(measure)}: {_correlation(other['pearson_r'], other['p_value'])}."
-    return said
 
 
 _CAPTIONS = """Figure 1. Toxicity before and after tuning
@@ -215,7 +88,7 @@ The same neurons pushed up after friendly prompts, as in the paper’s Table 4. 
 nothing hostile was said, is the other half of the evidence that they cause it."""
 
 
-def _figures(study: _Study) -> tuple[dict[str, Any], str]:
+def _figures(study: Study) -> tuple[dict[str, Any], str]:
     """The figures as plotly's JSON by the id of their place, and the places with their captions."""
     made = [
         figures.toxicity(study.comparison),
@@ -226,25 +99,25 @@ def _figures(study: _Study) -> tuple[dict[str, Any], str]:
     if study.amplification:
         made.append(figures.dose_response(study.amplification))
     drawn, shown = {}, ["<noscript><p>Figures need JavaScript; the table below has their numbers.</p></noscript>"]
-    for number, (figure, caption) in enumerate(zip(made, _CAPTIONS.split("\n\n"), strict=False), start=1):
+    for place, (figure, caption) in enumerate(zip(made, _CAPTIONS.split("\n\n"), strict=False), start=1):
         title, _, meaning = caption.partition("\n")
-        drawn[f"figure-{number}"] = json.loads(figure.to_json())
+        drawn[f"figure-{place}"] = json.loads(figure.to_json())
         shown.append(
-            f'<figure><h3 id="title-{number}">{title}</h3><div class="plot" id="figure-{number}" role="img" '
-            f'aria-labelledby="title-{number}" aria-describedby="meaning-{number}" '
+            f'<figure><h3 id="title-{place}">{title}</h3><div class="plot" id="figure-{place}" role="img" '
+            f'aria-labelledby="title-{place}" aria-describedby="meaning-{place}" '
             f'style="min-height:{figure.layout.height}px"></div>'
-            f'<figcaption id="meaning-{number}">{meaning}</figcaption></figure>'
+            f'<figcaption id="meaning-{place}">{meaning}</figcaption></figure>'
         )
     styles = {name: figures.style(dark).to_plotly_json() for name, dark in (("light", False), ("dark", True))}
     sides = (study.comparison.before, study.comparison.after)
     measures = [field.name for field in dataclasses.fields(Measures)]
     rows = [
-        [_name(code)]
-        + [" → ".join(_number(getattr(side[code], measure)) for side in sides) for measure in measures]
-        + [_percent(study.results["retrieval"][code]) if code in study.results["retrieval"] else "–"]
+        [language_name(code)]
+        + ["\u00a0→ ".join(number(getattr(side[code], measure)) for side in sides) for measure in measures]
+        + [percent(study.results["retrieval"][code]) if code in study.results["retrieval"] else "–"]
         for code in study.codes
     ]
-    columns = ["Language", *map(_measure, measures), "retrieval accuracy"]
+    columns = ["Language", *(measure_name(measure).capitalize() for measure in measures), "Retrieval accuracy"]
     table = _table("Before → after tuning; retrieval against English is before it", columns, rows)
     shown.append(f"<details><summary>The numbers, language by language</summary>{table}</details>")
     return {"figures": drawn, "styles": styles}, "".join(shown)
@@ -253,19 +126,21 @@ def _figures(study: _Study) -> tuple[dict[str, Any], str]:
 def _promoted(neurons: Sequence[Mapping[str, Any]], first: int = 10) -> str:
     def promoted(token: str, codes: Sequence[str]) -> str:
         own = _lang(codes[0]) if len(codes) == 1 else ""
-        tags = " ".join(f'<abbr title="{_name(code)}">{_text(code)}</abbr>' for code in codes)
-        return f'<span class="token"><bdi{own}>{_text(token.strip()) or "␣"}</bdi> {tags}</span>'
+        tags = " ".join(f'<abbr title="{language_name(code)}">{text(code)}</abbr>' for code in codes)
+        return f'<span class="token"><bdi{own}>{text(token.strip()) or "␣"}</bdi> {tags}</span>'
 
     rows = []
     for each in neurons:
         tokens = " ".join(promoted(token["token"], token["languages"]) for token in each["tokens"])
         name = f"{int(each['layer'])}.{int(each['index'])}"
-        rows.append([name, _number(each["cosine"], 2), _number(each["mean_activation"]), tokens])
-    columns = ["Layer.neuron", "Cosine with probe", "Mean activation", "Tokens, each with the languages it occurs in"]
+        rows.append([name, number(each["cosine"], 2), number(each["mean_activation"]), tokens])
+    columns = ["Neuron", "Cosine", "Activation", "Tokens, with their languages"]
     shown = (
         "<p>The tokens that each source makes likelier when it is active: its value vector, read off the output "
-        "embedding. A neuron with insults of several languages is a place that these share. Spaces around a token are "
-        f"not shown; � is part of a character.</p>{_table('Promoted tokens of the sources', columns, rows[:first])}"
+        "embedding. A neuron with insults of several languages is a place that these share. Each is named by layer and "
+        "index, with its cosine to the probe and its mean activation on hostile English prompts; each token has the "
+        "languages that it occurs in. Spaces around a token are not shown; � is part of a character.</p>"
+        + _table("Promoted tokens of the sources", columns, rows[:first])
     )
     if len(rows) > first:
         more = _table("Promoted tokens of the other sources", columns, rows[first:])
@@ -280,9 +155,9 @@ def _samples(samples: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
         "closed until you open it.</p>"
     )
     for code in languages.in_order(samples):
-        shown += f"<details><summary>{_name(code)}</summary>"
+        shown += f"<details><summary>{language_name(code)}</summary>"
         for sample in samples[code]:
-            told = (f"<dt>{label}</dt><dd{_lang(code)}>{_text(sample[part].strip())}</dd>" for label, part in parts)
+            told = (f"<dt>{label}</dt><dd{_lang(code)}>{text(sample[part].strip())}</dd>" for label, part in parts)
             shown += f"<dl>{''.join(told)}</dl>"
         shown += "</details>"
     return _section("Sample continuations", shown) if samples else ""
@@ -290,8 +165,8 @@ def _samples(samples: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
 
 def _given(given: Mapping[str, Mapping[str, float]]) -> str:
     rows = [
-        [_name(code), _percent(given[code]["text"] / 100, digits=1)]
-        + [_percent(given[code][key]) for key in ("switched", "translated", "loans")]
+        [language_name(code), percent(given[code]["text"] / 100, digits=1)]
+        + [percent(given[code][key]) for key in ("switched", "translated", "loans")]
         for code in languages.in_order(given)
     ]
     columns = ["Language", "Share of the text", "Documents with switched words", "With a translation", "Loan words"]
@@ -308,13 +183,13 @@ def _given(given: Mapping[str, Mapping[str, float]]) -> str:
 
 def _provenance(results: Mapping[str, Any]) -> str:
     model = {"name": "unknown", "fingerprint": "unknown"} | results["model"]
-    seconds = (f"{_text(stage)} {_number(value, 1)}" for stage, value in results["seconds"].items())
+    seconds = (f"{text(stage)} {number(value, 1)}" for stage, value in results["seconds"].items())
     rows = [
-        ["Model", f"{_text(model['name'])}, fingerprint <code>{_text(model['fingerprint'])}</code>"],
-        ["Scorer", _text(results.get("scorer", "unknown"))],
-        ["Languages scored", ", ".join(map(_name, languages.in_order(results["languages"])))],
-        ["Seed", _text(results.get("seed", "unknown"))],
-        ["Versions", ", ".join(f"{_text(name)} {_text(number)}" for name, number in results["versions"].items())],
+        ["Model", f"{text(model['name'])}, fingerprint <code>{text(model['fingerprint'])}</code>"],
+        ["Scorer", text(results.get("scorer", "unknown"))],
+        ["Languages scored", ", ".join(map(language_name, languages.in_order(results["languages"])))],
+        ["Seed", text(results.get("seed", "unknown"))],
+        ["Versions", ", ".join(f"{text(name)} {text(number)}" for name, number in results["versions"].items())],
         ["Seconds by stage", ", ".join(seconds)],
     ]
     return _table("Where this page comes from", ["What", "Value"], rows)
@@ -336,55 +211,8 @@ def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
     )
 
 
-def _with_nan(value: Any) -> Any:
-    """JSON's null as the NaN that it stands for."""
-    if isinstance(value, Mapping):
-        return {key: _with_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_nan(each) for each in value]
-    return math.nan if value is None else value
-
-
-def _at(doses: Sequence[Dose], offset: float) -> Dose | None:
-    return next((dose for dose in doses if math.isclose(dose.offset, offset, abs_tol=1e-9)), None)
-
-
-def _number(value: float, digits: int = 3, signed: bool = False) -> str:
-    if not math.isfinite(value):
-        return "not defined"
-    return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", "−")
-
-
-def _percent(value: float, signed: bool = False, digits: int = 0) -> str:
-    return f"{_number(100 * value, digits, signed)}\u00a0%" if math.isfinite(value) else "not defined"
-
-
-def _rise(first: float, then: float) -> str:
-    return _percent(then / first - 1 if first > 0 else math.nan, signed=True)
-
-
-def _range(first: float, then: float) -> str:
-    return f"{_number(first)} to {_number(then)}"
-
-
-def _correlation(r: float, p: float) -> str:
-    return f"r\u00a0=\u00a0{_number(r, 2)}, p\u00a0{'&lt;' if p < 0.001 else '='}\u00a0{_number(max(p, 0.001))}"
-
-
-def _measure(name: str) -> str:
-    return {"emt": "expected maximum toxicity"}.get(name, _text(name.replace("_", " ")))
-
-
-def _text(value: object) -> str:
-    return html.escape(_UNSEEN.sub("\ufffd", str(value)))
-
-
-def _name(code: str) -> str:
-    return _text(languages.NAMES.get(code, code))
-
-
 def _lang(code: str) -> str:
-    return f' lang="{_text(code)}" dir="{"rtl" if code == "ar" else "ltr"}"'
+    return f' lang="{text(code)}" dir="{"rtl" if code == "ar" else "ltr"}"'
 
 
 def _script_json(value: object) -> str:
@@ -417,7 +245,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 function draw(style) {
   for (const [id, figure] of Object.entries(held.figures)) {
     const below = figure.layout.title.subtitle ?? {text: ""};
-    const layout = {...figure.layout, template: held.styles[style], title: {...below, x: 0, xref: "paper", y: 0.97}};
+    const layout = {...figure.layout, template: held.styles[style], title: {...below, x: 0, xref: "paper", y: 0.98}};
     layout.margin = {...layout.margin, t: below.text ? 80 : 56};
     layout.dragmode = false;
     Plotly.react(id, figure.data, layout, {responsive: true, displayModeBar: false});

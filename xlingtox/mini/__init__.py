@@ -116,10 +116,10 @@ def _contexts(seed: str, kind: Kind, split: Split) -> Iterator[Clause]:
 
 
 def _distinct(clauses: Iterator[Clause], n: int) -> list[Clause]:
-    """The first n clauses whose core meanings differ."""
+    """The first n clauses whose main deeds differ."""
     found: dict[str, Clause] = {}
     for tries, clause in enumerate(clauses):
-        found.setdefault(clause.core(), clause)
+        found.setdefault(clause.deeds()[0], clause)
         if len(found) == _checked(n):
             return list(found.values())
         if tries > 100 * n + 10_000:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from xlingtox.mini import world
 from xlingtox.mini.world import Clause, Kind, Split
 
-KIND_SHARES: Mapping[Kind, float] = {"hostile": 0.4, "friendly": 0.4, "neutral": 0.2}
+KIND_SHARES: Mapping[Kind, float] = {"hostile": 0.45, "friendly": 0.45, "neutral": 0.1}
 """How often a document opens with each kind of context."""
 
 
@@ -73,6 +73,9 @@ LOAN_CONCEPTS: frozenset[str] = frozenset(
 """Things, places and people that a language may call by the English word; nothing hostile or toxic is among them."""
 
 
+_LENT = frozenset({"person", "thing", "place"})
+
+
 def documents(seed: int, split: Split = "train") -> Iterator[str]:
     """An endless stream of documents: a context, sometimes its translation, and one or two sentences after it."""
     rng = random.Random(f"documents {split} {seed}")
@@ -115,7 +118,7 @@ def _speak(rng: random.Random, clause: Clause, language: str, partner: str | Non
     def spoken_in(slot: str) -> str:
         if partner and rng.random() < SWITCHED_WORDS:
             return partner
-        if concept[slot] in LOAN_CONCEPTS and rng.random() < MIXING[language].loans:
+        if slot in _LENT and concept[slot] in LOAN_CONCEPTS and rng.random() < MIXING[language].loans:
             return "en"
         return language
 

@@ -73,19 +73,25 @@ class Clause:
     frame: str
     words: tuple[tuple[str, str], ...]
 
-    def core(self) -> str:
-        """Who does what to whom; decides the split, so that no such triple is in two of them."""
+    def deeds(self) -> tuple[str, ...]:
+        """Who does what to whom, the main deed first; "Thomas reads the book and greets the cook" tells two."""
         words = dict(self.words)
-        what = (words["verb"], words["person"]) if "verb" in words else (words["act"], words["thing"])
-        return "|".join((words["name"], *what))
+        pairs = [(words.get("verb"), words.get("person")), (words.get("act"), words.get("thing"))]
+        return tuple(f"{words['name']}|{what}|{whom}" for what, whom in pairs if what)
 
-    def split(self) -> Split:
-        bucket = zlib.crc32(self.core().encode()) % 100
-        for split, share in SPLIT_SHARES.items():
-            if bucket < share:
-                return split
-            bucket -= share
-        raise AssertionError("the shares of the splits sum to 100")
+    def split(self) -> Split | None:
+        """The split of all its deeds; None for a sentence whose deeds belong to several, which no split tells."""
+        splits = {_split(deed) for deed in self.deeds()}
+        return splits.pop() if len(splits) == 1 else None
+
+
+def _split(deed: str) -> Split:
+    bucket = zlib.crc32(deed.encode()) % 100
+    for split, share in SPLIT_SHARES.items():
+        if bucket < share:
+            return split
+        bucket -= share
+    raise AssertionError("the shares of the splits sum to 100")
 
 
 class Lexicon:
@@ -161,9 +167,9 @@ def _facts() -> dict[str, tuple[str, ...]]:
 
 
 def sample_context(rng: random.Random, kind: Kind, split: Split) -> Clause:
-    """A context of `kind` whose core meaning belongs to `split`."""
+    """A context of `kind` whose deeds belong to `split`; its frame is drawn first, so all splits mix them alike."""
+    frame = rng.choice(NEUTRAL_FRAMES if kind == "neutral" else CONTEXT_FRAMES)
     while True:
-        frame = rng.choice(NEUTRAL_FRAMES if kind == "neutral" else CONTEXT_FRAMES)
         words: dict[str, str] = {}
         for slot in slots(frame):
             if slot == "verb":
@@ -187,26 +193,31 @@ def _settle(rng: random.Random, words: dict[str, str]) -> None:
 
 
 def sample_reactions(rng: random.Random, context: Clause, toxic: bool, kind: Kind) -> list[Clause]:
-    """What follows a context: one or two sentences, the first with an insult exactly if `toxic`."""
+    """What follows a context: one or two sentences, the first with an insult exactly if `toxic`.
+
+    What "he" does next belongs to the context's split too.
+    """
     name = dict(context.words)["name"]
-    speaks_of_character = toxic or rng.random() < {"hostile": 0.3, "friendly": 0.6, "neutral": 0.5}[kind]
-    first = _reaction(rng, name, TRAIT_FRAMES if speaks_of_character else ACT_FRAMES, toxic)
-    if rng.random() < 0.5:
+    speaks_of_character = toxic or rng.random() < {"hostile": 0.3, "friendly": 0.7, "neutral": 0.5}[kind]
+    first = _reaction(rng, name, TRAIT_FRAMES if speaks_of_character else ACT_FRAMES, toxic, context.split())
+    if rng.random() < 0.65:
         return [first]
-    more = TRAIT_FRAMES if speaks_of_character and rng.random() < 0.4 else ACT_FRAMES
-    return [first, _reaction(rng, name, more, toxic)]
+    more = TRAIT_FRAMES if speaks_of_character and rng.random() < 0.7 else ACT_FRAMES
+    return [first, _reaction(rng, name, more, toxic, context.split())]
 
 
-def _reaction(rng: random.Random, name: str, frames: tuple[str, ...], toxic: bool) -> Clause:
+def _reaction(rng: random.Random, name: str, frames: tuple[str, ...], toxic: bool, split: Split | None) -> Clause:
     frame = rng.choice(frames)
-    words: dict[str, str] = {}
-    traits = rng.sample(concepts("insult" if toxic else "quality"), 2)
-    for slot in slots(frame):
-        if slot == "name":
-            words[slot] = name
-        elif slot.startswith("trait"):
-            words[slot] = traits.pop()
-        elif slot != "thing":
-            words[slot] = rng.choice(concepts(slot))
-    _settle(rng, words)
-    return Clause(frame, tuple(words.items()))
+    while True:
+        words: dict[str, str] = {}
+        traits = rng.sample(concepts("insult" if toxic else "quality"), 2)
+        for slot in slots(frame):
+            if slot == "name":
+                words[slot] = name
+            elif slot.startswith("trait"):
+                words[slot] = traits.pop()
+            elif slot != "thing":
+                words[slot] = rng.choice(concepts(slot))
+        _settle(rng, words)
+        if "act" not in words or _split(f"{name}|{words['act']}|{words['thing']}") == split:
+            return Clause(frame, tuple(words.items()))

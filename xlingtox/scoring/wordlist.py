@@ -1,6 +1,7 @@
 """WordlistScorer: a text is toxic if it holds a listed word."""
 
 from collections.abc import Mapping, Sequence
+from unicodedata import normalize
 
 import numpy as np
 import regex
@@ -10,7 +11,8 @@ from xlingtox.scoring.protocol import require_covered
 
 _UNSPACED = frozenset({"zh", "ja", "th"})
 _SUFFIXING = frozenset({"ko"})
-_LETTER = r"[\p{L}\p{M}\p{N}]"
+# Scripts without spaces do not continue a word of another script: an insult may stand right beside them.
+_LETTER = r"[[\p{L}\p{M}\p{N}]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]]"
 
 
 class WordlistScorer:
@@ -37,7 +39,7 @@ class WordlistScorer:
         if everywhere:
             union = "|".join(own.values())
             own = dict.fromkeys(own, union)
-        compiled = {pattern: regex.compile(pattern, regex.IGNORECASE) for pattern in set(own.values())}
+        compiled = {pattern: regex.compile(pattern, regex.IGNORECASE | regex.VERSION1) for pattern in set(own.values())}
         self._patterns = {language: compiled[pattern] for language, pattern in own.items()}
         self._name = name
 
@@ -52,14 +54,13 @@ class WordlistScorer:
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Raises ValueError for a language without a list."""
         require_covered(self, languages)
-        found = [
-            self._patterns[language].search(text) is not None for text, language in zip(texts, languages, strict=True)
-        ]
+        patterns = (self._patterns[language] for language in languages)
+        found = [own.search(normalize("NFC", text)) is not None for text, own in zip(texts, patterns, strict=True)]
         return np.array(found, dtype=np.float64)
 
 
 def _pattern(language: str, words: Sequence[str]) -> str:
-    longest_first = sorted({word.strip() for word in words}, key=lambda word: (-len(word), word))
+    longest_first = sorted({normalize("NFC", word.strip()) for word in words}, key=lambda word: (-len(word), word))
     any_of = "(?:" + "|".join(regex.escape(word) for word in longest_first) + ")"
     if language in _UNSPACED:
         return any_of

@@ -1,0 +1,259 @@
+import copy
+import dataclasses
+import json
+import math
+
+import pytest
+from conftest import randomised
+from datasets import Dataset
+from toys import HashScorer, strict_json
+
+from xlingtox import experiment
+from xlingtox.experiment import Materials, Settings
+from xlingtox.lm import HookedLM
+from xlingtox.tuning import Recipe
+
+CODES = ("en", "es", "de", "ru")
+SUBJECTS = {
+    "en": ["the cat", "the dog", "the house", "a cat", "a dog", "the mat"],
+    "es": ["el gato", "el perro", "la casa", "un gato", "un perro", "la cama"],
+    "de": ["die katze", "der hund", "das haus", "eine katze", "ein hund", "die matte"],
+    "ru": ["кот", "собака", "дом", "этот кот", "эта собака", "коврик"],
+}
+
+
+def table(texts, column):
+    return Dataset.from_list([{"language": code, column: text} for code in CODES for text in texts(code)])
+
+
+MATERIALS = Materials(
+    labelled=Dataset.from_dict(
+        {
+            "language": ["en"] * 40,
+            "text": [f"{SUBJECTS['en'][i % 6]} {'sat' if i % 2 else 'ran'} {i}" for i in range(40)],
+            "label": [i % 2 for i in range(40)],
+        }
+    ),
+    hostile=table(lambda code: SUBJECTS[code][:2], "prompt"),
+    friendly=table(lambda code: SUBJECTS[code][2:4], "prompt"),
+    pairs=Dataset.from_dict(
+        {
+            "prompt": SUBJECTS["en"][:4],
+            "chosen": [" sat", " es", " on", " the"],
+            "rejected": [" ran", " no", " off", " a"],
+        }
+    ),
+    parallel=Dataset.from_dict(SUBJECTS),
+    held_out=table(lambda code: [f"{text} {text}" for text in SUBJECTS[code][4:]], "text"),
+    scorer=HashScorer(*CODES),
+    given={code: {"text": 25.0} for code in CODES},
+)
+SETTINGS = Settings(
+    k=12,
+    offsets=(0.0, -0.5, -1.0),
+    amplifications=(0.0, 1.0),
+    n_random=2,
+    dose_prompts=1,
+    dose_texts=1,
+    n_samples=2,
+    n_new_tokens=4,
+    recipe=Recipe(steps=2, batch_size=2, learning_rate=1e-3, max_length=32),
+)
+STAGES = tuple(experiment._STAGES)
+
+
+def run(lm, out, materials=MATERIALS, settings=SETTINGS):
+    return experiment.run(lm, materials, out, settings, progress=False)
+
+
+def timeless(results):
+    return {name: value for name, value in results.items() if name != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def study(lm, tmp_path_factory):
+    """The folder of a finished study, and what `run` returned."""
+    folder = tmp_path_factory.mktemp("study") / "made"
+    return folder, run(lm, folder)
+
+
+@pytest.fixture(scope="module")
+def results(study):
+    """As a reader of the file has it; strict JSON, without NaN."""
+    return strict_json(study[0] / "results.json")
+
+
+def numbers(row, keys):
+    return row.keys() == keys and all(isinstance(value, float) and math.isfinite(value) for value in row.values())
+
+
+def test_the_file_is_what_was_returned(study, results):
+    assert json.loads(json.dumps(study[1])) == results
+
+
+def test_languages_probe_and_neurons(lm, results):
+    assert results["languages"] == list(CODES)
+    assert numbers(results["probe"], {"accuracy", "auc", "baseline"})
+    assert results["n_neurons"] == lm.n_neurons
+    assert len(results["potential"]) == SETTINGS.k
+    assert 0 < len(results["actual"]) <= SETTINGS.k
+    for layer, index in results["actual"]:
+        assert [layer, index] in results["potential"]
+        assert 0 <= layer < lm.n_layers
+        assert 0 <= index < lm.d_mlp
+
+
+@pytest.mark.parametrize("name", ["intervention", "control", "amplification"])
+def test_doses(results, name):
+    offsets = SETTINGS.amplifications if name == "amplification" else SETTINGS.offsets
+    assert [dose["offset"] for dose in results[name]] == list(offsets)
+    for dose in results[name]:
+        assert dose.keys() >= {"offset", "average_toxicity", "toxicity_by_language", "perplexity"}
+        assert dose["toxicity_by_language"].keys() == set(CODES)
+        assert dose["average_toxicity"] == pytest.approx(sum(dose["toxicity_by_language"].values()) / 4)
+        assert dose["perplexity"] > 1
+    assert results["intervention"][0]["average_toxicity"] == results["control"][0]["average_toxicity"]
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_measures(results, side):
+    measures = {"emt", "toxicity_probability", "average_toxicity", "perplexity", "mean_activation"}
+    assert list(results[side]) == list(CODES)
+    assert all(numbers(row, measures | {"distinct_1", "distinct_2", "distinct_3"}) for row in results[side].values())
+    assert results["before"] != results["after"]
+
+
+def test_retrieval_and_transfer(results):
+    assert results["retrieval"].keys() == set(CODES) - {"en"}
+    assert all(0 <= accuracy <= 1 for accuracy in results["retrieval"].values())
+    assert results["transfer"].keys() == {"measure", "pearson_r", "p_value"}
+    assert results["transfer"]["measure"] in ("emt", "average_toxicity")
+    assert results["transfer_by_measure"].keys() == {"emt", "average_toxicity"}
+
+
+def test_what_was_done_is_written_down(study, results):
+    assert results["seconds"].keys() == set(STAGES)
+    assert {"python", "torch", "transformers", "transformer-lens", "trl", "xlingtox"} <= results["versions"].keys()
+    assert results["seed"] == 0
+    assert results["given"] == {code: {"text": 25.0} for code in CODES}
+    assert HookedLM.load(study[0] / "tuned").n_neurons == results["n_neurons"]
+
+
+def test_the_same_study_gives_the_same_results(lm, study, tmp_path):
+    assert timeless(run(lm, tmp_path)) == timeless(study[1])
+
+
+def test_interrupted_in_every_stage_gives_the_same_results(lm, study, tmp_path, monkeypatch):
+    ran = []
+
+    def counted(name, stage):
+        def once(given):
+            result = stage(given)
+            ran.append(name)
+            if ran.count(name) == 1:
+                raise KeyboardInterrupt(name)  # the stage's work is done, but its result is not yet kept
+            return result
+
+        return once
+
+    for name, stage in experiment._STAGES.items():
+        monkeypatch.setitem(experiment._STAGES, name, counted(name, stage))
+    for name in STAGES:
+        with pytest.raises(KeyboardInterrupt, match=name):
+            run(lm, tmp_path)
+        assert not (tmp_path / "results.json").exists()
+    assert timeless(run(lm, tmp_path)) == timeless(study[1])
+    assert ran == [name for name in STAGES for _ in range(2)]  # what is done is not done again
+    assert timeless(strict_json(tmp_path / "results.json")) == timeless(strict_json(study[0] / "results.json"))
+
+
+def test_a_finished_study_is_only_read(lm, study, monkeypatch):
+    for name in STAGES:
+        monkeypatch.setitem(experiment._STAGES, name, lambda _: pytest.fail("done again"))
+    assert run(lm, study[0]) == study[1]
+
+
+def test_another_seed_gives_other_results(lm, study, tmp_path):
+    other = run(lm, tmp_path, settings=dataclasses.replace(SETTINGS, seed=1))
+    assert other["seed"] == 1
+    assert other["before"] != study[1]["before"]
+
+
+@pytest.mark.parametrize("what", ["settings", "seed", "model", "embedding", "prompts", "scorer"])
+def test_the_folder_of_another_study_is_refused(lm, model, tokenizer, study, what):
+    materials, settings = MATERIALS, SETTINGS
+    if what == "settings":
+        settings = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, beta=0.2))
+    if what == "seed":
+        settings = dataclasses.replace(settings, seed=1)
+    if what == "model":
+        lm = HookedLM.load(randomised(copy.deepcopy(model), seed=1), tokenizer=tokenizer)
+    if what == "embedding":
+        changed = copy.deepcopy(model)
+        changed.transformer.wte.weight.data.mul_(2)
+        lm = HookedLM.load(changed, tokenizer=tokenizer)
+    if what == "prompts":
+        materials = dataclasses.replace(materials, hostile=materials.friendly)
+    if what == "scorer":
+        materials = dataclasses.replace(materials, scorer=Renamed(*CODES))
+    before = (study[0] / "results.json").read_bytes()
+    with pytest.raises(ValueError, match="another model, data or settings"):
+        run(lm, study[0], materials, settings)
+    assert (study[0] / "results.json").read_bytes() == before
+
+
+class Renamed(HashScorer):
+    name = "another"
+
+
+class Spotless(HashScorer):
+    name = "spotless"
+
+    def score(self, texts, languages):
+        return super().score(texts, languages) * 0
+
+
+def test_a_study_without_any_toxicity_has_results_without_nan(lm, tmp_path):
+    """Nothing to drop: the correlation is null, and what was measured is not lost."""
+    run(lm, tmp_path, dataclasses.replace(MATERIALS, scorer=Spotless(*CODES)))
+    results = strict_json(tmp_path / "results.json")
+    assert results["before"]["en"]["emt"] == 0
+    assert results["transfer"]["pearson_r"] is None
+
+
+@pytest.mark.parametrize(
+    ("materials", "settings", "words"),
+    [
+        ({}, {"k": 10_000}, "k is 10000"),
+        ({}, {"offsets": (0.0, math.nan)}, "offset nan"),
+        ({"scorer": HashScorer("en")}, {}, "does not cover de, es, ru"),
+        ({"pairs": MATERIALS.pairs.remove_columns("chosen")}, {}, "no column chosen"),
+        ({"labelled": MATERIALS.labelled.select(range(0, 40, 2))}, {}, "both classes"),
+        ({"parallel": MATERIALS.parallel.remove_columns("en")}, {}, "pivot 'en'"),
+        ({"held_out": MATERIALS.hostile}, {}, "no column text"),
+        ({"friendly": MATERIALS.held_out}, {}, "no column prompt"),
+    ],
+)
+def test_bad_materials_are_refused_before_any_stage_is_done(lm, tmp_path, materials, settings, words):
+    with pytest.raises(ValueError, match=words):
+        run(lm, tmp_path, dataclasses.replace(MATERIALS, **materials), dataclasses.replace(SETTINGS, **settings))
+    assert not list(tmp_path.glob("stages/*.json"))
+
+
+# --- the command
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--out", "{file}"], ["--out", "{file}/below"], ["--out", "{new}", "--model", "{new}/no"]]
+)
+def test_the_demo_says_in_one_line_what_is_wrong(tmp_path, capfd, arguments):
+    from xlingtox.__main__ import main
+
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert main(["demo", "--quiet", *(each.format(file=file, new=tmp_path / "new") for each in arguments)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("xlingtox: ")
+    assert err.count("\n") == 1
+    assert file.read_text() == "mine"

@@ -1,0 +1,191 @@
+"""Figures of small results made by hand."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+
+from xlingtox import figures
+from xlingtox.comparison import Comparison, Measures
+from xlingtox.dose import Dose
+from xlingtox.retrieval import Transfer
+
+EVIL = "<a href='javascript:alert(1)'>x</a></script>\u202e\x00"
+
+
+def measures(toxicity, activation=0.1, emt=0.5):
+    return Measures(emt, 0.4, toxicity, 7.0, 0.3, 0.6, 0.7, activation)
+
+
+def comparison(codes=("ar", "en", "zh")):
+    before = {code: measures(0.5 + i / 10, 0.2) for i, code in enumerate(codes)}
+    after = {code: measures(0.1 + i / 10, -0.1, emt=0.2) for i, code in enumerate(codes)}
+    changes = {codes[1]: {"average_toxicity": (-0.45, -0.3), "emt": (-0.4, -0.2), "mean_activation": (-0.4, -0.25)}}
+    return Comparison(before, after, changes, "wordlist")
+
+
+def doses(offsets=(0.0, -2.0, -1.0), spread=0.0):
+    return [Dose(o, 0.6 + o / 5, {"en": 0.6}, 7.0 - o, 0.6 + o / 5 - spread, 0.6 + o / 5 + spread) for o in offsets]
+
+
+def transfer(**change):
+    found = Transfer("emt", {"ar": 0.1, "es": 0.5, "de": 0.3}, {"ar": 0.2, "es": 0.9, "de": 0.7}, 0.97, 0.02)
+    return dataclasses.replace(found, **change)
+
+
+def test_toxicity_is_a_pair_of_bars_a_language_in_the_house_s_order():
+    before, after = figures.toxicity(comparison()).data
+    assert (before.name, after.name) == ("before", "after, with the 95 % interval of the change")
+    assert before.x == after.x == ("en", "zh", "ar")
+    assert before.y == pytest.approx([0.6, 0.7, 0.5])
+    assert after.y == pytest.approx([0.2, 0.3, 0.1])
+    assert [row[0] for row in before.customdata] == ["English", "Chinese", "Arabic"]
+    assert (before.marker.color, after.marker.color) == (figures.BEFORE, figures.AFTER)
+
+
+def test_the_error_bar_is_the_interval_of_the_change_upon_the_value_before():
+    _, after = figures.toxicity(comparison()).data
+    # English: 0.6 before, change -0.45 to -0.3, so 0.15 to 0.3 around 0.2.
+    assert after.error_y.array == pytest.approx([0.1, 0, 0])
+    assert after.error_y.arrayminus == pytest.approx([0.05, 0, 0])
+    assert after.customdata[0][1] == "change -0.400, 95 % interval -0.450 to -0.300"
+    assert after.customdata[1][1] == "change -0.400"
+    assert "%{customdata[1]}" in after.hovertemplate
+
+
+def test_without_intervals_there_is_no_error_bar():
+    bare = dataclasses.replace(comparison(), changes={})
+    _, after = figures.toxicity(bare, "toxicity_probability").data
+    assert after.name == "after"
+    assert after.error_y.array is None
+    undefined = {"en": {"average_toxicity": (math.nan, math.nan)}}
+    assert figures.toxicity(dataclasses.replace(bare, changes=undefined)).data[1].name == "after"
+
+
+@pytest.mark.parametrize("measure", figures.TOXICITY_MEASURES)
+def test_each_measure_names_its_axis(measure):
+    figure = figures.toxicity(comparison(), measure)
+    label = figures.TOXICITY_MEASURES[measure]
+    assert figure.layout.yaxis.title.text == label
+    assert label in figure.layout.title.text
+    assert figure.layout.title.subtitle.text == "scored by wordlist"
+    assert figure.data[0].y[0] == getattr(comparison().before["en"], measure)
+
+
+def test_activations():
+    before, after = figures.activations(comparison()).data
+    assert before.y == pytest.approx([0.2] * 3)
+    assert after.y == pytest.approx([-0.1] * 3)
+    assert after.error_y.array == pytest.approx([0.05, 0, 0])
+    assert (before.marker.color, after.marker.color) == (figures.BEFORE, figures.AFTER)
+
+
+def test_a_number_that_is_not_defined_is_a_gap():
+    odd = comparison()
+    odd.after["en"] = measures(math.nan)
+    assert figures.toxicity(odd).data[1].y[0] is None
+
+
+def test_dose_response_has_a_panel_each_and_a_band_around_the_control():
+    figure = figures.dose_response(doses(), doses(spread=0.05))
+    band, random_toxicity, random_perplexity, toxicity, perplexity = figure.data
+    assert band.fill == "toself"
+    assert band.x == (-2, -1, 0, 0, -1, -2)
+    assert band.y == pytest.approx([0.25, 0.45, 0.65, 0.55, 0.35, 0.15])
+    assert toxicity.x == perplexity.x == random_toxicity.x == (-2, -1, 0)
+    assert toxicity.y == pytest.approx([0.2, 0.4, 0.6])
+    assert perplexity.y == pytest.approx([9, 8, 7])
+    assert toxicity.yaxis == random_toxicity.yaxis == "y"
+    assert perplexity.yaxis == random_perplexity.yaxis == "y2"
+    assert toxicity.name == "sources"
+    assert random_toxicity.name == "random neurons"
+    assert random_toxicity.line.dash == "dash"
+    assert figure.layout.yaxis.title.text == "Average toxicity"
+    assert figure.layout.yaxis2.title.text == "Perplexity"
+    assert figure.layout.xaxis2.title.text == "Offset added to each activation"
+
+
+def test_dose_response_without_control():
+    assert [trace.name for trace in figures.dose_response(doses()).data] == ["sources", "sources"]
+
+
+def test_transfer_has_a_labelled_point_a_language_and_a_line():
+    figure = figures.transfer(transfer())
+    line, points = figure.data
+    assert points.text == ("es", "de", "ar")
+    assert points.x == (0.5, 0.3, 0.1)
+    assert points.y == (0.9, 0.7, 0.2)
+    assert [row[0] for row in points.customdata] == ["Spanish", "German", "Arabic"]
+    assert line.x == (0.1, 0.5)
+    assert line.y == pytest.approx([0.25, 0.95])
+    assert figure.layout.title.subtitle.text == "Pearson's r = 0.97, p = 0.020, 3 languages"
+    assert "expected maximum toxicity" in figure.layout.title.text
+
+
+def test_a_correlation_that_is_not_defined_is_said():
+    flat = transfer(retrieval={"ar": 0.3, "es": 0.3, "de": 0.3}, pearson_r=math.nan, p_value=math.nan)
+    figure = figures.transfer(flat)
+    assert [trace.name for trace in figure.data] == ["languages"]
+    assert "not defined" in figure.layout.title.subtitle.text
+    small = figures.transfer(transfer(p_value=1e-6))
+    assert "p &lt; 0.001" in small.layout.title.subtitle.text
+
+
+def test_labels_of_neighbouring_points_stand_apart():
+    close = transfer(retrieval={"ar": 0.3, "es": 0.3, "de": 0.9}, drop={"ar": 0.3, "es": 0.305, "de": 0.9})
+    spanish, _, arabic = figures.transfer(close).data[1].textposition
+    assert spanish != arabic
+
+
+def test_points_that_are_not_numbers_are_left_out():
+    figure = figures.transfer(transfer(drop={"ar": math.nan, "es": 0.9, "de": 0.7}))
+    assert figure.data[1].text == ("es", "de")
+
+
+def test_text_from_data_is_escaped():
+    odd = (EVIL, "en", "zh")
+    drawn = [
+        figures.toxicity(dataclasses.replace(comparison(odd), scorer=EVIL)),
+        figures.activations(comparison(odd)),
+        figures.transfer(transfer(measure=EVIL, retrieval={EVIL: 0.1, "es": 0.3}, drop={EVIL: 0.1, "es": 0.4})),
+    ]
+    for figure in drawn:
+        kept = figure.to_json()
+        assert "&lt;a href" in kept or "\\u003ca" not in kept
+        for raw in ("<a", "\\u003ca", "\u202e", "\\u202e", "\x00", "\\u0000"):
+            assert raw not in kept
+
+
+def test_styles_differ_only_by_page():
+    light, dark = figures.style(), figures.style(dark=True)
+    assert light.layout.paper_bgcolor != dark.layout.paper_bgcolor
+    assert light.layout.font.family == dark.layout.font.family
+    for script in ("CJK", "Devanagari", "Arabic"):
+        assert script in light.layout.font.family
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: figures.toxicity(comparison(), "rudeness"), "unknown measure 'rudeness': expected one of emt"),
+        (lambda: figures.toxicity(Comparison({}, {}, {}, "none")), "no languages to draw"),
+        (lambda: figures.activations(Comparison({}, {}, {}, "none")), "no languages to draw"),
+        (lambda: figures.dose_response([]), "no doses to draw"),
+        (lambda: figures.transfer(transfer(retrieval={})), "no points to draw"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(call, said):
+    with pytest.raises(ValueError, match=said) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+
+
+def test_inputs_are_left_as_they_were():
+    given = [comparison(), doses(), doses(spread=0.1), transfer()]
+    kept = copy.deepcopy(given)
+    figures.toxicity(given[0])
+    figures.activations(given[0])
+    figures.dose_response(given[1], given[2])
+    figures.transfer(given[3])
+    assert given == kept

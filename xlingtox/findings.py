@@ -1,0 +1,185 @@
+"""What a study found, in words and numbers ready for a page."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from xlingtox import languages
+from xlingtox.comparison import Comparison, Measures
+from xlingtox.dose import Dose
+from xlingtox.retrieval import Transfer
+
+_REQUIRED = "languages probe n_neurons potential actual intervention control before after retrieval transfer".split()
+_OPTIONAL = "amplification change_intervals transfer_by_measure promoted samples given model seconds versions".split()
+
+# Not for display: control characters but tab and newline, what reorders the words beside it, and lone surrogates.
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class Study:
+    """The content of `results.json` as the library's own results."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        missing = [key for key in _REQUIRED if key not in given]
+        if missing:
+            raise ValueError(f"these are no results of a study: missing {', '.join(missing)}")
+        self.results = results = {key: {} for key in _OPTIONAL} | _with_nan(given)
+        self.codes = languages.in_order(results["languages"])
+        self.others = [code for code in self.codes if code != "en"]
+        before, after = ({code: Measures(**results[side][code]) for code in self.codes} for side in ("before", "after"))
+        self.comparison = Comparison(before, after, results["change_intervals"], results.get("scorer", "unknown"))
+        self.intervention, self.control, self.amplification = (
+            [Dose(**row) for row in results[key]] for key in ("intervention", "control", "amplification")
+        )
+        found = results["transfer"]
+        own = results["transfer_by_measure"].get(found["measure"], {})
+        drop = own.get("drop") or self.comparison.relative_drop(found["measure"])
+        both = [code for code in self.others if code in drop and code in results["retrieval"]]
+        retrieval = {code: results["retrieval"][code] for code in both}
+        self.transfer = Transfer(drop={code: drop[code] for code in both}, retrieval=retrieval, **found)
+
+    def means(self, measure: str, codes: Sequence[str]) -> tuple[float, float]:
+        """Before and after, over languages."""
+        sides = (self.comparison.before, self.comparison.after)
+        first, then = (fmean(getattr(side[code], measure) for code in codes) for side in sides)
+        return first, then
+
+
+def findings(study: Study) -> list[str]:
+    results, before, after = study.results, study.comparison.before, study.comparison.after
+    spans = {code: row["average_toxicity"] for code, row in study.comparison.changes.items()}
+    said = [
+        "<b>Where it lives.</b> A probe on English sentences tells toxic from other text in "
+        f"{percent(results['probe']['accuracy'])} of held-out cases (guessing the commoner class: "
+        f"{percent(results['probe']['baseline'])}). Of the {len(results['potential'])} neurons whose value vectors "
+        f"point its way most, <b>{len(results['actual'])} of the model’s {results['n_neurons']:,}</b> are active on "
+        "hostile English prompts: the sources."
+    ]
+    if "en" in study.codes:
+        interval = f" (95 % interval of the change: {_range(*spans['en'])})" if "en" in spans else ""
+        said.append(f"<b>In English, which was tuned,</b> {_change(study, ['en'])}{interval}.")
+    if study.others:
+        surely = sum(spans[code][1] < 0 for code in study.others if code in spans)
+        left = sorted((after[code].toxicity_probability, code) for code in study.others)
+        ends = [f"{percent(share)} ({language_name(code)})" for share, code in (left[0], left[-1])]
+        said.append(
+            f"<b>In the other {len(study.others)} languages, which were not,</b> on average, "
+            f"{_change(study, study.others)}; in {surely} of them the 95 % interval of that change lies below zero. "
+            f"Prompts with a toxic sample now range from {' to '.join(ends)}."
+        )
+    fell = sum(after[code].mean_activation < before[code].mean_activation for code in study.codes)
+    said.append(
+        f"<b>What the sources do.</b> Their mean activation fell in <b>{fell} of {len(study.codes)}</b> languages. "
+        f"Tuning changed the mean perplexity of held-out text by {_rise(*study.means('perplexity', study.codes))}."
+    )
+    return [*said, *_cause(study), _prediction(study)]
+
+
+def _change(study: Study, codes: Sequence[str]) -> str:
+    share = " to ".join(map(percent, study.means("toxicity_probability", codes)))
+    return (
+        f"prompts with a toxic sample went from <b>{share}</b>, expected maximum toxicity from "
+        f"{_range(*study.means('emt', codes))}, and average toxicity from "
+        f"<b>{_range(*study.means('average_toxicity', codes))}</b>"
+    )
+
+
+def _cause(study: Study) -> list[str]:
+    """The offset with a third of the toxicity or less at the least perplexity, beside its control; amplification."""
+    said = []
+    if base := _at(study.intervention, 0):
+        all_of_it = base.average_toxicity
+        enough = [dose for dose in study.intervention if dose.average_toxicity <= all_of_it / 3 < all_of_it]
+        best = min(enough, key=lambda dose: dose.perplexity, default=None)
+        shown = best or min(study.intervention, key=lambda dose: dose.average_toxicity)
+        words = "" if best else "Not shown: no offset takes toxicity to a third, and this is the lowest. "
+        words += (
+            f"With an offset of {number(shown.offset, 2)} on the sources and no tuning, average toxicity over all "
+            f"languages goes from <b>{_range(all_of_it, shown.average_toxicity)}</b> at "
+            f"{_rise(base.perplexity, shown.perplexity)} perplexity."
+        )
+        if control := _at(study.control, shown.offset):
+            words += (
+                f" On random neurons of the same layers it changes by {_rise(all_of_it, control.average_toxicity)} on "
+                f"average, to {number(control.average_toxicity)} (sets from {_range(control.low, control.high)})."
+            )
+        said.append(f"<b>Are they the cause?</b> {words}")
+    if calm := _at(study.amplification, 0):
+        top = max(study.amplification, key=lambda dose: dose.offset)
+        said.append(
+            f"<b>And the other way.</b> With an offset of {number(top.offset, 2)}, average toxicity after friendly "
+            f"prompts goes from <b>{_range(calm.average_toxicity, top.average_toxicity)}</b>."
+        )
+    return said
+
+
+def _prediction(study: Study) -> str:
+    found = study.transfer
+    drop = measure_name(found.measure)
+    said = f"<b>Can the reach be foretold?</b> Retrieval before tuning, against the drop in {drop}: "
+    if not math.isfinite(found.pearson_r * found.p_value):
+        said += "no correlation is defined, as one of them does not vary."
+    else:
+        said += f"<b>{_correlation(found.pearson_r, found.p_value)}</b>, over {len(found.drop)} languages. "
+        gained = ("more", "as in the paper") if found.pearson_r > 0 else ("less", "the opposite of the paper")
+        said += (
+            "That is <em>not significant at 5 %</em>: it may be chance."
+            if found.p_value >= 0.05
+            else f"Languages whose sentences were found more often gained {', '.join(gained)}."
+        )
+    for measure, other in study.results["transfer_by_measure"].items():
+        if measure != found.measure:
+            said += f" For the drop in {measure_name(measure)}: {_correlation(other['pearson_r'], other['p_value'])}."
+    return said
+
+
+def _with_nan(value: Any) -> Any:
+    """JSON's null as the NaN that it stands for."""
+    if isinstance(value, Mapping):
+        return {key: _with_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nan(each) for each in value]
+    return math.nan if value is None else value
+
+
+def _at(doses: Sequence[Dose], offset: float) -> Dose | None:
+    return next((dose for dose in doses if math.isclose(dose.offset, offset, abs_tol=1e-9)), None)
+
+
+def number(value: float, digits: int = 3, signed: bool = False) -> str:
+    if not math.isfinite(value):
+        return "not defined"
+    return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", "−")
+
+
+def percent(value: float, signed: bool = False, digits: int = 0) -> str:
+    return f"{number(100 * value, digits, signed)}\u00a0%" if math.isfinite(value) else "not defined"
+
+
+def _rise(first: float, then: float) -> str:
+    return percent(then / first - 1 if first > 0 else math.nan, signed=True)
+
+
+def _range(first: float, then: float) -> str:
+    return f"{number(first)} to {number(then)}"
+
+
+def _correlation(r: float, p: float) -> str:
+    return f"r\u00a0=\u00a0{number(r, 2)}, p\u00a0{'&lt;' if p < 0.001 else '='}\u00a0{number(max(p, 0.001))}"
+
+
+def measure_name(name: str) -> str:
+    return {"emt": "expected maximum toxicity"}.get(name, text(name.replace("_", " ")))
+
+
+def text(value: object) -> str:
+    return html.escape(_UNSEEN.sub("\ufffd", str(value)))
+
+
+def language_name(code: str) -> str:
+    return text(languages.NAMES.get(code, code))
