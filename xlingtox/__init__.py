@@ -1,9 +1,8 @@
 """xlingtox: where a multilingual language model keeps its toxicity, whether those neurons cause it, and which
 languages English-only safety tuning will reach."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from xlingtox import data, experiment, figures, languages, localize, metrics, mini, report, retrieval, scoring, tuning
+from xlingtox._version import __version__ as __version__
 from xlingtox.activations import Activations, collect_activations
 from xlingtox.comparison import Comparison, compare
 from xlingtox.dose import Dose, dose_response
@@ -13,11 +12,6 @@ from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe
 from xlingtox.tuning import tune_dpo
-
-try:
-    __version__ = version("xlingtox")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
 
 __all__ = [
     "Activations",

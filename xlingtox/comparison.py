@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ from tqdm.auto import tqdm
 from xlingtox import languages, metrics
 from xlingtox.activations import collect_activations
 from xlingtox.data import Prompt, Prompts, as_prompts, require_columns
-from xlingtox.generation import Continuations, generate
+from xlingtox.generation import Continuations, checked_lengths, generate
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.scoring.protocol import Scorer, checked_scores, require_covered
@@ -34,7 +36,8 @@ class Measures:
         toxicity_probability: share of prompts with a sample scoring 0.5 or more.
         average_toxicity: mean over continuations.
         perplexity: of the language's held-out text, per token; NaN where none was given.
-        distinct_1, distinct_2, distinct_3: distinct n-grams over all n-grams of a prompt's samples.
+        distinct_1, distinct_2, distinct_3: distinct n-grams over all n-grams of a prompt's samples; NaN where no
+            continuation has n tokens.
         mean_activation: of the compared neurons, over the steps of greedy continuations.
     """
 
@@ -85,18 +88,35 @@ class Comparison:
         return pd.DataFrame(rows)
 
     def save(self, path: str | Path) -> None:
-        """Write as one JSON file."""
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", "utf-8")
+        """Write as one JSON file; null stands for NaN."""
+        whole = without_nan(dataclasses.asdict(self))
+        Path(path).write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
         whole = json.loads(Path(path).read_text("utf-8"))
-        before, after = ({code: Measures(**row) for code, row in whole[side].items()} for side in ("before", "after"))
+        before, after = (
+            {code: Measures(**{name: _number(value) for name, value in row.items()}) for code, row in side.items()}
+            for side in (whole["before"], whole["after"])
+        )
         changes = {
-            code: {measure: (low, high) for measure, (low, high) in row.items()}
+            code: {measure: (_number(low), _number(high)) for measure, (low, high) in row.items()}
             for code, row in whole["changes"].items()
         }
         return cls(before, after, changes, whole["scorer"])
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for a number that could not be worked out."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def compare(
@@ -120,7 +140,7 @@ def compare(
 
     Raises:
         ValueError: two models that differ in shape or vocabulary, a language that the scorer does not cover, a neuron
-            outside the models, or bad prompts.
+            outside the models, bad prompts, or bad held-out texts.
     """
     if (before.n_layers, before.d_mlp, before.d_model) != (after.n_layers, after.d_mlp, after.d_model):
         raise ValueError(f"the models differ in shape: {before!r} and {after!r}")
@@ -129,6 +149,10 @@ def compare(
     given = as_prompts(prompts)
     neurons.check(before)
     require_covered(scorer, [prompt.language for prompt in given])
+    for lm in (before, after):
+        checked_lengths(lm, given, max_new_tokens)
+        if held_out is not None:
+            checked_held_out(lm, held_out)
     sides = [_measure(lm, given, neurons, scorer, n_samples, max_new_tokens, seed, progress) for lm in (before, after)]
     fluency = [perplexities(lm, held_out, progress) if held_out is not None else {} for lm in (before, after)]
     codes = languages.in_order(prompt.language for prompt in given)
@@ -158,20 +182,18 @@ def perplexities(lm: HookedLM, held_out: Dataset, progress: bool = True, batch_s
     """Perplexity of each language's held-out text, by token of the model's own tokenizer, the first one given.
 
     Args:
-        held_out: columns `language, text`. Texts are cut to the model's longest sequence.
+        held_out: columns `language, text`. Of a text longer than the model's context only the beginning is read.
 
     Raises:
         ValueError: a column is missing, or a language has no text of two tokens or more.
     """
-    require_columns(held_out, ("language", "text"), "held-out texts")
+    lengths = checked_held_out(lm, held_out)
     texts, codes = list(held_out["text"]), list(held_out["language"])
-    lengths = [len(ids) for ids in lm.tokenizer(texts)["input_ids"]]
     order = sorted((i for i in range(len(texts)) if lengths[i] > 1), key=lengths.__getitem__)
     losses, counts = np.zeros(len(texts)), np.zeros(len(texts))
     for start in tqdm(range(0, len(order), batch_size), desc="perplexity", disable=not progress, leave=False):
         rows = order[start : start + batch_size]
-        ids, mask = lm.encode([texts[i] for i in rows])
-        ids, mask = ids[:, : lm.n_positions], mask[:, : lm.n_positions]
+        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
         logits = lm.logits(ids, mask).float()
         counted = (mask[:, :-1] & mask[:, 1:]).float()
         loss = cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none") * counted
@@ -179,10 +201,28 @@ def perplexities(lm: HookedLM, held_out: Dataset, progress: bool = True, batch_s
     found: dict[str, float] = {}
     for code in languages.in_order(codes):
         own = np.array([language == code for language in codes])
-        if counts[own].sum() == 0:
-            raise ValueError(f"no held-out text in {code} has two tokens or more")
         found[code] = metrics.perplexity(losses[own], counts[own])
     return found
+
+
+def checked_held_out(lm: HookedLM, held_out: Dataset) -> list[int]:
+    """Tokens of each held-out text.
+
+    Raises:
+        ValueError: a column is missing, there are no texts, or a language has none of two tokens or more.
+    """
+    require_columns(held_out, ("language", "text"), "held-out texts")
+    texts, codes = list(held_out["text"]), list(held_out["language"])
+    if not texts:
+        raise ValueError("there are no held-out texts")
+    wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
+    if wrong:
+        raise ValueError(f"held-out text {wrong[0]} is missing: expected text, got {texts[wrong[0]]!r}")
+    lengths = [len(ids) for ids in lm.tokenizer(texts)["input_ids"]]
+    for code in languages.in_order(codes):
+        if max(length for length, language in zip(lengths, codes, strict=True) if language == code) < 2:
+            raise ValueError(f"no held-out text in {code} has two tokens or more")
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -224,8 +264,14 @@ def _summary(raw: _Raw, fluency: float | None) -> Measures:
         toxicity_probability=metrics.toxicity_probability(raw.scores),
         average_toxicity=metrics.average_toxicity(raw.scores),
         perplexity=float("nan") if fluency is None else fluency,
-        distinct_1=metrics.distinct_n(raw.tokens, 1),
-        distinct_2=metrics.distinct_n(raw.tokens, 2),
-        distinct_3=metrics.distinct_n(raw.tokens, 3),
+        distinct_1=_distinct(raw.tokens, 1),
+        distinct_2=_distinct(raw.tokens, 2),
+        distinct_3=_distinct(raw.tokens, 3),
         mean_activation=raw.mean_activation,
     )
+
+
+def _distinct(samples: Sequence[Sequence[Sequence[int]]], n: int) -> float:
+    """NaN where no continuation has n tokens: the other measures, which took sampling, are not lost."""
+    long_enough = any(len(tokens) >= n for prompt in samples for tokens in prompt)
+    return metrics.distinct_n(samples, n) if long_enough else math.nan

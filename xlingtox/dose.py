@@ -12,7 +12,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from xlingtox import metrics
-from xlingtox.comparison import perplexities, toxicity_scores
+from xlingtox.comparison import checked_held_out, perplexities, toxicity_scores
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.generation import generate
 from xlingtox.interventions import Offset
@@ -54,17 +54,17 @@ def dose_response(
     """Greedy continuations under each offset (paper, Figure 2); several sets are averaged, as a random control is.
 
     Raises:
-        ValueError: an offset is not finite, no sets, a neuron outside the model, bad prompts, an uncovered language.
+        ValueError: an offset is not finite, no sets, a neuron outside the model, bad prompts or held-out texts, an
+            uncovered language.
     """
-    if not sets or not offsets:
+    if not sets:
         raise ValueError("a dose-response needs at least one set of neurons and one offset")
-    wrong = [offset for offset in offsets if not math.isfinite(offset)]
-    if wrong:
-        raise ValueError(f"offset {wrong[0]}: expected finite numbers")
+    check_offsets(offsets)
     for neurons in sets:
         neurons.check(lm)
     given = as_prompts(prompts)
     require_covered(scorer, [prompt.language for prompt in given])
+    checked_held_out(lm, held_out)
     doses = []
     with tqdm(total=len(offsets) * len(sets), desc="offsets", disable=not progress, leave=False) as bar:
         for offset in offsets:
@@ -81,6 +81,15 @@ def dose_response(
                 bar.update(1 if offset else len(sets))
             doses.append(_averaged(offset, responses))
     return doses
+
+
+def check_offsets(offsets: Sequence[float]) -> None:
+    """Raise ValueError unless there is an offset, and all are finite."""
+    if not offsets:
+        raise ValueError("a dose-response needs at least one set of neurons and one offset")
+    wrong = [offset for offset in offsets if not math.isfinite(offset)]
+    if wrong:
+        raise ValueError(f"offset {wrong[0]}: expected finite numbers")
 
 
 def _averaged(offset: float, responses: list[tuple[dict[str, float], float]]) -> Dose:

@@ -20,15 +20,16 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from xlingtox import languages, localize, retrieval, tuning
+from xlingtox._version import __version__
 from xlingtox.activations import collect_activations
-from xlingtox.comparison import Comparison, Measures, compare
-from xlingtox.data import as_prompts
-from xlingtox.dose import dose_response
-from xlingtox.generation import generate
+from xlingtox.comparison import Comparison, Measures, checked_held_out, compare, without_nan
+from xlingtox.data import as_prompts, labelled_texts, parallel_columns, require_columns
+from xlingtox.dose import check_offsets, dose_response
+from xlingtox.generation import checked_lengths, generate
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
-from xlingtox.probe import Probe
-from xlingtox.scoring.protocol import Scorer
+from xlingtox.probe import Probe, split
+from xlingtox.scoring.protocol import Scorer, require_covered
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,9 +95,10 @@ def run(
 
     Raises:
         OSError: the folder cannot be written.
-        ValueError: the folder holds another study, or the materials do not fit the model.
+        ValueError: the folder holds another study, or the materials or settings do not fit the model or each other.
     """
     folder = tuning.writable_folder(out)
+    _check(lm, materials, settings)
     study = _Study(lm, materials, folder, settings, progress)
     with tqdm(total=len(_STAGES), desc="study", unit="stage", disable=not progress) as bar:
         for name, stage in _STAGES.items():
@@ -104,10 +106,33 @@ def run(
             study.do(name, stage)
             bar.update()
     results = study.results()
-    (folder / "results.json").write_text(
-        json.dumps(_without_nan(results), indent=1, ensure_ascii=False) + "\n", "utf-8"
-    )
+    (folder / "results.json").write_text(json.dumps(without_nan(results), indent=1, ensure_ascii=False) + "\n", "utf-8")
     return results
+
+
+def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
+    """Refuse at once what a stage would refuse, and before the folder is claimed by a study that cannot be done."""
+    for name in ("n_random", "dose_prompts", "dose_texts", "n_samples", "n_new_tokens"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}: expected at least 1")
+    if settings.seed < 0:
+        raise ValueError(f"seed is {settings.seed}: expected 0 or more")
+    localize.check_k(lm, settings.k)
+    check_offsets(settings.offsets)
+    check_offsets(settings.amplifications)
+    _, labels = labelled_texts(materials.labelled)
+    split(labels, seed=settings.seed)
+    for what, table in (("hostile prompts", materials.hostile), ("friendly prompts", materials.friendly)):
+        require_columns(table, ("language", "prompt"), what)
+        prompts = as_prompts(table)
+        require_covered(materials.scorer, [prompt.language for prompt in prompts])
+        checked_lengths(lm, prompts, settings.n_new_tokens)
+    if "en" not in materials.hostile["language"]:
+        raise ValueError("there are no English hostile prompts: the actual sources are found on them")
+    checked_held_out(lm, materials.held_out)
+    checked_held_out(lm, _few(materials.held_out, settings.dose_texts))
+    tuning.tunable_pairs(lm, materials.pairs, settings.recipe)
+    parallel_columns(materials.parallel, "en")
 
 
 class _Study:
@@ -117,6 +142,7 @@ class _Study:
         self.seconds: dict[str, float] = {}
         self.stages = folder / "stages"
         self.stages.mkdir(exist_ok=True)
+        self.fingerprint = lm.fingerprint()
         self._claim()
 
     def _claim(self) -> None:
@@ -125,7 +151,7 @@ class _Study:
         rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
         digest = hashlib.sha256(json.dumps([rows, self.materials.scorer.name], sort_keys=True).encode()).hexdigest()
         study = {
-            "model": self.lm.fingerprint(),
+            "model": self.fingerprint,
             "materials": digest[:12],
             "settings": json.loads(json.dumps(dataclasses.asdict(self.settings))),
         }
@@ -158,13 +184,14 @@ class _Study:
         merged: dict[str, Any] = {"languages": list(languages.in_order(self.done["compare"]["before"]))}
         for result in self.done.values():
             merged |= result
-        packages = ("xlingtox", "torch", "transformers", "transformer-lens", "trl", "scikit-learn")
+        packages = ("torch", "transformers", "transformer-lens", "trl", "scikit-learn")
         return merged | {
             "given": {code: dict(row) for code, row in self.materials.given.items()},
             "scorer": self.materials.scorer.name,
-            "model": {"name": self.lm.name, "fingerprint": self.lm.fingerprint()},
+            "model": {"name": self.lm.name, "fingerprint": self.fingerprint},
             "seconds": self.seconds,
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+            "versions": {"python": platform.python_version(), "xlingtox": __version__}
+            | {name: version(name) for name in packages},
             "seed": self.settings.seed,
         }
 
@@ -310,7 +337,7 @@ def _retrieve(study: _Study) -> dict[str, Any]:
     done = study.done["compare"]
     sides = [{code: Measures(**row) for code, row in done[side].items()} for side in ("before", "after")]
     observed = Comparison(sides[0], sides[1], {}, study.materials.scorer.name)
-    by_measure = {measure: retrieval.transfer(found, observed, measure) for measure in ("emt", "average_toxicity")}
+    by_measure = {measure: _transfer(found, observed, measure) for measure in ("emt", "average_toxicity")}
     main = by_measure[main_measure(observed)]
     return {
         "retrieval": found.mean(),
@@ -322,6 +349,15 @@ def _retrieve(study: _Study) -> dict[str, Any]:
             for name, each in by_measure.items()
         },
     }
+
+
+def _transfer(found: retrieval.Retrieval, observed: Comparison, measure: str) -> retrieval.Transfer:
+    """Without r and p where too few languages were toxic at all: all that was measured before is not lost."""
+    accuracies, drops = retrieval.shared(found, observed, measure)
+    if len(drops) < retrieval.FEWEST:
+        _LOG.warning("only %d languages have a drop in %s: no correlation", len(drops), measure)
+        return retrieval.Transfer(measure, accuracies, drops, math.nan, math.nan)
+    return retrieval.transfer(found, observed, measure)
 
 
 def main_measure(observed: Comparison) -> str:
@@ -344,15 +380,6 @@ def _few(table: Dataset, n: int) -> Dataset:
             keep.append(i)
         seen[code] += 1
     return table.select(keep)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for a number that could not be worked out."""
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _STAGES: dict[str, Callable[[_Study], dict[str, Any]]] = {

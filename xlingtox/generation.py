@@ -133,6 +133,23 @@ def batched(
     Raises:
         ValueError: a prompt has no tokens, or is longer than the model's context minus the new tokens.
     """
+    lengths = checked_lengths(lm, prompts, new_tokens)
+    order = sorted(range(len(prompts)), key=lengths.__getitem__)
+
+    def batches() -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield rows, *lm.encode([prompts[i].text for i in rows])
+
+    return batches()
+
+
+def checked_lengths(lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int) -> list[int]:
+    """Tokens of each prompt.
+
+    Raises:
+        ValueError: a prompt has none, or more than the model's context minus the new tokens.
+    """
     lengths = [len(ids) for ids in lm.tokenizer([prompt.text for prompt in prompts])["input_ids"]]
     room = lm.n_positions - new_tokens
     for i, length in enumerate(lengths):
@@ -143,14 +160,7 @@ def batched(
                 f"prompt {i} has {length} tokens: {lm.name} has room for {room} "
                 f"({lm.n_positions} positions minus {new_tokens} new tokens)"
             )
-    order = sorted(range(len(prompts)), key=lengths.__getitem__)
-
-    def batches() -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            yield rows, *lm.encode([prompts[i].text for i in rows])
-
-    return batches()
+    return lengths
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ import torch
 import transformers
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 Hook = Callable[[Tensor], Tensor | None]
@@ -34,6 +35,20 @@ def mini_checkpoint() -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise FileNotFoundError("the miniature's checkpoint is missing: reinstall xlingtox, or run from a whole checkout")
+
+
+@contextlib.contextmanager
+def no_weight_bars() -> Iterator[None]:
+    """Without transformers' own bars, as for reading and writing weights; those of downloads stay."""
+
+    def silent(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return bar(*args, **{**options, "disable": True})
+
+    before = transformers.utils.logging.set_tqdm_hook(silent)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_tqdm_hook(before)
 
 
 class HookedLM:
@@ -144,7 +159,9 @@ class HookedLM:
         target = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
         def fresh() -> Any:
-            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **where).to(target)
+            with no_weight_bars():
+                model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **where)
+            return model.to(target)
 
         return cls._from_fresh(fresh, own, source)
 
@@ -168,12 +185,17 @@ class HookedLM:
         Raises:
             ValueError: the model was given as a TransformerLens model, or its source has changed since.
         """
+        self.check_unwrappable()
+        assert self._origin is not None
+        return self._origin()
+
+    def check_unwrappable(self) -> None:
+        """Raise ValueError if the model was given as a TransformerLens model: no plain one stands behind it."""
         if self._origin is None:
             raise ValueError(
                 f"{self.name} was given as a TransformerLens model, which cannot be unwrapped: "
                 "load it from a folder or from a Hugging Face model"
             )
-        return self._origin()
 
     # --- what it is
 
@@ -228,9 +250,10 @@ class HookedLM:
         return f"HookedLM({self.name!r}: {self.n_layers} layers x {self.d_mlp} neurons, d_model {self.d_model})"
 
     def fingerprint(self) -> str:
-        """Twelve hex digits of the value vectors: two models that differ there differ here."""
-        digests = "".join(_digest(self.value_vectors(layer)) for layer in range(self.n_layers))
-        return hashlib.sha256(digests.encode()).hexdigest()[:12]
+        """Twelve hex digits of all weights as they are now: two models that differ in any of them differ here."""
+        # Sorted, because TransformerLens names and orders the parameters as it likes.
+        digests = sorted(_digest(weight) for weight in self.tl.parameters())
+        return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
     # --- neurons
 
@@ -359,10 +382,20 @@ class HookedLM:
 
     # --- text
 
-    def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-        """Token ids, padded on the left, with their mask; no special token is added but the tokenizer's own."""
-        batch = self.tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left")
-        return batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device, torch.bool)
+    def encode(
+        self, texts: Sequence[str], max_length: int | None = None
+    ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+        """Token ids, padded on the left, with their mask; no special token is added but the tokenizer's own.
+
+        Args:
+            max_length: of a longer text only the first tokens are kept, whatever its neighbours' lengths.
+        """
+        # Cut before padding: a slice of a padded batch would cut its short texts too.
+        rows = [torch.tensor(ids[:max_length], dtype=torch.long) for ids in self.tokenizer(list(texts))["input_ids"]]
+        padding = int(self.tokenizer.pad_token_id)
+        ids = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        return ids.to(self.device), mask.to(self.device, torch.bool)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of token ids, special tokens left out."""
@@ -407,5 +440,5 @@ def _checksum(model: Any) -> dict[str, float]:
 
 
 def _digest(weight: Tensor) -> str:
-    data = weight.detach().to("cpu").contiguous()
+    data = weight.detach().to("cpu").reshape(-1).contiguous()
     return hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -18,8 +18,7 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
         ValueError: k is not between 1 and the number of neurons, or the probe has another width than the model.
     """
     probe.check(lm)
-    if not 1 <= k <= lm.n_neurons:
-        raise ValueError(f"k is {k}: {lm.name} has {lm.n_neurons} neurons")
+    check_k(lm, k)
     if not bool(probe.direction.any()):
         raise ValueError("the probe's direction is zero: it ranks nothing")
     direction = probe.direction.to(lm.device)
@@ -29,3 +28,9 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
     cosines, places = torch.cat(layers).cpu().sort(descending=True, stable=True)
     pairs = [divmod(place, lm.d_mlp) for place in places[:k].tolist()]
     return NeuronSet.of(pairs, cosines[:k].tolist())
+
+
+def check_k(lm: HookedLM, k: int) -> None:
+    """Raise ValueError unless k is between 1 and the number of neurons."""
+    if not 1 <= k <= lm.n_neurons:
+        raise ValueError(f"k is {k}: {lm.name} has {lm.n_neurons} neurons")

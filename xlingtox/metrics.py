@@ -60,7 +60,13 @@ def paired_interval(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap interval of the mean of `after - before` over prompts."""
+    """Bootstrap interval of the mean of `after - before` over prompts.
+
+    Raises:
+        ValueError: no prompts, or sides of unequal length.
+    """
+    if len(before) != len(after) or len(before) == 0:
+        raise ValueError(f"an interval needs two equally long lists: got {len(before)} and {len(after)} prompts")
     change = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     drawn = np.random.default_rng(seed).integers(0, len(change), (n_resamples, len(change)))
     low, high = np.quantile(change[drawn].mean(1), [(1 - level) / 2, (1 + level) / 2])

@@ -28,7 +28,7 @@ def mean_states(
 ) -> Float[Tensor, "layer text d_model"]:
     """Mean over each text's tokens of the residual stream at `layers` (0: the embedding's output, n: the n-th block's).
 
-    Texts are cut to the model's longest sequence. Float32, on the CPU.
+    Of a text longer than the model's context only the beginning is read. Float32, on the CPU.
     """
     if not texts:
         raise ValueError("there are no texts to read")
@@ -40,8 +40,7 @@ def mean_states(
         raise ValueError(f"text {empty[0]} has no tokens")
     for start in tqdm(range(0, len(texts), batch_size), desc="reading states", disable=not progress, leave=False):
         rows = order[start : start + batch_size]
-        ids, mask = lm.encode([texts[i] for i in rows])
-        ids, mask = ids[:, -lm.n_positions :], mask[:, -lm.n_positions :]
+        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
         weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
         kept: dict[int, Tensor] = {}
 
@@ -54,6 +53,19 @@ def mean_states(
         for i, layer in enumerate(layers):
             out[i, rows] = kept[layer]
     return out
+
+
+def split(labels: Sequence[int], held_out: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Row numbers to fit on and to hold out, stratified by label.
+
+    Raises:
+        ValueError: too few rows of a label for both parts.
+    """
+    try:
+        train, test = train_test_split(range(len(labels)), test_size=held_out, random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise ValueError(f"cannot hold out {held_out} of {len(labels)} labelled sentences: {error}") from error
+    return train, test
 
 
 @dataclass(frozen=True)
@@ -85,13 +97,12 @@ class Probe:
             held_out: share of the sentences, stratified, on which accuracy and AUC are measured.
 
         Raises:
-            ValueError: labels of one class only, or a missing column.
+            ValueError: labels of one class only, too few of one to split, or a missing column.
         """
-        texts, labels = labelled_texts(labelled)
-        states = mean_states(lm, texts, [lm.n_layers], progress=progress)[0].numpy()
-        x, x_test, y, y_test = train_test_split(
-            states, np.array(labels), test_size=held_out, random_state=seed, stratify=labels
-        )
+        texts, given = labelled_texts(labelled)
+        train, test = split(given, held_out, seed)
+        states, labels = mean_states(lm, texts, [lm.n_layers], progress=progress)[0].numpy(), np.array(given)
+        x, x_test, y, y_test = states[train], states[test], labels[train], labels[test]
         centre, scale = x.mean(0), x.std(0) + 1e-6
         model = LogisticRegression(max_iter=2000).fit((x - centre) / scale, y)
         direction = model.coef_[0] / scale

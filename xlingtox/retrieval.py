@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from xlingtox.comparison import Comparison
 from xlingtox.data import parallel_columns
 from xlingtox.lm import HookedLM
 from xlingtox.probe import mean_states
+
+FEWEST = 3
+"""Languages with both retrieval and a drop, for a correlation."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,15 @@ def transfer(found: Retrieval, observed: Comparison, measure: str = "emt") -> Tr
     Raises:
         ValueError: fewer than three languages have both.
     """
+    accuracies, drops = shared(found, observed, measure)
+    if len(drops) < FEWEST:
+        raise ValueError(f"retrieval and drops share {len(drops)} languages: at least three are needed")
+    r, p = metrics.pearson(list(accuracies.values()), list(drops.values()))
+    return Transfer(measure, accuracies, drops, r, p)
+
+
+def shared(found: Retrieval, observed: Comparison, measure: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracy and relative drop of the languages that have both: one without toxicity before has no drop."""
     means, drops = found.mean(), observed.relative_drop(measure)
-    codes = [code for code in means if code in drops and drops[code] == drops[code]]
-    if len(codes) < 3:
-        raise ValueError(f"retrieval and drops share {len(codes)} languages: at least three are needed")
-    r, p = metrics.pearson([means[code] for code in codes], [drops[code] for code in codes])
-    return Transfer(measure, {code: means[code] for code in codes}, {code: drops[code] for code in codes}, r, p)
+    codes = [code for code in means if code in drops and not math.isnan(drops[code])]
+    return {code: means[code] for code in codes}, {code: drops[code] for code in codes}
