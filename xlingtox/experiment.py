@@ -77,8 +77,8 @@ class Settings:
     offsets: tuple[float, ...] = (0.0, -0.25, -0.5, -1.0, -1.5, -2.0, -3.0, -5.0)
     amplifications: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
     n_random: int = 20
-    dose_prompts: int = 8
-    dose_texts: int = 6
+    dose_prompts: int = 5
+    dose_texts: int = 4
     n_samples: int = 25
     n_new_tokens: int = 20
     recipe: tuning.Recipe = tuning.MINI

@@ -90,17 +90,19 @@ nothing hostile was said, is the other half of the evidence that they cause it."
 
 def _figures(study: Study) -> tuple[dict[str, Any], str]:
     """The figures as plotly's JSON by the id of their place, and the places with their captions."""
-    made = [
-        figures.toxicity(study.comparison),
-        figures.dose_response(study.intervention, study.control),
-        figures.activations(study.comparison),
-        figures.transfer(study.transfer),
-    ]
+    made = {
+        1: figures.toxicity(study.comparison),
+        2: figures.dose_response(study.intervention, study.control),
+        3: figures.activations(study.comparison),
+    }
+    if study.transfer.drop:  # where no language was toxic before, nothing can have dropped
+        made[4] = figures.transfer(study.transfer)
     if study.amplification:
-        made.append(figures.dose_response(study.amplification))
+        made[5] = figures.dose_response(study.amplification)
     drawn, shown = {}, ["<noscript><p>Figures need JavaScript; the table below has their numbers.</p></noscript>"]
-    for place, (figure, caption) in enumerate(zip(made, _CAPTIONS.split("\n\n"), strict=False), start=1):
-        title, _, meaning = caption.partition("\n")
+    captions = _CAPTIONS.split("\n\n")
+    for place, figure in made.items():
+        title, _, meaning = captions[place - 1].partition("\n")
         drawn[f"figure-{place}"] = json.loads(figure.to_json())
         shown.append(
             f'<figure><h3 id="title-{place}">{title}</h3><div class="plot" id="figure-{place}" role="img" '
