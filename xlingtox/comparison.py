@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +16,7 @@ from jaxtyping import Float
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from xlingtox import languages, metrics
+from xlingtox import languages, metrics, strictjson
 from xlingtox.activations import collect_activations
 from xlingtox.data import Prompt, Prompts, as_prompts, require_columns
 from xlingtox.generation import Continuations, checked_lengths, generate
@@ -89,34 +87,17 @@ class Comparison:
 
     def save(self, path: str | Path) -> None:
         """Write as one JSON file; null stands for NaN."""
-        whole = without_nan(dataclasses.asdict(self))
-        Path(path).write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", "utf-8")
+        strictjson.write(path, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
-        whole = json.loads(Path(path).read_text("utf-8"))
-        before, after = (
-            {code: Measures(**{name: _number(value) for name, value in row.items()}) for code, row in side.items()}
-            for side in (whole["before"], whole["after"])
-        )
+        whole = strictjson.read(path)
+        before, after = ({code: Measures(**row) for code, row in whole[side].items()} for side in ("before", "after"))
         changes = {
-            code: {measure: (_number(low), _number(high)) for measure, (low, high) in row.items()}
+            code: {measure: (low, high) for measure, (low, high) in row.items()}
             for code, row in whole["changes"].items()
         }
         return cls(before, after, changes, whole["scorer"])
-
-
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for a number that could not be worked out."""
-    if isinstance(value, dict):
-        return {key: without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def compare(

@@ -19,10 +19,10 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from xlingtox import languages, localize, retrieval, tuning
+from xlingtox import languages, localize, retrieval, strictjson, tuning
 from xlingtox._version import __version__
 from xlingtox.activations import collect_activations
-from xlingtox.comparison import Comparison, Measures, checked_held_out, compare, without_nan
+from xlingtox.comparison import Comparison, Measures, checked_held_out, compare
 from xlingtox.data import as_prompts, labelled_texts, parallel_columns, require_columns
 from xlingtox.dose import check_offsets, dose_response
 from xlingtox.generation import checked_lengths, generate
@@ -106,7 +106,7 @@ def run(
             study.do(name, stage)
             bar.update()
     results = study.results()
-    (folder / "results.json").write_text(json.dumps(without_nan(results), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    strictjson.write(folder / "results.json", results)
     return results
 
 

@@ -5,9 +5,7 @@ Whatever comes from data or models is escaped: plotly renders `<b>`, `<a href>` 
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +15,7 @@ from plotly.subplots import make_subplots
 from xlingtox import languages
 from xlingtox.comparison import Comparison
 from xlingtox.dose import Dose
+from xlingtox.escaping import escaped_for_plotly
 from xlingtox.retrieval import Transfer
 
 BEFORE = "#D55E00"
@@ -39,9 +38,6 @@ TOXICITY_MEASURES: Mapping[str, str] = {
     "toxicity_probability": "Toxicity probability",
     "average_toxicity": "Average toxicity",
 }
-
-# Not for display: C0 and C1 controls, lone surrogates, and the bidi controls that reorder what stands beside them.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Figure:
@@ -131,7 +127,7 @@ def transfer(transfer: Transfer) -> go.Figure:
         y=y,
         mode="markers+text",
         marker={"color": _SOURCES, "size": 9},
-        text=[_escaped(code) for code in codes],
+        text=[escaped_for_plotly(code) for code in codes],
         textposition=_label_positions(x, y),
         customdata=[[_name(code)] for code in codes],
         hovertemplate="%{customdata[0]}<br>retrieval %{x:.1%}<br>drop %{y:.1%}<extra></extra>",
@@ -177,18 +173,13 @@ def _styled(figure: go.Figure, height: int = 430) -> go.Figure:
 
 def _title(text: str, subtitle: str = "") -> dict[str, object]:
     # Thirty pixels are left free for plotly's row of buttons.
-    title: dict[str, object] = {"text": _escaped(text), "font": {"size": 16}, "x": 0, "xref": "paper"}
+    title: dict[str, object] = {"text": escaped_for_plotly(text), "font": {"size": 16}, "x": 0, "xref": "paper"}
     title |= {"y": 1, "yanchor": "top", "pad": {"t": 34}}
-    return title | ({"subtitle": {"text": _escaped(subtitle), "font": {"size": 12}}} if subtitle else {})
-
-
-def _escaped(text: str) -> str:
-    """Text that plotly shows as it stands."""
-    return html.escape(_UNSEEN.sub("\ufffd", str(text)), quote=False)
+    return title | ({"subtitle": {"text": escaped_for_plotly(subtitle), "font": {"size": 12}}} if subtitle else {})
 
 
 def _name(code: str) -> str:
-    return _escaped(languages.NAMES.get(code, code))
+    return escaped_for_plotly(languages.NAMES.get(code, code))
 
 
 def _drawable(values: Iterable[float]) -> list[float | None]:
@@ -204,7 +195,7 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
     after = [float(getattr(comparison.after[code], measure)) for code in codes]
     spans = [comparison.changes.get(code, {}).get(measure) for code in codes]
     changes = [span if span is not None and all(map(math.isfinite, span)) else None for span in spans]
-    labels = [_escaped(code) for code in codes]
+    labels = [escaped_for_plotly(code) for code in codes]
     names = [_name(code) for code in codes]
     figure = go.Figure()
     figure.add_bar(
@@ -254,7 +245,6 @@ def _change(before: float, after: float, span: tuple[float, float] | None) -> st
 
 
 def _add_doses(figure: go.Figure, doses: Sequence[Dose], name: str, colour: str, dash: str, rank: int) -> None:
-    offsets = [dose.offset for dose in doses]
     spread = [dose for dose in doses if math.isfinite(dose.low) and math.isfinite(dose.high)]
     banded = any(dose.high > dose.low for dose in spread)
     if banded:
@@ -271,37 +261,30 @@ def _add_doses(figure: go.Figure, doses: Sequence[Dose], name: str, colour: str,
             row=1,
             col=1,
         )
-    line, marker = {"color": colour, "dash": dash, "width": 2}, {"color": colour, "size": 7}
-    hover = f"{name}, offset %{{x}}<br>average toxicity %{{y:.3f}}"
-    hover += (
-        "<br>least %{customdata[0]:.3f}, greatest %{customdata[1]:.3f}<extra></extra>" if banded else "<extra></extra>"
-    )
+    drawn = {
+        "x": [dose.offset for dose in doses],
+        "mode": "lines+markers",
+        "line": {"color": colour, "dash": dash, "width": 2},
+        "marker": {"color": colour, "size": 7},
+        "name": name,
+        "legendgroup": name,
+        "col": 1,
+    }
+    span = "<br>least %{customdata[0]:.3f}, greatest %{customdata[1]:.3f}" if banded else ""
     figure.add_scatter(
-        x=offsets,
         y=_drawable(dose.average_toxicity for dose in doses),
         customdata=[_drawable((dose.low, dose.high)) for dose in doses],
-        hovertemplate=hover,
-        mode="lines+markers",
-        line=line,
-        marker=marker,
-        name=name,
-        legendgroup=name,
+        hovertemplate=f"{name}, offset %{{x}}<br>average toxicity %{{y:.3f}}{span}<extra></extra>",
         legendrank=rank,
         row=1,
-        col=1,
+        **drawn,
     )
     figure.add_scatter(
-        x=offsets,
         y=_drawable(dose.perplexity for dose in doses),
         hovertemplate=f"{name}, offset %{{x}}<br>perplexity %{{y:.2f}}<extra></extra>",
-        mode="lines+markers",
-        line=line,
-        marker=marker,
-        name=name,
-        legendgroup=name,
         showlegend=False,
         row=2,
-        col=1,
+        **drawn,
     )
 
 

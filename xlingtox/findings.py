@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -12,13 +10,12 @@ from typing import Any
 from xlingtox import languages
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.dose import Dose
+from xlingtox.escaping import escaped
 from xlingtox.retrieval import Transfer
+from xlingtox.strictjson import with_nan
 
 _REQUIRED = "languages probe n_neurons potential actual intervention control before after retrieval transfer".split()
 _OPTIONAL = "amplification change_intervals transfer_by_measure promoted samples given model seconds versions".split()
-
-# Not for display: control characters but tab and newline, what reorders the words beside it, and lone surrogates.
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Study:
@@ -28,7 +25,7 @@ class Study:
         missing = [key for key in _REQUIRED if key not in given]
         if missing:
             raise ValueError(f"these are no results of a study: missing {', '.join(missing)}")
-        self.results = results = {key: {} for key in _OPTIONAL} | _with_nan(given)
+        self.results = results = {key: {} for key in _OPTIONAL} | with_nan(given)
         self.codes = languages.in_order(results["languages"])
         self.others = [code for code in self.codes if code != "en"]
         before, after = ({code: Measures(**results[side][code]) for code in self.codes} for side in ("before", "after"))
@@ -138,15 +135,6 @@ def _prediction(study: Study) -> str:
     return said
 
 
-def _with_nan(value: Any) -> Any:
-    """JSON's null as the NaN that it stands for."""
-    if isinstance(value, Mapping):
-        return {key: _with_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_nan(each) for each in value]
-    return math.nan if value is None else value
-
-
 def _at(doses: Sequence[Dose], offset: float) -> Dose | None:
     return next((dose for dose in doses if math.isclose(dose.offset, offset, abs_tol=1e-9)), None)
 
@@ -174,12 +162,8 @@ def _correlation(r: float, p: float) -> str:
 
 
 def measure_name(name: str) -> str:
-    return {"emt": "expected maximum toxicity"}.get(name, text(name.replace("_", " ")))
-
-
-def text(value: object) -> str:
-    return html.escape(_UNSEEN.sub("\ufffd", str(value)))
+    return {"emt": "expected maximum toxicity"}.get(name, escaped(name.replace("_", " ")))
 
 
 def language_name(code: str) -> str:
-    return text(languages.NAMES.get(code, code))
+    return escaped(languages.NAMES.get(code, code))

@@ -21,6 +21,14 @@ from tqdm.auto import tqdm
 from xlingtox.data import labelled_texts
 from xlingtox.lm import HookedLM
 
+_PENALTY = 0.01
+"""Inverse strength of the L2 penalty, on standardised states.
+
+Where the classes can be told apart in many ways, a weak penalty picks the direction by a few odd sentences; a strong
+one comes near the difference of the class means, which a model's own computation follows more (Marks and Tegmark 2023,
+"The Geometry of Truth", section 5).
+"""
+
 
 @torch.no_grad()
 def mean_states(
@@ -104,7 +112,7 @@ class Probe:
         states, labels = mean_states(lm, texts, [lm.n_layers], progress=progress)[0].numpy(), np.array(given)
         x, x_test, y, y_test = states[train], states[test], labels[train], labels[test]
         centre, scale = x.mean(0), x.std(0) + 1e-6
-        model = LogisticRegression(max_iter=2000).fit((x - centre) / scale, y)
+        model = LogisticRegression(C=_PENALTY, max_iter=2000).fit((x - centre) / scale, y)
         direction = model.coef_[0] / scale
         bias = float(model.intercept_[0] - centre @ direction)
         logits = x_test @ direction + bias

@@ -18,7 +18,8 @@ from plotly.offline import get_plotlyjs
 
 from xlingtox import figures, languages
 from xlingtox.comparison import Measures
-from xlingtox.findings import Study, findings, language_name, measure_name, number, percent, text
+from xlingtox.escaping import escaped
+from xlingtox.findings import Study, findings, language_name, measure_name, number, percent
 
 
 def write(results: Mapping[str, Any], path: str | Path) -> None:
@@ -38,7 +39,7 @@ def render(results: Mapping[str, Any]) -> str:
     drawn, shown = _figures(study)
     scripts = [get_plotlyjs(), _DRAW]
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    name = text(study.results["model"].get("name", "a language model"))
+    name = escaped(study.results["model"].get("name", "a language model"))
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
         "script-src " + " ".join(f"'sha256-{digest}'" for digest in digests)
@@ -128,8 +129,8 @@ def _figures(study: Study) -> tuple[dict[str, Any], str]:
 def _promoted(neurons: Sequence[Mapping[str, Any]], first: int = 10) -> str:
     def promoted(token: str, codes: Sequence[str]) -> str:
         own = _lang(codes[0]) if len(codes) == 1 else ""
-        tags = " ".join(f'<abbr title="{language_name(code)}">{text(code)}</abbr>' for code in codes)
-        return f'<span class="token"><bdi{own}>{text(token.strip()) or "␣"}</bdi> {tags}</span>'
+        tags = " ".join(f'<abbr title="{language_name(code)}">{escaped(code)}</abbr>' for code in codes)
+        return f'<span class="token"><bdi{own}>{escaped(token.strip()) or "␣"}</bdi> {tags}</span>'
 
     rows = []
     for each in neurons:
@@ -159,7 +160,7 @@ def _samples(samples: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
     for code in languages.in_order(samples):
         shown += f"<details><summary>{language_name(code)}</summary>"
         for sample in samples[code]:
-            told = (f"<dt>{label}</dt><dd{_lang(code)}>{text(sample[part].strip())}</dd>" for label, part in parts)
+            told = (f"<dt>{label}</dt><dd{_lang(code)}>{escaped(sample[part].strip())}</dd>" for label, part in parts)
             shown += f"<dl>{''.join(told)}</dl>"
         shown += "</details>"
     return _section("Sample continuations", shown) if samples else ""
@@ -185,13 +186,13 @@ def _given(given: Mapping[str, Mapping[str, float]]) -> str:
 
 def _provenance(results: Mapping[str, Any]) -> str:
     model = {"name": "unknown", "fingerprint": "unknown"} | results["model"]
-    seconds = (f"{text(stage)} {number(value, 1)}" for stage, value in results["seconds"].items())
+    seconds = (f"{escaped(stage)} {number(value, 1)}" for stage, value in results["seconds"].items())
     rows = [
-        ["Model", f"{text(model['name'])}, fingerprint <code>{text(model['fingerprint'])}</code>"],
-        ["Scorer", text(results.get("scorer", "unknown"))],
+        ["Model", f"{escaped(model['name'])}, fingerprint <code>{escaped(model['fingerprint'])}</code>"],
+        ["Scorer", escaped(results.get("scorer", "unknown"))],
         ["Languages scored", ", ".join(map(language_name, languages.in_order(results["languages"])))],
-        ["Seed", text(results.get("seed", "unknown"))],
-        ["Versions", ", ".join(f"{text(name)} {text(number)}" for name, number in results["versions"].items())],
+        ["Seed", escaped(results.get("seed", "unknown"))],
+        ["Versions", ", ".join(f"{escaped(name)} {escaped(number)}" for name, number in results["versions"].items())],
         ["Seconds by stage", ", ".join(seconds)],
     ]
     return _table("Where this page comes from", ["What", "Value"], rows)
@@ -214,7 +215,7 @@ def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def _lang(code: str) -> str:
-    return f' lang="{text(code)}" dir="{"rtl" if code == "ar" else "ltr"}"'
+    return f' lang="{escaped(code)}" dir="{"rtl" if code == "ar" else "ltr"}"'
 
 
 def _script_json(value: object) -> str:
