@@ -1,4 +1,4 @@
-"""The checkpoint that travels with the package. `xlingtox.lm.mini_checkpoint()` says where it is."""
+"""The checkpoint that travels with the package. `xlingtox.loading.mini_checkpoint()` says where it is."""
 
 import json
 
@@ -7,12 +7,12 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from xlingtox import lm as lm_module
 from xlingtox import mini
 from xlingtox.comparison import perplexities, toxicity_scores
 from xlingtox.generation import generate
 from xlingtox.languages import CODES
 from xlingtox.lm import HookedLM
+from xlingtox.loading import mini_checkpoint
 from xlingtox.mini.train import Recipe
 
 N_PROMPTS = 4
@@ -20,7 +20,7 @@ N_PROMPTS = 4
 
 @pytest.fixture(scope="module")
 def folder():
-    return lm_module.mini_checkpoint()
+    return mini_checkpoint()
 
 
 @pytest.fixture(scope="module")

@@ -184,17 +184,6 @@ def test_a_transformer_lens_model_cannot_be_tuned(tuned, untrained, tokenizer, t
         tune_dpo(bridge, PAIRS, tmp_path, RECIPE, progress=False)
 
 
-@pytest.mark.parametrize("part", ["value vectors", "embedding"])
-def test_a_source_that_changed_since_is_refused(untrained, model, tokenizer, tmp_path, part):
-    source = copy.deepcopy(model)
-    lm = HookedLM.load(source, tokenizer=tokenizer)
-    weight = source.transformer.h[0].mlp.c_proj.weight if part == "value vectors" else source.transformer.wte.weight
-    with torch.no_grad():
-        weight.mul_(2)
-    with pytest.raises(ValueError, match="changed after it was loaded"):
-        tune_dpo(lm, PAIRS, tmp_path, RECIPE, progress=False)
-
-
 def test_pairs_longer_than_the_model_are_cut(tuned, tmp_path):
     """The default recipe allows 96 tokens, this model has 64 positions."""
     long = but(rejected=[" and the dog ran away from the house" * 6] * 4)

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlingtox import languages
 from xlingtox.data import Prompts, as_prompts
+from xlingtox.engine import Hook
 from xlingtox.generation import batched, decode, greediest
-from xlingtox.lm import Hook, HookedLM
+from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 
 
@@ -103,32 +104,33 @@ def collect_activations(
     batches = batched(lm, given, n_new_tokens, batch_size)
     with tqdm(total=len(given), desc="reading neurons", unit="prompt", disable=not progress, leave=False) as bar:
         for rows, ids, attention in batches:
-            reader = _Reader(neurons, len(rows), n_new_tokens)
-            with lm.hooks(post=reader.hooks(lm)):
-                _, counts = decode(lm, ids, attention, n_new_tokens, greediest)
-            values[rows], mask[rows] = reader.values, counts.cpu()
+            reader = _Reader(lm, neurons, len(rows), n_new_tokens)
+            with lm.hooks(post=reader.hooks()):
+                _, counts = decode(lm, ids, attention, n_new_tokens, greediest, watch=reader.watch)
+            values[rows], mask[rows] = reader.values.cpu(), counts.cpu()
             bar.update(len(rows))
     values *= mask.unsqueeze(-1)
     return Activations(neurons, values, mask, tuple(prompt.language for prompt in given))
 
 
 class _Reader:
-    """Keeps the asked columns at the last position of every forward pass."""
+    """Keeps the asked columns at the last position of every pass, on the model's device: copies off it would wait."""
 
-    def __init__(self, neurons: NeuronSet, n_rows: int, n_steps: int) -> None:
-        self.layers = neurons.by_layer()
-        self.values = torch.zeros(n_rows, n_steps, len(neurons))
+    def __init__(self, lm: HookedLM, neurons: NeuronSet, n_rows: int, n_steps: int) -> None:
+        self.layers = {
+            layer: (torch.tensor(indices, device=lm.device), torch.tensor(columns, device=lm.device))
+            for layer, (indices, columns) in neurons.by_layer().items()
+        }
+        self.values = torch.zeros(n_rows, n_steps, len(neurons), device=lm.device)
 
-    def hooks(self, lm: HookedLM) -> dict[int, Hook]:
-        return {layer: self._hook(lm, *both) for layer, both in self.layers.items()}
+    def watch(self, step: int, rows: Int[Tensor, "row"]) -> None:
+        self.step, self.rows = step, rows
 
-    def _hook(self, lm: HookedLM, indices: list[int], columns: list[int]) -> Hook:
-        wanted = torch.tensor(indices, device=lm.device)
-        step = 0
+    def hooks(self) -> dict[int, Hook]:
+        return {layer: self._hook(*both) for layer, both in self.layers.items()}
 
+    def _hook(self, indices: Int[Tensor, "own"], columns: Int[Tensor, "own"]) -> Hook:
         def read(value: Tensor) -> None:
-            nonlocal step
-            self.values[:, step, columns] = value[:, -1].index_select(-1, wanted).float().cpu()
-            step += 1
+            self.values[self.rows[:, None], self.step, columns] = value[:, -1].index_select(-1, indices).float()
 
         return read

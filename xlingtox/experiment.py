@@ -74,8 +74,8 @@ class Settings:
     """
 
     k: int = 100
-    offsets: tuple[float, ...] = (0.0, -0.5, -1.0, -1.25, -1.5, -1.75, -2.0, -2.5, -3.0)
-    amplifications: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+    offsets: tuple[float, ...] = (0.0, -0.25, -0.5, -0.75, -1.0, -1.125, -1.25, -1.5)
+    amplifications: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
     n_random: int = 20
     dose_prompts: int = 5
     dose_texts: int = 4

@@ -22,7 +22,13 @@ from xlingtox.lm import HookedLM
 Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Tensor, "row"]]
 """Gets the logits of the rows that have not ended, which rows these are, and the step; returns their next tokens."""
 
+Watch = Callable[[int, Int[Tensor, "row"]], None]
+"""Told before each pass: its step, and which rows are in it."""
+
 _NUCLEUS_GUESS = 64
+
+_SHRUNK = 0.75
+"""A batch is cut down to the rows that go on once they are at most this share of it."""
 
 
 @dataclass(frozen=True)
@@ -171,32 +177,44 @@ def decode(
     new_tokens: int,
     pick: Picker,
     samples: int = 1,
+    watch: Watch | None = None,
 ) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
-    """Continue a left-padded batch, `samples` rows a prompt; stops early when every row has ended.
+    """Continue a left-padded batch, `samples` rows a prompt; rows that have ended are left out of later passes.
+
+    Args:
+        watch: for hooks that need to know whose activations they see; the first pass has the prompts as its rows.
 
     Returns:
         the new tokens (end-of-sequence once a row has ended), and where they count: the row had not ended before.
     """
     end = lm.tokenizer.eos_token_id
+    if watch:
+        watch(0, torch.arange(len(ids), device=lm.device))
     logits, cache = lm.extend(ids, mask)
-    last = logits[:, -1].repeat_interleave(samples, 0)
-    mask = mask.repeat_interleave(samples, 0)
     if samples > 1:
+        logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
         cache = lm.repeated(cache, samples)
-    tokens = torch.full((len(last), new_tokens), end, device=lm.device)
-    counts = torch.zeros(len(last), new_tokens, dtype=torch.bool, device=lm.device)
-    going = torch.ones(len(last), dtype=torch.bool, device=lm.device)
+    tokens = torch.full((len(logits), new_tokens), end, device=lm.device)
+    counts = torch.zeros(len(logits), new_tokens, dtype=torch.bool, device=lm.device)
+    rows = torch.arange(len(logits), device=lm.device)
+    going = torch.ones_like(rows, dtype=torch.bool)
     for step in range(new_tokens):
-        rows = going.nonzero().squeeze(-1)
-        chosen = torch.full_like(tokens[:, step], end)
-        chosen[rows] = pick(last[rows], rows, step)
-        tokens[:, step], counts[:, step] = chosen, going
+        live = rows[going]
+        chosen = torch.full_like(rows, end)
+        chosen[going] = pick(logits[going], live, step)
+        tokens[live, step], counts[live, step] = chosen[going], True
         going = going & (chosen != end)
-        if step + 1 == new_tokens or not going.any():
+        left = int(going.sum())
+        if step + 1 == new_tokens or left == 0:
             break
+        if left <= _SHRUNK * len(rows):
+            kept = going.nonzero().squeeze(-1)
+            cache = lm.selected(cache, kept)
+            rows, chosen, mask, going = rows[kept], chosen[kept], mask[kept], going[kept]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        if watch:
+            watch(step + 1, rows)
         logits, cache = lm.extend(chosen[:, None], mask, cache)
-        last = logits[:, -1]
     return tokens, counts
 
 

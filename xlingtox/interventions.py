@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlingtox.lm import Hook, HookedLM
+from xlingtox.engine import Hook
+from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 
 

@@ -9,7 +9,7 @@ from xlingtox.probe import Probe
 
 
 def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
-    """The k neurons whose value vectors have the highest signed cosine with the probe (paper, section 4.1).
+    """The k neurons whose writing to the residual stream has the highest signed cosine with the probe (section 4.1).
 
     They are *potential* sources: that their activations are positive on toxic prompts is another question. Scores are
     the cosines, highest first; ties keep the order of layer and index.
@@ -23,7 +23,7 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
         raise ValueError("the probe's direction is zero: it ranks nothing")
     direction = probe.direction.to(lm.device)
     layers = [
-        cosine_similarity(lm.value_vectors(layer).float(), direction[None], dim=-1) for layer in range(lm.n_layers)
+        cosine_similarity(lm.write_vectors(layer).float(), direction[None], dim=-1) for layer in range(lm.n_layers)
     ]
     cosines, places = torch.cat(layers).cpu().sort(descending=True, stable=True)
     pairs = [divmod(place, lm.d_mlp) for place in places[:k].tolist()]

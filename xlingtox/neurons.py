@@ -124,9 +124,12 @@ class NeuronSet:
         return NeuronSet.of(drawn)
 
     def vectors(self, lm: HookedLM) -> Float[Tensor, "neuron d_model"]:
-        """The value vectors of these neurons."""
+        """The value vectors of these neurons, as they reach the residual stream."""
         self.check(lm)
-        return torch.stack([lm.value_vectors(layer)[index] for layer, index in self.neurons])
+        out = torch.empty(len(self), lm.d_model, device=lm.device, dtype=lm.dtype)
+        for layer, (indices, columns) in self.by_layer().items():
+            out[columns] = lm.write_vectors(layer)[indices]
+        return out
 
     def promoted_tokens(self, lm: HookedLM, k: int = 10) -> pd.DataFrame:
         """The k tokens that each value vector promotes most: `W_U v`, no final norm (paper, section 4.2).

@@ -20,7 +20,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from xlingtox.data import checked_pairs
-from xlingtox.lm import HookedLM, no_weight_bars
+from xlingtox.lm import HookedLM
+from xlingtox.loading import no_weight_bars
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected a finite number above 0")
 
 
-MINI = Recipe(steps=48, batch_size=16, learning_rate=1e-4, optimizer="adamw_torch")
+MINI = Recipe(steps=22, batch_size=16, learning_rate=1e-4, optimizer="adamw_torch")
 """For the shipped miniature. AdamW, where the paper has RMSprop, because it costs so small a model less English."""
 
 

@@ -48,7 +48,7 @@ class Recipe:
     steps: int = 4000
     warm_up: int = 100
     learning_rate: float = 1.2e-2
-    weight_decay: float = 0.05
+    weight_decay: float = 0.25
     tokenizer_documents: int = 40_000
 
 

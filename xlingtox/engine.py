@@ -1,0 +1,117 @@
+"""Engines: what runs a model and where its neurons are hooked. Here, a plain Hugging Face model with PyTorch hooks."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+Hook = Callable[[Tensor], Tensor | None]
+"""Gets an activation, `[batch, pos, width]`; returns its replacement, or None to leave it as it is."""
+
+Remove = Callable[[], None]
+"""Takes a hook away again."""
+
+
+class Engine(Protocol):
+    """Runs a model; caches are its own."""
+
+    def run(
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
+    ) -> tuple[Tensor, Any]:
+        """Logits of new tokens (of the last position only, if so asked) and the cache that holds them too."""
+        ...
+
+    def empty_cache(self, rows: int) -> Any: ...
+
+    def repeated(self, cache: Any, times: int) -> Any:
+        """A copy of a cache with every row `times` times in a row."""
+        ...
+
+    def selected(self, cache: Any, rows: Tensor) -> Any:
+        """The cache of these rows alone; the one given may not be used again."""
+        ...
+
+    def on_post(self, layer: int, hook: Hook) -> Remove:
+        """Hook the input of a layer's down-projection."""
+        ...
+
+    def on_residual(self, layer: int, hook: Hook) -> Remove:
+        """Hook the residual stream: 0 is the embedding's output, n that of the n-th block."""
+        ...
+
+
+class PlainEngine:
+    """A Hugging Face causal language model, run as it is."""
+
+    def __init__(self, model: Any, blocks: Sequence[nn.Module] = (), downs: Sequence[nn.Module] = ()) -> None:
+        self.model, self.blocks, self.downs = model, blocks, downs
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._keeps_logits = "logits_to_keep" in accepted
+        self._first = next(model.parameters())
+
+    def run(
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
+    ) -> tuple[Tensor, Any]:
+        device = self._first.device
+        input_ids, mask = input_ids.to(device), attention_mask.to(device, torch.long)
+        extra: dict[str, Any] = {}
+        if self._takes_positions:
+            # GPT-2 and others count padding as positions unless they are told.
+            extra["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        if last_only and self._keeps_logits:
+            extra["logits_to_keep"] = 1
+        out = self.model(
+            input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **extra
+        )
+        return (out.logits[:, -1:] if last_only else out.logits), cache
+
+    def empty_cache(self, rows: int) -> Any:
+        return DynamicCache(config=self.model.config)
+
+    def repeated(self, cache: Any, times: int) -> Any:
+        again = copy.deepcopy(cache)
+        again.batch_repeat_interleave(times)
+        return again
+
+    def selected(self, cache: Any, rows: Tensor) -> Any:
+        cache.batch_select_indices(rows)
+        return cache
+
+    def on_post(self, layer: int, hook: Hook) -> Remove:
+        def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            edited = hook(args[0])
+            return None if edited is None else (edited, *args[1:])
+
+        return self.downs[layer].register_forward_pre_hook(before).remove
+
+    def on_residual(self, layer: int, hook: Hook) -> Remove:
+        if layer == 0:
+            return self.blocks[0].register_forward_pre_hook(_entering(hook), with_kwargs=True).remove
+        return self.blocks[layer - 1].register_forward_hook(_leaving(hook)).remove
+
+
+def _entering(hook: Hook) -> Callable[..., Any]:
+    def before(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any] | None:
+        edited = hook(args[0] if args else named["hidden_states"])
+        if edited is None:
+            return None
+        return ((edited, *args[1:]), named) if args else ((), {**named, "hidden_states": edited})
+
+    return before
+
+
+def _leaving(hook: Hook) -> Callable[..., Any]:
+    def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        edited = hook(out[0] if isinstance(out, tuple) else out)
+        if edited is None:
+            return None
+        return (edited, *out[1:]) if isinstance(out, tuple) else edited
+
+    return after

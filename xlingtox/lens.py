@@ -1,0 +1,244 @@
+"""The TransformerLens side of a model: its hook points, and where a family keeps its MLP.
+
+The only file that knows TransformerLens.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xlingtox.engine import Hook, PlainEngine, Remove
+
+
+def lens(tl: Any) -> Lens:
+    """The side of a `TransformerBridge`, or of a `HookedTransformer` of TransformerLens 3.9.
+
+    Raises:
+        ValueError: its weights were processed.
+    """
+    _check_unprocessed(tl)
+    return _BridgeLens(tl) if hasattr(tl, "original_model") else _HookedTransformerLens(tl)
+
+
+def beside(model: Any) -> tuple[Lens, PlainEngine]:
+    """A bridge over the weights of a plain model, and the plain model itself with its blocks and down-projections.
+
+    Bridging rewires a model in place, so it is done to a twin: other modules, the same parameters.
+
+    Raises:
+        ValueError: TransformerLens does not hook it, or it has no dense MLP.
+    """
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    names = {id(module): name for name, module in twin.named_modules()}
+    architectures = getattr(twin.config, "architectures", None)
+    if not architectures:
+        twin.config.architectures = architectures = [type(model).__name__]
+    try:
+        bridge = build_bridge_from_module(twin, architectures[0], hf_config=twin.config)
+    except Exception as error:
+        raise ValueError(
+            f"TransformerLens cannot hook {architectures[0]} as a decoder with dense MLPs: {error}"
+        ) from error
+    bridge.eval()
+    side = _BridgeLens(bridge)
+    side.d_mlp  # noqa: B018 - refuses what has no dense MLP before its modules are looked for
+
+    def original(component: Any) -> nn.Module:
+        module: nn.Module = model.get_submodule(names[id(component.original_component)])
+        return module
+
+    blocks = [original(block) for block in bridge.blocks]
+    downs = [original(getattr(block.mlp, "out")) for block in bridge.blocks]  # noqa: B009
+    return side, PlainEngine(model, blocks, downs)
+
+
+class Lens:
+    """A TransformerLens model as an engine, and its weights by layer."""
+
+    def __init__(self, tl: Any) -> None:
+        self.tl = tl
+        self._points = list(dict.fromkeys(tl.hook_dict.values()))
+        self._ours: set[int] = set()
+
+    # --- weights
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.tl.cfg.n_layers)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.tl.cfg.d_model)
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons a layer, from the weights: the configuration is wrong in some families.
+
+        Raises:
+            ValueError: a layer has no dense MLP, or layers differ.
+        """
+        shapes: set[tuple[int, ...]] = set()
+        for layer in range(self.n_layers):
+            mlp = getattr(self.tl.blocks[layer], "mlp", None)
+            weight = getattr(mlp, "W_out", None)
+            dense = getattr(mlp, "hook_post", None) is not None and not hasattr(mlp, "experts")
+            if not dense or not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[1] != self.d_model:
+                raise ValueError(
+                    f"layer {layer} has no dense MLP with a down-projection "
+                    "(mixture-of-experts and state-space layers have no neurons to read)"
+                )
+            shapes.add(tuple(weight.shape))
+        if len(shapes) != 1:
+            raise ValueError("layers differ in their number of neurons, or there are none")
+        return shapes.pop()[0]
+
+    @property
+    def n_positions(self) -> int:
+        for name in ("n_positions", "max_position_embeddings", "n_ctx", "seq_length"):
+            value = getattr(self._config(), name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+        return int(self.tl.cfg.n_ctx)
+
+    def _config(self) -> Any:
+        return self.tl.cfg
+
+    def down_projection(self, layer: int) -> Tensor:
+        """`[d_mlp, d_model]`"""
+        weight: Tensor = self.tl.blocks[layer].mlp.W_out
+        return weight.detach()
+
+    def up_projection(self, layer: int) -> Tensor:
+        """`[d_model, d_mlp]`"""
+        weight: Tensor = self.tl.blocks[layer].mlp.W_in
+        return weight.detach()
+
+    def gate_projection(self, layer: int) -> Tensor | None:
+        """`[d_model, d_mlp]`, or None where the MLP has no gate."""
+        weight = getattr(self.tl.blocks[layer].mlp, "W_gate", None)
+        return weight.detach() if isinstance(weight, Tensor) else None
+
+    def unembedding(self) -> Tensor:
+        """`[d_model, d_vocab]`"""
+        weight: Tensor = self.tl.W_U
+        return weight.detach()
+
+    def norm_after_mlp(self, layer: int) -> Any:
+        """The norm between the MLP's output and the residual stream, or None."""
+        norm = getattr(self.tl.blocks[layer], "ln2_post", None)
+        return getattr(norm, "original_component", norm)
+
+    # --- hooks
+
+    def hooked_by_hand(self) -> bool:
+        """Whether any hook stands here that did not come through this class."""
+        return any(id(hook) not in self._ours for point in self._points for hook in point.fwd_hooks)
+
+    def on_post(self, layer: int, hook: Hook) -> Remove:
+        return self._set(self.tl.blocks[layer].mlp.hook_post, hook)
+
+    def on_residual(self, layer: int, hook: Hook) -> Remove:
+        blocks = self.tl.blocks
+        return self._set(blocks[0].hook_resid_pre if layer == 0 else blocks[layer - 1].hook_resid_post, hook)
+
+    def _set(self, point: Any, hook: Hook) -> Remove:
+        def run(value: Tensor, hook: Any, own: Hook = hook) -> Tensor | None:
+            return own(value)
+
+        point.add_hook(run)
+        handle = point.fwd_hooks[-1]
+        self._ours.add(id(handle))
+
+        def remove() -> None:
+            handle.hook.remove()
+            if handle in point.fwd_hooks:
+                point.fwd_hooks.remove(handle)
+            self._ours.discard(id(handle))
+
+        return remove
+
+    # --- running
+
+    def run(
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
+    ) -> tuple[Tensor, Any]:
+        raise NotImplementedError
+
+    def empty_cache(self, rows: int) -> Any:
+        raise NotImplementedError
+
+    def repeated(self, cache: Any, times: int) -> Any:
+        raise NotImplementedError
+
+    def selected(self, cache: Any, rows: Tensor) -> Any:
+        raise NotImplementedError
+
+
+class _BridgeLens(Lens):
+    """A bridge's rewired Hugging Face model takes what a plain one takes."""
+
+    def __init__(self, tl: Any) -> None:
+        super().__init__(tl)
+        rewired = PlainEngine(tl.original_model)
+        self.run, self.empty_cache = rewired.run, rewired.empty_cache  # type: ignore[method-assign]
+        self.repeated, self.selected = rewired.repeated, rewired.selected  # type: ignore[method-assign]
+
+    def _config(self) -> Any:
+        return self.tl.original_model.config.get_text_config()
+
+
+class _HookedTransformerLens(Lens):
+    def run(
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
+    ) -> tuple[Tensor, Any]:
+        device = self.tl.W_U.device
+        seen = 0 if cache is None else cache[0].past_keys.shape[1]
+        mask = attention_mask[:, seen:].to(device, torch.long)
+        logits: Tensor = self.tl(input_ids.to(device), attention_mask=mask, past_kv_cache=cache)
+        return (logits[:, -1:] if last_only else logits), cache
+
+    def empty_cache(self, rows: int) -> Any:
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        return TransformerLensKeyValueCache.init_cache(self.tl.cfg, self.tl.W_U.device, rows)
+
+    def repeated(self, cache: Any, times: int) -> Any:
+        return self._each(copy.deepcopy(cache), lambda held: held.repeat_interleave(times, 0))
+
+    def selected(self, cache: Any, rows: Tensor) -> Any:
+        return self._each(cache, lambda held: held[rows])
+
+    @staticmethod
+    def _each(cache: Any, change: Any) -> Any:
+        for entry in cache.entries:
+            entry.past_keys, entry.past_values = change(entry.past_keys), change(entry.past_values)
+        if getattr(cache, "previous_attention_mask", None) is not None:
+            cache.previous_attention_mask = change(cache.previous_attention_mask)
+        return cache
+
+
+def _check_unprocessed(tl: Any) -> None:
+    """Raise ValueError where weights were folded or centred: value vectors are not the model's own any more."""
+    folded = str(getattr(tl.cfg, "normalization_type", "")).endswith("Pre") and not hasattr(tl, "original_model")
+    if folded or getattr(tl, "_weights_processed", False) or getattr(tl, "compatibility_mode", False):
+        raise ValueError(
+            "the TransformerLens model's weights were processed (norms folded in or weights centred), so its value "
+            "vectors are not the model's own: use from_pretrained_no_processing, or a bridge outside compatibility mode"
+        )
+    written = [block.mlp.W_out for block in tl.blocks if isinstance(getattr(block.mlp, "W_out", None), Tensor)]
+    if written and all(_centred(weight.detach()) for weight in written):
+        raise ValueError(
+            "the TransformerLens model's down-projections were centred: load it without center_writing_weights"
+        )
+
+
+def _centred(weight: Tensor) -> bool:
+    rows = weight[:64].float()
+    return bool(rows.mean(-1).abs().max() < 1e-4 * rows.std(-1).max())

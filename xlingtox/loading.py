@@ -1,0 +1,246 @@
+"""Ways in: from a name, a folder or a model in memory to a Hugging Face model and its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+DeviceMap = str | Mapping[str, Any]
+Bits = Literal[4, 8]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that nobody else holds.
+
+    Attributes:
+        model: the Hugging Face model, in evaluation mode.
+        tokenizer: as it came.
+        name: the hub name, folder or class that it came from.
+        revision: of a hub name, as it was asked for.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str | None = None
+
+
+def mini_checkpoint() -> Path:
+    """The folder of the shipped miniature: inside an installed package, or `assets/mini` of a checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "mini" / "checkpoint", here.parent / "assets" / "mini"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise FileNotFoundError("the miniature's checkpoint is missing: reinstall xlingtox, or run from a whole checkout")
+
+
+@contextlib.contextmanager
+def no_weight_bars() -> Iterator[None]:
+    """Without transformers' own bars, as for reading and writing weights; those of downloads stay."""
+
+    def silent(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return bar(*args, **{**options, "disable": True})
+
+    before = transformers.utils.logging.set_tqdm_hook(silent)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_tqdm_hook(before)
+
+
+def from_memory(
+    source: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    adapter: str | Path | None,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+) -> Loaded:
+    """A copy of a model in memory; the one given is left as it is."""
+    if tokenizer is None:
+        raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
+    model: Any = copy.deepcopy(source)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    check_architecture(model.config, type(model).__name__)
+    _check_merged(model)
+    name = getattr(source.config, "_name_or_path", "") or type(model).__name__
+    if adapter is not None:
+        model = _merged(model, Path(adapter), name)
+    return Loaded(model.to(device=device or model.device, dtype=dtype or model.dtype).eval(), tokenizer, name)
+
+
+def from_checkpoint(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    adapter: str | Path | None,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+    device_map: DeviceMap | None,
+    bits: Bits | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> Loaded:
+    """A model from a checkpoint folder, a folder with a LoRA adapter, or the hub."""
+    path = str(mini_checkpoint()) if source == "mini" else source
+    if adapter is None and (Path(path) / "adapter_config.json").is_file() and not _is_checkpoint(Path(path)):
+        adapter, path = path, _base_of(Path(path))
+    folder = Path(path)
+    if folder.exists() and not _is_checkpoint(folder):
+        raise FileNotFoundError(f"{path} is no checkpoint: it has no config.json")
+    if not folder.exists() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"{path} is no checkpoint: there is no such folder")
+    where: dict[str, Any] = {"local_files_only": True} if folder.exists() else {"revision": revision}
+    where["trust_remote_code"] = trust_remote_code
+    placed = _placed(device, device_map) | _quantised(bits)
+    try:
+        check_architecture(AutoConfig.from_pretrained(path, **where))
+        own = tokenizer or _own_tokenizer(path, adapter, where)
+    except OSError as error:
+        what = "checkpoint folder" if folder.exists() else "folder, nor a model that the hub gives us"
+        raise FileNotFoundError(f"{source} is no {what}: {str(error).splitlines()[0]}") from error
+    if len(own) <= len(own.all_special_ids):
+        raise FileNotFoundError(f"{path} has no tokenizer: give one with tokenizer=...")
+    with no_weight_bars():
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **where, **placed)
+    if "device_map" not in placed:
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if adapter is not None:
+        model = _merged(model, Path(adapter), path)
+        return Loaded(model.eval(), own, f"{source} + {adapter}" if str(adapter) != source else source, revision)
+    return Loaded(model.eval(), own, source, revision)
+
+
+def check_architecture(config: Any, otherwise: str = "") -> None:
+    """Raise ValueError unless a configuration names a decoder with a language-model head."""
+    names = list(getattr(config, "architectures", None) or filter(None, [otherwise]))
+    what = names[0] if names else type(config).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{what} is an encoder-decoder: expected a decoder-only causal language model")
+    if names and not what.endswith(("ForCausalLM", "LMHeadModel")):
+        raise ValueError(f"{what} is not a causal language model: expected a decoder with a language-model head")
+
+
+def checked_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a copy that pads with its end of sequence where it has no padding.
+
+    Raises:
+        ValueError: no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token first")
+    if tokenizer.pad_token_id is None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+# --- where the weights go
+
+
+def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
+    if device_map is None:
+        return {}
+    if device is not None:
+        raise ValueError("give device or device_map, not both")
+    if importlib.util.find_spec("accelerate") is None:
+        raise ValueError("device_map needs the package accelerate: pip install accelerate")
+    named = {str(place) for place in device_map.values()} if isinstance(device_map, Mapping) else {str(device_map)}
+    for place in sorted(named):
+        if place.isdigit() or place.startswith("cuda"):
+            number = int(place.removeprefix("cuda").removeprefix(":") or 0)
+            if number >= torch.cuda.device_count():
+                raise ValueError(
+                    f"device_map names {place}: this machine has {torch.cuda.device_count()} CUDA devices; "
+                    "use device_map='auto', or device='cpu'"
+                )
+    return {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
+
+
+def _quantised(bits: Bits | None) -> dict[str, Any]:
+    if bits is None:
+        return {}
+    if bits not in (4, 8):
+        raise ValueError(f"bits is {bits!r}: expected 4 or 8")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"{bits}-bit weights need the package bitsandbytes: pip install bitsandbytes")
+    config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8
+    )
+    return {"quantization_config": config}
+
+
+def _own_tokenizer(path: str, adapter: str | Path | None, where: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(adapter if beside else path, **where)
+    return tokenizer
+
+
+# --- adapters
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} is no adapter: it has no adapter_config.json")
+    config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return config
+
+
+def _base_of(folder: Path) -> str:
+    base = _adapter_config(folder).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"the adapter {folder} does not name its base: load(base, adapter={str(folder)!r})")
+    return str(base)
+
+
+def _merged(model: Any, folder: Path, name: str) -> Any:
+    """The model with a LoRA adapter in its weights: base value vectors under tuned logits would be a lie.
+
+    Raises:
+        ValueError: the adapter is for another base, or merging it changes what it says.
+    """
+    _adapter_config(folder)
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError("an adapter needs the package peft: pip install peft")
+    from peft import PeftModel
+
+    try:
+        adapted: Any = PeftModel.from_pretrained(model, str(folder)).eval()
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"the adapter {folder} is for another base than {name}: {first}") from error
+    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        before = adapted(input_ids=ids).logits
+        merged: Any = adapted.merge_and_unload()
+        after = merged(input_ids=ids).logits
+    slack = 1e-3 if before.dtype == torch.float32 else 5e-2
+    if not torch.allclose(before, after, atol=slack * float(before.abs().max()), rtol=0):
+        raise ValueError(
+            f"the adapter {folder} cannot be merged into {name}: its logits change "
+            "(an adapter on embeddings that are tied to the output does so)"
+        )
+    return merged
+
+
+def _check_merged(model: Any) -> None:
+    if any(hasattr(module, "lora_A") for module in model.modules()):
+        raise ValueError(
+            "the model holds a LoRA adapter that is not merged: its value vectors would be the base's. "
+            "Merge it first (PEFT: model.merge_and_unload())"
+        )
