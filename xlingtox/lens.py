@@ -35,6 +35,8 @@ def beside(model: Any) -> tuple[Lens, PlainEngine]:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
+    # Where bitsandbytes keeps the scales of 8-bit weights.
+    shared |= {id(module.state): module.state for module in model.modules() if hasattr(module, "init_8bit_state")}
     twin = copy.deepcopy(model, shared)
     names = {id(module): name for name, module in twin.named_modules()}
     architectures = getattr(twin.config, "architectures", None)
@@ -87,9 +89,9 @@ class Lens:
         shapes: set[tuple[int, ...]] = set()
         for layer in range(self.n_layers):
             mlp = getattr(self.tl.blocks[layer], "mlp", None)
-            weight = getattr(mlp, "W_out", None)
             dense = getattr(mlp, "hook_post", None) is not None and not hasattr(mlp, "experts")
-            if not dense or not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[1] != self.d_model:
+            weight = self._weight(mlp, "out", "W_out") if dense else None
+            if weight is None or weight.ndim != 2 or weight.shape[1] != self.d_model:
                 raise ValueError(
                     f"layer {layer} has no dense MLP with a down-projection "
                     "(mixture-of-experts and state-space layers have no neurons to read)"
@@ -110,19 +112,37 @@ class Lens:
     def _config(self) -> Any:
         return self.tl.cfg
 
+    @property
+    def device(self) -> torch.device:
+        mlp = self.tl.blocks[0].mlp
+        module = getattr(getattr(mlp, "out", None), "original_component", None)
+        return (mlp.W_out if module is None else module.weight).device
+
     def down_projection(self, layer: int) -> Tensor:
         """`[d_mlp, d_model]`"""
-        weight: Tensor = self.tl.blocks[layer].mlp.W_out
-        return weight.detach()
+        return self._known(layer, "out", "W_out")
 
     def up_projection(self, layer: int) -> Tensor:
         """`[d_model, d_mlp]`"""
-        weight: Tensor = self.tl.blocks[layer].mlp.W_in
-        return weight.detach()
+        return self._known(layer, "in", "W_in")
 
     def gate_projection(self, layer: int) -> Tensor | None:
         """`[d_model, d_mlp]`, or None where the MLP has no gate."""
-        weight = getattr(self.tl.blocks[layer].mlp, "W_gate", None)
+        return self._weight(self.tl.blocks[layer].mlp, "gate", "W_gate")
+
+    def _known(self, layer: int, part: str, name: str) -> Tensor:
+        weight = self._weight(self.tl.blocks[layer].mlp, part, name)
+        if weight is None:
+            raise ValueError(f"layer {layer} has no {name}")
+        return weight
+
+    def _weight(self, mlp: Any, part: str, name: str) -> Tensor | None:
+        """`[in, out]`: a view of the weights; of quantised ones a copy, of what they do."""
+        module: Any = getattr(getattr(mlp, part, None), "original_component", None)
+        stored: Any = getattr(module, "weight", None)
+        if stored is not None and not (stored.dtype.is_floating_point and stored.dtype.itemsize > 1):
+            return _effect(module, self.tl.W_U.dtype)
+        weight = getattr(mlp, name, None)
         return weight.detach() if isinstance(weight, Tensor) else None
 
     def unembedding(self) -> Tensor:
@@ -232,8 +252,8 @@ def _check_unprocessed(tl: Any) -> None:
             "the TransformerLens model's weights were processed (norms folded in or weights centred), so its value "
             "vectors are not the model's own: use from_pretrained_no_processing, or a bridge outside compatibility mode"
         )
-    written = [block.mlp.W_out for block in tl.blocks if isinstance(getattr(block.mlp, "W_out", None), Tensor)]
-    if written and all(_centred(weight.detach()) for weight in written):
+    written = [getattr(block.mlp, "W_out", None) for block in tl.blocks if hasattr(block, "mlp")]
+    if written and all(isinstance(weight, Tensor) and _centred(weight.detach()) for weight in written):
         raise ValueError(
             "the TransformerLens model's down-projections were centred: load it without center_writing_weights"
         )
@@ -242,3 +262,13 @@ def _check_unprocessed(tl: Any) -> None:
 def _centred(weight: Tensor) -> bool:
     rows = weight[:64].float()
     return bool(rows.mean(-1).abs().max() < 1e-4 * rows.std(-1).max())
+
+
+@torch.no_grad()
+def _effect(module: Any, dtype: torch.dtype) -> Tensor:
+    """What a linear layer does to each of its inputs, `[in, out]`: packed weights differ by method and by device."""
+    size, device = module.in_features, module.weight.device
+    none = module.forward(torch.zeros(1, size, device=device, dtype=dtype))
+    rows = torch.eye(size, device=device, dtype=dtype)
+    effect: Tensor = torch.cat([module.forward(rows[start : start + 256]) for start in range(0, size, 256)]) - none
+    return effect

@@ -181,11 +181,11 @@ class HookedLM:
 
     @property
     def device(self) -> torch.device:
-        return self._lens.down_projection(0).device
+        return self._lens.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._lens.down_projection(0).dtype
+        return self._lens.unembedding().dtype
 
     @property
     def n_neurons(self) -> int:
@@ -213,7 +213,10 @@ class HookedLM:
     # --- neurons
 
     def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """What each neuron of `layer` adds to the MLP's output per unit of activation (a view of the weights)."""
+        """What each neuron of `layer` adds to the MLP's output per unit of activation.
+
+        A view of the weights; of quantised ones, a copy of what they stand for.
+        """
         return self._lens.down_projection(self._checked_layer(layer))
 
     def write_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:

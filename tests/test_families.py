@@ -1,0 +1,206 @@
+"""Every family by one mechanism: hooked equals raw, and neurons are where the paper has them."""
+
+import copy
+
+import families
+import pytest
+import torch
+import transformers
+from families import LAYOUTS, N_LAYERS
+from torch.testing import assert_close
+
+from xlingtox import localize
+from xlingtox.activations import collect_activations
+from xlingtox.generation import decode, generate, greediest
+from xlingtox.interventions import Offset
+from xlingtox.lm import HookedLM
+from xlingtox.neurons import NeuronSet
+from xlingtox.probe import Probe
+
+TEXTS = ["the cat sat on the mat", "la casa es grande", "кот"]
+
+
+@pytest.fixture(scope="module", params=list(LAYOUTS))
+def family(request, tokenizer):
+    model = families.build(request.param)
+    return request.param, model, HookedLM.load(model, tokenizer=tokenizer)
+
+
+def plainly(model, name, ids, mask):
+    """Hugging Face's logits of rows, each alone and unpadded, so that no mask or position can be wrong."""
+    rows = []
+    with torch.no_grad():
+        for row, kept in zip(ids, mask, strict=True):
+            rows.append(model(input_ids=row[kept][None]).logits[0])
+    return rows
+
+
+def test_logits_equal_hugging_face(family):
+    name, model, lm = family
+    ids, mask = lm.encode(TEXTS)
+    ours = lm.logits(ids, mask)
+    for row, kept, theirs in zip(ours, mask, plainly(model, name, ids, mask), strict=True):
+        assert_close(row[kept], theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_greedy_continuations_equal_hugging_face(family, tokenizer):
+    _name, model, lm = family
+    ids, mask = lm.encode(TEXTS)
+    tokens, counts = decode(lm, ids, mask, 12, greediest)
+    for row, kept, own, count in zip(ids, mask, tokens, counts, strict=True):
+        theirs = model.generate(input_ids=row[kept][None], do_sample=False, max_new_tokens=12)[0, int(kept.sum()) :]
+        assert own[count].tolist() == theirs.tolist()
+    alone = [generate(lm, [text], max_new_tokens=12, greedy=True, progress=False).texts[0] for text in TEXTS]
+    assert list(generate(lm, TEXTS, max_new_tokens=12, greedy=True, progress=False).texts) == alone
+
+
+def test_the_transformer_lens_side_gives_the_same(family):
+    _name, _model, lm = family
+    ids, mask = lm.encode(TEXTS)
+    bridged = HookedLM.load(lm.tl, tokenizer=lm.tokenizer)
+    assert_close(bridged.logits(ids, mask)[mask], lm.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)
+    ours = [decode(each, ids, mask, 8, greediest)[0] for each in (lm, bridged)]
+    assert torch.equal(*ours)
+    neurons = NeuronSet.of([(0, 3), (2, 39), (1, 7)])
+    read = [collect_activations(each, TEXTS, neurons, 5, progress=False) for each in (lm, bridged)]
+    assert_close(read[0].values, read[1].values, atol=1e-5, rtol=1e-5)
+
+
+def test_the_post_activation_is_the_input_of_the_down_projection(family):
+    name, model, lm = family
+    ids, mask = lm.encode(TEXTS)
+    seen = {}
+    with lm.hooks(post={n: lambda value, n=n: seen.__setitem__(n, value.clone()) for n in range(N_LAYERS)}):
+        lm.logits(ids, mask)
+    raw = {}
+    plain = copy.deepcopy(model)
+    for n in range(N_LAYERS):
+        families.down(plain, name, n).register_forward_pre_hook(lambda _, args, n=n: raw.__setitem__(n, args[0]))
+    for i, (row, kept) in enumerate(zip(ids, mask, strict=True)):
+        with torch.no_grad():
+            plain(input_ids=row[kept][None])
+        for n in range(N_LAYERS):
+            theirs = raw[n].reshape(-1, families.d_mlp(name))
+            assert_close(seen[n][i][kept], theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_an_offset_is_a_sum_of_value_vectors_at_the_mlps_output(family):
+    name, model, lm = family
+    ids, mask = lm.encode(TEXTS[:1])
+    neurons = NeuronSet.of([(1, 0), (1, 39), (2, 5)])
+    with Offset(neurons, -1.5).on(lm):
+        ours = lm.logits(ids, mask)
+    plain = copy.deepcopy(model)
+    for layer, indices in ((1, [0, 39]), (2, [5])):
+        push = -1.5 * families.values(model, name, layer)[indices].sum(0)
+        families.down(plain, name, layer).register_forward_hook(lambda _, args, out, push=push: out + push)
+    with torch.no_grad():
+        theirs = plain(input_ids=ids).logits
+    assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(ours, lm.logits(ids, mask), atol=1e-3)
+
+
+def test_sizes(family):
+    name, _, lm = family
+    assert (lm.n_layers, lm.d_model, lm.d_mlp) == (N_LAYERS, families.D_MODEL, families.d_mlp(name))
+    assert lm.n_neurons == N_LAYERS * families.d_mlp(name)
+    assert name == "bloom" or lm.n_positions == families.POSITIONS
+
+
+def test_vectors_are_views_of_the_weights(family):
+    name, model, lm = family
+    stored = {weight.untyped_storage().data_ptr() for weight in lm.unwrapped().parameters()}
+    own = {weight.untyped_storage().data_ptr() for weight in lm._plain.model.parameters()}
+    assert own.isdisjoint(stored)
+    for layer in range(N_LAYERS):
+        pairs = [
+            (lm.value_vectors(layer), families.values(model, name, layer)),
+            (lm.key_vectors(layer), families.keys(model, name, layer)),
+        ]
+        up = families.ups(model, name, layer)
+        if up is None:
+            with pytest.raises(ValueError, match="no gated MLP"):
+                lm.up_vectors(layer)
+        else:
+            pairs.append((lm.up_vectors(layer), up))
+            assert not torch.equal(lm.up_vectors(layer), lm.key_vectors(layer))
+        for ours, theirs in pairs:
+            assert torch.equal(ours, theirs)
+            assert ours.untyped_storage().data_ptr() in own
+    assert torch.equal(lm.unembedding(), model.get_output_embeddings().weight.detach())
+
+
+def test_write_vectors_are_what_reaches_the_residual_stream(family):
+    """Turning one neuron up moves the stream along its write vector, up to the scale of the token."""
+    name, model, lm = family
+    layer, index = 1, 4
+    ids = lm.encode(TEXTS[:1])[0]
+
+    def stream(extra):
+        plain = copy.deepcopy(model)
+        seen = []
+        families.down(plain, name, layer).register_forward_pre_hook(
+            lambda _, args: (args[0] + extra * torch.nn.functional.one_hot(torch.tensor(index), families.d_mlp(name)),)
+        )
+        path = LAYOUTS[name].after
+        if path is None:
+            families.down(plain, name, layer).register_forward_hook(lambda _, args, out: seen.append(out))
+        else:
+            norm = families.block(plain, name, layer).get_submodule(path)
+            # Its scale is the token's own: held, as a direction must not depend on it.
+            norm.register_forward_hook(lambda _, args, out: seen.append(out * args[0].pow(2).mean(-1, True).sqrt()))
+        with torch.no_grad():
+            plain(input_ids=ids)
+        return seen[0].reshape(-1, families.D_MODEL)
+
+    moved = stream(1.0) - stream(0.0)
+    expected = lm.write_vectors(layer)[index].expand_as(moved)
+    assert_close(moved, expected, atol=1e-4, rtol=1e-3)
+    if LAYOUTS[name].after is None:
+        assert torch.equal(lm.write_vectors(layer), lm.value_vectors(layer))
+    else:
+        assert not torch.allclose(lm.write_vectors(layer), lm.value_vectors(layer), atol=1e-2)
+
+
+def test_ranking_goes_by_what_is_written(family):
+    _name, _model, lm = family
+    direction = torch.linspace(-1, 1, families.D_MODEL)
+    probe = Probe(direction, bias=0.0, accuracy=1.0, auc=1.0, baseline=0.5, n_train=2, n_held_out=2)
+    found = localize.by_cosine(lm, probe, 5)
+    rows = torch.stack([lm.write_vectors(layer) for layer in range(N_LAYERS)])
+    cosines = (rows @ direction) / rows.norm(dim=-1) / direction.norm()
+    best = cosines.flatten().topk(5)
+    assert list(found) == [divmod(int(place), lm.d_mlp) for place in best.indices]
+    assert_close(torch.tensor(found.scores), best.values, atol=1e-6, rtol=1e-5)
+
+
+def test_bfloat16_is_as_exact_as_bfloat16(family, tokenizer):
+    name, model, lm = family
+    half = HookedLM.load(model, tokenizer=tokenizer, dtype=torch.bfloat16)
+    ids, mask = half.encode(TEXTS)
+    whole = lm.logits(ids, mask)[mask]
+    plain = copy.deepcopy(model).bfloat16()
+    theirs = torch.cat(plainly(plain, name, ids, mask)).float()
+    ours = half.logits(ids, mask)[mask].float()
+    # Padding may round otherwise; it may not be further from the truth than Hugging Face's own rounding is.
+    assert (ours - whole).abs().mean() < 1.5 * (theirs - whole).abs().mean() + 1e-3
+    assert half.logits(ids[:1, mask[0]], mask[:1, mask[0]]).equal(plain(input_ids=ids[:1, mask[0]]).logits)
+
+
+# --- what has no neurons to read
+
+
+def refused(name):
+    size = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 1}
+    if name == "mixture":
+        config = transformers.Qwen2MoeConfig(
+            num_attention_heads=4, num_key_value_heads=2, num_experts=4, moe_intermediate_size=16, **size
+        )
+        return transformers.Qwen2MoeForCausalLM(config)
+    return transformers.MambaForCausalLM(transformers.MambaConfig(**size))
+
+
+@pytest.mark.parametrize("name", ["mixture", "state space"])
+def test_no_dense_mlp_is_refused(name, tokenizer):
+    with pytest.raises(ValueError, match=r"no dense MLP|dense MLPs|cannot hook|norm"):
+        HookedLM.load(refused(name).eval(), tokenizer=tokenizer)

@@ -1,0 +1,249 @@
+"""Ways in, and what is refused at the door."""
+
+import copy
+import dataclasses
+import functools
+import importlib.util
+import json
+import socket
+
+import families
+import peft
+import pytest
+import torch
+import transformers
+from torch.testing import assert_close
+
+from xlingtox.interventions import Offset
+from xlingtox.lm import HookedLM
+from xlingtox.neurons import NeuronSet
+
+TEXTS = ["the cat sat on the mat", "la casa"]
+
+
+@pytest.fixture
+def base(tokenizer, tmp_path):
+    model = families.build("llama")
+    folder = tmp_path / "base"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, folder
+
+
+def adapted(model, targets=("down_proj", "gate_proj", "q_proj")):
+    torch.manual_seed(0)
+    lora = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=list(targets)))
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.3)
+    return lora.eval()
+
+
+def logits(model, lm):
+    ids, mask = lm.encode(TEXTS[:1])
+    with torch.no_grad():
+        return model(input_ids=ids).logits, lm.logits(ids, mask)
+
+
+# --- adapters
+
+
+@pytest.mark.parametrize("way", ["folder", "option", "memory", "memory with a folder"])
+def test_an_adapter_is_merged(base, tokenizer, tmp_path, way):
+    model, folder = base
+    lora = adapted(model)
+    lora.peft_config["default"].base_model_name_or_path = str(folder)
+    lora.save_pretrained(tmp_path / "lora")
+    lm = {
+        "folder": lambda: HookedLM.load(tmp_path / "lora"),
+        "option": lambda: HookedLM.load(folder, adapter=tmp_path / "lora"),
+        "memory": lambda: HookedLM.load(lora, tokenizer=tokenizer),
+        "memory with a folder": lambda: HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora"),
+    }[way]()
+    theirs, ours = logits(lora, lm)
+    assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    for layer in range(families.N_LAYERS):
+        module = families.down(lora.base_model.model, "llama", layer)
+        delta = module.get_delta_weight("default").detach()
+        tuned = (module.base_layer.weight.detach() + delta).T
+        assert_close(lm.value_vectors(layer), tuned, atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(lm.value_vectors(layer), families.values(model, "llama", layer), atol=1e-3)
+
+
+def test_an_adapter_for_another_base_is_refused(base, tokenizer, tmp_path):
+    _, folder = base
+    other = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=300, hidden_size=48, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4
+        )
+    )
+    adapted(other).save_pretrained(tmp_path / "wide")
+    with pytest.raises(ValueError, match="another base than"):
+        HookedLM.load(folder, adapter=tmp_path / "wide")
+    adapted(families.build("gpt2"), ["c_proj"]).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="another base than"):
+        HookedLM.load(folder, adapter=tmp_path / "gpt2")
+
+
+def test_an_adapter_that_does_not_survive_merging_is_refused(tokenizer, tmp_path):
+    model = families.build("bloom")
+    adapted(model, ["word_embeddings"]).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match="cannot be merged"):
+        HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora")
+
+
+def test_no_adapter_there(base, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no adapter.*adapter_config\.json"):
+        HookedLM.load(base[1], adapter=tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}), "utf-8")
+    with pytest.raises(ValueError, match="does not name its base"):
+        HookedLM.load(tmp_path)
+
+
+def test_a_model_with_an_unmerged_adapter_inside_is_refused(tokenizer):
+    model = families.build("llama")
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["down_proj"]))
+    with pytest.raises(ValueError, match="not merged"):
+        HookedLM.load(model, tokenizer=tokenizer)
+
+
+# --- where weights go
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+def test_a_device_map(base, device_map):
+    model, folder = base
+    lm = HookedLM.load(folder, device_map=device_map)
+    theirs, ours = logits(model, lm)
+    assert_close(ours.cpu(), theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device_map": {"": "cuda:7"}}, "names cuda:7: this machine has"),
+        ({"device_map": "cuda:99"}, "names cuda:99"),
+        ({"device_map": {"": 40}}, "names 40"),
+        ({"device_map": "cpu", "device": "cpu"}, "not both"),
+        ({"bits": 3}, "expected 4 or 8"),
+    ],
+)
+def test_places_that_are_not_there(base, options, words):
+    with pytest.raises(ValueError, match=words):
+        HookedLM.load(base[1], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "package"), [({"device_map": "auto"}, "accelerate"), ({"bits": 4}, "bitsandbytes")]
+)
+def test_a_missing_package_is_named(base, monkeypatch, options, package):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == package else there(name, *rest)
+    )
+    with pytest.raises(ValueError, match=f"pip install {package}"):
+        HookedLM.load(base[1], **options)
+
+
+@pytest.mark.parametrize("option", [{"device_map": "cpu"}, {"bits": 8}, {"revision": "main"}])
+def test_options_of_checkpoints_are_not_for_memory(base, tokenizer, option):
+    with pytest.raises(ValueError, match="the model was given in memory"):
+        HookedLM.load(base[0], tokenizer=tokenizer, **option)
+
+
+def test_a_local_folder_needs_no_network(base, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert HookedLM.load(base[1]).n_layers == families.N_LAYERS
+
+
+def test_remote_code_runs_only_when_asked_for(base):
+    _, folder = base
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    (folder / "mine.py").write_text("raise SystemExit('code was run')\n", "utf-8")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        HookedLM.load(folder)
+
+
+# --- which model it was
+
+
+def test_identity(base):
+    _model, folder = base
+    lm = HookedLM.load(folder)
+    own = lm.identity()
+    assert (own.name, own.revision, own.dtype) == (str(folder), None, "float32")
+    assert own.fingerprint == lm.fingerprint()
+    assert HookedLM.load(folder, dtype=torch.bfloat16).identity().dtype == "bfloat16"
+    assert dataclasses.asdict(own) == dataclasses.asdict(HookedLM.load(folder).identity())
+
+
+def test_a_fingerprint_follows_the_weights(base):
+    lm = HookedLM.load(base[1])
+    before = lm.fingerprint()
+    assert lm.fingerprint() == before
+    with torch.no_grad():
+        lm.tl.blocks[1].mlp.W_out[2, 3] += 1.0
+    assert lm.fingerprint() != before
+
+
+# --- processed weights
+
+
+def test_processed_weights_are_refused(tokenizer):
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    model = families.build("gpt2")
+    bridge = build_bridge_from_module(model, "GPT2LMHeadModel", hf_config=model.config)
+    bridge.enable_compatibility_mode()
+    with pytest.raises(ValueError, match="processed"):
+        HookedLM.load(bridge, tokenizer=tokenizer)
+
+
+def test_centred_weights_are_refused(tokenizer):
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    model = families.build("gpt2")
+    with torch.no_grad():
+        for layer in range(families.N_LAYERS):
+            weight = families.down(model, "gpt2", layer).weight
+            weight -= weight.mean(-1, keepdim=True)
+    bridge = build_bridge_from_module(model, "GPT2LMHeadModel", hf_config=model.config)
+    with pytest.raises(ValueError, match="centred"):
+        HookedLM.load(bridge, tokenizer=tokenizer)
+
+
+def _keep(seen, key, state):
+    seen[key] = state.clone()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_weights_are_read_for_what_they_do(tokenizer, tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    size = {"vocab_size": 300, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2}
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(num_attention_heads=4, max_position_embeddings=64, **size)
+    )
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lm = HookedLM.load(tmp_path, bits=bits)
+    assert (lm.d_mlp, lm.n_layers) == (192, 2)
+    ids, mask = lm.encode(TEXTS)
+    for layer in range(2):
+        true = model.model.layers[layer].mlp.down_proj.weight.detach().T
+        assert (lm.value_vectors(layer) - true).abs().max() < {8: 0.02, 4: 0.2}[bits] * true.abs().max()
+        neurons = NeuronSet.of([(layer, 5), (layer, 190)])
+        seen = {}
+        for value in (0.0, 2.0):
+            keep = {layer + 1: functools.partial(_keep, seen, value)}
+            with Offset(neurons, value).on(lm), lm.hooks(residual=keep):
+                lm.logits(ids, mask)
+        moved = (seen[2.0] - seen[0.0])[mask]
+        expected = 2.0 * lm.value_vectors(layer)[[5, 190]].sum(0).expand_as(moved)
+        assert_close(moved, expected, atol=2e-2 * float(expected.abs().max()) + 1e-3, rtol=5e-2)
