@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from xlingtox.activations import Activations, collect_activations
 from xlingtox.interventions import Offset
+from xlingtox.lm import Identity
 from xlingtox.neurons import NeuronSet
 
 PROMPTS = {"ru": ["кот сидит"], "en": ["the cat", "a", "the dog ran away from the"]}
@@ -59,7 +60,12 @@ def made_up():
     rng = np.random.default_rng(0)
     values, mask = rng.normal(size=(4, STEPS, 3)).astype(np.float32), rng.random((4, STEPS)) < 0.7
     values[~mask] = 0
-    return values, mask, Activations(NEURONS, torch.tensor(values), torch.tensor(mask), ("sv", "en", "en", "sv"))
+    by_language = [[1, 2], [0, 3]]  # en, sv: the house's order
+    sums = torch.tensor(np.stack([values[rows].sum((0, 1), dtype=np.float64) for rows in by_language]))
+    steps = torch.tensor([int(mask[rows].sum()) for rows in by_language])
+    model = Identity("made up", None, "float32", "0" * 12)
+    rest = (torch.tensor(mask), ("sv", "en", "en", "sv"), torch.tensor(values), model)
+    return values, mask, Activations(NEURONS, sums, steps, *rest)
 
 
 @pytest.mark.parametrize(("language", "rows"), [(None, [0, 1, 2, 3]), ("en", [1, 2]), ("sv", [0, 3])])
@@ -99,3 +105,40 @@ def test_mean_of_a_language_that_is_not_there():
 def test_bad_input(lm, prompts, neurons, steps, words):
     with pytest.raises(ValueError, match=words):
         collect_activations(lm, prompts, neurons, steps, progress=False)
+
+
+# --- all neurons
+
+
+def test_all_neurons_are_averaged_without_their_steps(family, tokenizer, monkeypatch):
+    from xlingtox import activations
+
+    lm, every = family.lm, NeuronSet.all(family.lm)
+    whole = collect_activations(lm, PROMPTS, every, STEPS, progress=False)
+    monkeypatch.setattr(activations, "_MOST_BYTES", 0)
+    flat = collect_activations(lm, PROMPTS, every, STEPS, batch_size=2, progress=False)
+    assert flat.kept is None
+    with pytest.raises(ValueError, match="only the means"):
+        _ = flat.values
+    prompts = [(code, prompt) for code, own in PROMPTS.items() for prompt in own]
+    for language in (*PROMPTS, None):
+        rows = []
+        for code, prompt in prompts:
+            if language in (code, None):
+                _, passes = raw.greedy(family.model, tokenizer(prompt)["input_ids"], STEPS, tokenizer.eos_token_id)
+                rows += [torch.cat([each[layer] for layer in range(lm.n_layers)]) for each in passes]
+        theirs = torch.stack(rows).double().mean(0).float()
+        assert_close(flat.mean(language), theirs, atol=1e-5, rtol=1e-4)
+        assert_close(whole.mean(language), theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_means_without_steps_are_saved(lm, tmp_path, monkeypatch):
+    from xlingtox import activations
+
+    monkeypatch.setattr(activations, "_MOST_BYTES", 0)
+    acts = collect_activations(lm, PROMPTS, NEURONS, STEPS, progress=False)
+    acts.save(tmp_path / "acts")
+    again = Activations.load(tmp_path / "acts")
+    assert again.kept is None
+    assert torch.equal(again.mean(), acts.mean())
+    assert again.model == lm.identity()

@@ -1,6 +1,7 @@
 """Every family by one mechanism: hooked equals raw, and neurons are where the paper has them."""
 
 import copy
+from importlib.metadata import version
 
 import families
 import pytest
@@ -17,6 +18,7 @@ from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe
 
+OLD = version("transformer-lens").startswith("3.")
 TEXTS = ["the cat sat on the mat", "la casa es grande", "кот"]
 
 
@@ -55,7 +57,15 @@ def test_greedy_continuations_equal_hugging_face(family, tokenizer):
 
 
 def test_the_transformer_lens_side_gives_the_same(family):
-    _name, _model, lm = family
+    name, _model, lm = family
+    if name.startswith("cohere") and OLD:
+        # Its bridge of Cohere is wrong, which is seen at loading, and a hook by hand is refused.
+        point = lm.tl.blocks[0].mlp.hook_post
+        point.add_hook(lambda value, hook: None)
+        with pytest.raises(RuntimeError, match="other logits than Hugging"):
+            lm.logits(*lm.encode(TEXTS))
+        point.remove_hooks()
+        return
     ids, mask = lm.encode(TEXTS)
     bridged = HookedLM.load(lm.tl, tokenizer=lm.tokenizer)
     assert_close(bridged.logits(ids, mask)[mask], lm.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)

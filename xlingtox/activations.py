@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlingtox import languages
+from xlingtox.batching import in_batches, rows_that_fit
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.engine import Hook
-from xlingtox.generation import batched, decode, greediest
-from xlingtox.lm import HookedLM
+from xlingtox.generation import by_length, checked_lengths, decode, greediest
+from xlingtox.lm import HookedLM, Identity
 from xlingtox.neurons import NeuronSet
+
+_MOST_BYTES = 2**30
+"""Of more than these, values of single steps are not kept."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +31,39 @@ class Activations:
     """Post-activations of `neurons` over the steps of a greedy continuation.
 
     Attributes:
-        neurons: what was read; the last axis of `values` is in its order.
-        values: the input of the down-projection, at the last prompt token and at each new token but the last.
+        neurons: what was read; the last axis of `sums` and of `values` is in its order.
+        sums, steps: by language, in the order of `language_codes`, the sum over the steps that count, and their number.
         mask: False where the continuation had already ended.
         languages: of each prompt.
+        kept: the values of each step, or None where they would have taken more than a gibibyte.
+        model: which model it was.
     """
 
     neurons: NeuronSet
-    values: Float[Tensor, "prompt step neuron"]
+    sums: Float[Tensor, "language neuron"]
+    steps: Int[Tensor, "language"]
     mask: Bool[Tensor, "prompt step"]
     languages: tuple[str, ...]
+    kept: Float[Tensor, "prompt step neuron"] | None
+    model: Identity
+
+    @property
+    def language_codes(self) -> tuple[str, ...]:
+        return languages.in_order(self.languages)
+
+    @property
+    def values(self) -> Float[Tensor, "prompt step neuron"]:
+        """The input of the down-projection, at the last prompt token and at each new token but the last.
+
+        Raises:
+            ValueError: they were too many to keep.
+        """
+        if self.kept is None:
+            raise ValueError(
+                f"only the means of {len(self.neurons)} neurons were kept, not the values of each step, which take "
+                "more than a gibibyte: choose fewer neurons or prompts"
+            )
+        return self.kept
 
     def mean(self, language: str | None = None) -> Float[Tensor, "neuron"]:
         """Mean of each neuron over steps and prompts, of one language or of all.
@@ -43,19 +71,17 @@ class Activations:
         Raises:
             ValueError: no prompt is in that language.
         """
-        values, mask = self.values, self.mask
-        if language is not None:
-            rows = [i for i, own in enumerate(self.languages) if own == language]
-            if not rows:
-                raise ValueError(f"no prompts in {language!r}: there are {', '.join(sorted(set(self.languages)))}")
-            values, mask = values[rows], mask[rows]
-        return (values * mask.unsqueeze(-1)).sum((0, 1)) / mask.sum()
+        codes = self.language_codes
+        if language is not None and language not in codes:
+            raise ValueError(f"no prompts in {language!r}: there are {', '.join(sorted(codes))}")
+        own = slice(None) if language is None else [codes.index(language)]
+        return (self.sums[own].sum(0) / self.steps[own].sum()).float()
 
     def to_frame(self) -> pd.DataFrame:
         """Columns `language, layer, index, mean`: one row a language and neuron."""
         rows = [
             (language, layer, index, value)
-            for language in languages.in_order(self.languages)
+            for language in self.language_codes
             for (layer, index), value in zip(self.neurons, self.mean(language).tolist(), strict=True)
         ]
         return pd.DataFrame(rows, columns=["language", "layer", "index", "mean"])
@@ -63,11 +89,15 @@ class Activations:
     def save(self, path: str | Path) -> None:
         """Write `path` (safetensors) and what it means beside it (JSON)."""
         file = Path(path)
-        save_file({"values": self.values.contiguous(), "mask": self.mask.contiguous()}, file)
+        tensors = {"sums": self.sums, "steps": self.steps, "mask": self.mask}
+        if self.kept is not None:
+            tensors["values"] = self.kept
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
         about = {
             "neurons": self.neurons.neurons,
             "scores": self.neurons.scores,
             "languages": self.languages,
+            "model": dataclasses.asdict(self.model),
         }
         file.with_name(file.name + ".json").write_text(json.dumps(about), "utf-8")
 
@@ -76,8 +106,15 @@ class Activations:
         file = Path(path)
         tensors = load_file(file)
         about = json.loads(file.with_name(file.name + ".json").read_text("utf-8"))
-        neurons = NeuronSet.of(about["neurons"], about["scores"])
-        return cls(neurons, tensors["values"], tensors["mask"], tuple(about["languages"]))
+        return cls(
+            NeuronSet.of(about["neurons"], about["scores"]),
+            tensors["sums"],
+            tensors["steps"],
+            tensors["mask"],
+            tuple(about["languages"]),
+            tensors.get("values"),
+            Identity(**about["model"]),
+        )
 
 
 def collect_activations(
@@ -85,12 +122,16 @@ def collect_activations(
     prompts: Prompts,
     neurons: NeuronSet,
     n_new_tokens: int = 20,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> Activations:
     """Read `neurons` while the model greedily continues each prompt by `n_new_tokens` (paper, section 4.1).
 
-    The positions are those that produce the new tokens: the last of the prompt and all new ones but the last.
+    The positions are those that produce the new tokens: the last of the prompt and all new ones but the last. All
+    neurons of a model may be asked for: means are kept as running sums.
+
+    Args:
+        batch_size: prompts that are continued at once (default: as many as the free memory allows).
 
     Raises:
         ValueError: a neuron outside the model, no prompts, or one that is blank or too long.
@@ -99,38 +140,62 @@ def collect_activations(
     if n_new_tokens < 1:
         raise ValueError(f"n_new_tokens is {n_new_tokens}: expected at least 1")
     given = as_prompts(prompts)
-    values = torch.zeros(len(given), n_new_tokens, len(neurons))
+    lengths = checked_lengths(lm, given, n_new_tokens)
+    own = tuple(prompt.language for prompt in given)
+    codes = languages.in_order(own)
+    sums = torch.zeros(len(codes), len(neurons), dtype=torch.float64)
     mask = torch.zeros(len(given), n_new_tokens, dtype=torch.bool)
-    batches = batched(lm, given, n_new_tokens, batch_size)
+    few = 4 * len(given) * n_new_tokens * len(neurons) <= _MOST_BYTES
+    kept = torch.zeros(len(given), n_new_tokens, len(neurons)) if few else None
     with tqdm(total=len(given), desc="reading neurons", unit="prompt", disable=not progress, leave=False) as bar:
-        for rows, ids, attention in batches:
-            reader = _Reader(lm, neurons, len(rows), n_new_tokens)
+
+        def read(rows: list[int]) -> None:
+            ids, attention = lm.encode([given[i].text for i in rows])
+            reader = _Reader(lm, neurons, [codes.index(own[i]) for i in rows], len(codes), n_new_tokens, few)
             with lm.hooks(post=reader.hooks()):
                 _, counts = decode(lm, ids, attention, n_new_tokens, greediest, watch=reader.watch)
-            values[rows], mask[rows] = reader.values.cpu(), counts.cpu()
+            mask[rows] = counts.cpu()
+            sums.add_(reader.sums.cpu())
+            if kept is not None and reader.values is not None:
+                kept[rows] = reader.values.cpu()
             bar.update(len(rows))
-    values *= mask.unsqueeze(-1)
-    return Activations(neurons, values, mask, tuple(prompt.language for prompt in given))
+
+        in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + n_new_tokens), read)
+    if kept is not None:
+        kept *= mask.unsqueeze(-1)
+    steps = torch.stack([mask[[language == code for language in own]].sum() for code in codes])
+    return Activations(neurons, sums, steps, mask, own, kept, lm.identity())
 
 
 class _Reader:
-    """Keeps the asked columns at the last position of every pass, on the model's device: copies off it would wait."""
+    """Adds up the asked columns at the last position of every pass, by language, on the model's device."""
 
-    def __init__(self, lm: HookedLM, neurons: NeuronSet, n_rows: int, n_steps: int) -> None:
-        self.layers = {
-            layer: (torch.tensor(indices, device=lm.device), torch.tensor(columns, device=lm.device))
-            for layer, (indices, columns) in neurons.by_layer().items()
-        }
-        self.values = torch.zeros(n_rows, n_steps, len(neurons), device=lm.device)
+    def __init__(
+        self, lm: HookedLM, neurons: NeuronSet, codes: list[int], n_codes: int, n_steps: int, keep: bool
+    ) -> None:
+        device = lm.device
+        whole = list(range(lm.d_mlp))
+        self.layers: dict[int, tuple[Tensor | None, Tensor]] = {}
+        for layer, (indices, columns) in neurons.by_layer().items():
+            chosen = None if indices == whole else torch.tensor(indices, device=device)
+            self.layers[layer] = chosen, torch.tensor(columns, device=device)
+        self.belongs = torch.nn.functional.one_hot(torch.tensor(codes, device=device), n_codes).float().T
+        self.sums = torch.zeros(n_codes, len(neurons), dtype=torch.float64, device=device)
+        self.values = torch.zeros(len(codes), n_steps, len(neurons), device=device) if keep else None
 
-    def watch(self, step: int, rows: Int[Tensor, "row"]) -> None:
+    def watch(self, step: int, rows: Int[Tensor, "row"], going: Bool[Tensor, "row"]) -> None:
         self.step, self.rows = step, rows
+        self.counted = self.belongs[:, rows] * going
 
     def hooks(self) -> dict[int, Hook]:
         return {layer: self._hook(*both) for layer, both in self.layers.items()}
 
-    def _hook(self, indices: Int[Tensor, "own"], columns: Int[Tensor, "own"]) -> Hook:
+    def _hook(self, chosen: Tensor | None, columns: Int[Tensor, "own"]) -> Hook:
         def read(value: Tensor) -> None:
-            self.values[self.rows[:, None], self.step, columns] = value[:, -1].index_select(-1, indices).float()
+            last = value[:, -1]
+            asked = (last if chosen is None else last.index_select(-1, chosen)).float()
+            self.sums[:, columns] += self.counted @ asked
+            if self.values is not None:
+                self.values[self.rows[:, None], self.step, columns] = asked
 
         return read

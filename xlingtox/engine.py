@@ -55,11 +55,13 @@ class PlainEngine:
         self._takes_positions = "position_ids" in accepted
         self._keeps_logits = "logits_to_keep" in accepted
         self._first = next(model.parameters())
+        self._rows = 1
 
     def run(
         self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
     ) -> tuple[Tensor, Any]:
         device = self._first.device
+        self._rows = len(input_ids)
         input_ids, mask = input_ids.to(device), attention_mask.to(device, torch.long)
         extra: dict[str, Any] = {}
         if self._takes_positions:
@@ -86,8 +88,10 @@ class PlainEngine:
 
     def on_post(self, layer: int, hook: Hook) -> Remove:
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            edited = hook(args[0])
-            return None if edited is None else (edited, *args[1:])
+            # OPT hands its MLP one long row of positions.
+            value = args[0]
+            edited = hook(value if value.ndim == 3 else value.view(self._rows, -1, value.shape[-1]))
+            return None if edited is None else (edited.view(value.shape), *args[1:])
 
         return self.downs[layer].register_forward_pre_hook(before).remove
 

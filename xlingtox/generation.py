@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,14 +17,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlingtox import languages
+from xlingtox.batching import in_batches, rows_that_fit
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.lm import HookedLM
 
 Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Tensor, "row"]]
 """Gets the logits of the rows that have not ended, which rows these are, and the step; returns their next tokens."""
 
-Watch = Callable[[int, Int[Tensor, "row"]], None]
-"""Told before each pass: its step, and which rows are in it."""
+Watch = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
+"""Told before each pass: its step, which rows are in it, and which of these have not ended."""
 
 _NUCLEUS_GUESS = 64
 
@@ -89,7 +91,7 @@ def generate(
     top_p: float = 0.8,
     greedy: bool = False,
     seed: int = 0,
-    batch_size: int = 400,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> Continuations:
     """Continue each prompt `n_samples` times (paper, section 3: 25 samples of 20 tokens, temperature 0.9, top-p 0.8).
@@ -98,56 +100,47 @@ def generate(
     seed, not on what else is in the batch. With `greedy` there is one continuation a prompt.
 
     Args:
-        batch_size: continuations that are decoded at once (at least all samples of one prompt).
+        batch_size: continuations that are decoded at once, at least all samples of one prompt (default: as many as
+            the free memory allows). When memory runs out it is halved, with a warning.
 
     Raises:
         ValueError: no prompts, a blank one, one too long for the model, or a sampling parameter out of range.
     """
-    if max_new_tokens < 1 or n_samples < 1 or batch_size < 1:
+    if max_new_tokens < 1 or n_samples < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError("max_new_tokens, n_samples and batch_size must be at least 1")
     if not (temperature > 0 and 0 < top_p <= 1):
         raise ValueError(f"temperature {temperature} must be above 0 and top_p {top_p} in (0, 1]")
     given = as_prompts(prompts)
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(given) * samples)
-    batches = batched(lm, given, max_new_tokens, max(1, batch_size // samples))
+    lengths = checked_lengths(lm, given, max_new_tokens)
+    together = batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens)
     with tqdm(total=len(texts), desc="writing", unit="text", disable=not progress, leave=False) as bar:
-        for rows, ids, mask in batches:
-            pick: Picker
-            if greedy:
-                pick = greediest
-            else:
+
+        def write(rows: list[int]) -> None:
+            pick: Picker = greediest
+            if not greedy:
                 chance = _chances([given[i].text for i in rows], samples, max_new_tokens, seed).to(lm.device)
                 pick = _Sampler(chance, temperature, top_p)
+            ids, mask = lm.encode([given[i].text for i in rows])
             tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, samples)
             counts &= tokens != lm.tokenizer.eos_token_id
             written = [own[keep].tolist() for own, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
             for row, text in enumerate(lm.decode(written)):
                 texts[rows[row // samples] * samples + row % samples] = text
             bar.update(len(rows) * samples)
-    settings: dict[str, object] = {"model": lm.name, "max_new_tokens": max_new_tokens, "greedy": greedy}
+
+        in_batches(by_length(lengths), max(1, together // samples), write)
+    settings: dict[str, object] = {"model": dataclasses.asdict(lm.identity()), "max_new_tokens": max_new_tokens}
+    settings["greedy"] = greedy
     if not greedy:
         settings |= {"temperature": temperature, "top_p": top_p, "seed": seed}
     return Continuations(tuple(given), samples, tuple(texts), settings)
 
 
-def batched(
-    lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int, batch_size: int
-) -> Iterator[tuple[list[int], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]]:
-    """Batches of prompts of like length: (their numbers, token ids, mask). Lengths are checked before the first.
-
-    Raises:
-        ValueError: a prompt has no tokens, or is longer than the model's context minus the new tokens.
-    """
-    lengths = checked_lengths(lm, prompts, new_tokens)
-    order = sorted(range(len(prompts)), key=lengths.__getitem__)
-
-    def batches() -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            yield rows, *lm.encode([prompts[i].text for i in rows])
-
-    return batches()
+def by_length(lengths: Sequence[int]) -> list[int]:
+    """Numbers of prompts, like lengths together, so that batches are padded little."""
+    return sorted(range(len(lengths)), key=lengths.__getitem__)
 
 
 def checked_lengths(lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int) -> list[int]:
@@ -189,7 +182,8 @@ def decode(
     """
     end = lm.tokenizer.eos_token_id
     if watch:
-        watch(0, torch.arange(len(ids), device=lm.device))
+        rows = torch.arange(len(ids), device=lm.device)
+        watch(0, rows, torch.ones_like(rows, dtype=torch.bool))
     logits, cache = lm.extend(ids, mask)
     if samples > 1:
         logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
@@ -213,7 +207,7 @@ def decode(
             rows, chosen, mask, going = rows[kept], chosen[kept], mask[kept], going[kept]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         if watch:
-            watch(step + 1, rows)
+            watch(step + 1, rows, going)
         logits, cache = lm.extend(chosen[:, None], mask, cache)
     return tokens, counts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from xlingtox import loading
 from xlingtox.engine import Engine, Hook, PlainEngine, Remove
 from xlingtox.lens import Lens, beside, lens
+
+_LOG = logging.getLogger(__name__)
 
 
 class HookNeverFired(RuntimeError):
@@ -71,6 +74,7 @@ class HookedLM:
         self.name, self.revision = name, revision
         self.tokenizer = loading.checked_tokenizer(tokenizer)
         self.tl.eval()
+        self._faithful = True
         self._read: tuple[tuple[Any, ...], str] | None = None
         self.n_layers, self.d_model, self.n_positions = side.n_layers, side.d_model, side.n_positions
         try:
@@ -178,6 +182,13 @@ class HookedLM:
         logits = self.logits(ids, torch.ones_like(ids, dtype=torch.bool))
         if vocabulary > 3 and not torch.allclose(logits[0, :2], logits[1, :2], atol=1e-3, rtol=1e-3):
             raise ValueError(f"{self.name} is not a decoder: its logits depend on later tokens")
+        if self._plain is not None:
+            with torch.no_grad():
+                bridged = self._lens.run(ids, torch.ones_like(ids))[0]
+            slack = (1e-3 if logits.dtype == torch.float32 else 5e-2) * float(logits.abs().max())
+            self._faithful = torch.allclose(bridged, logits, atol=slack, rtol=0)
+            if not self._faithful:
+                _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", self.name)
 
     @property
     def device(self) -> torch.device:
@@ -209,6 +220,13 @@ class HookedLM:
     def identity(self) -> Identity:
         """Which model this is; results carry it."""
         return Identity(self.name, self.revision, str(self.dtype).removeprefix("torch."), self.fingerprint())
+
+    def row_bytes(self, positions: int) -> int:
+        """About the most memory that one row of `positions` tokens takes while it is decoded."""
+        item = self.unembedding().element_size()
+        cache = 2 * self.n_layers * self.d_model
+        passing = 4 * self.d_mlp + 8 * self.d_model
+        return positions * (cache + passing) * item + 6 * 4 * self.unembedding().shape[0]
 
     # --- neurons
 
@@ -297,7 +315,14 @@ class HookedLM:
 
     def _engine(self) -> Engine:
         """The plain model, unless someone set a hook on the TransformerLens model by hand."""
-        return self._lens if self._plain is None or self._lens.hooked_by_hand() else self._plain
+        if self._plain is None or not self._lens.hooked_by_hand():
+            return self._plain or self._lens
+        if not self._faithful:
+            raise RuntimeError(
+                f"{self.name}: a hook was set on .tl by hand, where TransformerLens gives other logits than Hugging "
+                "Face: use HookedLM.hooks, or another release of TransformerLens"
+            )
+        return self._lens
 
     @contextlib.contextmanager
     def hooks(

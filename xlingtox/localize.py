@@ -1,7 +1,8 @@
 """Where toxicity may live: strategies that return a NeuronSet."""
 
 import torch
-from torch.nn.functional import cosine_similarity
+from jaxtyping import Float
+from torch import Tensor
 
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
@@ -21,13 +22,18 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
     check_k(lm, k)
     if not bool(probe.direction.any()):
         raise ValueError("the probe's direction is zero: it ranks nothing")
-    direction = probe.direction.to(lm.device)
-    layers = [
-        cosine_similarity(lm.write_vectors(layer).float(), direction[None], dim=-1) for layer in range(lm.n_layers)
-    ]
+    direction = (probe.direction / probe.direction.norm()).to(lm.device)
+    # Layer by layer: one at a time is copied, if any, and none is multiplied out.
+    layers = [_along(lm.write_vectors(layer), direction) for layer in range(lm.n_layers)]
     cosines, places = torch.cat(layers).cpu().sort(descending=True, stable=True)
     pairs = [divmod(place, lm.d_mlp) for place in places[:k].tolist()]
     return NeuronSet.of(pairs, cosines[:k].tolist())
+
+
+def _along(vectors: Float[Tensor, "neuron d_model"], unit: Float[Tensor, "d_model"]) -> Float[Tensor, "neuron"]:
+    """Cosines with a unit vector; a vector of zeros has none, and gets 0."""
+    vectors = vectors.float()
+    return (vectors @ unit) / torch.linalg.vector_norm(vectors, dim=-1).clamp(min=1e-12)
 
 
 def check_k(lm: HookedLM, k: int) -> None:

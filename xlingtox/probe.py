@@ -57,7 +57,7 @@ def mean_states(
 
         hooks = {n: (lambda state, n=n, w=weight, k=kept: keep(n, w, k, state)) for n in layers}
         with lm.hooks(residual=hooks):
-            lm.logits(ids, mask)
+            lm.extend(ids, mask)
         for i, layer in enumerate(layers):
             out[i, rows] = kept[layer]
     return out

@@ -1,0 +1,80 @@
+import logging
+
+import pytest
+import torch
+
+from xlingtox import batching
+from xlingtox.batching import in_batches, rows_that_fit
+from xlingtox.generation import generate
+
+
+def test_in_order_and_all():
+    seen = []
+    in_batches([4, 2, 9, 7, 1], 2, lambda rows: seen.append(rows))
+    assert seen == [[4, 2], [9, 7], [1]]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_halved_with_a_warning_when_memory_runs_out(error, caplog):
+    seen = []
+
+    def work(rows):
+        if len(rows) > 2:
+            raise error
+        seen.append(rows)
+
+    with caplog.at_level(logging.WARNING):
+        in_batches(list(range(7)), 6, work)
+    assert [row for rows in seen for row in rows] == list(range(7))
+    assert max(map(len, seen)) == 2
+    assert "with 6 rows at once: going on with 3" in caplog.text
+
+
+def test_one_row_that_does_not_fit_is_an_error():
+    def work(rows):
+        raise MemoryError
+
+    with pytest.raises(MemoryError, match="not even one row"):
+        in_batches([0, 1], 2, work)
+
+
+def test_other_faults_pass():
+    def work(rows):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        in_batches([0, 1], 2, work)
+
+
+def test_texts_are_the_same_after_memory_ran_out(lm, monkeypatch):
+    prompts = ["the cat", "la casa es grande", "a", "кот"]
+    whole = generate(lm, prompts, n_samples=3, max_new_tokens=5, progress=False).texts
+    repeated = lm.repeated
+
+    def tight(cache, times):
+        if cache.get_seq_length() and cache.layers[0].keys.shape[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return repeated(cache, times)
+
+    monkeypatch.setattr(lm, "repeated", tight)
+    assert generate(lm, prompts, n_samples=3, max_new_tokens=5, progress=False).texts == whole
+
+
+def test_rows_follow_the_memory_at_hand(lm, monkeypatch):
+    class Memory:
+        available = 40 * lm.row_bytes(30)
+
+    monkeypatch.setattr(batching.psutil, "virtual_memory", Memory)
+    assert rows_that_fit(lm, 30) == 20
+    assert rows_that_fit(lm, 60) < 20
+    Memory.available = 0
+    assert rows_that_fit(lm, 30) == 1
+    Memory.available = 1e15
+    assert rows_that_fit(lm, 30) == batching._MOST_ROWS

@@ -1,0 +1,56 @@
+"""Batches that fit: as many rows at once as the memory at hand allows, and fewer when it runs out after all."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import psutil
+import torch
+
+from xlingtox.lm import HookedLM
+
+_LOG = logging.getLogger(__name__)
+
+_MOST_ROWS = 512
+"""More rows at once are hardly faster on any device."""
+
+_SHARE = 0.5
+"""Of the free memory, what batches may plan with: the estimate knows neither fragments nor other users."""
+
+
+def rows_that_fit(lm: HookedLM, positions: int) -> int:
+    """Rows of `positions` tokens that a batch may have, by the free memory of the model's device."""
+    device = lm.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return max(1, min(_MOST_ROWS, int(_SHARE * free / lm.row_bytes(positions))))
+
+
+def in_batches(rows: Sequence[int], size: int, work: Callable[[list[int]], None]) -> None:
+    """Call `work` with up to `size` rows at a time, in order; with half as many whenever memory runs out.
+
+    Raises:
+        MemoryError: a single row does not fit.
+    """
+    waiting = deque(rows)
+    while waiting:
+        batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+        try:
+            work(batch)
+            continue
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise MemoryError("not even one row fits into memory: free some, or use fewer samples") from error
+        # Outside the handler: the exception holds the failed batch's tensors.
+        size = (len(batch) + 1) // 2
+        _LOG.warning("memory ran out with %d rows at once: going on with %d", len(batch), size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        waiting.extendleft(reversed(batch))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
