@@ -135,6 +135,8 @@ def test_frame_and_drops(diff):
 def test_saved_and_loaded_is_equal(diff, tmp_path):
     diff.save(tmp_path / "diff.json")
     assert Comparison.load(tmp_path / "diff.json") == diff
+    assert diff.models is not None
+    assert diff.models[0] != diff.models[1]
 
 
 def test_saved_without_perplexity_is_still_json(lm, tmp_path):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from xlingtox import languages, metrics, strictjson
 from xlingtox.activations import collect_activations
 from xlingtox.data import Prompt, Prompts, as_prompts, require_columns
 from xlingtox.generation import Continuations, checked_lengths, generate
-from xlingtox.lm import HookedLM
+from xlingtox.lm import HookedLM, Identity
 from xlingtox.neurons import NeuronSet
 from xlingtox.scoring.protocol import Scorer, checked_scores, require_covered
 
@@ -58,12 +59,14 @@ class Comparison:
         changes: language to measure (`emt`, `average_toxicity`, `mean_activation`) to the 95 % paired bootstrap
             interval, over prompts, of after minus before.
         scorer: the name of the scorer.
+        models: which models they were, before and after; None where that is not known.
     """
 
     before: Mapping[str, Measures]
     after: Mapping[str, Measures]
     changes: Mapping[str, Mapping[str, tuple[float, float]]]
     scorer: str
+    models: tuple[Identity, Identity] | None = None
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -97,7 +100,14 @@ class Comparison:
             code: {measure: (low, high) for measure, (low, high) in row.items()}
             for code, row in whole["changes"].items()
         }
-        return cls(before, after, changes, whole["scorer"])
+        models = whole["models"]
+        known = None if isinstance(models, float) else (_identity(models[0]), _identity(models[1]))
+        return cls(before, after, changes, whole["scorer"], known)
+
+
+def _identity(row: Mapping[str, Any]) -> Identity:
+    revision = row["revision"] if isinstance(row["revision"], str) else None
+    return Identity(row["name"], revision, row["dtype"], row["fingerprint"])
 
 
 def compare(
@@ -149,7 +159,7 @@ def compare(
         }
         for code in codes
     }
-    return Comparison(tables[0], tables[1], changes, scorer.name)
+    return Comparison(tables[0], tables[1], changes, scorer.name, (before.identity(), after.identity()))
 
 
 def toxicity_scores(written: Continuations, scorer: Scorer) -> dict[str, Float[np.ndarray, "prompt sample"]]:

@@ -188,7 +188,7 @@ class _Study:
         return merged | {
             "given": {code: dict(row) for code, row in self.materials.given.items()},
             "scorer": self.materials.scorer.name,
-            "model": {"name": self.lm.name, "fingerprint": self.fingerprint},
+            "model": dataclasses.asdict(self.lm.identity()),
             "seconds": self.seconds,
             "versions": {"python": platform.python_version(), "xlingtox": __version__}
             | {name: version(name) for name in packages},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlingtox.data import labelled_texts
-from xlingtox.lm import HookedLM
+from xlingtox.lm import HookedLM, Identity
 
 _PENALTY = 0.01
 """Inverse strength of the L2 penalty, on standardised states.
@@ -86,6 +87,7 @@ class Probe:
         accuracy, auc: on held-out sentences, in [0, 1].
         baseline: accuracy of always answering the larger class, on the same held-out sentences.
         n_train, n_held_out: sentences in each part.
+        model: which model's states it reads; None where that is not known.
     """
 
     direction: Float[Tensor, "d_model"]
@@ -95,6 +97,7 @@ class Probe:
     baseline: float
     n_train: int
     n_held_out: int
+    model: Identity | None = None
 
     @classmethod
     def fit(cls, lm: HookedLM, labelled: Dataset, held_out: float = 0.1, seed: int = 0, progress: bool = True) -> Probe:
@@ -124,6 +127,7 @@ class Probe:
             baseline=float(max(y_test.mean(), 1 - y_test.mean())),
             n_train=len(y),
             n_held_out=len(y_test),
+            model=lm.identity(),
         )
 
     def check(self, lm: HookedLM) -> None:
@@ -145,13 +149,15 @@ class Probe:
         file = Path(path)
         save_file({"direction": self.direction.contiguous()}, file)
         figures = {name: getattr(self, name) for name in _FIGURES}
+        figures["model"] = self.model and dataclasses.asdict(self.model)
         file.with_name(file.name + ".json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
         file = Path(path)
         figures = json.loads(file.with_name(file.name + ".json").read_text("utf-8"))
-        return cls(direction=load_file(file)["direction"], **figures)
+        model = figures.pop("model")
+        return cls(direction=load_file(file)["direction"], model=model and Identity(**model), **figures)
 
 
 _FIGURES = ("bias", "accuracy", "auc", "baseline", "n_train", "n_held_out")

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from xlingtox import metrics
 from xlingtox.comparison import Comparison
 from xlingtox.data import parallel_columns
-from xlingtox.lm import HookedLM
+from xlingtox.lm import HookedLM, Identity
 from xlingtox.probe import mean_states
 
 FEWEST = 3
@@ -32,12 +32,14 @@ class Retrieval:
         top1: language to accuracy by layer (0 is the embedding's output, n the n-th block's), mean of both directions.
         aligned_cosine: language to the mean cosine of translations, by layer.
         n_sentences: how many were compared; chance is one over this.
+        model: which model read them; None where that is not known.
     """
 
     pivot: str
     top1: Mapping[str, tuple[float, ...]]
     aligned_cosine: Mapping[str, tuple[float, ...]]
     n_sentences: int
+    model: Identity | None = None
 
     def mean(self) -> dict[str, float]:
         """Language to accuracy averaged over the blocks, the embedding's output left out (paper, section 5)."""
@@ -74,7 +76,7 @@ def accuracy(lm: HookedLM, parallel: Dataset, pivot: str = "en", progress: bool 
         similarity = [a @ b.T for a, b in zip(own, other, strict=True)]
         top1[code] = tuple(_top1(matrix) for matrix in similarity)
         cosine[code] = tuple(float(matrix.diagonal().mean()) for matrix in similarity)
-    return Retrieval(pivot, top1, cosine, len(table[pivot]))
+    return Retrieval(pivot, top1, cosine, len(table[pivot]), lm.identity())
 
 
 def _top1(similarity: Float[Tensor, "pivot other"]) -> float:
