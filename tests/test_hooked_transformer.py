@@ -1,5 +1,7 @@
 """A `HookedTransformer`, where TransformerLens 3.9 is installed: the same numbers by the same calls."""
 
+from importlib.metadata import version
+
 import families
 import pytest
 import torch
@@ -12,7 +14,7 @@ from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 
-if not hasattr(transformer_lens, "HookedTransformer"):
+if not version("transformer-lens").startswith("3."):
     pytest.skip("TransformerLens 4 has no HookedTransformer", allow_module_level=True)
 
 TEXTS = ["the cat sat on the mat", "la casa es grande", "кот"]
