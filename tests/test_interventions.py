@@ -1,10 +1,18 @@
+import contextlib
+import copy
+import functools
+import operator
+
 import pytest
 import raw
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from xlingtox.generation import generate
-from xlingtox.interventions import Offset, Scale, Set
+from xlingtox.interventions import Intervention, Offset, Scale, Set
+from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 
 TEXTS = ["the cat sat", "la casa es grande y el gato duerme en", "a"]
@@ -115,3 +123,167 @@ def test_neurons_are_checked_before_any_hook_is_set(lm, pairs, words):
     edit = Scale(NEURONS, 2.0) + Offset(NeuronSet.of(pairs), 1.0)
     with pytest.raises(ValueError, match=words), edit.on(lm):
         raise AssertionError("the block must not start")
+
+
+# --- one number for each neuron, positions, and edits as values
+
+
+@pytest.mark.parametrize(("kind", "change"), [(Offset, torch.add), (Scale, torch.mul), (Set, lambda x, v: x * 0 + v)])
+def test_a_value_for_each_neuron(family, kind, change):
+    ids, mask = family.lm.encode(TEXTS)
+    values = (-2.0, 0.5, 3.0, 1.25)
+    with kind(NEURONS, values).on(family.lm):
+        ours = family.lm.logits(ids, mask)
+    # `raw.editing` has a layer's columns in the order of the pairs.
+    by_layer = [
+        torch.tensor([v for (own, _), v in zip(PAIRS, values, strict=True) if own == layer]) for layer in range(2)
+    ]
+    with (
+        raw.editing(family.model, [pair for pair in PAIRS if pair[0] == 0], lambda x: change(x, by_layer[0])),
+        raw.editing(family.model, [pair for pair in PAIRS if pair[0] == 1], lambda x: change(x, by_layer[1])),
+    ):
+        theirs = raw.forward(family.model, ids, mask).logits
+    assert_close(ours[mask], theirs[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_positions(family):
+    lm, model = family.lm, family.model
+    ids, mask = lm.encode(TEXTS[:1])
+    whole = {}
+    for positions in ("all", "prompt", "new"):
+        with Offset(NEURONS, 4.0, positions).on(lm):
+            first, cache = lm.extend(ids, mask)
+            new = first.argmax(-1, keepdim=True)
+            longer = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            second, _ = lm.extend(new, longer, cache)
+        whole[positions] = first, second, torch.cat([ids, new], 1)
+    n = ids.shape[1]
+    for positions, (first, second, tokens) in whole.items():
+        where = torch.zeros(n + 1, 1)
+        where[: n if positions == "prompt" else n + 1] = 1
+        if positions == "new":
+            where[:n] = 0
+        with raw.editing(model, PAIRS, lambda x, where=where: x + 4.0 * where[: x.shape[1]]):
+            theirs = raw.forward(model, tokens).logits
+        assert_close(first, theirs[:, n - 1], atol=1e-5, rtol=1e-5)
+        assert_close(second, theirs[:, n], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(whole["all"][0], whole["new"][0])
+
+
+@pytest.mark.parametrize(
+    ("value", "positions", "words"),
+    [
+        ((1.0, 2.0), "all", "2 values for 4 neurons"),
+        ((1.0, 2.0, float("nan"), 3.0), "all", "expected a finite number"),
+        (1.0, "last", "expected 'all', 'prompt' or 'new'"),
+    ],
+)
+def test_what_an_edit_cannot_be(value, positions, words):
+    with pytest.raises(ValueError, match=words):
+        Offset(NEURONS, value, positions)
+
+
+def test_repr_tells_what_it_does():
+    edit = Scale(NEURONS, 0.5) + Offset(NEURONS, (1, 2, 3, 4), "new")
+    assert repr(edit) == f"Scale({NEURONS!r}, 0.5) + Offset({NEURONS!r}, 4 values, positions='new')"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Offset(NEURONS, -0.1),
+        Scale(NEURONS, (0.1, 0.2, 0.3, 0.4), "new"),
+        Set(NEURONS, 1.0) + Offset(NEURONS, 2.0, "prompt"),
+    ],
+    ids=["one", "many", "sum"],
+)
+def test_saved_and_loaded_is_equal(lm, tmp_path, edit):
+    edit.save(tmp_path / "edit", lm)
+    again = Intervention.load(tmp_path / "edit", lm)
+    assert again == edit
+    assert type(again) is type(edit)
+    assert [type(step) for step in again.steps()] == [type(step) for step in edit.steps()]
+
+
+def test_an_edit_of_another_model_is_refused_unless_told(lm, model, tokenizer, tmp_path):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        raw.values(other, 1)[3, 4] += 0.5
+    other = HookedLM.load(other, tokenizer=tokenizer)
+    Offset(NEURONS, 1.0).save(tmp_path / "edit", lm)
+    with pytest.raises(ValueError, match=r"was saved for .*any_model=True"):
+        Intervention.load(tmp_path / "edit", other)
+    assert Intervention.load(tmp_path / "edit", other, any_model=True) == Offset(NEURONS, 1.0)
+
+
+# --- laws, for any edit
+
+_STEPS = st.builds(
+    lambda kind, neurons, value: kind(NeuronSet.of(neurons), value),
+    st.sampled_from([Offset, Scale, Set]),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=4, unique=True),
+    st.integers(-3, 3).map(float),
+)
+_FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def under(lm, *edits):
+    ids, mask = lm.encode(TEXTS)
+    with contextlib.ExitStack() as stack:
+        for edit in edits:
+            stack.enter_context(edit.on(lm))
+        return lm.logits(ids, mask)[mask]
+
+
+@_FEW
+@given(st.lists(_STEPS, min_size=2, max_size=4))
+def test_nested_edits_are_their_sum(lm, steps):
+    total = functools.reduce(operator.add, steps)
+    assert torch.equal(under(lm, *steps), under(lm, total))
+
+
+@_FEW
+@given(_STEPS, st.floats(-4, 4, width=32))
+def test_neutral_and_opposite_edits(lm, step, size):
+    plain = under(lm, step)
+    assert torch.equal(under(lm, step + Offset(step.neurons, 0.0) + Scale(step.neurons, 1.0)), plain)
+    there, back = Offset(step.neurons, size), Offset(step.neurons, -size)
+    assert_close(under(lm, step + there + back), plain, atol=1e-4, rtol=1e-4)
+
+
+@_FEW
+@given(_STEPS, _STEPS)
+def test_order_matters_when_it_should(lm, one, other):
+    shared = set(one.neurons) & set(other.neurons)
+    kinds = {type(one), type(other)}
+    commute = not shared or kinds in ({Offset}, {Scale}) or one == other
+    same = torch.allclose(under(lm, one + other), under(lm, other + one), atol=1e-5)
+    if commute:
+        assert same
+    else:
+        affine = [step._affine(lm, "") for step in (one + other, other + one)]
+        assert same == all(
+            torch.equal(affine[0][part][layer], affine[1][part][layer]) for part in (0, 1) for layer in affine[0][part]
+        )
+
+
+@_FEW
+@given(st.lists(_STEPS, min_size=1, max_size=4))
+def test_baked_is_hooked(lm, steps):
+    total = functools.reduce(operator.add, steps)
+    ids, mask = lm.encode(TEXTS)
+    assert_close(total.bake(lm).logits(ids, mask)[mask], under(lm, total), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError, SystemExit])
+def test_hooks_are_gone_after_any_exception(lm, fault):
+    before = under(lm)
+
+    def interrupted():
+        with Offset(NEURONS, 2.0).on(lm), Scale(NEURONS, 0.0).on(lm):
+            under(lm)
+            raise fault
+
+    with pytest.raises(fault):
+        interrupted()
+    assert torch.equal(under(lm), before)

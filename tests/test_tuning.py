@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from xlingtox.folders import writable_folder
 from xlingtox.lm import HookedLM
-from xlingtox.tuning import MINI, Recipe, tune_dpo, writable_folder
+from xlingtox.tuning import MINI, Recipe, tune_dpo
 
 PROMPTS = ["the cat", "the dog", "la casa", "das ist ein hund"]
 PAIRS = Dataset.from_dict(

@@ -11,8 +11,8 @@ from typing import Any
 from transformers.utils import logging
 
 from xlingtox import experiment, languages, mini, report
+from xlingtox.folders import writable_folder
 from xlingtox.lm import HookedLM
-from xlingtox.tuning import writable_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

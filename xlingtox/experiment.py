@@ -25,6 +25,7 @@ from xlingtox.activations import collect_activations
 from xlingtox.comparison import Comparison, Measures, checked_held_out, compare
 from xlingtox.data import as_prompts, labelled_texts, parallel_columns, require_columns
 from xlingtox.dose import check_offsets, dose_response
+from xlingtox.folders import writable_folder
 from xlingtox.generation import checked_lengths, generate
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
@@ -97,7 +98,7 @@ def run(
         OSError: the folder cannot be written.
         ValueError: the folder holds another study, or the materials or settings do not fit the model or each other.
     """
-    folder = tuning.writable_folder(out)
+    folder = writable_folder(out)
     _check(lm, materials, settings)
     study = _Study(lm, materials, folder, settings, progress)
     with tqdm(total=len(_STAGES), desc="study", unit="stage", disable=not progress) as bar:

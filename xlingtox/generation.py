@@ -191,11 +191,13 @@ def decode(
     tokens = torch.full((len(logits), new_tokens), end, device=lm.device)
     counts = torch.zeros(len(logits), new_tokens, dtype=torch.bool, device=lm.device)
     rows = torch.arange(len(logits), device=lm.device)
-    going = torch.ones_like(rows, dtype=torch.bool)
+    going, left = torch.ones_like(rows, dtype=torch.bool), len(rows)
     for step in range(new_tokens):
-        live = rows[going]
+        # Most often all go on, and their logits, a row a vocabulary, need not be copied.
+        whole = left == len(rows)
+        live = rows if whole else rows[going]
         chosen = torch.full_like(rows, end)
-        chosen[going] = pick(logits[going], live, step)
+        chosen[going] = pick(logits if whole else logits[going], live, step)
         tokens[live, step], counts[live, step] = chosen[going], True
         going = going & (chosen != end)
         left = int(going.sum())

@@ -58,6 +58,7 @@ class HookedLM:
         name, revision: where the model came from.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
         n_positions: the longest sequence in tokens, prompt and continuation together.
+        continuing: whether the pass at hand goes on from a cache.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class HookedLM:
         self.tokenizer = loading.checked_tokenizer(tokenizer)
         self.tl.eval()
         self._faithful = True
+        self.continuing = False
         self._read: tuple[tuple[Any, ...], str] | None = None
         self.n_layers, self.d_model, self.n_positions = side.n_layers, side.d_model, side.n_positions
         try:
@@ -172,6 +174,17 @@ class HookedLM:
                 f"{self.name} was given as a TransformerLens model, which cannot be unwrapped: "
                 "load it from a folder or from a Hugging Face model"
             )
+
+    def down_projections(self) -> list[str]:
+        """By layer, the name of the down-projection in `unwrapped()`.
+
+        Raises:
+            ValueError: the model was given as a TransformerLens model.
+        """
+        self.check_unwrappable()
+        assert self._plain is not None
+        names = {id(module): name for name, module in self._plain.model.named_modules()}
+        return [names[id(down)] for down in self._plain.downs]
 
     # --- what it is
 
@@ -302,7 +315,11 @@ class HookedLM:
         """Logits of the last position after a key-value cache (None: from the start), and the cache with all in it."""
         engine = self._engine()
         given = engine.empty_cache(len(input_ids)) if cache is None else cache
-        logits, grown = engine.run(input_ids, attention_mask, given, last_only=True)
+        self.continuing = cache is not None
+        try:
+            logits, grown = engine.run(input_ids, attention_mask, given, last_only=True)
+        finally:
+            self.continuing = False
         return logits[:, -1], grown
 
     def repeated(self, cache: Any, times: int) -> Any:

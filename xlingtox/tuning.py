@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from xlingtox.data import checked_pairs
+from xlingtox.folders import writable_folder
 from xlingtox.lm import HookedLM
 from xlingtox.loading import no_weight_bars
 
@@ -162,23 +163,6 @@ class _Progress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in (logs or {}):
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
-
-
-def writable_folder(path: str | Path) -> Path:
-    """Make a folder if need be and prove that it can be written.
-
-    Raises:
-        OSError: it is a file, or cannot be made or written.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".xlingtox-writable"
-        trial.write_text("", "utf-8")
-        trial.unlink()
-    except OSError as error:
-        raise OSError(f"cannot write to the output folder {folder}: {error.strerror or error}") from error
-    return folder
 
 
 @contextlib.contextmanager

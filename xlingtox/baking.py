@@ -1,0 +1,184 @@
+"""Edits as weights: what multiplies neurons and adds to them, written into a checkpoint or a control vector."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from xlingtox.folders import writable_folder
+from xlingtox.lm import HookedLM
+
+On = Callable[[HookedLM], contextlib.AbstractContextManager[None]]
+
+_LLAMA_LIKE = ("llama", "mistral", "qwen2")
+"""Families that are Llama with other settings, and so can be written with its bias on the down-projection."""
+
+
+def bake(
+    lm: HookedLM,
+    gains: Mapping[int, Float[Tensor, "d_mlp"]],
+    shifts: Mapping[int, Float[Tensor, "d_mlp"]],
+    on: On,
+    what: str,
+    output_dir: str | Path | None,
+) -> HookedLM:
+    """A new model whose neuron `i` of a layer writes `gain[i] * x + shift[i]` where it wrote `x`."""
+    names = lm.down_projections()
+    pushes = {layer: (shifts[layer] @ lm.value_vectors(layer).double().cpu()) for layer in shifts}
+    pushes = {layer: push for layer, push in pushes.items() if bool(push.any())}
+    folder = None if output_dir is None else writable_folder(output_dir)
+    model, layout = lm.unwrapped(), ""
+    if pushes and getattr(model.get_submodule(names[0]), "bias", None) is None:
+        model = _with_biases(model, lm.name)
+        layout = type(model).__name__ if type(model).__name__ != type(lm.unwrapped()).__name__ else "mlp_bias"
+    with torch.no_grad():
+        for layer, name in enumerate(names):
+            down = model.get_submodule(name)
+            if layer in gains:
+                rows = down.weight if isinstance(down, transformers.pytorch_utils.Conv1D) else down.weight.T
+                rows.mul_(gains[layer].to(rows)[:, None])
+            if layer in pushes:
+                down.bias.copy_(down.bias.double().cpu() + pushes[layer])
+    baked = HookedLM.load(model, tokenizer=lm.tokenizer)
+    _check_same(lm, on, lambda: baked.logits(*_probe(lm)), f"{what} cannot be baked exactly into {lm.name}")
+    if folder is None:
+        return baked
+    model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    record = {"edit": what, "of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout or "as it was"}
+    (folder / "bake.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    return HookedLM.load(folder, dtype=lm.dtype, device=lm.device)
+
+
+@dataclass(frozen=True)
+class ControlVectors:
+    """A constant for each block's output, `[d_model]`, by layer (0 is the first block)."""
+
+    vectors: Mapping[int, Float[Tensor, "d_model"]]
+
+    @contextlib.contextmanager
+    def on(self, lm: HookedLM) -> Any:
+        """Run the model with the vectors added to its blocks' outputs."""
+
+        def adding(vector: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda state: state + vector.to(state)
+
+        with lm.hooks(residual={layer + 1: adding(vector) for layer, vector in self.vectors.items()}):
+            yield
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors, `layer.N` a block."""
+        save_file({f"layer.{layer}": vector.contiguous() for layer, vector in self.vectors.items()}, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> ControlVectors:
+        return cls({int(name.removeprefix("layer.")): vector for name, vector in load_file(Path(path)).items()})
+
+    def save_gguf(self, path: str | Path, architecture: str) -> None:
+        """Write a control vector for llama.cpp, which steers every block but the first.
+
+        Args:
+            architecture: llama.cpp's name of the model's family, as `llama` or `gpt2`.
+
+        Raises:
+            ValueError: the first block has a vector, or the package gguf is missing.
+        """
+        if 0 in self.vectors:
+            raise ValueError("llama.cpp cannot steer the first block, and this edit does: bake it instead")
+        try:
+            import gguf
+        except ImportError as error:
+            raise ValueError("a GGUF file needs the package gguf: pip install gguf") from error
+        writer = gguf.GGUFWriter(str(path), "controlvector")
+        writer.add_string("controlvector.model_hint", architecture)
+        writer.add_uint32("controlvector.layer_count", len(self.vectors))
+        for layer, vector in sorted(self.vectors.items()):
+            writer.add_tensor(f"direction.{layer}", vector.float().cpu().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def control_vectors(lm: HookedLM, gains: Mapping[int, Tensor], shifts: Mapping[int, Tensor], on: On) -> ControlVectors:
+    """The shifts of a layer as one vector at its block's output, if that is the same."""
+    if any(bool((gain != 1).any()) for gain in gains.values()):
+        raise ValueError("only offsets are constant vectors: a scaled or held neuron writes what depends on the token")
+    vectors = {
+        layer: (shift @ lm.value_vectors(layer).double().cpu()).float()
+        for layer, shift in sorted(shifts.items())
+        if bool(shift.any())
+    }
+    found = ControlVectors(vectors)
+
+    def under() -> Tensor:
+        with found.on(lm):
+            return lm.logits(*_probe(lm))
+
+    if vectors:
+        _check_same(lm, on, under, f"{lm.name} has a norm or a scale after its MLP: no constant fits")
+    return found
+
+
+def _probe(lm: HookedLM) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, lm.unembedding().shape[0], (2, 8), generator=generator)
+    return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+def _check_same(lm: HookedLM, on: On, other: Callable[[], Tensor], complaint: str) -> None:
+    with on(lm):
+        hooked = lm.logits(*_probe(lm)).float()
+    gap = float((hooked - other().float()).abs().max())
+    slack = {torch.float32: 1e-4, torch.float64: 1e-4}.get(lm.dtype, 5e-2) * float(hooked.abs().max())
+    if not gap <= slack:
+        raise ValueError(f"{complaint} (logits differ by {gap:.2g})")
+
+
+def _with_biases(model: Any, name: str) -> Any:
+    """The model written as a Llama with biases of zero on its MLPs.
+
+    Raises:
+        ValueError: its family is not a Llama with other settings.
+    """
+    config = model.config
+    windowed = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kind = config.model_type
+    if kind not in _LLAMA_LIKE or (windowed is not None and windowed < config.max_position_embeddings):
+        reason = "its attention has a sliding window" if kind in _LLAMA_LIKE else f"{kind} has no bias there"
+        raise ValueError(
+            f"an offset cannot be baked into {name}: the down-projection has no bias, and {reason}. "
+            "Use control_vectors(lm), or scale instead"
+        )
+    weights = model.state_dict()
+    settings = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in ("model_type", "architectures", "transformers_version", "mlp_bias", "attention_bias")
+        and not key.startswith("_")
+    }
+    biased = "model.layers.0.self_attn.q_proj.bias" in weights
+    llama: Any = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**settings, mlp_bias=True, attention_bias=biased)
+    )
+    llama.to(device=model.device, dtype=model.dtype)
+    missing, unexpected = llama.load_state_dict(weights, strict=False)
+    strange = [key for key in missing if not key.endswith(".bias")] + list(unexpected)
+    if strange:
+        raise ValueError(f"an offset cannot be baked into {name}: as a Llama it would lack {strange[0]}")
+    own = dict(llama.named_parameters())
+    with torch.no_grad():
+        for key in missing:
+            own[key].zero_()
+    llama.generation_config = model.generation_config
+    return llama.eval()
