@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chisquare
 
 from xlingtox.data import Prompt
-from xlingtox.generation import generate
+from xlingtox.generation import _Sampler, generate
 
 PROMPTS = ["the cat", "la casa es grande y el gato", "a", "кот сидит на", "das ist", "the dog ran away from"]
 
@@ -157,3 +157,25 @@ def test_a_prompt_fills_the_context_but_for_the_new_tokens(lm, tokenizer):
 def test_bad_sampling(lm, options, words):
     with pytest.raises(ValueError, match=words):
         wrote(lm, **options)
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.3, 2.0, 8.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.8, 1.0])
+def test_the_nucleus_of_a_large_vocabulary_by_sorting_all_of_it(spread, top_p):
+    rng = np.random.default_rng(0)
+    logits = (spread * rng.normal(size=(200, 5000))).astype(np.float32)
+    logits[:20] = np.round(logits[:20], 1)  # many equals
+    chance = rng.random((200, 1))
+    ours = _Sampler(torch.tensor(chance), 0.9, top_p)(torch.tensor(logits), torch.arange(200), 0).numpy()
+    scaled = torch.tensor(logits) / 0.9
+    exact = (scaled - scaled.logsumexp(-1, keepdim=True)).exp().double().numpy()
+    for row, own, uniform in zip(exact, ours, chance[:, 0], strict=True):
+        order = np.argsort(-row, kind="stable")
+        mass = row[order]
+        mass = mass[np.cumsum(mass) - mass < top_p]
+        reached = np.cumsum(mass) / mass.sum()
+        place = int(np.flatnonzero(order == own)[0])
+        assert place < len(mass)
+        # Rounding may move a boundary; no more than that, and between equals no order is promised.
+        equal = np.flatnonzero(mass == mass[place])
+        assert reached[equal[0]] - mass[equal[0]] / mass.sum() - 1e-9 <= uniform <= reached[equal[-1]] + 1e-9

@@ -177,7 +177,7 @@ class _Reader:
         whole = list(range(lm.d_mlp))
         self.layers: dict[int, tuple[Tensor | None, Tensor]] = {}
         for layer, (indices, columns) in neurons.by_layer().items():
-            chosen = None if indices == whole else torch.tensor(indices, device=device)
+            chosen = None if indices == whole else torch.tensor(indices, device=lm.device_of(layer))
             self.layers[layer] = chosen, torch.tensor(columns, device=device)
         self.belongs = torch.nn.functional.one_hot(torch.tensor(codes, device=device), n_codes).float().T
         self.sums = torch.zeros(n_codes, len(neurons), dtype=torch.float64, device=device)
@@ -194,6 +194,7 @@ class _Reader:
         def read(value: Tensor) -> None:
             last = value[:, -1]
             asked = (last if chosen is None else last.index_select(-1, chosen)).float()
+            asked = asked.to(self.sums.device)
             self.sums[:, columns] += self.counted @ asked
             if self.values is not None:
                 self.values[self.rows[:, None], self.step, columns] = asked

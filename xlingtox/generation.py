@@ -29,6 +29,8 @@ Watch = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
 
 _NUCLEUS_GUESS = 64
 
+_BINS = 1024
+
 _SHRUNK = 0.75
 """A batch is cut down to the rows that go on once they are at most this share of it."""
 
@@ -229,7 +231,10 @@ def _chances(texts: Sequence[str], samples: int, steps: int, seed: int) -> Float
 
 
 class _Sampler:
-    """Draws from the exact nucleus by inverting its cumulative distribution at given uniform numbers."""
+    """Draws from the exact nucleus by inverting its cumulative distribution at given uniform numbers.
+
+    The nucleus is the least set of likeliest tokens that holds `top_p` of the mass; of equals, those of lower number.
+    """
 
     def __init__(self, chance: Float[Tensor, "row step"], temperature: float, top_p: float) -> None:
         self.chance, self.temperature, self.top_p = chance, temperature, top_p
@@ -244,14 +249,46 @@ class _Sampler:
         # Where the guess does not hold the whole nucleus, the row is drawn again from the whole vocabulary.
         short = mass.sum(-1) < self.top_p
         if top.shape[-1] < scaled.shape[-1] and bool(short.any()):
-            top, ids = scaled[short].sort(descending=True, stable=True)
-            chosen[short] = self._draw((top - total[short]).exp().double(), ids, chance[short])
+            chosen[short] = self._draw_from_all(scaled[short], total[short], chance[short])
         return chosen
 
     def _draw(self, mass: Tensor, ids: Tensor, chance: Tensor) -> Tensor:
-        """Tokens from descending probabilities: the nucleus is the least set that holds `top_p` of the mass."""
+        """Tokens from descending probabilities that hold the nucleus."""
         nucleus = torch.where(mass.cumsum(-1) - mass < self.top_p, mass, 0.0)
         reached = nucleus.cumsum(-1)
         place = (reached <= chance * reached[:, -1:]).sum(-1, keepdim=True)
         last = (nucleus > 0).sum(-1, keepdim=True) - 1
         return ids.gather(-1, place.minimum(last)).squeeze(-1)
+
+    def _draw_from_all(self, scaled: Tensor, total: Tensor, chance: Tensor) -> Tensor:
+        """The same without sorting the vocabulary: tokens fall into bins of like logits, and two bins are sorted."""
+        mass = (scaled - total).exp().double()
+        top, low = scaled.amax(-1, keepdim=True), scaled.amin(-1, keepdim=True)
+        bins = ((top - scaled) * (_BINS / (top - low).clamp(min=1e-9))).long().clamp(max=_BINS - 1)
+        held = torch.zeros(len(scaled), _BINS, dtype=mass.dtype, device=mass.device).scatter_add_(1, bins, mass)
+        reached = held.cumsum(-1)
+        before = reached - held
+        edge = (before < self.top_p).sum(-1, keepdim=True) - 1
+        own, _ = _sorted_bin(scaled, total, bins, edge)
+        ahead = before.gather(-1, edge)
+        within = torch.where(ahead + own.cumsum(-1) - own < self.top_p, own, 0.0).sum(-1, keepdim=True)
+        target = chance * (ahead + within)
+        bin_of = (reached <= target).sum(-1, keepdim=True).minimum(edge)
+        own, ids = _sorted_bin(scaled, total, bins, bin_of)
+        ahead = before.gather(-1, bin_of)
+        own = torch.where(ahead + own.cumsum(-1) - own < self.top_p, own, 0.0)
+        place = (ahead + own.cumsum(-1) <= target).sum(-1, keepdim=True)
+        last = (own > 0).sum(-1, keepdim=True) - 1
+        return ids.gather(-1, place.minimum(last)).squeeze(-1)
+
+
+def _sorted_bin(scaled: Tensor, total: Tensor, bins: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Of one bin a row, its tokens' probabilities, descending, and their numbers; padded with probabilities of 0."""
+    rows, tokens = (bins == which).nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(scaled))
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    logits = scaled.new_full((len(scaled), int(counts.max())), -torch.inf)
+    ids = torch.zeros_like(logits, dtype=torch.long)
+    logits[rows, places], ids[rows, places] = scaled[rows, tokens], tokens
+    logits, order = logits.sort(descending=True, stable=True)
+    return (logits - total).exp().double(), ids.gather(-1, order)

@@ -227,10 +227,11 @@ class _Sum(Intervention):
 def _hooks(lm: HookedLM, steps: tuple[_Step, ...]) -> dict[int, Hook]:
     edits: dict[int, list[tuple[_Step, Tensor, Tensor]]] = {}
     for step in steps:
-        amounts = torch.tensor(step.amounts(), device=lm.device, dtype=lm.dtype)
+        amounts = torch.tensor(step.amounts(), dtype=lm.dtype)
         for layer, (indices, columns) in step.neurons.by_layer().items():
-            own = torch.tensor(indices, device=lm.device)
-            edits.setdefault(layer, []).append((step, own, amounts[columns]))
+            device = lm.device_of(layer)
+            own = torch.tensor(indices, device=device)
+            edits.setdefault(layer, []).append((step, own, amounts[columns].to(device)))
 
     def hook(own: list[tuple[_Step, Tensor, Tensor]]) -> Hook:
         def edit(value: Tensor) -> Tensor | None:

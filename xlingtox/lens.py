@@ -112,9 +112,8 @@ class Lens:
     def _config(self) -> Any:
         return self.tl.cfg
 
-    @property
-    def device(self) -> torch.device:
-        mlp = self.tl.blocks[0].mlp
+    def device_of(self, layer: int) -> torch.device:
+        mlp = self.tl.blocks[layer].mlp
         module = getattr(getattr(mlp, "out", None), "original_component", None)
         return (mlp.W_out if module is None else module.weight).device
 

@@ -205,7 +205,11 @@ class HookedLM:
 
     @property
     def device(self) -> torch.device:
-        return self._lens.device
+        return self._lens.device_of(0)
+
+    def device_of(self, layer: int) -> torch.device:
+        """Where the neurons of `layer` are: a model may be spread over several devices."""
+        return self._lens.device_of(self._checked_layer(layer))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -259,15 +263,15 @@ class HookedLM:
         values, norm = self.value_vectors(layer), self._lens.norm_after_mlp(layer)
         if norm is None:
             return values
-        gain, centred = self._gain(norm)
+        gain, centred = self._gain(norm, values)
         if centred:
             values = values - values.mean(-1, keepdim=True)
         return values * gain.to(values)
 
     @torch.no_grad()
-    def _gain(self, norm: Any) -> tuple[Float[Tensor, "d_model"], bool]:
+    def _gain(self, norm: Any, like: Tensor) -> tuple[Float[Tensor, "d_model"], bool]:
         """A norm's gain, and whether it takes the mean away; measured, because families store them differently."""
-        signs = torch.ones(self.d_model, device=self.device, dtype=self.dtype)
+        signs = like.new_ones(self.d_model)
         signs[1::2] = -1
         there, back, raised = (norm(each).float() for each in (signs, -signs, signs + 1))
         return (there - back) / 2 * signs.float(), bool(torch.allclose(there, raised, atol=1e-2, rtol=1e-2))

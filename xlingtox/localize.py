@@ -22,10 +22,10 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
     check_k(lm, k)
     if not bool(probe.direction.any()):
         raise ValueError("the probe's direction is zero: it ranks nothing")
-    direction = (probe.direction / probe.direction.norm()).to(lm.device)
+    direction = probe.direction / probe.direction.norm()
     # Layer by layer: one at a time is copied, if any, and none is multiplied out.
     layers = [_along(lm.write_vectors(layer), direction) for layer in range(lm.n_layers)]
-    cosines, places = torch.cat(layers).cpu().sort(descending=True, stable=True)
+    cosines, places = torch.cat(layers).sort(descending=True, stable=True)
     pairs = [divmod(place, lm.d_mlp) for place in places[:k].tolist()]
     return NeuronSet.of(pairs, cosines[:k].tolist())
 
@@ -33,7 +33,7 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
 def _along(vectors: Float[Tensor, "neuron d_model"], unit: Float[Tensor, "d_model"]) -> Float[Tensor, "neuron"]:
     """Cosines with a unit vector; a vector of zeros has none, and gets 0."""
     vectors = vectors.float()
-    return (vectors @ unit) / torch.linalg.vector_norm(vectors, dim=-1).clamp(min=1e-12)
+    return ((vectors @ unit.to(vectors.device)) / torch.linalg.vector_norm(vectors, dim=-1).clamp(min=1e-12)).cpu()
 
 
 def check_k(lm: HookedLM, k: int) -> None:

@@ -128,7 +128,7 @@ class NeuronSet:
         self.check(lm)
         out = torch.empty(len(self), lm.d_model, device=lm.device, dtype=lm.dtype)
         for layer, (indices, columns) in self.by_layer().items():
-            out[columns] = lm.write_vectors(layer)[indices]
+            out[columns] = lm.write_vectors(layer)[indices].to(out.device)
         return out
 
     def promoted_tokens(self, lm: HookedLM, k: int = 10) -> pd.DataFrame:
@@ -140,7 +140,8 @@ class NeuronSet:
         """
         if not 1 <= k <= lm.unembedding().shape[0]:
             raise ValueError(f"k is {k}: expected 1 to {lm.unembedding().shape[0]} tokens")
-        top = (self.vectors(lm).float() @ lm.unembedding().float().T).topk(k)
+        tokens = lm.unembedding().float()
+        top = (self.vectors(lm).float().to(tokens.device) @ tokens.T).topk(k)
         rows = []
         for (layer, index), score, ids, values in zip(
             self.neurons, self.scores, top.indices.tolist(), top.values.tolist(), strict=True
