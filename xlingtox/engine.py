@@ -10,12 +10,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 Hook = Callable[[Tensor], Tensor | None]
 """Gets an activation, `[batch, pos, width]`; returns its replacement, or None to leave it as it is."""
 
 Remove = Callable[[], None]
 """Takes a hook away again."""
+
+
+_AHEAD = 32
+"""Positions of room in a cache that has to grow."""
 
 
 class Engine(Protocol):
@@ -75,7 +80,9 @@ class PlainEngine:
         return (out.logits[:, -1:] if last_only else out.logits), cache
 
     def empty_cache(self, rows: int) -> Any:
-        return DynamicCache(config=self.model.config)
+        cache = DynamicCache(config=self.model.config)
+        cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        return cache
 
     def repeated(self, cache: Any, times: int) -> Any:
         again = copy.deepcopy(cache)
@@ -99,6 +106,33 @@ class PlainEngine:
         if layer == 0:
             return self.blocks[0].register_forward_pre_hook(_entering(hook), with_kwargs=True).remove
         return self.blocks[layer - 1].register_forward_hook(_leaving(hook)).remove
+
+
+class _Roomy(DynamicLayer):
+    """Keys and values with room behind them: a step writes its own, where the original copies all that came before."""
+
+    _room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before, new = self.get_seq_length(), key_states.shape[-2]
+        held: Any = (self.keys, self.values)
+        room = self._room
+        # Selecting, repeating or cropping rows leaves other tensors in place of the views.
+        if room is None or before + new > room[0].shape[-2] or room[0].data_ptr() != held[0].data_ptr():
+            shape = (*key_states.shape[:-2], before + new + _AHEAD)
+            room = (
+                key_states.new_empty((*shape, key_states.shape[-1])),
+                value_states.new_empty((*shape, value_states.shape[-1])),
+            )
+            if before:
+                room[0][..., :before, :], room[1][..., :before, :] = held
+            self._room = room
+        room[0][..., before : before + new, :], room[1][..., before : before + new, :] = key_states, value_states
+        keys, values = (each[..., : before + new, :] for each in room)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def _entering(hook: Hook) -> Callable[..., Any]:

@@ -30,6 +30,7 @@ Watch = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
 _NUCLEUS_GUESS = 64
 
 _BINS = 1024
+_CACHED = 2**19
 
 _SHRUNK = 0.75
 """A batch is cut down to the rows that go on once they are at most this share of it."""
@@ -240,9 +241,15 @@ class _Sampler:
         self.chance, self.temperature, self.top_p = chance, temperature, top_p
 
     def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        chance = self.chance[rows, step : step + 1]
+        # A few rows at a time stay in a CPU's cache, and in memory that it need not be given anew.
+        few = len(rows) if logits.is_cuda else max(1, _CACHED // logits.shape[-1])
+        starts = range(0, len(logits), few)
+        return torch.cat([self._chosen(logits[i : i + few], chance[i : i + few]) for i in starts])
+
+    def _chosen(self, logits: Tensor, chance: Tensor) -> Tensor:
         scaled = logits.float() / self.temperature
         total = scaled.logsumexp(-1, keepdim=True)
-        chance = self.chance[rows, step : step + 1]
         top, ids = scaled.topk(min(_NUCLEUS_GUESS, scaled.shape[-1]))
         mass = (top - total).exp().double()
         chosen = self._draw(mass, ids, chance)
