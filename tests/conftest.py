@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
+from families import randomised
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -45,16 +46,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(CORPUS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<pad>")
-
-
-def randomised(model: Any, seed: int = 0) -> Any:
-    """Weights large enough that logits lie well apart, and no bias or norm is the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            centre = 1.0 if weight.ndim == 1 and "weight" in name else 0.0
-            weight.copy_(centre + 0.2 * torch.randn(weight.shape, generator=generator))
-    return model.eval()
 
 
 def tiny(name: str) -> Any:

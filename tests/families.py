@@ -41,7 +41,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def build(name: str) -> Any:
-    """A random model, big enough in its weights that logits lie well apart and no norm or bias is the identity."""
+    """A random model."""
     ids = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     size = {
         "hidden_size": D_MODEL,
@@ -100,11 +100,15 @@ def build(name: str) -> Any:
             transformers.Phi3Config(original_max_position_embeddings=POSITIONS, **grouped)
         ),
     }
-    model = made[name]()
-    generator = torch.Generator().manual_seed(0)
+    return randomised(made[name]())
+
+
+def randomised(model: Any, seed: int = 0) -> Any:
+    """Weights large enough that logits lie well apart, and no bias or norm is the identity."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for own, weight in model.named_parameters():
-            centre = 1.0 if weight.ndim == 1 and "weight" in own else 0.0
+        for name, weight in model.named_parameters():
+            centre = 1.0 if weight.ndim == 1 and "weight" in name else 0.0
             weight.copy_(centre + 0.2 * torch.randn(weight.shape, generator=generator))
     return model.eval()
 
@@ -132,9 +136,9 @@ def values(model: Any, name: str, layer: int) -> torch.Tensor:
 
 
 def keys(model: Any, name: str, layer: int) -> torch.Tensor:
-    return _rows(model, name, layer, LAYOUTS[name].key)[: d_mlp(name)]
+    return _rows(model, name, layer, LAYOUTS[name].key)[: len(values(model, name, layer))]
 
 
 def ups(model: Any, name: str, layer: int) -> torch.Tensor | None:
     path = LAYOUTS[name].up
-    return None if path is None else _rows(model, name, layer, path)[-d_mlp(name) :]
+    return None if path is None else _rows(model, name, layer, path)[-len(values(model, name, layer)) :]

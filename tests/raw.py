@@ -3,34 +3,29 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+import families
 import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = {"gpt2": "transformer.h.{}", "bloom": "transformer.h.{}", "llama": "model.layers.{}"}
-DOWN = {"gpt2": "mlp.c_proj", "bloom": "mlp.dense_4h_to_h", "llama": "mlp.down_proj"}
-UP = {"gpt2": "mlp.c_fc", "bloom": "mlp.dense_h_to_4h", "llama": "mlp.gate_proj"}
-
 
 def block(model, layer: int):
-    return model.get_submodule(BLOCK[model.config.model_type].format(layer))
+    return families.block(model, model.config.model_type, layer)
 
 
 def down(model, layer: int):
     """The MLP's down-projection."""
-    return block(model, layer).get_submodule(DOWN[model.config.model_type])
+    return families.down(model, model.config.model_type, layer)
 
 
 def values(model, layer: int) -> Tensor:
-    """What each neuron writes, [d_mlp, d_model]: GPT-2's Conv1D keeps it so, a Linear transposed."""
-    weight = down(model, layer).weight.detach()
-    return weight if model.config.model_type == "gpt2" else weight.T
+    """What each neuron writes, [d_mlp, d_model]."""
+    return families.values(model, model.config.model_type, layer)
 
 
 def keys(model, layer: int) -> Tensor:
     """What each neuron reads, [d_mlp, d_model]; the gate's rows in a gated MLP."""
-    weight = block(model, layer).get_submodule(UP[model.config.model_type]).weight.detach()
-    return weight.T if model.config.model_type == "gpt2" else weight
+    return families.keys(model, model.config.model_type, layer)
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlingtox import languages
-from xlingtox.batching import in_batches, rows_that_fit
+from xlingtox import languages, strictjson
+from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.engine import Hook
-from xlingtox.generation import by_length, checked_lengths, decode, greediest
+from xlingtox.generation import checked_lengths, decode, greediest
 from xlingtox.lm import HookedLM, Identity
 from xlingtox.neurons import NeuronSet
 
@@ -99,13 +99,13 @@ class Activations:
             "languages": self.languages,
             "model": dataclasses.asdict(self.model),
         }
-        file.with_name(file.name + ".json").write_text(json.dumps(about), "utf-8")
+        strictjson.beside(file).write_text(json.dumps(about), "utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Activations:
         file = Path(path)
         tensors = load_file(file)
-        about = json.loads(file.with_name(file.name + ".json").read_text("utf-8"))
+        about = json.loads(strictjson.beside(file).read_text("utf-8"))
         return cls(
             NeuronSet.of(about["neurons"], about["scores"]),
             tensors["sums"],

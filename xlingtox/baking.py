@@ -37,10 +37,10 @@ def bake(
     pushes = {layer: (shifts[layer] @ lm.value_vectors(layer).double().cpu()) for layer in shifts}
     pushes = {layer: push for layer, push in pushes.items() if bool(push.any())}
     folder = None if output_dir is None else writable_folder(output_dir)
-    model, layout = lm.unwrapped(), ""
+    model, layout = lm.unwrapped(), "as it was"
     if pushes and getattr(model.get_submodule(names[0]), "bias", None) is None:
-        model = _with_biases(model, lm.name)
-        layout = type(model).__name__ if type(model).__name__ != type(lm.unwrapped()).__name__ else "mlp_bias"
+        before, model = type(model), _with_biases(model, lm.name)
+        layout = "mlp_bias" if type(model) is before else type(model).__name__
     with torch.no_grad():
         for layer, name in enumerate(names):
             down = model.get_submodule(name)
@@ -55,7 +55,7 @@ def bake(
         return baked
     model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
-    record = {"edit": what, "of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout or "as it was"}
+    record = {"edit": what, "of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout}
     (folder / "bake.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return HookedLM.load(folder, dtype=lm.dtype, device=lm.device)
 

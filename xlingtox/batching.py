@@ -27,6 +27,11 @@ def rows_that_fit(lm: HookedLM, positions: int) -> int:
     return max(1, min(_MOST_ROWS, int(_SHARE * free / lm.row_bytes(positions))))
 
 
+def by_length(lengths: Sequence[int]) -> list[int]:
+    """Numbers of texts, like lengths together, so that batches are padded little."""
+    return sorted(range(len(lengths)), key=lengths.__getitem__)
+
+
 def in_batches(rows: Sequence[int], size: int, work: Callable[[list[int]], None]) -> None:
     """Call `work` with up to `size` rows at a time, in order; with half as many whenever memory runs out.
 

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import languages, metrics, strictjson
 from xlingtox.activations import collect_activations
+from xlingtox.batching import by_length
 from xlingtox.data import Prompt, Prompts, as_prompts, require_columns
 from xlingtox.generation import Continuations, checked_lengths, generate
 from xlingtox.lm import HookedLM, Identity
@@ -180,7 +181,7 @@ def perplexities(lm: HookedLM, held_out: Dataset, progress: bool = True, batch_s
     """
     lengths = checked_held_out(lm, held_out)
     texts, codes = list(held_out["text"]), list(held_out["language"])
-    order = sorted((i for i in range(len(texts)) if lengths[i] > 1), key=lengths.__getitem__)
+    order = [i for i in by_length(lengths) if lengths[i] > 1]
     losses, counts = np.zeros(len(texts)), np.zeros(len(texts))
     for start in tqdm(range(0, len(order), batch_size), desc="perplexity", disable=not progress, leave=False):
         rows = order[start : start + batch_size]

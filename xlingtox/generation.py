@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlingtox import languages
-from xlingtox.batching import in_batches, rows_that_fit
+from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.lm import HookedLM
 
@@ -141,11 +141,6 @@ def generate(
     return Continuations(tuple(given), samples, tuple(texts), settings)
 
 
-def by_length(lengths: Sequence[int]) -> list[int]:
-    """Numbers of prompts, like lengths together, so that batches are padded little."""
-    return sorted(range(len(lengths)), key=lengths.__getitem__)
-
-
 def checked_lengths(lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int) -> list[int]:
     """Tokens of each prompt.
 
@@ -199,9 +194,10 @@ def decode(
         # Most often all go on, and their logits, a row a vocabulary, need not be copied.
         whole = left == len(rows)
         live = rows if whole else rows[going]
+        picked = pick(logits if whole else logits[going], live, step)
+        tokens[live, step], counts[live, step] = picked, True
         chosen = torch.full_like(rows, end)
-        chosen[going] = pick(logits if whole else logits[going], live, step)
-        tokens[live, step], counts[live, step] = chosen[going], True
+        chosen[going] = picked
         going = going & (chosen != end)
         left = int(going.sum())
         if step + 1 == new_tokens or left == 0:
@@ -276,14 +272,16 @@ class _Sampler:
         reached = held.cumsum(-1)
         before = reached - held
         edge = (before < self.top_p).sum(-1, keepdim=True) - 1
-        own, _ = _sorted_bin(scaled, total, bins, edge)
-        ahead = before.gather(-1, edge)
-        within = torch.where(ahead + own.cumsum(-1) - own < self.top_p, own, 0.0).sum(-1, keepdim=True)
-        target = chance * (ahead + within)
-        bin_of = (reached <= target).sum(-1, keepdim=True).minimum(edge)
-        own, ids = _sorted_bin(scaled, total, bins, bin_of)
-        ahead = before.gather(-1, bin_of)
-        own = torch.where(ahead + own.cumsum(-1) - own < self.top_p, own, 0.0)
+
+        def nucleus_in(which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """The mass ahead of one bin a row, and its tokens with their mass, 0 outside the nucleus."""
+            own, ids = _sorted_bin(scaled, total, bins, which)
+            ahead = before.gather(-1, which)
+            return ahead, torch.where(ahead + own.cumsum(-1) - own < self.top_p, own, 0.0), ids
+
+        ahead, own, _ = nucleus_in(edge)
+        target = chance * (ahead + own.sum(-1, keepdim=True))
+        ahead, own, ids = nucleus_in((reached <= target).sum(-1, keepdim=True).minimum(edge))
         place = (ahead + own.cumsum(-1) <= target).sum(-1, keepdim=True)
         last = (own > 0).sum(-1, keepdim=True) - 1
         return ids.gather(-1, place.minimum(last)).squeeze(-1)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xlingtox import baking
+from xlingtox import baking, strictjson
 from xlingtox.engine import Hook
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
@@ -85,7 +85,7 @@ class Intervention:
             for step in self.steps()
         ]
         about = {"steps": kinds, "model": dataclasses.asdict(lm.identity())}
-        file.with_name(file.name + ".json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+        strictjson.beside(file).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 
     @staticmethod
     def load(path: str | Path, lm: HookedLM, any_model: bool = False) -> Intervention:
@@ -98,7 +98,7 @@ class Intervention:
             ValueError: it was saved for a model of other weights, or does not fit this one.
         """
         file = Path(path)
-        about, tensors = json.loads(file.with_name(file.name + ".json").read_text("utf-8")), load_file(file)
+        about, tensors = json.loads(strictjson.beside(file).read_text("utf-8")), load_file(file)
         made = about["model"]
         if not any_model and made["fingerprint"] != lm.fingerprint():
             raise ValueError(

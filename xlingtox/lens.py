@@ -6,6 +6,7 @@ The only file that knows TransformerLens.
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Lens:
     def d_model(self) -> int:
         return int(self.tl.cfg.d_model)
 
-    @property
+    @cached_property
     def d_mlp(self) -> int:
         """Neurons a layer, from the weights: the configuration is wrong in some families.
 
@@ -114,7 +115,7 @@ class Lens:
 
     def device_of(self, layer: int) -> torch.device:
         mlp = self.tl.blocks[layer].mlp
-        module = getattr(getattr(mlp, "out", None), "original_component", None)
+        module = _wrapped(mlp, "out")
         return (mlp.W_out if module is None else module.weight).device
 
     def down_projection(self, layer: int) -> Tensor:
@@ -137,7 +138,7 @@ class Lens:
 
     def _weight(self, mlp: Any, part: str, name: str) -> Tensor | None:
         """`[in, out]`: a view of the weights; of quantised ones a copy, of what they do."""
-        module: Any = getattr(getattr(mlp, part, None), "original_component", None)
+        module = _wrapped(mlp, part)
         stored: Any = getattr(module, "weight", None)
         if stored is not None and not (stored.dtype.is_floating_point and stored.dtype.itemsize > 1):
             return _effect(module, self.tl.W_U.dtype)
@@ -241,6 +242,11 @@ class _HookedTransformerLens(Lens):
         if getattr(cache, "previous_attention_mask", None) is not None:
             cache.previous_attention_mask = change(cache.previous_attention_mask)
         return cache
+
+
+def _wrapped(mlp: Any, part: str) -> Any:
+    """The Hugging Face module behind a part of a bridge's MLP; None in a `HookedTransformer`."""
+    return getattr(getattr(mlp, part, None), "original_component", None)
 
 
 def _check_unprocessed(tl: Any) -> None:

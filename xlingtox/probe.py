@@ -19,6 +19,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from xlingtox import strictjson
+from xlingtox.batching import by_length
 from xlingtox.data import labelled_texts
 from xlingtox.lm import HookedLM, Identity
 
@@ -43,7 +45,7 @@ def mean_states(
         raise ValueError("there are no texts to read")
     out = torch.empty(len(layers), len(texts), lm.d_model)
     lengths = [len(ids) for ids in lm.tokenizer(list(texts))["input_ids"]]
-    order = sorted(range(len(texts)), key=lengths.__getitem__)
+    order = by_length(lengths)
     empty = [i for i in order if lengths[i] == 0]
     if empty:
         raise ValueError(f"text {empty[0]} has no tokens")
@@ -150,12 +152,12 @@ class Probe:
         save_file({"direction": self.direction.contiguous()}, file)
         figures = {name: getattr(self, name) for name in _FIGURES}
         figures["model"] = self.model and dataclasses.asdict(self.model)
-        file.with_name(file.name + ".json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        strictjson.beside(file).write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
         file = Path(path)
-        figures = json.loads(file.with_name(file.name + ".json").read_text("utf-8"))
+        figures = json.loads(strictjson.beside(file).read_text("utf-8"))
         model = figures.pop("model")
         return cls(direction=load_file(file)["direction"], model=model and Identity(**model), **figures)
 

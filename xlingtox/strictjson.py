@@ -17,6 +17,11 @@ def read(path: str | Path) -> Any:
     return with_nan(json.loads(Path(path).read_text("utf-8")))
 
 
+def beside(file: Path) -> Path:
+    """Where the JSON stands that says what a file of tensors means."""
+    return file.with_name(file.name + ".json")
+
+
 def with_nan(value: Any) -> Any:
     """A value with NaN in place of every null."""
     if isinstance(value, Mapping):
