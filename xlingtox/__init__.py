@@ -7,7 +7,7 @@ from xlingtox.activations import Activations, collect_activations
 from xlingtox.comparison import Comparison, compare
 from xlingtox.dose import Dose, dose_response
 from xlingtox.generation import Continuations, generate
-from xlingtox.interventions import Offset, Scale, Set
+from xlingtox.interventions import Offset, Patch, Scale, Set
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe
@@ -22,6 +22,7 @@ __all__ = [
     "HookedLM",
     "NeuronSet",
     "Offset",
+    "Patch",
     "Probe",
     "Scale",
     "Set",

@@ -128,7 +128,8 @@ def generate(
                 chance = _chances([given[i].text for i in rows], samples, max_new_tokens, seed).to(lm.device)
                 pick = _Sampler(chance, temperature, top_p)
             ids, mask = lm.encode([given[i].text for i in rows])
-            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, samples)
+            spoken = [given[i].language for i in rows]
+            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, samples, languages=spoken)
             counts &= tokens != lm.tokenizer.eos_token_id
             written = [own[keep].tolist() for own, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
             for row, text in enumerate(lm.decode(written)):
@@ -171,11 +172,13 @@ def decode(
     pick: Picker,
     samples: int = 1,
     watch: Watch | None = None,
+    languages: Sequence[str] | None = None,
 ) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
     """Continue a left-padded batch, `samples` rows a prompt; rows that have ended are left out of later passes.
 
     Args:
         watch: for hooks that need to know whose activations they see; the first pass has the prompts as its rows.
+        languages: of the prompts, for edits that differ by language.
 
     Returns:
         the new tokens (end-of-sequence once a row has ended), and where they count: the row had not ended before.
@@ -184,10 +187,10 @@ def decode(
     if watch:
         rows = torch.arange(len(ids), device=lm.device)
         watch(0, rows, torch.ones_like(rows, dtype=torch.bool))
-    logits, cache = lm.extend(ids, mask)
+    logits, held = lm.extend(ids, mask, languages=languages)
     if samples > 1:
         logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
-        cache = lm.repeated(cache, samples)
+        held = lm.repeated(held, samples)
     tokens = torch.full((len(logits), new_tokens), end, device=lm.device)
     counts = torch.zeros(len(logits), new_tokens, dtype=torch.bool, device=lm.device)
     rows = torch.arange(len(logits), device=lm.device)
@@ -206,12 +209,12 @@ def decode(
             break
         if left <= _SHRUNK * len(rows):
             kept = going.nonzero().squeeze(-1)
-            cache = lm.selected(cache, kept)
+            held = lm.selected(held, kept)
             rows, chosen, mask, going = rows[kept], chosen[kept], mask[kept], going[kept]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         if watch:
             watch(step + 1, rows, going)
-        logits, cache = lm.extend(chosen[:, None], mask, cache)
+        logits, held = lm.extend(chosen[:, None], mask, held)
     return tokens, counts
 
 
