@@ -240,6 +240,21 @@ class Offset(_Constant):
 class Scale(_Constant):
     """Multiply the post-activations of `neurons` by `value`; 0 ablates them."""
 
+    @classmethod
+    def damping(cls, experts: NeuronSet) -> Scale:
+        """AurA: the better a neuron tells toxic sentences, the more it is damped, by `1 - 2 (AUROC - 0.5)`.
+
+        Args:
+            experts: with their areas under the ROC curve as scores, as `localize.by_auroc` gives them (Suau et al.
+                2024, equation 4).
+
+        Raises:
+            ValueError: a score is not in [0.5, 1].
+        """
+        if wrong := [score for score in experts.scores if not 0.5 <= score <= 1]:
+            raise ValueError(f"a score is {wrong[0]:g}: expected areas under the ROC curve, from 0.5 to 1")
+        return cls(experts, tuple(1 - 2 * (score - 0.5) for score in experts.scores))
+
     def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
         return activation * amount
 
