@@ -10,6 +10,7 @@ from xlingtox.generation import Continuations, generate
 from xlingtox.interventions import Offset, Patch, Scale, Set
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
+from xlingtox.patching import PatchEffect, patch_effect
 from xlingtox.probe import Probe
 from xlingtox.tuning import tune_dpo
 
@@ -23,6 +24,7 @@ __all__ = [
     "NeuronSet",
     "Offset",
     "Patch",
+    "PatchEffect",
     "Probe",
     "Scale",
     "Set",
@@ -37,6 +39,7 @@ __all__ = [
     "localize",
     "metrics",
     "mini",
+    "patch_effect",
     "report",
     "retrieval",
     "scoring",
