@@ -110,7 +110,7 @@ def patch_effect(
 
     Args:
         groups: by name; each gets a control of random neurons in the same layers, of those outside the group where they
-            are enough.
+            are enough, unless it is all neurons of its layers.
         probe: for the probe's logit.
         toxic_tokens: for their probability; those that the sources promote, say.
         scorer: for the toxicity of `n_samples` continuations.
@@ -147,17 +147,19 @@ def patch_effect(
         bar.update()
         return found
 
+    controls = {name: _controls(group, base, n_random, seed) for name, group in groups.items()}
     with tqdm(
-        total=2 + len(groups) * (1 + n_random), desc="patching", unit="run", disable=not progress, leave=False
+        total=2 + sum(1 + len(each) for each in controls.values()),
+        desc="patching",
+        unit="run",
+        disable=not progress,
+        leave=False,
     ) as bar:
         runs = {_BASE: measured(base), _TUNED: measured(tuned)}
         for name, group in groups.items():
             runs[name] = measured(base, group)
-            controls = [measured(base, _control(group, base, seed + i)) for i in range(n_random)]
-            if controls:
-                runs[name + _RANDOM] = {
-                    each: np.mean([control[each] for control in controls], 0) for each in controls[0]
-                }
+            if beside := [measured(base, each) for each in controls[name]]:
+                runs[name + _RANDOM] = {each: np.mean([values[each] for values in beside], 0) for each in beside[0]}
     return PatchEffect(tuple(prompt.language for prompt in given), runs)
 
 
@@ -187,12 +189,15 @@ def _next_token(
     return found
 
 
-def _control(group: NeuronSet, lm: HookedLM, seed: int) -> NeuronSet:
+def _controls(group: NeuronSet, lm: HookedLM, n: int, seed: int) -> list[NeuronSet]:
     counts = {layer: len(indices) for layer, (indices, _) in group.by_layer().items()}
+    if min(counts.values()) == lm.d_mlp:
+        return []
     if max(counts.values()) <= lm.d_mlp // 2:
-        return group.random_like(lm, seed)
-    rng = random.Random(f"random beside {seed}")
-    return NeuronSet.of((layer, i) for layer, n in sorted(counts.items()) for i in rng.sample(range(lm.d_mlp), n))
+        return [group.random_like(lm, seed + i) for i in range(n)]
+    rngs = [random.Random(f"random beside {seed + i}") for i in range(n)]
+    layers = sorted(counts.items())
+    return [NeuronSet.of((layer, i) for layer, k in layers for i in rng.sample(range(lm.d_mlp), k)) for rng in rngs]
 
 
 def _share(
