@@ -58,10 +58,10 @@ def test_texts_are_the_same_after_memory_ran_out(lm, monkeypatch):
     whole = generate(lm, prompts, n_samples=3, max_new_tokens=5, progress=False).texts
     repeated = lm.repeated
 
-    def tight(cache, times):
-        if cache.get_seq_length() and cache.layers[0].keys.shape[0] > 1:
+    def tight(held, times):
+        if held.cache.get_seq_length() and held.cache.layers[0].keys.shape[0] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return repeated(cache, times)
+        return repeated(held, times)
 
     monkeypatch.setattr(lm, "repeated", tight)
     assert generate(lm, prompts, n_samples=3, max_new_tokens=5, progress=False).texts == whole

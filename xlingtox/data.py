@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
+from unicodedata import category
 
 from datasets import Dataset
 
@@ -76,7 +77,7 @@ def checked_pairs(pairs: Dataset) -> Dataset:
         raise ValueError("there are no preference pairs")
     faults = []
     for i, row in enumerate(pairs):
-        missing = [field for field in PAIR_FIELDS if not isinstance(row[field], str) or not row[field].strip()]
+        missing = [field for field in PAIR_FIELDS if not isinstance(row[field], str) or not _visible(row[field])]
         if missing:
             faults.append(f"row {i} has no {' and no '.join(missing)}")
         elif row["chosen"].strip() == row["rejected"].strip():
@@ -85,6 +86,15 @@ def checked_pairs(pairs: Dataset) -> Dataset:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
         raise ValueError(f"preference pairs: {'; '.join(faults[:3])}{more}")
     return pairs.select_columns(list(PAIR_FIELDS))
+
+
+_LOOKS_EMPTY = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Fillers and blanks that Unicode counts as letters, marks or symbols."""
+
+
+def _visible(text: str) -> bool:
+    """Whether there is anything to see: neither blanks of some script only, nor format characters."""
+    return any(character not in _LOOKS_EMPTY and category(character)[0] not in "ZC" for character in text)
 
 
 def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:

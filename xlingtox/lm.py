@@ -120,12 +120,12 @@ class HookedLM(Running):
             loaded = loading.from_checkpoint(
                 str(source), tokenizer, adapter, dtype, device, device_map, bits, revision, trust_remote_code
             )
-            return cls._over(loaded)
+            return cls.over(loaded)
         for option, given in (("revision", revision), ("device_map", device_map), ("bits", bits)):
             if given is not None:
                 raise ValueError(f"{option} is for a hub name or a folder; the model was given in memory")
         if isinstance(source, transformers.PreTrainedModel) or hasattr(source, "merge_and_unload"):
-            return cls._over(loading.from_memory(source, tokenizer, adapter, dtype, device))
+            return cls.over(loading.from_memory(source, tokenizer, adapter, dtype, device))
         if hasattr(source, "cfg") and hasattr(source, "blocks"):
             own = tokenizer or getattr(source, "tokenizer", None)
             if own is None:
@@ -139,7 +139,12 @@ class HookedLM(Running):
         )
 
     @classmethod
-    def _over(cls, loaded: loading.Loaded) -> HookedLM:
+    def over(cls, loaded: loading.Loaded) -> HookedLM:
+        """Wrap a plain model as it is, without a copy.
+
+        Raises:
+            ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
+        """
         try:
             side, plain = beside(loaded.model)
         except ValueError as error:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,23 +74,23 @@ def from_memory(
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     check_architecture(model.config, type(model).__name__)
-    _check_merged(model)
+    _checkmerged(model)
     name = getattr(source.config, "_name_or_path", "") or type(model).__name__
     if adapter is not None:
-        model = _merged(model, Path(adapter), name)
+        model = merged(model, Path(adapter), name)
     return Loaded(model.to(device=device or model.device, dtype=dtype or model.dtype).eval(), tokenizer, name)
 
 
 def from_checkpoint(
     source: str,
-    tokenizer: PreTrainedTokenizerBase | None,
-    adapter: str | Path | None,
-    dtype: torch.dtype | None,
-    device: str | torch.device | None,
-    device_map: DeviceMap | None,
-    bits: Bits | None,
-    revision: str | None,
-    trust_remote_code: bool,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    adapter: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
+    bits: Bits | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Loaded:
     """A model from a checkpoint folder, a folder with a LoRA adapter, or the hub."""
     path = str(mini_checkpoint()) if source == "mini" else source
@@ -114,9 +115,11 @@ def from_checkpoint(
     with no_weight_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **where, **placed)
     if "device_map" not in placed:
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        # Each process of a launcher has a GPU of its own.
+        own_gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        model = model.to(device or own_gpu)
     if adapter is not None:
-        model = _merged(model, Path(adapter), path)
+        model = merged(model, Path(adapter), path)
         return Loaded(model.eval(), own, f"{source} + {adapter}" if str(adapter) != source else source, revision)
     return Loaded(model.eval(), own, source, revision)
 
@@ -208,7 +211,7 @@ def _base_of(folder: Path) -> str:
     return str(base)
 
 
-def _merged(model: Any, folder: Path, name: str) -> Any:
+def merged(model: Any, folder: Path, name: str) -> Any:
     """The model with a LoRA adapter in its weights: base value vectors under tuned logits would be a lie.
 
     Raises:
@@ -227,18 +230,18 @@ def _merged(model: Any, folder: Path, name: str) -> Any:
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():
         before = adapted(input_ids=ids).logits
-        merged: Any = adapted.merge_and_unload()
-        after = merged(input_ids=ids).logits
+        whole: Any = adapted.merge_and_unload()
+        after = whole(input_ids=ids).logits
     slack = 1e-3 if before.dtype == torch.float32 else 5e-2
     if not torch.allclose(before, after, atol=slack * float(before.abs().max()), rtol=0):
         raise ValueError(
             f"the adapter {folder} cannot be merged into {name}: its logits change "
             "(an adapter on embeddings that are tied to the output does so)"
         )
-    return merged
+    return whole
 
 
-def _check_merged(model: Any) -> None:
+def _checkmerged(model: Any) -> None:
     if any(hasattr(module, "lora_A") for module in model.modules()):
         raise ValueError(
             "the model holds a LoRA adapter that is not merged: its value vectors would be the base's. "

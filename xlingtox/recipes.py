@@ -1,0 +1,155 @@
+"""Recipes: how to tune, as values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+LossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter on every linear layer, and on the input embedding where it is not tied to the output.
+
+    Attributes:
+        rank, alpha, dropout: of the adapter (paper, appendix: 64, 16, 0.05).
+        bits: 4 or 8, for a base that is quantised while it is tuned; None for one that is not.
+    """
+
+    rank: int = 64
+    alpha: int = 16
+    dropout: float = 0.05
+    bits: Literal[4, 8] | None = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to tune; vary one with `dataclasses.replace`.
+
+    Attributes:
+        batch_size: pairs a pass, on each device.
+        learning_rate: its peak; reached after `warm_up` steps and then held.
+        steps, epochs: how long, one of them: optimiser steps, or passes over the pairs.
+        accumulation: passes a step.
+        beta: strength of the pull to the reference model (paper, appendix: 0.1).
+        loss_type: TRL's name of the loss; sigmoid is DPO's.
+        max_length: tokens of prompt and continuation together; the end of a longer continuation is cut, also where
+            the model has fewer positions.
+        max_prompt_length: pairs with a prompt of more tokens are left out; None: those that leave no room to continue.
+        max_grad_norm: gradients are clipped to it.
+        optimizer: transformers' name of it.
+        validation_share: of the pairs, held out by `seed` where no validation pairs are given.
+        evaluate_every: steps between evaluations on the validation pairs, if there are any.
+        patience: evaluations without a lower loss before it stops; the best weights are kept. None: all steps are done
+            and the last weights are kept.
+        save_every: steps between checkpoints that an interrupted run goes on from; with `patience`, every evaluation.
+        gradient_checkpointing: compute activations again in the backward pass, for less memory.
+        lora: tune an adapter, which is merged in the end; None: all weights.
+        seed: of the held-out pairs, of the order of the others, and of the adapter.
+    """
+
+    batch_size: int
+    learning_rate: float
+    steps: int | None = None
+    epochs: float | None = None
+    accumulation: int = 1
+    beta: float = 0.1
+    loss_type: LossType = "sigmoid"
+    warm_up: int = 5
+    max_length: int = 96
+    max_prompt_length: int | None = None
+    max_grad_norm: float = 10.0
+    optimizer: str = "rmsprop"
+    validation_share: float = 0.0
+    evaluate_every: int = 25
+    patience: int | None = None
+    save_every: int = 25
+    gradient_checkpointing: bool = False
+    lora: Lora | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of them")
+        counts = ("steps", "batch_size", "accumulation", "max_length", "max_prompt_length", "evaluate_every")
+        for name in (*counts, "patience", "save_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+        for name in ("learning_rate", "beta", "max_grad_norm", "epochs"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected a finite number above 0")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"validation_share is {self.validation_share}: expected at least 0 and less than 1")
+
+    def arguments(self, room: int, validated: bool, on_cpu: bool) -> dict[str, Any]:
+        """What TRL's `DPOConfig` gets, every default that matters said.
+
+        Args:
+            room: tokens of prompt and continuation that recipe and model both allow.
+            validated: whether there are validation pairs.
+            on_cpu: train on the CPU, in the weights' own precision; else in bfloat16 where the GPU has it.
+        """
+        best = validated and self.patience is not None
+        return {
+            "max_steps": -1 if self.steps is None else self.steps,
+            "num_train_epochs": 1.0 if self.epochs is None else self.epochs,
+            "per_device_train_batch_size": self.batch_size,
+            "per_device_eval_batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.accumulation,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": "constant_with_warmup",
+            "warmup_steps": self.warm_up,
+            "optim": self.optimizer,
+            "weight_decay": 0.0,
+            "beta": self.beta,
+            "loss_type": [self.loss_type],
+            "max_length": room,
+            "truncation_mode": "keep_start",
+            "max_grad_norm": self.max_grad_norm,
+            "disable_dropout": True,
+            "precompute_ref_log_probs": True,
+            "eval_strategy": "steps" if validated else "no",
+            "eval_steps": self.evaluate_every,
+            "save_strategy": "steps",
+            "save_steps": self.evaluate_every if best else self.save_every,
+            "save_total_limit": 2,
+            "load_best_model_at_end": best,
+            "metric_for_best_model": "eval_loss" if best else None,
+            "greater_is_better": False if best else None,
+            "restore_callback_states_from_checkpoint": True,
+            "logging_steps": 1,
+            # Else a loss that is no number is written down as 0.
+            "logging_nan_inf_filter": False,
+            "seed": self.seed,
+            "data_seed": self.seed,
+            "bf16": not on_cpu and torch.cuda.is_bf16_supported(),
+            "fp16": False,
+            "use_cpu": on_cpu,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "dataloader_pin_memory": not on_cpu,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+
+
+PAPER_FULL = Recipe(
+    batch_size=4,
+    learning_rate=1e-5,
+    epochs=5,
+    warm_up=150,
+    max_length=256,
+    max_prompt_length=64,
+    validation_share=0.05,
+    patience=10,
+)
+"""Of mGPT and BLOOM-1.7B (paper, appendix)."""
+
+PAPER_QLORA = replace(PAPER_FULL, epochs=20, batch_size=1, accumulation=4, lora=Lora(), gradient_checkpointing=True)
+"""Of the models with 7 and 8 billion parameters (paper, appendix)."""
+
+MINI = Recipe(steps=22, batch_size=16, learning_rate=1e-4, optimizer="adamw_torch", evaluate_every=2, save_every=10)
+"""For the shipped miniature. AdamW, where the paper has RMSprop, because it costs so small a model less English."""
