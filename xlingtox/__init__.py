@@ -11,6 +11,7 @@ from xlingtox.interventions import Offset, Scale, Set
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe
+from xlingtox.tokens import TokenActivations, read_tokens, top_tokens
 from xlingtox.tuning import tune_dpo
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Probe",
     "Scale",
     "Set",
+    "TokenActivations",
     "collect_activations",
     "compare",
     "data",
@@ -36,9 +38,11 @@ __all__ = [
     "localize",
     "metrics",
     "mini",
+    "read_tokens",
     "report",
     "retrieval",
     "scoring",
+    "top_tokens",
     "tune_dpo",
     "tuning",
 ]
