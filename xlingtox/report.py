@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from xlingtox import figures, languages, pages
 from xlingtox.comparison import Measures
-from xlingtox.escaping import escaped, escaped_for_plotly
+from xlingtox.escaping import escaped, escaped_for_plotly, seen
 from xlingtox.findings import Study, findings, measure_name
 from xlingtox.masking import mask
 from xlingtox.neurons import NeuronSet
@@ -145,7 +145,7 @@ def _figures(study: Study) -> tuple[dict[str, Any], str]:
     caption = "Before → after tuning; retrieval against English is before it"
     table = scrolling(caption, columns, rows, study.codes)
     shown.append(f"<details><summary>The numbers, language by language</summary>{table}</details>")
-    names = {escaped_for_plotly(languages.name(code)): escaped(code) for code in study.codes}
+    names = {escaped_for_plotly(languages.name(code)): seen(code) for code in study.codes}
     return {"figures": drawn, "styles": styles, "languages": names}, "".join(shown)
 
 

@@ -126,7 +126,7 @@ def activation_map(before: Activations, after: Activations | None = None) -> go.
             col=1,
         )
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, tickfont={"size": 10}, showgrid=False)
-    figure.update_xaxes(showticklabels=False, showgrid=False)
+    figure.update_xaxes(showticklabels=False, showgrid=False, ticks="")
     figure.update_xaxes(title_text=f"{len(order)} neurons, like beside like", row=len(panels))
     most = limit(value for _, values in panels for value in values.flat)
     bar = {"title": {"text": "Mean activation", "side": "right"}, "thickness": 12}
@@ -187,7 +187,7 @@ def promoted(table: pd.DataFrame) -> go.Figure:
     )
     # A line holds some eighty letters at a notebook's width, and as many again of tags.
     lines = sum(1 + len(text) // 120 for text in columns[2][:12])
-    return styled(figure, height=200 + 24 * lines).update_layout(title=heading("Promoted tokens"))
+    return styled(figure, height=150 + 24 * lines).update_layout(title=heading("Promoted tokens"), margin_t=70)
 
 
 def script(text: str) -> str:
