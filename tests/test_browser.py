@@ -30,7 +30,9 @@ def test_what_is_wrong_with_a_page_is_seen(browser, tmp_path):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
-    report.write(made_up(), file, {"en": ["fool", "idiot"], "es": ["tonto"], "ar": ["حمقاء"]})
+    results = made_up()
+    results["intervention"][0]["toxicity_by_language"]["de"] = None
+    report.write(results, file, {"en": ["fool", "idiot"], "es": ["tonto"], "ar": ["حمقاء"]})
     return file
 
 
@@ -84,6 +86,9 @@ def test_the_menu_of_languages_filters_figures_tables_and_samples_by_keyboard(br
         assert at.evaluate(shown) == 4, "two in each of two tables"
         visible = at.locator("details[data-language]:visible summary").all_inner_texts()
         assert visible == ["English"], "the samples are in English and Arabic"
+        at.get_by_role("checkbox", name="German").press("Space")
+        toxicity = next(trace for trace in visit.drawn()[1] if trace["name"] == "sources" and trace.get("meta"))
+        assert toxicity["y"] == [*[0.5] * (len(toxicity["x"]) - 1), None], "a missing score is a gap, never a zero"
         at.get_by_role("button", name="All", exact=True).click()
         assert at.get_by_role("status").inner_text() == "all 17"
         assert visit.drawn() == before

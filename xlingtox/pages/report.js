@@ -9,7 +9,11 @@ function part(trace) {
   const own = trace.customdata?.map((point) => held.languages[[point[0]].flat()[0]]);
   if (trace.meta?.by_language && chosen.size < boxes.length) {
     const rows = [...chosen].map((code) => trace.meta.by_language[code]).filter(Boolean);
-    const y = trace.x.map((_, i) => rows.reduce((sum, row) => sum + row[i], 0) / rows.length);
+    // A number that is missing leaves a gap.
+    const y = trace.x.map((_, i) => {
+      const own = rows.map((row) => row[i]);
+      return own.length === 0 || own.includes(null) ? null : own.reduce((sum, value) => sum + value) / own.length;
+    });
     return {...trace, y, text: ""};
   }
   if (!own?.some(Boolean)) return trace;
