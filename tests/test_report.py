@@ -27,6 +27,7 @@ def made_up(seed=0):
                 "emt": 0.97 * (factor if code == "en" else min(1, factor + 0.02 * rank)),
                 "toxicity_probability": 0.97 * (factor if code == "en" else min(1, factor + 0.02 * rank)),
                 "average_toxicity": 0.6 * (factor if code == "en" else factor + 0.015 * rank),
+                "degenerate": 0.012 if factor > 0.5 else 0.034,
                 "perplexity": 6 + rank / 5 + (1 - factor),
                 "distinct_1": 0.31,
                 "distinct_2": 0.62,
@@ -42,6 +43,7 @@ def made_up(seed=0):
                 "offset": offset,
                 "average_toxicity": start * math.exp(slope * offset),
                 "toxicity_by_language": dict.fromkeys(languages.CODES, 0.5),
+                "degenerate": 0.01,
                 "perplexity": 7 + 0.2 * offset * offset,
                 "low": start * math.exp(slope * offset) - spread * abs(offset),
                 "high": start * math.exp(slope * offset) + spread * abs(offset),
@@ -182,6 +184,7 @@ def test_findings_come_first_with_their_numbers(parsed):
     assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in findings
     assert "In the other 16 languages" in findings
     assert "in 16 of them the 95 % interval of that change lies below zero" in findings
+    assert "Of all continuations, 1.2 % to 3.4 % were empty, one phrase over and over, or in another" in findings
     assert "fell in 17 of 17 languages" in findings
     assert "offset of −1.00 on the sources" in findings, "a third or less, at the least perplexity"
     assert "from 0.600 to 0.134 at +3 % perplexity" in findings
