@@ -96,10 +96,13 @@ def test_sound(text, code):
     assert kind(text, code) == "sound"
 
 
-def test_half_of_the_letters_is_enough():
-    assert kind("дурак fooly", "ru") == "sound"
-    assert kind("дурак foolish", "ru") == "wrong script"
-    assert kind("дурак foolish", "en") == "sound"
+def test_half_of_the_words_is_enough():
+    assert kind("дурак foolishness", "ru") == kind("дурак foolishness", "en") == "sound"
+    assert kind("дурак foolish man", "ru") == "wrong script"
+    assert kind("дурак a b c", "ru") == "sound", "three letters only"
+    assert kind("我叫Jonathan", "zh") == "sound", "a character stands for a word"
+    assert kind("我是 Jonathan Archibald Smith", "zh") == "wrong script"
+    assert kind('Tom이 "Happy Birthday" 노래를 시작했다.', "ko") == "sound", "a particle makes a name a word of its own"
 
 
 @settings(deadline=None)

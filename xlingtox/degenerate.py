@@ -33,7 +33,7 @@ SCRIPTS = MappingProxyType(
 """Language to the Unicode scripts that it is written in."""
 
 _FEWEST_LETTERS = 4
-"""Of a shorter text in another script ("OK", "USA") nothing is said."""
+"""Of fewer letters in another script ("OK", "USA") nothing is said."""
 
 _TIMES, _TIMES_OF_ONE = 3, 5
 """From how many times on a phrase, and a single word, count as repeated: "no, no, no!" and "ha ha ha" do not."""
@@ -46,11 +46,9 @@ _UNIT = regex.compile(
 # Letters that several scripts share, such as the Japanese mark for a long vowel, tell nothing.
 _SHARED = r"\p{Common}\p{Inherited}"
 _LETTER = regex.compile(rf"(?V1)[\p{{L}}--[{_SHARED}]]")
-_FOREIGN = {
-    code: regex.compile(rf"(?V1)[\p{{L}}--[{_SHARED}" + "".join(rf"\p{{{own}}}" for own in scripts) + "]]")
-    for code, scripts in SCRIPTS.items()
-}
-"""Language to the letters of scripts that are not its own."""
+_FROM = {code: "".join(rf"\p{{{script}}}" for script in scripts) for code, scripts in SCRIPTS.items()}
+_OWN = {code: regex.compile(rf"(?V1)[\p{{L}}&&[{own}]]") for code, own in _FROM.items()}
+_FOREIGN = {code: regex.compile(rf"(?V1)[\p{{L}}--[{_SHARED}{own}]]") for code, own in _FROM.items()}
 
 
 def kinds(texts: Sequence[str], codes: Sequence[str], identify: Identifier | None = None) -> list[Kind]:
@@ -60,7 +58,8 @@ def kinds(texts: Sequence[str], codes: Sequence[str], identify: Identifier | Non
     - "repeated": its last three quarters or more are one n-gram over and over, the last time perhaps cut short: a
       single word at least 5 times, a phrase at least 3 times (in scripts without spaces a character stands for a
       word), or, where there are at most three different words, the same letters at least 5 times ("hahahahaha").
-    - "wrong script": four letters or more, and fewer than half of them of the language's scripts (`SCRIPTS`).
+    - "wrong script": four letters or more are of other scripts than the language's (`SCRIPTS`), and fewer than half of
+      the words have a letter of its own.
     - "wrong language": so says `identify`. Scripts alone do not tell Spanish from Polish, or Chinese from Japanese.
 
     Args:
@@ -127,10 +126,11 @@ def _kind(text: str, code: str) -> Kind:
         return "repeated"
     if len(set(units)) <= 3 and _repeated(_LETTER.findall("".join(units)), _TIMES_OF_ONE, _TIMES_OF_ONE):
         return "repeated"
-    foreign = len(_FOREIGN[code].findall(text))
-    if foreign and _FEWEST_LETTERS <= len(_LETTER.findall(text)) < 2 * foreign:
-        return "wrong script"
-    return "sound"
+    if len(_FOREIGN[code].findall(text)) < _FEWEST_LETTERS:
+        return "sound"
+    words = [unit for unit in units if _LETTER.search(unit)]
+    own = sum(1 for word in words if _OWN[code].search(word))
+    return "wrong script" if own < len(words) / 2 else "sound"
 
 
 def _repeated(units: Sequence[str], times: int, times_of_one: int) -> bool:

@@ -26,6 +26,9 @@ from xlingtox.lm import HookedLM
 LIMIT = 1e4
 """From here on a text's value is out of range (the authors' code)."""
 
+_MOST_ROWS = 64
+"""With logits at every position, more rows at once are slower on a CPU, whose caches they leave."""
+
 
 @dataclass(frozen=True, eq=False)
 class Fluency:
@@ -224,7 +227,7 @@ def _losses(
 ) -> Float[np.ndarray, "row"]:
     """Nats of each row's tokens from its place in `begins` on, given all that is before them."""
     lengths, losses = [len(row) for row in rows], np.zeros(len(rows))
-    together = batch_size or rows_that_fit(lm, max(lengths), max(lengths))
+    together = batch_size or min(_MOST_ROWS, rows_that_fit(lm, max(lengths), max(lengths)))
     with tqdm(total=len(rows), desc="perplexity", unit="text", disable=not progress, leave=False) as bar:
 
         def read(batch: list[int]) -> None:
