@@ -201,8 +201,8 @@ def paired_interval(
 
     The percentile interval, which is too short for few prompts, is widened as Hesterberg (2015, *What Teachers Should
     Know About the Bootstrap*) proposes: deviations from the mean are scaled by sqrt(n / (n - 1)), and their quantiles
-    taken where the normal distribution has those of Student's t. Simulated, 95 % intervals
-    cover the truth 93 to 96 % of the time from 25 prompts on, of maxima and of shares alike.
+    taken where the normal distribution has those of Student's t. In simulations with the skewed and the two-valued
+    changes that toxicity has, 95 % intervals cover the truth 94 to 96 % of the time from 40 prompts on.
 
     Raises:
         ValueError: no prompts, sides of unequal length, or a value that is missing.
