@@ -107,6 +107,17 @@ def test_tokens_around_a_text_are_read_where_they_come_first_and_never_counted(m
     assert found.counts["en"]["merged"] == 0
 
 
+def test_the_judge_is_told_each_rows_language(lm, monkeypatch):
+    """Edits may differ by language."""
+    told, logits = [], lm.logits
+    monkeypatch.setattr(lm, "logits", lambda ids, mask, codes: told.extend(codes) or logits(ids, mask, codes))
+    conditional_perplexity(lm, WRITTEN, progress=False)
+    assert sorted(told) == ["en"] * 6 + ["es"] * 2
+    told.clear()
+    perplexities(lm, HELD_OUT, progress=False)
+    assert sorted(told) == ["en", "en", "es", "ru"]
+
+
 def test_values_by_hand_and_what_is_out_of_range_counts_in_the_median(two_word_model):
     _, judge = two_word_model(
         torch.tensor([[0.0, math.log(3), -80, -80, -80, -80], [0.0, -math.log(1e5), -99, -99, -99, -99]])

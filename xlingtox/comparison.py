@@ -138,10 +138,7 @@ def compare(
         ValueError: two models that differ in shape or vocabulary, a language that the scorer does not cover, a neuron
             outside the models, bad prompts, or bad held-out texts.
     """
-    if (before.n_layers, before.d_mlp, before.d_model) != (after.n_layers, after.d_mlp, after.d_model):
-        raise ValueError(f"the models differ in shape: {before!r} and {after!r}")
-    if before.tokenizer.get_vocab() != after.tokenizer.get_vocab():
-        raise ValueError("the models differ in their tokenizers' vocabularies")
+    before.check_alike(after)
     given = as_prompts(prompts)
     neurons.check(before)
     require_covered(scorer, [prompt.language for prompt in given])

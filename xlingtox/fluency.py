@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,14 @@ class Fluency:
         )
 
 
+class _Row(NamedTuple):
+    """A text's language, its tokens, and the place of the first of them that counts."""
+
+    language: str
+    ids: Sequence[int]
+    begin: int
+
+
 def conditional_perplexity(
     judge: HookedLM, continuations: Continuations, batch_size: int | None = None, progress: bool = True
 ) -> Fluency:
@@ -92,7 +101,9 @@ def conditional_perplexity(
     rated = np.flatnonzero(~blank & ~too_long)
     values = np.full(len(written), np.nan)
     if len(rated):
-        losses = _losses(judge, [together[i] for i in rated], begins[rated].tolist(), batch_size, progress)
+        codes = continuations.row_languages
+        rows = [_Row(codes[i], together[i], int(begins[i])) for i in rated]
+        losses = _losses(judge, rows, batch_size, progress)
         with np.errstate(over="ignore"):
             values[rated] = np.exp(losses / (ends - begins)[rated])
     faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
@@ -168,22 +179,19 @@ def perplexities(
     Raises:
         ValueError: a column is missing, or a language has no text of two tokens or more.
     """
-    rows = _held_out_ids(lm, held_out)
-    counts = np.array([max(0, len(ids) - 1) for ids in rows])
-    long_enough = np.flatnonzero(counts)
-    losses = np.zeros(len(rows))
-    losses[long_enough] = _losses(lm, [rows[i] for i in long_enough], [1] * len(long_enough), batch_size, progress)
-    codes = np.array(held_out["language"])
-    own = {code: codes == code for code in languages.in_order(held_out["language"])}
+    rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
+    losses, counts = _losses(lm, rows, batch_size, progress), np.array([len(row.ids) - 1 for row in rows])
+    codes = np.array([row.language for row in rows])
+    own = {code: codes == code for code in languages.in_order(codes.tolist())}
     return {code: metrics.perplexity(losses[texts], counts[texts]) for code, texts in own.items()}
 
 
 def check_held_out(lm: HookedLM, held_out: Dataset) -> None:
     """Raise ValueError if a column is missing, there are no texts, or a language has none of two tokens or more."""
-    _held_out_ids(lm, held_out)
+    _held_out_rows(lm, held_out)
 
 
-def _held_out_ids(lm: HookedLM, held_out: Dataset) -> list[list[int]]:
+def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
     require_columns(held_out, ("language", "text"), "held-out texts")
     texts, codes = list(held_out["text"]), list(held_out["language"])
     if not texts:
@@ -191,9 +199,10 @@ def _held_out_ids(lm: HookedLM, held_out: Dataset) -> list[list[int]]:
     wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
         raise ValueError(f"held-out text {wrong[0]} is missing: expected text, got {texts[wrong[0]]!r}")
-    rows = [ids[: lm.n_positions] for ids in lm.tokenizer(list(map(well_formed, texts)))["input_ids"]]
+    tokens = lm.tokenizer(list(map(well_formed, texts)))["input_ids"]
+    rows = [_Row(code, ids[: lm.n_positions], 1) for code, ids in zip(codes, tokens, strict=True)]
     for code in languages.in_order(codes):
-        if max(len(ids) for ids, language in zip(rows, codes, strict=True) if language == code) < 2:
+        if max(len(row.ids) for row in rows if row.language == code) < 2:
             raise ValueError(f"no held-out text in {code} has two tokens or more")
     return rows
 
@@ -222,20 +231,19 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 @torch.no_grad()
-def _losses(
-    lm: HookedLM, rows: Sequence[Sequence[int]], begins: Sequence[int], batch_size: int | None, progress: bool
-) -> Float[np.ndarray, "row"]:
-    """Nats of each row's tokens from its place in `begins` on, given all that is before them."""
-    lengths, losses = [len(row) for row in rows], np.zeros(len(rows))
+def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress: bool) -> Float[np.ndarray, "row"]:
+    """Nats of each row's tokens that count, given all that is before them."""
+    lengths, losses = [len(row.ids) for row in rows], np.zeros(len(rows))
     together = batch_size or min(_MOST_ROWS, rows_that_fit(lm, max(lengths), max(lengths)))
     with tqdm(total=len(rows), desc="perplexity", unit="text", disable=not progress, leave=False) as bar:
 
         def read(batch: list[int]) -> None:
-            ids, mask = lm.pad([rows[i] for i in batch])
-            counts = torch.tensor([lengths[i] - begins[i] for i in batch], device=lm.device)
+            own = [rows[i] for i in batch]
+            ids, mask = lm.pad([row.ids for row in own])
+            counts = torch.tensor([len(row.ids) - row.begin for row in own], device=lm.device)
             most = int(counts.max())
             # Padded on the left, all rows end in the last column.
-            logits = lm.logits(ids, mask)[:, -most - 1 : -1].float()
+            logits = lm.logits(ids, mask, [row.language for row in own])[:, -most - 1 : -1].float()
             loss = cross_entropy(logits.transpose(1, 2), ids[:, -most:], reduction="none")
             counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
             losses[batch] = loss.where(counted, 0.0).sum(1).cpu().numpy()
