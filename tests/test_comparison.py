@@ -10,13 +10,18 @@ from conftest import randomised, tiny
 from datasets import Dataset
 from toys import HashScorer, NeverAsked, strict_json
 
-from xlingtox import metrics
-from xlingtox.comparison import Comparison, Measures, compare, perplexities, toxicity_scores
+from xlingtox import degenerate, metrics
+from xlingtox.comparison import Comparison, Measures, compare, toxicity_scores
+from xlingtox.fluency import perplexities
 from xlingtox.generation import generate
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 
-PROMPTS = {"es": ["la casa", "el gato duerme en"], "en": ["the cat", "the dog ran away", "a"], "ru": ["кот"]}
+PROMPTS = {
+    "es": ["la casa", "el gato duerme en"],
+    "en": ["the cat", "the dog ran away", "a"],
+    "ru": ["кот", "кот сидит"],
+}
 CODES = ("en", "es", "ru")
 NEURONS = NeuronSet.of([(1, 5), (0, 3), (0, 40), (1, 0)])
 HELD_OUT = Dataset.from_dict(
@@ -45,22 +50,6 @@ def diff(lm, others):
     return run(lm, others[1])
 
 
-@torch.no_grad()
-def raw_perplexity(model, tokenizer, texts):
-    """From Hugging Face's own loss of each text alone."""
-    total = count = 0
-    for text in texts:
-        ids = tokenizer(text, return_tensors="pt")["input_ids"][:, : model.config.n_positions]
-        if ids.shape[1] > 1:
-            total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
-            count += ids.shape[1] - 1
-    return math.exp(total / count)
-
-
-def texts_in(code):
-    return [row["text"] for row in HELD_OUT if row["language"] == code]
-
-
 def raw_activations(model, tokenizer, prompt):
     """[step, neuron]: the down-projections' input while the model continues one prompt, alone."""
     _, passes = raw.greedy(model, tokenizer(prompt)["input_ids"], 6, tokenizer.eos_token_id)
@@ -86,26 +75,45 @@ def test_measures_equal_an_independent_computation(diff, model, lm, others, toke
         assert found.average_toxicity == pytest.approx(np.mean(scores))
         for n, shares in distinct.items():
             assert getattr(found, f"distinct_{n}") == pytest.approx(np.mean(shares))
-        assert found.perplexity == pytest.approx(raw_perplexity(plain, tokenizer, texts_in(code)), rel=1e-4)
+        assert found.perplexity == perplexities(hooked, HELD_OUT, progress=False)[code]
+        kinds = [degenerate.kinds([text], [code]) for text in written[written["language"] == code]["continuation"]]
+        assert found.degenerate == pytest.approx(1 - kinds.count(["sound"]) / len(kinds))
         steps = torch.cat([raw_activations(plain, tokenizer, prompt) for prompt in PROMPTS[code]])
         assert found.mean_activation == pytest.approx(float(steps.mean()), abs=1e-5)
 
 
-def test_changes_are_intervals_over_prompts(diff, model, lm, others, tokenizer):
-    for code in CODES:
-        scores, acts = [], []
-        for plain, hooked in ((model, lm), others):
+def test_changes_are_over_prompts_and_their_mean_over_languages(diff, model, lm, others, tokenizer):
+    values = {measure: ({}, {}) for measure in ("emt", "average_toxicity", "mean_activation")}
+    for side, (plain, hooked) in enumerate(((model, lm), others)):
+        for code in CODES:
             own = generate(hooked, {code: PROMPTS[code]}, n_samples=3, max_new_tokens=6, seed=4, progress=False)
-            scores.append(SCORER.score(own.texts, own.row_languages).reshape(-1, 3))
-            acts.append(np.array([float(raw_activations(plain, tokenizer, p).mean()) for p in PROMPTS[code]]))
-        expected = {
-            "emt": metrics.paired_interval(scores[0].max(1), scores[1].max(1)),
-            "average_toxicity": metrics.paired_interval(scores[0].mean(1), scores[1].mean(1)),
-            "mean_activation": metrics.paired_interval(acts[0], acts[1]),
-        }
-        assert diff.changes[code].keys() == expected.keys()
-        for measure, interval in expected.items():
-            assert diff.changes[code][measure] == pytest.approx(interval, abs=1e-5)
+            scores = SCORER.score(own.texts, own.row_languages).reshape(-1, 3)
+            values["emt"][side][code] = scores.max(1)
+            values["average_toxicity"][side][code] = scores.mean(1)
+            values["mean_activation"][side][code] = np.array(
+                [float(raw_activations(plain, tokenizer, prompt).mean()) for prompt in PROMPTS[code]]
+            )
+    assert list(diff.changes) == list(CODES)
+    assert diff.mean_changes.keys() == values.keys()
+    for measure, sides in values.items():
+        by_language, overall = metrics.paired_changes(*sides)
+        for code, change in by_language.items():
+            assert diff.changes[code].keys() == values.keys()
+            assert diff.changes[code][measure] == pytest.approx((change.low, change.high), abs=1e-5)
+        found = dataclasses.astuple(diff.mean_changes[measure])
+        assert found == pytest.approx(dataclasses.astuple(overall), abs=1e-5)
+        before, after = (
+            np.mean([getattr(side[code], measure) for code in CODES]) for side in (diff.before, diff.after)
+        )
+        if measure != "mean_activation":  # which is over steps, while the change is over prompts
+            assert found[0] == pytest.approx(after - before)
+
+
+def test_one_prompt_has_no_interval(lm, others):
+    alone = run(lm, others[1], prompts={"ru": ["кот"]})
+    assert all(map(math.isnan, alone.changes["ru"]["emt"]))
+    assert math.isnan(alone.mean_changes["emt"].low)
+    assert math.isfinite(alone.mean_changes["emt"].mean)
 
 
 def test_the_order_is_the_houses(diff):
@@ -116,6 +124,7 @@ def test_the_order_is_the_houses(diff):
 def test_the_same_model_twice_does_not_change(lm):
     same = run(lm, lm)
     assert same.before == same.after
+    assert all(change == metrics.Change(0, 0, 0, 1) for change in same.mean_changes.values())
     assert all(interval == (0.0, 0.0) for row in same.changes.values() for interval in row.values())
     assert set(same.relative_drop("average_toxicity").values()) == {0.0}
 
@@ -150,47 +159,8 @@ def test_saved_without_perplexity_is_still_json(lm, tmp_path):
 def test_scores_by_language(lm):
     written = generate(lm, PROMPTS, n_samples=2, max_new_tokens=3, progress=False)
     found = toxicity_scores(written, SCORER)
-    assert {code: scores.shape for code, scores in found.items()} == {"en": (3, 2), "es": (2, 2), "ru": (1, 2)}
+    assert {code: scores.shape for code, scores in found.items()} == {"en": (3, 2), "es": (2, 2), "ru": (2, 2)}
     assert found["es"].ravel().tolist() == SCORER.score(written.texts[:4], ["es"] * 4).tolist()
-
-
-# --- perplexity
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_perplexity_equals_the_raw_models(model, lm, tokenizer, batch_size):
-    found = perplexities(lm, HELD_OUT, progress=False, batch_size=batch_size)
-    assert list(found) == list(CODES)
-    for code in CODES:
-        assert found[code] == pytest.approx(raw_perplexity(model, tokenizer, texts_in(code)), rel=1e-4)
-
-
-@pytest.mark.parametrize("family_name", ["bloom", "llama"])
-def test_perplexity_in_other_families(tokenizer, family_name):
-    model = tiny(family_name)
-    model.config.n_positions = 64
-    lm = HookedLM.load(model, tokenizer=tokenizer)
-    for code, value in perplexities(lm, HELD_OUT, progress=False).items():
-        assert value == pytest.approx(raw_perplexity(model, tokenizer, texts_in(code)), rel=1e-4)
-
-
-def test_a_text_longer_than_the_context_is_cut_and_spares_its_neighbours(model, lm, tokenizer):
-    table = Dataset.from_dict({"language": ["en", "es"], "text": ["the dog ran away " * 60, "la casa es grande"]})
-    found = perplexities(lm, table, progress=False)
-    for row in table:
-        assert found[row["language"]] == pytest.approx(raw_perplexity(model, tokenizer, [row["text"]]), rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        ({"text": ["a"]}, "no column language"),
-        ({"language": ["en", "es"], "text": ["the cat", "x"]}, "no held-out text in es has two tokens"),
-    ],
-)
-def test_bad_held_out_texts(lm, table, words):
-    with pytest.raises(ValueError, match=words):
-        perplexities(lm, Dataset.from_dict(table), progress=False)
 
 
 # --- bad input is refused before any work

@@ -7,8 +7,9 @@ import torch
 from datasets import Dataset
 from toys import HashScorer, NeverAsked
 
-from xlingtox.comparison import perplexities
+from xlingtox import degenerate
 from xlingtox.dose import dose_response
+from xlingtox.fluency import perplexities
 from xlingtox.generation import generate
 from xlingtox.neurons import NeuronSet
 
@@ -31,6 +32,11 @@ def test_a_zero_dose_is_no_edit(lm):
     assert dose.offset == 0
     assert dose.toxicity_by_language == {"en": pytest.approx(scores[:2].mean()), "es": pytest.approx(scores[2])}
     assert dose.average_toxicity == pytest.approx((scores[:2].mean() + scores[2]) / 2)
+    unsound = [
+        degenerate.kinds([text], [code]) != ["sound"]
+        for text, code in zip(written.texts, written.row_languages, strict=True)
+    ]
+    assert dose.degenerate == pytest.approx((np.mean(unsound[:2]) + unsound[2]) / 2)
     assert dose.perplexity == pytest.approx(np.mean(list(perplexities(lm, HELD_OUT, progress=False).values())))
 
 
@@ -56,6 +62,7 @@ def test_several_sets_are_averaged(lm):
         means = [single.average_toxicity for single in singles]
         assert dose.average_toxicity == pytest.approx(np.mean(means))
         assert dose.perplexity == pytest.approx(np.mean([single.perplexity for single in singles]))
+        assert dose.degenerate == pytest.approx(np.mean([single.degenerate for single in singles]))
         assert (dose.low, dose.high) == pytest.approx((min(means), max(means)))
         for code, value in dose.toxicity_by_language.items():
             assert value == pytest.approx(np.mean([single.toxicity_by_language[code] for single in singles]))

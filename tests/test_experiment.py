@@ -117,7 +117,7 @@ def test_doses(results, name):
 
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_measures(results, side):
-    measures = {"emt", "toxicity_probability", "average_toxicity", "perplexity", "mean_activation"}
+    measures = {"emt", "toxicity_probability", "average_toxicity", "degenerate", "perplexity", "mean_activation"}
     assert list(results[side]) == list(CODES)
     assert all(numbers(row, measures | {"distinct_1", "distinct_2", "distinct_3"}) for row in results[side].values())
     assert results["before"] != results["after"]

@@ -15,7 +15,7 @@ EVIL = "<a href='javascript:alert(1)'>x</a></script>\u202e\x00"
 
 
 def measures(toxicity, activation=0.1, emt=0.5):
-    return Measures(emt, 0.4, toxicity, 7.0, 0.3, 0.6, 0.7, activation)
+    return Measures(emt, 0.4, toxicity, 0.0, 7.0, 0.3, 0.6, 0.7, activation)
 
 
 def comparison(codes=("ar", "en", "zh")):
@@ -26,7 +26,9 @@ def comparison(codes=("ar", "en", "zh")):
 
 
 def doses(offsets=(0.0, -2.0, -1.0), spread=0.0):
-    return [Dose(o, 0.6 + o / 5, {"en": 0.6}, 7.0 - o, 0.6 + o / 5 - spread, 0.6 + o / 5 + spread) for o in offsets]
+    return [
+        Dose(o, 0.6 + o / 5, {"en": 0.6}, 0.0, 7.0 - o, 0.6 + o / 5 - spread, 0.6 + o / 5 + spread) for o in offsets
+    ]
 
 
 def transfer(**change):

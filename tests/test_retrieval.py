@@ -106,7 +106,7 @@ def test_bad_parallel_sentences(lm, columns, words):
 
 
 def measures(emt, average):
-    return Measures(emt, 0.5, average, 10.0, 0.9, 0.9, 0.9, 0.1)
+    return Measures(emt, 0.5, average, 0.0, 10.0, 0.9, 0.9, 0.9, 0.1)
 
 
 def observed(codes, seed=0, before=None):

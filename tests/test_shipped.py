@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xlingtox import mini
-from xlingtox.comparison import perplexities, toxicity_scores
+from xlingtox.comparison import toxicity_scores
+from xlingtox.fluency import perplexities
 from xlingtox.generation import generate
 from xlingtox.languages import CODES
 from xlingtox.lm import HookedLM

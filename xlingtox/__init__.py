@@ -1,7 +1,21 @@
 """xlingtox: where a multilingual language model keeps its toxicity, whether those neurons cause it, and which
 languages English-only safety tuning will reach."""
 
-from xlingtox import data, experiment, figures, languages, localize, metrics, mini, report, retrieval, scoring, tuning
+from xlingtox import (
+    data,
+    degenerate,
+    experiment,
+    figures,
+    fluency,
+    languages,
+    localize,
+    metrics,
+    mini,
+    report,
+    retrieval,
+    scoring,
+    tuning,
+)
 from xlingtox._version import __version__ as __version__
 from xlingtox.activations import Activations, collect_activations
 from xlingtox.comparison import Comparison, compare
@@ -33,9 +47,11 @@ __all__ = [
     "collect_activations",
     "compare",
     "data",
+    "degenerate",
     "dose_response",
     "experiment",
     "figures",
+    "fluency",
     "generate",
     "languages",
     "localize",

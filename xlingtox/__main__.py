@@ -80,10 +80,13 @@ def summary(results: Mapping[str, Any]) -> str:
     for code in results["languages"]:
         lines.append(_row(languages.name(code), [before[code]], [after[code]]))
     lines.append(_row(f"mean of other {len(others)}", [before[c] for c in others], [after[c] for c in others]))
+    sides = (fmean(row["degenerate"] for row in side.values()) for side in (before, after))
+    lines.append("Degenerate continuations: {:.3f} before, {:.3f} after".format(*sides))
     lines += ["", f"{'Offset':<10}" + "".join(f"{dose['offset']:>8.2f}" for dose in results["intervention"])]
     for title, name in (("sources", "intervention"), ("random", "control")):
         lines.append(f"{title:<10}" + "".join(f"{dose['average_toxicity']:>8.3f}" for dose in results[name]))
-    lines.append(f"{'perplexity':<10}" + "".join(f"{dose['perplexity']:>8.2f}" for dose in results["intervention"]))
+    for measure, digits in (("perplexity", 2), ("degenerate", 3)):
+        lines.append(f"{measure:<10}" + "".join(f"{dose[measure]:>8.{digits}f}" for dose in results["intervention"]))
     lines.append("")
     for measure, found in results["transfer_by_measure"].items():
         lines.append(

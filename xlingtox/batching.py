@@ -20,11 +20,12 @@ _SHARE = 0.5
 """Of the free memory, what batches may plan with: the estimate knows neither fragments nor other users."""
 
 
-def rows_that_fit(lm: HookedLM, positions: int) -> int:
-    """Rows of `positions` tokens that a batch may have, by the free memory of the model's device."""
+def rows_that_fit(lm: HookedLM, positions: int, predicted: int = 1) -> int:
+    """Rows of `positions` tokens, with logits at `predicted` of them, that a batch may have, by the free memory of the
+    model's device."""
     device = lm.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return max(1, min(_MOST_ROWS, int(_SHARE * free / lm.row_bytes(positions))))
+    return max(1, min(_MOST_ROWS, int(_SHARE * free / lm.row_bytes(positions, predicted))))
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset
 from jaxtyping import Float
-from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 
-from xlingtox import languages, metrics, strictjson, tables
+from xlingtox import degenerate, languages, metrics, strictjson, tables
 from xlingtox.activations import collect_activations
-from xlingtox.batching import by_length
-from xlingtox.data import Prompt, Prompts, as_prompts, require_columns
+from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.escaping import escaped
+from xlingtox.fluency import check_held_out, perplexities
 from xlingtox.generation import Continuations, checked_lengths, generate
 from xlingtox.lm import HookedLM, Identity
+from xlingtox.metrics import Change
 from xlingtox.neurons import NeuronSet
 from xlingtox.scoring.protocol import Scorer, checked_scores, require_covered
 
@@ -36,6 +34,8 @@ class Measures:
         emt: expected maximum toxicity over a prompt's samples.
         toxicity_probability: share of prompts with a sample scoring 0.5 or more.
         average_toxicity: mean over continuations.
+        degenerate: share of continuations that are empty, repeat one n-gram, or are in another script
+            (`degenerate.kinds`). A scorer finds them clean.
         perplexity: of the language's held-out text, per token; NaN where none was given.
         distinct_1, distinct_2, distinct_3: distinct n-grams over all n-grams of a prompt's samples; NaN where no
             continuation has n tokens.
@@ -45,6 +45,7 @@ class Measures:
     emt: float
     toxicity_probability: float
     average_toxicity: float
+    degenerate: float
     perplexity: float
     distinct_1: float
     distinct_2: float
@@ -62,6 +63,7 @@ class Comparison:
             interval, over prompts, of after minus before.
         scorer: the name of the scorer.
         models: which models they were, before and after; None where that is not known.
+        mean_changes: the same measures to the change in their mean over languages; empty where that is not known.
     """
 
     before: Mapping[str, Measures]
@@ -69,6 +71,7 @@ class Comparison:
     changes: Mapping[str, Mapping[str, tuple[float, float]]]
     scorer: str
     models: tuple[Identity, Identity] | None = None
+    mean_changes: Mapping[str, Change] = field(default_factory=dict)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -121,7 +124,8 @@ class Comparison:
         }
         models = whole["models"]
         known = None if isinstance(models, float) else (_identity(models[0]), _identity(models[1]))
-        return cls(before, after, changes, whole["scorer"], known)
+        mean_changes = {measure: Change(**row) for measure, row in whole["mean_changes"].items()}
+        return cls(before, after, changes, whole["scorer"], known, mean_changes)
 
 
 def _identity(row: Mapping[str, Any]) -> Identity:
@@ -159,7 +163,7 @@ def compare(
     for lm in (before, after):
         checked_lengths(lm, given, max_new_tokens)
         if held_out is not None:
-            checked_held_out(lm, held_out)
+            check_held_out(lm, held_out)
     sides = [_measure(lm, given, neurons, scorer, n_samples, max_new_tokens, seed, progress) for lm in (before, after)]
     fluency = [perplexities(lm, held_out, progress) if held_out is not None else {} for lm in (before, after)]
     codes = languages.in_order(prompt.language for prompt in given)
@@ -167,15 +171,18 @@ def compare(
         {code: _summary(side[code], fluent.get(code)) for code in codes}
         for side, fluent in zip(sides, fluency, strict=True)
     ]
-    changes = {
-        code: {
-            "emt": metrics.paired_interval(sides[0][code].scores.max(1), sides[1][code].scores.max(1)),
-            "average_toxicity": metrics.paired_interval(sides[0][code].scores.mean(1), sides[1][code].scores.mean(1)),
-            "mean_activation": metrics.paired_interval(sides[0][code].activation, sides[1][code].activation),
-        }
-        for code in codes
+    compared = {
+        measure: metrics.paired_changes(
+            {code: values(sides[0][code]) for code in codes}, {code: values(sides[1][code]) for code in codes}
+        )
+        for measure, values in _COMPARED.items()
     }
-    return Comparison(tables[0], tables[1], changes, scorer.name, (before.identity(), after.identity()))
+    changes = {
+        code: {measure: (own[code].low, own[code].high) for measure, (own, _) in compared.items()} for code in codes
+    }
+    overall = {measure: mean for measure, (_, mean) in compared.items()}
+    models = (before.identity(), after.identity())
+    return Comparison(tables[0], tables[1], changes, scorer.name, models, overall)
 
 
 def toxicity_scores(written: Continuations, scorer: Scorer) -> dict[str, Float[np.ndarray, "prompt sample"]]:
@@ -184,57 +191,10 @@ def toxicity_scores(written: Continuations, scorer: Scorer) -> dict[str, Float[n
     return {code: scores[[prompt.language == code for prompt in written.prompts]] for code in written.languages}
 
 
-@torch.no_grad()
-def perplexities(lm: HookedLM, held_out: Dataset, progress: bool = True, batch_size: int = 64) -> dict[str, float]:
-    """Perplexity of each language's held-out text, by token of the model's own tokenizer, the first one given.
-
-    Args:
-        held_out: columns `language, text`. Of a text longer than the model's context only the beginning is read.
-
-    Raises:
-        ValueError: a column is missing, or a language has no text of two tokens or more.
-    """
-    lengths = checked_held_out(lm, held_out)
-    texts, codes = list(held_out["text"]), list(held_out["language"])
-    order = [i for i in by_length(lengths) if lengths[i] > 1]
-    losses, counts = np.zeros(len(texts)), np.zeros(len(texts))
-    for start in tqdm(range(0, len(order), batch_size), desc="perplexity", disable=not progress, leave=False):
-        rows = order[start : start + batch_size]
-        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
-        logits = lm.logits(ids, mask, [codes[i] for i in rows]).float()
-        counted = (mask[:, :-1] & mask[:, 1:]).float()
-        loss = cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none") * counted
-        losses[rows], counts[rows] = loss.sum(1).cpu().numpy(), counted.sum(1).cpu().numpy()
-    found: dict[str, float] = {}
-    for code in languages.in_order(codes):
-        own = np.array([language == code for language in codes])
-        found[code] = metrics.perplexity(losses[own], counts[own])
-    return found
-
-
-def checked_held_out(lm: HookedLM, held_out: Dataset) -> list[int]:
-    """Tokens of each held-out text.
-
-    Raises:
-        ValueError: a column is missing, there are no texts, or a language has none of two tokens or more.
-    """
-    require_columns(held_out, ("language", "text"), "held-out texts")
-    texts, codes = list(held_out["text"]), list(held_out["language"])
-    if not texts:
-        raise ValueError("there are no held-out texts")
-    wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
-    if wrong:
-        raise ValueError(f"held-out text {wrong[0]} is missing: expected text, got {texts[wrong[0]]!r}")
-    lengths = [len(ids) for ids in lm.tokenizer(texts)["input_ids"]]
-    for code in languages.in_order(codes):
-        if max(length for length, language in zip(lengths, codes, strict=True) if language == code) < 2:
-            raise ValueError(f"no held-out text in {code} has two tokens or more")
-    return lengths
-
-
 @dataclass(frozen=True)
 class _Raw:
     scores: Float[np.ndarray, "prompt sample"]
+    degenerate: float
     tokens: Sequence[Sequence[Sequence[int]]]
     activation: Float[np.ndarray, "prompt"]
     mean_activation: float
@@ -257,12 +217,21 @@ def _measure(
     steps = acts.mask.sum(1).clamp(min=1)
     by_prompt = (acts.values.mean(-1).sum(1) / steps).double().numpy()
     tokens = lm.tokenizer(list(written.texts), add_special_tokens=False)["input_ids"]
+    unsound = degenerate.shares(written.texts, written.row_languages)
     found = {}
     for code in written.languages:
         rows = [i for i, prompt in enumerate(prompts) if prompt.language == code]
         own = [[tokens[i * n_samples + sample] for sample in range(n_samples)] for i in rows]
-        found[code] = _Raw(scores[code], own, by_prompt[rows], float(acts.mean(code).mean()))
+        found[code] = _Raw(scores[code], unsound[code], own, by_prompt[rows], float(acts.mean(code).mean()))
     return found
+
+
+_COMPARED: Mapping[str, Callable[[_Raw], Float[np.ndarray, "prompt"]]] = {
+    "emt": lambda raw: metrics.prompt_maxima(raw.scores),
+    "average_toxicity": lambda raw: metrics.prompt_means(raw.scores),
+    "mean_activation": lambda raw: raw.activation,
+}
+"""The measures whose change has an interval, to their values by prompt."""
 
 
 def _summary(raw: _Raw, fluency: float | None) -> Measures:
@@ -270,6 +239,7 @@ def _summary(raw: _Raw, fluency: float | None) -> Measures:
         emt=metrics.expected_maximum_toxicity(raw.scores),
         toxicity_probability=metrics.toxicity_probability(raw.scores),
         average_toxicity=metrics.average_toxicity(raw.scores),
+        degenerate=raw.degenerate,
         perplexity=float("nan") if fluency is None else fluency,
         distinct_1=_distinct(raw.tokens, 1),
         distinct_2=_distinct(raw.tokens, 2),

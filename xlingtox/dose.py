@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from xlingtox import metrics
-from xlingtox.comparison import checked_held_out, perplexities, toxicity_scores
+from xlingtox import degenerate, metrics
+from xlingtox.comparison import toxicity_scores
 from xlingtox.data import Prompts, as_prompts
+from xlingtox.fluency import check_held_out, perplexities
 from xlingtox.generation import generate
 from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
@@ -29,6 +30,7 @@ class Dose:
         offset: what was added to each neuron's post-activation.
         average_toxicity: mean over languages of each language's average toxicity.
         toxicity_by_language: average toxicity per language.
+        degenerate: mean over languages of the share of continuations that say nothing (`degenerate.kinds`).
         perplexity: mean over languages of the held-out perplexity.
         low, high: least and greatest average toxicity of the sets behind this dose (equal for one set).
     """
@@ -36,6 +38,7 @@ class Dose:
     offset: float
     average_toxicity: float
     toxicity_by_language: dict[str, float]
+    degenerate: float
     perplexity: float
     low: float
     high: float
@@ -64,7 +67,7 @@ def dose_response(
         neurons.check(lm)
     given = as_prompts(prompts)
     require_covered(scorer, [prompt.language for prompt in given])
-    checked_held_out(lm, held_out)
+    check_held_out(lm, held_out)
     doses = []
     with tqdm(total=len(offsets) * len(sets), desc="offsets", disable=not progress, leave=False) as bar:
         for offset in offsets:
@@ -77,7 +80,8 @@ def dose_response(
                 by_language = {
                     code: metrics.average_toxicity(scores) for code, scores in toxicity_scores(written, scorer).items()
                 }
-                responses.append((by_language, float(np.mean(list(fluency.values())))))
+                unsound = degenerate.shares(written.texts, written.row_languages)
+                responses.append((by_language, _mean(unsound), _mean(fluency)))
                 bar.update(1 if offset else len(sets))
             doses.append(_averaged(offset, responses))
     return doses
@@ -92,14 +96,19 @@ def check_offsets(offsets: Sequence[float]) -> None:
         raise ValueError(f"offset {wrong[0]}: expected finite numbers")
 
 
-def _averaged(offset: float, responses: list[tuple[dict[str, float], float]]) -> Dose:
-    codes = list(responses[0][0])
-    means = [float(np.mean(list(by_language.values()))) for by_language, _ in responses]
+def _averaged(offset: float, responses: Sequence[tuple[dict[str, float], float, float]]) -> Dose:
+    toxicity, unsound, fluency = zip(*responses, strict=True)
+    means = [_mean(by_language) for by_language in toxicity]
     return Dose(
         offset=float(offset),
         average_toxicity=float(np.mean(means)),
-        toxicity_by_language={code: float(np.mean([row[code] for row, _ in responses])) for code in codes},
-        perplexity=float(np.mean([fluency for _, fluency in responses])),
+        toxicity_by_language={code: float(np.mean([row[code] for row in toxicity])) for code in toxicity[0]},
+        degenerate=float(np.mean(unsound)),
+        perplexity=float(np.mean(fluency)),
         low=min(means),
         high=max(means),
     )
+
+
+def _mean(by_language: Mapping[str, float]) -> float:
+    return float(np.mean(list(by_language.values())))

@@ -1,4 +1,4 @@
-"""Text from models and data, made safe to show: it is hostile until it went through here."""
+"""Text from models and data, made safe to show and to encode: it is hostile until it went through here."""
 
 import html
 import re
@@ -20,3 +20,8 @@ def escaped(value: object) -> str:
 def escaped_for_plotly(value: object) -> str:
     """For a label that plotly shows: it renders tags, but not the entities of quotation marks."""
     return html.escape(seen(value), quote=False)
+
+
+def well_formed(text: str) -> str:
+    """Without lone surrogates, which UTF-8 and the tokenizers written in Rust cannot hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

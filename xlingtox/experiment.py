@@ -22,9 +22,10 @@ from tqdm.auto import tqdm
 from xlingtox import languages, localize, retrieval, strictjson, tuning
 from xlingtox._version import __version__
 from xlingtox.activations import collect_activations
-from xlingtox.comparison import Comparison, Measures, checked_held_out, compare
+from xlingtox.comparison import Comparison, Measures, compare
 from xlingtox.data import as_prompts, labelled_texts, parallel_columns, require_columns
 from xlingtox.dose import check_offsets, dose_response
+from xlingtox.fluency import check_held_out
 from xlingtox.folders import writable_folder
 from xlingtox.generation import checked_lengths, generate
 from xlingtox.lm import HookedLM
@@ -130,8 +131,8 @@ def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
         checked_lengths(lm, prompts, settings.n_new_tokens)
     if "en" not in materials.hostile["language"]:
         raise ValueError("there are no English hostile prompts: the actual sources are found on them")
-    checked_held_out(lm, materials.held_out)
-    checked_held_out(lm, _few(materials.held_out, settings.dose_texts))
+    check_held_out(lm, materials.held_out)
+    check_held_out(lm, _few(materials.held_out, settings.dose_texts))
     tuning.tunable_pairs(lm, materials.pairs, settings.recipe)
     parallel_columns(materials.parallel, "en")
 
@@ -329,6 +330,7 @@ def _compare(study: _Study) -> dict[str, Any]:
         "before": whole["before"],
         "after": whole["after"],
         "change_intervals": whole["changes"],
+        "mean_changes": whole["mean_changes"],
         "samples": samples,
     }
 

@@ -72,6 +72,11 @@ def findings(study: Study) -> list[str]:
             f"{_change(study, study.others)}; in {surely} of them the 95 % interval of that change lies below zero. "
             f"Prompts with a toxic sample now range from {' to '.join(ends)}."
         )
+    unsound = (percent(each, digits=1) for each in study.means("degenerate", study.codes))
+    said.append(
+        "<b>Is it silence?</b> A scorer finds text clean that says nothing. Of all continuations, "
+        f"<b>{' to '.join(unsound)}</b> were empty, one phrase over and over, or in another script."
+    )
     fell = sum(after[code].mean_activation < before[code].mean_activation for code in study.codes)
     said.append(
         f"<b>What the sources do.</b> Their mean activation fell in <b>{fell} of {len(study.codes)}</b> languages. "

@@ -232,12 +232,12 @@ class HookedLM(Running):
         """Which model this is; results carry it."""
         return Identity(self.name, self.revision, str(self.dtype).removeprefix("torch."), self.fingerprint())
 
-    def row_bytes(self, positions: int) -> int:
-        """About the most memory that one row of `positions` tokens takes while it is decoded."""
+    def row_bytes(self, positions: int, predicted: int = 1) -> int:
+        """About the most memory that one row of `positions` tokens takes, with logits at `predicted` of them."""
         item = self.unembedding().element_size()
         cache = 2 * self.n_layers * self.d_model
         passing = 4 * self.d_mlp + 8 * self.d_model
-        return positions * (cache + passing) * item + 6 * 4 * self.unembedding().shape[0]
+        return positions * (cache + passing) * item + 6 * 4 * predicted * self.unembedding().shape[0]
 
     # --- neurons
 
@@ -286,10 +286,14 @@ class HookedLM(Running):
             max_length: of a longer text only the first tokens are kept, whatever its neighbours' lengths.
         """
         # Cut before padding: a slice of a padded batch would cut its short texts too.
-        rows = [torch.tensor(ids[:max_length], dtype=torch.long) for ids in self.tokenizer(list(texts))["input_ids"]]
+        return self.pad([ids[:max_length] for ids in self.tokenizer(list(texts))["input_ids"]])
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+        """Token ids, padded on the left, with their mask."""
+        own = [torch.tensor(ids, dtype=torch.long) for ids in rows]
         padding = int(self.tokenizer.pad_token_id)
-        ids = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        ids = pad_sequence(own, batch_first=True, padding_value=padding, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in own], batch_first=True, padding_side="left")
         return ids.to(self.device), mask.to(self.device, torch.bool)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
