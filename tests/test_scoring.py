@@ -171,6 +171,7 @@ def test_any_word_can_be_listed(word, language):
 
 class Fixed:
     name = "fixed"
+    revision = "1"
     languages = frozenset({"en"})
 
     def __init__(self, *scores):

@@ -13,6 +13,7 @@ class HashScorer:
     """A number in [0, 1] that depends on the whole text and on nothing else."""
 
     name = "hash"
+    revision = "1"
 
     def __init__(self, *languages: str) -> None:
         self.languages = frozenset(languages)
