@@ -84,7 +84,7 @@ class ClassifierScorer:
 
         Raises:
             ValueError: no languages, a toxic label or activation that is not clear, or no tokenizer that can pad.
-            OSError: no such model.
+            FileNotFoundError: no such model.
         """
         preset = PRESETS.get(str(source)) if isinstance(source, str | Path) else None
         if preset is not None:
@@ -128,9 +128,9 @@ class ClassifierScorer:
         require_scorable(self, texts, languages)
         if not texts:
             return
-        encoded = self._tokenizer(
-            [well_formed(text) for text in texts], truncation=True, max_length=_longest(self._model, self._tokenizer)
-        )
+        longest = _longest(self._model, self._tokenizer)
+        read = [well_formed(text) for text in texts]
+        encoded = self._tokenizer(read, truncation=longest is not None, max_length=longest)
         ids = encoded["input_ids"]
         lengths = [len(row) for row in ids]
         if not min(lengths):
@@ -176,11 +176,17 @@ def _loaded(
         model = copy.deepcopy(source).to(device=device or source.device, dtype=dtype or source.dtype)
         return model.eval(), tokenizer, getattr(source.config, "_name_or_path", "") or type(source).__name__
     where = {"local_files_only": True} if Path(source).exists() else {"revision": revision}
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **where)
-    with no_weight_bars():
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype or "auto", output_loading_info=True, **where
-        )
+    try:
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **where)
+        with no_weight_bars():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                source, dtype=dtype or "auto", output_loading_info=True, **where
+            )
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"{source} is no folder with a classifier, nor a model that the hub gives us: {first}"
+        ) from error
     if report["missing_keys"]:
         # transformers would make up a head at random.
         raise ValueError(

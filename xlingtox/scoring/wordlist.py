@@ -22,10 +22,12 @@ _LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]"
 _BEGIN = rf"(?:(?=[{_UNSPACED}])|(?<!{_LETTER}))"
 _END = rf"(?:(?<=[{_UNSPACED}\p{{Hangul}}])|(?![{_LETTER}--[\p{{Hangul}}]]))"
 
+# Sorting a long run of marks takes time by its square: more than thirty on a letter are in no language (UAX #15-D4).
+_PILED = regex.compile(r"(?<=\p{M}{30})\p{M}+")
 _WIDTHS = regex.compile(r"[\uFF01-\uFF9F]+")
 # Marks that may be left out in writing. They go only after a letter, so that nothing becomes empty.
 _OPTIONAL = regex.compile(
-    r"(?<=\p{Arabic}\p{M}*+\u0640*+)[\u064B-\u0652\u0670\u0640]+"  # vowel signs, tatweel
+    r"(?<=\p{Arabic})[\u064B-\u0652\u0670\u0640]+"  # vowel signs, tatweel
     r"|(?<=\p{Hebrew})[\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7]+"  # points, cantillation
     r"|(?<=\p{Devanagari})\u093C"  # nukta
     r"|(?<=\u094D)[\u200C\u200D]"  # joiners after a virama
@@ -98,7 +100,7 @@ def _folded(text: str) -> str:
     """A text as it is compared, up to case."""
     if text.isascii():
         return text
-    widths = _WIDTHS.sub(lambda run: normalize("NFKC", run.group()), text)
+    widths = _WIDTHS.sub(lambda run: normalize("NFKC", run.group()), _PILED.sub("", text))
     return _OPTIONAL.sub("", normalize("NFC", widths)).translate(_SAME)
 
 
