@@ -87,6 +87,13 @@ def test_what_is_no_score_is_not_kept(file, wrong):
     assert sqlite3.connect(file).execute("SELECT count(*) FROM scores").fetchone() == (0,)
 
 
+def test_a_stream_that_ends_too_early_is_an_error(file):
+    scorer = Streaming("en")
+    scorer.stream = lambda texts, languages: iter([([1], np.array([0.5]))])
+    with pytest.raises(ValueError, match="hash returned no score for 2 of 3 texts"):
+        Cached(scorer, file, progress=False).score(["a", "b", "c"], ["en"] * 3)
+
+
 def test_bad_input_is_refused_before_work(file):
     cached = Cached(NeverAsked("en"), file, progress=False)
     with pytest.raises(UncoveredLanguage, match="does not cover sv: it covers en"):

@@ -119,6 +119,8 @@ class Cached:
                     for arrived, scores in _streamed(self.scorer, own, codes):
                         run.keep([keys[rows[i]] for i in arrived], require_scores(self.scorer, scores, len(arrived)))
                         bar.update(len(arrived))
+                    if lacking := sum(keys[i] not in run.scores for i in rows):
+                        raise ValueError(f"scorer {self.name} returned no score for {lacking} of {len(rows)} texts")
                     if not rows and len(run.scores) < len(first):
                         time.sleep(wait)
                         wait = min(2 * wait, _LONGEST_WAIT)
