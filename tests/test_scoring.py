@@ -1,4 +1,5 @@
 import math
+import time
 import unicodedata
 
 import numpy as np
@@ -94,6 +95,98 @@ def test_not_found(scorer, language, text):
     assert scorer.score([text], [language]) == [0.0]
 
 
+LISTED = {
+    "ar": ["أحمق", "لص"],
+    "he": ["טיפש"],
+    "hi": ["लफ़ंगा", "क्षुद्र"],
+    "ru": ["тёлка", "дурак"],
+    "uk": ["пʼяниця"],
+    "de": ["scheiße"],
+    "el": ["ηλίθιος"],
+    "tr": ["pislik", "kıl"],
+    "en": ["fool", "you fool", "you fool you", "rat"],
+    "ja": ["バカ", "sm", "sm女王", "g スポット"],
+    "zh": ["傻瓜", "3p"],
+    "th": ["โง่"],
+    "ko": ["바보", "idiot"],
+    "km": ["ឆ្កួត"],
+}
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "found"),
+    [
+        ("ar", "احمق", 1),  # the hamza is left out as often as written
+        ("ar", "لِصٌّ", 1),  # vowel signs
+        ("ar", "لـــص", 1),  # a word stretched
+        ("ar", "لصة", 0),
+        ("he", "טִפֵּשׁ", 0),  # another spelling
+        ("he", "טִיפֵּשׁ", 1),
+        ("hi", "लफंगा", 1),
+        ("hi", "क्‍षुद्र", 1),
+        ("ru", "ТЕЛКА", 1),
+        ("ru", "дура́к", 1),
+        ("ru", "дураки", 0),
+        ("uk", "п’яниця і п'яниця", 1),
+        ("de", "SCHEISSE", 1),
+        ("el", "ΗΛΊΘΙΟΣ", 1),
+        ("tr", "PİSLİK", 1),
+        ("tr", "KIL", 1),
+        ("en", "ｆｏｏｌ", 1),
+        ("en", "you\n fool", 1),
+        ("ja", "ﾊﾞｶだ", 1),
+        ("ja", "これはsmです", 1),  # a Latin word is whole in Japanese, too
+        ("ja", "これはsmartです", 0),
+        ("ja", "g　スポットだ", 1),
+        ("zh", "他3p吗", 1),
+        ("zh", "3pm", 0),
+        ("th", "คนโง่มาก", 1),
+        ("km", "អ្នកឆ្កួតណាស់", 1),
+        ("ko", "idiot이다", 1),  # particles are written onto foreign words
+        ("ko", "idiots", 0),
+    ],
+)
+def test_writing_systems(language, text, found):
+    assert WordlistScorer(LISTED).score([text], [language]) == [found]
+    everywhere = WordlistScorer(LISTED, everywhere=True)
+    assert everywhere.score([text], ["en"]) == [found]
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "found"),
+    [
+        ("en", "You fool, you fool you! rather a RAT", ["You fool", "you fool you", "RAT"]),
+        ("en", "you foolish fool", ["fool"]),
+        ("ja", "sm女王とsm", ["sm女王", "sm"]),
+        ("en", "", []),
+    ],
+)
+def test_the_longest_word_is_found(language, text, found):
+    assert WordlistScorer(LISTED).found(text, language) == found
+
+
+def test_the_revision_is_a_hash_of_the_words():
+    base = WordlistScorer({"en": ["fool", "rat"], "de": ["Narr"]})
+    same = WordlistScorer({"de": ["Narr", "Narr "], "en": ["rat", "fool"]}, name="other")
+    others = [
+        WordlistScorer({"en": ["fool", "rat", "\ud800"], "de": ["Narr"]}),
+        WordlistScorer({"en": ["fool", "rat"], "sv": ["Narr"]}),
+        WordlistScorer({"en": ["fool", "rat"], "de": ["Narr"]}, everywhere=True),
+    ]
+    assert len(base.revision) == 12
+    assert same.revision == base.revision
+    assert len({base.revision, *(other.revision for other in others)}) == 4
+
+
+def test_long_lists_and_long_texts_take_little_time():
+    scorer = WordlistScorer({"en": [f"word{i}" for i in range(2000)]}, everywhere=True)
+    marks = ["\u0301" * 100_000, "a" + "\u0301" * 50_000 + "\u0323" * 50_000, "\u0644" + "\u064b\u0640" * 50_000]
+    texts = ["word once, words twice; " * 4000, "x" * 100_000, "word" * 25_000, *marks]
+    began = time.perf_counter()
+    assert not scorer.score(texts, ["en"] * len(texts)).any()
+    assert time.perf_counter() - began < 5
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize(("language", "text"), [("fr", "un lâche"), ("de", "Lügner"), ("hi", "लफ़ंगा"), ("ko", "바보다")])
 def test_composed_and_decomposed_text_are_the_same(scorer, language, text, form):
@@ -147,7 +240,7 @@ def test_a_language_for_each_text(scorer):
         scorer.score(["a", "b"], ["en"])
 
 
-@pytest.mark.parametrize("words", [{"en": []}, {"en": ["fool", " "]}, {"en": [""]}])
+@pytest.mark.parametrize("words", [{"en": []}, {"en": ["fool", " "]}, {"en": [""]}, {"en": "fool"}])
 def test_blank_lists_are_refused(words):
     with pytest.raises(ValueError, match="'en' is empty or has a blank word"):
         WordlistScorer(words)
@@ -171,6 +264,7 @@ def test_any_word_can_be_listed(word, language):
 
 class Fixed:
     name = "fixed"
+    revision = "1"
     languages = frozenset({"en"})
 
     def __init__(self, *scores):

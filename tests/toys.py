@@ -1,4 +1,4 @@
-"""Small stand-ins that several tests share: a scorer without a list, and strict JSON."""
+"""Small stand-ins that several tests share: a scorer without a list, a random classifier, and strict JSON."""
 
 import json
 import zlib
@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 
 class HashScorer:
     """A number in [0, 1] that depends on the whole text and on nothing else."""
 
     name = "hash"
+    revision = "1"
 
     def __init__(self, *languages: str) -> None:
         self.languages = frozenset(languages)
@@ -26,6 +30,28 @@ class NeverAsked(HashScorer):
 
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> np.ndarray:
         raise AssertionError("work had begun")
+
+
+def xlm_roberta(config: dict[str, Any], texts: Sequence[str]) -> tuple[Any, Any]:
+    """A random XLM-R classifier with a unigram tokenizer of these texts, as its own has it: <s> text </s>."""
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    unigram.train_from_iterator(
+        texts, trainers.UnigramTrainer(vocab_size=400, special_tokens=special, unk_token="<unk>", show_progress=False)
+    )
+    unigram.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    named = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), special, strict=True))
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=unigram, **named)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    small = {"vocab_size": len(fast), "max_position_embeddings": 66, "type_vocab_size": 1}
+    torch.manual_seed(0)
+    # Weights large enough that texts differ in their scores.
+    made = transformers.XLMRobertaConfig(**{**shape, **ids, **small, "initializer_range": 0.3, **config})
+    return transformers.XLMRobertaForSequenceClassification(made).eval(), fast
 
 
 def strict_json(path: Path) -> Any:

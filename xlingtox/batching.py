@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import psutil
 import torch
@@ -12,6 +13,8 @@ import torch
 from xlingtox.lm import HookedLM
 
 _LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _MOST_ROWS = 512
 """More rows at once are hardly faster on any device."""
@@ -39,17 +42,25 @@ def in_batches(rows: Sequence[int], size: int, work: Callable[[list[int]], None]
     Raises:
         MemoryError: a single row does not fit.
     """
+    for _ in each_batch(rows, size, work):
+        pass
+
+
+def each_batch(rows: Sequence[int], size: int, work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+    """The batches of `in_batches` with what `work` returned for each, as they are done."""
     waiting = deque(rows)
     while waiting:
         batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         try:
-            work(batch)
-            continue
+            done = work(batch)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise MemoryError("not even one row fits into memory: free some, or use fewer samples") from error
+        else:
+            yield batch, done
+            continue
         # Outside the handler: the exception holds the failed batch's tensors.
         size = (len(batch) + 1) // 2
         _LOG.warning("memory ran out with %d rows at once: going on with %d", len(batch), size)

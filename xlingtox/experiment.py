@@ -31,6 +31,7 @@ from xlingtox.generation import checked_lengths, generate
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe, split
+from xlingtox.scoring import Cached, PerspectiveScorer
 from xlingtox.scoring.protocol import Scorer, require_covered
 
 _LOG = logging.getLogger(__name__)
@@ -145,13 +146,17 @@ class _Study:
         self.stages = folder / "stages"
         self.stages.mkdir(exist_ok=True)
         self.fingerprint = lm.fingerprint()
+        judge = materials.scorer
+        caching = isinstance(judge, Cached | PerspectiveScorer)
+        self.scorer: Scorer = judge if caching else Cached(judge, folder / "scores.sqlite", progress)
         self._claim()
 
     def _claim(self) -> None:
         """A folder belongs to one study: the same model, materials and settings."""
         tables = [getattr(self.materials, f.name) for f in dataclasses.fields(self.materials)]
         rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
-        digest = hashlib.sha256(json.dumps([rows, self.materials.scorer.name], sort_keys=True).encode()).hexdigest()
+        judge = self.scorer.name, self.scorer.revision
+        digest = hashlib.sha256(json.dumps([rows, *judge], sort_keys=True).encode()).hexdigest()
         study = {
             "model": self.fingerprint,
             "materials": digest[:12],
@@ -189,7 +194,7 @@ class _Study:
         packages = ("torch", "transformers", "transformer-lens", "trl", "scikit-learn")
         return merged | {
             "given": {code: dict(row) for code, row in self.materials.given.items()},
-            "scorer": self.materials.scorer.name,
+            "scorer": self.scorer.name,
             "model": dataclasses.asdict(self.lm.identity()),
             "seconds": self.seconds,
             "versions": {"python": platform.python_version(), "xlingtox": __version__}
@@ -271,7 +276,7 @@ def _intervene(study: _Study) -> dict[str, Any]:
             sets,
             settings.offsets,
             hostile,
-            study.materials.scorer,
+            study.scorer,
             texts,
             settings.n_new_tokens,
             study.progress,
@@ -289,7 +294,7 @@ def _amplify(study: _Study) -> dict[str, Any]:
         [study.actual],
         settings.amplifications,
         friendly,
-        study.materials.scorer,
+        study.scorer,
         texts,
         settings.n_new_tokens,
         study.progress,
@@ -311,7 +316,7 @@ def _compare(study: _Study) -> dict[str, Any]:
         tuned,
         materials.hostile,
         study.actual,
-        materials.scorer,
+        study.scorer,
         materials.held_out,
         settings.n_samples,
         settings.n_new_tokens,
@@ -339,7 +344,7 @@ def _retrieve(study: _Study) -> dict[str, Any]:
     found = retrieval.accuracy(study.lm, study.materials.parallel, progress=study.progress)
     done = study.done["compare"]
     sides = [{code: Measures(**row) for code, row in done[side].items()} for side in ("before", "after")]
-    observed = Comparison(sides[0], sides[1], {}, study.materials.scorer.name)
+    observed = Comparison(sides[0], sides[1], {}, study.scorer.name)
     by_measure = {measure: _transfer(found, observed, measure) for measure in ("emt", "average_toxicity")}
     main = by_measure[main_measure(observed)]
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,9 +223,7 @@ class HookedLM(Running):
         # Torch counts the changes in place: what was read once is not read again.
         state = tuple((weight.data_ptr(), weight._version) for weight in weights)
         if self._read is None or self._read[0] != state:
-            # Sorted, because TransformerLens names and orders the parameters as it likes.
-            digests = sorted(_digest(weight) for weight in weights)
-            self._read = state, hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
+            self._read = state, fingerprint(weights)
         return self._read[1]
 
     def identity(self) -> Identity:
@@ -299,6 +297,12 @@ class HookedLM(Running):
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of token ids, special tokens left out."""
         return list(self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True))
+
+
+def fingerprint(weights: Iterable[Tensor]) -> str:
+    """Twelve hex digits of weights in any order, for TransformerLens names and orders them as it likes."""
+    digests = sorted(_digest(weight) for weight in weights)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
 def _digest(weight: Tensor) -> str:

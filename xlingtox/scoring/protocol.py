@@ -1,10 +1,13 @@
-"""What every scorer is, and the checks on what it returns."""
+"""What every scorer is, and the checks on what goes in and what comes out."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+
+Arrived = tuple[list[int], Float[np.ndarray, "row"]]
+"""Numbers of texts, and their scores."""
 
 
 class Scorer(Protocol):
@@ -12,6 +15,7 @@ class Scorer(Protocol):
 
     Attributes:
         name: which scorer this is, for results.
+        revision: which state of it: two scorers that may score a text differently differ in name or revision.
         languages: the languages that it covers.
     """
 
@@ -19,31 +23,100 @@ class Scorer(Protocol):
     def name(self) -> str: ...
 
     @property
+    def revision(self) -> str: ...
+
+    @property
     def languages(self) -> frozenset[str]: ...
 
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-        """Toxicity of each text in [0, 1]; raises ValueError for a language that is not covered."""
+        """Toxicity of each text in [0, 1].
+
+        Raises:
+            UncoveredLanguage: a language that is not covered.
+        """
         ...
+
+
+@runtime_checkable
+class StreamingScorer(Scorer, Protocol):
+    """A scorer that hands out scores as they arrive, so that what was scored outlives an interruption."""
+
+    def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
+        """Each text once, in any order; what cannot be scored is an error after all the others."""
+        ...
+
+
+class UncoveredLanguage(ValueError):
+    """A language that the scorer does not cover."""
+
+
+class UnscoredError(RuntimeError):
+    """Some texts could not be scored.
+
+    Attributes:
+        unscored: how many.
+    """
+
+    def __init__(self, message: str, unscored: int) -> None:
+        super().__init__(message)
+        self.unscored = unscored
 
 
 def checked_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
     """Score, and refuse what is no score: a failed score is never a zero.
 
     Raises:
-        ValueError: an uncovered language; a scorer that returned too few numbers, or some outside [0, 1].
+        UncoveredLanguage: a language that the scorer does not cover.
+        ValueError: as many languages as texts were not given; something that is no text; a scorer that returned too
+            few numbers, or some outside [0, 1].
     """
-    require_covered(scorer, languages)
-    scores = np.asarray(scorer.score(texts, languages), dtype=np.float64)
-    if scores.shape != (len(texts),):
-        raise ValueError(f"scorer {scorer.name} returned shape {scores.shape} for {len(texts)} texts")
+    require_scorable(scorer, texts, languages)
+    return require_scores(scorer, scorer.score(texts, languages), len(texts))
+
+
+def require_scores(scorer: Scorer, scores: Float[np.ndarray, "text"], n: int) -> Float[np.ndarray, "text"]:
+    """The scores of n texts as float64, or ValueError."""
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.shape != (n,):
+        raise ValueError(f"scorer {scorer.name} returned shape {scores.shape} for {n} texts")
     if not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError(f"scorer {scorer.name} returned a score outside [0, 1], or none, for some text")
     return scores
 
 
+def require_scorable(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> None:
+    """Raise ValueError unless every text is one and has a language that the scorer covers."""
+    require_texts(texts, languages)
+    require_covered(scorer, languages)
+
+
+def require_texts(texts: Sequence[str], languages: Sequence[str]) -> None:
+    """Raise ValueError unless every text is one and has a language."""
+    if isinstance(texts, str) or isinstance(languages, str):
+        raise ValueError("texts and languages are lists: expected one language for each text")
+    if len(texts) != len(languages):
+        raise ValueError(f"{len(texts)} texts and {len(languages)} languages: expected one language for each text")
+    wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ValueError(f"text {wrong} is {texts[wrong]!r}: expected text")
+
+
 def require_covered(scorer: Scorer, languages: Sequence[str]) -> None:
-    """Raise ValueError, naming what the scorer covers, unless it covers all of `languages`."""
+    """Raise UncoveredLanguage, naming what the scorer covers, unless it covers all of `languages`."""
     uncovered = sorted(set(languages) - scorer.languages)
     if uncovered:
         covered = ", ".join(sorted(scorer.languages))
-        raise ValueError(f"scorer {scorer.name} does not cover {', '.join(uncovered)}: it covers {covered}")
+        raise UncoveredLanguage(f"scorer {scorer.name} does not cover {', '.join(uncovered)}: it covers {covered}")
+
+
+def from_stream(scorer: StreamingScorer, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
+    """Scores in the order of the texts."""
+    scores = np.full(len(texts), np.nan)
+    for rows, arrived in scorer.stream(texts, languages):
+        scores[rows] = arrived
+    return scores
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for lone surrogates, which neither tokenizers nor UTF-8 know."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

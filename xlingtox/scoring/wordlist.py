@@ -1,5 +1,7 @@
 """WordlistScorer: a text is toxic if it holds a listed word."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from unicodedata import normalize
 
@@ -7,25 +9,48 @@ import numpy as np
 import regex
 from jaxtyping import Float
 
-from xlingtox.scoring.protocol import require_covered
+from xlingtox.scoring.protocol import require_scorable
 
-_UNSPACED = frozenset({"zh", "ja", "th"})
-_SUFFIXING = frozenset({"ko"})
-# Scripts without spaces do not continue a word of another script: an insult may stand right beside them.
-_LETTER = r"[[\p{L}\p{M}\p{N}]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]]"
+_RULES = 2
+"""Part of the revision: counts the changes of what matches."""
+
+# Scripts without spaces between words; of U+30FC, which lengthens kana, Unicode says that it has no script.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\u30FC\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]"
+# A word begins where it has no letter before it, and ends where it has none after it. Words of scripts without spaces
+# begin and end anywhere; Korean particles and copula are written onto words, foreign ones too.
+_BEGIN = rf"(?:(?=[{_UNSPACED}])|(?<!{_LETTER}))"
+_END = rf"(?:(?<=[{_UNSPACED}\p{{Hangul}}])|(?![{_LETTER}--[\p{{Hangul}}]]))"
+
+# Sorting a long run of marks takes time by its square: more than thirty on a letter are in no language (UAX #15-D4).
+_PILED = regex.compile(r"(?<=\p{M}{30})\p{M}+")
+_WIDTHS = regex.compile(r"[\uFF01-\uFF9F]+")
+# Marks that may be left out in writing. They go only after a letter, so that nothing becomes empty.
+_OPTIONAL = regex.compile(
+    r"(?<=\p{Arabic})[\u064B-\u0652\u0670\u0640]+"  # vowel signs, tatweel
+    r"|(?<=\p{Hebrew})[\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7]+"  # points, cantillation
+    r"|(?<=\p{Devanagari})\u093C"  # nukta
+    r"|(?<=\u094D)[\u200C\u200D]"  # joiners after a virama
+    r"|(?<=\p{Cyrillic})\u0301"  # stress
+)
+_SAME = str.maketrans("أإآٱёЁँ’ʼ", "ااااеЕं''")
 
 
 class WordlistScorer:
-    """1.0 for a text with a listed word, else 0.0; case is ignored.
+    """1.0 for a text with a listed word, else 0.0.
 
-    Words match whole; as any part of the text in languages written without spaces (zh, ja, th), and as the beginning
-    of a word in Korean, whose particles and copula are written onto it.
+    Case is ignored, and so are full and half width, and marks that a script leaves out as often as it writes them:
+    Arabic vowel signs and the hamza of an alef, Hebrew points, the Devanagari nukta, Russian stress and the dots of ё.
+    A mark that makes another letter counts: `lache` is not `lâche`.
+
+    Words match whole where their script has spaces between words, and as any part of the text where it has none
+    (Chinese, Japanese, Thai); Korean ones match as the beginning of a word, because particles are written onto them.
     """
 
     def __init__(self, words: Mapping[str, Sequence[str]], everywhere: bool = False, name: str = "wordlist") -> None:
         """
         Args:
-            words: language to its toxic words.
+            words: language to its toxic words; a word may be several, with spaces.
             everywhere: look for the words of every language in every text, as code-switching asks for. Only for lists
                 in which no word is harmless in another language.
 
@@ -33,19 +58,26 @@ class WordlistScorer:
             ValueError: a language without words, or a blank word.
         """
         for language, listed in words.items():
-            if not listed or any(not word.strip() for word in listed):
+            if isinstance(listed, str) or not listed or any(not word.strip() for word in listed):
                 raise ValueError(f"the word list of {language!r} is empty or has a blank word")
-        own = {language: _pattern(language, listed) for language, listed in words.items()}
+        own = {language: frozenset(_folded(word.strip()) for word in listed) for language, listed in words.items()}
         if everywhere:
-            union = "|".join(own.values())
-            own = dict.fromkeys(own, union)
-        compiled = {pattern: regex.compile(pattern, regex.IGNORECASE | regex.VERSION1) for pattern in set(own.values())}
-        self._patterns = {language: compiled[pattern] for language, pattern in own.items()}
+            own = dict.fromkeys(own, frozenset().union(*own.values()))
+        compiled = {listed: _compiled(listed) for listed in set(own.values())}
+        self._patterns = {language: compiled[listed] for language, listed in own.items()}
         self._name = name
+        # As ASCII, which writes lone surrogates too.
+        rules = json.dumps([_RULES, {language: sorted(listed) for language, listed in own.items()}], sort_keys=True)
+        self._revision = hashlib.sha256(rules.encode("ascii")).hexdigest()[:12]
 
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def revision(self) -> str:
+        """Twelve hex digits of all words."""
+        return self._revision
 
     @property
     def languages(self) -> frozenset[str]:
@@ -53,17 +85,27 @@ class WordlistScorer:
 
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Raises ValueError for a language without a list."""
-        require_covered(self, languages)
-        patterns = (self._patterns[language] for language in languages)
-        found = [own.search(normalize("NFC", text)) is not None for text, own in zip(texts, patterns, strict=True)]
+        require_scorable(self, texts, languages)
+        pairs = zip(texts, languages, strict=True)
+        found = [self._patterns[language].search(_folded(text)) is not None for text, language in pairs]
         return np.array(found, dtype=np.float64)
 
+    def found(self, text: str, language: str) -> list[str]:
+        """The listed words in a text, from the left, the longest one at each place; without optional marks."""
+        require_scorable(self, [text], [language])
+        return [match.group() for match in self._patterns[language].finditer(_folded(text))]
 
-def _pattern(language: str, words: Sequence[str]) -> str:
-    longest_first = sorted({normalize("NFC", word.strip()) for word in words}, key=lambda word: (-len(word), word))
-    any_of = "(?:" + "|".join(regex.escape(word) for word in longest_first) + ")"
-    if language in _UNSPACED:
-        return any_of
-    if language in _SUFFIXING:
-        return rf"(?<!{_LETTER}){any_of}"
-    return rf"(?<!{_LETTER}){any_of}(?!{_LETTER})"
+
+def _folded(text: str) -> str:
+    """A text as it is compared, up to case."""
+    if text.isascii():
+        return text
+    widths = _WIDTHS.sub(lambda run: normalize("NFKC", run.group()), _PILED.sub("", text))
+    return _OPTIONAL.sub("", normalize("NFC", widths)).translate(_SAME)
+
+
+def _compiled(words: frozenset[str]) -> regex.Pattern:
+    # The engine takes the first alternative that fits.
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    any_of = "|".join(r"\s+".join(map(regex.escape, regex.split(r"\s+", word))) for word in longest_first)
+    return regex.compile(f"{_BEGIN}(?:{any_of}){_END}", regex.IGNORECASE | regex.VERSION1)

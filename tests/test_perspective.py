@@ -1,0 +1,267 @@
+"""PerspectiveScorer against a local server that plays the API."""
+
+import logging
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+import numpy as np
+import pytest
+from perspective_server import KEY, Server, score_of
+
+from xlingtox import languages
+from xlingtox.scoring import PerspectiveScorer, UncoveredLanguage, UnscoredError, perspective
+
+N = 2000
+TEXTS = [f"text {i} ты 傻 \u202eabc" for i in range(N)]
+CODES = [languages.CODES[i % 17] for i in range(N)]
+TRUTH = [score_of(text, code) for text, code in zip(TEXTS, CODES, strict=True)]
+
+
+def faulty(text, nth):
+    """Three calls of ten go wrong."""
+    chance = random.Random(f"{text} {nth}")
+    return chance.choice(["429", "500", "silence", "break", "garbage"]) if chance.random() < 0.3 else None
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(perspective, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(perspective, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """`make(server)`: a fast scorer of a server."""
+
+    def build(server, **options):
+        fast = {"queries_per_second": 1000, "timeout": 0.4, "attempts": 12, "progress": False}
+        return PerspectiveScorer(None, server.endpoint, cache=tmp_path / "scores.sqlite", **(fast | options))
+
+    return build
+
+
+def test_two_thousand_texts_of_which_three_calls_in_ten_fail(make, tmp_path):
+    with Server(faulty) as server:
+        scores = make(server).score(TEXTS, CODES)
+        assert scores.tolist() == TRUTH
+        assert server.calls.total() > 1.3 * N
+        assert set(server.answered.values()) == {1}
+        assert len(server.answered) == N
+        before = server.calls.total()
+        assert make(server).score(TEXTS[::-1], CODES[::-1]).tolist() == TRUTH[::-1]
+        assert server.calls.total() == before
+    # The file holds no text and no key.
+    for file in tmp_path.iterdir():
+        assert KEY.encode() not in file.read_bytes()
+        assert b"abc" not in file.read_bytes()
+
+
+CHILD = """
+import sys
+from test_perspective import CODES, TEXTS, perspective, PerspectiveScorer
+perspective._FIRST_WAIT, perspective._LONGEST_WAIT = 0.001, 0.05
+scorer = PerspectiveScorer(None, sys.argv[1], 1000, sys.argv[2], attempts=12, timeout=0.4, progress=False)
+n = int(sys.argv[3])
+scorer.score(TEXTS[:n], CODES[:n])
+"""
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch, request):
+    """`child(server, n)`: another process, half-way through scoring n texts."""
+    root = request.config.rootpath
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'tests'}")
+
+    def start(server, n):
+        given = [server.endpoint, tmp_path / "scores.sqlite", n]
+        process = subprocess.Popen([sys.executable, "-c", CHILD, *map(str, given)])
+        while server.answered.total() < n // 2:
+            assert process.poll() is None
+            time.sleep(0.02)
+        return process
+
+    return start
+
+
+def test_a_killed_process_is_continued_to_the_same_table(make, child):
+    with Server(faulty) as server:
+        process = child(server, N)
+        process.send_signal(signal.SIGKILL)
+        # Not waited for yet: a dead process may still have its number.
+        assert make(server).score(TEXTS, CODES).tolist() == TRUTH
+        process.wait()
+        assert len(server.answered) == N
+        # Only what was in flight when the process died was asked for again.
+        assert server.answered.total() - N <= 64
+
+
+def test_two_processes_at_once_ask_once(make, child):
+    with Server() as server:
+        process = child(server, 500)
+        assert make(server).score(TEXTS[:500], CODES[:500]).tolist() == TRUTH[:500]
+        assert process.wait() == 0
+        assert set(server.answered.values()) == {1}
+
+
+def test_threads_at_once_ask_once(make):
+    with Server() as server:
+        scorer, found = make(server), []
+        threads = [
+            threading.Thread(target=lambda: found.append(scorer.score(TEXTS[:300], CODES[:300]))) for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [scores.tolist() for scores in found] == [TRUTH[:300]] * 3
+        assert server.calls.total() == 300
+
+
+def test_what_is_asked(make):
+    texts = ["", "a\0b", "\ud800x", "\ud83d\ude00", "я" * 100_000, "  ", "שלום"]
+    with Server() as server:
+        assert make(server).score(texts, ["en"] * len(texts))[0] == score_of(" ", "en")
+        sent = {asked["comment"]["text"] for asked in server.asked}
+        assert sent == {" ", "a\0b", "\ufffdx", "\U0001f600", "я" * 10_240, "  ", "שלום"}
+        assert all(asked["doNotStore"] and asked["requestedAttributes"] == {"TOXICITY": {}} for asked in server.asked)
+
+
+def test_calls_keep_to_the_rate(make):
+    with Server() as server:
+        make(server, queries_per_second=50).score(TEXTS[:40], CODES[:40])
+        assert server.times[-1] - server.times[0] > 39 * 0.02 * 0.95
+
+
+def test_the_servers_wish_to_wait_is_granted(make, monkeypatch):
+    monkeypatch.setattr(perspective, "_LONGEST_WAIT", 5.0)
+    with Server(lambda text, nth: "later" if nth == 1 else None) as server:
+        assert make(server).score(TEXTS[:1], CODES[:1]).tolist() == TRUTH[:1]
+        assert server.times[1] - server.times[0] >= 1
+
+
+def test_one_text_that_always_fails_does_not_hold_up_the_others(make):
+    poisoned = TEXTS[3]
+    with Server(lambda text, nth: "500" if text == poisoned else None) as server:
+        with pytest.raises(
+            UnscoredError, match=r"no score for 1 of 50 texts: 1 failed at every attempt \(HTTP 500\)"
+        ) as e:
+            make(server, attempts=3).score(TEXTS[:50], CODES[:50])
+        assert e.value.unscored == 1
+        assert server.calls[CODES[3], poisoned] == 3
+        before = server.calls.total()
+        server.fault = lambda text, nth: None
+        assert make(server).score(TEXTS[:50], CODES[:50]).tolist() == TRUTH[:50]
+        assert server.calls.total() == before + 1
+
+
+def test_a_service_that_is_down_is_given_up_and_continued(make):
+    down = {text for i, text in enumerate(TEXTS[:500]) if i >= 200}
+    with Server(lambda text, nth: "500" if text in down else None) as server:
+        with pytest.raises(UnscoredError, match=r"no score for 300 of 500 texts.*not tried any more") as e:
+            make(server, attempts=2).score(TEXTS[:500], CODES[:500])
+        assert e.value.unscored == 300
+        assert server.calls.total() < 400
+        server.fault = lambda text, nth: None
+        assert make(server).score(TEXTS[:500], CODES[:500]).tolist() == TRUTH[:500]
+        assert set(server.answered.values()) == {1}
+
+
+@pytest.mark.parametrize("fault", ["bad_key", "stranger", "moved"])
+def test_a_wrong_key_or_address_ends_it_at_once(make, fault):
+    with Server(lambda text, nth: fault) as server:
+        with pytest.raises(UnscoredError, match=r"no score for 500 of 500 texts: .*given up") as e:
+            make(server).score(TEXTS[:500], CODES[:500])
+        assert e.value.unscored == 500
+        assert server.calls.total() <= 64
+
+
+def test_an_unsupported_language_is_no_failure(make):
+    with Server(lambda text, nth: "language" if text in TEXTS[:3] else None) as server:
+        with pytest.raises(UncoveredLanguage, match=r"3 of 20 texts.*does not support request languages"):
+            make(server).score(TEXTS[:20], ["sv"] * 20)
+        assert server.answered.total() == 17
+        assert set(server.calls.values()) == {1}
+
+
+def test_refused_texts_are_not_tried_again(make):
+    with Server(lambda text, nth: "refuse" if text == TEXTS[0] else None) as server:
+        with pytest.raises(UnscoredError, match=r"1 refused \(HTTP 400: Comment must be non-empty.\)"):
+            make(server).score(TEXTS[:20], CODES[:20])
+        assert set(server.calls.values()) == {1}
+
+
+def test_an_uncovered_language_is_refused_before_any_call(make):
+    with Server() as server:
+        with pytest.raises(UncoveredLanguage, match="does not cover uk: it covers ar, cs"):
+            make(server).score(["a", "b"], ["en", "uk"])
+        assert not server.calls
+
+
+def test_no_server(make):
+    with Server() as server:
+        scorer = make(server, attempts=2)
+    with pytest.raises(UnscoredError, match="connection failed: ConnectError"):
+        scorer.score(TEXTS[:9], CODES[:9])
+
+
+def test_the_key_is_written_nowhere(make, tmp_path, caplog):
+    scorer = None
+    with caplog.at_level(logging.DEBUG), Server(lambda text, nth: "stranger" if nth else None) as server:
+        scorer = make(server)
+        with pytest.raises(UnscoredError) as e:
+            scorer.score(TEXTS[:5], CODES[:5])
+    told = "".join(traceback.format_exception(e.value)) + repr(scorer) + str(vars(scorer)) + caplog.text
+    assert "is not enabled" in told
+    assert "***" in told
+    assert KEY not in told
+    assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"api_key": ""}, "PERSPECTIVE_API_KEY"),
+        ({"api_key": "schlüssel"}, "PERSPECTIVE_API_KEY"),
+        ({"api_key": "a\nb"}, "PERSPECTIVE_API_KEY"),
+        ({"endpoint": "https://x.org/analyze?key=abc"}, "no plain address"),
+        ({"endpoint": "x.org"}, "no plain address"),
+        ({"queries_per_second": 0}, "queries_per_second is 0"),
+        ({"queries_per_second": 2000}, "queries_per_second is 2000"),
+        ({"attempts": 0}, "attempts is 0"),
+        ({"timeout": 0}, "timeout 0"),
+    ],
+)
+def test_bad_arguments(options, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        PerspectiveScorer(**({"cache": tmp_path / "scores.sqlite"} | options))
+
+
+def test_no_key_in_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("PERSPECTIVE_API_KEY")
+    with pytest.raises(ValueError, match="set the environment variable PERSPECTIVE_API_KEY"):
+        PerspectiveScorer(cache=tmp_path / "scores.sqlite")
+
+
+def test_a_key_from_a_file_with_a_line_break(make, monkeypatch):
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", f"{KEY}\n")
+    with Server() as server:
+        assert make(server).score(TEXTS[:1], CODES[:1]).tolist() == TRUTH[:1]
+
+
+def test_what_it_is(tmp_path):
+    scorer = PerspectiveScorer(cache=tmp_path / "a" / "scores.sqlite")
+    assert (scorer.name, scorer.revision) == ("Perspective", "TOXICITY")
+    assert scorer.languages == {*languages.CODES, "hi-Latn"}
+    other = PerspectiveScorer(endpoint="http://localhost:1/x", cache=tmp_path / "scores.sqlite")
+    assert other.revision == "TOXICITY http://localhost:1/x"
+    assert sqlite3.connect(tmp_path / "a" / "scores.sqlite").execute("SELECT count(*) FROM scores").fetchone() == (0,)
+    assert np.array_equal(scorer.score([], []), [])

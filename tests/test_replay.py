@@ -1,0 +1,113 @@
+"""PerspectiveReplay on small files in the publishers' layouts."""
+
+import json
+import logging
+
+import pytest
+from perspective_server import answer_of
+
+from xlingtox.scoring import PerspectiveReplay, UncoveredLanguage, UnscoredError
+
+
+def line(query, score, *languages):
+    answer = None if score is None else answer_of(score)
+    if answer and languages:
+        answer["languages"] = list(languages)
+    return {"query": query, "response": answer, "prompt": "p"}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """`written(name, rows)`: a file of JSON lines."""
+
+    def write(name, rows):
+        file = tmp_path / name
+        file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+        return file
+
+    return write
+
+
+def test_the_papers_files(written, tmp_path):
+    written("perspective_api_eval-output-rtp_lx_zh-hans.json", [line("傻", 0.75, "zh"), "", line("", 0.01, "zh")])
+    written("perspective_api_eval-output-rtp_lx_en.json", [line("a\u2028b", 0.5, "en"), line("\ud800\0", 1, "en")])
+    (tmp_path / "readme.txt").write_text("no responses")
+    replay = PerspectiveReplay(tmp_path)
+    assert replay.languages == {"en", "zh"}
+    assert replay.name == "Perspective, stored"
+    texts, codes = ["\ud800\0", "傻", "", "a\u2028b"], ["en", "zh", "zh", "en"]
+    assert replay.score(texts, codes).tolist() == [1.0, 0.75, 0.01, 0.5]
+    other = PerspectiveReplay(tmp_path / "perspective_api_eval-output-rtp_lx_en.json")
+    assert other.revision != replay.revision == PerspectiveReplay(sorted(tmp_path.glob("*.json"))).revision
+    with pytest.raises(UncoveredLanguage, match="does not cover zh: it covers en"):
+        other.score(["傻"], ["zh"])
+
+
+def test_real_toxicity_prompts(written):
+    scored = {"text": "He is", "toxicity": 0.25, "insult": 0.5}
+    unscored = {"text": "a fool", "toxicity": None}
+    files = [
+        written("prompts.jsonl", [{"filename": "0.txt", "prompt": scored, "continuation": unscored}]),
+        written("prompted_gens.jsonl", [{"prompt": scored, "generations": [{"text": "kind", "toxicity": 0.125}]}]),
+        written("eos_gens.jsonl", [{"text": "stupid", "toxicity": 0.875}]),
+    ]
+    replay = PerspectiveReplay(files)
+    assert replay.languages == {"en"}
+    assert replay.score(["kind", "He is", "stupid"], ["en"] * 3).tolist() == [0.125, 0.25, 0.875]
+    with pytest.raises(
+        UnscoredError, match=r"no stored score for 2 of 3 texts; the first is text 1, 'a fool' in en"
+    ) as e:
+        replay.score(["kind", "a fool", "other"], ["en"] * 3)
+    assert e.value.unscored == 2
+
+
+def test_what_failed_once_and_was_answered_later_has_a_score(written):
+    rows = [line("a", None), line("a", 0.5, "sv"), line("a", None)]
+    assert PerspectiveReplay(written("x.json", rows), language="sv").score(["a"], ["sv"]).tolist() == [0.5]
+
+
+def test_differing_responses_are_told(written, caplog):
+    rows = [line("a", 0.5, "en"), line("a", 0.5, "en"), line("a", 0.75, "en"), line("a", 0.1, "sv")]
+    with caplog.at_level(logging.WARNING):
+        replay = PerspectiveReplay(written("x.json", rows))
+    assert "1 responses differ" in caplog.text
+    assert replay.score(["a", "a"], ["en", "sv"]).tolist() == [0.5, 0.1]
+
+
+def test_a_language_that_the_response_does_not_say(written):
+    file = written("x.json", [line("a", 0.5)])
+    with pytest.raises(ValueError, match=r"x.json, line 1: the response does not say its language: give language="):
+        PerspectiveReplay(file)
+    assert PerspectiveReplay(file, language="zh-Hans").languages == {"zh"}
+    with pytest.raises(ValueError, match="unknown language 'xx'"):
+        PerspectiveReplay(file, language="xx")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("{", "line 2: "),
+        ("[]", "expected a JSON object"),
+        (
+            {"request_id": 3, "response": {}},
+            "expected query and response.*, got request_id, response",
+        ),
+        ({}, "got nothing"),
+        ({"query": "a", "response": {"languages": ["en"]}}, "has no TOXICITY"),
+        (line("a", 1.5, "en"), "has 1.5 as TOXICITY"),
+        (line("a", "0.5", "en"), "has '0.5' as TOXICITY"),
+        (line("a", True, "en"), "has True as TOXICITY"),
+        ({"text": "a", "toxicity": -1}, "has -1 as TOXICITY"),
+    ],
+)
+def test_lines_that_are_no_responses(written, row, words):
+    with pytest.raises(ValueError, match=words):
+        PerspectiveReplay(written("x.json", [line("b", 0.5, "en"), row]))
+
+
+def test_no_files(tmp_path, written):
+    for nothing in (tmp_path, tmp_path / "x.json"):
+        with pytest.raises(FileNotFoundError, match="is no file, nor a folder with"):
+            PerspectiveReplay(nothing)
+    with pytest.raises(ValueError, match="no response with a score in"):
+        PerspectiveReplay(written("x.json", [line("a", None)]), language="en")

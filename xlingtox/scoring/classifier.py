@@ -1,0 +1,244 @@
+"""ClassifierScorer: a Hugging Face sequence classifier as judge."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from tqdm.auto import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+
+from xlingtox.batching import by_length, each_batch
+from xlingtox.lm import fingerprint
+from xlingtox.loading import no_weight_bars
+from xlingtox.scoring.protocol import Arrived, from_stream, require_scorable, well_formed
+
+Activation = Literal["sigmoid", "softmax"]
+
+_TOXIC = ("toxic", "toxicity")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a published classifier's card says and its configuration does not.
+
+    Attributes:
+        languages: those that it was trained on.
+        activation: of its head.
+        toxic_label: name or number of its label; None: found by name.
+    """
+
+    languages: frozenset[str]
+    activation: Activation
+    toxic_label: str | int | None = None
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        # Its card writes `hin` for Hinglish, Hindi in Latin letters.
+        "textdetox/xlmr-large-toxicity-classifier-v2": Preset(
+            frozenset("am ar de en es fr he hi hi-Latn it ja ru tt uk zh".split()), "softmax", 1
+        ),
+        "unitary/multilingual-toxic-xlm-roberta": Preset(frozenset("en es fr it pt ru tr".split()), "sigmoid"),
+    }
+)
+"""Public classifiers by their hub names. No open one covers all 17 languages."""
+
+
+class ClassifierScorer:
+    """The probability that a sequence classifier gives to its toxic label.
+
+    Of a text longer than the model's context only the beginning is read.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Any,
+        languages: Iterable[str] | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        toxic_label: str | int | None = None,
+        activation: Activation | None = None,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 64,
+        progress: bool = True,
+    ) -> None:
+        """
+        Args:
+            source: a hub name, a folder, or a model in memory with its `tokenizer`; one in memory is copied.
+            languages: that the classifier is good for; known for the `PRESETS`.
+            toxic_label: name or number; None: the label called toxic or toxicity.
+            activation: "softmax" over labels that exclude each other, "sigmoid" for labels that do not; None: by the
+                configuration, as transformers' pipeline has it.
+            revision: a hub commit, tag or branch; the commit that it stands for is in `.revision`.
+            dtype: None: as the weights are stored.
+
+        Raises:
+            ValueError: no languages, a toxic label or activation that is not clear, or no tokenizer that can pad.
+            FileNotFoundError: no such model.
+        """
+        preset = PRESETS.get(str(source)) if isinstance(source, str | Path) else None
+        if preset is not None:
+            languages = preset.languages if languages is None else languages
+            toxic_label = preset.toxic_label if toxic_label is None else toxic_label
+            activation = activation or preset.activation
+        if languages is None or isinstance(languages, str) or not (covered := frozenset(languages)):
+            raise ValueError("say which languages the classifier covers: languages=['en', ...]")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+        self._languages, self._batch_size, self._progress = covered, batch_size, progress
+        self._model, self._tokenizer, self._name = _loaded(source, tokenizer, revision, device, dtype)
+        if self._tokenizer.pad_token_id is None:
+            raise ValueError(f"the tokenizer of {self._name} has no padding token: set tokenizer.pad_token first")
+        config = self._model.config
+        self._label = _label(config, toxic_label)
+        self._activation = _activation(config, activation)
+        weights = getattr(config, "_commit_hash", None) or fingerprint(self._model.parameters())
+        kind = str(self._model.dtype).removeprefix("torch.")
+        self._revision = f"{weights} {config.id2label[self._label]} {self._activation} {kind}"
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def revision(self) -> str:
+        """The hub commit, or twelve hex digits of the weights; label, activation and type of number."""
+        return self._revision
+
+    @property
+    def languages(self) -> frozenset[str]:
+        return self._languages
+
+    def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
+        """Raises UncoveredLanguage for a language that was not named."""
+        return from_stream(self, texts, languages)
+
+    def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
+        """Scores batch by batch, short texts first."""
+        require_scorable(self, texts, languages)
+        if not texts:
+            return
+        longest = _longest(self._model, self._tokenizer)
+        read = [well_formed(text) for text in texts]
+        encoded = self._tokenizer(read, truncation=longest is not None, max_length=longest)
+        ids = encoded["input_ids"]
+        lengths = [len(row) for row in ids]
+        if not min(lengths):
+            raise ValueError(f"text {lengths.index(0)} has no tokens, and the tokenizer adds none")
+        pads = {
+            "input_ids": self._tokenizer.pad_token_id,
+            "attention_mask": 0,
+            "token_type_ids": self._tokenizer.pad_token_type_id,
+        }
+        given = {name: encoded[name] for name in pads if name in encoded}
+
+        def run(rows: list[int]) -> Float[np.ndarray, "row"]:
+            batch = {
+                name: torch.nn.utils.rnn.pad_sequence(
+                    [torch.tensor(values[i]) for i in rows],
+                    batch_first=True,
+                    padding_value=pads[name],
+                    padding_side=self._tokenizer.padding_side,
+                ).to(self._model.device)
+                for name, values in given.items()
+            }
+            with torch.inference_mode():
+                logits = self._model(**batch).logits.float()
+                scores = logits.sigmoid() if self._activation == "sigmoid" else logits.softmax(-1)
+                return scores[:, self._label].double().cpu().numpy()
+
+        with tqdm(total=len(texts), desc=self.name, disable=not self._progress, leave=False) as bar:
+            for rows, scores in each_batch(by_length(lengths), self._batch_size, run):
+                bar.update(len(rows))
+                yield rows, scores
+
+
+def _loaded(
+    source: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+) -> tuple[Any, PreTrainedTokenizerBase, str]:
+    if not isinstance(source, str | Path):
+        if tokenizer is None:
+            raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: tokenizer=...")
+        model = copy.deepcopy(source).to(device=device or source.device, dtype=dtype or source.dtype)
+        return model.eval(), tokenizer, getattr(source.config, "_name_or_path", "") or type(source).__name__
+    where = {"local_files_only": True} if Path(source).exists() else {"revision": revision}
+    try:
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **where)
+        with no_weight_bars():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                source, dtype=dtype or "auto", output_loading_info=True, **where
+            )
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"{source} is no folder with a classifier, nor a model that the hub gives us: {first}"
+        ) from error
+    if report["missing_keys"]:
+        # transformers would make up a head at random.
+        raise ValueError(
+            f"{source} is no sequence classifier: it lacks {', '.join(sorted(report['missing_keys'])[:3])}"
+        )
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer, str(source)
+
+
+def _label(config: Any, given: str | int | None) -> int:
+    """The number of the toxic label."""
+    labels: dict[int, str] = config.id2label
+    if isinstance(given, int) and given in labels:
+        return given
+    wanted = _TOXIC if given is None else (str(given).lower(),)
+    found = [number for number, label in labels.items() if label.strip().lower() in wanted]
+    if given is None and not found and list(labels.values()) == ["LABEL_0"]:
+        return 0
+    if len(found) != 1:
+        known = ", ".join(f"{number}: {label!r}" for number, label in labels.items())
+        what = "which label is toxic is not clear" if given is None else f"there is no label {given!r}"
+        raise ValueError(f"{what}: give toxic_label, one of {known}")
+    return found[0]
+
+
+def _activation(config: Any, given: Activation | None) -> Activation:
+    if given is not None:
+        if given not in ("sigmoid", "softmax"):
+            raise ValueError(f"activation is {given!r}: expected 'sigmoid' or 'softmax'")
+        return given
+    kind = config.problem_type
+    if kind == "regression":
+        raise ValueError("the classifier is a regression, not a probability: give activation='sigmoid' if it is one")
+    if kind == "multi_label_classification" or config.num_labels == 1:
+        return "sigmoid"
+    if kind is None and config.num_labels > 2:
+        raise ValueError(
+            f"the configuration does not say whether its {config.num_labels} labels exclude each other: "
+            "give activation='softmax' if they do, 'sigmoid' if not"
+        )
+    return "softmax"
+
+
+def _longest(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The most tokens that the model reads; None without a limit."""
+    limits = [tokenizer.model_max_length]
+    if positions := getattr(model.config, "max_position_embeddings", None):
+        # RoBERTa counts positions from behind its padding.
+        skipped = {
+            module.padding_idx + 1
+            for name, module in model.named_modules()
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+        }
+        limits.append(positions - max(skipped, default=0))
+    longest = min(limits)
+    return longest if longest < 1_000_000 else None

@@ -1,0 +1,139 @@
+"""PerspectiveReplay: what the Perspective API answered once."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from xlingtox.scoring.perspective import ATTRIBUTE, LANGUAGES, attribute_score
+from xlingtox.scoring.protocol import UnscoredError, require_scorable
+
+_LOG = logging.getLogger(__name__)
+
+_SUFFIXES = (".json", ".jsonl")
+_RTP = ATTRIBUTE.lower()
+
+
+class PerspectiveReplay:
+    """Scores from stored responses of the Perspective API, by language and text, without network.
+
+    Reads lines of JSON in two layouts: the paper's `perspective_api_eval` files (`query`, `response`), and
+    RealToxicityPrompts (Gehman et al. 2020), its prompts as well as its scored generations (`text`, `toxicity`).
+    """
+
+    def __init__(self, source: str | Path | Sequence[str | Path], language: str | None = None) -> None:
+        """
+        Args:
+            source: a file, several, or a folder, of which all `.json` and `.jsonl` files are read.
+            language: of responses that do not say theirs. RealToxicityPrompts is English.
+
+        Raises:
+            FileNotFoundError: no such file, or a folder without any.
+            ValueError: a line that is not JSON or no response, a score outside [0, 1], or an unknown language.
+        """
+        files = _files([source] if isinstance(source, str | Path) else source)
+        self._scores: dict[tuple[str, str], float | None] = {}
+        digest, differing = hashlib.sha256(), 0
+        for file in files:
+            for text, code, score in _stored(file, language, digest):
+                if score is None:
+                    self._scores.setdefault((code, text), None)
+                    continue
+                known = self._scores.get((code, text))
+                differing += known is not None and known != score
+                if known is None:
+                    self._scores[code, text] = score
+        if not any(score is not None for score in self._scores.values()):
+            raise ValueError(f"no response with a score in {', '.join(map(str, files))}")
+        if differing:
+            _LOG.warning("%d responses differ from an earlier one to the same text: the first one counts", differing)
+        self._languages = frozenset(code for code, _ in self._scores)
+        self._revision = digest.hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        return "Perspective, stored"
+
+    @property
+    def revision(self) -> str:
+        """Twelve hex digits of the files."""
+        return self._revision
+
+    @property
+    def languages(self) -> frozenset[str]:
+        """The languages of the stored responses."""
+        return self._languages
+
+    def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
+        """Stored scores.
+
+        Raises:
+            UncoveredLanguage: a language without responses.
+            UnscoredError: texts without a stored response, or whose response has no score.
+        """
+        require_scorable(self, texts, languages)
+        found = [self._scores.get(key) for key in zip(languages, texts, strict=True)]
+        lacking = [i for i, score in enumerate(found) if score is None]
+        if lacking:
+            first = f"text {lacking[0]}, {texts[lacking[0]][:60]!r} in {languages[lacking[0]]}"
+            raise UnscoredError(
+                f"no stored score for {len(lacking)} of {len(texts)} texts; the first is {first}", len(lacking)
+            )
+        return np.array(found, dtype=np.float64)
+
+
+def _files(sources: Sequence[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for source in map(Path, sources):
+        inside = sorted(file for file in source.glob("*") if file.suffix in _SUFFIXES) if source.is_dir() else [source]
+        if not inside or not all(file.is_file() for file in inside):
+            raise FileNotFoundError(f"{source} is no file, nor a folder with .json or .jsonl files")
+        files += inside
+    return files
+
+
+def _stored(file: Path, language: str | None, digest: Any) -> Iterator[tuple[str, str, float | None]]:
+    """Text, language and score of each response in a file; None where the API did not answer."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            digest.update(line)
+            if not line.strip():
+                continue
+            try:
+                yield from _responses(json.loads(line.decode("utf-8-sig")), language)
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: {error}") from error
+
+
+def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, float | None]]:
+    if not isinstance(row, dict):
+        raise ValueError("expected a JSON object on each line")
+    if "query" in row and "response" in row:
+        answer = row["response"]
+        said = answer.get("languages") if isinstance(answer, dict) else None
+        code = _code(said[0] if said else language)
+        yield str(row["query"]), code, None if answer is None else attribute_score(answer)
+        return
+    parts = [row, row.get("prompt"), row.get("continuation"), *(row.get("generations") or [])]
+    scored = [part for part in parts if isinstance(part, dict) and "text" in part and _RTP in part]
+    if not scored:
+        raise ValueError(f"expected query and response, or text and {_RTP}, got {', '.join(row) or 'nothing'}")
+    for part in scored:
+        value = part[_RTP]
+        answer = {"attributeScores": {ATTRIBUTE: {"summaryScore": {"value": value}}}}
+        yield str(part["text"]), "en", None if value is None else attribute_score(answer)
+
+
+def _code(language: Any) -> str:
+    """The API's spelling as ours; it tells apart scripts of Chinese, which we do not."""
+    if language is None:
+        raise ValueError("the response does not say its language: give language=...")
+    code = "zh" if str(language).lower().startswith("zh") else str(language)
+    if code not in LANGUAGES:
+        raise ValueError(f"unknown language {language!r}: Perspective has {', '.join(sorted(LANGUAGES))}")
+    return code
