@@ -109,7 +109,7 @@ def test_dose_response_has_a_panel_each_and_a_band_around_the_control():
 
 
 def test_the_lines_of_toxicity_carry_each_language_s_own():
-    figure = figures.dose_response([Dose(o, 0.5, {"ar": 0.1 - o, "en": 0.9 + o}, 7.0, 0.5, 0.5) for o in (0.5, 0.0)])
+    figure = figures.dose_response([Dose(o, 0.5, {"ar": 0.1 - o, "en": 0.9 + o}, 0.0, 7.0, 0.5, 0.5) for o in (0.5, 0.0)])
     toxicity, perplexity = figure.data
     assert list(toxicity.meta["by_language"]) == ["en", "ar"]
     assert toxicity.meta["by_language"]["ar"] == pytest.approx([0.1, -0.4])

@@ -23,7 +23,7 @@ def activations(name="mini", codes=("zh", "en")):
 
 
 def comparison(scorer="wordlist"):
-    first, then = (Measures(emt, 0.4, emt / 2, 7.0, 0.3, 0.6, 0.7, emt - 0.5) for emt in (0.8, 0.2))
+    first, then = (Measures(emt, 0.4, emt / 2, 0.0, 7.0, 0.3, 0.6, 0.7, emt - 0.5) for emt in (0.8, 0.2))
     return Comparison(
         {"en": first, "ar": first}, {"en": then, "ar": then}, {"en": {"average_toxicity": (-0.35, -0.25)}}, scorer
     )
