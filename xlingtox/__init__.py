@@ -1,7 +1,20 @@
 """xlingtox: where a multilingual language model keeps its toxicity, whether those neurons cause it, and which
 languages English-only safety tuning will reach."""
 
-from xlingtox import data, experiment, figures, languages, localize, metrics, mini, report, retrieval, scoring, tuning
+from xlingtox import (
+    data,
+    experiment,
+    figures,
+    languages,
+    localize,
+    metrics,
+    mini,
+    report,
+    retrieval,
+    scoring,
+    transfer,
+    tuning,
+)
 from xlingtox._version import __version__ as __version__
 from xlingtox.activations import Activations, collect_activations
 from xlingtox.comparison import Comparison, compare
@@ -39,6 +52,7 @@ __all__ = [
     "report",
     "retrieval",
     "scoring",
+    "transfer",
     "tune_dpo",
     "tuning",
 ]

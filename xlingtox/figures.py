@@ -16,7 +16,7 @@ from xlingtox import languages
 from xlingtox.comparison import Comparison
 from xlingtox.dose import Dose
 from xlingtox.escaping import escaped_for_plotly
-from xlingtox.retrieval import Transfer
+from xlingtox.transfer import Transfer
 
 BEFORE = "#D55E00"
 AFTER = "#0072B2"

@@ -313,6 +313,11 @@ class HookedLM:
         return self._engine().run(input_ids, attention_mask)[0]
 
     @torch.no_grad()
+    def run(self, input_ids: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"]) -> None:
+        """One pass for its hooks alone: no cache is kept, and only the last position's logits are worked out."""
+        self._engine().run(input_ids, attention_mask, last_only=True)
+
+    @torch.no_grad()
     def extend(
         self, input_ids: Int[Tensor, "batch new"], attention_mask: Bool[Tensor, "batch all"], cache: Any = None
     ) -> tuple[Float[Tensor, "batch vocab"], Any]:
