@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 import raw
 import torch
+from datasets import Dataset
+from sklearn.metrics import roc_auc_score
 
-from xlingtox.localize import by_cosine
+from xlingtox import localize
+from xlingtox.activations import collect_activations
+from xlingtox.interventions import Scale
+from xlingtox.localize import by_auroc, by_contribution, by_cosine
+from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe
 
 
@@ -40,3 +46,46 @@ def test_an_impossible_k(lm, k):
 def test_a_probe_of_another_width(lm):
     with pytest.raises(ValueError, match=r"width \(16,\).* d_model 32"):
         by_cosine(lm, probe_of(np.ones(16)), k=1)
+
+
+def test_by_contribution_equals_numpy(family):
+    lm = family.lm
+    every = NeuronSet.all(lm)
+    acts = collect_activations(lm, ["the cat", "la casa"], every, 4, progress=False)
+    found = by_contribution(lm, probe_of(DIRECTION), acts, k=9)
+    vectors = np.concatenate([raw.values(family.model, layer).double().numpy() for layer in range(2)])
+    means = (acts.values * acts.mask[..., None]).double().sum((0, 1)).numpy() / int(acts.mask.sum())
+    by_hand = means * (vectors @ DIRECTION) / np.linalg.norm(DIRECTION)
+    best = np.argsort(-by_hand, kind="stable")[:9]
+    assert list(found) == [every.neurons[i] for i in best]
+    np.testing.assert_allclose(found.scores, by_hand[best], rtol=1e-4)
+    with pytest.raises(ValueError, match="the activations are of"):
+        by_contribution(lm, probe_of(DIRECTION), acts, k=lm.n_neurons + 1)
+
+
+def test_experts_equal_scikit_learn(family, tokenizer, monkeypatch):
+    texts = ["the cat", "la casa es grande", "a dog ran", "das ist ein hund und", "house", "cat cat cat", "el gato en"]
+    labels = [1, 0, 1, 0, 0, 1, 1]
+    table = Dataset.from_dict({"text": texts, "label": labels})
+    found = by_auroc(family.lm, table, batch_size=3, progress=False)
+    areas = {}
+    answers = []
+    for text in texts:
+        with raw.watching(family.model, range(2)) as seen:
+            raw.forward(family.model, torch.tensor([tokenizer(text)["input_ids"]]))
+        answers.append({layer: seen[layer][0].amax(0).double().numpy() for layer in range(2)})
+    for layer in range(2):
+        for index in range(family.lm.d_mlp):
+            areas[layer, index] = roc_auc_score(labels, [answer[layer][index] for answer in answers])
+    assert set(found) == {neuron for neuron, area in areas.items() if area > 0.5}
+    np.testing.assert_allclose(found.scores, [areas[neuron] for neuron in found], atol=1e-6)
+    assert list(found.scores) == sorted(found.scores, reverse=True)
+    monkeypatch.setattr(localize, "_MOST_BYTES", 1)  # a layer at a time
+    assert by_auroc(family.lm, table, progress=False) == found
+
+
+def test_damping_by_the_area():
+    experts = NeuronSet.of([(0, 1), (1, 2), (1, 3)], [1.0, 0.75, 0.5])
+    assert Scale.damping(experts) == Scale(experts, (0.0, 0.5, 1.0))
+    with pytest.raises(ValueError, match=r"a score is 0\.3"):
+        Scale.damping(NeuronSet.of([(0, 1)], [0.3]))

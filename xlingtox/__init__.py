@@ -20,9 +20,10 @@ from xlingtox.activations import Activations, collect_activations
 from xlingtox.comparison import Comparison, compare
 from xlingtox.dose import Dose, dose_response
 from xlingtox.generation import Continuations, generate
-from xlingtox.interventions import Offset, Scale, Set
+from xlingtox.interventions import Offset, Patch, Scale, Set
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
+from xlingtox.patching import PatchEffect, patch_effect
 from xlingtox.probe import Probe
 from xlingtox.tuning import tune_dpo
 
@@ -35,6 +36,8 @@ __all__ = [
     "HookedLM",
     "NeuronSet",
     "Offset",
+    "Patch",
+    "PatchEffect",
     "Probe",
     "Scale",
     "Set",
@@ -49,6 +52,7 @@ __all__ = [
     "localize",
     "metrics",
     "mini",
+    "patch_effect",
     "report",
     "retrieval",
     "scoring",

@@ -153,7 +153,8 @@ def collect_activations(
             ids, attention = lm.encode([given[i].text for i in rows])
             reader = _Reader(lm, neurons, [codes.index(own[i]) for i in rows], len(codes), n_new_tokens, few)
             with lm.hooks(post=reader.hooks()):
-                _, counts = decode(lm, ids, attention, n_new_tokens, greediest, watch=reader.watch)
+                spoken = [own[i] for i in rows]
+                _, counts = decode(lm, ids, attention, n_new_tokens, greediest, watch=reader.watch, languages=spoken)
             mask[rows] = counts.cpu()
             sums.add_(reader.sums.cpu())
             if kept is not None and reader.values is not None:

@@ -134,10 +134,7 @@ def compare(
         ValueError: two models that differ in shape or vocabulary, a language that the scorer does not cover, a neuron
             outside the models, bad prompts, or bad held-out texts.
     """
-    if (before.n_layers, before.d_mlp, before.d_model) != (after.n_layers, after.d_mlp, after.d_model):
-        raise ValueError(f"the models differ in shape: {before!r} and {after!r}")
-    if before.tokenizer.get_vocab() != after.tokenizer.get_vocab():
-        raise ValueError("the models differ in their tokenizers' vocabularies")
+    before.check_alike(after)
     given = as_prompts(prompts)
     neurons.check(before)
     require_covered(scorer, [prompt.language for prompt in given])
@@ -186,7 +183,7 @@ def perplexities(lm: HookedLM, held_out: Dataset, progress: bool = True, batch_s
     for start in tqdm(range(0, len(order), batch_size), desc="perplexity", disable=not progress, leave=False):
         rows = order[start : start + batch_size]
         ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
-        logits = lm.logits(ids, mask).float()
+        logits = lm.logits(ids, mask, [codes[i] for i in rows]).float()
         counted = (mask[:, :-1] & mask[:, 1:]).float()
         loss = cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none") * counted
         losses[rows], counts[rows] = loss.sum(1).cpu().numpy(), counted.sum(1).cpu().numpy()

@@ -29,7 +29,9 @@ Watch = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
 
 _NUCLEUS_GUESS = 64
 
-_BINS = 1024
+_TRIES = 5
+"""Uniform numbers a token: so often, less one, is it drawn from a vocabulary that is not sorted."""
+
 _CACHED = 2**19
 
 _SHRUNK = 0.75
@@ -126,7 +128,8 @@ def generate(
                 chance = _chances([given[i].text for i in rows], samples, max_new_tokens, seed).to(lm.device)
                 pick = _Sampler(chance, temperature, top_p)
             ids, mask = lm.encode([given[i].text for i in rows])
-            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, samples)
+            spoken = [given[i].language for i in rows]
+            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, samples, languages=spoken)
             counts &= tokens != lm.tokenizer.eos_token_id
             written = [own[keep].tolist() for own, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
             for row, text in enumerate(lm.decode(written)):
@@ -169,11 +172,13 @@ def decode(
     pick: Picker,
     samples: int = 1,
     watch: Watch | None = None,
+    languages: Sequence[str] | None = None,
 ) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
     """Continue a left-padded batch, `samples` rows a prompt; rows that have ended are left out of later passes.
 
     Args:
         watch: for hooks that need to know whose activations they see; the first pass has the prompts as its rows.
+        languages: of the prompts, for edits that differ by language.
 
     Returns:
         the new tokens (end-of-sequence once a row has ended), and where they count: the row had not ended before.
@@ -182,10 +187,10 @@ def decode(
     if watch:
         rows = torch.arange(len(ids), device=lm.device)
         watch(0, rows, torch.ones_like(rows, dtype=torch.bool))
-    logits, cache = lm.extend(ids, mask)
+    logits, held = lm.extend(ids, mask, languages=languages)
     if samples > 1:
         logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
-        cache = lm.repeated(cache, samples)
+        held = lm.repeated(held, samples)
     tokens = torch.full((len(logits), new_tokens), end, device=lm.device)
     counts = torch.zeros(len(logits), new_tokens, dtype=torch.bool, device=lm.device)
     rows = torch.arange(len(logits), device=lm.device)
@@ -204,12 +209,12 @@ def decode(
             break
         if left <= _SHRUNK * len(rows):
             kept = going.nonzero().squeeze(-1)
-            cache = lm.selected(cache, kept)
+            held = lm.selected(held, kept)
             rows, chosen, mask, going = rows[kept], chosen[kept], mask[kept], going[kept]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         if watch:
             watch(step + 1, rows, going)
-        logits, cache = lm.extend(chosen[:, None], mask, cache)
+        logits, held = lm.extend(chosen[:, None], mask, held)
     return tokens, counts
 
 
@@ -218,41 +223,37 @@ def greediest(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step
     return logits.argmax(-1)
 
 
-def _chances(texts: Sequence[str], samples: int, steps: int, seed: int) -> Float[Tensor, "row step"]:
+def _chances(texts: Sequence[str], samples: int, steps: int, seed: int) -> Float[Tensor, "row step try"]:
     """Uniform numbers in [0, 1) that depend on the prompt's text, the sample, the step and the seed only."""
-    rows = [
-        np.random.default_rng([seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))]).random((samples, steps))
-        for text in texts
-    ]
+    seeds = [[seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))] for text in texts]
+    rows = [np.random.default_rng(own).random((samples, steps, _TRIES)) for own in seeds]
     return torch.from_numpy(np.concatenate(rows))
 
 
 class _Sampler:
-    """Draws from the exact nucleus by inverting its cumulative distribution at given uniform numbers.
+    """Draws from the exact nucleus at given uniform numbers.
 
     The nucleus is the least set of likeliest tokens that holds `top_p` of the mass; of equals, those of lower number.
     """
 
-    def __init__(self, chance: Float[Tensor, "row step"], temperature: float, top_p: float) -> None:
+    def __init__(self, chance: Float[Tensor, "row step try"], temperature: float, top_p: float) -> None:
         self.chance, self.temperature, self.top_p = chance, temperature, top_p
 
     def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
-        chance = self.chance[rows, step : step + 1]
+        chance = self.chance[rows, step]
         # A few rows at a time stay in a CPU's cache, and in memory that it need not be given anew.
         few = len(rows) if logits.is_cuda else max(1, _CACHED // logits.shape[-1])
         starts = range(0, len(logits), few)
         return torch.cat([self._chosen(logits[i : i + few], chance[i : i + few]) for i in starts])
 
     def _chosen(self, logits: Tensor, chance: Tensor) -> Tensor:
-        scaled = logits.float() / self.temperature
-        total = scaled.logsumexp(-1, keepdim=True)
-        top, ids = scaled.topk(min(_NUCLEUS_GUESS, scaled.shape[-1]))
-        mass = (top - total).exp().double()
-        chosen = self._draw(mass, ids, chance)
+        mass = (logits.float() / self.temperature).softmax(-1)
+        top, ids = mass.topk(min(_NUCLEUS_GUESS, mass.shape[-1]))
+        chosen = self._draw(top.double(), ids, chance[:, -1:])
         # Where the guess does not hold the whole nucleus, the row is drawn again from the whole vocabulary.
-        short = mass.sum(-1) < self.top_p
-        if top.shape[-1] < scaled.shape[-1] and bool(short.any()):
-            chosen[short] = self._draw_from_all(scaled[short], total[short], chance[short])
+        short = top.sum(-1) < self.top_p
+        if top.shape[-1] < mass.shape[-1] and bool(short.any()):
+            chosen[short] = self._draw_from_all(mass[short], chance[short])
         return chosen
 
     def _draw(self, mass: Tensor, ids: Tensor, chance: Tensor) -> Tensor:
@@ -263,37 +264,23 @@ class _Sampler:
         last = (nucleus > 0).sum(-1, keepdim=True) - 1
         return ids.gather(-1, place.minimum(last)).squeeze(-1)
 
-    def _draw_from_all(self, scaled: Tensor, total: Tensor, chance: Tensor) -> Tensor:
-        """The same without sorting the vocabulary: tokens fall into bins of like logits, and two bins are sorted."""
-        mass = (scaled - total).exp().double()
-        top, low = scaled.amax(-1, keepdim=True), scaled.amin(-1, keepdim=True)
-        bins = ((top - scaled) * (_BINS / (top - low).clamp(min=1e-9))).long().clamp(max=_BINS - 1)
-        held = torch.zeros(len(scaled), _BINS, dtype=mass.dtype, device=mass.device).scatter_add_(1, bins, mass)
-        reached = held.cumsum(-1)
-        before = reached - held
-        edge = (before < self.top_p).sum(-1, keepdim=True) - 1
-
-        def nucleus_in(which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """The mass ahead of one bin a row, and its tokens with their mass, 0 outside the nucleus."""
-            own, ids = _sorted_bin(scaled, total, bins, which)
-            ahead = before.gather(-1, which)
-            return ahead, torch.where(ahead + own.cumsum(-1) - own < self.top_p, own, 0.0), ids
-
-        ahead, own, _ = nucleus_in(edge)
-        target = chance * (ahead + own.sum(-1, keepdim=True))
-        ahead, own, ids = nucleus_in((reached <= target).sum(-1, keepdim=True).minimum(edge))
-        place = (ahead + own.cumsum(-1) <= target).sum(-1, keepdim=True)
-        last = (own > 0).sum(-1, keepdim=True) - 1
-        return ids.gather(-1, place.minimum(last)).squeeze(-1)
-
-
-def _sorted_bin(scaled: Tensor, total: Tensor, bins: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one bin a row, its tokens' probabilities, descending, and their numbers; padded with probabilities of 0."""
-    rows, tokens = (bins == which).nonzero(as_tuple=True)
-    counts = torch.bincount(rows, minlength=len(scaled))
-    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    logits = scaled.new_full((len(scaled), int(counts.max())), -torch.inf)
-    ids = torch.zeros_like(logits, dtype=torch.long)
-    logits[rows, places], ids[rows, places] = scaled[rows, tokens], tokens
-    logits, order = logits.sort(descending=True, stable=True)
-    return (logits - total).exp().double(), ids.gather(-1, order)
+    def _draw_from_all(self, mass: Tensor, chance: Tensor) -> Tensor:
+        """The same, mostly without sorting the vocabulary: draw from all of it until the token is in the nucleus."""
+        reached = mass.cumsum(-1, dtype=torch.float64)
+        numbers = torch.arange(mass.shape[-1], device=mass.device)
+        chosen = torch.empty_like(mass[:, 0], dtype=torch.long)
+        undecided = torch.arange(len(mass), device=mass.device)
+        for i in range(chance.shape[-1] - 1):
+            own, up_to = mass[undecided], reached[undecided]
+            token = torch.searchsorted(up_to, chance[undecided, i : i + 1] * up_to[:, -1:], right=True)
+            token = token.clamp(max=mass.shape[-1] - 1)
+            likely = own.gather(-1, token)
+            before = (own > likely) | ((own == likely) & (numbers < token))
+            inside = torch.where(before, own, 0.0).sum(-1, dtype=torch.float64) < self.top_p
+            chosen[undecided[inside]] = token[inside, 0]
+            undecided = undecided[~inside]
+            if len(undecided) == 0:
+                return chosen
+        ordered, ids = mass[undecided].sort(descending=True, stable=True)
+        chosen[undecided] = self._draw(ordered.double(), ids, chance[undecided, -1:])
+        return chosen

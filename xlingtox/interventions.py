@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,11 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xlingtox import baking, strictjson
+from xlingtox.activations import Activations
 from xlingtox.engine import Hook
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 
 Positions = Literal["all", "prompt", "new"]
+Seen = Mapping[HookedLM, Mapping[int, Tensor]]
+Amount = Callable[[], Tensor]
 
 
 class Intervention:
@@ -42,7 +45,14 @@ class Intervention:
             HookNeverFired: the model did not run in the block.
         """
         self._check(lm)
-        with lm.hooks(post=_hooks(lm, self.steps())):
+        steps = self.steps()
+        with contextlib.ExitStack() as stack:
+            layers: dict[HookedLM, set[int]] = {}
+            for step in steps:
+                if isinstance(step, Patch) and isinstance(step.source, HookedLM):
+                    layers.setdefault(step.source, set()).update(layer for layer, _ in step.neurons)
+            seen = {source: stack.enter_context(lm.beside(source, own)) for source, own in layers.items()}
+            stack.enter_context(lm.hooks(post=_hooks(lm, steps, seen)))
             yield
 
     def bake(self, lm: HookedLM, output_dir: str | Path | None = None) -> HookedLM:
@@ -75,14 +85,15 @@ class Intervention:
         """Write `path` (safetensors), and beside it (JSON) what it means and for which model it was made."""
         self._check(lm)
         file, tensors = Path(path), dict[str, Tensor]()
-        for i, step in enumerate(self.steps()):
+        steps = self._constants("be saved")
+        for i, step in enumerate(steps):
             tensors[f"neurons.{i}"] = torch.tensor(list(step.neurons), dtype=torch.int64)
             tensors[f"scores.{i}"] = torch.tensor(step.neurons.scores, dtype=torch.float64)
             tensors[f"value.{i}"] = torch.tensor(step.amounts(), dtype=torch.float64)
         save_file(tensors, file)
         kinds = [
             {"kind": type(step).__name__, "positions": step.positions, "one": isinstance(step.value, float)}
-            for step in self.steps()
+            for step in steps
         ]
         about = {"steps": kinds, "model": dataclasses.asdict(lm.identity())}
         strictjson.beside(file).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
@@ -105,7 +116,7 @@ class Intervention:
                 f"{file} was saved for {made['name']} ({made['fingerprint']}), not for {lm.name} ({lm.fingerprint()}): "
                 "load(..., any_model=True) takes it all the same"
             )
-        steps: list[_Step] = []
+        steps: list[_Constant] = []
         for i, row in enumerate(about["steps"]):
             neurons = NeuronSet.of(tensors[f"neurons.{i}"].tolist(), tensors[f"scores.{i}"].tolist())
             amounts = tuple(tensors[f"value.{i}"].tolist())
@@ -116,13 +127,22 @@ class Intervention:
 
     def _check(self, lm: HookedLM) -> None:
         for step in self.steps():
-            step.neurons.check(lm)
+            step.check(lm)
+
+    def _constants(self, wish: str) -> list[_Constant]:
+        steps = [step for step in self.steps() if isinstance(step, _Constant)]
+        if len(steps) < len(self.steps()):
+            raise ValueError(
+                f"a Patch cannot {wish}: it depends on another run. Set(neurons, activations.mean(language)) holds its "
+                "neurons at their means, and can"
+            )
+        return steps
 
     def _affine(self, lm: HookedLM, wish: str) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """By layer, what each neuron is multiplied by, and what is then added: `[d_mlp]` each, in float64."""
         gains: dict[int, Tensor] = {}
         shifts: dict[int, Tensor] = {}
-        for step in self.steps():
+        for step in self._constants(wish):
             if step.positions != "all":
                 raise ValueError(f"{step!r} cannot {wish}: it acts at some positions only")
             amounts = torch.tensor(step.amounts(), dtype=torch.float64)
@@ -135,7 +155,36 @@ class Intervention:
 
 @dataclass(frozen=True, repr=False)
 class _Step(Intervention):
-    """One kind of edit.
+    """One kind of edit, of `neurons`."""
+
+    neurons: NeuronSet
+
+    def steps(self) -> tuple[_Step, ...]:
+        return (self,)
+
+    @property
+    def where(self) -> Positions:
+        raise NotImplementedError
+
+    def check(self, lm: HookedLM) -> None:
+        """Raise ValueError unless this edit fits the model."""
+        self.neurons.check(lm)
+
+    def amount(self, lm: HookedLM, layer: int, indices: list[int], columns: list[int], seen: Seen) -> Amount:
+        """What is asked in each pass for the numbers that `apply` gets."""
+        raise NotImplementedError
+
+    def apply(self, activation: Float[Tensor, "batch pos neuron"], amount: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _named(self, what: str) -> str:
+        where = "" if self.where == "all" else f", positions={self.where!r}"
+        return f"{type(self).__name__}({self.neurons!r}, {what}{where})"
+
+
+@dataclass(frozen=True, repr=False)
+class _Constant(_Step):
+    """An edit by numbers.
 
     Attributes:
         neurons: what is edited.
@@ -144,7 +193,6 @@ class _Step(Intervention):
             from the cache: all generated tokens but the last).
     """
 
-    neurons: NeuronSet
     value: float | tuple[float, ...]
     positions: Positions = "all"
 
@@ -156,31 +204,30 @@ class _Step(Intervention):
             raise ValueError(f"{type(self).__name__} by {wrong[0]}: expected a finite number")
         if not single and len(numbers) != len(self.neurons):
             raise ValueError(f"{len(numbers)} values for {len(self.neurons)} neurons: expected one, or one for each")
-        if self.positions not in ("all", "prompt", "new"):
-            raise ValueError(f"positions is {self.positions!r}: expected 'all', 'prompt' or 'new'")
+        _check_positions(self.positions)
         object.__setattr__(self, "value", numbers[0] if single else tuple(numbers))
 
-    def __repr__(self) -> str:
-        what = f"{self.value:g}" if isinstance(self.value, float) else f"{len(self.value)} values"
-        where = "" if self.positions == "all" else f", positions={self.positions!r}"
-        return f"{type(self).__name__}({self.neurons!r}, {what}{where})"
+    @property
+    def where(self) -> Positions:
+        return self.positions
 
-    def steps(self) -> tuple[_Step, ...]:
-        return (self,)
+    def __repr__(self) -> str:
+        return self._named(f"{self.value:g}" if isinstance(self.value, float) else f"{len(self.value)} values")
 
     def amounts(self) -> Sequence[float]:
         """One number a neuron."""
         return [self.value] * len(self.neurons) if isinstance(self.value, float) else self.value
 
-    def apply(self, activation: Float[Tensor, "*any neuron"], amount: Float[Tensor, "neuron"]) -> Tensor:
-        raise NotImplementedError
+    def amount(self, lm: HookedLM, layer: int, indices: list[int], columns: list[int], seen: Seen) -> Amount:
+        held = torch.tensor(self.amounts(), dtype=lm.dtype)[columns].to(lm.device_of(layer))
+        return lambda: held
 
     def composed(self, gain: Tensor, shift: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
         """Of x, first `gain * x + shift`, then this edit: the gain and shift of both."""
         raise NotImplementedError
 
 
-class Offset(_Step):
+class Offset(_Constant):
     """Add `value` to the post-activations of `neurons` (paper, section 4.2)."""
 
     def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
@@ -190,8 +237,23 @@ class Offset(_Step):
         return gain, shift + amount
 
 
-class Scale(_Step):
+class Scale(_Constant):
     """Multiply the post-activations of `neurons` by `value`; 0 ablates them."""
+
+    @classmethod
+    def damping(cls, experts: NeuronSet) -> Scale:
+        """AurA: the better a neuron tells toxic sentences, the more it is damped, by `1 - 2 (AUROC - 0.5)`.
+
+        Args:
+            experts: with their areas under the ROC curve as scores, as `localize.by_auroc` gives them (Suau et al.
+                2024, equation 4).
+
+        Raises:
+            ValueError: a score is not in [0.5, 1].
+        """
+        if wrong := [score for score in experts.scores if not 0.5 <= score <= 1]:
+            raise ValueError(f"a score is {wrong[0]:g}: expected areas under the ROC curve, from 0.5 to 1")
+        return cls(experts, tuple(1 - 2 * (score - 0.5) for score in experts.scores))
 
     def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
         return activation * amount
@@ -200,7 +262,7 @@ class Scale(_Step):
         return gain * amount, shift * amount
 
 
-class Set(_Step):
+class Set(_Constant):
     """Hold the post-activations of `neurons` at `value`."""
 
     def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
@@ -210,7 +272,97 @@ class Set(_Step):
         return torch.zeros_like(gain), amount
 
 
-_KINDS: dict[str, type[_Step]] = {"Offset": Offset, "Scale": Scale, "Set": Set}
+_KINDS: dict[str, type[_Constant]] = {"Offset": Offset, "Scale": Scale, "Set": Set}
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Patch(_Step):
+    """Activation patching: hold the post-activations of `neurons` at what they are in another run.
+
+    Attributes:
+        neurons: what is patched.
+        source: another `HookedLM` of the same shape, which then runs on the same tokens, position by position, also
+            while new ones are generated; or cached activations, layer to `[batch, pos, d_mlp]`, for passes over just
+            these tokens; or `Activations`, whose mean over prompts and steps is taken, in each row that of its language
+            (Yang et al. 2024 patch with such means).
+        language: take the mean of this one in all rows. Calls with plain token ids need it, or `languages=`.
+        positions: as in `Offset`.
+    """
+
+    source: HookedLM | Mapping[int, Float[Tensor, "batch pos d_mlp"]] | Activations
+    positions: Positions = "all"
+    language: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_positions(self.positions)
+        if not isinstance(self.source, HookedLM | Mapping | Activations):
+            raise ValueError(
+                f"cannot patch from a {type(self.source).__name__}: expected a HookedLM, Activations, or cached "
+                "activations by layer"
+            )
+        if self.language is not None and not isinstance(self.source, Activations):
+            raise ValueError("language is for a Patch from Activations, which have a mean per language")
+
+    @property
+    def where(self) -> Positions:
+        return self.positions
+
+    def __repr__(self) -> str:
+        if isinstance(self.source, Activations):
+            what = f"means of {self.language or 'each language'} in {self.source.model.name}"
+        else:
+            what = repr(self.source) if isinstance(self.source, HookedLM) else "cached activations"
+        return self._named(what)
+
+    def check(self, lm: HookedLM) -> None:
+        super().check(lm)
+        missing = None
+        if isinstance(self.source, Activations):
+            missing = next(iter(self.neurons - self.source.neurons), None)
+            if self.language is not None:
+                self.source.mean(self.language)
+        elif isinstance(self.source, Mapping):
+            missing = next((neuron for neuron in self.neurons if neuron[0] not in self.source), None)
+        if missing is not None:
+            raise ValueError(f"the patch's source has no activations of neuron {missing}")
+
+    def amount(self, lm: HookedLM, layer: int, indices: list[int], columns: list[int], seen: Seen) -> Amount:
+        source = self.source
+        if isinstance(source, Activations):
+            return self._means(lm, layer, source, indices)
+        held = seen[source] if isinstance(source, HookedLM) else source
+
+        def read() -> Tensor:
+            if layer not in held:
+                raise RuntimeError("the patch's source runs with HookedLM's own calls, not with calls of .tl")
+            return held[layer][..., indices].to(lm.device_of(layer), lm.dtype)
+
+        return read
+
+    def _means(self, lm: HookedLM, layer: int, source: Activations, indices: list[int]) -> Amount:
+        own = [source.neurons.neurons.index((layer, index)) for index in indices]
+        codes = source.language_codes
+        table = torch.stack([source.mean(code) for code in codes])[:, own].to(lm.device_of(layer), lm.dtype)
+
+        def read() -> Tensor:
+            if self.language is not None:
+                return table[codes.index(self.language)]
+            rows = None if lm.passing is None else lm.passing.languages
+            if rows is None:
+                raise ValueError("this patch has a mean per language, and the languages of the rows are not known")
+            if absent := sorted(set(rows) - set(codes)):
+                raise ValueError(f"the patch has no mean for {', '.join(absent)}: it has {', '.join(codes)}")
+            return table[[codes.index(row) for row in rows]].unsqueeze(1)
+
+        return read
+
+    def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
+        if amount.shape != activation.shape and not isinstance(self.source, Activations):
+            raise ValueError(
+                f"cached activations {list(amount.shape[:2])} for a pass of {list(activation.shape[:2])} rows and "
+                "positions: they serve passes over their own tokens"
+            )
+        return amount.expand_as(activation)
 
 
 @dataclass(frozen=True, repr=False)
@@ -224,22 +376,26 @@ class _Sum(Intervention):
         return " + ".join(map(repr, self.parts))
 
 
-def _hooks(lm: HookedLM, steps: tuple[_Step, ...]) -> dict[int, Hook]:
-    edits: dict[int, list[tuple[_Step, Tensor, Tensor]]] = {}
-    for step in steps:
-        amounts = torch.tensor(step.amounts(), dtype=lm.dtype)
-        for layer, (indices, columns) in step.neurons.by_layer().items():
-            device = lm.device_of(layer)
-            own = torch.tensor(indices, device=device)
-            edits.setdefault(layer, []).append((step, own, amounts[columns].to(device)))
+def _check_positions(positions: str) -> None:
+    if positions not in ("all", "prompt", "new"):
+        raise ValueError(f"positions is {positions!r}: expected 'all', 'prompt' or 'new'")
 
-    def hook(own: list[tuple[_Step, Tensor, Tensor]]) -> Hook:
+
+def _hooks(lm: HookedLM, steps: tuple[_Step, ...], seen: Seen) -> dict[int, Hook]:
+    edits: dict[int, list[tuple[_Step, Tensor, Amount]]] = {}
+    for step in steps:
+        for layer, (indices, columns) in step.neurons.by_layer().items():
+            own = torch.tensor(indices, device=lm.device_of(layer))
+            edits.setdefault(layer, []).append((step, own, step.amount(lm, layer, indices, columns, seen)))
+
+    def hook(own: list[tuple[_Step, Tensor, Amount]]) -> Hook:
         def edit(value: Tensor) -> Tensor | None:
             edited = None
+            continuing = lm.passing is not None and lm.passing.continuing
             for step, indices, amount in own:
-                if step.positions == "all" or (step.positions == "new") == lm.continuing:
+                if step.where == "all" or (step.where == "new") == continuing:
                     edited = value.clone() if edited is None else edited
-                    edited[..., indices] = step.apply(edited[..., indices], amount)
+                    edited[..., indices] = step.apply(edited[..., indices], amount())
             return edited
 
         return edit

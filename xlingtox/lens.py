@@ -150,10 +150,15 @@ class Lens:
         weight: Tensor = self.tl.W_U
         return weight.detach()
 
-    def norm_after_mlp(self, layer: int) -> Any:
-        """The norm between the MLP's output and the residual stream, or None."""
-        norm = getattr(self.tl.blocks[layer], "ln2_post", None)
-        return getattr(norm, "original_component", norm)
+    def write_vectors(self, layer: int) -> Tensor:
+        """`[d_mlp, d_model]`: rows of the down-projection, through the norm after the MLP where there is one."""
+        values, norm = self.down_projection(layer), getattr(self.tl.blocks[layer], "ln2_post", None)
+        if norm is None:
+            return values
+        gain, centred = _gain(getattr(norm, "original_component", norm), values)
+        if centred:
+            values = values - values.mean(-1, keepdim=True)
+        return values * gain.to(values)
 
     # --- hooks
 
@@ -267,6 +272,15 @@ def _check_unprocessed(tl: Any) -> None:
 def _centred(weight: Tensor) -> bool:
     rows = weight[:64].float()
     return bool(rows.mean(-1).abs().max() < 1e-4 * rows.std(-1).max())
+
+
+@torch.no_grad()
+def _gain(norm: Any, like: Tensor) -> tuple[Tensor, bool]:
+    """A norm's gain, and whether it takes the mean away; measured, because families store them differently."""
+    signs = like.new_ones(like.shape[-1])
+    signs[1::2] = -1
+    there, back, raised = (norm(each).float() for each in (signs, -signs, signs + 1))
+    return (there - back) / 2 * signs.float(), bool(torch.allclose(there, raised, atol=1e-2, rtol=1e-2))
 
 
 @torch.no_grad()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox import loading
-from xlingtox.engine import Engine, Hook, PlainEngine, Remove
+from xlingtox.engine import PlainEngine
 from xlingtox.lens import Lens, beside, lens
+from xlingtox.running import HookNeverFired as HookNeverFired
+from xlingtox.running import Running
 
 _LOG = logging.getLogger(__name__)
-
-
-class HookNeverFired(RuntimeError):
-    """A hook was asked for and the model never reached it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Identity:
     fingerprint: str
 
 
-class HookedLM:
+class HookedLM(Running):
     """A causal language model whose MLP neurons can be read and edited while it runs.
 
     The plain Hugging Face model does the work; `tl` is a TransformerLens model over the same weights. Edits and hooks
@@ -58,7 +55,6 @@ class HookedLM:
         name, revision: where the model came from.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
         n_positions: the longest sequence in tokens, prompt and continuation together.
-        continuing: whether the pass at hand goes on from a cache.
     """
 
     def __init__(
@@ -69,16 +65,13 @@ class HookedLM:
         revision: str | None = None,
         plain: PlainEngine | None = None,
     ) -> None:
-        self._lens, self._plain = side, plain
-        self._engines: tuple[Engine, ...] = (side,) if plain is None else (plain, side)
+        super().__init__(side, plain)
         self.tl = side.tl
         self.name, self.revision = name, revision
         self.tokenizer = loading.checked_tokenizer(tokenizer)
         self.tl.eval()
-        self._faithful = True
-        self.continuing = False
         self._read: tuple[tuple[Any, ...], str] | None = None
-        self.n_layers, self.d_model, self.n_positions = side.n_layers, side.d_model, side.n_positions
+        self.n_positions = side.n_positions
         try:
             self.d_mlp = side.d_mlp
         except ValueError as error:
@@ -203,10 +196,6 @@ class HookedLM:
             if not self._faithful:
                 _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", self.name)
 
-    @property
-    def device(self) -> torch.device:
-        return self._lens.device_of(0)
-
     def device_of(self, layer: int) -> torch.device:
         """Where the neurons of `layer` are: a model may be spread over several devices."""
         return self._lens.device_of(self._checked_layer(layer))
@@ -260,21 +249,7 @@ class HookedLM:
         The value vectors themselves, unless a norm stands between the MLP's output and the stream (Gemma 2 and 3):
         then times that norm's gain. Its division by the token's own scale is left out, as it turns nothing.
         """
-        values, norm = self.value_vectors(layer), self._lens.norm_after_mlp(layer)
-        if norm is None:
-            return values
-        gain, centred = self._gain(norm, values)
-        if centred:
-            values = values - values.mean(-1, keepdim=True)
-        return values * gain.to(values)
-
-    @torch.no_grad()
-    def _gain(self, norm: Any, like: Tensor) -> tuple[Float[Tensor, "d_model"], bool]:
-        """A norm's gain, and whether it takes the mean away; measured, because families store them differently."""
-        signs = like.new_ones(self.d_model)
-        signs[1::2] = -1
-        there, back, raised = (norm(each).float() for each in (signs, -signs, signs + 1))
-        return (there - back) / 2 * signs.float(), bool(torch.allclose(there, raised, atol=1e-2, rtol=1e-2))
+        return self._lens.write_vectors(self._checked_layer(layer))
 
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of `layer` responds to; of a gated MLP the gate's rows (a view of the weights)."""
@@ -294,97 +269,6 @@ class HookedLM:
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
         """Rows of the output embedding: the direction in the residual stream that promotes each token."""
         return self._lens.unembedding().T
-
-    def _checked_layer(self, layer: int) -> int:
-        if not 0 <= layer < self.n_layers:
-            raise ValueError(f"no layer {layer}: {self.name} has layers 0 to {self.n_layers - 1}")
-        return layer
-
-    def _checked_residual(self, layer: int) -> int:
-        return layer if layer == 0 else self._checked_layer(layer - 1) + 1
-
-    # --- running
-
-    @torch.no_grad()
-    def logits(
-        self, input_ids: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"]
-    ) -> Float[Tensor, "batch pos vocab"]:
-        """Logits at every position; `attention_mask` is False (0) on padding, positions follow from it."""
-        return self._engine().run(input_ids, attention_mask)[0]
-
-    @torch.no_grad()
-    def run(self, input_ids: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"]) -> None:
-        """One pass for its hooks alone: no cache is kept, and only the last position's logits are worked out."""
-        self._engine().run(input_ids, attention_mask, last_only=True)
-
-    @torch.no_grad()
-    def extend(
-        self, input_ids: Int[Tensor, "batch new"], attention_mask: Bool[Tensor, "batch all"], cache: Any = None
-    ) -> tuple[Float[Tensor, "batch vocab"], Any]:
-        """Logits of the last position after a key-value cache (None: from the start), and the cache with all in it."""
-        engine = self._engine()
-        given = engine.empty_cache(len(input_ids)) if cache is None else cache
-        self.continuing = cache is not None
-        try:
-            logits, grown = engine.run(input_ids, attention_mask, given, last_only=True)
-        finally:
-            self.continuing = False
-        return logits[:, -1], grown
-
-    def repeated(self, cache: Any, times: int) -> Any:
-        """A copy of a cache with every row `times` times in a row: one prefill serves many samples."""
-        return self._engine().repeated(cache, times)
-
-    def selected(self, cache: Any, rows: Int[Tensor, "row"]) -> Any:
-        """The cache of these rows alone; the one given may not be used again."""
-        return self._engine().selected(cache, rows)
-
-    def _engine(self) -> Engine:
-        """The plain model, unless someone set a hook on the TransformerLens model by hand."""
-        if self._plain is None or not self._lens.hooked_by_hand():
-            return self._plain or self._lens
-        if not self._faithful:
-            raise RuntimeError(
-                f"{self.name}: a hook was set on .tl by hand, where TransformerLens gives other logits than Hugging "
-                "Face: use HookedLM.hooks, or another release of TransformerLens"
-            )
-        return self._lens
-
-    @contextlib.contextmanager
-    def hooks(
-        self, post: Mapping[int, Hook] | None = None, residual: Mapping[int, Hook] | None = None
-    ) -> Iterator[None]:
-        """Run with hooks on post-activations and on the residual stream; only these are removed again.
-
-        Args:
-            post: layer to hook on the input of that layer's down-projection, `[batch, pos, d_mlp]`.
-            residual: layer to hook on the residual stream, `[batch, pos, d_model]`: 0 is the embedding's output, n
-                that of the n-th block (before the final norm).
-
-        Raises:
-            ValueError: no such layer.
-            HookNeverFired: the block ended without an exception, and some hook never ran.
-        """
-        wanted = [("post", self._checked_layer(layer), hook) for layer, hook in (post or {}).items()]
-        wanted += [("residual", self._checked_residual(layer), hook) for layer, hook in (residual or {}).items()]
-        fired = [False] * len(wanted)
-        undo: list[Remove] = []
-        try:
-            for i, (kind, layer, hook) in enumerate(wanted):
-
-                def run(value: Tensor, i: int = i, hook: Hook = hook) -> Tensor | None:
-                    fired[i] = True
-                    return hook(value)
-
-                for engine in self._engines:
-                    undo.append((engine.on_post if kind == "post" else engine.on_residual)(layer, run))
-            yield
-        finally:
-            for remove in reversed(undo):
-                remove()
-        silent = [f"{kind} {layer}" for (kind, layer, _), done in zip(wanted, fired, strict=True) if not done]
-        if silent:
-            raise HookNeverFired(f"{self.name}: hooked but never reached: {', '.join(silent)}; did the model run?")
 
     # --- text
 

@@ -1,12 +1,25 @@
 """Where toxicity may live: strategies that return a NeuronSet."""
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from collections.abc import Sequence
 
+import numpy as np
+import torch
+from datasets import Dataset
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from xlingtox.activations import Activations
+from xlingtox.batching import by_length
+from xlingtox.data import labelled_texts
+from xlingtox.engine import Hook
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe
+
+_MOST_BYTES = 2**30
+"""Of answers that are held at once."""
 
 
 def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
@@ -28,6 +41,86 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
     cosines, places = torch.cat(layers).sort(descending=True, stable=True)
     pairs = [divmod(place, lm.d_mlp) for place in places[:k].tolist()]
     return NeuronSet.of(pairs, cosines[:k].tolist())
+
+
+def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int = 100) -> NeuronSet:
+    """The k neurons that write most along the probe: mean activation times the value vector's part in its direction.
+
+    Scores are these contributions to the residual stream, `mean(m) * (v . w / |w|)`, highest first (Yang et al. 2024,
+    section 4).
+
+    Args:
+        activations: of the neurons to choose from, as `NeuronSet.all(lm)`, on toxic prompts.
+
+    Raises:
+        ValueError: k is not between 1 and their number, or the probe has another width than the model.
+    """
+    probe.check(lm)
+    neurons = activations.neurons
+    if not 1 <= k <= len(neurons):
+        raise ValueError(f"k is {k}: the activations are of {len(neurons)} neurons")
+    unit = (probe.direction / probe.direction.norm()).to(lm.device)
+    means, written = activations.mean(), torch.empty(len(neurons))
+    for layer, (indices, columns) in neurons.by_layer().items():
+        written[columns] = (lm.write_vectors(layer)[indices].float() @ unit.to(lm.device_of(layer))).cpu()
+    values, order = (means * written).sort(descending=True, stable=True)
+    return NeuronSet.of([neurons.neurons[i] for i in order[:k].tolist()], values[:k].tolist())
+
+
+def by_auroc(lm: HookedLM, labelled: Dataset, batch_size: int = 64, progress: bool = True) -> NeuronSet:
+    """Experts: neurons that tell toxic from other sentences better than chance (Suau et al. 2024, section 3).
+
+    A neuron's answer to a sentence is its highest post-activation over the tokens; its score is the area under the ROC
+    curve of these answers, in (0.5, 1], highest first. `Scale.damping` makes AurA of them.
+
+    Args:
+        labelled: columns `text, label` (1 is toxic). Of a text longer than the model's context the beginning is read.
+
+    Raises:
+        ValueError: labels of one class only, a blank text, or a missing column.
+    """
+    texts, labels = labelled_texts(labelled)
+    toxic = np.array(labels, dtype=bool)
+    together = max(1, _MOST_BYTES // (4 * len(texts) * lm.d_mlp))
+    areas: list[np.ndarray] = []
+    with tqdm(total=lm.n_layers, desc="neurons as judges", unit="layer", disable=not progress, leave=False) as bar:
+        for start in range(0, lm.n_layers, together):
+            layers = range(start, min(start + together, lm.n_layers))
+            for answers in _highest(lm, texts, layers, batch_size):
+                areas.append(_areas(answers.numpy(), toxic))
+                bar.update()
+    flat = np.concatenate(areas)
+    order = [int(i) for i in np.argsort(-flat, kind="stable") if flat[i] > 0.5]
+    return NeuronSet.of([divmod(i, lm.d_mlp) for i in order], [float(flat[i]) for i in order])
+
+
+def _highest(
+    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int
+) -> Float[Tensor, "layer text d_mlp"]:
+    """The highest post-activation of every neuron of these layers over each text's tokens."""
+    out = torch.empty(len(layers), len(texts), lm.d_mlp)
+    order = by_length([len(ids) for ids in lm.tokenizer(list(texts))["input_ids"]])
+
+    def keep(place: int, rows: list[int], mask: Bool[Tensor, "row pos"]) -> Hook:
+        def highest(value: Tensor) -> None:
+            hidden = ~mask.to(value.device).unsqueeze(-1)
+            out[place, rows] = value.float().masked_fill(hidden, -torch.inf).amax(1).cpu()
+
+        return highest
+
+    for start in range(0, len(texts), batch_size):
+        rows = order[start : start + batch_size]
+        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
+        with lm.hooks(post={layer: keep(place, rows, mask) for place, layer in enumerate(layers)}):
+            lm.extend(ids, mask)
+    return out
+
+
+def _areas(answers: Float[np.ndarray, "text neuron"], toxic: Bool[np.ndarray, "text"]) -> Float[np.ndarray, "neuron"]:
+    """Area under each neuron's ROC curve, from the ranks of the toxic texts; equals share their rank."""
+    ranks = rankdata(answers, axis=0)[toxic].sum(0)
+    n, others = int(toxic.sum()), int((~toxic).sum())
+    return (ranks - n * (n + 1) / 2) / (n * others)
 
 
 def _along(vectors: Float[Tensor, "neuron d_model"], unit: Float[Tensor, "d_model"]) -> Float[Tensor, "neuron"]:

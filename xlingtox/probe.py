@@ -63,7 +63,7 @@ def mean_states(
                 means[layer] = (weight.to(state.device) @ state.float()).squeeze(1)
 
             with lm.hooks(residual={layer: partial(keep, layer) for layer in layers}):
-                lm.run(ids, mask)
+                lm.logits(ids, mask, last_only=True)
             # Copied after the pass: a copy within it would make a GPU wait at every layer.
             for place, layer in enumerate(layers):
                 out[place, rows] = means[layer].cpu()

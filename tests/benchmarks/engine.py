@@ -128,6 +128,23 @@ def activations(lm: HookedLM, model: Any, slow: bool) -> None:
     print(f"  Offset against none: {found['under an Offset on 36 neurons'] / found['ours, no hooks']:.2f} x")
 
 
+def edits(lm: HookedLM) -> None:
+    ids, mask = lm.encode(prompts_of(lm, ROWS))
+    edit = xt.Offset(NeuronSet.of([(layer, 7 * i) for layer in range(lm.n_layers) for i in range(3)]), -1.0)
+    baked = edit.bake(lm)
+
+    def hooked() -> None:
+        with edit.on(lm):
+            decode(lm, ids, mask, NEW, greediest)
+
+    ways: dict[str, Callable[[], Any]] = {
+        "unedited": lambda: decode(lm, ids, mask, NEW, greediest),
+        "baked": lambda: decode(baked, ids, mask, NEW, greediest),
+        "hooked": hooked,
+    }
+    show(f"an Offset on {3 * lm.n_layers} neurons", timed(ways, 15), "unedited")
+
+
 def samples(lm: HookedLM, model: Any) -> None:
     texts = prompts_of(lm, 4)
     ids, mask = lm.encode(texts)
@@ -193,7 +210,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", choices=SHAPES, default="gpt2-small")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=["activations", "samples", "ranking", "growth"])
+    parser.add_argument("--only", choices=["activations", "edits", "samples", "ranking", "growth"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     transformers.utils.logging.set_verbosity_error()
@@ -203,6 +220,7 @@ def main() -> None:
     assert isinstance(lm._engine(), PlainEngine)
     parts: dict[str, Callable[[], None]] = {
         "activations": lambda: activations(lm, model, slow=given.shape == "gpt2-small"),
+        "edits": lambda: edits(lm),
         "samples": lambda: samples(lm, model),
         "ranking": lambda: ranking(lm),
         "growth": lambda: growth(lm),

@@ -1,0 +1,133 @@
+"""Patching groups of neurons: shares of the change, against PyTorch hooks and plain loops."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import raw
+import torch
+from conftest import tiny
+from families import randomised
+
+from xlingtox.generation import generate
+from xlingtox.interventions import Patch
+from xlingtox.lm import HookedLM
+from xlingtox.neurons import NeuronSet
+from xlingtox.patching import PatchEffect, patch_effect
+from xlingtox.probe import Probe
+from xlingtox.scoring import WordlistScorer
+
+PROMPTS = {"en": ["the cat sat", "the dog"], "es": ["la casa es grande y", "el gato", "en la cama"]}
+TEXTS = [text for texts in PROMPTS.values() for text in texts]
+GROUP = NeuronSet.of([(0, 3), (0, 40), (1, 5), (1, 0)])
+TOKENS = [40, 7, 7]
+
+
+@pytest.fixture(scope="module")
+def pair(tokenizer):
+    models = [tiny("gpt2"), randomised(tiny("gpt2"), seed=1)]
+    return models, [HookedLM.load(model, tokenizer=tokenizer) for model in models]
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return Probe(torch.linspace(-1, 1, 32), 0.5, 1.0, 1.0, 0.5, 1, 1)
+
+
+def test_values_equal_pytorch_hooks(pair, probe, tokenizer):
+    (base, tuned), lms = pair
+    found = patch_effect(*lms, PROMPTS, {"some": GROUP}, probe=probe, toxic_tokens=TOKENS, n_random=0, progress=False)
+    assert found.languages == ("en", "en", "es", "es", "es")
+    assert list(found.runs) == ["base", "tuned", "some"]
+    for i, text in enumerate(TEXTS):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        with raw.watching(tuned, range(2)) as seen:
+            raw.forward(tuned, ids)
+        for run, model in (("base", base), ("tuned", tuned), ("some", base)):
+            with contextlib.ExitStack() as stack:
+                for layer, index in GROUP if run == "some" else ():
+                    held = seen[layer][..., [index]]
+                    stack.enter_context(raw.editing(model, [(layer, index)], lambda x, held=held: held))
+                state = raw.states(model, ids)[-1][0, -1].double()
+                chance = raw.forward(model, ids).logits[0, -1].double().softmax(-1)
+            logit = float(state @ probe.direction.double()) + 0.5
+            assert found.runs[run]["probe"][i] == pytest.approx(logit, abs=1e-4)
+            assert found.runs[run]["toxic_mass"][i] == pytest.approx(float(chance[[40, 7]].sum()), abs=1e-6)
+
+
+def test_toxicity_is_that_of_continuations_under_the_patch(pair):
+    _, lms = pair
+    scorer = WordlistScorer({code: ["a", "e", "the"] for code in PROMPTS}, name="letters")
+    found = patch_effect(
+        *lms, PROMPTS, {"some": GROUP}, scorer=scorer, n_random=2, n_samples=3, max_new_tokens=6, progress=False
+    )
+    sets = {"some": [GROUP], "some (random)": [GROUP.random_like(lms[0], seed) for seed in range(2)]}
+    for run, groups in sets.items():
+        by_hand = []
+        for group in groups:
+            with Patch(group, lms[1]).on(lms[0]):
+                written = generate(lms[0], PROMPTS, 3, 6, progress=False)
+            by_hand.append(scorer.score(written.texts, written.row_languages).reshape(-1, 3).mean(1))
+        np.testing.assert_allclose(found.runs[run]["toxicity"], np.mean(by_hand, 0))
+
+
+def test_all_neurons_carry_all_and_the_control_of_a_large_group_is_drawn_from_all(pair, probe, tokenizer):
+    _, (lm, _) = pair
+    changed = tiny("gpt2")
+    with torch.no_grad():
+        changed.transformer.h[1].mlp.c_fc.weight.mul_(1.5)
+    other = HookedLM.load(changed, tokenizer=tokenizer)
+    groups = {"all": NeuronSet.all(lm), "upper": NeuronSet.of((1, i) for i in range(48))}
+    found = patch_effect(lm, other, PROMPTS, groups, probe=probe, n_random=1, progress=False).to_frame()
+    assert found.share.to_numpy() == pytest.approx(1.0, abs=1e-4)
+    back = patch_effect(other, lm, PROMPTS, groups, probe=probe, n_random=0, progress=False).to_frame()
+    assert back.share.to_numpy() == pytest.approx(1.0, abs=1e-4)
+    none = {"lower": NeuronSet.of([(0, 1)])}
+    still = patch_effect(lm, other, PROMPTS, none, probe=probe, n_random=0, progress=False).to_frame()
+    assert still.share.to_numpy() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_shares_and_their_intervals_by_hand():
+    rng = np.random.default_rng(0)
+    base = rng.normal(5, 1, 60)
+    tuned, patched = base - rng.normal(2, 0.2, 60), base - rng.normal(1, 0.2, 60)
+    codes = ("en",) * 20 + ("de",) * 40
+    runs = {name: {"probe": each} for name, each in (("base", base), ("tuned", tuned), ("some", patched))}
+    table = PatchEffect(codes, runs).to_frame().set_index("language")
+    means = {}
+    for code, rows in (("en", slice(0, 20)), ("de", slice(20, 60))):
+        means[code] = [each[rows].mean() for each in (base, tuned, patched)]
+        own = table.loc[code]
+        assert [own.base, own.tuned, own.patched] == pytest.approx(means[code])
+        assert own.share == pytest.approx((means[code][2] - means[code][0]) / (means[code][1] - means[code][0]))
+        assert 0.4 < own.low < own.share < own.high < 0.6
+    every = np.mean(list(means.values()), 0)
+    assert table.loc["all"].share == pytest.approx((every[2] - every[0]) / (every[1] - every[0]))
+    same = PatchEffect(codes, runs | {"tuned": {"probe": base}}).to_frame()
+    assert same[["share", "low", "high"]].isna().all().all()
+
+
+def test_saved_and_loaded_is_equal(pair, probe, tmp_path):
+    _, lms = pair
+    found = patch_effect(*lms, PROMPTS, {"some": GROUP}, probe=probe, n_random=1, progress=False)
+    found.save(tmp_path / "effect.json")
+    again = PatchEffect.load(tmp_path / "effect.json")
+    assert again.languages == found.languages
+    assert again.to_frame().equals(found.to_frame())
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "words"),
+    [
+        ({"some": GROUP}, {}, "nothing to measure by"),
+        ({}, {"toxic_tokens": [1]}, "expected at least one"),
+        ({"base": GROUP}, {"toxic_tokens": [1]}, "none called base"),
+        ({"some": NeuronSet.of([(5, 0)])}, {"toxic_tokens": [1]}, "outside the model"),
+        ({"some": GROUP}, {"toxic_tokens": [-1]}, "vocabulary"),
+        ({"some": GROUP}, {"toxic_tokens": [300]}, "vocabulary"),
+        ({"some": GROUP}, {"scorer": WordlistScorer({"en": ["cat"]})}, "does not cover es"),
+    ],
+)
+def test_bad_input(pair, groups, options, words):
+    with pytest.raises(ValueError, match=words):
+        patch_effect(*pair[1], PROMPTS, groups, **options, progress=False)
