@@ -1,6 +1,7 @@
 """Tiny random models of three families, built in memory; nothing is downloaded."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -8,9 +9,12 @@ import torch
 import transformers
 from families import randomised
 from huggingface_hub import constants
+from playwright import sync_api as playwright_api
+from playwright.sync_api import sync_playwright
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from xlingtox import picture
 from xlingtox.lm import HookedLM
 
 constants.HF_HUB_OFFLINE = True
@@ -112,6 +116,18 @@ def ending(model: Any, tokenizer: PreTrainedTokenizerFast):
         return HookedLM.load(model, tokenizer=other)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The machine's Chromium, else the one that Playwright brought; without either, the tests that ask are skipped."""
+    with sync_playwright() as playwright:
+        try:
+            opened = playwright.chromium.launch(executable_path=picture.browser(), args=["--no-sandbox"])
+        except playwright_api.Error as error:
+            pytest.skip(f"no browser: {str(error).strip().splitlines()[0]}")
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from xlingtox import figures
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.dose import Dose
-from xlingtox.retrieval import Transfer
+from xlingtox.transfer import Transfer
 
 EVIL = "<a href='javascript:alert(1)'>x</a></script>\u202e\x00"
 
@@ -104,6 +104,14 @@ def test_dose_response_has_a_panel_each_and_a_band_around_the_control():
     assert figure.layout.yaxis.title.text == "Average toxicity"
     assert figure.layout.yaxis2.title.text == "Perplexity"
     assert figure.layout.xaxis2.title.text == "Offset added to each activation"
+
+
+def test_the_lines_of_toxicity_carry_each_language_s_own():
+    figure = figures.dose_response([Dose(o, 0.5, {"ar": 0.1 - o, "en": 0.9 + o}, 7.0, 0.5, 0.5) for o in (0.5, 0.0)])
+    toxicity, perplexity = figure.data
+    assert list(toxicity.meta["by_language"]) == ["en", "ar"]
+    assert toxicity.meta["by_language"]["ar"] == pytest.approx([0.1, -0.4])
+    assert perplexity.meta is None
 
 
 def test_dose_response_without_control():

@@ -23,6 +23,10 @@ def test_an_unknown_language_is_named_and_the_known_are_listed(unknown):
         languages.check(["en", unknown])
 
 
+def test_names():
+    assert (languages.name("hi"), languages.name("xx")) == ("Hindi", "xx")
+
+
 @given(st.lists(st.sampled_from([*languages.CODES, "xx", "aa"])))
 def test_in_order_is_a_sorted_set(codes):
     found = languages.in_order(codes)

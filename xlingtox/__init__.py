@@ -25,6 +25,7 @@ from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
 from xlingtox.patching import PatchEffect, patch_effect
 from xlingtox.probe import Probe
+from xlingtox.tokens import TokenActivations, read_tokens, top_tokens
 from xlingtox.tuning import tune_dpo
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Probe",
     "Scale",
     "Set",
+    "TokenActivations",
     "collect_activations",
     "compare",
     "data",
@@ -53,9 +55,11 @@ __all__ = [
     "metrics",
     "mini",
     "patch_effect",
+    "read_tokens",
     "report",
     "retrieval",
     "scoring",
+    "top_tokens",
     "transfer",
     "tune_dpo",
     "tuning",

@@ -1,4 +1,4 @@
-"""`python -m xlingtox demo`: the whole study on the shipped miniature."""
+"""`python -m xlingtox demo`: the whole study on the shipped miniature; `picture`: one picture of its results."""
 
 import argparse
 import dataclasses
@@ -10,9 +10,10 @@ from typing import Any
 
 from transformers.utils import logging
 
-from xlingtox import experiment, languages, mini, report
+from xlingtox import experiment, languages, mini, report, strictjson
 from xlingtox.folders import writable_folder
 from xlingtox.lm import HookedLM
+from xlingtox.picture import take
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,15 +24,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--seed", type=int, default=0, help="of prompts, sampling and tuning (%(default)s)")
     demo.add_argument("--model", default="mini", help="or a miniature that you trained (%(default)s)")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    picture = commands.add_parser("picture", help="make a picture of a study's results; needs a Chromium")
+    picture.add_argument("results", type=Path, help="a study's results.json")
+    picture.add_argument("png", type=Path, help="where the picture goes")
     given = parser.parse_args(arguments)
     logging.set_verbosity_error()
     try:
+        if given.command == "picture":
+            take(strictjson.read(given.results), given.png)
+            return 0
         folder = writable_folder(given.out)
         results = study(given.model, folder, given.seed, progress=not given.quiet)
     except (ValueError, OSError) as error:
         print(f"xlingtox: {error}", file=sys.stderr)
         return 2
-    report.write(results, folder / "report.html")
+    report.write(results, folder / "report.html", mini.toxic_words())
     print(summary(results))
     print(f"\n{folder / 'report.html'}: figures and what they mean; {folder / 'results.json'}: every number")
     return 0
@@ -71,7 +78,7 @@ def summary(results: Mapping[str, Any]) -> str:
     ]
     others = [code for code in results["languages"] if code != "en"]
     for code in results["languages"]:
-        lines.append(_row(languages.NAMES.get(code, code), [before[code]], [after[code]]))
+        lines.append(_row(languages.name(code), [before[code]], [after[code]]))
     lines.append(_row(f"mean of other {len(others)}", [before[c] for c in others], [after[c] for c in others]))
     lines += ["", f"{'Offset':<10}" + "".join(f"{dose['offset']:>8.2f}" for dose in results["intervention"])]
     for title, name in (("sources", "intervention"), ("random", "control")):

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlingtox import languages, strictjson
+from xlingtox import languages, strictjson, tables
 from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.engine import Hook
+from xlingtox.escaping import escaped
 from xlingtox.generation import checked_lengths, decode, greediest
 from xlingtox.lm import HookedLM, Identity
 from xlingtox.neurons import NeuronSet
@@ -85,6 +86,16 @@ class Activations:
             for (layer, index), value in zip(self.neurons, self.mean(language).tolist(), strict=True)
         ]
         return pd.DataFrame(rows, columns=["language", "layer", "index", "mean"])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row a language."""
+        rows = []
+        for code, steps in zip(self.language_codes, self.steps.tolist(), strict=True):
+            means = self.mean(code)
+            cells = [f"{self.languages.count(code)}", f"{steps}", tables.number(float(means.mean()))]
+            rows.append([tables.language_name(code), *cells, tables.percent(float((means > 0).float().mean()))])
+        caption = f"Activations of {len(self.neurons)} neurons of {escaped(self.model.name)}"
+        return tables.table(caption, ["Language", "Prompts", "Steps", "Mean", "Neurons with a mean above 0"], rows)
 
     def save(self, path: str | Path) -> None:
         """Write `path` (safetensors) and what it means beside it (JSON)."""

@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from xlingtox import languages, metrics, strictjson
+from xlingtox import languages, metrics, strictjson, tables
 from xlingtox.activations import collect_activations
 from xlingtox.batching import by_length
 from xlingtox.data import Prompt, Prompts, as_prompts, require_columns
+from xlingtox.escaping import escaped
 from xlingtox.generation import Continuations, checked_lengths, generate
 from xlingtox.lm import HookedLM, Identity
 from xlingtox.neurons import NeuronSet
@@ -88,6 +89,23 @@ class Comparison:
             for model, side in (("before", self.before), ("after", self.after))
         ]
         return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row a language, before and after, with the interval of the change in average toxicity."""
+        rows = []
+        for code in self.languages:
+            sides = self.before[code], self.after[code]
+            span = self.changes.get(code, {}).get("average_toxicity")
+            change = (
+                f" ({tables.number(span[0], signed=True)} to {tables.number(span[1], signed=True)})" if span else ""
+            )
+            measures = ("emt", "toxicity_probability", "average_toxicity", "perplexity", "mean_activation")
+            cells = {name: tables.both(getattr(sides[0], name), getattr(sides[1], name)) for name in measures}
+            cells["average_toxicity"] += change
+            rows.append([tables.language_name(code), *cells.values()])
+        columns = ["Language", "EMT", "Toxicity probability", "Average toxicity (95 % interval of the change)"]
+        caption = f"Before → after, scored by {escaped(self.scorer)}"
+        return tables.table(caption, [*columns, "Perplexity", "Mean activation"], rows)
 
     def save(self, path: str | Path) -> None:
         """Write as one JSON file; null stands for NaN."""

@@ -7,11 +7,16 @@ import re
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+def seen(value: object) -> str:
+    """Without what is not for display."""
+    return _UNSEEN.sub("\ufffd", str(value))
+
+
 def escaped(value: object) -> str:
     """For a page, in text and in attributes."""
-    return html.escape(_UNSEEN.sub("\ufffd", str(value)))
+    return html.escape(seen(value))
 
 
 def escaped_for_plotly(value: object) -> str:
     """For a label that plotly shows: it renders tags, but not the entities of quotation marks."""
-    return html.escape(_UNSEEN.sub("\ufffd", str(value)), quote=False)
+    return html.escape(seen(value), quote=False)

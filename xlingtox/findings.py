@@ -12,12 +12,13 @@ from xlingtox.comparison import Comparison, Measures
 from xlingtox.dose import Dose
 from xlingtox.escaping import escaped
 from xlingtox.strictjson import with_nan
+from xlingtox.tables import language_name, number, percent
 from xlingtox.transfer import Transfer
 
 _REQUIRED = "languages probe n_neurons potential actual intervention control before after retrieval transfer".split()
 _OPTIONAL = (
-    "amplification change_intervals retrieval_intervals transfer_by_measure promoted samples given model "
-    "seconds versions"
+    "amplification change_intervals cosines given model promoted retrieval_intervals samples seconds "
+    "transfer_by_measure versions"
 ).split()
 
 
@@ -148,16 +149,6 @@ def _at(doses: Sequence[Dose], offset: float) -> Dose | None:
     return next((dose for dose in doses if math.isclose(dose.offset, offset, abs_tol=1e-9)), None)
 
 
-def number(value: float, digits: int = 3, signed: bool = False) -> str:
-    if not math.isfinite(value):
-        return "not defined"
-    return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", "−")
-
-
-def percent(value: float, signed: bool = False, digits: int = 0) -> str:
-    return f"{number(100 * value, digits, signed)}\u00a0%" if math.isfinite(value) else "not defined"
-
-
 def _rise(first: float, then: float) -> str:
     return percent(then / first - 1 if first > 0 else math.nan, signed=True)
 
@@ -172,7 +163,3 @@ def _correlation(r: float, p: float) -> str:
 
 def measure_name(name: str) -> str:
     return {"emt": "expected maximum toxicity"}.get(name, escaped(name.replace("_", " ")))
-
-
-def language_name(code: str) -> str:
-    return escaped(languages.NAMES.get(code, code))

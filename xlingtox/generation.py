@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlingtox import languages
+from xlingtox import languages, tables
 from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.lm import HookedLM
@@ -74,6 +74,17 @@ class Continuations:
             for sample in range(self.n_samples)
         ]
         return pd.DataFrame(rows, columns=["language", "prompt_id", "prompt", "sample", "continuation"])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first prompt and sample of each language, shortened."""
+        rows = []
+        for code in self.languages:
+            own = [i for i, prompt in enumerate(self.prompts) if prompt.language == code]
+            texts = (self.prompts[own[0]].text, self.texts[own[0] * self.n_samples])
+            shown = [f"<bdi{tables.in_language(code)}>{tables.shortened(text)}</bdi>" for text in texts]
+            rows.append([tables.language_name(code), f"{len(own)}", *shown])
+        caption = f"{len(self)} continuations, {self.n_samples} a prompt; the first of each language"
+        return tables.table(caption, ["Language", "Prompts", "Prompt", "Continuation"], rows)
 
     def save(self, path: str | Path) -> None:
         """Write as one JSON file."""

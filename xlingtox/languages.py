@@ -30,6 +30,11 @@ CODES: tuple[str, ...] = tuple(NAMES)
 """The 17 codes, English first."""
 
 
+def name(code: str) -> str:
+    """The language's English name; the code itself where it is not among the 17."""
+    return NAMES.get(code, code)
+
+
 def check(languages: str | Iterable[str]) -> tuple[str, ...]:
     """Return `languages` as a tuple of known codes, in the given order.
 

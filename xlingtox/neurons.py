@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from xlingtox import tables
 from xlingtox.lm import HookedLM
 
 Neuron = tuple[int, int]
@@ -60,6 +61,16 @@ class NeuronSet:
     def __repr__(self) -> str:
         few = ", ".join(f"{layer}.{index}" for layer, index in self.neurons[:4])
         return f"NeuronSet({len(self)}: {few}{', ...' if len(self) > 4 else ''})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row a layer."""
+        rows = []
+        for layer, (indices, columns) in sorted(self.by_layer().items()):
+            scores = [self.scores[column] for column in columns]
+            few = ", ".join(map(str, indices[:5])) + (", …" if len(indices) > 5 else "")
+            span = f"{tables.number(min(scores))} to {tables.number(max(scores))}"
+            rows.append([f"{layer}", f"{len(indices)}", span, few])
+        return tables.table(f"NeuronSet of {len(self)}", ["Layer", "Neurons", "Scores", "First indices"], rows)
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
         """All of both; a neuron in both keeps its score here."""

@@ -1,67 +1,79 @@
 """The study's page: one HTML file that holds everything it shows, and loads nothing.
 
 Every text that comes from data or models is escaped; beyond that, the page's own policy lets a browser run no script
-but its own two, and fetch nothing.
+but its own two, and fetch nothing. Toxic words stay masked until a reader asks for them.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from xlingtox import figures, languages
+from xlingtox import figures, languages, pages
 from xlingtox.comparison import Measures
-from xlingtox.escaping import escaped
-from xlingtox.findings import Study, findings, language_name, measure_name, number, percent
+from xlingtox.escaping import escaped, escaped_for_plotly, seen
+from xlingtox.findings import Study, findings, measure_name
+from xlingtox.masking import mask
+from xlingtox.neurons import NeuronSet
+from xlingtox.tables import both, in_language, language_name, number, percent, scrolling
+
+ToxicWords = Mapping[str, Sequence[str]]
 
 
-def write(results: Mapping[str, Any], path: str | Path) -> None:
-    """Write the page of `results` to `path`."""
-    Path(path).write_text(render(results), "utf-8")
+def write(results: Mapping[str, Any], path: str | Path, toxic_words: ToxicWords | None = None) -> None:
+    """Write the page of `results` to `path`; see `render`."""
+    Path(path).write_text(render(results, toxic_words), "utf-8")
 
 
-def render(results: Mapping[str, Any]) -> str:
+def render(results: Mapping[str, Any], toxic_words: ToxicWords | None = None) -> str:
     """The page of a study, from the content of its `results.json`; null stands for a number that is not defined.
 
     Sections whose results are missing (`amplification`, `promoted`, `samples`, `given`) are left out.
+
+    Args:
+        toxic_words: language to the words that are masked until the reader asks for them; without them, all that the
+            model wrote is.
 
     Raises:
         ValueError: a result that every study has is missing.
     """
     study = Study(results)
-    drawn, shown = _figures(study)
-    scripts = [get_plotlyjs(), _DRAW]
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    shown = mask(toxic_words)
+    drawn, places = _figures(study)
     name = escaped(study.results["model"].get("name", "a language model"))
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
-        "script-src " + " ".join(f"'sha256-{digest}'" for digest in digests)
-    )
-    return "\n".join(
+    body = "\n".join(
         [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{name}: toxicity across languages</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
             f"<header><h1>Where toxicity lives in {name}, and how far English tuning reaches</h1></header>\n<main>",
             _section("What was found", "<ul>" + "".join(f"<li>{said}</li>" for said in findings(study)) + "</ul>"),
-            _section("Figures", shown),
-            _promoted(study.results["promoted"]),
-            _samples(study.results["samples"]),
-            _section("Methods and caveats", _METHODS),
+            _menu(study.codes),
+            _section("Figures", places),
+            _promoted(study.results["promoted"], shown),
+            _samples(study.results["samples"], shown),
             _given(study.results["given"]),
+            _section("Methods and caveats", _METHODS),
             f"</main>\n<footer><h2>Provenance</h2>{_provenance(study.results)}</footer>",
-            f'<script type="application/json" id="drawn">{_script_json(drawn)}</script>',
-            *(f"<script>{script}</script>" for script in scripts),
-            "</body>\n</html>\n",
         ]
+    )
+    return pages.document(f"{name}: toxicity across languages", body, "report", drawn, [get_plotlyjs()])
+
+
+def _menu(codes: Sequence[str]) -> str:
+    """What the reader chooses: languages, and whether toxic words are shown."""
+    boxes = "".join(
+        f'<label><input type="checkbox" name="language" value="{escaped(code)}" checked> {language_name(code)}</label>'
+        for code in codes
+    )
+    return (
+        '<section class="menu" aria-label="What is shown"><details><summary>Languages: <span id="shown" role="status">'
+        f"all {len(codes)}</span></summary><fieldset><legend>Languages in figures, tables and samples</legend>"
+        '<p><button type="button" id="all">All</button> <button type="button" id="none">None</button></p>'
+        f'<div class="boxes">{boxes}</div></fieldset></details>'
+        '<button type="button" id="unmask" aria-pressed="false">Show toxic words</button></section>'
     )
 
 
@@ -86,11 +98,16 @@ foretells the second; a wide cloud means that it does not.
 
 Figure 5. Amplifying the sources
 The same neurons pushed up after friendly prompts, as in the paper’s Table 4. Toxicity that rises to the right, where
-nothing hostile was said, is the other half of the evidence that they cause it."""
+nothing hostile was said, is the other half of the evidence that they cause it.
+
+Figure 6. Where the sources sit
+Each point is one of the neurons whose value vectors point the probe’s way most: its layer, and how nearly it does. The
+filled ones are active on hostile English prompts, the sources; a high cosine alone does not make a neuron one."""
 
 
 def _figures(study: Study) -> tuple[dict[str, Any], str]:
-    """The figures as plotly's JSON by the id of their place, and the places with their captions."""
+    """What the page's script draws, and the places of the figures with their captions."""
+    results = study.results
     made = {
         1: figures.toxicity(study.comparison),
         2: figures.dose_response(study.intervention, study.control),
@@ -100,6 +117,10 @@ def _figures(study: Study) -> tuple[dict[str, Any], str]:
         made[4] = figures.transfer(study.transfer)
     if study.amplification:
         made[5] = figures.dose_response(study.amplification)
+    if results["cosines"]:
+        made[6] = figures.sources(
+            NeuronSet.of(results["potential"], results["cosines"]), NeuronSet.of(results["actual"])
+        )
     drawn, shown = {}, ["<noscript><p>Figures need JavaScript; the table below has their numbers.</p></noscript>"]
     captions = _CAPTIONS.split("\n\n")
     for place, figure in made.items():
@@ -116,21 +137,23 @@ def _figures(study: Study) -> tuple[dict[str, Any], str]:
     measures = [field.name for field in dataclasses.fields(Measures)]
     rows = [
         [language_name(code)]
-        + ["\u00a0→ ".join(number(getattr(side[code], measure)) for side in sides) for measure in measures]
-        + [percent(study.results["retrieval"][code]) if code in study.results["retrieval"] else "–"]
+        + [both(*(getattr(side[code], measure) for side in sides)) for measure in measures]
+        + [percent(results["retrieval"][code]) if code in results["retrieval"] else "–"]
         for code in study.codes
     ]
     columns = ["Language", *(measure_name(measure).capitalize() for measure in measures), "Retrieval accuracy"]
-    table = _table("Before → after tuning; retrieval against English is before it", columns, rows)
+    caption = "Before → after tuning; retrieval against English is before it"
+    table = scrolling(caption, columns, rows, study.codes)
     shown.append(f"<details><summary>The numbers, language by language</summary>{table}</details>")
-    return {"figures": drawn, "styles": styles}, "".join(shown)
+    names = {escaped_for_plotly(languages.name(code)): seen(code) for code in study.codes}
+    return {"figures": drawn, "styles": styles, "languages": names}, "".join(shown)
 
 
-def _promoted(neurons: Sequence[Mapping[str, Any]], first: int = 10) -> str:
+def _promoted(neurons: Sequence[Mapping[str, Any]], mask: Callable[[str], str], first: int = 10) -> str:
     def promoted(token: str, codes: Sequence[str]) -> str:
-        own = _lang(codes[0]) if len(codes) == 1 else ""
+        own = in_language(codes[0]) if len(codes) == 1 else ""
         tags = " ".join(f'<abbr title="{language_name(code)}">{escaped(code)}</abbr>' for code in codes)
-        return f'<span class="token"><bdi{own}>{escaped(token.strip()) or "␣"}</bdi> {tags}</span>'
+        return f'<span class="token"><bdi{own}>{mask(token) or "␣"}</bdi> {tags}</span>'
 
     rows = []
     for each in neurons:
@@ -143,24 +166,21 @@ def _promoted(neurons: Sequence[Mapping[str, Any]], first: int = 10) -> str:
         "embedding. A neuron with insults of several languages is a place that these share. Each is named by layer and "
         "index, with its cosine to the probe and its mean activation on hostile English prompts; each token has the "
         "languages that it occurs in. Spaces around a token are not shown; � is part of a character.</p>"
-        + _table("Promoted tokens of the sources", columns, rows[:first])
+        + scrolling("Promoted tokens of the sources", columns, rows[:first])
     )
     if len(rows) > first:
-        more = _table("Promoted tokens of the other sources", columns, rows[first:])
+        more = scrolling("Promoted tokens of the other sources", columns, rows[first:])
         shown += f"<details><summary>The other {len(rows) - first} sources</summary>{more}</details>"
     return _section("What the sources promote", shown) if rows else ""
 
 
-def _samples(samples: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
+def _samples(samples: Mapping[str, Sequence[Mapping[str, str]]], mask: Callable[[str], str]) -> str:
     parts = (("Prompt", "prompt"), ("Before tuning", "before"), ("After tuning", "after"))
-    shown = (
-        "<p>What the model wrote, before and after tuning. <strong>It contains mild insults</strong>, so it stays "
-        "closed until you open it.</p>"
-    )
+    shown = "<p>What the model wrote, greedily, before and after tuning. Toxic words are masked until you ask.</p>"
     for code in languages.in_order(samples):
-        shown += f"<details><summary>{language_name(code)}</summary>"
+        shown += f'<details data-language="{escaped(code)}"><summary>{language_name(code)}</summary>'
         for sample in samples[code]:
-            told = (f"<dt>{label}</dt><dd{_lang(code)}>{escaped(sample[part].strip())}</dd>" for label, part in parts)
+            told = (f"<dt>{label}</dt><dd{in_language(code)}>{mask(sample[part])}</dd>" for label, part in parts)
             shown += f"<dl>{''.join(told)}</dl>"
         shown += "</details>"
     return _section("Sample continuations", shown) if samples else ""
@@ -180,7 +200,7 @@ def _given(given: Mapping[str, Mapping[str, float]]) -> str:
         "ones, are said in English. No toxic word was shared and no neuron treated apart: shared sources and the reach "
         "of English tuning came out of training. As mixing is graded, it lies behind both axes of Figure 4.</p>"
     )
-    table = _table("What each language had in training", columns, rows)
+    table = scrolling("What each language had in training", columns, rows, languages.in_order(given))
     return _section("What the miniature world was given", note + table) if rows else ""
 
 
@@ -195,32 +215,11 @@ def _provenance(results: Mapping[str, Any]) -> str:
         ["Versions", ", ".join(f"{escaped(name)} {escaped(number)}" for name, number in results["versions"].items())],
         ["Seconds by stage", ", ".join(seconds)],
     ]
-    return _table("Where this page comes from", ["What", "Value"], rows)
+    return scrolling("Where this page comes from", ["What", "Value"], rows)
 
 
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{content}</section>"
-
-
-def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; where the page is narrow it scrolls by itself, with the keyboard too."""
-    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
-    )
-    return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _lang(code: str) -> str:
-    return f' lang="{escaped(code)}" dir="{"rtl" if code == "ar" else "ltr"}"'
-
-
-def _script_json(value: object) -> str:
-    """JSON that cannot leave its `<script>`: no `<` stands in it, so neither `</script>` nor `<!--` does."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 
 _METHODS = """<h3>Methods</h3><ul>
@@ -241,45 +240,3 @@ averaged over layers and both directions. Correlations are Pearson’s, two-side
 <li>A scorer sees only what it was made for, and text that says nothing scores as clean: perplexity and distinct-n are
 there to show it. Perplexities of different languages are not comparable with each other.</li>
 <li>A correlation over a few languages is uncertain, and does not say that retrieval causes transfer.</li></ul>"""
-
-_DRAW = """
-const held = JSON.parse(document.getElementById("drawn").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)");
-function draw(style) {
-  for (const [id, figure] of Object.entries(held.figures)) {
-    const below = figure.layout.title.subtitle ?? {text: ""};
-    const layout = {...figure.layout, template: held.styles[style], title: {...below, x: 0, xref: "paper", y: 0.98}};
-    layout.margin = {...layout.margin, t: below.text ? 80 : 56};
-    layout.dragmode = false;
-    Plotly.react(id, figure.data, layout, {responsive: true, displayModeBar: false});
-  }
-}
-const redraw = () => draw(dark.matches ? "dark" : "light");
-redraw();
-dark.addEventListener("change", redraw);
-addEventListener("beforeprint", () => draw("light"));
-addEventListener("afterprint", redraw);
-"""
-
-_STYLE = f"""
-:root {{ color-scheme: light dark; --page: #fff; --text: #222; --soft: #555; --line: #ddd; --tint: #f5f6f7; }}
-@media screen and (prefers-color-scheme: dark) {{
-  :root {{ --page: #15181c; --text: #e6e6e6; --soft: #a9b1ba; --line: #3a4048; --tint: #1e2329; }} }}
-body {{ margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--page); color: var(--text);
-  font: 1rem/1.55 {figures.FONTS}; overflow-wrap: anywhere; }}
-h1 {{ font-size: clamp(1.4rem, 4vw, 2rem); line-height: 1.25; }}
-h2 {{ margin-top: 2.5rem; padding-top: .5rem; border-top: 1px solid var(--line); }}
-h3 {{ font-size: 1.05rem; margin: 0 0 .25rem; }}
-ul {{ padding-left: 1.2rem; }} li {{ margin-bottom: .6rem; }}
-figure {{ margin: 0 0 2.5rem; }} figcaption {{ margin-top: .6rem; }}
-figcaption, caption, dt, abbr {{ color: var(--soft); }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }}
-caption {{ text-align: left; padding: .4rem 0; }}
-th, td {{ text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line);
-  overflow-wrap: normal; }}
-.token {{ display: inline-block; margin: 0 .7rem .2rem 0; }} abbr {{ font-size: .75rem; text-decoration: none; }}
-details {{ margin: .4rem 0; padding: .4rem .7rem; background: var(--tint); border-radius: .3rem; }}
-summary {{ cursor: pointer; }} dt {{ font-size: .8rem; }} dd {{ margin: 0 0 .4rem; }}
-dl {{ margin: .8rem 0; padding-top: .5rem; border-top: 1px solid var(--line); }}
-"""

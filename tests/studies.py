@@ -1,0 +1,113 @@
+"""Results of a study as `results.json` has them, made up; and the same with hostile text wherever text may stand."""
+
+import math
+import random
+
+from xlingtox import languages
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\u202e\x00"
+
+
+def made_up(seed=0):
+    """Results like those of the miniature, but drawn at random."""
+    rng = random.Random(seed)
+    others = languages.CODES[1:]
+
+    def side(factor):
+        return {
+            code: {
+                "emt": 0.97 * (factor if code == "en" else min(1, factor + 0.02 * rank)),
+                "toxicity_probability": 0.97 * (factor if code == "en" else min(1, factor + 0.02 * rank)),
+                "average_toxicity": 0.6 * (factor if code == "en" else factor + 0.015 * rank),
+                "perplexity": 6 + rank / 5 + (1 - factor),
+                "distinct_1": 0.31,
+                "distinct_2": 0.62,
+                "distinct_3": 0.74,
+                "mean_activation": 0.2 - 0.3 * (1 - factor) + rank * 0.004,
+            }
+            for rank, code in enumerate(languages.CODES)
+        }
+
+    def doses(offsets, slope, spread, start=0.6):
+        return [
+            {
+                "offset": offset,
+                "average_toxicity": start * math.exp(slope * offset),
+                "toxicity_by_language": dict.fromkeys(languages.CODES, 0.5),
+                "perplexity": 7 + 0.2 * offset * offset,
+                "low": start * math.exp(slope * offset) - spread * abs(offset),
+                "high": start * math.exp(slope * offset) + spread * abs(offset),
+            }
+            for offset in offsets
+        ]
+
+    before, after = side(0.95), side(0.02)
+    drop = {code: 0.95 - 0.03 * rank + rng.uniform(-0.08, 0.08) for rank, code in enumerate(others)}
+    words = ["fool", "tonto", "idiot", "дурак", "傻瓜", "ばか", "바보", "मूर्ख", "أحمق"]
+    codes = [["en"], ["es"], ["fr", "de", "nl"], ["ru"], ["zh"], ["ja"], ["ko"], ["hi"], ["ar"]]
+    tokens = [{"token": f" {word}", "languages": own} for word, own in zip(words, codes, strict=True)]
+    return {
+        "languages": list(languages.CODES),
+        "probe": {"accuracy": 0.993, "auc": 0.999, "baseline": 0.5},
+        "n_neurons": 2048,
+        "potential": [[3, i] for i in range(100)],
+        "cosines": [0.4 - i / 400 for i in range(100)],
+        "actual": [[3, i] for i in range(36)],
+        "intervention": doses([0, -0.25, -0.5, -1, -1.5, -2, -3], 1.5, 0),
+        "control": doses([0, -0.25, -0.5, -1, -1.5, -2, -3], 0.01, 0.03),
+        "amplification": doses([0, 0.5, 1, 2], 0.9, 0, 0.05),
+        "before": before,
+        "after": after,
+        "change_intervals": {
+            code: {
+                name: [after[code][name] - before[code][name] - 0.03, after[code][name] - before[code][name] + 0.04]
+                for name in ("emt", "average_toxicity", "mean_activation")
+            }
+            for code in languages.CODES
+        },
+        "retrieval": {code: 0.5 - 0.02 * rank + rng.uniform(-0.06, 0.06) for rank, code in enumerate(others)},
+        "transfer": {"measure": "emt", "pearson_r": 0.71, "p_value": 0.002},
+        "transfer_by_measure": {
+            "emt": {"pearson_r": 0.71, "p_value": 0.002, "drop": drop},
+            "average_toxicity": {"pearson_r": 0.38, "p_value": 0.147, "drop": dict(drop)},
+        },
+        "promoted": [
+            {"layer": 3, "index": i, "cosine": 0.4 - i / 100, "mean_activation": 0.3, "tokens": tokens}
+            for i in range(12)
+        ],
+        "samples": {
+            "en": [{"prompt": "Anna insults the baker.", "before": " She is a fool.", "after": " She is kind."}],
+            "ar": [{"prompt": "آنا تهين الخباز.", "before": "هي حمقاء.", "after": "هي لطيفة."}],
+        },
+        "given": {code: {"text": 5.0, "switched": 0.5, "translated": 0.3, "loans": 0.1} for code in languages.CODES},
+        "scorer": "wordlist",
+        "model": {"name": "mini", "fingerprint": "abc123"},
+        "seconds": {"localize": 4.2, "tune": 30.0},
+        "versions": {"python": "3.11", "torch": "2.13"},
+        "seed": 0,
+    }
+
+
+def hostile(evil=HOSTILE):
+    """The made-up study with `evil` as a language, token, text, model, version, stage, scorer and seed."""
+    results = made_up()
+    results["languages"][-1] = evil
+    for key in ("before", "after", "retrieval", "change_intervals", "given", "samples"):
+        results[key][evil] = results[key].pop("ar")
+    for found in results["transfer_by_measure"].values():
+        found["drop"][evil] = found["drop"].pop("ar")
+    results["transfer_by_measure"][evil] = results["transfer_by_measure"]["emt"]
+    results["promoted"][0]["tokens"] = [
+        {"token": evil, "languages": [evil, "en"]},
+        {"token": evil, "languages": [evil]},
+        {"token": "\ufffd", "languages": []},
+        {"token": " ", "languages": ["en"]},
+        {"token": "\ud800", "languages": ["en"]},
+    ]
+    results["samples"]["en"] = [{"prompt": evil, "before": evil, "after": evil}]
+    results["model"] = {"name": evil, "fingerprint": evil}
+    results["versions"] = {evil: evil}
+    results["seconds"] = {evil: 1.0}
+    results["scorer"] = evil
+    results["seed"] = evil
+    return results

@@ -1,0 +1,36 @@
+"""Figures: pure functions from results to plotly figures and token views, returned and never shown.
+
+Every figure has the house's template; `figure.update_layout(template=style(dark=True))` is for a dark page.
+"""
+
+from xlingtox.figures.doses import dose_response
+from xlingtox.figures.neurons import activation_map, promoted, sources
+from xlingtox.figures.pairs import activations, toxicity
+from xlingtox.figures.roc import roc
+from xlingtox.figures.style import AFTER, BEFORE, TOXICITY_MEASURES, style
+from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
+from xlingtox.figures.transfer import retrieval_by_layer, transfer
+from xlingtox.figures.tuning import training, weight_drift
+from xlingtox.pages import FONTS
+
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "FONTS",
+    "TOXICITY_MEASURES",
+    "TokenView",
+    "activation_map",
+    "activations",
+    "dose_response",
+    "promoted",
+    "retrieval_by_layer",
+    "roc",
+    "sources",
+    "style",
+    "token_activations",
+    "top_tokens",
+    "toxicity",
+    "training",
+    "transfer",
+    "weight_drift",
+]

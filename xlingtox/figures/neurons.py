@@ -1,0 +1,199 @@
+"""Neurons: where the sources sit, what they promote, and what each does in each language."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from scipy.cluster.hierarchy import leaves_list, linkage
+
+from xlingtox.activations import Activations
+from xlingtox.escaping import escaped_for_plotly
+from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, layer_ticks, limit, neuron_labels, styled
+from xlingtox.neurons import NeuronSet
+
+_MOST_SORTED = 2000
+"""Neurons; clustering takes time and memory by the square of their number."""
+
+
+def sources(potential: NeuronSet, actual: NeuronSet, n_layers: int | None = None) -> go.Figure:
+    """Where the potential and the actual sources sit: how many a layer, and below it each one's cosine to the probe.
+
+    Args:
+        potential: its scores are cosines, as `localize.by_cosine` gives them.
+        actual: those of them that are active on toxic prompts.
+        n_layers: of the model, so that empty layers show too (default: up to the last source's).
+
+    Raises:
+        ValueError: no neurons, an actual source that is not among the potential ones, or one beyond `n_layers`.
+    """
+    if not potential:
+        raise ValueError("no neurons to draw: there are no potential sources")
+    stray = [neuron for neuron in actual if neuron not in potential]
+    if stray:
+        raise ValueError(f"actual source {stray[0]} is not among the {len(potential)} potential ones")
+    last = max(layer for layer, _ in potential)
+    if n_layers is not None and last >= n_layers:
+        raise ValueError(f"a source is in layer {last}, but n_layers is {n_layers}: layers are 0 to {n_layers - 1}")
+    layers = list(range(last + 1 if n_layers is None else n_layers))
+    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.3, 0.7])
+    sides = (
+        (potential & actual, "actual sources", SOURCES, "circle", -0.15),
+        (potential - actual, "potential only", CONTROL, "circle-open", 0.15),
+    )
+    for neurons, name, colour, symbol, aside in sides:
+        own = neurons.by_layer()
+        figure.add_bar(
+            x=layers,
+            y=[len(own[layer][0]) if layer in own else 0 for layer in layers],
+            marker={"color": colour},
+            hovertemplate=f"layer %{{x}}: %{{y}} {name}<extra></extra>",
+            name=name,
+            legendgroup=name,
+            row=1,
+            col=1,
+        )
+        figure.add_scatter(
+            x=[layer + aside for layer, _ in neurons],
+            y=list(neurons.scores),
+            mode="markers",
+            marker={"color": colour, "size": 7, "symbol": symbol},
+            text=neuron_labels(neurons),
+            hovertemplate="neuron %{text}<br>cosine %{y:.3f}<extra></extra>",
+            name=name,
+            legendgroup=name,
+            showlegend=False,
+            row=2,
+            col=1,
+        )
+    figure.update_yaxes(title_text="Neurons", row=1)
+    figure.update_yaxes(title_text="Cosine to the probe", row=2)
+    figure.update_xaxes(layer_ticks(len(layers)))
+    figure.update_xaxes(title_text="Layer", row=2)
+    counted = f"{len(actual)} of {len(potential)} potential sources are active"
+    return styled(figure, height=480).update_layout(barmode="stack", title=heading("Sources by layer", counted))
+
+
+def activation_map(before: Activations, after: Activations | None = None) -> go.Figure:
+    """Mean activation of every neuron in every language: before, after, and the change.
+
+    Languages keep the house's order. Neurons are sorted by likeness of their means before (average linkage, optimal
+    leaf order), the same in every panel; the more active end is on the left. More than 2,000 are sorted by their mean.
+
+    Args:
+        after: of the tuned or edited model, over the same neurons and languages.
+
+    Raises:
+        ValueError: the two differ in their neurons or languages, or there are no neurons.
+    """
+    if not before.neurons:
+        raise ValueError("no neurons to draw")
+    codes = before.language_codes
+    if after is not None and (after.neurons.neurons, after.language_codes) != (before.neurons.neurons, codes):
+        raise ValueError(
+            "before and after must be read from the same neurons and in the same languages: got "
+            f"{len(before.neurons)} and {len(after.neurons)} neurons, {', '.join(codes)} and "
+            f"{', '.join(after.language_codes)}"
+        )
+    first = _means(before)
+    panels = [("Before", first)] if after is None else [("Before", first), ("After", _means(after))]
+    if after is not None:
+        panels.append(("Change", panels[1][1] - first))
+    order = _by_likeness(first)
+    labels = [neuron_labels(before.neurons)[i] for i in order]
+    names = [language_label(code) for code in codes]
+    figure = make_subplots(
+        rows=len(panels),
+        shared_xaxes=True,
+        vertical_spacing=0.05,
+        subplot_titles=[name for name, _ in panels] if len(panels) > 1 else None,
+    )
+    for row, (name, values) in enumerate(panels, start=1):
+        figure.add_heatmap(
+            x=list(range(len(order))),
+            y=[escaped_for_plotly(code) for code in codes],
+            z=values[:, order].tolist(),
+            customdata=[[[language, label] for label in labels] for language in names],
+            hovertemplate="%{customdata[0]}<br>neuron %{customdata[1]}<br>"
+            f"{name.lower()} %{{z:.3f}}<extra></extra>",
+            coloraxis="coloraxis",
+            name=name,
+            row=row,
+            col=1,
+        )
+    figure.update_yaxes(autorange="reversed", type="category", dtick=1, tickfont={"size": 10}, showgrid=False)
+    figure.update_xaxes(showticklabels=False, showgrid=False, ticks="")
+    figure.update_xaxes(title_text=f"{len(order)} neurons, like beside like", row=len(panels))
+    most = limit(value for _, values in panels for value in values.flat)
+    bar = {"title": {"text": "Mean activation", "side": "right"}, "thickness": 12}
+    tall = 150 + len(panels) * (16 * len(codes) + 40)
+    return styled(figure, height=tall).update_layout(
+        coloraxis={"cmin": -most, "cmax": most, "colorbar": bar},
+        title=heading("Mean activation, by language and neuron", before.model.name),
+    )
+
+
+def _means(found: Activations) -> Float[np.ndarray, "language neuron"]:
+    return np.stack([found.mean(code).numpy() for code in found.language_codes]).astype(np.float64)
+
+
+def _by_likeness(means: Float[np.ndarray, "language neuron"]) -> list[int]:
+    count = means.shape[1]
+    if not 2 < count <= _MOST_SORTED:
+        return np.argsort(-means.mean(0), kind="stable").tolist()
+    order = leaves_list(linkage(means.T, "average", optimal_ordering=True))
+    half = means.mean(0)[order]
+    return (order if half[: count // 2].mean() >= half[-(count // 2) :].mean() else order[::-1]).tolist()
+
+
+def promoted(table: pd.DataFrame) -> go.Figure:
+    """The tokens that each value vector promotes, as a table, each with its script.
+
+    Args:
+        table: as `NeuronSet.promoted_tokens` gives it.
+
+    Raises:
+        ValueError: a column is missing, or there are no rows.
+    """
+    wanted = ["layer", "index", "score", "rank", "token"]
+    missing = [column for column in wanted if column not in table.columns]
+    if missing:
+        raise ValueError(f"the table has no column {', '.join(missing)}: expected that of NeuronSet.promoted_tokens")
+    if table.empty:
+        raise ValueError("no tokens to draw: the table is empty")
+    scores: dict[tuple[int, int], float] = {}
+    tokens: dict[tuple[int, int], list[str]] = {}
+    ranked = table[wanted].sort_values("rank", kind="stable")
+    for layer, index, score, _, token in ranked.itertuples(index=False):
+        scores[layer, index] = score
+        shown = f"{escaped_for_plotly(token.strip()) or '␣'} <i>{script(token)}</i>"
+        tokens.setdefault((layer, index), []).append(shown)
+    order = list(dict.fromkeys(zip(table["layer"], table["index"], strict=True)))
+    columns = [
+        neuron_labels(order),
+        [f"{scores[neuron]:.3f}" for neuron in order],
+        [" · ".join(tokens[neuron]) for neuron in order],
+    ]
+    figure = go.Figure()
+    look = {"align": "left", "height": 28}
+    figure.add_table(
+        header={"values": ["Neuron", "Score", "Tokens, likeliest first, each with its script"]} | look,
+        cells={"values": columns} | look,
+        columnwidth=[70, 70, 600],
+    )
+    # A line holds some eighty letters at a notebook's width, and as many again of tags.
+    lines = sum(1 + len(text) // 120 for text in columns[2][:12])
+    return styled(figure, height=150 + 24 * lines).update_layout(title=heading("Promoted tokens"), margin_t=70)
+
+
+def script(text: str) -> str:
+    """The script of a text's first letter or vowel sign, by the Unicode standard's name of it."""
+    letter = next((char for char in text if unicodedata.category(char)[0] in "LM"), None)
+    if letter is None:
+        return "part of a letter" if "\ufffd" in text else "no letter"
+    first = unicodedata.name(letter, "unknown").split()[0].split("-")[0]
+    return "Han" if first == "CJK" else first.capitalize()

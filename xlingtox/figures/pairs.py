@@ -1,0 +1,100 @@
+"""Pairs of bars, before and after, a pair a language."""
+
+from __future__ import annotations
+
+import math
+
+import plotly.graph_objects as go
+
+from xlingtox import languages
+from xlingtox.comparison import Comparison
+from xlingtox.escaping import escaped_for_plotly
+from xlingtox.figures.style import AFTER, BEFORE, TOXICITY_MEASURES, drawable, heading, language_label, styled
+
+
+def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Figure:
+    """Toxicity per language before and after (paper, Figure 1).
+
+    The error bar on `after` is the 95 % interval of the change, set upon the value before.
+
+    Args:
+        measure: `emt`, `toxicity_probability` or `average_toxicity`.
+
+    Raises:
+        ValueError: another measure, or a comparison without languages.
+    """
+    if measure not in TOXICITY_MEASURES:
+        raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(TOXICITY_MEASURES)}")
+    figure = _pairs(comparison, measure)
+    label = TOXICITY_MEASURES[measure]
+    figure.update_yaxes(title_text=label, rangemode="tozero")
+    return figure.update_layout(title=heading(f"{label}, before and after tuning", f"scored by {comparison.scorer}"))
+
+
+def activations(comparison: Comparison) -> go.Figure:
+    """Mean activation of the sources per language, before and after (paper, Figure 3).
+
+    Raises:
+        ValueError: a comparison without languages.
+    """
+    figure = _pairs(comparison, "mean_activation")
+    figure.update_yaxes(title_text="Mean activation", zeroline=True)
+    return figure.update_layout(title=heading("Mean activation of the sources, before and after tuning"))
+
+
+def _pairs(comparison: Comparison, measure: str) -> go.Figure:
+    """A pair of bars a language, in the house's order."""
+    codes = [code for code in languages.in_order(comparison.languages) if code in comparison.after]
+    if not codes:
+        raise ValueError("no languages to draw: the comparison is empty")
+    before = [float(getattr(comparison.before[code], measure)) for code in codes]
+    after = [float(getattr(comparison.after[code], measure)) for code in codes]
+    spans = [comparison.changes.get(code, {}).get(measure) for code in codes]
+    changes = [span if span is not None and all(map(math.isfinite, span)) else None for span in spans]
+    labels = [escaped_for_plotly(code) for code in codes]
+    names = [language_label(code) for code in codes]
+    figure = go.Figure()
+    figure.add_bar(
+        x=labels,
+        y=drawable(before),
+        name="before",
+        marker={"color": BEFORE},
+        customdata=[[name] for name in names],
+        hovertemplate="%{customdata[0]}<br>before %{y:.3f}<extra></extra>",
+    )
+    # A bootstrap interval need not hold the observed change: a bar's arm is never shorter than nothing.
+    arms = [
+        (0.0, 0.0) if span is None else (max(0.0, b + span[1] - a), max(0.0, a - b - span[0]))
+        for b, a, span in zip(before, after, changes, strict=True)
+    ]
+    drawn = any(span is not None for span in changes)
+    figure.add_bar(
+        x=labels,
+        y=drawable(after),
+        name="after, with the 95 % interval of the change" if drawn else "after",
+        marker={"color": AFTER},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": drawable(up for up, _ in arms),
+            "arrayminus": drawable(down for _, down in arms),
+            "thickness": 1.3,
+            "width": 3,
+        }
+        if drawn
+        else None,
+        customdata=[
+            [name, _change(b, a, span)] for name, b, a, span in zip(names, before, after, changes, strict=True)
+        ],
+        hovertemplate="%{customdata[0]}<br>after %{y:.3f}<br>%{customdata[1]}<extra></extra>",
+    )
+    figure.update_xaxes(
+        type="category", categoryorder="array", categoryarray=labels, tickangle=0, dtick=1, tickfont={"size": 11}
+    )
+    return styled(figure).update_layout(barmode="group", bargap=0.25, bargroupgap=0.05)
+
+
+def _change(before: float, after: float, span: tuple[float, float] | None) -> str:
+    if span is None:
+        return f"change {after - before:+.3f}"
+    return f"change {after - before:+.3f}, 95 % interval {span[0]:+.3f} to {span[1]:+.3f}"

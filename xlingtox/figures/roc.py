@@ -1,0 +1,67 @@
+"""How well a probe's scores tell toxic from other text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from xlingtox import languages as house
+from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, styled
+
+
+def roc(labels: Sequence[int], scores: Sequence[float], languages: Sequence[str] | None = None) -> go.Figure:
+    """The ROC curve of a probe on held-out text, a curve a language if `languages` are given.
+
+    Args:
+        labels: 1 is toxic.
+        scores: of each text, higher is more toxic; such as `mean_states(...)[0] @ probe.direction`.
+        languages: of each text. English is drawn in colour, the others in grey with their names on hover.
+
+    Raises:
+        ValueError: lists of unequal length, a label that is not 0 or 1, a score that is not finite, or one class only
+            (in a language, where they are given).
+    """
+    own = ["" for _ in labels] if languages is None else list(languages)
+    if not len(labels) == len(scores) == len(own):
+        raise ValueError(f"{len(labels)} labels, {len(scores)} scores and {len(own)} languages: expected one a text")
+    truth, given = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if not set(truth.tolist()) <= {0, 1}:
+        raise ValueError("labels must be 0 or 1")
+    if not np.isfinite(given).all():
+        raise ValueError("a score is missing (NaN or infinite)")
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": CONTROL, "dash": "dash", "width": 1}, name="chance",
+        hoverinfo="skip",
+    )  # fmt: skip
+    areas = {}
+    # The first in order is drawn last, above the others.
+    for code in reversed(house.in_order(own) or ("",)):
+        rows = np.array([each == code for each in own], dtype=bool)
+        if len(set(truth[rows].tolist())) < 2:
+            where = f" in {code}" if code else ""
+            raise ValueError(f"a curve needs toxic and other text: all labels{where} are of one class")
+        areas[code] = float(roc_auc_score(truth[rows], given[rows]))
+        false, true, _ = roc_curve(truth[rows], given[rows])
+        main = code in ("", "en")
+        name = language_label(code) if code else "probe"
+        figure.add_scatter(
+            x=false.tolist(),
+            y=true.tolist(),
+            mode="lines",
+            line={"color": SOURCES if main else CONTROL, "width": 2.5 if main else 1, "shape": "hv"},
+            opacity=1 if main else 0.6,
+            customdata=[[name]] * len(false),
+            hovertemplate=f"{name}, AUC {areas[code]:.3f}<br>"
+            "false alarms %{x:.1%}<br>found %{y:.1%}<extra></extra>",
+            name=name,
+            showlegend=main,
+        )
+    figure.update_xaxes(title_text="Share of other text called toxic", tickformat=".0%", range=[0, 1.01])
+    figure.update_yaxes(title_text="Share of toxic text found", tickformat=".0%", range=[0, 1.02])
+    low, high = min(areas.values()), max(areas.values())
+    said = f"AUC {high:.3f}" if len(areas) == 1 else f"AUC {low:.3f} to {high:.3f} over {len(areas)} languages"
+    return styled(figure).update_layout(title=heading("ROC of the probe on held-out text", said))

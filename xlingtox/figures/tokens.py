@@ -1,0 +1,129 @@
+"""Token views: what neurons do over real text, with CircuitsVis, and the tokens they like most."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+import circuitsvis
+import pandas as pd
+
+from xlingtox import languages, pages, tables
+from xlingtox.escaping import escaped, escaped_for_plotly
+from xlingtox.figures.style import limit, neuron_labels
+from xlingtox.tokens import TokenActivations
+
+_NEGATIVE, _POSITIVE = "#AF8DC3", "#7FBF7B"
+"""The heat maps' colours, light enough to read dark letters on."""
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """A page that shows tokens; a notebook shows it in a frame of its own, whose scripts reach nothing outside.
+
+    Attributes:
+        html: the whole page, which loads nothing.
+        height: of the frame, in pixels.
+    """
+
+    html: str
+    height: int
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe title="Token view" sandbox="allow-scripts" srcdoc="{html.escape(self.html)}" '
+            f'style="width: 100%; height: {self.height}px; border: 0"></iframe>'
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the page as an HTML file."""
+        Path(path).write_text(self.html, "utf-8")
+
+
+def token_activations(before: TokenActivations, after: TokenActivations | None = None) -> TokenView:
+    """Text coloured by what a neuron does at each token, with a menu of the neurons; before and after side by side.
+
+    Green is above zero and purple below; both sides share their colours' scale, neuron by neuron.
+
+    Args:
+        after: the same prompt in the tuned or edited model.
+
+    Raises:
+        ValueError: no neurons, or two sides that differ in their neurons or their prompt.
+    """
+    sides = [before] if after is None else [before, after]
+    if not before.neurons:
+        raise ValueError("no neurons to draw")
+    for what, of in (("neurons", lambda side: side.neurons.neurons), ("prompt", _prompt)):
+        if of(sides[-1]) != of(before):
+            raise ValueError(f"before and after differ in their {what}: read the same in both models")
+    texts: list[dict[str, object]] = []
+    shown = []
+    for side, name in zip(sides, ("Before", "After") if after else ("",), strict=True):
+        parts = []
+        for label, own in (("Prompt", slice(0, side.n_prompt)), ("Continuation", slice(side.n_prompt, None))):
+            if not side.pieces[own]:
+                continue
+            # CircuitsVis sets tokens as HTML and their spaces so that no line can end there.
+            tokens = [escaped_for_plotly(piece).replace(" ", "\u200b ") for piece in side.pieces[own]]
+            where = f'id="text-{len(texts)}" class="text"{tables.in_language(side.language)}'
+            parts.append(f"<p>{label}</p><div {where}></div>")
+            texts.append({"tokens": tokens, "values": side.values[own].tolist()})
+        said = f"{name}: {escaped(side.model.name)}" if name else escaped(side.model.name)
+        shown.append(f"<div><h2>{said}</h2>{''.join(parts)}</div>")
+    labels = enumerate(neuron_labels(before.neurons))
+    menu = "".join(f'<option value="{i}">{label}</option>' for i, label in labels)
+    body = (
+        f'<main><h1 class="unseen">Activations by token</h1><label>Neuron <select id="neuron">{menu}</select></label> '
+        f'<div class="sides">{"".join(shown)}</div></main>'
+    )
+    held = {
+        "texts": texts,
+        "limits": [
+            limit(value for side in sides for value in side.values[:, column].tolist())
+            for column in range(len(before.neurons))
+        ],
+        "negative": _NEGATIVE,
+        "positive": _POSITIVE,
+    }
+    library = Path(circuitsvis.__file__).with_name("dist") / "cdn" / "iife.js"
+    page = pages.document("Activations by token", body, "tokens", held, [library.read_text("utf-8")])
+    longest = max(sum(map(len, side.pieces)) for side in sides)
+    return TokenView(page, 190 + 30 * (longest // 40))
+
+
+def _prompt(side: TokenActivations) -> tuple[str, ...]:
+    return side.pieces[: side.n_prompt]
+
+
+def top_tokens(table: pd.DataFrame) -> TokenView:
+    """The tokens on which each neuron is most active, a row a neuron and a column a language.
+
+    Args:
+        table: as `tokens.top_tokens` gives it; the text before a token is shown on hover.
+
+    Raises:
+        ValueError: a column is missing, or there are no rows.
+    """
+    wanted = ["layer", "index", "language", "token", "context", "activation"]
+    missing = [column for column in wanted if column not in table.columns]
+    if missing:
+        raise ValueError(f"the table has no column {', '.join(missing)}: expected that of tokens.top_tokens")
+    if table.empty:
+        raise ValueError("no tokens to draw: the table is empty")
+    codes = languages.in_order(table["language"])
+    neurons = list(dict.fromkeys(zip(table["layer"], table["index"], strict=True)))
+    cells: dict[tuple[tuple[int, int], str], list[str]] = {}
+    for layer, index, code, token, context, activation in table[wanted].itertuples(index=False):
+        shown = f'<bdi{tables.in_language(code)} title="{escaped(context[-60:])}">{escaped(token)}</bdi>'
+        cells.setdefault(((layer, index), code), []).append(f"{shown} <small>{tables.number(activation, 2)}</small>")
+    rows = [
+        [label, *("<br>".join(cells.get((neuron, code), ["–"])) for code in codes)]
+        for label, neuron in zip(neuron_labels(neurons), neurons, strict=True)
+    ]
+    columns = ["Neuron", *map(tables.language_name, codes)]
+    title = "Top activating tokens"
+    body = f'<main><h1 class="unseen">{title}</h1>{tables.scrolling(title, columns, rows)}</main>'
+    deepest = max(map(len, cells.values()))
+    return TokenView(pages.document(title, body, "tokens"), min(700, 90 + 24 * deepest * len(rows)))

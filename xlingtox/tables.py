@@ -1,0 +1,62 @@
+"""Small tables as HTML, for notebooks and for the report: every cell is HTML already, every text escaped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from xlingtox import languages
+from xlingtox.escaping import escaped
+
+
+def table(
+    caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], codes: Sequence[str] | None = None
+) -> str:
+    """A table with a caption; the first cell of a row names it.
+
+    Args:
+        codes: the language of each row, by which a page may filter them.
+    """
+    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    marks = [""] * len(rows) if codes is None else [f' data-language="{escaped(code)}"' for code in codes]
+    body = "".join(
+        f'<tr{mark}><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
+        for mark, row in zip(marks, rows, strict=True)
+    )
+    return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def scrolling(
+    caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], codes: Sequence[str] | None = None
+) -> str:
+    """A table that scrolls by itself where the page is narrow, with the keyboard too."""
+    inner = table(caption, columns, rows, codes)
+    return f'<div class="wide" role="region" tabindex="0" aria-label="{caption}">{inner}</div>'
+
+
+def number(value: float, digits: int = 3, signed: bool = False) -> str:
+    if not math.isfinite(value):
+        return "not defined"
+    return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", "−")
+
+
+def percent(value: float, signed: bool = False, digits: int = 0) -> str:
+    return f"{number(100 * value, digits, signed)}\u00a0%" if math.isfinite(value) else "not defined"
+
+
+def both(before: float, after: float, digits: int = 3) -> str:
+    return f"{number(before, digits)}\u00a0→ {number(after, digits)}"
+
+
+def language_name(code: str) -> str:
+    return escaped(languages.name(code))
+
+
+def in_language(code: str) -> str:
+    """Attributes that tell a browser and a screen reader the language and its direction."""
+    return f' lang="{escaped(code)}" dir="{"rtl" if code == "ar" else "ltr"}"'
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A text of at most `most` characters, escaped."""
+    return escaped(text if len(text) <= most else text[: most - 1] + "…")
