@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -40,6 +40,9 @@ _SHARES = (*MEASURES[:3], "csls_top1")
 
 _TIE = 1e-7
 """Cosines nearer than this are the same: float32 states tell no more."""
+
+_MOST_BYTES = 2**28
+"""Of the states that are held of several languages at once; one language may take more."""
 
 Parallel: TypeAlias = Dataset | Mapping[str, Sequence[str]]
 
@@ -276,7 +279,7 @@ def accuracy(
     - `margin`: cosine of the translation less that of its nearest rival, mean of both ways.
     - `aligned_cosine`: cosine of sentence and translation, which the paper's code prints in place of an accuracy.
 
-    Cosines are in float64. One language's states are held at a time, beside the pivot's.
+    Cosines are in float64. Of large models one language's states are held at a time, beside the pivot's.
 
     Args:
         parallel: in either form of `sentence_pairs`.
@@ -287,18 +290,38 @@ def accuracy(
     """
     if n_neighbours < 1:
         raise ValueError(f"n_neighbours is {n_neighbours}: expected at least 1")
+    pairs = sentence_pairs(parallel, pivot)
+    sides: list[list[str]] = []
+    new, last = {}, None
+    for code, (own, other) in pairs.items():
+        new[code], last = own != last, own  # one column may be the pivot of every language
+        sides += [own, other] if new[code] else [other]
+    states = _embedded(lm, sides, batch_size, progress)
     scores, ties, duplicates = {}, {}, {}
-    read: list[str] = []
-    for code, (own, other) in sentence_pairs(parallel, pivot).items():
-        if own != read:  # the same for every language, unless the pairs came by rows
-            first, read = embed(lm, own, batch_size, progress), own
-        second = embed(lm, other, batch_size, progress)
+    for code, (own, other) in pairs.items():
+        if new[code]:
+            first = next(states).clone()
         same = _same(own, other)
-        layers = [_scored(a, b, same, n_neighbours) for a, b in zip(first, second, strict=True)]
+        layers = [_scored(a, b, same, n_neighbours) for a, b in zip(first, next(states), strict=True)]
         scores[code] = np.stack([each for each, _ in layers], 1)
         ties[code] = tuple(tied for _, tied in layers)
         duplicates[code] = int((same.sum(1) > 1).sum())
     return Retrieval(pivot, scores, ties, duplicates, lm.identity())
+
+
+def _embedded(
+    lm: HookedLM, sides: Sequence[list[str]], batch_size: int, progress: bool
+) -> Iterator[Float[Tensor, "layer sentence d_model"]]:
+    """The states of each side in turn; small ones are read together, as there are more of like length among them."""
+    waiting = list(sides)
+    while waiting:
+        group = [waiting.pop(0)]
+        room = _MOST_BYTES // (4 * (lm.n_layers + 1) * lm.d_model)
+        while waiting and sum(map(len, group)) + len(waiting[0]) <= room:
+            group.append(waiting.pop(0))
+        read = embed(lm, [text for side in group for text in side], batch_size, progress)
+        yield from read.split([len(side) for side in group], dim=1)
+        del read
 
 
 def _scored(
