@@ -320,7 +320,7 @@ def _embedded(
         while waiting and sum(map(len, group)) + len(waiting[0]) <= room:
             group.append(waiting.pop(0))
         read = embed(lm, [text for side in group for text in side], batch_size, progress)
-        yield from read.split([len(side) for side in group], dim=1)
+        yield from torch.split(read, [len(side) for side in group], dim=1)
         del read
 
 
