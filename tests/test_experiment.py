@@ -129,6 +129,12 @@ def test_retrieval_and_transfer(results):
     assert results["transfer"].keys() == {"measure", "pearson_r", "p_value"}
     assert results["transfer"]["measure"] in ("emt", "average_toxicity")
     assert results["transfer_by_measure"].keys() == {"emt", "average_toxicity"}
+    for code, (low, high) in results["retrieval_intervals"].items():
+        assert low <= results["retrieval"][code] <= high
+    for found in results["transfer_by_measure"].values():
+        assert found["drop_intervals"].keys() == found["drop"].keys()
+        assert [row["predictor"] for row in found["predictors"]] == ["retrieval", "aligned_cosine"]
+        assert found["predictors"][0]["pearson_r"] == found["pearson_r"]
 
 
 def test_what_was_done_is_written_down(study, results):

@@ -2,14 +2,18 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from xlingtox import figures
+from xlingtox import figures, languages
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.dose import Dose
-from xlingtox.retrieval import Transfer
+from xlingtox.retrieval import MEASURES, Retrieval
+from xlingtox.transfer import Transfer
 
 EVIL = "<a href='javascript:alert(1)'>x</a></script>\u202e\x00"
 
@@ -109,7 +113,9 @@ def test_dose_response_has_a_panel_each_and_a_band_around_the_control():
 
 
 def test_the_lines_of_toxicity_carry_each_language_s_own():
-    figure = figures.dose_response([Dose(o, 0.5, {"ar": 0.1 - o, "en": 0.9 + o}, 0.0, 7.0, 0.5, 0.5) for o in (0.5, 0.0)])
+    figure = figures.dose_response(
+        [Dose(o, 0.5, {"ar": 0.1 - o, "en": 0.9 + o}, 0.0, 7.0, 0.5, 0.5) for o in (0.5, 0.0)]
+    )
     toxicity, perplexity = figure.data
     assert list(toxicity.meta["by_language"]) == ["en", "ar"]
     assert toxicity.meta["by_language"]["ar"] == pytest.approx([0.1, -0.4])
@@ -122,13 +128,15 @@ def test_dose_response_without_control():
 
 def test_transfer_has_a_labelled_point_a_language_and_a_line():
     figure = figures.transfer(transfer())
-    line, points = figure.data
+    band, line, points = figure.data
+    assert band.fill == "toself"
     assert points.text == ("es", "de", "ar")
     assert points.x == (0.5, 0.3, 0.1)
     assert points.y == (0.9, 0.7, 0.2)
     assert [row[0] for row in points.customdata] == ["Spanish", "German", "Arabic"]
     assert line.x == (0.1, 0.5)
     assert line.y == pytest.approx([0.25, 0.95])
+    assert points.error_x.array is points.error_y.array is None
     assert figure.layout.title.subtitle.text == "Pearson's r = 0.97, p = 0.020, 3 languages"
     assert "expected maximum toxicity" in figure.layout.title.text
 
@@ -142,15 +150,70 @@ def test_a_correlation_that_is_not_defined_is_said():
     assert "p &lt; 0.001" in small.layout.title.subtitle.text
 
 
-def test_labels_of_neighbouring_points_stand_apart():
-    close = transfer(retrieval={"ar": 0.3, "es": 0.3, "de": 0.9}, drop={"ar": 0.3, "es": 0.305, "de": 0.9})
-    spanish, _, arabic = figures.transfer(close).data[1].textposition
-    assert spanish != arabic
+def test_the_band_is_that_of_the_line():
+    codes = languages.CODES[1:9]
+    x = dict(zip(codes, np.linspace(0.1, 0.8, 8), strict=True))
+    y = {code: value + 0.1 * math.sin(9 * value) for code, value in x.items()}
+    band, *_ = figures.transfer(transfer(retrieval=x, drop=y)).data
+    design = np.stack([np.ones(8), list(x.values())], 1)
+    solved, left, *_ = np.linalg.lstsq(design, np.array(list(y.values())), rcond=None)
+    for at, upper, lower in ((0.1, band.y[0], band.y[-1]), (0.8, band.y[40], band.y[41])):
+        row = np.array([1, at])
+        arm = stats.t.ppf(0.975, 6) * math.sqrt(left[0] / 6 * (row @ np.linalg.inv(design.T @ design) @ row))
+        assert (upper, lower) == pytest.approx((solved @ row + arm, solved @ row - arm))
+
+
+def test_intervals_on_both_axes():
+    spans = {"ar": (0.05, 0.2), "es": (0.4, 0.6)}
+    figure = figures.transfer(transfer(retrieval_intervals=spans, drop_intervals={"de": (0.75, 0.8)}))
+    points = figure.data[-1]
+    assert points.text == ("es", "de", "ar")
+    assert points.error_x.array == pytest.approx([0.1, 0, 0.1])
+    assert points.error_x.arrayminus == pytest.approx([0.1, 0, 0.05])
+    # An interval that does not hold the value has no arm to the wrong side.
+    assert points.error_y.array == pytest.approx([0, 0.1, 0])
+    assert points.error_y.arrayminus == pytest.approx([0, 0, 0])
+    assert points.customdata[0][1] == "40.0% to 60.0%"
+
+
+@pytest.mark.parametrize("width", [320, 500, 900])
+def test_labels_do_not_overlap(width):
+    """Letters of 18 by 14 pixels, set by plotly about a point; clustered as where most languages are reached."""
+    rng = np.random.default_rng(3)
+    codes = languages.CODES[1:]
+    x, y = (dict(zip(codes, rng.beta(*shape, 16), strict=True)) for shape in ((2, 2), (4, 1)))
+    figure = figures.transfer(transfer(retrieval=x, drop=y))
+    points, axes = figure.data[-1], (figure.layout.xaxis.range, figure.layout.yaxis.range)
+    boxes = []
+    for place, *point in zip(points.textposition, points.x, points.y, strict=True):
+        vertical, horizontal = place.split()
+        aside = {"left": -14, "right": 14, "center": 0}[horizontal], {"top": 12, "bottom": -12, "middle": 0}[vertical]
+        scaled = [
+            (v - low) / (high - low) * size for v, (low, high), size in zip(point, axes, (width, 260), strict=True)
+        ]
+        boxes.append([at + off for at, off in zip(scaled, aside, strict=True)])
+    assert all(abs(a[0] - b[0]) >= 18 or abs(a[1] - b[1]) >= 14 for a, b in itertools.combinations(boxes, 2))
+
+
+def test_retrieval_by_layer_is_a_heat_map_with_the_embedding_apart():
+    rng = np.random.default_rng(0)
+    scores = {code: rng.uniform(size=(len(MEASURES), 25, 40)) for code in ("ar", "es")}
+    found = Retrieval("en", scores, {}, {})
+    figure = figures.retrieval_by_layer(found, "csls_top1")
+    (cells,) = figure.data
+    assert cells.y == ("es", "ar")
+    np.testing.assert_allclose(cells.z[1], scores["ar"][MEASURES.index("csls_top1")].mean(-1))
+    assert [list(each) for each in cells.customdata[0][:2]] == [["Spanish", "embedding"], ["Spanish", 1]]
+    assert figure.layout.xaxis.ticktext[:2] == ("emb.", "2")
+    assert figure.layout.shapes[0].x0 == 0.5
+    assert figure.layout.title.subtitle.text == "40 sentences, chance 0.025"
+    assert "chance" not in figures.retrieval_by_layer(found, "margin").layout.title.subtitle.text
+    assert "English" in figure.layout.title.text
 
 
 def test_points_that_are_not_numbers_are_left_out():
     figure = figures.transfer(transfer(drop={"ar": math.nan, "es": 0.9, "de": 0.7}))
-    assert figure.data[1].text == ("es", "de")
+    assert figure.data[-1].text == ("es", "de")
 
 
 def test_text_from_data_is_escaped():
@@ -183,6 +246,7 @@ def test_styles_differ_only_by_page():
         (lambda: figures.activations(Comparison({}, {}, {}, "none")), "no languages to draw"),
         (lambda: figures.dose_response([]), "no doses to draw"),
         (lambda: figures.transfer(transfer(retrieval={})), "no points to draw"),
+        (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {}), "rank"), "unknown measure 'rank'"),
     ],
 )
 def test_bad_input_gets_one_clear_line(call, said):

@@ -14,6 +14,7 @@ from xlingtox import (
     report,
     retrieval,
     scoring,
+    transfer,
     tuning,
 )
 from xlingtox._version import __version__ as __version__
@@ -63,6 +64,7 @@ __all__ = [
     "retrieval",
     "scoring",
     "top_tokens",
+    "transfer",
     "tune_dpo",
     "tuning",
 ]

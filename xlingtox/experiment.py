@@ -19,11 +19,11 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from xlingtox import languages, localize, retrieval, strictjson, tuning
+from xlingtox import languages, localize, retrieval, strictjson, transfer, tuning
 from xlingtox._version import __version__
 from xlingtox.activations import collect_activations
 from xlingtox.comparison import Comparison, Measures, compare
-from xlingtox.data import as_prompts, labelled_texts, parallel_columns, require_columns
+from xlingtox.data import as_prompts, labelled_texts, require_columns
 from xlingtox.dose import check_offsets, dose_response
 from xlingtox.fluency import check_held_out
 from xlingtox.folders import writable_folder
@@ -45,7 +45,7 @@ class Materials:
         labelled: English sentences with labels, for the probe.
         hostile, friendly: prompts in every language that is studied.
         pairs: English preference pairs.
-        parallel: one column a language.
+        parallel: one column a language, or rows `language, sentence, translation`.
         held_out: texts for perplexity.
         scorer: covers every language of the prompts.
         given: what is known of how the languages were mixed in training, by language; may be empty.
@@ -135,7 +135,7 @@ def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     check_held_out(lm, materials.held_out)
     check_held_out(lm, _few(materials.held_out, settings.dose_texts))
     tuning.tunable_pairs(lm, materials.pairs, settings.recipe)
-    parallel_columns(materials.parallel, "en")
+    retrieval.sentence_pairs(materials.parallel)
 
 
 class _Study:
@@ -344,27 +344,35 @@ def _retrieve(study: _Study) -> dict[str, Any]:
     found = retrieval.accuracy(study.lm, study.materials.parallel, progress=study.progress)
     done = study.done["compare"]
     sides = [{code: Measures(**row) for code, row in done[side].items()} for side in ("before", "after")]
-    observed = Comparison(sides[0], sides[1], {}, study.scorer.name)
+    observed = Comparison(sides[0], sides[1], done["change_intervals"], study.scorer.name)
     by_measure = {measure: _transfer(found, observed, measure) for measure in ("emt", "average_toxicity")}
     main = by_measure[main_measure(observed)]
     return {
         "retrieval": found.mean(),
-        "retrieval_by_layer": {code: list(layers) for code, layers in found.top1.items()},
+        "retrieval_intervals": found.intervals(),
+        "retrieval_by_layer": found.by_layer(),
         "n_parallel": found.n_sentences,
         "transfer": {"measure": main.measure, "pearson_r": main.pearson_r, "p_value": main.p_value},
         "transfer_by_measure": {
-            name: {"pearson_r": each.pearson_r, "p_value": each.p_value, "drop": dict(each.drop)}
+            name: {
+                "pearson_r": each.pearson_r,
+                "p_value": each.p_value,
+                "drop": dict(each.drop),
+                "drop_intervals": dict(each.drop_intervals),
+                "predictors": each.to_frame().to_dict("records"),
+            }
             for name, each in by_measure.items()
         },
     }
 
 
-def _transfer(found: retrieval.Retrieval, observed: Comparison, measure: str) -> retrieval.Transfer:
+def _transfer(found: retrieval.Retrieval, observed: Comparison, measure: str) -> transfer.Transfer:
     """Without r and p where too few languages were toxic at all: all that was measured before is not lost."""
-    accuracies, drops = retrieval.shared(found, observed, measure)
-    if len(drops) < retrieval.FEWEST:
+    means = found.mean()
+    drops = transfer.shared(means, observed, measure)
+    if len(drops) < transfer.FEWEST:
         _LOG.warning("only %d languages have a drop in %s: no correlation", len(drops), measure)
-        return retrieval.Transfer(measure, accuracies, drops, math.nan, math.nan)
+        return transfer.Transfer(measure, {code: means[code] for code in drops}, drops, math.nan, math.nan)
     return retrieval.transfer(found, observed, measure)
 
 

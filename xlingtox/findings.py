@@ -11,13 +11,14 @@ from xlingtox import languages
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.dose import Dose
 from xlingtox.escaping import escaped
-from xlingtox.retrieval import Transfer
 from xlingtox.strictjson import with_nan
 from xlingtox.tables import language_name, number, percent
+from xlingtox.transfer import Transfer
 
 _REQUIRED = "languages probe n_neurons potential actual intervention control before after retrieval transfer".split()
 _OPTIONAL = (
-    "amplification change_intervals cosines given model promoted samples seconds transfer_by_measure versions"
+    "amplification change_intervals cosines given model promoted retrieval_intervals samples seconds "
+    "transfer_by_measure versions"
 ).split()
 
 
@@ -41,7 +42,13 @@ class Study:
         drop = own.get("drop") or self.comparison.relative_drop(found["measure"])
         both = [code for code in self.others if code in drop and code in results["retrieval"]]
         retrieval = {code: results["retrieval"][code] for code in both}
-        self.transfer = Transfer(drop={code: drop[code] for code in both}, retrieval=retrieval, **found)
+        self.transfer = Transfer(
+            drop={code: drop[code] for code in both},
+            retrieval=retrieval,
+            retrieval_intervals=results["retrieval_intervals"],
+            drop_intervals=own.get("drop_intervals", {}),
+            **found,
+        )
 
     def means(self, measure: str, codes: Sequence[str]) -> tuple[float, float]:
         """Before and after, over languages."""

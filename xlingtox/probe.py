@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlingtox import strictjson
-from xlingtox.batching import by_length
+from xlingtox.batching import by_length, in_batches
 from xlingtox.data import labelled_texts
 from xlingtox.lm import HookedLM, Identity
 
@@ -33,36 +34,42 @@ one comes near the difference of the class means, which a model's own computatio
 """
 
 
-@torch.no_grad()
 def mean_states(
     lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int = 64, progress: bool = True
 ) -> Float[Tensor, "layer text d_model"]:
     """Mean over each text's tokens of the residual stream at `layers` (0: the embedding's output, n: the n-th block's).
 
-    Of a text longer than the model's context only the beginning is read. Float32, on the CPU.
+    One pass, texts of like length together; each state is averaged where it arises and not kept. Of a text longer than
+    the model's context only the beginning is read. Float32, on the CPU.
+
+    Raises:
+        ValueError: no texts, or one without tokens.
     """
     if not texts:
         raise ValueError("there are no texts to read")
     out = torch.empty(len(layers), len(texts), lm.d_model)
     lengths = [len(ids) for ids in lm.tokenizer(list(texts))["input_ids"]]
     order = by_length(lengths)
-    empty = [i for i in order if lengths[i] == 0]
-    if empty:
-        raise ValueError(f"text {empty[0]} has no tokens")
-    for start in tqdm(range(0, len(texts), batch_size), desc="reading states", disable=not progress, leave=False):
-        rows = order[start : start + batch_size]
-        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
-        weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
-        kept: dict[int, Tensor] = {}
+    if lengths[order[0]] == 0:
+        raise ValueError(f"text {order[0]} has no tokens")
+    with tqdm(total=len(texts), desc="reading states", unit="text", disable=not progress, leave=False) as bar:
 
-        def keep(layer: int, weight: Tensor, kept: dict[int, Tensor], state: Tensor) -> None:
-            kept[layer] = (state.float() * weight).sum(1).cpu()
+        def read(rows: list[int]) -> None:
+            ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
+            weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1)
+            means: dict[int, Tensor] = {}
 
-        hooks = {n: (lambda state, n=n, w=weight, k=kept: keep(n, w, k, state)) for n in layers}
-        with lm.hooks(residual=hooks):
-            lm.extend(ids, mask)
-        for i, layer in enumerate(layers):
-            out[i, rows] = kept[layer]
+            def keep(layer: int, state: Tensor) -> None:
+                means[layer] = (weight.to(state.device) @ state.float()).squeeze(1)
+
+            with lm.hooks(residual={layer: partial(keep, layer) for layer in layers}):
+                lm.logits(ids, mask, last_only=True)
+            # Copied after the pass: a copy within it would make a GPU wait at every layer.
+            for place, layer in enumerate(layers):
+                out[place, rows] = means[layer].cpu()
+            bar.update(len(rows))
+
+        in_batches(order, batch_size, read)
     return out
 
 

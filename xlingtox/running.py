@@ -86,16 +86,18 @@ class Running:
         input_ids: Int[Tensor, "batch pos"],
         attention_mask: Bool[Tensor, "batch pos"],
         languages: Sequence[str] | None = None,
+        last_only: bool = False,
     ) -> Float[Tensor, "batch pos vocab"]:
         """Logits at every position; `attention_mask` is False (0) on padding, positions follow from it.
 
         Args:
             languages: of the rows, for edits that differ by language.
+            last_only: work out those of the last position alone, as where hooks are what the pass is for.
         """
         with self._passing(Pass(False, _as_rows(languages))):
             for other in dict.fromkeys(other for other, _ in self._companions):
                 other.extend(input_ids, attention_mask, languages=languages)
-            return self._engine().run(input_ids, attention_mask)[0]
+            return self._engine().run(input_ids, attention_mask, last_only=last_only)[0]
 
     @torch.no_grad()
     def extend(

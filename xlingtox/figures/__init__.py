@@ -9,7 +9,7 @@ from xlingtox.figures.pairs import activations, toxicity
 from xlingtox.figures.roc import roc
 from xlingtox.figures.style import AFTER, BEFORE, TOXICITY_MEASURES, style
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
-from xlingtox.figures.transfer import transfer
+from xlingtox.figures.transfer import retrieval_by_layer, transfer
 from xlingtox.figures.tuning import training, weight_drift
 from xlingtox.pages import FONTS
 
@@ -23,6 +23,7 @@ __all__ = [
     "activations",
     "dose_response",
     "promoted",
+    "retrieval_by_layer",
     "roc",
     "sources",
     "style",

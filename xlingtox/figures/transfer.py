@@ -10,12 +10,16 @@ import plotly.graph_objects as go
 
 from xlingtox import languages
 from xlingtox.escaping import escaped_for_plotly
-from xlingtox.figures.style import CONTROL, SOURCES, TOXICITY_MEASURES, heading, language_label, styled
-from xlingtox.retrieval import Transfer
+from xlingtox.figures.style import BAND, CONTROL, SOURCES, TOXICITY_MEASURES, heading, language_label, styled
+from xlingtox.retrieval import Retrieval
+from xlingtox.transfer import FEWEST, Interval, Line, Transfer
 
 
 def transfer(transfer: Transfer) -> go.Figure:
     """Retrieval accuracy against the relative drop in toxicity, a point a language (paper, Figure 4).
+
+    With the intervals of both where they are known, the least-squares line, and its 95 % band (of the line, not of a
+    new language: that is `Transfer.predict`).
 
     Raises:
         ValueError: no language has both.
@@ -28,37 +32,138 @@ def transfer(transfer: Transfer) -> go.Figure:
     if not codes:
         raise ValueError("no points to draw: no language has both a retrieval accuracy and a drop")
     x, y = [float(transfer.retrieval[code]) for code in codes], [float(transfer.drop[code]) for code in codes]
+    spans = _spans(codes, x, transfer.retrieval_intervals), _spans(codes, y, transfer.drop_intervals)
     figure = go.Figure()
     if len(codes) > 1 and max(x) > min(x):
-        slope, intercept = np.polyfit(x, y, 1)
-        ends = [min(x), max(x)]
-        figure.add_scatter(
-            x=ends,
-            y=[float(slope * end + intercept) for end in ends],
-            mode="lines",
-            line={"color": CONTROL, "dash": "dash", "width": 1.5},
-            hoverinfo="skip",
-            name="least squares",
-        )
+        _add_line(figure, Line.fit(x, y), min(x), max(x))
     figure.add_scatter(
         x=x,
         y=y,
         mode="markers+text",
         marker={"color": SOURCES, "size": 9},
         text=[escaped_for_plotly(code) for code in codes],
-        textposition=_label_positions(x, y),
-        customdata=[[language_label(code)] for code in codes],
-        hovertemplate="%{customdata[0]}<br>retrieval %{x:.1%}<br>drop %{y:.1%}<extra></extra>",
+        textposition=_label_positions(*spans, x, y),
+        error_x=_arms(x, spans[0]),
+        error_y=_arms(y, spans[1]),
+        customdata=[
+            [language_label(code), *(f"{low:.1%} to {high:.1%}" for low, high in both)]
+            for code, *both in zip(codes, *spans, strict=True)
+        ],
+        hovertemplate="%{customdata[0]}<br>retrieval %{x:.1%} (%{customdata[1]})<br>"
+        "drop %{y:.1%} (%{customdata[2]})<extra></extra>",
         cliponaxis=False,
         name="languages",
     )
     label = TOXICITY_MEASURES.get(transfer.measure, transfer.measure)
-    figure.update_xaxes(title_text="Retrieval accuracy with English", tickformat=".0%")
-    figure.update_yaxes(title_text="Relative drop", tickformat=".0%")
+    # The band of few points is wider than the plot.
+    figure.update_xaxes(title_text="Retrieval accuracy with English", tickformat=".0%", range=_range(spans[0]))
+    figure.update_yaxes(title_text="Relative drop", tickformat=".0%", range=_range(spans[1]))
     return styled(figure).update_layout(
         title=heading(f"Retrieval against the drop in {label.lower()}", _correlation(transfer, len(codes))),
         showlegend=False,
     )
+
+
+def retrieval_by_layer(found: Retrieval, measure: str = "top1") -> go.Figure:
+    """One measure of retrieval in every language and layer, as a heat map; the embedding's output stands apart.
+
+    Args:
+        measure: one of `retrieval.MEASURES`.
+
+    Raises:
+        ValueError: another measure.
+    """
+    values = found.by_layer(measure)
+    codes = languages.in_order(values)
+    n_layers = len(values[codes[0]])
+    step = math.ceil(n_layers / 16)
+    ticks = [0, *range(step, n_layers, step)]
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=list(range(n_layers)),
+        y=[escaped_for_plotly(code) for code in codes],
+        z=[list(values[code]) for code in codes],
+        customdata=[[[language_label(code), layer or "embedding"] for layer in range(n_layers)] for code in codes],
+        hovertemplate="%{customdata[0]}<br>layer %{customdata[1]}<br>%{z:.3f}<extra></extra>",
+        colorscale="Cividis",
+        colorbar={"title": {"text": _MEASURES[measure], "side": "right"}, "thickness": 12},
+        name=measure,
+    )
+    figure.add_vline(x=0.5, line={"color": CONTROL, "width": 3})
+    figure.update_yaxes(autorange="reversed", type="category", dtick=1, tickfont={"size": 10}, showgrid=False)
+    figure.update_xaxes(title_text="Layer", tickvals=ticks, ticktext=["emb.", *map(str, ticks[1:])], showgrid=False)
+    sizes = sorted(set(found.n_sentences.values()))
+    counted = f"{sizes[0]} sentences" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} sentences"
+    chance = f", chance {1 / sizes[-1]:.3f}" if measure.startswith("top1") or measure == "csls_top1" else ""
+    return styled(figure, height=160 + 18 * len(codes)).update_layout(
+        title=heading(f"{_MEASURES[measure]} with {languages.name(found.pivot)}, by layer", counted + chance)
+    )
+
+
+_MEASURES: Mapping[str, str] = {
+    "top1": "Retrieval accuracy",
+    "top1_from_pivot": "Retrieval accuracy from the pivot",
+    "top1_to_pivot": "Retrieval accuracy to the pivot",
+    "mean_reciprocal_rank": "Mean reciprocal rank",
+    "csls_top1": "Retrieval accuracy by CSLS",
+    "margin": "Margin over the nearest rival",
+    "aligned_cosine": "Mean cosine of translations",
+}
+
+
+def _add_line(figure: go.Figure, line: Line, first: float, last: float) -> None:
+    if line.n >= FEWEST:
+        along = np.linspace(first, last, 41).tolist()
+        ends = [line.interval(each) for each in along]
+        figure.add_scatter(
+            x=along + along[::-1],
+            y=[high for _, high in ends] + [low for low, _ in reversed(ends)],
+            fill="toself",
+            fillcolor=BAND,
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            name="95 % band of the line",
+        )
+    figure.add_scatter(
+        x=[first, last],
+        y=[line.at(first), line.at(last)],
+        mode="lines",
+        line={"color": CONTROL, "dash": "dash", "width": 1.5},
+        hoverinfo="skip",
+        name="least squares",
+    )
+
+
+def _spans(codes: Sequence[str], values: Sequence[float], known: Mapping[str, Interval]) -> list[Interval]:
+    """Intervals that hold their value; without width where none is known."""
+    spans = []
+    for code, value in zip(codes, values, strict=True):
+        low, high = known.get(code, (value, value))
+        # A bootstrap interval need not hold the observed value, and one end may not be known.
+        spans.append((min(low, value) if low <= value else value, max(high, value) if high >= value else value))
+    return spans
+
+
+def _arms(values: Sequence[float], spans: Sequence[Interval]) -> dict[str, object] | None:
+    """Plotly's error bars."""
+    if all(low == high for low, high in spans):
+        return None
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in zip(values, spans, strict=True)],
+        "arrayminus": [value - low for value, (low, _) in zip(values, spans, strict=True)],
+        "thickness": 1,
+        "width": 0,
+        "color": CONTROL,
+    }
+
+
+def _range(spans: Sequence[Interval]) -> Interval:
+    low, high = min(low for low, _ in spans), max(high for _, high in spans)
+    room = 0.08 * (high - low) or 0.05
+    return low - room, high + room
 
 
 def _correlation(found: Transfer, n_languages: int) -> str:
@@ -80,29 +185,58 @@ _PLACES: Mapping[str, tuple[int, int]] = {
 }
 
 
-def _label_positions(x: Sequence[float], y: Sequence[float]) -> list[str]:
-    """Where each label stands: greedily, the first place that covers the least of the points and earlier labels.
+_SIZES = ((320, 250), (560, 270), (900, 290))
+"""Pixels of the plot on a telephone, beside another and on a wide page: labels do not grow with it."""
 
-    Plotly does not move labels apart. Reckoned for labels of two letters on a plot of 320 by 260 pixels, that of a
-    telephone: a larger plot only spreads them further.
+Box = tuple[float, float, float, float]
+
+
+def _label_positions(
+    across: Sequence[Interval], up: Sequence[Interval], x: Sequence[float], y: Sequence[float]
+) -> list[str]:
+    """Where each label stands: such that it covers the least of points, other labels and error bars, at every size.
+
+    Plotly does not move labels apart. Each moves in turn to its best place given the others', until none moves.
     """
-    across, up = _pixels(x, 320), _pixels(y, 260)
-    taken = [(px, py, 5.0, 5.0) for px, py in zip(across, up, strict=True)]
-    chosen = []
-    for px, py in zip(across, up, strict=True):
-        boxes = {place: (px + 14 * dx, py + 12 * dy, 9.0, 7.0) for place, (dx, dy) in _PLACES.items()}
-        best = min(boxes, key=lambda place: sum(_overlap(boxes[place], other) for other in taken))
-        taken.append(boxes[best])
-        chosen.append(best)
+    points, bars = [], []
+    for wide, high in _SIZES:
+        px, py = _pixels(x, _range(across), wide), _pixels(y, _range(up), high)
+        points.append(list(zip(px, py, strict=True)))
+        own = []
+        for i, (left, low) in enumerate(zip(across, up, strict=True)):
+            ends = _pixels(left, _range(across), wide), _pixels(low, _range(up), high)
+            own.append(((ends[0][0] + ends[0][1]) / 2, py[i], (ends[0][1] - ends[0][0]) / 2, 1.0))
+            own.append((px[i], (ends[1][0] + ends[1][1]) / 2, 1.0, (ends[1][1] - ends[1][0]) / 2))
+        bars.append(own)
+
+    def box(i: int, place: str, size: int) -> Box:
+        (px, py), (dx, dy) = points[size][i], _PLACES[place]
+        return px + 14 * dx, py + 12 * dy, 9.0, 7.0
+
+    def cost(i: int, place: str) -> float:
+        total = 0.0
+        for size in range(len(_SIZES)):
+            own = box(i, place, size)
+            total += sum(_overlap(own, box(j, chosen[j], size)) for j in range(len(x)) if j != i)
+            total += sum(_overlap(own, (px, py, 5.0, 5.0)) for px, py in points[size])
+            total += sum(_overlap(own, bar) for bar in bars[size]) / 20
+        return total
+
+    chosen = ["top center"] * len(x)
+    for _ in range(20):
+        before = list(chosen)
+        for i in range(len(x)):
+            chosen[i] = min(_PLACES, key=lambda place, i=i: cost(i, place))  # type: ignore[misc]
+        if chosen == before:
+            break
     return chosen
 
 
-def _pixels(values: Sequence[float], length: int) -> list[float]:
-    low, span = min(values), max(values) - min(values)
-    return [length * (value - low) / span if span else length / 2 for value in values]
+def _pixels(values: Sequence[float], ends: Interval, length: int) -> list[float]:
+    return [length * (value - ends[0]) / (ends[1] - ends[0]) for value in values]
 
 
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+def _overlap(one: Box, other: Box) -> float:
     """Shared area of two boxes, each as (centre x, centre y, half width, half height)."""
     wide = one[2] + other[2] - abs(one[0] - other[0])
     high = one[3] + other[3] - abs(one[1] - other[1])

@@ -1,0 +1,316 @@
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from scipy import stats
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+
+from xlingtox import NeuronSet, retrieval, transfer
+from xlingtox.activations import Activations
+from xlingtox.comparison import Comparison, Measures
+from xlingtox.lm import Identity
+from xlingtox.transfer import Line, Transfer, relate
+
+CODES = ("es", "fr", "de", "ru", "zh", "ar")
+
+
+def points(n, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(size=n)
+    return x.tolist(), (x + rng.normal(size=n)).tolist()
+
+
+# --- statistics
+
+
+@pytest.mark.parametrize(
+    ("r", "p"), [(0.73, 0.0013), (0.59, 0.016), (0.66, 0.0054), (0.78, 0.00037), (-0.59, 0.016), (0.0, 1.0), (1.0, 0.0)]
+)
+def test_p_of_a_published_r_over_16_languages(r, p):
+    """The paper's four, and edges; checked against a table of Student's t with 14 degrees of freedom."""
+    assert transfer.pearson_p(r, 16) == pytest.approx(p, rel=0.04)
+
+
+@pytest.mark.parametrize("n", [3, 8, 16])
+def test_correlations_equal_scipy(n):
+    x, y = points(n)
+    x[1] = x[0]  # a tie
+    ours, known = transfer.pearson(x, y), stats.pearsonr(x, y)
+    assert (ours.value, ours.p_value) == pytest.approx((known.statistic, known.pvalue))
+    assert transfer.pearson_p(ours.value, n) == pytest.approx(known.pvalue)
+    assert transfer.spearman(x, y).value == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+def test_spearman_s_p_is_exact_for_few_and_near_it_for_more():
+    x, y = points(6)
+    rho = stats.spearmanr(x, y).statistic
+    every = [stats.spearmanr(order, y).statistic for order in itertools.permutations(x)]
+    assert transfer.spearman(x, y).p_value == sum(abs(other) >= abs(rho) - 1e-12 for other in every) / 720
+    x, y = points(16)
+    known = stats.permutation_test(
+        (x,), lambda order: stats.spearmanr(order, y).statistic, permutation_type="pairings", n_resamples=2000
+    ).pvalue
+    assert transfer.spearman(x, y).p_value == pytest.approx(known, abs=0.04)
+    assert transfer.spearman(x, x).p_value == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("kind", ["pearson", "spearman"])
+def test_intervals_of_correlations_are_bootstraps_over_languages(kind):
+    x, y = points(16)
+    theirs = stats.pearsonr if kind == "pearson" else stats.spearmanr
+    known = stats.bootstrap(
+        (x, y), lambda a, b: theirs(a, b).statistic, paired=True, vectorized=False, method="percentile", n_resamples=999
+    ).confidence_interval
+    ours = getattr(transfer, kind)(x, y)
+    assert (ours.low, ours.high) == pytest.approx((known.low, known.high), abs=0.08)
+
+
+def test_a_side_that_does_not_vary_has_no_correlation():
+    for found in (transfer.pearson([1, 1, 1], [1, 2, 3]), transfer.spearman([1, 2, 3], [2, 2, 2])):
+        assert all(math.isnan(value) for value in dataclasses.astuple(found))
+
+
+@pytest.mark.parametrize("n", [3, 16])
+def test_a_line_s_intervals_equal_the_normal_equations(n):
+    x, y = points(n)
+    line = Line.fit(x, y)
+    design = np.stack([np.ones(n), x], 1)
+    solved, left, *_ = np.linalg.lstsq(design, np.array(y), rcond=None)
+    assert (line.intercept, line.slope) == pytest.approx(tuple(solved))
+    for at in (-0.5, 0.3):
+        row = np.array([1, at])
+        leverage = row @ np.linalg.inv(design.T @ design) @ row
+        for new in (False, True):
+            width = stats.t.ppf(0.9, n - 2) * math.sqrt(left[0] / (n - 2) * (leverage + new))
+            assert line.interval(at, 0.8, new) == pytest.approx((solved @ row - width, solved @ row + width))
+
+
+def test_lines_of_too_little():
+    assert Line.fit([1, 2], [1, 3]).interval(1.5) == (-math.inf, math.inf)
+    flat = Line.fit([0.1, 0.1, 0.1], [0, 1, 2])
+    assert (flat.slope, flat.at(5)) == (0, 1)
+    for x, y in (([1], [1]), ([1, 2], [1])):
+        with pytest.raises(ValueError, match="two equally long lists"):
+            Line.fit(x, y)
+
+
+@pytest.mark.parametrize(("r", "n"), [(1.5, 16), (math.nan, 16), (0.5, 2)])
+def test_no_p_without_an_r(r, n):
+    with pytest.raises(ValueError, match="expected -1 to 1, over 3 or more"):
+        transfer.pearson_p(r, n)
+
+
+# --- languages
+
+
+def measures(emt, average):
+    return Measures(emt, 0.5, average, 0.0, 10.0, 0.9, 0.9, 0.9, 0.1)
+
+
+def observed(codes, seed=0, before=None):
+    rng = np.random.default_rng(seed)
+    first = {code: measures(*rng.uniform(0.5, 1, 2)) for code in codes} | (before or {})
+    return Comparison(first, {code: measures(*rng.uniform(0, 0.5, 2)) for code in codes}, {}, "hash")
+
+
+def known(codes, seed=1):
+    return dict(zip(codes, np.random.default_rng(seed).uniform(0, 1, len(codes)).tolist(), strict=True))
+
+
+def dropping(drops):
+    """A comparison with these relative drops in EMT."""
+    sides = (
+        {code: measures(0.5, 0.5) for code in drops},
+        {code: measures(0.5 * (1 - d), 0.1) for code, d in drops.items()},
+    )
+    return Comparison(*sides, {}, "hash")
+
+
+@pytest.mark.parametrize("measure", ["emt", "average_toxicity"])
+def test_relating_equals_scipy(measure):
+    diff, retrieved = observed(("en", *CODES)), known(CODES)
+    result = relate(retrieved, diff, measure)
+    y = [1 - getattr(diff.after[code], measure) / getattr(diff.before[code], measure) for code in CODES]
+    expected = stats.pearsonr(list(retrieved.values()), y)
+    assert (result.pearson_r, result.p_value) == pytest.approx((expected.statistic, expected.pvalue))
+    assert result.measure == measure
+    assert list(result.retrieval) == list(result.drop) == list(CODES)  # English, which was tuned, is not among them
+    assert list(result.drop.values()) == pytest.approx(y)
+    row = result.to_frame().iloc[0]
+    assert (row["predictor"], row["languages"]) == ("retrieval", 6)
+    assert row["pearson_r"] == result.pearson_r
+    assert row["spearman_rho"] == pytest.approx(stats.spearmanr(list(retrieved.values()), y).statistic)
+
+
+def test_errors_of_languages_left_out_equal_scikit_learn():
+    retrieved = known(CODES)
+    found = relate(retrieved, observed(CODES))
+    x, y = np.array(list(retrieved.values()))[:, None], np.array(list(found.drop.values()))
+    foretold = cross_val_predict(LinearRegression(), x, y, cv=LeaveOneOut())
+    own = found.predictors["retrieval"]
+    assert own.error == pytest.approx(abs(foretold - y).mean())
+    assert own.guess == pytest.approx(np.mean([abs(np.delete(y, i).mean() - y[i]) for i in range(6)]))
+
+
+def test_the_drop_of_another_language():
+    drops = {"es": 0.2, "fr": 0.25, "de": 0.45, "ru": 0.5}
+    retrieved = {"es": 0.1, "fr": 0.2, "de": 0.3, "ru": 0.4, "zh": 0.5, "ar": 2.0}
+    found = relate(retrieved, dropping(drops))
+    slope, intercept = np.polyfit(list(retrieved.values())[:4], list(drops.values()), 1)
+    foretold = found.predict("zh")
+    assert foretold.drop == pytest.approx(intercept + 0.5 * slope)
+    assert foretold.low < foretold.drop < foretold.high
+    assert found.predict("zh", level=0.5).low > foretold.low
+    beyond = found.predict("ar")
+    assert beyond.drop == beyond.high == 1.0, "no drop is above 1"
+    # A language that was observed is foretold from the others.
+    slope, intercept = np.polyfit([0.2, 0.3, 0.4], [0.25, 0.45, 0.5], 1)
+    assert found.predict("es").drop == pytest.approx(intercept + 0.1 * slope)
+
+
+def test_prediction_intervals_hold_what_they_promise():
+    """Over many worlds of 16 languages and one more, whose drop is linear in retrieval but for normal noise."""
+    rng, held = np.random.default_rng(0), {0.8: [], 0.95: []}
+    coverage = []
+    codes = [f"{i:02}" for i in range(17)]
+    for _ in range(60):
+        x = rng.uniform(size=17)
+        y = 0.2 + 0.3 * x + rng.normal(0, 0.05, 17)
+        found = relate(dict(zip(codes, x, strict=True)), dropping(dict(zip(codes[:16], y[:16], strict=True))))
+        coverage.append(found.predictors["retrieval"].coverage)
+        for level, hits in held.items():
+            foretold = found.predict(codes[16], level=level)
+            hits.append(foretold.low <= y[16] <= foretold.high)
+    assert np.mean(coverage) == pytest.approx(0.95, abs=0.03)
+    assert {level: np.mean(hits) for level, hits in held.items()} == pytest.approx({0.8: 0.8, 0.95: 0.95}, abs=0.1)
+
+
+def test_at_least_three_languages():
+    assert list(relate(known(CODES), observed(("en", *CODES[:3]))).drop) == list(CODES[:3])
+    with pytest.raises(ValueError, match="share 2 languages"):
+        relate(known(CODES), observed(("en", *CODES[:2])))
+    with pytest.raises(ValueError, match="share 2 languages"):  # nothing toxic before: no relative drop
+        relate(known(CODES[:3]), observed(CODES[:3], before={"fr": measures(0.0, 0.5)}))
+    with pytest.raises(ValueError, match="text and drops share 1 languages"):
+        relate(known(CODES), observed(CODES), others={"text": {"es": 1.0, "en": 2.0, "fr": math.nan}})
+    with pytest.raises(ValueError, match="unknown measure 'rudeness': expected one of emt"):
+        relate(known(CODES), observed(CODES), "rudeness")
+
+
+def test_other_predictors_and_intervals():
+    diff = dataclasses.replace(observed(CODES), changes={"es": {"emt": (-0.3, -0.1)}})
+    text = {"en": 9.0, "es": 3.0, "fr": 1.0, "de": 2.0, "ru": 2.5}
+    found = relate(known(CODES), diff, intervals={"es": (0.1, 0.2), "ko": (0.3, 0.4)}, others={"text": text})
+    before = diff.before["es"].emt
+    assert found.drop_intervals == {"es": pytest.approx((0.1 / before, 0.3 / before))}
+    assert found.retrieval_intervals == {"es": (0.1, 0.2)}
+    frame = found.to_frame().set_index("predictor")
+    assert list(frame["languages"]) == [6, 4]
+    some = ["es", "fr", "de", "ru"]
+    expected = stats.pearsonr([text[code] for code in some], [found.drop[code] for code in some])
+    assert tuple(frame.loc["text", ["pearson_r", "pearson_p_value"]]) == pytest.approx(tuple(expected))
+    assert found.predict("ar").language == "ar"
+    with pytest.raises(ValueError, match="text has no value for 'ar': it has es, fr, de, ru"):
+        found.predict("ar", "text")
+    with pytest.raises(ValueError, match="no predictor 'luck': there are retrieval, text"):
+        found.predict("ar", "luck")
+    with pytest.raises(ValueError, match="level is 95"):
+        found.predict("ar", level=95)
+    three = relate(known(CODES[:3]), observed(CODES[:3]))
+    with pytest.raises(ValueError, match="without 'es', retrieval and drops share 2 languages"):
+        three.predict("es")
+
+
+def test_it_says_how_little_the_languages_carry():
+    codes = [f"{i:02}" for i in range(16)]
+    said = relate(known(codes), dropping(known(codes, 2)))
+    # The r at which t with 14 degrees of freedom is 2.145.
+    assert "16 languages carry little: an |r| below 0.50 may be chance" in said.caveat
+    assert f"r = {said.pearson_r:.2f} has a 95 % interval from" in said.caveat
+    assert said.caveat in repr(said)
+    flat = relate(dict.fromkeys(CODES, 0.5), observed(CODES))
+    assert math.isnan(flat.pearson_r)
+    assert flat.caveat.endswith("(p > 0.05).")
+    assert Transfer("emt", {}, {}, math.nan, math.nan).caveat == "0 languages carry little: no correlation is defined."
+
+
+def test_saved_and_loaded_is_equal(tmp_path):
+    diff = dataclasses.replace(observed(CODES), changes={"es": {"emt": (-0.3, -0.1)}})
+    found = relate(known(CODES), diff, intervals={"es": (0.1, 0.2)}, others={"text": known(CODES, 5)})
+    found.save(tmp_path / "transfer.json")
+    assert Transfer.load(tmp_path / "transfer.json") == found
+
+
+# --- predictors
+
+
+def test_tokens_per_character(lm, tokenizer):
+    texts = {"en": ["the cat", "a"], "ru": ["кот"]}
+    found = transfer.tokens_per_character(lm, texts)
+    assert found == {
+        "en": (len(tokenizer("the cat")["input_ids"]) + len(tokenizer("a")["input_ids"])) / 8,
+        "ru": len(tokenizer("кот")["input_ids"]) / 3,
+    }
+    with pytest.raises(ValueError, match="no text in es"):
+        transfer.tokens_per_character(lm, {"es": [""]})
+
+
+def test_share_of_active_neurons():
+    neurons = NeuronSet.of([(0, 1), (0, 2), (1, 0), (1, 1)])
+    values = torch.tensor([[[1.0, -1.0, 2.0, 0.0]], [[-1.0, -1.0, 2.0, -3.0]], [[1.0, 1.0, 1.0, 1.0]]])
+    sums, steps = torch.stack([values[2, 0], values[0, 0] + values[1, 0]]).double(), torch.tensor([1, 2])
+    mask = torch.ones(3, 1, dtype=torch.bool)
+    acts = Activations(neurons, sums, steps, mask, ("es", "es", "en"), values, Identity("m", None, "float32", "0"))
+    assert transfer.active_share(acts) == {"en": 1.0, "es": 0.25}
+
+
+def test_share_of_promoted_tokens(lm, tokenizer):
+    neurons = NeuronSet.of([(0, 3), (1, 5)])
+    promoted = set()
+    for layer, index in neurons:
+        scores = lm.unembedding() @ lm.value_vectors(layer)[index]
+        promoted |= set(scores.topk(5).indices.tolist())
+    some = tokenizer.decode(sorted(promoted)[:1])
+    texts = {"en": [some, "the cat"], "ru": ["кот"]}
+    used = {code: {i for text in own for i in tokenizer(text)["input_ids"]} for code, own in texts.items()}
+    expected = {code: len(promoted & own) / len(promoted) for code, own in used.items()}
+    assert transfer.promoted_share(lm, neurons, texts, k=5) == expected
+
+
+# --- from the model
+
+
+PARALLEL = {
+    "en": ["the house is large", "the cat sleeps", "a dog", "the mat"],
+    "es": ["la casa es grande", "el gato duerme", "un perro", "la cama"],
+    "de": ["das haus", "katze da", "ein hund", "im haus"],
+    "ru": ["дом большой", "кот сидит", "собака", "коврик"],
+}
+
+
+def test_prediction_is_retrieval_then_transfer(lm):
+    diff, text = observed(("en", "es", "ru", "de")), {"es": 3.0, "de": 2.0, "ru": 1.0}
+    for parallel in (PARALLEL, Dataset.from_dict(PARALLEL)):
+        found = retrieval.predict_transfer(
+            lm, parallel, diff, "average_toxicity", predictors={"text": text}, progress=False
+        )
+        measured = retrieval.accuracy(lm, PARALLEL, progress=False)
+        assert list(found.predictors) == ["retrieval", "aligned_cosine", "tokens_per_character", "text"]
+        assert found.retrieval == measured.mean()
+        assert found.retrieval_intervals == measured.intervals()
+        assert found.predictors["aligned_cosine"].values == measured.mean("aligned_cosine")
+        own = {code: PARALLEL[code] for code in ("es", "de", "ru")}
+        assert found.predictors["tokens_per_character"].values == transfer.tokens_per_character(lm, own)
+
+
+def test_too_few_languages_are_refused_before_any_reading(lm, monkeypatch):
+    monkeypatch.setattr(retrieval, "embed", None)
+    with pytest.raises(ValueError, match="retrieval and drops share 2 languages"):
+        retrieval.predict_transfer(lm, PARALLEL, observed(("en", "es", "ru")))
+    with pytest.raises(ValueError, match="text and drops share 1 languages"):
+        retrieval.predict_transfer(lm, PARALLEL, observed(CODES), predictors={"text": {"es": 1.0}})
