@@ -534,19 +534,12 @@ def test_two_processes_tune_one_model(model, tokenizer, tmp_path):
         """)
     )
     # What `accelerate launch` starts for several GPUs of one machine, here with none.
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "0",
-        str(script),
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     more = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment = os.environ | more
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    done = subprocess.run(
+        [*launcher, str(script)], capture_output=True, text=True, check=False, env=environment, timeout=300
+    )
     printed = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("fingerprint")]
     assert len(printed) == 2, done.stderr
     assert len(set(printed)) == 1
