@@ -6,6 +6,8 @@ import re
 # Not for display: control characters but tab and line ends, lone surrogates, and what reorders the words beside it.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def escaped(value: object) -> str:
     """For a page, in text and in attributes."""
@@ -15,3 +17,8 @@ def escaped(value: object) -> str:
 def escaped_for_plotly(value: object) -> str:
     """For a label that plotly shows: it renders tags, but not the entities of quotation marks."""
     return html.escape(_UNSEEN.sub("\ufffd", str(value)), quote=False)
+
+
+def well_formed(text: str) -> str:
+    """Text that can be encoded: surrogate pairs joined, lone ones (as half an emoji in JSON) replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _SURROGATE.search(text) else text
