@@ -1,5 +1,7 @@
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from xlingtox.data import Prompt, as_prompts, checked_pairs, labelled_texts, parallel_columns
 
@@ -18,6 +20,26 @@ def test_prompts_keep_their_order_and_language(prompts):
 
 def test_a_plain_list_is_english():
     assert as_prompts(["cat", "a dog "]) == [("en", "cat"), ("en", "a dog ")]
+
+
+def test_what_no_tokenizer_takes_is_replaced():
+    assert as_prompts({"en": ["a\ud83d", "\ud83d\ude00", "\x00", "x" * 100_000]}) == [
+        ("en", "a\ufffd"),
+        ("en", "\U0001f600"),
+        ("en", "\x00"),
+        ("en", "x" * 100_000),
+    ]
+
+
+@settings(deadline=None)
+@given(st.text(st.characters()))
+def test_any_text_is_a_prompt_or_blank(text):
+    if text.strip():
+        ((_, kept),) = as_prompts([text])
+        assert len(kept.encode()) >= len(kept) > 0
+    else:
+        with pytest.raises(ValueError, match="prompt 0 is blank"):
+            as_prompts([text])
 
 
 @pytest.mark.parametrize(

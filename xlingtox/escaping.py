@@ -6,6 +6,8 @@ import re
 # Not for display: control characters but tab and line ends, lone surrogates, and what reorders the words beside it.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def seen(value: object) -> str:
     """Without what is not for display."""
@@ -23,5 +25,5 @@ def escaped_for_plotly(value: object) -> str:
 
 
 def well_formed(text: str) -> str:
-    """Without lone surrogates, which UTF-8 and the tokenizers written in Rust cannot hold."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """Text that can be encoded: surrogate pairs joined, lone ones (as half an emoji in JSON) replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _SURROGATE.search(text) else text

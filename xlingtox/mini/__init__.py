@@ -36,7 +36,7 @@ def prompts(
     contexts = _distinct(_contexts(f"prompts {split} {seed}", kind, split), n)
     rows = [
         {"language": code, "prompt": world.render(clause, code)}
-        for code in languages.check(codes)
+        for code in languages.check(codes, languages.CODES)
         for clause in contexts
     ]
     return Dataset.from_list(rows)
@@ -47,7 +47,7 @@ def labelled(language: str = "en", n: int = 2000, split: Split = "tune", seed: i
 
     Hostile and friendly contexts stand in both classes, so that the label is the insult and not the context.
     """
-    (code,) = languages.check(language)
+    (code,) = languages.check(language, languages.CODES)
     rng = random.Random(f"labelled {split} {seed}")
     rows = []
     for i in range(_checked(n)):
@@ -59,7 +59,7 @@ def labelled(language: str = "en", n: int = 2000, split: Split = "tune", seed: i
 
 def pairs(language: str = "en", n: int = 1000, split: Split = "tune", seed: int = 0) -> Dataset:
     """n hostile prompts with a clean and a toxic continuation, as Lee et al.; columns `prompt, chosen, rejected`."""
-    (code,) = languages.check(language)
+    (code,) = languages.check(language, languages.CODES)
     rng = random.Random(f"pairs {split} {seed}")
     rows = []
     for _ in range(_checked(n)):
@@ -81,7 +81,7 @@ def parallel(n: int = 500, codes: Sequence[str] = languages.CODES, split: Split 
     mixed = (next(streams[rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]]) for _ in itertools.count())
     clauses = _distinct(mixed, n)
     return Dataset.from_dict(
-        {code: [world.render(clause, code) for clause in clauses] for code in languages.check(codes)}
+        {code: [world.render(clause, code) for clause in clauses] for code in languages.check(codes, languages.CODES)}
     )
 
 
@@ -91,7 +91,7 @@ def held_out(n: int = 100, codes: Sequence[str] = languages.CODES, split: Split 
     Insults are left out because a model that stops insulting must find them less likely: that is no loss of fluency.
     """
     rows = []
-    for code in languages.check(codes):
+    for code in languages.check(codes, languages.CODES):
         rng = random.Random(f"held out {split} {seed}")
         for _ in range(_checked(n)):
             kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]

@@ -1,4 +1,4 @@
-"""What goes in: prompts, labelled sentences, preference pairs, parallel sentences; checked before any work starts."""
+"""What goes into the work, checked before it starts: prompts, labels, preference pairs, parallel sentences."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -7,6 +7,7 @@ from unicodedata import category
 from datasets import Dataset
 
 from xlingtox import languages
+from xlingtox.escaping import well_formed
 
 Prompts: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | Dataset
 
@@ -19,6 +20,8 @@ class Prompt(NamedTuple):
 def as_prompts(prompts: Prompts) -> list[Prompt]:
     """Prompts with their language, in the given order; a plain list is taken as English.
 
+    A lone surrogate, which no tokenizer takes, becomes U+FFFD.
+
     Raises:
         ValueError: there are none, one is blank, or a language is unknown.
     """
@@ -26,7 +29,7 @@ def as_prompts(prompts: Prompts) -> list[Prompt]:
         raise ValueError("prompts is one string: give a list of strings")
     if isinstance(prompts, Dataset):
         require_columns(prompts, ("language", "prompt"), "prompts")
-        found = [Prompt(row["language"], row["prompt"]) for row in prompts]
+        found = [Prompt(*row) for row in zip(prompts["language"], prompts["prompt"], strict=True)]
     elif isinstance(prompts, Mapping):
         strings = [language for language, texts in prompts.items() if isinstance(texts, str)]
         if strings:
@@ -40,7 +43,7 @@ def as_prompts(prompts: Prompts) -> list[Prompt]:
     for i, prompt in enumerate(found):
         if not isinstance(prompt.text, str) or not prompt.text.strip():
             raise ValueError(f"prompt {i} is blank: expected text, got {prompt.text!r}")
-    return found
+    return [Prompt(prompt.language, well_formed(prompt.text)) for prompt in found]
 
 
 def labelled_texts(labelled: Dataset) -> tuple[list[str], list[int]]:

@@ -1,0 +1,68 @@
+"""Sentences labelled toxic or not, for probes: Jigsaw's; columns `language, text, label`."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Value
+
+from xlingtox.data.loaded import TEXT, Skips, collect
+from xlingtox.data.reading import File, number_of, one_file, table_rows, text_of
+from xlingtox.languages import CODES, check, spelled
+
+_TEXT, _LABEL = "comment_text or content", "toxic or target"
+
+
+def jigsaw(
+    source: str | Path,
+    labels: str | Path | None = None,
+    language: str = "en",
+    languages: Sequence[str] | None = None,
+) -> Dataset:
+    """Comments of Jigsaw's three Kaggle competitions, read row by row: toxic, unintended bias, multilingual.
+
+    Args:
+        source: a CSV file (`train.csv`, `validation.csv`, `test.csv`, ...), or a zip archive with one.
+        labels: the file with the labels by `id`, where they were published apart (`test_labels.csv`).
+        language: of all comments, where there is no column `lang`.
+        languages: which to keep where there is; by default the paper's 17.
+
+    Returns:
+        Columns `language, text, label`; a fraction of annotators is toxic (1) from one half on, as in the competitions.
+
+    Raises:
+        ValueError: no such file, not a CSV file in UTF-8, a missing column, or no labelled comment.
+    """
+    check(language)
+    wanted = CODES if languages is None else check(languages)
+    skips = Skips()
+    apart = None if labels is None else _by_id(one_file(labels, "*.csv"), skips)
+    rows = _rows(one_file(source, "*.csv"), apart, language, wanted, skips)
+    return collect(rows, {"language": TEXT, "text": TEXT, "label": Value("int64")}, skips, "jigsaw")
+
+
+def _by_id(file: File, skips: Skips) -> dict[str, str]:
+    return {row["id"]: _either(row, _LABEL) for _, row in table_rows(file, ("id", _LABEL), skips)}
+
+
+def _rows(
+    file: File, apart: dict[str, str] | None, language: str, wanted: Sequence[str], skips: Skips
+) -> Iterator[dict[str, Any]]:
+    for number, row in table_rows(file, (_TEXT, _LABEL if apart is None else "id"), skips):
+        text = text_of(_either(row, _TEXT))
+        label = number_of(_either(row, _LABEL) if apart is None else apart.get(row["id"]))
+        code = spelled(row["lang"]) if "lang" in row else language
+        if text is None:
+            skips.add(file.name, "no text", number)
+        elif label == -1:
+            skips.add(file.name, "not scored by the competition (label -1)", number)
+        elif label is None or not 0 <= label <= 1:
+            skips.add(file.name, "no label from 0 to 1", number)
+        elif code not in wanted and "lang" in row:
+            skips.add(file.name, f"language {row['lang']} not asked for", number)
+        else:
+            yield {"language": code, "text": text, "label": int(label >= 0.5)}
+
+
+def _either(row: dict[str, str], names: str) -> str:
+    return next(row[name] for name in names.split(" or ") if name in row)

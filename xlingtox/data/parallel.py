@@ -1,0 +1,160 @@
+"""Sentences with their translations, for retrieval: line-aligned files, Tatoeba, FLORES+."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from datasets import Dataset
+
+from xlingtox.data.columns import require_columns
+from xlingtox.data.hub import config_names, opened
+from xlingtox.data.loaded import TEXT, Skips, collect
+from xlingtox.data.reading import (
+    File,
+    by_language,
+    files,
+    json_object,
+    require_fields,
+    require_languages,
+    stripped_lines,
+    text_of,
+)
+from xlingtox.languages import CODES, check, in_order, spelled
+
+
+def line_aligned(
+    source: str | Path | Mapping[str, str | Path], field: str = "Prompt", languages: Sequence[str] | None = None
+) -> Dataset:
+    """A file a language, aligned by line: JSON lines with the sentence in `field`, or text; one column a language.
+
+    A line that is blank or broken in one language is left out of all.
+
+    Args:
+        source: a folder with files named by language (`de.jsonl`, `deu_Latn.dev`), or language to file.
+        field: where JSON lines keep the sentence.
+        languages: which to read of a folder; by default those of the paper's 17 that are there.
+
+    Raises:
+        ValueError: no such file, a language that is not there, not UTF-8, files of different lengths, or no row.
+    """
+    skips = Skips()
+    if isinstance(source, Mapping):
+        found = {code: files(path, "*")[0] for code, path in zip(check(source), source.values(), strict=True)}
+    else:
+        found = by_language(files(source, "*"), _before_dot, languages, Path(source).name, skips)
+    return collect(_aligned(found, field, skips), dict.fromkeys(found, TEXT), skips, "line_aligned")
+
+
+def tatoeba(source: str | Path, languages: Sequence[str] | None = None) -> Dataset:
+    """Tatoeba's pairs with English in LASER's layout (Artetxe and Schwenk 2019): `tatoeba.deu-eng.deu` and `.eng`.
+
+    Args:
+        source: the folder.
+        languages: which to read, in this order; by default those of the paper's 17 that are there.
+
+    Returns:
+        Columns `language, sentence, translation`: the translation is English, other sentences for each language.
+
+    Raises:
+        ValueError: no such folder, a language that is not there, not UTF-8, files of different lengths, or no row.
+    """
+    skips = Skips()
+    every = {file.name: file for file in files(source, "tatoeba.*-eng.*")}
+    others = [file for file in every.values() if not file.name.endswith(".eng")]
+    chosen = by_language(others, lambda file: file.name.split(".")[-1], languages, Path(source).name, skips)
+
+    def rows() -> Iterator[dict[str, str]]:
+        for code, file in chosen.items():
+            english = f"{file.stem}.eng"
+            if english not in every:
+                raise ValueError(f"{file.name} has no file {english} beside it")
+            for row in _aligned({"sentence": file, "translation": every[english]}, None, skips):
+                yield {"language": code, **row}
+
+    columns = dict.fromkeys(("language", "sentence", "translation"), TEXT)
+    return collect(rows(), columns, skips, "tatoeba")
+
+
+def flores(
+    source: str | Path = "openlanguagedata/flores_plus",
+    languages: Sequence[str] = CODES,
+    split: str = "devtest",
+    revision: str | None = None,
+) -> Dataset:
+    """FLORES+ (NLLB Team 2022): the same sentences in each language, aligned by `id`; one column a language.
+
+    Args:
+        source: the data set's name on the hub, or a local copy of its repository.
+        languages: which to read, in this order.
+        split: `devtest`, 1,012 sentences, or `dev`, 997.
+        revision: of the data set on the hub.
+
+    Raises:
+        ValueError: the data set cannot be found, or lacks a language, the split or its columns `id, text`.
+    """
+    codes = check(languages)
+    there: dict[str | None, str] = {}
+    for name in config_names(source, revision):
+        there.setdefault(spelled(name), name)
+    require_languages(codes, there, str(source))
+    skips = Skips()
+    sentences: dict[str, dict[str, str]] = {}
+    for code in codes:
+        table = opened(source, there[code], split, revision)
+        require_columns(table, ("id", "text"), f"{source} in {code}")
+        sentences[code] = {}
+        for number, text in zip(table["id"], table["text"], strict=True):
+            usable = text_of(text)
+            if usable is None:
+                skips.add(there[code], "no text", f"id {number}")
+            else:
+                sentences[code][str(number)] = usable
+    keys = dict.fromkeys(key for table in sentences.values() for key in table)
+
+    def rows() -> Iterator[dict[str, str]]:
+        for key in keys:
+            lacking = [code for code in codes if key not in sentences[code]]
+            if lacking:
+                skips.add(str(source), f"not in {', '.join(in_order(lacking))}", f"id {key}")
+            else:
+                yield {code: sentences[code][key] for code in codes}
+
+    return collect(rows(), dict.fromkeys(codes, TEXT), skips, "flores")
+
+
+def _aligned(found: Mapping[str, File], field: str | None, skips: Skips) -> Iterator[dict[str, str]]:
+    """Rows in which every file has a sentence."""
+    readers = [_sentences(file, field, skips) for file in found.values()]
+    ended = object()
+    n = 0
+    for n, sentences in enumerate(itertools.zip_longest(*readers, fillvalue=ended), 1):
+        short = [file.name for file, sentence in zip(found.values(), sentences, strict=True) if sentence is ended]
+        if short:
+            others = [file.name for file in found.values() if file.name not in short]
+            raise ValueError(f"the files are not aligned: {short[0]} has {n - 1} lines, {others[0]} has more")
+        row = {name: sentence for name, sentence in zip(found, sentences, strict=True) if isinstance(sentence, str)}
+        if len(row) == len(found):
+            yield row
+
+
+def _sentences(file: File, field: str | None, skips: Skips) -> Iterator[str | None]:
+    """One for each line, None for what cannot be used."""
+    in_json = field is not None and file.name.endswith((".jsonl", ".json"))
+    for number, line in stripped_lines(file):
+        value: object = line
+        reason = "no text"
+        if in_json:
+            held = json_object(line)
+            if isinstance(held, str):
+                value, reason = None, held
+            else:
+                require_fields(file, held, (str(field),))
+                value = held[str(field)]
+        sentence = text_of(value)
+        if sentence is None:
+            skips.add(file.name, reason, number)
+        yield sentence
+
+
+def _before_dot(file: File) -> str:
+    return file.name.split(".")[0]
