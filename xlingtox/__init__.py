@@ -21,6 +21,7 @@ from xlingtox._version import __version__ as __version__
 from xlingtox.activations import Activations, collect_activations
 from xlingtox.comparison import Comparison, compare
 from xlingtox.dose import Dose, dose_response
+from xlingtox.drift import weight_drift
 from xlingtox.generation import Continuations, generate
 from xlingtox.interventions import Offset, Patch, Scale, Set
 from xlingtox.lm import HookedLM, HookNeverFired
@@ -67,4 +68,5 @@ __all__ = [
     "transfer",
     "tune_dpo",
     "tuning",
+    "weight_drift",
 ]

@@ -259,6 +259,11 @@ class HookedLM(Running):
         gate = self._lens.gate_projection(self._checked_layer(layer))
         return (self._lens.up_projection(layer) if gate is None else gate).T
 
+    @property
+    def gated(self) -> bool:
+        """Whether a neuron multiplies what its key vector gives by what an up vector gives."""
+        return self._lens.gate_projection(0) is not None
+
     def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """Of a gated MLP, what each neuron of `layer` multiplies its gate by (a view of the weights).
 

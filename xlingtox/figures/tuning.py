@@ -59,14 +59,18 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 _DRIFT = ["layer", "kind", "cosine", "norm_change"]
-_KINDS = (("key", "key vectors", CONTROL, "diamond"), ("value", "value vectors", SOURCES, "circle"))
+_KINDS = (
+    ("key", "key vectors", CONTROL, "diamond"),
+    ("up", "up vectors", CONTROL, "square"),
+    ("value", "value vectors", SOURCES, "circle"),
+)
 
 
 def weight_drift(table: pd.DataFrame) -> go.Figure:
     """How far the MLP's weights moved by tuning, by layer: cosine of each vector with itself, and change of its norm.
 
     Args:
-        table: columns `layer, kind` (`key` or `value`), `cosine` (after with before), `norm_change` (relative); several
+        table: columns `layer, kind` (`key`, `up` or `value`), `cosine` (after with before), `norm_change` (relative); several
             rows a layer and kind are averaged, and the least and greatest drawn as a bar.
 
     Raises:
@@ -77,9 +81,9 @@ def weight_drift(table: pd.DataFrame) -> go.Figure:
         raise ValueError(f"the table has no column {', '.join(missing)}: expected {', '.join(_DRIFT)}")
     if table.empty:
         raise ValueError("no drift to draw: the table is empty")
-    other = sorted(set(table["kind"]) - {"key", "value"})
+    other = sorted(set(table["kind"]) - {kind for kind, *_ in _KINDS})
     if other:
-        raise ValueError(f"unknown kind {other[0]!r}: expected key or value")
+        raise ValueError(f"unknown kind {other[0]!r}: expected key, up or value")
     if not all(math.isfinite(value) for column in _DRIFT[2:] for value in table[column]):
         raise ValueError("a cosine or a change of norm is not finite")
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)

@@ -1,0 +1,44 @@
+"""Drift: how far tuning moved each neuron's weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from xlingtox.lm import HookedLM
+
+
+@torch.no_grad()
+def weight_drift(before: HookedLM, after: HookedLM) -> pd.DataFrame:
+    """Cosine and change in norm of every key and value vector between two models (Lee et al. 2024, section 5).
+
+    Returns:
+        columns `layer, kind, index, cosine, norm_change`, a row a vector; `kind` is `key`, `value`, or in gated MLPs
+        also `up`, and `norm_change` is relative to the norm before. `figures.weight_drift` draws it.
+
+    Raises:
+        ValueError: two models that differ in shape or vocabulary.
+    """
+    before.check_alike(after)
+    parts = []
+    for layer in range(before.n_layers):
+        for kind, one, other in zip(_kinds(before), _vectors(before, layer), _vectors(after, layer), strict=True):
+            first, then = one.double().cpu(), other.double().cpu()
+            norms = first.norm(dim=-1), then.norm(dim=-1)
+            columns = {"cosine": cosine_similarity(first, then, dim=-1), "norm_change": norms[1] / norms[0] - 1}
+            named = {"layer": layer, "kind": kind, "index": np.arange(len(first))}
+            parts.append(pd.DataFrame(named | {name: values.numpy() for name, values in columns.items()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _kinds(lm: HookedLM) -> tuple[str, ...]:
+    return ("key", "up", "value") if lm.gated else ("key", "value")
+
+
+def _vectors(lm: HookedLM, layer: int) -> list[Float[Tensor, "d_mlp d_model"]]:
+    read = {"key": lm.key_vectors, "up": lm.up_vectors, "value": lm.value_vectors}
+    return [read[kind](layer) for kind in _kinds(lm)]
