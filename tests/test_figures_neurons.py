@@ -259,7 +259,7 @@ def test_hostile_text_stays_text():
         (lambda: figures.roc([0, 1, 1], [0.1, 0.2, 0.3], ["en", "en", "ar"]), "labels in ar"),
         (lambda: figures.training([]), "no row of the log"),
         (lambda: figures.weight_drift(DRIFT.drop(columns="kind")), "no column kind"),
-        (lambda: figures.weight_drift(DRIFT.assign(kind="gate")), "'gate': expected key or value"),
+        (lambda: figures.weight_drift(DRIFT.assign(kind="gate")), "'gate': expected key, up or value"),
         (lambda: figures.weight_drift(DRIFT.assign(cosine=float("inf"))), "not finite"),
         (lambda: figures.weight_drift(DRIFT.iloc[:0]), "is empty"),
         (lambda: figures.token_activations(read(), read(("A", " cat", " is", "."))), "differ in their prompt"),

@@ -237,8 +237,10 @@ def greediest(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step
 def _chances(texts: Sequence[str], samples: int, steps: int, seed: int) -> Float[Tensor, "row step try"]:
     """Uniform numbers in [0, 1) that depend on the prompt's text, the sample, the step and the seed only."""
     seeds = [[seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))] for text in texts]
-    rows = [np.random.default_rng(own).random((samples, steps, _TRIES)) for own in seeds]
-    return torch.from_numpy(np.concatenate(rows))
+    streams = [np.random.default_rng(own) for own in seeds]
+    first = np.concatenate([stream.random((samples, steps, 1)) for stream in streams])
+    others = np.concatenate([stream.random((samples, steps, _TRIES - 1)) for stream in streams])
+    return torch.from_numpy(np.concatenate([first, others], -1))
 
 
 class _Sampler:
@@ -260,7 +262,7 @@ class _Sampler:
     def _chosen(self, logits: Tensor, chance: Tensor) -> Tensor:
         mass = (logits.float() / self.temperature).softmax(-1)
         top, ids = mass.topk(min(_NUCLEUS_GUESS, mass.shape[-1]))
-        chosen = self._draw(top.double(), ids, chance[:, -1:])
+        chosen = self._draw(top.double(), ids, chance[:, :1])
         # Where the guess does not hold the whole nucleus, the row is drawn again from the whole vocabulary.
         short = top.sum(-1) < self.top_p
         if top.shape[-1] < mass.shape[-1] and bool(short.any()):

@@ -70,8 +70,8 @@ def weight_drift(table: pd.DataFrame) -> go.Figure:
     """How far the MLP's weights moved by tuning, by layer: cosine of each vector with itself, and change of its norm.
 
     Args:
-        table: columns `layer, kind` (`key`, `up` or `value`), `cosine` (after with before), `norm_change` (relative); several
-            rows a layer and kind are averaged, and the least and greatest drawn as a bar.
+        table: columns `layer`, `kind` (`key`, `up` or `value`), `cosine` (after with before), `norm_change` (relative);
+            several rows a layer and kind are averaged, and the least and greatest drawn as a bar.
 
     Raises:
         ValueError: a column is missing, another kind, no rows, or a number that is not finite.
