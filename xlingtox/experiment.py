@@ -304,7 +304,7 @@ def _amplify(study: _Study) -> dict[str, Any]:
 
 def _tune(study: _Study) -> dict[str, Any]:
     recipe = dataclasses.replace(study.settings.recipe, seed=study.settings.seed)
-    tuning.tune_dpo(study.lm, study.materials.pairs, study.folder / "tuned", recipe, study.progress)
+    tuning.tune_dpo(study.lm, study.materials.pairs, study.folder / "tuned", recipe, progress=study.progress)
     return {"recipe": dataclasses.asdict(recipe)}
 
 
