@@ -237,10 +237,10 @@ def greediest(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step
 def _chances(texts: Sequence[str], samples: int, steps: int, seed: int) -> Float[Tensor, "row step try"]:
     """Uniform numbers in [0, 1) that depend on the prompt's text, the sample, the step and the seed only."""
     seeds = [[seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))] for text in texts]
-    streams = [np.random.default_rng(own) for own in seeds]
-    first = np.concatenate([stream.random((samples, steps, 1)) for stream in streams])
-    others = np.concatenate([stream.random((samples, steps, _TRIES - 1)) for stream in streams])
-    return torch.from_numpy(np.concatenate([first, others], -1))
+    # Two streams: in each, the numbers of a sample do not depend on how many come after it.
+    first = [np.random.default_rng(own).random((samples, steps, 1)) for own in seeds]
+    others = [np.random.default_rng([*own, 1]).random((samples, steps, _TRIES - 1)) for own in seeds]
+    return torch.from_numpy(np.concatenate([np.concatenate(first), np.concatenate(others)], -1))
 
 
 class _Sampler:
