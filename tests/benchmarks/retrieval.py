@@ -70,7 +70,9 @@ def miniature() -> None:
 
 def memory(layers: int, n: int) -> None:
     """A narrow model with many layers: what is kept is means of states, never states of tokens."""
-    config = transformers.GPT2Config(n_layer=layers, n_embd=64, n_head=2, vocab_size=6000, n_positions=128)
+    config = transformers.GPT2Config(
+        n_layer=layers, n_embd=64, n_head=2, vocab_size=6000, n_positions=128, eos_token_id=0
+    )
     lm = HookedLM.load(transformers.GPT2LMHeadModel(config).eval(), tokenizer=HookedLM.load("mini").tokenizer)
     parallel = {code: sentences_of(n, i) for i, code in enumerate(languages.CODES)}
     retrieval.embed(lm, parallel["en"][:BATCH], progress=False)
@@ -89,15 +91,19 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", choices=SHAPES, default="gpt2-small")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sentences", type=int, default=256)
+    parser.add_argument("--sentences", type=int, default=128)
+    parser.add_argument("--only", choices=["miniature", "memory", "embedding"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     transformers.utils.logging.set_verbosity_error()
-    miniature()
-    print("\nmemory of retrieval.accuracy, 17 languages")
-    for layers, n in ((6, 250), (6, 1000), (24, 250), (24, 1000)):
-        memory(layers, n)
-    embedding(given.shape, given.device, given.sentences)
+    if given.only in (None, "miniature"):
+        miniature()
+    if given.only in (None, "memory"):
+        print("\nmemory of retrieval.accuracy, 17 languages")
+        for layers, n in ((6, 250), (24, 250), (24, 1000)):
+            memory(layers, n)
+    if given.only in (None, "embedding"):
+        embedding(given.shape, given.device, given.sentences)
 
 
 if __name__ == "__main__":
