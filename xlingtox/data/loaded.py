@@ -87,7 +87,8 @@ def warn(skips: Skips, what: str) -> None:
 def subsample(table: Dataset, n: int, by: str | Sequence[str] = (), seed: int = 0) -> Dataset:
     """n rows drawn without replacement, in their order; n for each value of the column or columns `by`.
 
-    What is drawn for one value does not depend on which others there are.
+    What is drawn for one value does not depend on which others there are, and values with as many rows are drawn at the
+    same places: prompts that are aligned over languages stay so.
 
     Raises:
         ValueError: a column is missing, or there are fewer rows than n, of some value.
@@ -97,7 +98,8 @@ def subsample(table: Dataset, n: int, by: str | Sequence[str] = (), seed: int = 
     if missing:
         raise ValueError(f"there is no column {', '.join(missing)}: there are {', '.join(table.column_names)}")
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    keys = zip(*(table[name] for name in names), strict=True) if names else itertools.repeat((), len(table))
+    columns = table.select_columns(list(names)).with_format("arrow")[:] if names else None
+    keys = itertools.repeat((), len(table)) if columns is None else zip(*columns.to_pydict().values(), strict=True)
     for i, key in enumerate(keys):
         groups[key].append(i)
     if n < 1 or not groups:
@@ -105,7 +107,7 @@ def subsample(table: Dataset, n: int, by: str | Sequence[str] = (), seed: int = 
     short = [" ".join(map(str, (len(rows), *key))) for key, rows in groups.items() if len(rows) < n]
     if short:
         raise ValueError(f"n is {n}, and there are fewer rows: {', '.join(short)}")
-    drawn = [i for key, rows in groups.items() for i in random.Random(f"{seed} {key}").sample(rows, n)]
+    drawn = [i for rows in groups.values() for i in random.Random(seed).sample(rows, n)]
     return table.select(sorted(drawn))
 
 
