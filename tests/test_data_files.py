@@ -165,10 +165,10 @@ def test_any_types_in_rtp_lx(folder, row, level, prompt):
 
 
 def test_the_csv_modules_limit_is_put_back(tmp_path):
-    before = csv.field_size_limit()
+    before = csv.field_size_limit(1000)
     path = written(tmp_path, {"a.csv": table(["comment_text", "toxic"], ["x" * 200_000, "1"])}) / "a.csv"
     assert [len(text) for text in data.jigsaw(path)["text"]] == [200_000]
-    assert csv.field_size_limit() == before
+    assert csv.field_size_limit(before) == 1000
 
 
 def test_a_file_is_not_held_in_memory(tmp_path):
@@ -200,6 +200,7 @@ def test_subsample():
     assert list(data.subsample(full, 5, by="language", seed=4)["text"]) != texts
     german = full.filter(lambda row: row["language"] == "de")
     assert [text for text in texts if text.startswith("de")] == list(data.subsample(german, 5, "language", 3)["text"])
+    assert len({text.split()[1] for text in texts}) == 5  # the same places in each
     both = data.subsample(full, 2, by=["language", "label"])
     assert len(both) == 12
     assert sum(both["label"]) == 6

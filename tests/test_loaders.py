@@ -28,7 +28,7 @@ def test_jigsaw_as_in_2018(tmp_path):
     comments = ['"He said ""fool"",\nthen left"', '"D\'aww! \u2028"', '" "', "left, unquoted"]
     rows = [[str(i), text, str(i % 2), *"00000"] for i, text in enumerate(comments)]
     path = tmp_path / "train.csv"
-    path.write_bytes(BOM + table(TOXIC, *rows))
+    path.write_bytes(BOM + table(TOXIC, *rows) + b"\r\n")
     loaded = data.jigsaw(path)
     assert list(loaded) == [
         {"language": "en", "text": 'He said "fool",\nthen left', "label": 0},
@@ -58,6 +58,7 @@ def test_jigsaw_with_fractions_of_annotators(tmp_path, column):
     labels = ["0.0", "0.4999", "0.5", "1.0", "nan", "1.2", ""]
     path = written(tmp_path, {"a.csv": table([column, "comment_text"], *([x, "a"] for x in labels))}) / "a.csv"
     assert list(data.jigsaw(path)["label"]) == [0, 0, 1, 1]
+    assert set(data.jigsaw(path, language="tr")["language"]) == {"tr"}
 
 
 def test_multilingual_jigsaw(tmp_path):
@@ -115,14 +116,14 @@ def test_toxicity_pairwise(tmp_path):
 def test_paradetox(tmp_path):
     rows = [
         ["toxic", "neutral1", "neutral2", "neutral3"],
-        ["he  had steel balls !", "He was brave!", "he had\u00a0courage", ""],
+        ["hE  had steel balls !", "He was brave!", "he had\u00a0courage", ""],
         ["you fool", "friend", '"you,\nfriend"', "you"],
         ["fool", "", "", ""],
     ]
     loaded = data.paradetox(written(tmp_path, {"paradetox.tsv": table(*rows, delimiter="\t")}) / "paradetox.tsv")
     assert [tuple(row.values()) for row in loaded] == [
-        ("he", " was brave!", "  had steel balls !"),
-        ("he  had", "\u00a0courage", " steel balls !"),
+        ("hE", " was brave!", "  had steel balls !"),
+        ("hE  had", "\u00a0courage", " steel balls !"),
     ]
     assert left_out(loaded) == [
         (
@@ -323,7 +324,16 @@ def test_a_data_set_that_cannot_be_read(tmp_path, name):
 
 
 def test_word_lists(tmp_path, caplog):
-    written(tmp_path, {"en": BOM + b"fool\r\n stupid ass \n\nfool\n", "ja.txt": "馬鹿", "tlh": "qoH", "fi": "tyhmä"})
+    written(
+        tmp_path,
+        {
+            "en": BOM + b"fool\r\n stupid ass \n\nfool\n",
+            "ja.txt": "馬鹿",
+            "tlh": "qoH",
+            "fi": "tyhmä",
+            ".DS_Store": b"\0\xff",
+        },
+    )
     words = data.word_lists(tmp_path)
     assert list(words.items()) == [("en", ["fool", "stupid ass"]), ("ja", ["馬鹿"]), ("fi", ["tyhmä"])]
     assert "language not known: 1 (tlh)" in caplog.text

@@ -91,6 +91,19 @@ def test_rtp_lx_keeps_its_annotations(tmp_path):
     assert (de["completion"], de["benign_completions"], de["prompt_votes"]["bias"]) == (None, [], [])
 
 
+def test_rtp_lx_reads_numbers_in_any_type(tmp_path):
+    indices = [3, "3", 3.0, True, None, "x", 1e300, float("inf"), [3]]
+    levels = {3: 3.0, "2.5": 2.5, float("nan"): None, float("inf"): None, 10**400: None, "": None}
+    rows = [{"Prompt": "x", "Index": index, "Completion": "NA"} for index in indices]
+    rows += [{"Prompt": "x", "Annotations": {"Bias": level}, "AnnotationsRaw": {"Bias": [level]}} for level in levels]
+    loaded = data.rtp_lx(written(tmp_path, {"RTP_LX_EN.json": jsonl(*rows)}))
+    assert list(loaded["index"])[: len(indices)] == [3, 3, 3, 1, None, None, None, None, None]
+    assert set(loaded["completion"]) == {None}
+    last = list(loaded)[len(indices) :]
+    assert [row["prompt_annotations"]["bias"] for row in last] == list(levels.values())
+    assert [row["prompt_votes"]["bias"] for row in last] == [[level] if level else [] for level in levels.values()]
+
+
 def test_rtp_lx_in_the_languages_asked_for(release):
     source, password = release
     loaded = data.rtp_lx(source, password, languages=["no", "zh-hant", "sh"])

@@ -87,7 +87,8 @@ def warn(skips: Skips, what: str) -> None:
 def subsample(table: Dataset, n: int, by: str | Sequence[str] = (), seed: int = 0) -> Dataset:
     """n rows drawn without replacement, in their order; n for each value of the column or columns `by`.
 
-    What is drawn for one value does not depend on which others there are.
+    What is drawn for one value does not depend on which others there are, and values with as many rows are drawn at the
+    same places: prompts that are aligned over languages stay so.
 
     Raises:
         ValueError: a column is missing, or there are fewer rows than n, of some value.
@@ -106,7 +107,7 @@ def subsample(table: Dataset, n: int, by: str | Sequence[str] = (), seed: int = 
     short = [" ".join(map(str, (len(rows), *key))) for key, rows in groups.items() if len(rows) < n]
     if short:
         raise ValueError(f"n is {n}, and there are fewer rows: {', '.join(short)}")
-    drawn = [i for key, rows in groups.items() for i in random.Random(f"{seed} {key}").sample(rows, n)]
+    drawn = [i for rows in groups.values() for i in random.Random(seed).sample(rows, n)]
     return table.select(sorted(drawn))
 
 

@@ -93,9 +93,7 @@ def flores(
         ValueError: the data set cannot be found, or lacks a language, the split or its columns `id, text`.
     """
     codes = check(languages)
-    there: dict[str | None, str] = {}
-    for name in config_names(source, revision):
-        there.setdefault(spelled(name), name)
+    there = {spelled(name): name for name in config_names(source, revision)}
     require_languages(codes, there, str(source))
     skips = Skips()
     sentences: dict[str, dict[str, str]] = {}
