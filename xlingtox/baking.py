@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xlingtox.folders import writable_folder
 from xlingtox.lm import HookedLM
+from xlingtox.loading import Loaded
 
 On = Callable[[HookedLM], contextlib.AbstractContextManager[None]]
 
@@ -49,7 +50,8 @@ def bake(
                 rows.mul_(gains[layer].to(rows)[:, None])
             if layer in pushes:
                 down.bias.copy_(down.bias.double().cpu() + pushes[layer])
-    baked = HookedLM.load(model, tokenizer=lm.tokenizer)
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    baked = HookedLM.over(Loaded(model, lm.tokenizer, name))
     _check_same(lm, on, lambda: baked.logits(*_probe(lm)), f"{what} cannot be baked exactly into {lm.name}")
     if folder is None:
         return baked

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import psutil
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from xlingtox.lm import HookedLM
 
@@ -67,6 +69,33 @@ def each_batch(rows: Sequence[int], size: int, work: Callable[[list[int]], T]) -
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         waiting.extendleft(reversed(batch))
+
+
+def over_texts(
+    lm: HookedLM,
+    texts: Sequence[str],
+    size: int,
+    read: Callable[[list[int], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]], None],
+) -> None:
+    """Call `read` with up to `size` texts at a time, texts of like length together: their numbers, tokens and mask.
+
+    Of a text longer than the model's context only the beginning is read.
+
+    Raises:
+        ValueError: no texts, or one without tokens.
+        MemoryError: a single text does not fit.
+    """
+    if not texts:
+        raise ValueError("there are no texts to read")
+    lengths = [len(ids) for ids in lm.tokenizer(list(texts))["input_ids"]]
+    order = by_length(lengths)
+    if lengths[order[0]] == 0:
+        raise ValueError(f"text {order[0]} has no tokens")
+
+    def work(rows: list[int]) -> None:
+        read(rows, *lm.encode([texts[i] for i in rows], max_length=lm.n_positions))
+
+    in_batches(order, size, work)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -153,18 +153,14 @@ class Intervention:
         return gains, shifts
 
 
-@dataclass(frozen=True, repr=False)
 class _Step(Intervention):
-    """One kind of edit, of `neurons`."""
+    """One kind of edit, of `neurons`, at some or all positions."""
 
     neurons: NeuronSet
+    positions: Positions
 
     def steps(self) -> tuple[_Step, ...]:
         return (self,)
-
-    @property
-    def where(self) -> Positions:
-        raise NotImplementedError
 
     def check(self, lm: HookedLM) -> None:
         """Raise ValueError unless this edit fits the model."""
@@ -178,7 +174,7 @@ class _Step(Intervention):
         raise NotImplementedError
 
     def _named(self, what: str) -> str:
-        where = "" if self.where == "all" else f", positions={self.where!r}"
+        where = "" if self.positions == "all" else f", positions={self.positions!r}"
         return f"{type(self).__name__}({self.neurons!r}, {what}{where})"
 
 
@@ -193,6 +189,7 @@ class _Constant(_Step):
             from the cache: all generated tokens but the last).
     """
 
+    neurons: NeuronSet
     value: float | tuple[float, ...]
     positions: Positions = "all"
 
@@ -206,10 +203,6 @@ class _Constant(_Step):
             raise ValueError(f"{len(numbers)} values for {len(self.neurons)} neurons: expected one, or one for each")
         _check_positions(self.positions)
         object.__setattr__(self, "value", numbers[0] if single else tuple(numbers))
-
-    @property
-    def where(self) -> Positions:
-        return self.positions
 
     def __repr__(self) -> str:
         return self._named(f"{self.value:g}" if isinstance(self.value, float) else f"{len(self.value)} values")
@@ -289,6 +282,7 @@ class Patch(_Step):
         positions: as in `Offset`.
     """
 
+    neurons: NeuronSet
     source: HookedLM | Mapping[int, Float[Tensor, "batch pos d_mlp"]] | Activations
     positions: Positions = "all"
     language: str | None = None
@@ -302,10 +296,6 @@ class Patch(_Step):
             )
         if self.language is not None and not isinstance(self.source, Activations):
             raise ValueError("language is for a Patch from Activations, which have a mean per language")
-
-    @property
-    def where(self) -> Positions:
-        return self.positions
 
     def __repr__(self) -> str:
         if isinstance(self.source, Activations):
@@ -393,7 +383,7 @@ def _hooks(lm: HookedLM, steps: tuple[_Step, ...], seen: Seen) -> dict[int, Hook
             edited = None
             continuing = lm.passing is not None and lm.passing.continuing
             for step, indices, amount in own:
-                if step.where == "all" or (step.where == "new") == continuing:
+                if step.positions == "all" or (step.positions == "new") == continuing:
                     edited = value.clone() if edited is None else edited
                     edited[..., indices] = step.apply(edited[..., indices], amount())
             return edited

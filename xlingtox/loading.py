@@ -115,9 +115,7 @@ def from_checkpoint(
     with no_weight_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **where, **placed)
     if "device_map" not in placed:
-        # Each process of a launcher has a GPU of its own.
-        own_gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-        model = model.to(device or own_gpu)
+        model = model.to(device or default_device())
     if adapter is not None:
         model = merged(model, Path(adapter), path)
         return Loaded(model.eval(), own, f"{source} + {adapter}" if str(adapter) != source else source, revision)
@@ -149,6 +147,11 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 
 # --- where the weights go
+
+
+def default_device() -> str:
+    """The GPU, if there is one: under a launcher, the one of this process."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlingtox.activations import Activations
-from xlingtox.batching import by_length
+from xlingtox.batching import over_texts
 from xlingtox.data import labelled_texts
 from xlingtox.engine import Hook
 from xlingtox.lm import HookedLM
@@ -99,7 +99,6 @@ def _highest(
 ) -> Float[Tensor, "layer text d_mlp"]:
     """The highest post-activation of every neuron of these layers over each text's tokens."""
     out = torch.empty(len(layers), len(texts), lm.d_mlp)
-    order = by_length([len(ids) for ids in lm.tokenizer(list(texts))["input_ids"]])
 
     def keep(place: int, rows: list[int], mask: Bool[Tensor, "row pos"]) -> Hook:
         def highest(value: Tensor) -> None:
@@ -108,11 +107,11 @@ def _highest(
 
         return highest
 
-    for start in range(0, len(texts), batch_size):
-        rows = order[start : start + batch_size]
-        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
+    def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
         with lm.hooks(post={layer: keep(place, rows, mask) for place, layer in enumerate(layers)}):
-            lm.extend(ids, mask)
+            lm.logits(ids, mask, last_only=True)
+
+    over_texts(lm, texts, batch_size, read)
     return out
 
 

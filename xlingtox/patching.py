@@ -123,7 +123,7 @@ def patch_effect(
     given = as_prompts(prompts)
     tokens = None if toxic_tokens is None else sorted({int(token) for token in toxic_tokens})
     base.check_alike(tuned)
-    checked_lengths(base, given, max_new_tokens)
+    lengths = checked_lengths(base, given, max_new_tokens)
     if probe is None and not tokens and scorer is None:
         raise ValueError("nothing to measure by: give a probe, toxic_tokens or a scorer")
     if probe is not None:
@@ -139,7 +139,7 @@ def patch_effect(
 
     def measured(lm: HookedLM, patched: NeuronSet | None = None) -> Values:
         with contextlib.nullcontext() if patched is None else Patch(patched, tuned).on(lm):
-            found = _next_token(lm, given, probe, tokens)
+            found = _next_token(lm, given, lengths, probe, tokens)
             if scorer is not None:
                 written = generate(lm, prompts, n_samples, max_new_tokens, seed=seed, progress=False)
                 scores = checked_scores(scorer, written.texts, written.row_languages)
@@ -164,7 +164,7 @@ def patch_effect(
 
 
 def _next_token(
-    lm: HookedLM, prompts: Sequence[Prompt], probe: Probe | None, tokens: Sequence[int] | None
+    lm: HookedLM, prompts: Sequence[Prompt], lengths: Sequence[int], probe: Probe | None, tokens: Sequence[int] | None
 ) -> dict[str, Float[np.ndarray, "prompt"]]:
     """What can be said at the last token of each prompt."""
     found = {
@@ -172,17 +172,16 @@ def _next_token(
     }
     if not found:
         return {}
-    lengths = checked_lengths(lm, prompts, 1)
 
     def read(rows: list[int]) -> None:
         ids, mask = lm.encode([prompts[i].text for i in rows])
         states: list[Tensor] = []
         with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -1].double().cpu())}):
-            logits, _ = lm.extend(ids, mask, languages=[prompts[i].language for i in rows])
+            logits = lm.logits(ids, mask, [prompts[i].language for i in rows], last_only=True)
         if probe is not None:
             found["probe"][rows] = (states[0] @ probe.direction.double() + probe.bias).numpy()
         if tokens is not None:
-            chance = torch.softmax(logits.double(), -1)[:, list(tokens)]
+            chance = torch.softmax(logits[:, -1].double(), -1)[:, list(tokens)]
             found["toxic_mass"][rows] = chance.sum(-1).cpu().numpy()
 
     in_batches(by_length(lengths), rows_that_fit(lm, max(lengths)), read)

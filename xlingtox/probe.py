@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlingtox import strictjson
-from xlingtox.batching import by_length, in_batches
+from xlingtox.batching import over_texts
 from xlingtox.data import labelled_texts
 from xlingtox.lm import HookedLM, Identity
 
@@ -45,17 +45,10 @@ def mean_states(
     Raises:
         ValueError: no texts, or one without tokens.
     """
-    if not texts:
-        raise ValueError("there are no texts to read")
     out = torch.empty(len(layers), len(texts), lm.d_model)
-    lengths = [len(ids) for ids in lm.tokenizer(list(texts))["input_ids"]]
-    order = by_length(lengths)
-    if lengths[order[0]] == 0:
-        raise ValueError(f"text {order[0]} has no tokens")
     with tqdm(total=len(texts), desc="reading states", unit="text", disable=not progress, leave=False) as bar:
 
-        def read(rows: list[int]) -> None:
-            ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
+        def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
             weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1)
             means: dict[int, Tensor] = {}
 
@@ -69,7 +62,7 @@ def mean_states(
                 out[place, rows] = means[layer].cpu()
             bar.update(len(rows))
 
-        in_batches(order, batch_size, read)
+        over_texts(lm, texts, batch_size, read)
     return out
 
 

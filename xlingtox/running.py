@@ -95,8 +95,8 @@ class Running:
             last_only: work out those of the last position alone, as where hooks are what the pass is for.
         """
         with self._passing(Pass(False, _as_rows(languages))):
-            for other in dict.fromkeys(other for other, _ in self._companions):
-                other.extend(input_ids, attention_mask, languages=languages)
+            for other in self._others():
+                other.logits(input_ids, attention_mask, languages, last_only=True)
             return self._engine().run(input_ids, attention_mask, last_only=last_only)[0]
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class Running:
         engine, continuing = self._engine(), held is not None
         own = Held(engine.empty_cache(len(input_ids)), _as_rows(languages)) if held is None else held
         with self._passing(Pass(continuing, own.languages)):
-            for other in dict.fromkeys(other for other, _ in self._companions):
+            for other in self._others():
                 beside = own.of(other) if continuing else None
                 _, own.beside[other] = other.extend(input_ids, attention_mask, beside, own.languages)
             logits, own.cache = engine.run(input_ids, attention_mask, own.cache, last_only=True)
@@ -133,6 +133,10 @@ class Running:
         kept = None if held.languages is None else tuple(held.languages[i] for i in rows.tolist())
         beside = {other: other.selected(its, rows.to(other.device)) for other, its in held.beside.items()}
         return Held(self._engine().selected(held.cache, rows), kept, beside)
+
+    def _others(self) -> Collection[Running]:
+        """The models that run beside this one, each once."""
+        return dict.fromkeys(other for other, _ in self._companions).keys()
 
     @contextlib.contextmanager
     def _passing(self, now: Pass) -> Iterator[None]:
@@ -187,7 +191,7 @@ class Running:
         if not self._faithful:
             raise RuntimeError(
                 f"{self.name}: a hook was set on .tl by hand, where TransformerLens gives other logits than Hugging "
-                "Face: use Running.hooks, or another release of TransformerLens"
+                "Face: use HookedLM.hooks, or another release of TransformerLens"
             )
         return self._lens
 

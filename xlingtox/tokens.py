@@ -72,13 +72,13 @@ def read_tokens(
 
         def read(rows: list[int]) -> None:
             ids, mask = lm.encode([given[i].text for i in rows])
-            n_prompt = ids.shape[1]
+            n_prompt, spoken = ids.shape[1], [given[i].language for i in rows]
             if n_new_tokens:
-                new, counts = decode(lm, ids, mask, n_new_tokens, greediest)
+                new, counts = decode(lm, ids, mask, n_new_tokens, greediest, languages=spoken)
                 ids, mask = torch.cat([ids, new], 1), torch.cat([mask, counts], 1)
             values = torch.empty(*ids.shape, len(neurons))
             with lm.hooks(post={layer: _reader(values, *own) for layer, own in neurons.by_layer().items()}):
-                lm.extend(ids, mask)
+                lm.logits(ids, mask, spoken, last_only=True)
             shown = (mask & ~torch.isin(ids, special)).cpu()
             for row, i in enumerate(rows):
                 own = ids[row, shown[row]].tolist()

@@ -73,11 +73,10 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Correlation:
     p is that of a permutation test: over all orders of up to 8 languages, else over 99,999 random ones, the one at hand
     counted among them (Phipson and Smyth 2010), so it is never below 0.00001.
     """
-    ranks = stats.rankdata(x), stats.rankdata(y)
-    rho, _ = metrics.pearson(*ranks)
+    rho, _ = metrics.spearman(x, y)
     if math.isnan(rho):
         return Correlation(rho, rho, rho, rho)
-    a, b = (rank - rank.mean() for rank in ranks)
+    a, b = (rank - rank.mean() for rank in (stats.rankdata(x), stats.rankdata(y)))
     n, few = len(a), len(a) <= _ALL_ORDERS
     if few:
         orders = np.array(list(permutations(range(n))))

@@ -74,13 +74,12 @@ def tune_dpo(
         Diverged: the loss is no number any more; the checkpoints before that are kept.
         OSError: the folder cannot be written.
     """
-    checked_pairs(pairs)
     if recipe.lora is not None and importlib.util.find_spec("peft") is None:
         raise ValueError("a LoRA recipe needs the package peft: pip install 'xlingtox[lora]'")
     if isinstance(lm, HookedLM):
-        lm.check_unwrappable()
         run, model = _Run(lm, lm, pairs, recipe, validation, output_dir), None
     else:
+        checked_pairs(pairs)  # before weights are read
         # Held by nobody else, so that what is tuned is not a second copy.
         loaded = loading.from_checkpoint(str(lm), bits=None if recipe.lora is None else recipe.lora.bits)
         run, model = _Run(lm, HookedLM.over(loaded), pairs, recipe, validation, output_dir), loaded.model

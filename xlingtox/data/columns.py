@@ -104,7 +104,7 @@ def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
     """Language to sentences, aligned by row, the pivot among them.
 
     Args:
-        parallel: one column a language, or `language, sentence, translation` rows are not read here.
+        parallel: one column a language.
         pivot: the language that every other is compared with.
 
     Raises:

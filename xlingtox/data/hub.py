@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, Value
 
 from xlingtox.data.columns import require_columns
 from xlingtox.data.loaded import TEXT, Skips, collect
-from xlingtox.data.reading import number_of, text_of
+from xlingtox.data.reading import number_of, require_languages, text_of
 from xlingtox.languages import NAMES, check, spelled
 
 STANDARD = ("language", "prompt", "text", "label", "chosen", "rejected", "sentence", "translation")
@@ -55,12 +55,25 @@ def from_columns(
     return collect(rows, types, skips, "from_columns")
 
 
-def config_names(source: str | Path, revision: str | None = None) -> Sequence[str]:
-    """The parts of a data set on the hub, or of a copy of its repository; raises ValueError if it cannot be found."""
+def config_names(
+    source: str | Path, languages: Sequence[str], revision: str | None = None, prefix: str = ""
+) -> dict[str, str]:
+    """Language to the name of its part of a data set on the hub, or of a copy of its repository.
+
+    Args:
+        prefix: of every part's name, before the language.
+
+    Raises:
+        ValueError: the data set cannot be found, or lacks one of the languages.
+    """
+    codes = check(languages)
     try:
-        return datasets.get_dataset_config_names(str(source), revision=revision)
+        names = datasets.get_dataset_config_names(str(source), revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot find the data set {source}: {_first_line(error)}") from error
+    there = {spelled(name.removeprefix(prefix)): name for name in names}
+    require_languages(codes, there, str(source))
+    return {code: there[code] for code in codes}
 
 
 def opened(

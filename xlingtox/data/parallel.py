@@ -15,11 +15,10 @@ from xlingtox.data.reading import (
     files,
     json_object,
     require_fields,
-    require_languages,
     stripped_lines,
     text_of,
 )
-from xlingtox.languages import CODES, check, in_order, spelled
+from xlingtox.languages import CODES, check, in_order
 
 
 def line_aligned(
@@ -92,19 +91,17 @@ def flores(
     Raises:
         ValueError: the data set cannot be found, or lacks a language, the split or its columns `id, text`.
     """
-    codes = check(languages)
-    there = {spelled(name): name for name in config_names(source, revision)}
-    require_languages(codes, there, str(source))
+    codes = config_names(source, languages, revision)
     skips = Skips()
     sentences: dict[str, dict[str, str]] = {}
-    for code in codes:
-        table = opened(source, there[code], split, revision)
+    for code, name in codes.items():
+        table = opened(source, name, split, revision)
         require_columns(table, ("id", "text"), f"{source} in {code}")
         sentences[code] = {}
         for number, text in zip(table["id"], table["text"], strict=True):
             usable = text_of(text)
             if usable is None:
-                skips.add(there[code], "no text", f"id {number}")
+                skips.add(name, "no text", f"id {number}")
             else:
                 sentences[code][str(number)] = usable
     keys = dict.fromkeys(key for table in sentences.values() for key in table)

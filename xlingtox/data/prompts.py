@@ -8,8 +8,8 @@ from datasets import Dataset, Value, concatenate_datasets
 
 from xlingtox.data.hub import config_names, from_columns
 from xlingtox.data.loaded import TEXT, Skips, collect
-from xlingtox.data.reading import File, by_language, files, json_rows, number_of, require_languages, text_of
-from xlingtox.languages import CODES, check, spelled
+from xlingtox.data.reading import File, by_language, files, json_rows, number_of, text_of
+from xlingtox.languages import CODES, spelled
 
 HARMS = {
     "Toxicity": "toxicity",
@@ -87,13 +87,10 @@ def polyglo_toxicity_prompts(
     Raises:
         ValueError: the data set cannot be found, or lacks a language, the split or its column `text`.
     """
-    codes = check(languages)
-    there = {spelled(name.removeprefix("ptp-")): name for name in config_names(source, revision)}
-    require_languages(codes, there, str(source))
     return concatenate_datasets(
         [
-            from_columns(source, {"prompt": "text"}, name=there[code], split=split, language=code, revision=revision)
-            for code in codes
+            from_columns(source, {"prompt": "text"}, name=name, split=split, language=code, revision=revision)
+            for code, name in config_names(source, languages, revision, prefix="ptp-").items()
         ]
     )
 

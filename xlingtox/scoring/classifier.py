@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from xlingtox.batching import by_length, each_batch
+from xlingtox.escaping import well_formed
 from xlingtox.lm import fingerprint
-from xlingtox.loading import no_weight_bars
-from xlingtox.scoring.protocol import Arrived, from_stream, require_scorable, well_formed
+from xlingtox.loading import default_device, no_weight_bars
+from xlingtox.scoring.protocol import Arrived, Described, from_stream, require_scorable
 
 Activation = Literal["sigmoid", "softmax"]
 
@@ -52,10 +53,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 """Public classifiers by their hub names. No open one covers all 17 languages."""
 
 
-class ClassifierScorer:
+class ClassifierScorer(Described):
     """The probability that a sequence classifier gives to its toxic label.
 
-    Of a text longer than the model's context only the beginning is read.
+    Of a text longer than the model's context only the beginning is read. The revision is the hub commit, or twelve hex
+    digits of the weights; label, activation and type of number.
     """
 
     def __init__(
@@ -95,29 +97,16 @@ class ClassifierScorer:
             raise ValueError("say which languages the classifier covers: languages=['en', ...]")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected at least 1")
-        self._languages, self._batch_size, self._progress = covered, batch_size, progress
-        self._model, self._tokenizer, self._name = _loaded(source, tokenizer, revision, device, dtype)
+        self._batch_size, self._progress = batch_size, progress
+        self._model, self._tokenizer, name = _loaded(source, tokenizer, revision, device, dtype)
         if self._tokenizer.pad_token_id is None:
-            raise ValueError(f"the tokenizer of {self._name} has no padding token: set tokenizer.pad_token first")
+            raise ValueError(f"the tokenizer of {name} has no padding token: set tokenizer.pad_token first")
         config = self._model.config
         self._label = _label(config, toxic_label)
         self._activation = _activation(config, activation)
         weights = getattr(config, "_commit_hash", None) or fingerprint(self._model.parameters())
         kind = str(self._model.dtype).removeprefix("torch.")
-        self._revision = f"{weights} {config.id2label[self._label]} {self._activation} {kind}"
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def revision(self) -> str:
-        """The hub commit, or twelve hex digits of the weights; label, activation and type of number."""
-        return self._revision
-
-    @property
-    def languages(self) -> frozenset[str]:
-        return self._languages
+        super().__init__(name, f"{weights} {config.id2label[self._label]} {self._activation} {kind}", covered)
 
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Raises UncoveredLanguage for a language that was not named."""
@@ -192,7 +181,7 @@ def _loaded(
         raise ValueError(
             f"{source} is no sequence classifier: it lacks {', '.join(sorted(report['missing_keys'])[:3])}"
         )
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer, str(source)
+    return model.to(device or default_device()).eval(), tokenizer, str(source)
 
 
 def _label(config: Any, given: str | int | None) -> int:

@@ -18,9 +18,10 @@ import tenacity
 from jaxtyping import Float
 from pyrate_limiter import Limiter, Rate
 
+from xlingtox.escaping import well_formed
 from xlingtox.languages import CODES
 from xlingtox.scoring.cache import Cached
-from xlingtox.scoring.protocol import Arrived, UncoveredLanguage, UnscoredError, require_scorable, well_formed
+from xlingtox.scoring.protocol import Arrived, UncoveredLanguage, UnscoredError, require_scorable
 
 ENDPOINT = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 

@@ -37,6 +37,25 @@ class Scorer(Protocol):
         ...
 
 
+class Described:
+    """A scorer that knows all along what it is."""
+
+    def __init__(self, name: str, revision: str, languages: frozenset[str]) -> None:
+        self._name, self._revision, self._languages = name, revision, languages
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def revision(self) -> str:
+        return self._revision
+
+    @property
+    def languages(self) -> frozenset[str]:
+        return self._languages
+
+
 @runtime_checkable
 class StreamingScorer(Scorer, Protocol):
     """A scorer that hands out scores as they arrive, so that what was scored outlives an interruption."""
@@ -115,8 +134,3 @@ def from_stream(scorer: StreamingScorer, texts: Sequence[str], languages: Sequen
     for rows, arrived in scorer.stream(texts, languages):
         scores[rows] = arrived
     return scores
-
-
-def well_formed(text: str) -> str:
-    """The text with U+FFFD for lone surrogates, which neither tokenizers nor UTF-8 know."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from xlingtox.scoring.perspective import ATTRIBUTE, LANGUAGES, attribute_score
-from xlingtox.scoring.protocol import UnscoredError, require_scorable
+from xlingtox.scoring.protocol import Described, UnscoredError, require_scorable
 
 _LOG = logging.getLogger(__name__)
 
@@ -19,11 +19,12 @@ _SUFFIXES = (".json", ".jsonl")
 _RTP = ATTRIBUTE.lower()
 
 
-class PerspectiveReplay:
+class PerspectiveReplay(Described):
     """Scores from stored responses of the Perspective API, by language and text, without network.
 
     Reads lines of JSON in two layouts: the paper's `perspective_api_eval` files (`query`, `response`), and
-    RealToxicityPrompts (Gehman et al. 2020), its prompts as well as its scored generations (`text`, `toxicity`).
+    RealToxicityPrompts (Gehman et al. 2020), its prompts as well as its scored generations (`text`, `toxicity`). The
+    revision is twelve hex digits of the files, the languages are those of the stored responses.
     """
 
     def __init__(self, source: str | Path | Sequence[str | Path], language: str | None = None) -> None:
@@ -52,22 +53,8 @@ class PerspectiveReplay:
             raise ValueError(f"no response with a score in {', '.join(map(str, files))}")
         if differing:
             _LOG.warning("%d responses differ from an earlier one to the same text: the first one counts", differing)
-        self._languages = frozenset(code for code, _ in self._scores)
-        self._revision = digest.hexdigest()[:12]
-
-    @property
-    def name(self) -> str:
-        return "Perspective, stored"
-
-    @property
-    def revision(self) -> str:
-        """Twelve hex digits of the files."""
-        return self._revision
-
-    @property
-    def languages(self) -> frozenset[str]:
-        """The languages of the stored responses."""
-        return self._languages
+        covered = frozenset(code for code, _ in self._scores)
+        super().__init__("Perspective, stored", digest.hexdigest()[:12], covered)
 
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Stored scores.

@@ -9,7 +9,7 @@ import numpy as np
 import regex
 from jaxtyping import Float
 
-from xlingtox.scoring.protocol import require_scorable
+from xlingtox.scoring.protocol import Described, require_scorable
 
 _RULES = 2
 """Part of the revision: counts the changes of what matches."""
@@ -36,7 +36,7 @@ _OPTIONAL = regex.compile(
 _SAME = str.maketrans("أإآٱёЁँ’ʼ", "ااااеЕं''")
 
 
-class WordlistScorer:
+class WordlistScorer(Described):
     """1.0 for a text with a listed word, else 0.0.
 
     Case is ignored, and so are full and half width, and marks that a script leaves out as often as it writes them:
@@ -45,6 +45,7 @@ class WordlistScorer:
 
     Words match whole where their script has spaces between words, and as any part of the text where it has none
     (Chinese, Japanese, Thai); Korean ones match as the beginning of a word, because particles are written onto them.
+    The revision is twelve hex digits of all words.
     """
 
     def __init__(self, words: Mapping[str, Sequence[str]], everywhere: bool = False, name: str = "wordlist") -> None:
@@ -65,23 +66,10 @@ class WordlistScorer:
             own = dict.fromkeys(own, frozenset().union(*own.values()))
         compiled = {listed: _compiled(listed) for listed in set(own.values())}
         self._patterns = {language: compiled[listed] for language, listed in own.items()}
-        self._name = name
         # As ASCII, which writes lone surrogates too.
         rules = json.dumps([_RULES, {language: sorted(listed) for language, listed in own.items()}], sort_keys=True)
-        self._revision = hashlib.sha256(rules.encode("ascii")).hexdigest()[:12]
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def revision(self) -> str:
-        """Twelve hex digits of all words."""
-        return self._revision
-
-    @property
-    def languages(self) -> frozenset[str]:
-        return frozenset(self._patterns)
+        revision = hashlib.sha256(rules.encode("ascii")).hexdigest()[:12]
+        super().__init__(name, revision, frozenset(own))
 
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Raises ValueError for a language without a list."""
