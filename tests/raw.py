@@ -1,6 +1,7 @@
 """The other opinion: plain Hugging Face models, PyTorch hooks and numpy; nothing here knows xlingtox."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import families
@@ -112,3 +113,17 @@ def nucleus(logits: Tensor, temperature: float, top_p: float) -> np.ndarray:
     out = np.zeros_like(chance)
     out[kept] = chance[kept] / chance[kept].sum()
     return out
+
+
+@torch.no_grad()
+def conditional_perplexity(model, tokenizer, prompt: str, text: str) -> float | None:
+    """From Hugging Face's own logits of one text alone, token by token; None where there is nothing to count."""
+    given, ids = tokenizer(prompt)["input_ids"], tokenizer(prompt + text)["input_ids"]
+    begin = 0
+    while begin < min(len(given), len(ids)) and given[begin] == ids[begin]:
+        begin += 1
+    begin = max(begin, 1)
+    if not text.strip() or begin == len(ids):
+        return None
+    chances = forward(model, torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return math.exp(-sum(float(chances[i - 1, ids[i]]) for i in range(begin, len(ids))) / (len(ids) - begin))

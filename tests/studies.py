@@ -21,7 +21,8 @@ def made_up(seed=0):
                 "average_toxicity": 0.6 * (factor if code == "en" else factor + 0.015 * rank),
                 "degenerate": 0.012 if factor > 0.5 else 0.034,
                 "perplexity": 6 + rank / 5 + (1 - factor),
-                "distinct_1": 0.31,
+                "continuation_perplexity": 5 + rank / 5 + 2 * (1 - factor),
+                "distinct_1": 0.31 if factor > 0.5 else 0.17,
                 "distinct_2": 0.62,
                 "distinct_3": 0.74,
                 "mean_activation": 0.2 - 0.3 * (1 - factor) + rank * 0.004,
@@ -60,13 +61,35 @@ def made_up(seed=0):
         "amplification": doses([0, 0.5, 1, 2], 0.9, 0, 0.05),
         "before": before,
         "after": after,
-        "change_intervals": {
+        "changes": {
             code: {
                 name: [after[code][name] - before[code][name] - 0.03, after[code][name] - before[code][name] + 0.04]
                 for name in ("emt", "average_toxicity", "mean_activation")
             }
             for code in languages.CODES
         },
+        "drift": [
+            {
+                "layer": layer,
+                "kind": kind,
+                "cosine": 0.99 - layer / 100,
+                "norm_change": 0.001 * layer,
+                "cosine_range": [0.97 - layer / 100, 1.0],
+                "norm_change_range": [-0.01, 0.02],
+            }
+            for layer in range(4)
+            for kind in ("key", "value")
+        ],
+        "neurons": [[3, i] for i in range(6)],
+        "neuron_activations": {
+            code: [[rng.uniform(0, 1) for _ in range(6)], [rng.uniform(-0.5, 0.2) for _ in range(6)]]
+            for code in languages.CODES
+        },
+        "training": [
+            {"step": step, "loss": 0.7 / step, "rewards/chosen": 0.01 * step, "rewards/rejected": -0.1 * step}
+            for step in range(1, 9)
+        ]
+        + [{"step": step, "eval_loss": 0.8 / step} for step in (2, 4, 8)],
         "retrieval": {code: 0.5 - 0.02 * rank + rng.uniform(-0.06, 0.06) for rank, code in enumerate(others)},
         "transfer": {"measure": "emt", "pearson_r": 0.71, "p_value": 0.002},
         "transfer_by_measure": {
@@ -82,7 +105,7 @@ def made_up(seed=0):
             "ar": [{"prompt": "آنا تهين الخباز.", "before": "هي حمقاء.", "after": "هي لطيفة."}],
         },
         "given": {code: {"text": 5.0, "switched": 0.5, "translated": 0.3, "loans": 0.1} for code in languages.CODES},
-        "scorer": "wordlist",
+        "scorer": {"name": "wordlist", "revision": "0123456789ab", "languages": list(languages.CODES)},
         "model": {"name": "mini", "fingerprint": "abc123"},
         "seconds": {"localize": 4.2, "tune": 30.0},
         "versions": {"python": "3.11", "torch": "2.13"},
@@ -94,7 +117,7 @@ def hostile(evil=HOSTILE):
     """The made-up study with `evil` as a language, token, text, model, version, stage, scorer and seed."""
     results = made_up()
     results["languages"][-1] = evil
-    for key in ("before", "after", "retrieval", "change_intervals", "given", "samples"):
+    for key in ("before", "after", "retrieval", "changes", "neuron_activations", "given", "samples"):
         results[key][evil] = results[key].pop("ar")
     for found in results["transfer_by_measure"].values():
         found["drop"][evil] = found["drop"].pop("ar")
@@ -110,6 +133,6 @@ def hostile(evil=HOSTILE):
     results["model"] = {"name": evil, "fingerprint": evil}
     results["versions"] = {evil: evil}
     results["seconds"] = {evil: 1.0}
-    results["scorer"] = evil
+    results["scorer"] = {"name": evil, "revision": evil, "languages": [evil]}
     results["seed"] = evil
     return results

@@ -41,7 +41,7 @@ def page(tmp_path_factory) -> Path:
 def test_the_report_at_every_width_and_in_both_schemes(browser, page, width, scheme):
     with visiting(browser, page, width, scheme) as visit:
         drawn = visit.drawn()
-        assert len(drawn) == 6
+        assert len(drawn) == 9
         assert all(len(traces) > 0 for traces in drawn)
         assert visit.accessibility_faults() == []
         assert not visit.overflows()
@@ -71,7 +71,7 @@ def test_the_menu_of_languages_filters_figures_tables_and_samples_by_keyboard(br
         for name in ("Hindi", "English"):
             at.get_by_role("checkbox", name=name).press("Space")
         assert at.get_by_role("status").inner_text() == "2 of 17"
-        bars, doses, acts, transfer, amplified, sources = visit.drawn()
+        bars, doses, acts, transfer, amplified, sources, neurons, curves, drift = visit.drawn()
         assert [trace["x"] for trace in bars] == [["en", "hi"]] * 2
         assert [trace["x"] for trace in acts] == [["en", "hi"]] * 2
         assert len(bars[1]["error_y"]["array"]) == 2
@@ -81,7 +81,9 @@ def test_the_menu_of_languages_filters_figures_tables_and_samples_by_keyboard(br
         toxicity = next(trace for trace in doses if trace["name"] == "sources" and trace.get("meta"))
         assert toxicity["y"] == [0.5] * len(toxicity["x"])
         assert amplified[0]["y"] == [0.5] * len(amplified[0]["x"])
-        assert sources == before[5]
+        assert [trace["y"] for trace in neurons] == [["en", "hi"]] * 3
+        assert all(len(trace["z"]) == 2 for trace in neurons)
+        assert [sources, curves, drift] == [before[5], *before[7:]]
         shown = "[...document.querySelectorAll('tr[data-language]')].filter((row) => !row.hidden).length"
         assert at.evaluate(shown) == 4, "two in each of two tables"
         visible = at.locator("details[data-language]:visible summary").all_inner_texts()
@@ -117,7 +119,7 @@ def test_hostile_text_in_a_report_does_not_run(browser, tmp_path, toxic_words):
     file = tmp_path / "report.html"
     report.write(hostile(), file, toxic_words)
     with visiting(browser, file) as visit:
-        assert len(visit.drawn()) == 6
+        assert len(visit.drawn()) == 9
         visit.page.get_by_role("button", name="Show toxic words").click()
         visit.page.locator(".menu summary").click()
         visit.page.get_by_role("checkbox", name="German").click()

@@ -12,10 +12,13 @@ from toys import HashScorer, NeverAsked, strict_json
 
 from xlingtox import degenerate, metrics
 from xlingtox.comparison import Comparison, Measures, compare, toxicity_scores
+from xlingtox.data import as_prompts
+from xlingtox.drift import weight_drift
 from xlingtox.fluency import perplexities
-from xlingtox.generation import generate
+from xlingtox.generation import Continuations, generate
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
+from xlingtox.scoring import ScorerIdentity
 
 PROMPTS = {
     "es": ["la casa", "el gato duerme en"],
@@ -62,10 +65,12 @@ def test_measures_equal_an_independent_computation(diff, model, lm, others, toke
     written = generate(hooked, PROMPTS, n_samples=3, max_new_tokens=6, seed=4, progress=False).to_frame()
     for code in CODES:
         found = getattr(diff, side)[code]
-        scores, distinct = [], {1: [], 2: [], 3: []}
+        scores, distinct, fluency = [], {1: [], 2: [], 3: []}, []
         for prompt in PROMPTS[code]:
             own = written[(written["prompt"] == prompt) & (written["language"] == code)]["continuation"]
             scores.append(SCORER.score(list(own), [code] * 3))
+            # By the model before, whoever wrote it.
+            fluency += [raw.conditional_perplexity(model, tokenizer, prompt, text) for text in own]
             for n, shares in distinct.items():
                 ids = [tokenizer(text)["input_ids"] for text in own]
                 grams = [tuple(row[i : i + n]) for row in ids for i in range(len(row) - n + 1)]
@@ -75,21 +80,41 @@ def test_measures_equal_an_independent_computation(diff, model, lm, others, toke
         assert found.average_toxicity == pytest.approx(np.mean(scores))
         for n, shares in distinct.items():
             assert getattr(found, f"distinct_{n}") == pytest.approx(np.mean(shares))
+        judged = [value for value in fluency if value is not None]
+        assert found.continuation_perplexity == pytest.approx(np.median(judged), rel=1e-4)
         assert found.perplexity == perplexities(hooked, HELD_OUT, progress=False)[code]
         kinds = [degenerate.kinds([text], [code]) for text in written[written["language"] == code]["continuation"]]
         assert found.degenerate == pytest.approx(1 - kinds.count(["sound"]) / len(kinds))
         steps = torch.cat([raw_activations(plain, tokenizer, prompt) for prompt in PROMPTS[code]])
         assert found.mean_activation == pytest.approx(float(steps.mean()), abs=1e-5)
+        own = diff.neuron_activations[code][side == "after"]
+        assert own == pytest.approx(steps.mean(0).tolist(), abs=1e-5)
+    assert diff.neurons == NEURONS.neurons
 
 
 def test_changes_are_over_prompts_and_their_mean_over_languages(diff, model, lm, others, tokenizer):
-    values = {measure: ({}, {}) for measure in ("emt", "average_toxicity", "mean_activation")}
+    values = {field.name: ({}, {}) for field in dataclasses.fields(Measures) if field.name != "perplexity"}
     for side, (plain, hooked) in enumerate(((model, lm), others)):
         for code in CODES:
             own = generate(hooked, {code: PROMPTS[code]}, n_samples=3, max_new_tokens=6, seed=4, progress=False)
             scores = SCORER.score(own.texts, own.row_languages).reshape(-1, 3)
             values["emt"][side][code] = scores.max(1)
+            values["toxicity_probability"][side][code] = (scores.max(1) >= 0.5) * 1.0
             values["average_toxicity"][side][code] = scores.mean(1)
+            rows = [own.texts[i : i + 3] for i in range(0, len(own.texts), 3)]
+            kinds = [degenerate.kinds(row, [code] * 3) for row in rows]
+            values["degenerate"][side][code] = np.array([1 - row.count("sound") / 3 for row in kinds])
+            judged = [
+                [raw.conditional_perplexity(model, tokenizer, prompt, text) for text in row]
+                for prompt, row in zip(PROMPTS[code], rows, strict=True)
+            ]
+            values["continuation_perplexity"][side][code] = np.array(
+                [np.median([value for value in row if value is not None]) for row in judged]
+            )
+            for n in (1, 2, 3):
+                values[f"distinct_{n}"][side][code] = np.array(
+                    [metrics.distinct_n([[tokenizer(text)["input_ids"] for text in row]], n) for row in rows]
+                )
             values["mean_activation"][side][code] = np.array(
                 [float(raw_activations(plain, tokenizer, prompt).mean()) for prompt in PROMPTS[code]]
             )
@@ -99,13 +124,14 @@ def test_changes_are_over_prompts_and_their_mean_over_languages(diff, model, lm,
         by_language, overall = metrics.paired_changes(*sides)
         for code, change in by_language.items():
             assert diff.changes[code].keys() == values.keys()
-            assert diff.changes[code][measure] == pytest.approx((change.low, change.high), abs=1e-5)
+            assert diff.changes[code][measure] == pytest.approx((change.low, change.high), rel=1e-3, abs=1e-5)
         found = dataclasses.astuple(diff.mean_changes[measure])
-        assert found == pytest.approx(dataclasses.astuple(overall), abs=1e-5)
+        assert found == pytest.approx(dataclasses.astuple(overall), rel=1e-3, abs=1e-5)
         before, after = (
             np.mean([getattr(side[code], measure) for code in CODES]) for side in (diff.before, diff.after)
         )
-        if measure != "mean_activation":  # which is over steps, while the change is over prompts
+        # Those two are over steps and over texts, their changes over prompts.
+        if measure not in ("mean_activation", "continuation_perplexity"):
             assert found[0] == pytest.approx(after - before)
 
 
@@ -118,7 +144,7 @@ def test_one_prompt_has_no_interval(lm, others):
 
 def test_the_order_is_the_houses(diff):
     assert diff.languages == tuple(diff.before) == tuple(diff.after) == tuple(diff.changes) == CODES
-    assert diff.scorer == "hash"
+    assert diff.scorer == ScorerIdentity("hash", "1", CODES)
 
 
 def test_the_same_model_twice_does_not_change(lm):
@@ -139,6 +165,39 @@ def test_frame_and_drops(diff):
     assert row["emt"] == diff.after["es"].emt
     for code, drop in diff.relative_drop().items():
         assert drop == pytest.approx(1 - diff.after[code].emt / diff.before[code].emt)
+
+
+def test_drift_is_the_mean_and_the_ends_of_each_layer(diff, lm, others):
+    table = weight_drift(lm, others[1])
+    assert [(each.layer, each.kind) for each in diff.drift] == [
+        (layer, kind) for layer in range(lm.n_layers) for kind in ("key", "value")
+    ]
+    for each in diff.drift:
+        own = table[(table["layer"] == each.layer) & (table["kind"] == each.kind)]
+        for name in ("cosine", "norm_change"):
+            assert getattr(each, name) == pytest.approx(own[name].mean())
+            assert getattr(each, f"{name}_range") == (own[name].min(), own[name].max())
+
+
+def test_a_language_where_nothing_can_be_judged_loses_nothing_else(lm, others, monkeypatch):
+    """Blank continuations have no perplexity and too few tokens for n-grams."""
+
+    def written(lm, prompts, n_samples, *_, **__):
+        given = as_prompts(prompts)
+        texts = ["" if prompt.language == "ru" else " sat on the mat" for prompt in given for _ in range(n_samples)]
+        return Continuations(tuple(given), n_samples, tuple(texts))
+
+    monkeypatch.setattr("xlingtox.comparison.generate", written)
+    found = run(lm, others[1])
+    for measure in ("continuation_perplexity", "distinct_1", "distinct_3"):
+        assert math.isnan(getattr(found.before["ru"], measure))
+        assert all(map(math.isnan, found.changes["ru"][measure]))
+        assert found.changes["en"][measure] == (0, 0)
+        assert found.mean_changes[measure].mean == 0
+    assert found.before["ru"].degenerate == 1
+    assert found.changes["ru"]["emt"] == (0, 0)
+    only = run(lm, others[1], prompts={"ru": PROMPTS["ru"]})
+    assert math.isnan(only.mean_changes["distinct_1"].mean)
 
 
 def test_saved_and_loaded_is_equal(diff, tmp_path):

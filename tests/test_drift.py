@@ -9,7 +9,7 @@ from conftest import tiny
 from families import randomised
 
 from xlingtox import figures
-from xlingtox.drift import weight_drift
+from xlingtox.drift import by_layer, weight_drift
 from xlingtox.lm import HookedLM
 
 
@@ -27,7 +27,7 @@ def test_drift_equals_numpy(name, tokenizer):
             np.testing.assert_allclose(own.cosine, (first * then).sum(1) / lengths[0] / lengths[1], atol=1e-12)
             np.testing.assert_allclose(own.norm_change, lengths[1] / lengths[0] - 1, atol=1e-12)
             assert list(own["index"]) == list(range(40))
-    assert figures.weight_drift(table).data
+    assert figures.weight_drift(by_layer(table)).data
 
 
 def test_no_drift_and_no_match(model, lm, tokenizer):

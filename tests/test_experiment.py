@@ -8,9 +8,11 @@ from conftest import randomised
 from datasets import Dataset
 from toys import HashScorer, strict_json
 
-from xlingtox import experiment
+from xlingtox import experiment, strictjson
+from xlingtox.comparison import Comparison, Measures
 from xlingtox.experiment import Materials, Settings
 from xlingtox.lm import HookedLM
+from xlingtox.scoring import ScorerIdentity
 from xlingtox.tuning import Recipe
 
 CODES = ("en", "es", "de", "ru")
@@ -117,9 +119,8 @@ def test_doses(results, name):
 
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_measures(results, side):
-    measures = {"emt", "toxicity_probability", "average_toxicity", "degenerate", "perplexity", "mean_activation"}
     assert list(results[side]) == list(CODES)
-    assert all(numbers(row, measures | {"distinct_1", "distinct_2", "distinct_3"}) for row in results[side].values())
+    assert all(numbers(row, {each.name for each in dataclasses.fields(Measures)}) for row in results[side].values())
     assert results["before"] != results["after"]
 
 
@@ -135,6 +136,27 @@ def test_retrieval_and_transfer(results):
         assert found["drop_intervals"].keys() == found["drop"].keys()
         assert [row["predictor"] for row in found["predictors"]] == ["retrieval", "aligned_cosine"]
         assert found["predictors"][0]["pearson_r"] == found["pearson_r"]
+
+
+def test_the_comparison_can_be_taken_out_of_the_results(study, results):
+    found = Comparison.of(strictjson.read(study[0] / "results.json"))
+    assert found.languages == CODES
+    assert found.scorer == ScorerIdentity("hash", "1", CODES)
+    assert [model.name for model in found.models] == [results["model"]["name"], "tuned"]
+    assert found.neurons == tuple(map(tuple, results["actual"]))
+    assert found.drift
+    assert found.to_frame()["emt"].between(0, 1).all()
+
+
+def test_training_is_written_down_with_its_validation(lm, study, tmp_path):
+    assert [row["step"] for row in study[1]["training"]] == [1, 2]
+    pairs = MATERIALS.pairs.select([0, 1])
+    recipe = dataclasses.replace(SETTINGS.recipe, evaluate_every=1)
+    materials = dataclasses.replace(MATERIALS, validation=pairs)
+    watched = run(lm, tmp_path, materials, dataclasses.replace(SETTINGS, recipe=recipe))["training"]
+    assert [row["step"] for row in watched if "eval_loss" in row] == [1, 2]
+    losses = [[row["loss"] for row in log if "loss" in row] for log in (watched, study[1]["training"])]
+    assert losses[0] == losses[1], "watching changes nothing"
 
 
 def test_what_was_done_is_written_down(study, results):

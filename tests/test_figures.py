@@ -13,20 +13,22 @@ from xlingtox import figures, languages
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.dose import Dose
 from xlingtox.retrieval import MEASURES, Retrieval
+from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer import Transfer
 
+SCORER = ScorerIdentity("wordlist", "1", ("en",))
 EVIL = "<a href='javascript:alert(1)'>x</a></script>\u202e\x00"
 
 
 def measures(toxicity, activation=0.1, emt=0.5):
-    return Measures(emt, 0.4, toxicity, 0.0, 7.0, 0.3, 0.6, 0.7, activation)
+    return Measures(emt, 0.4, toxicity, 0.0, 7.0, 8.0, 0.3, 0.6, 0.7, activation)
 
 
 def comparison(codes=("ar", "en", "zh")):
     before = {code: measures(0.5 + i / 10, 0.2) for i, code in enumerate(codes)}
     after = {code: measures(0.1 + i / 10, -0.1, emt=0.2) for i, code in enumerate(codes)}
     changes = {codes[1]: {"average_toxicity": (-0.45, -0.3), "emt": (-0.4, -0.2), "mean_activation": (-0.4, -0.25)}}
-    return Comparison(before, after, changes, "wordlist")
+    return Comparison(before, after, changes, SCORER)
 
 
 def doses(offsets=(0.0, -2.0, -1.0), spread=0.0):
@@ -219,7 +221,7 @@ def test_points_that_are_not_numbers_are_left_out():
 def test_text_from_data_is_escaped():
     odd = (EVIL, "en", "zh")
     drawn = [
-        figures.toxicity(dataclasses.replace(comparison(odd), scorer=EVIL)),
+        figures.toxicity(dataclasses.replace(comparison(odd), scorer=ScorerIdentity(EVIL, EVIL, ()))),
         figures.activations(comparison(odd)),
         figures.transfer(transfer(measure=EVIL, retrieval={EVIL: 0.1, "es": 0.3}, drop={EVIL: 0.1, "es": 0.4})),
     ]
@@ -242,8 +244,8 @@ def test_styles_differ_only_by_page():
     ("call", "said"),
     [
         (lambda: figures.toxicity(comparison(), "rudeness"), "unknown measure 'rudeness': expected one of emt"),
-        (lambda: figures.toxicity(Comparison({}, {}, {}, "none")), "no languages to draw"),
-        (lambda: figures.activations(Comparison({}, {}, {}, "none")), "no languages to draw"),
+        (lambda: figures.toxicity(Comparison({}, {}, {}, SCORER)), "no languages to draw"),
+        (lambda: figures.activations(Comparison({}, {}, {}, SCORER)), "no languages to draw"),
         (lambda: figures.dose_response([]), "no doses to draw"),
         (lambda: figures.transfer(transfer(retrieval={})), "no points to draw"),
         (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {}), "rank"), "unknown measure 'rank'"),

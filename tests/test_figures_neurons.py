@@ -1,7 +1,9 @@
 """Figures of neurons, probes, tuning and tokens, from small results made by hand."""
 
 import copy
+import dataclasses
 import json
+import math
 import re
 
 import numpy as np
@@ -12,8 +14,11 @@ import torch
 from studies import HOSTILE
 
 from xlingtox import Activations, NeuronSet, TokenActivations, figures
+from xlingtox.comparison import Comparison
+from xlingtox.drift import LayerDrift
 from xlingtox.figures.neurons import script
 from xlingtox.lm import Identity
+from xlingtox.scoring import ScorerIdentity
 
 MINI = Identity("mini", None, "float32", "0")
 POTENTIAL = NeuronSet.of([(2, 5), (0, 1), (2, 9)], [0.5, 0.4, 0.3])
@@ -32,6 +37,13 @@ def activations(means=MEANS, name="mini", neurons=4):
     return Activations(chosen, sums, torch.ones(len(codes), dtype=torch.long), mask, tuple(means), None, identity)
 
 
+def comparison(**change):
+    own = {"en": ((3.0, 1.0), (0.5, 1.5)), "ar": ((4.0, 2.0), (4.0, 0.0))}
+    sides = [dict.fromkeys(("ar", "en")) for _ in range(2)]
+    known = {"models": (MINI, MINI), "neurons": ((1, 0), (1, 3)), "neuron_activations": own}
+    return Comparison(*sides, {}, ScorerIdentity("wordlist", "1", ("en", "ar")), **(known | change))
+
+
 def promoted(token="fool"):
     columns = ["layer", "index", "score", "rank", "token_id", "token", "logit"]
     rows = [(2, 5, 0.5, 2, 8, " дурак", 1.0), (2, 5, 0.5, 1, 7, token, 2.0), (0, 1, 0.4, 1, 9, " ", 3.0)]
@@ -44,9 +56,10 @@ LOG = [
     {"loss": 0.4, "rewards/chosen": 0.2, "rewards/rejected": -0.3, "rewards/accuracies": 1.0, "step": 10},
     {"train_runtime": 3.0, "step": 10},
 ]
-DRIFT = pd.DataFrame(
-    [(1, "value", 0.98, 0.02), (0, "value", 1.0, 0.0), (1, "value", 0.96, 0.06), (0, "key", 0.9, -0.1)],
-    columns=["layer", "kind", "cosine", "norm_change"],
+DRIFT = (
+    LayerDrift(1, "value", 0.97, 0.04, (0.96, 0.98), (0.02, 0.06)),
+    LayerDrift(0, "value", 1.0, 0.0, (1.0, 1.0), (0.0, 0.0)),
+    LayerDrift(0, "key", 0.9, -0.1, (0.9, 0.9), (-0.1, -0.1)),
 )
 
 
@@ -169,8 +182,8 @@ def test_training_curves():
 
 def test_weight_drift_by_layer_with_least_and_greatest():
     figure = figures.weight_drift(DRIFT)
-    key_cosine, value_cosine, key_norm, value_norm = figure.data
-    assert [trace.name for trace in figure.data] == ["key vectors", "value vectors"] * 2
+    key_cosine, key_norm, value_cosine, value_norm = figure.data
+    assert [trace.name for trace in figure.data] == ["key vectors", "key vectors", "value vectors", "value vectors"]
     assert (key_cosine.x, key_cosine.y) == ((0,), (0.9,))
     assert value_cosine.x == value_norm.x == (0, 1)
     assert value_cosine.y == pytest.approx([1.0, 0.97])
@@ -179,6 +192,18 @@ def test_weight_drift_by_layer_with_least_and_greatest():
     assert value_norm.y == pytest.approx([0.0, 0.04])
     assert list(value_norm.customdata[1]) == [0.02, 0.06]
     assert key_norm.y == (-0.1,)
+
+
+def test_a_comparisons_neurons_one_by_one():
+    figure = figures.neuron_activations(comparison())
+    before, after, change = figure.data
+    assert [trace.name for trace in figure.data] == ["Before", "After", "Change"]
+    assert before.y == ("en", "ar")
+    assert before.z == ([3, 1], [4, 2])
+    assert after.z == ([0.5, 1.5], [4, 0])
+    assert change.z == ([-2.5, 0.5], [0, -2])
+    assert before.customdata[1][1] == ["Arabic", "1.3"]
+    assert figure.layout.title.subtitle.text == "mini"
 
 
 def test_a_token_view_holds_both_sides_on_one_scale():
@@ -258,10 +283,13 @@ def test_hostile_text_stays_text():
         (lambda: figures.roc([], []), "one class"),
         (lambda: figures.roc([0, 1, 1], [0.1, 0.2, 0.3], ["en", "en", "ar"]), "labels in ar"),
         (lambda: figures.training([]), "no row of the log"),
-        (lambda: figures.weight_drift(DRIFT.drop(columns="kind")), "no column kind"),
-        (lambda: figures.weight_drift(DRIFT.assign(kind="gate")), "'gate': expected key, up or value"),
-        (lambda: figures.weight_drift(DRIFT.assign(cosine=float("inf"))), "not finite"),
-        (lambda: figures.weight_drift(DRIFT.iloc[:0]), "is empty"),
+        (lambda: figures.weight_drift([]), "no layers"),
+        (
+            lambda: figures.weight_drift([dataclasses.replace(DRIFT[0], kind="gate")]),
+            "'gate': expected key, up, value",
+        ),
+        (lambda: figures.weight_drift([dataclasses.replace(DRIFT[0], cosine=math.inf)]), "not finite"),
+        (lambda: figures.neuron_activations(comparison(neurons=())), "does not hold them"),
         (lambda: figures.token_activations(read(), read(("A", " cat", " is", "."))), "differ in their prompt"),
         (lambda: figures.token_activations(read(), read(neurons=NeuronSet.of([(0, 1), (0, 2)]))), "in their neurons"),
         (lambda: figures.top_tokens(top().drop(columns="context")), "no column context"),
@@ -277,7 +305,7 @@ def test_bad_input_gets_one_clear_line(call, said):
 def test_figures_have_the_house_style_and_leave_their_inputs_as_they_were():
     given = [POTENTIAL, ACTUAL, promoted(), LOG, DRIFT, top()]
     kept = copy.deepcopy(given)
-    acts, tokens = activations(), read()
+    acts, tokens, compared = activations(), read(), comparison()
     sums, values = acts.sums.clone(), tokens.values.clone()
     drawn = [
         figures.sources(given[0], given[1]),
@@ -286,6 +314,7 @@ def test_figures_have_the_house_style_and_leave_their_inputs_as_they_were():
         figures.roc([0, 1], [0.0, 1.0]),
         figures.training(given[3]),
         figures.weight_drift(given[4]),
+        figures.neuron_activations(compared),
     ]
     figures.token_activations(tokens, tokens)
     figures.top_tokens(given[5])
@@ -295,5 +324,6 @@ def test_figures_have_the_house_style_and_leave_their_inputs_as_they_were():
         assert figure.layout.title.text
     for now, then in zip(given, kept, strict=True):
         assert now.equals(then) if isinstance(now, pd.DataFrame) else now == then
+    assert compared == comparison()
     assert torch.equal(acts.sums, sums)
     assert torch.equal(tokens.values, values)

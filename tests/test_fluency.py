@@ -42,20 +42,6 @@ def marked(tokenizer, template):
     return other
 
 
-@torch.no_grad()
-def raw_conditional(model, tokenizer, prompt, text):
-    """From Hugging Face's own logits of one text alone, token by token; None where there is nothing to count."""
-    given, ids = tokenizer(prompt)["input_ids"], tokenizer(prompt + text)["input_ids"]
-    begin = 0
-    while begin < min(len(given), len(ids)) and given[begin] == ids[begin]:
-        begin += 1
-    begin = max(begin, 1)
-    if not text.strip() or begin == len(ids):
-        return None
-    chances = raw.forward(model, torch.tensor([ids])).logits[0].double().log_softmax(-1)
-    return math.exp(-sum(float(chances[i - 1, ids[i]]) for i in range(begin, len(ids))) / (len(ids) - begin))
-
-
 def rows_of(continuations):
     return [(continuations.prompts[i // continuations.n_samples], text) for i, text in enumerate(continuations.texts)]
 
@@ -70,7 +56,9 @@ def expect(found, expected, codes):
 
 @pytest.mark.parametrize("batch_size", [1, 4, None])
 def test_only_the_continuation_counts(family, tokenizer, batch_size):
-    expected = [raw_conditional(family.model, tokenizer, prompt.text, text) for prompt, text in rows_of(WRITTEN)]
+    expected = [
+        raw.conditional_perplexity(family.model, tokenizer, prompt.text, text) for prompt, text in rows_of(WRITTEN)
+    ]
     found = conditional_perplexity(family.lm, WRITTEN, batch_size, progress=False)
     expect(found, expected, WRITTEN.row_languages)
     assert list(found.medians) == ["en", "es"]
@@ -138,7 +126,7 @@ def test_values_by_hand_and_what_is_out_of_range_counts_in_the_median(two_word_m
 def test_texts_beyond_the_context_are_counted_and_spare_the_others(model, lm, tokenizer):
     own = Continuations((Prompt("en", "the cat"), Prompt("ru", "кот")), 2, (" sat" * 80, " sat", " x" * 99, " и" * 99))
     found = conditional_perplexity(lm, own, progress=False)
-    assert found.values[1] == pytest.approx(raw_conditional(model, tokenizer, "the cat", " sat"), rel=1e-4)
+    assert found.values[1] == pytest.approx(raw.conditional_perplexity(model, tokenizer, "the cat", " sat"), rel=1e-4)
     assert np.isnan(found.values[[0, 2, 3]]).all()
     assert [found.counts[code]["too_long"] for code in ("en", "ru")] == [1, 2]
     assert math.isnan(found.medians["ru"])

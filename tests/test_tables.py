@@ -10,6 +10,7 @@ from xlingtox import Activations, Comparison, Continuations, NeuronSet
 from xlingtox.comparison import Measures
 from xlingtox.data import Prompt
 from xlingtox.lm import Identity
+from xlingtox.scoring import ScorerIdentity
 
 NEURONS = NeuronSet.of([(3, 7), (0, 2), (3, 1)], [0.5, 0.25, 0.75])
 
@@ -23,9 +24,12 @@ def activations(name="mini", codes=("zh", "en")):
 
 
 def comparison(scorer="wordlist"):
-    first, then = (Measures(emt, 0.4, emt / 2, 0.0, 7.0, 0.3, 0.6, 0.7, emt - 0.5) for emt in (0.8, 0.2))
+    first, then = (Measures(emt, 0.4, emt / 2, 0.0, 7.0, 8.0, 0.3, 0.6, 0.7, emt - 0.5) for emt in (0.8, 0.2))
     return Comparison(
-        {"en": first, "ar": first}, {"en": then, "ar": then}, {"en": {"average_toxicity": (-0.35, -0.25)}}, scorer
+        {"en": first, "ar": first},
+        {"en": then, "ar": then},
+        {"en": {"average_toxicity": (-0.35, -0.25)}},
+        ScorerIdentity(scorer, "1", ("en", "ar")),
     )
 
 

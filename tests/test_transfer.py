@@ -14,6 +14,7 @@ from xlingtox import NeuronSet, retrieval, transfer
 from xlingtox.activations import Activations
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.lm import Identity
+from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer import Line, Transfer, relate
 
 CODES = ("es", "fr", "de", "ru", "zh", "ar")
@@ -112,13 +113,16 @@ def test_no_p_without_an_r(r, n):
 
 
 def measures(emt, average):
-    return Measures(emt, 0.5, average, 0.0, 10.0, 0.9, 0.9, 0.9, 0.1)
+    return Measures(emt, 0.5, average, 0.0, 10.0, 12.0, 0.9, 0.9, 0.9, 0.1)
+
+
+SCORER = ScorerIdentity("hash", "1", ())
 
 
 def observed(codes, seed=0, before=None):
     rng = np.random.default_rng(seed)
     first = {code: measures(*rng.uniform(0.5, 1, 2)) for code in codes} | (before or {})
-    return Comparison(first, {code: measures(*rng.uniform(0, 0.5, 2)) for code in codes}, {}, "hash")
+    return Comparison(first, {code: measures(*rng.uniform(0, 0.5, 2)) for code in codes}, {}, SCORER)
 
 
 def known(codes, seed=1):
@@ -131,7 +135,7 @@ def dropping(drops):
         {code: measures(0.5, 0.5) for code in drops},
         {code: measures(0.5 * (1 - d), 0.1) for code, d in drops.items()},
     )
-    return Comparison(*sides, {}, "hash")
+    return Comparison(*sides, {}, SCORER)
 
 
 @pytest.mark.parametrize("measure", ["emt", "average_toxicity"])

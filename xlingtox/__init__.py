@@ -4,6 +4,7 @@ languages English-only safety tuning will reach."""
 from xlingtox import (
     data,
     degenerate,
+    drift,
     experiment,
     figures,
     fluency,
@@ -51,6 +52,7 @@ __all__ = [
     "data",
     "degenerate",
     "dose_response",
+    "drift",
     "experiment",
     "figures",
     "fluency",

@@ -57,6 +57,7 @@ def materials(seed: int) -> experiment.Materials:
         hostile=mini.prompts(20, "hostile", seed=seed),
         friendly=mini.prompts(20, "friendly", seed=seed),
         pairs=mini.pairs("en", 1000, seed=seed),
+        validation=mini.pairs("en", 64, "validation", seed=seed),
         parallel=mini.parallel(500, seed=seed),
         held_out=mini.held_out(60, seed=seed),
         scorer=mini.scorer(),

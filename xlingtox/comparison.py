@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from jaxtyping import Float
 from xlingtox import degenerate, languages, metrics, strictjson, tables
 from xlingtox.activations import collect_activations
 from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.drift import LayerDrift, by_layer, weight_drift
 from xlingtox.escaping import escaped
-from xlingtox.fluency import check_held_out, perplexities
+from xlingtox.fluency import check_held_out, conditional_perplexity, perplexities
 from xlingtox.generation import Continuations, checked_lengths, generate
 from xlingtox.lm import HookedLM, Identity
 from xlingtox.metrics import Change
-from xlingtox.neurons import NeuronSet
-from xlingtox.scoring.protocol import Scorer, checked_scores, require_covered
+from xlingtox.neurons import Neuron, NeuronSet
+from xlingtox.scoring.protocol import Scorer, ScorerIdentity, checked_scores, require_covered
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Measures:
         degenerate: share of continuations that are empty, repeat one n-gram, or are in another script
             (`degenerate.kinds`). A scorer finds them clean.
         perplexity: of the language's held-out text, per token; NaN where none was given.
+        continuation_perplexity: of what the model wrote, by the model *before*: the median over continuations; NaN
+            where none has a token to judge.
         distinct_1, distinct_2, distinct_3: distinct n-grams over all n-grams of a prompt's samples; NaN where no
             continuation has n tokens.
         mean_activation: of the compared neurons, over the steps of greedy continuations.
@@ -47,6 +50,7 @@ class Measures:
     average_toxicity: float
     degenerate: float
     perplexity: float
+    continuation_perplexity: float
     distinct_1: float
     distinct_2: float
     distinct_3: float
@@ -59,19 +63,26 @@ class Comparison:
 
     Attributes:
         before, after: language to measures, in the house's order of languages.
-        changes: language to measure (`emt`, `average_toxicity`, `mean_activation`) to the 95 % paired bootstrap
-            interval, over prompts, of after minus before.
-        scorer: the name of the scorer.
+        changes: language to measure to the 95 % paired bootstrap interval of after minus before, over prompts: every
+            measure but `perplexity`. A prompt's `continuation_perplexity` is the median over its samples, its
+            `mean_activation` the mean over its own steps. Prompts without a value on either side do not count.
+        scorer: which scorer, and what it covers.
         models: which models they were, before and after; None where that is not known.
         mean_changes: the same measures to the change in their mean over languages; empty where that is not known.
+        drift: how far each layer's key and value vectors moved; empty where that is not known.
+        neurons: the compared neurons; empty where they are not known.
+        neuron_activations: language to the mean activation of each of `neurons`, before and after.
     """
 
     before: Mapping[str, Measures]
     after: Mapping[str, Measures]
     changes: Mapping[str, Mapping[str, tuple[float, float]]]
-    scorer: str
+    scorer: ScorerIdentity
     models: tuple[Identity, Identity] | None = None
     mean_changes: Mapping[str, Change] = field(default_factory=dict)
+    drift: tuple[LayerDrift, ...] = ()
+    neurons: tuple[Neuron, ...] = ()
+    neuron_activations: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -107,7 +118,7 @@ class Comparison:
             cells["average_toxicity"] += change
             rows.append([tables.language_name(code), *cells.values()])
         columns = ["Language", "EMT", "Toxicity probability", "Average toxicity (95 % interval of the change)"]
-        caption = f"Before → after, scored by {escaped(self.scorer)}"
+        caption = f"Before → after, scored by {escaped(self.scorer.name)}"
         return tables.table(caption, [*columns, "Perplexity", "Mean activation"], rows)
 
     def save(self, path: str | Path) -> None:
@@ -116,21 +127,39 @@ class Comparison:
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
-        whole = strictjson.read(path)
+        return cls.of(strictjson.read(path))
+
+    @classmethod
+    def of(cls, whole: Mapping[str, Any]) -> Comparison:
+        """From the content of such a file, or of a study's `results.json`, with NaN for null."""
         before, after = ({code: Measures(**row) for code, row in whole[side].items()} for side in ("before", "after"))
         changes = {
             code: {measure: (low, high) for measure, (low, high) in row.items()}
             for code, row in whole["changes"].items()
         }
-        models = whole["models"]
-        known = None if isinstance(models, float) else (_identity(models[0]), _identity(models[1]))
-        mean_changes = {measure: Change(**row) for measure, row in whole["mean_changes"].items()}
-        return cls(before, after, changes, whole["scorer"], known, mean_changes)
+        models = whole.get("models", math.nan)
+        return cls(
+            before,
+            after,
+            changes,
+            scorer=ScorerIdentity(**whole["scorer"] | {"languages": tuple(whole["scorer"]["languages"])}),
+            models=None if isinstance(models, float) else (_identity(models[0]), _identity(models[1])),
+            mean_changes={measure: Change(**row) for measure, row in whole.get("mean_changes", {}).items()},
+            drift=tuple(_layer_drift(row) for row in whole.get("drift", ())),
+            neurons=NeuronSet.of(whole.get("neurons", ())).neurons,
+            neuron_activations={
+                code: (tuple(first), tuple(then)) for code, (first, then) in whole.get("neuron_activations", {}).items()
+            },
+        )
 
 
 def _identity(row: Mapping[str, Any]) -> Identity:
     revision = row["revision"] if isinstance(row["revision"], str) else None
     return Identity(row["name"], revision, row["dtype"], row["fingerprint"])
+
+
+def _layer_drift(row: Mapping[str, Any]) -> LayerDrift:
+    return LayerDrift(**dict(row) | {name: tuple(row[name]) for name in ("cosine_range", "norm_change_range")})
 
 
 def compare(
@@ -146,6 +175,8 @@ def compare(
     progress: bool = True,
 ) -> Comparison:
     """Measure both models on the same prompts with the same random numbers (paper, Table 1 and Figure 3).
+
+    What both wrote is also judged by the model before: how fluent it finds what the other now writes.
 
     Args:
         prompts: with their languages; only the continuations are scored.
@@ -164,25 +195,28 @@ def compare(
         checked_lengths(lm, given, max_new_tokens)
         if held_out is not None:
             check_held_out(lm, held_out)
-    sides = [_measure(lm, given, neurons, scorer, n_samples, max_new_tokens, seed, progress) for lm in (before, after)]
+    sides = [
+        _measure(lm, before, given, neurons, scorer, n_samples, max_new_tokens, seed, progress)
+        for lm in (before, after)
+    ]
     fluency = [perplexities(lm, held_out, progress) if held_out is not None else {} for lm in (before, after)]
     codes = languages.in_order(prompt.language for prompt in given)
-    tables = [
+    measures = [
         {code: _summary(side[code], fluent.get(code)) for code in codes}
         for side, fluent in zip(sides, fluency, strict=True)
     ]
-    compared = {
-        measure: metrics.paired_changes(
-            {code: values(sides[0][code]) for code in codes}, {code: values(sides[1][code]) for code in codes}
-        )
-        for measure, values in _COMPARED.items()
-    }
-    changes = {
-        code: {measure: (own[code].low, own[code].high) for measure, (own, _) in compared.items()} for code in codes
-    }
-    overall = {measure: mean for measure, (_, mean) in compared.items()}
-    models = (before.identity(), after.identity())
-    return Comparison(tables[0], tables[1], changes, scorer.name, models, overall)
+    compared = {measure: _changes(sides[0], sides[1], measure) for measure in _PER_PROMPT}
+    return Comparison(
+        measures[0],
+        measures[1],
+        changes={code: {measure: own[code] for measure, (own, _) in compared.items()} for code in codes},
+        scorer=ScorerIdentity.of(scorer),
+        models=(before.identity(), after.identity()),
+        mean_changes={measure: mean for measure, (_, mean) in compared.items()},
+        drift=by_layer(weight_drift(before, after)),
+        neurons=neurons.neurons,
+        neuron_activations={code: (sides[0][code].by_neuron, sides[1][code].by_neuron) for code in codes},
+    )
 
 
 def toxicity_scores(written: Continuations, scorer: Scorer) -> dict[str, Float[np.ndarray, "prompt sample"]]:
@@ -193,15 +227,28 @@ def toxicity_scores(written: Continuations, scorer: Scorer) -> dict[str, Float[n
 
 @dataclass(frozen=True)
 class _Raw:
-    scores: Float[np.ndarray, "prompt sample"]
-    degenerate: float
-    tokens: Sequence[Sequence[Sequence[int]]]
-    activation: Float[np.ndarray, "prompt"]
-    mean_activation: float
+    """What one model did in one language.
+
+    Attributes:
+        per_prompt: measure to its value for each prompt; NaN where a prompt has none.
+        continuation_perplexity: the median over all continuations.
+        by_neuron: mean activation over all steps.
+    """
+
+    per_prompt: Mapping[str, Float[np.ndarray, "prompt"]]
+    continuation_perplexity: float
+    by_neuron: tuple[float, ...]
+
+
+_PER_PROMPT = (
+    *("emt", "toxicity_probability", "average_toxicity", "degenerate", "continuation_perplexity"),
+    *("distinct_1", "distinct_2", "distinct_3", "mean_activation"),
+)
 
 
 def _measure(
     lm: HookedLM,
+    judge: HookedLM,
     prompts: Sequence[Prompt],
     neurons: NeuronSet,
     scorer: Scorer,
@@ -215,40 +262,64 @@ def _measure(
     scores = toxicity_scores(written, scorer)
     acts = collect_activations(lm, table, neurons, max_new_tokens, progress=progress)
     steps = acts.mask.sum(1).clamp(min=1)
-    by_prompt = (acts.values.mean(-1).sum(1) / steps).double().numpy()
+    activation = (acts.values.mean(-1).sum(1) / steps).double().numpy()
     tokens = lm.tokenizer(list(written.texts), add_special_tokens=False)["input_ids"]
-    unsound = degenerate.shares(written.texts, written.row_languages)
+    samples = [tokens[first : first + n_samples] for first in range(0, len(tokens), n_samples)]
+    distinct = {f"distinct_{n}": metrics.prompt_distinct(samples, n) for n in (1, 2, 3)}
+    kinds = np.array(degenerate.kinds(written.texts, written.row_languages)).reshape(-1, n_samples)
+    fluency = conditional_perplexity(judge, written, progress=progress)
+    medians = _medians(fluency.values.reshape(-1, n_samples))
     found = {}
     for code in written.languages:
         rows = [i for i, prompt in enumerate(prompts) if prompt.language == code]
-        own = [[tokens[i * n_samples + sample] for sample in range(n_samples)] for i in rows]
-        found[code] = _Raw(scores[code], unsound[code], own, by_prompt[rows], float(acts.mean(code).mean()))
+        maxima = metrics.prompt_maxima(scores[code])
+        per_prompt = {
+            "emt": maxima,
+            "toxicity_probability": (maxima >= metrics.TOXIC).astype(np.float64),
+            "average_toxicity": metrics.prompt_means(scores[code]),
+            "degenerate": (kinds[rows] != "sound").mean(1),
+            "continuation_perplexity": medians[rows],
+            **{name: values[rows] for name, values in distinct.items()},
+            "mean_activation": activation[rows],
+        }
+        found[code] = _Raw(per_prompt, fluency.medians[code], tuple(acts.mean(code).tolist()))
     return found
 
 
-_COMPARED: Mapping[str, Callable[[_Raw], Float[np.ndarray, "prompt"]]] = {
-    "emt": lambda raw: metrics.prompt_maxima(raw.scores),
-    "average_toxicity": lambda raw: metrics.prompt_means(raw.scores),
-    "mean_activation": lambda raw: raw.activation,
-}
-"""The measures whose change has an interval, to their values by prompt."""
+def _medians(values: Float[np.ndarray, "prompt sample"]) -> Float[np.ndarray, "prompt"]:
+    """Over samples that have a value; NaN for a prompt where none has."""
+    return np.array([np.median(row[~np.isnan(row)]) if not np.isnan(row).all() else math.nan for row in values])
+
+
+def _changes(
+    before: Mapping[str, _Raw], after: Mapping[str, _Raw], measure: str
+) -> tuple[dict[str, tuple[float, float]], Change]:
+    """Language to the interval of the change, and the change in the mean over languages, where there are values."""
+    sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+    for code in before:
+        values = [side[code].per_prompt[measure] for side in (before, after)]
+        there = ~np.isnan(values).any(0)
+        if there.any():
+            sides[0][code], sides[1][code] = (each[there] for each in values)
+    none = dict.fromkeys(before, (math.nan, math.nan))
+    if not sides[0]:
+        return none, Change(*[math.nan] * 4)
+    by_language, overall = metrics.paired_changes(*sides)
+    return none | {code: (change.low, change.high) for code, change in by_language.items()}, overall
 
 
 def _summary(raw: _Raw, fluency: float | None) -> Measures:
+    over_prompts = {name: _mean(raw.per_prompt[name]) for name in _PER_PROMPT}
     return Measures(
-        emt=metrics.expected_maximum_toxicity(raw.scores),
-        toxicity_probability=metrics.toxicity_probability(raw.scores),
-        average_toxicity=metrics.average_toxicity(raw.scores),
-        degenerate=raw.degenerate,
-        perplexity=float("nan") if fluency is None else fluency,
-        distinct_1=_distinct(raw.tokens, 1),
-        distinct_2=_distinct(raw.tokens, 2),
-        distinct_3=_distinct(raw.tokens, 3),
-        mean_activation=raw.mean_activation,
+        **over_prompts
+        | {
+            "perplexity": math.nan if fluency is None else fluency,
+            "continuation_perplexity": raw.continuation_perplexity,
+            "mean_activation": float(np.mean(raw.by_neuron)),
+        }
     )
 
 
-def _distinct(samples: Sequence[Sequence[Sequence[int]]], n: int) -> float:
-    """NaN where no continuation has n tokens: the other measures, which took sampling, are not lost."""
-    long_enough = any(len(tokens) >= n for prompt in samples for tokens in prompt)
-    return metrics.distinct_n(samples, n) if long_enough else math.nan
+def _mean(values: Float[np.ndarray, "prompt"]) -> float:
+    """Over prompts that have a value: what sampling took is not lost for the others."""
+    return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan

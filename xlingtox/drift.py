@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import torch
@@ -12,13 +14,33 @@ from torch.nn.functional import cosine_similarity
 from xlingtox.lm import HookedLM
 
 
+@dataclass(frozen=True)
+class LayerDrift:
+    """How far one kind of a layer's vectors moved: the mean over them, and the least and the greatest.
+
+    Attributes:
+        layer: which.
+        kind: `key`, `value`, or in gated MLPs also `up`.
+        cosine: of the vectors with themselves before.
+        norm_change: relative to the norm before.
+        cosine_range, norm_change_range: the least and the greatest.
+    """
+
+    layer: int
+    kind: str
+    cosine: float
+    norm_change: float
+    cosine_range: tuple[float, float]
+    norm_change_range: tuple[float, float]
+
+
 @torch.no_grad()
 def weight_drift(before: HookedLM, after: HookedLM) -> pd.DataFrame:
     """Cosine and change in norm of every key and value vector between two models (Lee et al. 2024, section 5).
 
     Returns:
         columns `layer, kind, index, cosine, norm_change`, a row a vector; `kind` is `key`, `value`, or in gated MLPs
-        also `up`, and `norm_change` is relative to the norm before. `figures.weight_drift` draws it.
+        also `up`, and `norm_change` is relative to the norm before. `figures.weight_drift` draws it `by_layer`.
 
     Raises:
         ValueError: two models that differ in shape or vocabulary.
@@ -33,6 +55,21 @@ def weight_drift(before: HookedLM, after: HookedLM) -> pd.DataFrame:
             named = {"layer": layer, "kind": kind, "index": np.arange(len(first))}
             parts.append(pd.DataFrame(named | {name: values.numpy() for name, values in columns.items()}))
     return pd.concat(parts, ignore_index=True)
+
+
+def by_layer(vectors: pd.DataFrame) -> tuple[LayerDrift, ...]:
+    """The table of `weight_drift`, layer by layer and kind by kind."""
+    found = []
+    for layer, kind in vectors[["layer", "kind"]].drop_duplicates().itertuples(index=False):
+        own = vectors[(vectors["layer"] == layer) & (vectors["kind"] == kind)]
+        cosine, norm = own["cosine"], own["norm_change"]
+        means, ranges = (float(cosine.mean()), float(norm.mean())), (_ends(cosine), _ends(norm))
+        found.append(LayerDrift(int(layer), str(kind), *means, *ranges))
+    return tuple(found)
+
+
+def _ends(values: pd.Series) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
 
 def _kinds(lm: HookedLM) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import math
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from xlingtox import languages, localize, retrieval, strictjson, transfer, tuning
 from xlingtox._version import __version__
 from xlingtox.activations import collect_activations
-from xlingtox.comparison import Comparison, Measures, compare
+from xlingtox.comparison import Comparison, compare
 from xlingtox.data import as_prompts, labelled_texts, require_columns
 from xlingtox.dose import check_offsets, dose_response
 from xlingtox.fluency import check_held_out
@@ -45,6 +45,7 @@ class Materials:
         labelled: English sentences with labels, for the probe.
         hostile, friendly: prompts in every language that is studied.
         pairs: English preference pairs.
+        validation: others of them, for the validation loss while tuning; None: the recipe's share of `pairs`, if any.
         parallel: one column a language, or rows `language, sentence, translation`.
         held_out: texts for perplexity.
         scorer: covers every language of the prompts.
@@ -58,6 +59,7 @@ class Materials:
     parallel: Dataset
     held_out: Dataset
     scorer: Scorer
+    validation: Dataset | None = None
     given: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -134,7 +136,7 @@ def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
         raise ValueError("there are no English hostile prompts: the actual sources are found on them")
     check_held_out(lm, materials.held_out)
     check_held_out(lm, _few(materials.held_out, settings.dose_texts))
-    tuning.tunable_pairs(lm, materials.pairs, settings.recipe)
+    tuning.tunable_pairs(lm, materials.pairs, settings.recipe, materials.validation)
     retrieval.sentence_pairs(materials.parallel)
 
 
@@ -194,7 +196,6 @@ class _Study:
         packages = ("torch", "transformers", "transformer-lens", "trl", "scikit-learn")
         return merged | {
             "given": {code: dict(row) for code, row in self.materials.given.items()},
-            "scorer": self.scorer.name,
             "model": dataclasses.asdict(self.lm.identity()),
             "seconds": self.seconds,
             "versions": {"python": platform.python_version(), "xlingtox": __version__}
@@ -304,8 +305,16 @@ def _amplify(study: _Study) -> dict[str, Any]:
 
 def _tune(study: _Study) -> dict[str, Any]:
     recipe = dataclasses.replace(study.settings.recipe, seed=study.settings.seed)
-    tuning.tune_dpo(study.lm, study.materials.pairs, study.folder / "tuned", recipe, progress=study.progress)
-    return {"recipe": dataclasses.asdict(recipe)}
+    pairs, folder = study.materials.pairs, study.folder / "tuned"
+    tuning.tune_dpo(study.lm, pairs, folder, recipe, study.materials.validation, study.progress)
+    return {"recipe": dataclasses.asdict(recipe), "training": _curves(strictjson.read(folder / "log.json"))}
+
+
+def _curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The steps of a training log, without how long they took."""
+    steps = [row for row in log if "loss" in row or "eval_loss" in row]
+    timed = ("runtime", "per_second")
+    return [{name: value for name, value in row.items() if not name.endswith(timed)} for row in steps]
 
 
 def _compare(study: _Study) -> dict[str, Any]:
@@ -330,21 +339,14 @@ def _compare(study: _Study) -> dict[str, Any]:
     samples: dict[str, list[dict[str, str]]] = {}
     for prompt, first, then in zip(sides[0].prompts, sides[0].texts, sides[1].texts, strict=True):
         samples.setdefault(prompt.language, []).append({"prompt": prompt.text, "before": first, "after": then})
-    whole = dataclasses.asdict(found)
-    return {
-        "before": whole["before"],
-        "after": whole["after"],
-        "change_intervals": whole["changes"],
-        "mean_changes": whole["mean_changes"],
-        "samples": samples,
-    }
+    # Named within the study's folder, which may be moved.
+    named = dataclasses.replace(found, models=(found.models[0], dataclasses.replace(found.models[1], name="tuned")))
+    return {**dataclasses.asdict(named), "samples": samples}
 
 
 def _retrieve(study: _Study) -> dict[str, Any]:
     found = retrieval.accuracy(study.lm, study.materials.parallel, progress=study.progress)
-    done = study.done["compare"]
-    sides = [{code: Measures(**row) for code, row in done[side].items()} for side in ("before", "after")]
-    observed = Comparison(sides[0], sides[1], done["change_intervals"], study.scorer.name)
+    observed = Comparison.of(study.done["compare"])
     by_measure = {measure: _transfer(found, observed, measure) for measure in ("emt", "average_toxicity")}
     main = by_measure[main_measure(observed)]
     return {

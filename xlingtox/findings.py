@@ -8,17 +8,19 @@ from statistics import fmean
 from typing import Any
 
 from xlingtox import languages
-from xlingtox.comparison import Comparison, Measures
+from xlingtox.comparison import Comparison
 from xlingtox.dose import Dose
 from xlingtox.escaping import escaped
 from xlingtox.strictjson import with_nan
 from xlingtox.tables import language_name, number, percent
 from xlingtox.transfer import Transfer
 
-_REQUIRED = "languages probe n_neurons potential actual intervention control before after retrieval transfer".split()
+_REQUIRED = (
+    "languages probe n_neurons potential actual intervention control before after changes scorer retrieval transfer"
+).split()
 _OPTIONAL = (
-    "amplification change_intervals cosines given model promoted retrieval_intervals samples seconds "
-    "transfer_by_measure versions"
+    "amplification cosines given model promoted retrieval_intervals samples seconds training transfer_by_measure "
+    "versions"
 ).split()
 
 
@@ -32,8 +34,7 @@ class Study:
         self.results = results = {key: {} for key in _OPTIONAL} | with_nan(given)
         self.codes = languages.in_order(results["languages"])
         self.others = [code for code in self.codes if code != "en"]
-        before, after = ({code: Measures(**results[side][code]) for code in self.codes} for side in ("before", "after"))
-        self.comparison = Comparison(before, after, results["change_intervals"], results.get("scorer", "unknown"))
+        self.comparison = Comparison.of(results)
         self.intervention, self.control, self.amplification = (
             [Dose(**row) for row in results[key]] for key in ("intervention", "control", "amplification")
         )
@@ -80,9 +81,13 @@ def findings(study: Study) -> list[str]:
             f"Prompts with a toxic sample now range from {' to '.join(ends)}."
         )
     unsound = (percent(each, digits=1) for each in study.means("degenerate", study.codes))
+    english = f" (in English {_shares(study, 'distinct_1', ['en'])})" if "en" in study.codes else ""
     said.append(
         "<b>Is it silence?</b> A scorer finds text clean that says nothing. Of all continuations, "
-        f"<b>{' to '.join(unsound)}</b> were empty, one phrase over and over, or in another script."
+        f"<b>{' to '.join(unsound)}</b> were empty, one phrase over and over, or in another script. Of all tokens of a "
+        f"prompt’s samples, <b>{_shares(study, 'distinct_1', study.codes)}</b> were different ones{english}. The model "
+        "before finds what is written now at "
+        f"{_rise(*study.means('continuation_perplexity', study.codes))} perplexity."
     )
     fell = sum(after[code].mean_activation < before[code].mean_activation for code in study.codes)
     said.append(
@@ -93,12 +98,15 @@ def findings(study: Study) -> list[str]:
 
 
 def _change(study: Study, codes: Sequence[str]) -> str:
-    share = " to ".join(map(percent, study.means("toxicity_probability", codes)))
     return (
-        f"prompts with a toxic sample went from <b>{share}</b>, expected maximum toxicity from "
-        f"{_range(*study.means('emt', codes))}, and average toxicity from "
+        f"prompts with a toxic sample went from <b>{_shares(study, 'toxicity_probability', codes)}</b>, expected "
+        f"maximum toxicity from {_range(*study.means('emt', codes))}, and average toxicity from "
         f"<b>{_range(*study.means('average_toxicity', codes))}</b>"
     )
+
+
+def _shares(study: Study, measure: str, codes: Sequence[str]) -> str:
+    return " to ".join(map(percent, study.means(measure, codes)))
 
 
 def _cause(study: Study) -> list[str]:

@@ -20,6 +20,7 @@ from xlingtox.escaping import escaped, escaped_for_plotly, seen
 from xlingtox.findings import Study, findings, measure_name
 from xlingtox.masking import mask
 from xlingtox.neurons import NeuronSet
+from xlingtox.scoring import ScorerIdentity
 from xlingtox.tables import both, in_language, language_name, number, percent, scrolling
 
 ToxicWords = Mapping[str, Sequence[str]]
@@ -56,7 +57,7 @@ def render(results: Mapping[str, Any], toxic_words: ToxicWords | None = None) ->
             _samples(study.results["samples"], shown),
             _given(study.results["given"]),
             _section("Methods and caveats", _METHODS),
-            f"</main>\n<footer><h2>Provenance</h2>{_provenance(study.results)}</footer>",
+            f"</main>\n<footer><h2>Provenance</h2>{_provenance(study.results, study.comparison.scorer)}</footer>",
         ]
     )
     return pages.document(f"{name}: toxicity across languages", body, "report", drawn, [get_plotlyjs()])
@@ -102,7 +103,21 @@ nothing hostile was said, is the other half of the evidence that they cause it.
 
 Figure 6. Where the sources sit
 Each point is one of the neurons whose value vectors point the probe’s way most: its layer, and how nearly it does. The
-filled ones are active on hostile English prompts, the sources; a high cosine alone does not make a neuron one."""
+filled ones are active on hostile English prompts, the sources; a high cosine alone does not make a neuron one.
+
+Figure 7. Each source in each language
+The mean activation of every source while the model continues hostile prompts. A column that is dark in every row is a
+neuron that the languages share; the last panel shows which of them tuning on English changed, and where.
+
+Figure 8. How tuning went
+The loss on the pairs that the model learns from, and on pairs that it does not see; where only the first goes on
+falling, the model learns its pairs by heart. Below, how far the preferred and the toxic side moved from the model
+before: if both fall, it learnt to avoid more than it learnt to write.
+
+Figure 9. How far the weights moved
+How nearly each neuron’s key and value vectors point where they pointed before, and how much longer they are; the bars
+reach from the least to the greatest in a layer. Toxicity that is gone while hardly a vector moved is bypassed, not
+unlearnt (Lee et al. 2024)."""
 
 
 def _figures(study: Study) -> tuple[dict[str, Any], str]:
@@ -121,6 +136,12 @@ def _figures(study: Study) -> tuple[dict[str, Any], str]:
         made[6] = figures.sources(
             NeuronSet.of(results["potential"], results["cosines"]), NeuronSet.of(results["actual"])
         )
+    if study.comparison.neurons:
+        made[7] = figures.neuron_activations(study.comparison)
+    if results["training"]:
+        made[8] = figures.training(results["training"])
+    if study.comparison.drift:
+        made[9] = figures.weight_drift(study.comparison.drift)
     drawn, shown = {}, ["<noscript><p>Figures need JavaScript; the table below has their numbers.</p></noscript>"]
     captions = _CAPTIONS.split("\n\n")
     for place, figure in made.items():
@@ -204,13 +225,13 @@ def _given(given: Mapping[str, Mapping[str, float]]) -> str:
     return _section("What the miniature world was given", note + table) if rows else ""
 
 
-def _provenance(results: Mapping[str, Any]) -> str:
+def _provenance(results: Mapping[str, Any], scorer: ScorerIdentity) -> str:
     model = {"name": "unknown", "fingerprint": "unknown"} | results["model"]
     seconds = (f"{escaped(stage)} {number(value, 1)}" for stage, value in results["seconds"].items())
     rows = [
         ["Model", f"{escaped(model['name'])}, fingerprint <code>{escaped(model['fingerprint'])}</code>"],
-        ["Scorer", escaped(results.get("scorer", "unknown"))],
-        ["Languages scored", ", ".join(map(language_name, languages.in_order(results["languages"])))],
+        ["Scorer", f"{escaped(scorer.name)}, revision <code>{escaped(scorer.revision)}</code>"],
+        ["Languages that it covers", ", ".join(map(language_name, scorer.languages))],
         ["Seed", escaped(results.get("seed", "unknown"))],
         ["Versions", ", ".join(f"{escaped(name)} {escaped(number)}" for name, number in results["versions"].items())],
         ["Seconds by stage", ", ".join(seconds)],
@@ -231,7 +252,8 @@ the same to random sets of equal size in the same layers.</li>
 <li>Tuning is DPO on English pairs only. Before and after it, the model continues the same prompts with the same random
 numbers; only the continuation is scored. Expected maximum toxicity (EMT) is the mean over prompts of the highest score
 among a prompt’s samples; toxicity probability is the share of prompts with a sample that scores 0.5 or more.</li>
-<li>Perplexity is that of each language’s held-out text. Retrieval accuracy is top-1 by cosine of mean-pooled states,
+<li>Perplexity is that of each language’s held-out text; continuation perplexity is how the model before rates what was
+written, at the median. Retrieval accuracy is top-1 by cosine of mean-pooled states,
 averaged over layers and both directions. Correlations are Pearson’s, two-sided, over the languages not tuned.</li></ul>
 <h3>Caveats</h3><ul>
 <li>Intervals are bootstraps over prompts. They say nothing of other seeds, other prompts or other models.</li>

@@ -5,14 +5,14 @@ Prints a Markdown table.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
 
 import xlingtox as xt
+from xlingtox import strictjson
 from xlingtox.__main__ import materials
-from xlingtox.comparison import Comparison, Measures
+from xlingtox.comparison import Comparison
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.transfer import Transfer
@@ -31,12 +31,11 @@ COLUMNS = {
 
 
 def transfers(folder: Path, model: str) -> dict[str, Transfer]:
-    results = json.loads((folder / "results.json").read_text("utf-8"))
+    results = strictjson.read(folder / "results.json")
     lm, given = HookedLM.load(model), materials(results["seed"])
     if lm.fingerprint() != results["model"]["fingerprint"]:
         raise SystemExit(f"{folder} is a study of another model than {model}")
-    sides = [{code: Measures(**row) for code, row in results[side].items()} for side in ("before", "after")]
-    observed = Comparison(sides[0], sides[1], results["change_intervals"], results["scorer"])
+    observed = Comparison.of(results)
     neurons = NeuronSet.of(results["actual"])
     potential = NeuronSet.of(results["potential"])
     written = xt.generate(lm, given.hostile, n_samples=4, seed=results["seed"], progress=False)

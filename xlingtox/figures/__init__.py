@@ -4,7 +4,7 @@ Every figure has the house's template; `figure.update_layout(template=style(dark
 """
 
 from xlingtox.figures.doses import dose_response
-from xlingtox.figures.neurons import activation_map, promoted, sources
+from xlingtox.figures.neurons import activation_map, neuron_activations, promoted, sources
 from xlingtox.figures.pairs import activations, toxicity
 from xlingtox.figures.roc import roc
 from xlingtox.figures.style import AFTER, BEFORE, TOXICITY_MEASURES, style
@@ -22,6 +22,7 @@ __all__ = [
     "activation_map",
     "activations",
     "dose_response",
+    "neuron_activations",
     "promoted",
     "retrieval_by_layer",
     "roc",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,12 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from scipy.cluster.hierarchy import leaves_list, linkage
 
+from xlingtox import languages
 from xlingtox.activations import Activations
+from xlingtox.comparison import Comparison
 from xlingtox.escaping import escaped_for_plotly
 from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, layer_ticks, limit, neuron_labels, styled
-from xlingtox.neurons import NeuronSet
+from xlingtox.neurons import Neuron, NeuronSet
 
 _MOST_SORTED = 2000
 """Neurons; clustering takes time and memory by the square of their number."""
@@ -99,12 +102,37 @@ def activation_map(before: Activations, after: Activations | None = None) -> go.
             f"{len(before.neurons)} and {len(after.neurons)} neurons, {', '.join(codes)} and "
             f"{', '.join(after.language_codes)}"
         )
-    first = _means(before)
-    panels = [("Before", first)] if after is None else [("Before", first), ("After", _means(after))]
-    if after is not None:
-        panels.append(("Change", panels[1][1] - first))
+    then = None if after is None else _means(after)
+    return _map(before.neurons, codes, _means(before), then, before.model.name)
+
+
+def neuron_activations(comparison: Comparison) -> go.Figure:
+    """The compared neurons in every language, one by one: before, after, and the change, as `activation_map`.
+
+    Raises:
+        ValueError: a comparison that does not hold its neurons.
+    """
+    if not comparison.neurons:
+        raise ValueError("no neurons to draw: the comparison does not hold them")
+    codes = tuple(code for code in languages.in_order(comparison.languages) if code in comparison.neuron_activations)
+    before, after = (
+        np.array([comparison.neuron_activations[code][side] for code in codes], dtype=np.float64) for side in (0, 1)
+    )
+    name = "" if comparison.models is None else comparison.models[0].name
+    return _map(comparison.neurons, codes, before, after, name)
+
+
+def _map(
+    neurons: Iterable[Neuron],
+    codes: Sequence[str],
+    first: Float[np.ndarray, "language neuron"],
+    then: Float[np.ndarray, "language neuron"] | None,
+    model: str,
+) -> go.Figure:
+    panels = [("Before", first)] if then is None else [("Before", first), ("After", then), ("Change", then - first)]
     order = _by_likeness(first)
-    labels = [neuron_labels(before.neurons)[i] for i in order]
+    named = neuron_labels(neurons)
+    labels = [named[i] for i in order]
     names = [language_label(code) for code in codes]
     figure = make_subplots(
         rows=len(panels),
@@ -133,7 +161,7 @@ def activation_map(before: Activations, after: Activations | None = None) -> go.
     tall = 150 + len(panels) * (16 * len(codes) + 40)
     return styled(figure, height=tall).update_layout(
         coloraxis={"cmin": -most, "cmax": most, "colorbar": bar},
-        title=heading("Mean activation, by language and neuron", before.model.name),
+        title=heading("Mean activation, by language and neuron", model),
     )
 
 

@@ -28,7 +28,9 @@ def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Fi
     figure = _pairs(comparison, measure)
     label = TOXICITY_MEASURES[measure]
     figure.update_yaxes(title_text=label, rangemode="tozero")
-    return figure.update_layout(title=heading(f"{label}, before and after tuning", f"scored by {comparison.scorer}"))
+    return figure.update_layout(
+        title=heading(f"{label}, before and after tuning", f"scored by {comparison.scorer.name}")
+    )
 
 
 def activations(comparison: Comparison) -> go.Figure:

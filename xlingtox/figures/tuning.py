@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from xlingtox.drift import LayerDrift
 from xlingtox.figures.style import CONTROL, SOURCES, drawable, heading, layer_ticks, styled
 
 _REJECTED = "#CC79A7"
@@ -58,56 +58,53 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
     return styled(figure, height=600).update_layout(title=heading("Preference tuning, step by step"))
 
 
-_DRIFT = ["layer", "kind", "cosine", "norm_change"]
-_KINDS = (
-    ("key", "key vectors", CONTROL, "diamond"),
-    ("up", "up vectors", CONTROL, "square"),
-    ("value", "value vectors", SOURCES, "circle"),
-)
+_KINDS = {
+    "key": ("key vectors", CONTROL, "diamond"),
+    "up": ("up vectors", CONTROL, "square"),
+    "value": ("value vectors", SOURCES, "circle"),
+}
 
 
-def weight_drift(table: pd.DataFrame) -> go.Figure:
+def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
     """How far the MLP's weights moved by tuning, by layer: cosine of each vector with itself, and change of its norm.
 
     Args:
-        table: columns `layer`, `kind` (`key`, `up` or `value`), `cosine` (after with before), `norm_change` (relative);
-            several rows a layer and kind are averaged, and the least and greatest drawn as a bar.
+        drift: of a comparison, or `drift.by_layer(weight_drift(before, after))`. The mean over a layer's vectors is
+            drawn, and their least and greatest as a bar.
 
     Raises:
-        ValueError: a column is missing, another kind, no rows, or a number that is not finite.
+        ValueError: no layers, another kind of vector, or a number that is not finite.
     """
-    missing = [column for column in _DRIFT if column not in table.columns]
-    if missing:
-        raise ValueError(f"the table has no column {', '.join(missing)}: expected {', '.join(_DRIFT)}")
-    if table.empty:
-        raise ValueError("no drift to draw: the table is empty")
-    other = sorted(set(table["kind"]) - {kind for kind, *_ in _KINDS})
-    if other:
-        raise ValueError(f"unknown kind {other[0]!r}: expected key, up or value")
-    if not all(math.isfinite(value) for column in _DRIFT[2:] for value in table[column]):
+    if not drift:
+        raise ValueError("no drift to draw: there are no layers")
+    if other := [each.kind for each in drift if each.kind not in _KINDS]:
+        raise ValueError(f"unknown kind {other[0]!r}: expected {', '.join(_KINDS)}")
+    if not all(math.isfinite(each.cosine * each.norm_change) for each in drift):
         raise ValueError("a cosine or a change of norm is not finite")
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
-    for row, (column, form) in enumerate((("cosine", ".5f"), ("norm_change", "+.2%")), start=1):
-        for kind, name, colour, symbol in _KINDS:
-            own = table[table["kind"] == kind].groupby("layer")[column]
-            if own.ngroups == 0:
+    for kind, (name, colour, symbol) in _KINDS.items():
+        own = sorted((each for each in drift if each.kind == kind), key=lambda each: each.layer)
+        layers = [each.layer for each in own]
+        cosines = [(each.cosine, *each.cosine_range) for each in own]
+        norms = [(each.norm_change, *each.norm_change_range) for each in own]
+        for row, points, form in ((1, cosines, ".5f"), (2, norms, "+.2%")):
+            if not own:
                 continue
-            means, low, high = own.mean(), own.min(), own.max()
             figure.add_scatter(
-                x=[int(layer) for layer in means.index],
-                y=means.tolist(),
+                x=layers,
+                y=[mean for mean, _, _ in points],
                 error_y={
                     "type": "data",
                     "symmetric": False,
-                    "array": (high - means).tolist(),
-                    "arrayminus": (means - low).tolist(),
+                    "array": [high - mean for mean, _, high in points],
+                    "arrayminus": [mean - low for mean, low, _ in points],
                     "thickness": 1.2,
                     "width": 3,
                 },
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
                 marker={"color": colour, "size": 7, "symbol": symbol},
-                customdata=[[least, most] for least, most in zip(low.tolist(), high.tolist(), strict=True)],
+                customdata=[[low, high] for _, low, high in points],
                 hovertemplate=f"layer %{{x}}, {name}<br>%{{y:{form}}}<br>least %{{customdata[0]:{form}}}, "
                 f"greatest %{{customdata[1]:{form}}}<extra></extra>",
                 name=name,
@@ -118,6 +115,6 @@ def weight_drift(table: pd.DataFrame) -> go.Figure:
             )
     figure.update_yaxes(title_text="Cosine with before", row=1)
     figure.update_yaxes(title_text="Change of norm", tickformat="+.2%", zeroline=True, row=2)
-    figure.update_xaxes(layer_ticks(int(table["layer"].max()) + 1))
+    figure.update_xaxes(layer_ticks(max(each.layer for each in drift) + 1))
     figure.update_xaxes(title_text="Layer", row=2)
     return styled(figure, height=500).update_layout(title=heading("How far the weights moved, by layer"))

@@ -5,7 +5,14 @@ from xlingtox.scoring.classifier import PRESETS, ClassifierScorer
 from xlingtox.scoring.judges import Agreement, Disagreement, PairAgreement, agreement
 from xlingtox.scoring.perspective import PerspectiveScorer
 from xlingtox.scoring.probe import ProbeScorer
-from xlingtox.scoring.protocol import Scorer, StreamingScorer, UncoveredLanguage, UnscoredError, checked_scores
+from xlingtox.scoring.protocol import (
+    Scorer,
+    ScorerIdentity,
+    StreamingScorer,
+    UncoveredLanguage,
+    UnscoredError,
+    checked_scores,
+)
 from xlingtox.scoring.replay import PerspectiveReplay
 from xlingtox.scoring.wordlist import WordlistScorer
 
@@ -20,6 +27,7 @@ __all__ = [
     "PerspectiveScorer",
     "ProbeScorer",
     "Scorer",
+    "ScorerIdentity",
     "StreamingScorer",
     "UncoveredLanguage",
     "UnscoredError",

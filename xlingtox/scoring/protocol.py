@@ -1,10 +1,15 @@
 """What every scorer is, and the checks on what goes in and what comes out."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+
+from xlingtox.languages import in_order
 
 Arrived = tuple[list[int], Float[np.ndarray, "row"]]
 """Numbers of texts, and their scores."""
@@ -35,6 +40,24 @@ class Scorer(Protocol):
             UncoveredLanguage: a language that is not covered.
         """
         ...
+
+
+@dataclass(frozen=True)
+class ScorerIdentity:
+    """Which scorer it was, for results.
+
+    Attributes:
+        name, revision: as the scorer gave them.
+        languages: that it covers, in the house's order.
+    """
+
+    name: str
+    revision: str
+    languages: tuple[str, ...]
+
+    @classmethod
+    def of(cls, scorer: Scorer) -> ScorerIdentity:
+        return cls(scorer.name, scorer.revision, in_order(scorer.languages))
 
 
 class Described:
