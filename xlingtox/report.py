@@ -106,8 +106,8 @@ Each point is one of the neurons whose value vectors point the probe’s way mos
 filled ones are active on hostile English prompts, the sources; a high cosine alone does not make a neuron one.
 
 Figure 7. Each source in each language
-The mean activation of every source while the model continues hostile prompts. A column that is dark in every row is a
-neuron that the languages share; the last panel shows which of them tuning on English changed, and where.
+The mean activation of every source while the model continues hostile prompts. A column that is coloured in every row
+is a neuron that the languages share; the last panel shows which of them tuning on English changed, and where.
 
 Figure 8. How tuning went
 The loss on the pairs that the model learns from, and on pairs that it does not see; where only the first goes on
