@@ -8,7 +8,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toys import xlm_roberta
+from toys import pickled, xlm_roberta
 
 from xlingtox.scoring import PRESETS, Cached, ClassifierScorer, UncoveredLanguage, classifier
 
@@ -191,6 +191,27 @@ def test_presets_cover_what_their_cards_say(pair, monkeypatch):
         with pytest.raises(UncoveredLanguage, match=f"{name} does not cover sv: it covers "):
             scorer.score(["a"], ["sv"])
     assert ClassifierScorer(name, ["en"], activation="softmax").languages == {"en"}
+
+
+def test_a_preset_has_its_commit_unless_another_is_asked_for(pair, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        classifier, "_loaded", lambda source, _, revision, *__: asked.append(revision) or (*pair, source)
+    )
+    unitary = "unitary/multilingual-toxic-xlm-roberta"
+    for options in ({}, {"revision": "refs/pr/2"}):
+        ClassifierScorer(unitary, progress=False, **options)
+    assert asked == [PRESETS[unitary].revision, "refs/pr/2"]
+    assert len(asked[0]) == 40
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    model, tokenizer = xlm_roberta(HEADS["softmax"], TEXTS)
+    tokenizer.save_pretrained(tmp_path)
+    pickled(model, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no weights in safetensors"):
+        ClassifierScorer(tmp_path, ["en"])
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from torch.testing import assert_close
+from toys import pickled
 
 from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
@@ -44,6 +45,20 @@ def logits(model, lm):
     ids, mask = lm.encode(TEXTS[:1])
     with torch.no_grad():
         return model(input_ids=ids).logits, lm.logits(ids, mask)
+
+
+@pytest.mark.parametrize("what", ["model", "adapter"])
+def test_pickled_weights_are_not_read(base, tmp_path, what):
+    model, folder = base
+    lora = adapted(model)
+    lora.save_pretrained(tmp_path / "lora")
+    where = folder if what == "model" else tmp_path / "lora"
+    for weights in where.glob("*.safetensors"):
+        weights.unlink()
+    pickled(model, where, "pytorch_model.bin" if what == "model" else "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"no weights in safetensors|no adapter_model\.safetensors"):
+        HookedLM.load(folder, adapter=tmp_path / "lora")
+    assert not (where / "ran").exists()
 
 
 # --- adapters

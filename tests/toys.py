@@ -1,6 +1,7 @@
 """Small stand-ins that several tests share: a scorer without a list, a random classifier, and strict JSON."""
 
 import json
+import pickle
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,3 +62,20 @@ def strict_json(path: Path) -> Any:
         raise ValueError(f"{path.name} holds {constant}, which is not JSON")
 
     return json.loads(path.read_text("utf-8"), parse_constant=refuse)
+
+
+class Ran:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def pickled(model: Any, folder: Path, name: str = "pytorch_model.bin") -> None:
+    """The model's configuration, and its weights in a pickle that runs code, which leaves a file `ran`."""
+    model.config.save_pretrained(folder)
+    with (folder / name).open("wb") as file:
+        pickle.dump({**model.state_dict(), "more": Ran(folder / "ran")}, file)

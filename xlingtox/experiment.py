@@ -339,9 +339,9 @@ def _compare(study: _Study) -> dict[str, Any]:
     samples: dict[str, list[dict[str, str]]] = {}
     for prompt, first, then in zip(sides[0].prompts, sides[0].texts, sides[1].texts, strict=True):
         samples.setdefault(prompt.language, []).append({"prompt": prompt.text, "before": first, "after": then})
-    # Named within the study's folder, which may be moved.
-    named = dataclasses.replace(found, models=(found.models[0], dataclasses.replace(found.models[1], name="tuned")))
-    return {**dataclasses.asdict(named), "samples": samples}
+    whole = dataclasses.asdict(found)
+    whole["models"][1]["name"] = "tuned"  # within the study's folder, which may be moved
+    return {**whole, "samples": samples}
 
 
 def _retrieve(study: _Study) -> dict[str, Any]:

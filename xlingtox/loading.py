@@ -101,7 +101,7 @@ def from_checkpoint(
         raise FileNotFoundError(f"{path} is no checkpoint: it has no config.json")
     if not folder.exists() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
         raise FileNotFoundError(f"{path} is no checkpoint: there is no such folder")
-    where: dict[str, Any] = {"local_files_only": True} if folder.exists() else {"revision": revision}
+    where: dict[str, Any] = {"local_files_only": True} if folder.exists() else {"revision": revision or "main"}
     where["trust_remote_code"] = trust_remote_code
     placed = _placed(device, device_map) | _quantised(bits)
     try:
@@ -112,14 +112,32 @@ def from_checkpoint(
         raise FileNotFoundError(f"{source} is no {what}: {str(error).splitlines()[0]}") from error
     if len(own) <= len(own.all_special_ids):
         raise FileNotFoundError(f"{path} has no tokenizer: give one with tokenizer=...")
-    with no_weight_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **where, **placed)
+    model = read_weights(AutoModelForCausalLM, path, dtype=dtype or "auto", **where, **placed)
     if "device_map" not in placed:
         model = model.to(device or default_device())
     if adapter is not None:
         model = merged(model, Path(adapter), path)
         return Loaded(model.eval(), own, f"{source} + {adapter}" if str(adapter) != source else source, revision)
     return Loaded(model.eval(), own, source, revision)
+
+
+def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
+    """What `kind.from_pretrained` gives, from safetensors alone: a pickled file can run code when it is read.
+
+    For a model whose default branch on the hub has pickled weights only, transformers takes the copy that the hub's
+    own converter made.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    try:
+        with no_weight_bars():
+            return kind.from_pretrained(source, use_safetensors=True, **how)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{source} has no weights in safetensors, and pickled ones (.bin), which can run code, are not read: "
+            f"if you trust them, convert them with transformers' save_pretrained ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def check_architecture(config: Any, otherwise: str = "") -> None:
@@ -219,8 +237,11 @@ def merged(model: Any, folder: Path, name: str) -> Any:
 
     Raises:
         ValueError: the adapter is for another base, or merging it changes what it says.
+        FileNotFoundError: it has no weights in safetensors.
     """
     _adapter_config(folder)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(f"the adapter {folder} has no adapter_model.safetensors; pickled weights are not read")
     if importlib.util.find_spec("peft") is None:
         raise ValueError("an adapter needs the package peft: pip install peft")
     from peft import PeftModel

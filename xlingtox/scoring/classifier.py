@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from xlingtox.batching import by_length, each_batch
 from xlingtox.escaping import well_formed
 from xlingtox.lm import fingerprint
-from xlingtox.loading import default_device, no_weight_bars
+from xlingtox.loading import default_device, read_weights
 from xlingtox.scoring.protocol import Arrived, Described, from_stream, require_scorable
 
 Activation = Literal["sigmoid", "softmax"]
@@ -34,11 +34,13 @@ class Preset:
         languages: those that it was trained on.
         activation: of its head.
         toxic_label: name or number of its label; None: found by name.
+        revision: the hub commit that is loaded unless another is asked for; None: the newest.
     """
 
     languages: frozenset[str]
     activation: Activation
     toxic_label: str | int | None = None
+    revision: str | None = None
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -47,7 +49,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "textdetox/xlmr-large-toxicity-classifier-v2": Preset(
             frozenset("am ar de en es fr he hi hi-Latn it ja ru tt uk zh".split()), "softmax", 1
         ),
-        "unitary/multilingual-toxic-xlm-roberta": Preset(frozenset("en es fr it pt ru tr".split()), "sigmoid"),
+        # The hub's own conversion to safetensors: the default branch has pickled weights only.
+        "unitary/multilingual-toxic-xlm-roberta": Preset(
+            frozenset("en es fr it pt ru tr".split()), "sigmoid", revision="a3d4e66839269e45c5e8491dfa55a53fdaedcdbc"
+        ),
     }
 )
 """Public classifiers by their hub names. No open one covers all 17 languages."""
@@ -81,7 +86,8 @@ class ClassifierScorer(Described):
             toxic_label: name or number; None: the label called toxic or toxicity.
             activation: "softmax" over labels that exclude each other, "sigmoid" for labels that do not; None: by the
                 configuration, as transformers' pipeline has it.
-            revision: a hub commit, tag or branch; the commit that it stands for is in `.revision`.
+            revision: a hub commit, tag or branch (default: the preset's, or the newest); the commit that it stands for
+                is in `.revision`.
             dtype: None: as the weights are stored.
 
         Raises:
@@ -93,6 +99,7 @@ class ClassifierScorer(Described):
             languages = preset.languages if languages is None else languages
             toxic_label = preset.toxic_label if toxic_label is None else toxic_label
             activation = activation or preset.activation
+            revision = revision or preset.revision
         if languages is None or isinstance(languages, str) or not (covered := frozenset(languages)):
             raise ValueError("say which languages the classifier covers: languages=['en', ...]")
         if batch_size < 1:
@@ -164,18 +171,16 @@ def _loaded(
             raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: tokenizer=...")
         model = copy.deepcopy(source).to(device=device or source.device, dtype=dtype or source.dtype)
         return model.eval(), tokenizer, getattr(source.config, "_name_or_path", "") or type(source).__name__
-    where = {"local_files_only": True} if Path(source).exists() else {"revision": revision}
+    where = {"local_files_only": True} if Path(source).exists() else {"revision": revision or "main"}
     try:
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **where)
-        with no_weight_bars():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype=dtype or "auto", output_loading_info=True, **where
-            )
     except OSError as error:
         first = str(error).splitlines()[0]
         raise FileNotFoundError(
             f"{source} is no folder with a classifier, nor a model that the hub gives us: {first}"
         ) from error
+    kind = AutoModelForSequenceClassification
+    model, report = read_weights(kind, source, dtype=dtype or "auto", output_loading_info=True, **where)
     if report["missing_keys"]:
         # transformers would make up a head at random.
         raise ValueError(
