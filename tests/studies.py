@@ -8,6 +8,9 @@ from xlingtox import languages
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\u202e\x00"
 
 
+FORETOLD = {"predictor": "retrieval", "pearson_low": 0.28, "pearson_high": 0.89, "error": 0.114, "guess": 0.152}
+
+
 def made_up(seed=0):
     """Results like those of the miniature, but drawn at random."""
     rng = random.Random(seed)
@@ -93,7 +96,7 @@ def made_up(seed=0):
         "retrieval": {code: 0.5 - 0.02 * rank + rng.uniform(-0.06, 0.06) for rank, code in enumerate(others)},
         "transfer": {"measure": "emt", "pearson_r": 0.71, "p_value": 0.002},
         "transfer_by_measure": {
-            "emt": {"pearson_r": 0.71, "p_value": 0.002, "drop": drop},
+            "emt": {"pearson_r": 0.71, "p_value": 0.002, "drop": drop, "predictors": [FORETOLD]},
             "average_toxicity": {"pearson_r": 0.38, "p_value": 0.147, "drop": dict(drop)},
         },
         "promoted": [

@@ -110,6 +110,8 @@ def test_findings_come_first_with_their_numbers(parsed):
     assert "it changes by −1 % on average, to 0.594 (sets from 0.564 to 0.624)" in findings
     assert "offset of 2.00, average toxicity after friendly prompts goes from 0.050 to 0.302" in findings
     assert "r = 0.71, p = 0.002, over 16 languages" in findings
+    assert "The 95 % interval of r goes from 0.28 to 0.89" in findings
+    assert "one that is left out by 0.11 on average, the mean of the others by 0.15" in findings
     assert "not significant" not in findings
     assert "For the drop in average toxicity: r = 0.38, p = 0.147" in findings
 

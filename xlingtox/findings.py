@@ -152,10 +152,24 @@ def _prediction(study: Study) -> str:
             if found.p_value >= 0.05
             else f"Languages whose sentences were found more often gained {', '.join(gained)}."
         )
+        said += _surely(study)
     for measure, other in study.results["transfer_by_measure"].items():
         if measure != found.measure:
             said += f" For the drop in {measure_name(measure)}: {_correlation(other['pearson_r'], other['p_value'])}."
     return said
+
+
+def _surely(study: Study) -> str:
+    """What so few languages leave open, where the results hold it."""
+    own = study.results["transfer_by_measure"].get(study.transfer.measure, {})
+    for row in own.get("predictors", ()):
+        if row["predictor"] == "retrieval":
+            low, high = (number(row[end], 2) for end in ("pearson_low", "pearson_high"))
+            return (
+                f" The 95 % interval of r goes from {low} to {high}. A line through the other languages misses the drop of one that is left out by "
+                f"{number(row['error'], 2)} on average, the mean of the others by {number(row['guess'], 2)}."
+            )
+    return ""
 
 
 def _at(doses: Sequence[Dose], offset: float) -> Dose | None:
