@@ -166,8 +166,8 @@ def _surely(study: Study) -> str:
         if row["predictor"] == "retrieval":
             low, high = (number(row[end], 2) for end in ("pearson_low", "pearson_high"))
             return (
-                f" The 95 % interval of r goes from {low} to {high}. A line through the other languages misses the drop of one that is left out by "
-                f"{number(row['error'], 2)} on average, the mean of the others by {number(row['guess'], 2)}."
+                f" The 95 % interval of r goes from {low} to {high}. A line through the other languages misses the drop of "
+                f"one that is left out by {number(row['error'], 2)} on average, the mean of the others by {number(row['guess'], 2)}."
             )
     return ""
 
