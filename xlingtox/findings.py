@@ -165,9 +165,10 @@ def _surely(study: Study) -> str:
     for row in own.get("predictors", ()):
         if row["predictor"] == "retrieval":
             low, high = (number(row[end], 2) for end in ("pearson_low", "pearson_high"))
+            error, guess = (number(row[name], 2) for name in ("error", "guess"))
             return (
-                f" The 95 % interval of r goes from {low} to {high}. A line through the other languages misses the drop of "
-                f"one that is left out by {number(row['error'], 2)} on average, the mean of the others by {number(row['guess'], 2)}."
+                f" The 95 % interval of r goes from {low} to {high}. A line through the other languages misses the drop "
+                f"of one that is left out by {error} on average, the mean of the others by {guess}."
             )
     return ""
 
