@@ -167,8 +167,8 @@ def _surely(study: Study) -> str:
             low, high = (number(row[end], 2) for end in ("pearson_low", "pearson_high"))
             error, guess = (number(row[name], 2) for name in ("error", "guess"))
             return (
-                f" The 95 % interval of r goes from {low} to {high}. A line through the other languages misses the drop "
-                f"of one that is left out by {error} on average, the mean of the others by {guess}."
+                f" The 95 % interval of r goes from {low} to {high}. A line through the other languages misses the "
+                f"drop of one that is left out by {error} on average, the mean of the others by {guess}."
             )
     return ""
 
