@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 
 import families
 import pytest
 import torch
 import transformers
+import trl
 from conftest import randomised, tiny
 from datasets import Dataset
 from safetensors.torch import load_file
@@ -365,6 +367,35 @@ def test_a_folder_is_tuned_as_the_model_in_memory_is(tuned, model, tokenizer, tm
     tokenizer.save_pretrained(tmp_path / "model")
     after = tune_dpo(tmp_path / "model", PAIRS, tmp_path / "out", RECIPE, progress=False)
     assert after.fingerprint() == tuned[2].fingerprint()
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4, bits=None)])
+@pytest.mark.parametrize("given", ["in memory", "as a folder"])
+def test_nothing_tuned_is_in_memory_when_a_model_is_read(tuned, tokenizer, tmp_path, monkeypatch, given, lora):
+    """Else reading the tuned model, or the base that an adapter is merged into, would take more memory than a step."""
+    held, counts, read = [], [], tuning.loading.from_checkpoint
+
+    class Trainer(trl.DPOTrainer):
+        def train(self, **options):
+            done = super().train(**options)
+            state = [each for row in self.optimizer.state.values() for each in row.values()]
+            held.extend(weakref.ref(each) for each in [*self.model.parameters(), *state])
+            return done
+
+    def from_checkpoint(*args, **options):
+        counts.append(sum(each() is not None for each in held))
+        return read(*args, **options)
+
+    tuned[0].save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("trl.DPOTrainer", Trainer)
+    monkeypatch.setattr(tuning.loading, "from_checkpoint", from_checkpoint)
+    lm = tuned[1] if given == "in memory" else tmp_path / "model"
+    tune_dpo(lm, PAIRS, tmp_path / "out", dataclasses.replace(RECIPE, steps=1, lora=lora), progress=False)
+    assert len(held) > 20
+    folder = given == "as a folder"
+    # The base before it is tuned, the base that an adapter is merged into, and the tuned model.
+    assert counts == [0] * (folder + (folder and lora is not None) + 1)
 
 
 def log_p(model, tokenizer, prompt, continuation):

@@ -77,15 +77,17 @@ def tune_dpo(
     if recipe.lora is not None and importlib.util.find_spec("peft") is None:
         raise ValueError("a LoRA recipe needs the package peft: pip install 'xlingtox[lora]'")
     if isinstance(lm, HookedLM):
-        run, model = _Run(lm, lm, pairs, recipe, validation, output_dir), None
+        run = _Run(lm, lm, pairs, recipe, validation, output_dir)
     else:
         checked_pairs(pairs)  # before weights are read
-        # Held by nobody else, so that what is tuned is not a second copy.
         loaded = loading.from_checkpoint(str(lm), bits=None if recipe.lora is None else recipe.lora.bits)
-        run, model = _Run(lm, HookedLM.over(loaded), pairs, recipe, validation, output_dir), loaded.model
+        run = _Run(lm, HookedLM.over(loaded), pairs, recipe, validation, output_dir, loaded.model)
         del loaded
     if not run.claimed():
-        _train(run, model if model is not None else run.trainable(), progress)
+        _train(run, progress)
+    # What was tuned must not lie beside what is loaded: weights that modules share are only freed by a collection.
+    run.own = None
+    gc.collect()
     PartialState().wait_for_everyone()
     return HookedLM.load(run.folder, dtype=run.dtype, device=run.device)
 
@@ -152,7 +154,10 @@ class _Run:
         recipe: Recipe,
         validation: Dataset | None,
         folder: str | Path,
+        own: Any = None,
     ) -> None:
+        # A model that was read for this run: held here only, until it is tuned.
+        self.own = own
         self.source, self.recipe, self.room = source, recipe, _room(lm, recipe)
         self.pairs = tunable_pairs(lm, pairs, recipe, validation)
         self.dtype, self.device, self.tokenizer = lm.dtype, lm.device, lm.tokenizer
@@ -206,13 +211,18 @@ class _Run:
         return datasets.load_from_disk(place)
 
     def trainable(self) -> Any:
-        """A plain model with the weights of the one that was given, to tune."""
+        """A plain model with the weights of the one that was given, to tune; held by nobody else."""
+        if self.own is not None:
+            model, self.own = self.own, None
+            return model
         assert isinstance(self.source, HookedLM)
         model = self.source.unwrapped()
         if self.recipe.lora is None or self.recipe.lora.bits is None:
             return model
+        base = self.base(model)
+        del model
         # Weights are quantised while they are read.
-        return loading.from_checkpoint(self.base(model), bits=self.recipe.lora.bits).model
+        return loading.from_checkpoint(base, bits=self.recipe.lora.bits).model
 
     def base(self, model: Any) -> str:
         """The model before it is tuned, as a checkpoint."""
@@ -244,9 +254,10 @@ class _Run:
         return max(whole, key=lambda path: int(path.name.rpartition("-")[2])) if whole else None
 
 
-def _train(run: _Run, model: Any, progress: bool) -> None:
+def _train(run: _Run, progress: bool) -> None:
     from trl import DPOConfig, DPOTrainer
 
+    model = run.trainable()
     recipe, folder = run.recipe, run.folder
     arguments = recipe.arguments(run.room, run.pairs.validation is not None, run.device.type == "cpu")
     adapter, instead = (None, []) if recipe.lora is None else _lora(model, recipe.lora)

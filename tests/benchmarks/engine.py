@@ -22,6 +22,9 @@ from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 
 SHAPES = {
+    "mini": {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 6000},
+    "gpt2-small-6000": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 6000},
+    "gpt2-medium-6000": {"n_layer": 24, "n_embd": 1024, "n_head": 16, "vocab_size": 6000},
     "gpt2-small": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
     "mgpt": {"n_layer": 24, "n_embd": 2048, "n_head": 16, "vocab_size": 100_000},
 }
