@@ -237,6 +237,12 @@ def test_two_vocabularies_are_refused(lm, model, tokenizer):
         run(lm, HookedLM.load(model, tokenizer=bigger), scorer=NeverAsked(*CODES))
 
 
+def test_more_neurons_than_can_be_kept_by_prompt_are_refused(lm, monkeypatch):
+    monkeypatch.setattr("xlingtox.activations._MOST_BYTES", 100)
+    with pytest.raises(ValueError, match="4 neurons over 6 steps of 7 prompts take more than a gibibyte"):
+        run(lm, lm, scorer=NeverAsked(*CODES))
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [

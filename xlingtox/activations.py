@@ -128,6 +128,11 @@ class Activations:
         )
 
 
+def few_enough(n_prompts: int, n_steps: int, n_neurons: int) -> bool:
+    """Whether the values of every step are kept, and not the means alone."""
+    return 4 * n_prompts * n_steps * n_neurons <= _MOST_BYTES
+
+
 def collect_activations(
     lm: HookedLM,
     prompts: Prompts,
@@ -156,7 +161,7 @@ def collect_activations(
     codes = languages.in_order(own)
     sums = torch.zeros(len(codes), len(neurons), dtype=torch.float64)
     mask = torch.zeros(len(given), n_new_tokens, dtype=torch.bool)
-    few = 4 * len(given) * n_new_tokens * len(neurons) <= _MOST_BYTES
+    few = few_enough(len(given), n_new_tokens, len(neurons))
     kept = torch.zeros(len(given), n_new_tokens, len(neurons)) if few else None
     with tqdm(total=len(given), desc="reading neurons", unit="prompt", disable=not progress, leave=False) as bar:
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from jaxtyping import Float
 
 from xlingtox import degenerate, languages, metrics, strictjson, tables
-from xlingtox.activations import collect_activations
+from xlingtox.activations import collect_activations, few_enough
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.drift import LayerDrift, by_layer, weight_drift
 from xlingtox.escaping import escaped
@@ -185,12 +185,18 @@ def compare(
 
     Raises:
         ValueError: two models that differ in shape or vocabulary, a language that the scorer does not cover, a neuron
-            outside the models, bad prompts, or bad held-out texts.
+            outside the models, more of them than can be told apart by prompt in a gibibyte, bad prompts, or bad
+            held-out texts.
     """
     before.check_alike(after)
     given = as_prompts(prompts)
     neurons.check(before)
     require_covered(scorer, [prompt.language for prompt in given])
+    if not few_enough(len(given), max_new_tokens, len(neurons)):
+        raise ValueError(
+            f"{len(neurons)} neurons over {max_new_tokens} steps of {len(given)} prompts take more than a gibibyte: "
+            "compare fewer neurons (collect_activations gives the means of any number)"
+        )
     for lm in (before, after):
         checked_lengths(lm, given, max_new_tokens)
         if held_out is not None:
