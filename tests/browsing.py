@@ -39,10 +39,10 @@ class Visit:
         self.page.wait_for_function(DRAWN)
         return self.page.evaluate("[...document.querySelectorAll('.plot')].map((plot) => plot.data)")
 
-    def accessibility_faults(self) -> list[str]:
-        """Faults that axe-core calls serious or critical, with everything unfolded."""
+    def accessibility_faults(self, within: str | None = None) -> list[str]:
+        """Faults that axe-core calls serious or critical, with everything unfolded; `within` a selector or anywhere."""
         self.page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
-        found = Axe().run(self.page).response["violations"]
+        found = Axe().run(self.page, within).response["violations"]
         return [
             f"{each['id']}: {each['nodes'][0]['html'][:200]}"
             for each in found

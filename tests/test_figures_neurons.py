@@ -233,6 +233,7 @@ def test_token_views_load_nothing_and_stand_in_a_frame(tmp_path):
     shown = view._repr_html_()
     assert shown.startswith('<iframe title="Token view" sandbox="allow-scripts" srcdoc="')
     assert shown.count("<") == 2, "nothing of the page leaves its attribute"
+    assert repr(view) == "TokenView(height=190)", "else a notebook would keep the page twice"
     view.save(tmp_path / "view.html")
     assert (tmp_path / "view.html").read_text("utf-8") == view.html
 

@@ -29,6 +29,7 @@ def test_a_table_of_what_was_written(lm):
     assert found.prompts == (Prompt("es", "hola"), Prompt("en", "cat"), Prompt("en", "dog"))
     assert found.languages == ("en", "es")
     assert len(found) == 6
+    assert repr(found) == "Continuations(6: 2 of each of 3 prompts, in en, es)"
 
 
 def test_greedy_is_one_continuation_a_prompt_without_the_prompt(family, tokenizer):

@@ -57,6 +57,12 @@ class Continuations:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __repr__(self) -> str:
+        return (
+            f"Continuations({len(self)}: {self.n_samples} of each of {len(self.prompts)} prompts, "
+            f"in {', '.join(self.languages)})"
+        )
+
     @property
     def row_languages(self) -> list[str]:
         """The language of every continuation's prompt."""

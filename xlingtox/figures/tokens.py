@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import circuitsvis
@@ -27,7 +27,7 @@ class TokenView:
         height: of the frame, in pixels.
     """
 
-    html: str
+    html: str = field(repr=False)
     height: int
 
     def _repr_html_(self) -> str:

@@ -1,0 +1,94 @@
+"""Run tutorials in a fresh kernel and store what they show: `python tutorials/execute.py [1 2 ...]`.
+
+Figures and token views are stored as pictures, which every code host shows and which are light: a figure's data would
+come to several times as much, and a token view carries a library of more than a megabyte. Whoever runs a cell gets the
+live one.
+
+Needs `pip install -e '.[test,tutorials]'` and a Chromium.
+"""
+
+import base64
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from plotly.offline import get_plotlyjs
+
+from xlingtox import picture
+
+PLOTLY = "application/vnd.plotly.v1+json"
+PAGE = '<!DOCTYPE html><meta charset="utf-8"><body style="margin: 0">'
+WIDTH, SHARPNESS = 860, 1.5
+
+
+def execute(path: Path, page: Page) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}}).execute()
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.metadata.pop("execution", None)
+        # Libraries warn each reader of something else, and bars are not part of what is shown.
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            if "data" in output:
+                _pictured(output, page)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    nbformat.write(notebook, path)
+
+
+def _pictured(output: Any, page: Page) -> None:
+    data, method = output.data, Image.Quantize.FASTOCTREE
+    if PLOTLY in data:
+        figure = data.pop(PLOTLY)
+        page.set_content(f'{PAGE}<div id="shown" style="width: {WIDTH}px"></div>')
+        page.add_script_tag(content=get_plotlyjs())
+        page.evaluate("(figure) => Plotly.newPlot('shown', figure.data, figure.layout, {staticPlot: true})", figure)
+        if any(trace["type"] == "heatmap" for trace in figure["data"]):
+            method = Image.Quantize.MAXCOVERAGE  # faint colours say something there
+        title = figure["layout"]["title"]
+        data["text/plain"] = ": ".join(filter(None, [title["text"], title.get("subtitle", {}).get("text")]))
+    elif "<iframe" in data.get("text/html", ""):
+        page.set_content(f'{PAGE}<div id="shown">{data.pop("text/html")}</div>')
+        page.frame_locator("iframe").locator("table, .colored-tokens").first.wait_for()
+        page.wait_for_timeout(500)  # each text is drawn by itself
+    else:
+        return
+    taken = Image.open(io.BytesIO(page.locator("#shown").screenshot())).convert("RGB")
+    few = taken.quantize(256, method, dither=Image.Dither.NONE)
+    # Of few colours, the page's white is to be one.
+    few.putpalette([255 if value > 250 else value for value in few.getpalette() or []])
+    packed = io.BytesIO()
+    few.save(packed, "PNG", optimize=True)
+    data["image/png"] = base64.b64encode(packed.getvalue()).decode()
+    output.metadata["image/png"] = {"width": round(taken.width / SHARPNESS), "height": round(taken.height / SHARPNESS)}
+
+
+def main(numbers: list[str]) -> None:
+    # As JSON alone, whatever the kernel would choose by itself.
+    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
+    root = Path(__file__).resolve().parent
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root.parent), os.environ.get("PYTHONPATH")]))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=picture.browser(), args=["--no-sandbox"])
+        page = browser.new_context(
+            viewport={"width": WIDTH, "height": 900}, device_scale_factor=SHARPNESS, color_scheme="light"
+        ).new_page()
+        for path in sorted(root.glob("*.ipynb")):
+            if not numbers or path.name.split("-")[0] in numbers:
+                execute(path, page)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
