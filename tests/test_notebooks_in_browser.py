@@ -1,7 +1,7 @@
 """Notebooks as pages in a real browser: every figure shows, nothing fails or is fetched, hostile text is inert.
 
-Of accessibility only the outputs are judged: nbconvert's own template numbers cells in too pale a colour, and tells links
-from text by colour alone. It also gives all pictures the same alternative text; what they show is said below each.
+Of accessibility only the outputs are judged: nbconvert's own template numbers cells in too pale a colour, and tells
+links from text by colour alone. It also gives all pictures the same alternative text: what they show is said below.
 """
 
 from pathlib import Path
