@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -85,10 +86,10 @@ def test_measures_equal_an_independent_computation(diff, model, lm, others, toke
         assert found.perplexity == perplexities(hooked, HELD_OUT, progress=False)[code]
         kinds = [degenerate.kinds([text], [code]) for text in written[written["language"] == code]["continuation"]]
         assert found.degenerate == pytest.approx(1 - kinds.count(["sound"]) / len(kinds))
-        steps = torch.cat([raw_activations(plain, tokenizer, prompt) for prompt in PROMPTS[code]])
-        assert found.mean_activation == pytest.approx(float(steps.mean()), abs=1e-5)
+        read = [raw_activations(plain, tokenizer, prompt) for prompt in PROMPTS[code]]
+        assert found.mean_activation == pytest.approx(np.mean([float(own.mean()) for own in read]), abs=1e-5)
         own = diff.neuron_activations[code][side == "after"]
-        assert own == pytest.approx(steps.mean(0).tolist(), abs=1e-5)
+        assert own == pytest.approx(torch.cat(read).mean(0).tolist(), abs=1e-5)
     assert diff.neurons == NEURONS.neurons
 
 
@@ -130,8 +131,7 @@ def test_changes_are_over_prompts_and_their_mean_over_languages(diff, model, lm,
         before, after = (
             np.mean([getattr(side[code], measure) for code in CODES]) for side in (diff.before, diff.after)
         )
-        # Those two are over steps and over texts, their changes over prompts.
-        if measure not in ("mean_activation", "continuation_perplexity"):
+        if measure != "continuation_perplexity":  # which is over texts, its change over prompts
             assert found[0] == pytest.approx(after - before)
 
 
@@ -153,6 +153,11 @@ def test_the_same_model_twice_does_not_change(lm):
     assert all(change == metrics.Change(0, 0, 0, 1) for change in same.mean_changes.values())
     assert all(interval == (0.0, 0.0) for row in same.changes.values() for interval in row.values())
     assert set(same.relative_drop("average_toxicity").values()) == {0.0}
+
+
+def test_it_is_named_in_a_line(diff):
+    assert re.fullmatch(r"Comparison\(3 languages, EMT 0\.\d\d to 0\.\d\d, scored by hash\)", repr(diff))
+    assert repr(dataclasses.replace(diff, before={}, after={})).startswith("Comparison(0 languages, EMT none")
 
 
 def test_frame_and_drops(diff):

@@ -62,6 +62,15 @@ def test_the_error_bar_is_the_interval_of_the_change_upon_the_value_before():
     assert "%{customdata[1]}" in after.hovertemplate
 
 
+def test_no_error_bar_of_toxicity_reaches_below_zero():
+    wide = {"en": {"average_toxicity": (-0.7, -0.3), "mean_activation": (-0.7, -0.2)}}
+    compared = dataclasses.replace(comparison(), changes=wide)
+    toxicity, activation = figures.toxicity(compared).data[1], figures.activations(compared).data[1]
+    assert toxicity.error_y.arrayminus[0] == pytest.approx(0.2)
+    assert "interval -0.700" in toxicity.customdata[0][1], "said whole"
+    assert activation.error_y.arrayminus[0] == pytest.approx(0.4), "which may well be negative"
+
+
 def test_without_intervals_there_is_no_error_bar():
     bare = dataclasses.replace(comparison(), changes={})
     _, after = figures.toxicity(bare, "toxicity_probability").data

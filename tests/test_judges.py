@@ -35,7 +35,7 @@ def test_equal_to_a_plain_reading_of_the_states(lm, model, tokenizer, probe):
         handle.remove()
         logit = kept[0][0].mean(0) @ probe.direction + probe.bias
         expected.append(1 / (1 + math.exp(-logit.item())))
-    scores = ProbeScorer(probe, lm, ["en", "es", "ru"], progress=False).score(texts, ["en", "en", "ru", "es", "en"])
+    scores = ProbeScorer(lm, probe, ["en", "es", "ru"], progress=False).score(texts, ["en", "en", "ru", "es", "en"])
     assert scores.dtype == np.float64
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
@@ -44,7 +44,7 @@ def test_equal_to_a_plain_reading_of_the_states(lm, model, tokenizer, probe):
 @given(st.lists(st.text(st.characters()), max_size=4))
 def test_any_text_is_judged(lm, probe, texts):
     texts += ["\ud800", "\0", "שלום \u202e", "x" * 100_000]
-    scores = ProbeScorer(probe, lm, ["en"], progress=False).score(texts, ["en"] * len(texts))
+    scores = ProbeScorer(lm, probe, ["en"], progress=False).score(texts, ["en"] * len(texts))
     assert ((scores >= 0) & (scores <= 1)).all()
 
 
@@ -52,30 +52,30 @@ def test_a_sure_probe_does_not_overflow(lm, probe):
     for sign in (1, -1):
         sure = dataclasses.replace(probe, direction=probe.direction * 0, bias=sign * 1e4)
         with np.errstate(all="raise", under="ignore"):
-            scores = ProbeScorer(sure, lm, ["en"], progress=False).score(["a", "b"], ["en", "en"])
+            scores = ProbeScorer(lm, sure, ["en"], progress=False).score(["a", "b"], ["en", "en"])
         assert scores.tolist() == [(sign + 1) / 2] * 2
 
 
 def test_the_probe_and_the_weights_are_the_revision(lm, probe, ending):
-    base = ProbeScorer(probe, lm, ["en"])
+    base = ProbeScorer(lm, probe, ["en"])
     assert (base.name, base.languages) == (f"probe on {lm.name}", {"en"})
     assert base.revision.endswith(f" on {lm.fingerprint()} float32")
-    assert ProbeScorer(dataclasses.replace(probe, bias=0.5), lm, ["en"]).revision != base.revision
-    assert ProbeScorer(dataclasses.replace(probe, direction=-probe.direction), lm, ["en"]).revision != base.revision
+    assert ProbeScorer(lm, dataclasses.replace(probe, bias=0.5), ["en"]).revision != base.revision
+    assert ProbeScorer(lm, dataclasses.replace(probe, direction=-probe.direction), ["en"]).revision != base.revision
     assert base.score([], []).shape == (0,)
 
 
 def test_what_does_not_fit_is_refused(lm, probe):
     with pytest.raises(ValueError, match="width"):
-        ProbeScorer(dataclasses.replace(probe, direction=torch.ones(3)), lm, ["en"])
+        ProbeScorer(lm, dataclasses.replace(probe, direction=torch.ones(3)), ["en"])
     other = dataclasses.replace(lm.identity(), name="elsewhere", fingerprint="0" * 12)
     with pytest.raises(ValueError, match="was fitted on elsewhere, whose weights are not those of"):
-        ProbeScorer(dataclasses.replace(probe, model=other), lm, ["en"])
+        ProbeScorer(lm, dataclasses.replace(probe, model=other), ["en"])
     for languages in ([], "en"):
         with pytest.raises(ValueError, match="say which languages"):
-            ProbeScorer(probe, lm, languages)
+            ProbeScorer(lm, probe, languages)
     with pytest.raises(UncoveredLanguage, match="does not cover fr: it covers en"):
-        ProbeScorer(probe, lm, ["en"]).score(["a"], ["fr"])
+        ProbeScorer(lm, probe, ["en"]).score(["a"], ["fr"])
 
 
 # --- agreement

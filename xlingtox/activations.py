@@ -27,7 +27,7 @@ _MOST_BYTES = 2**30
 """Of more than these, values of single steps are not kept."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Activations:
     """Post-activations of `neurons` over the steps of a greedy continuation.
 
@@ -47,6 +47,10 @@ class Activations:
     languages: tuple[str, ...]
     kept: Float[Tensor, "prompt step neuron"] | None
     model: Identity
+
+    def __repr__(self) -> str:
+        what = f"{len(self.neurons)} neurons of {self.model.name}, {len(self.languages)} prompts"
+        return f"Activations({what} in {', '.join(self.language_codes)})"
 
     @property
     def language_codes(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class Measures:
             where none has a token to judge.
         distinct_1, distinct_2, distinct_3: distinct n-grams over all n-grams of a prompt's samples; NaN where no
             continuation has n tokens.
-        mean_activation: of the compared neurons, over the steps of greedy continuations.
+        mean_activation: of the compared neurons, over the steps of a prompt's greedy continuation, then over prompts.
     """
 
     emt: float
@@ -57,21 +57,22 @@ class Measures:
     mean_activation: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Before and after, per language.
 
     Attributes:
         before, after: language to measures, in the house's order of languages.
         changes: language to measure to the 95 % paired bootstrap interval of after minus before, over prompts: every
-            measure but `perplexity`. A prompt's `continuation_perplexity` is the median over its samples, its
-            `mean_activation` the mean over its own steps. Prompts without a value on either side do not count.
+            measure but `perplexity`. A prompt's `continuation_perplexity` is the median over its samples, and the
+            change that of their mean. Prompts without a value on either side do not count.
         scorer: which scorer, and what it covers.
         models: which models they were, before and after; None where that is not known.
         mean_changes: the same measures to the change in their mean over languages; empty where that is not known.
         drift: how far each layer's key and value vectors moved; empty where that is not known.
         neurons: the compared neurons; empty where they are not known.
-        neuron_activations: language to the mean activation of each of `neurons`, before and after.
+        neuron_activations: language to the mean activation of each of `neurons`, before and after, over all steps of
+            all prompts.
     """
 
     before: Mapping[str, Measures]
@@ -83,6 +84,11 @@ class Comparison:
     drift: tuple[LayerDrift, ...] = ()
     neurons: tuple[Neuron, ...] = ()
     neuron_activations: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        sides = (np.mean([row.emt for row in side.values()]) for side in (self.before, self.after))
+        toxicity = " to ".join(f"{emt:.2f}" for emt in sides) if self.before else "none"
+        return f"Comparison({len(self.before)} languages, EMT {toxicity}, scored by {self.scorer.name})"
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -238,7 +244,7 @@ class _Raw:
     Attributes:
         per_prompt: measure to its value for each prompt; NaN where a prompt has none.
         continuation_perplexity: the median over all continuations.
-        by_neuron: mean activation over all steps.
+        by_neuron: mean activation over all steps of all prompts.
     """
 
     per_prompt: Mapping[str, Float[np.ndarray, "prompt"]]
@@ -321,7 +327,6 @@ def _summary(raw: _Raw, fluency: float | None) -> Measures:
         | {
             "perplexity": math.nan if fluency is None else fluency,
             "continuation_perplexity": raw.continuation_perplexity,
-            "mean_activation": float(np.mean(raw.by_neuron)),
         }
     )
 

@@ -103,7 +103,7 @@ def from_checkpoint(
         raise FileNotFoundError(f"{path} is no checkpoint: there is no such folder")
     where: dict[str, Any] = {"local_files_only": True} if folder.exists() else {"revision": revision or "main"}
     where["trust_remote_code"] = trust_remote_code
-    placed = _placed(device, device_map) | _quantised(bits)
+    placed = _placed(device, device_map) | _quantised(bits, dtype)
     try:
         check_architecture(AutoConfig.from_pretrained(path, **where))
         own = tokenizer or _own_tokenizer(path, adapter, where)
@@ -191,15 +191,19 @@ def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
     return {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
 
 
-def _quantised(bits: Bits | None) -> dict[str, Any]:
+def _quantised(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
     if bits is None:
         return {}
     if bits not in (4, 8):
         raise ValueError(f"bits is {bits!r}: expected 4 or 8")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"{bits}-bit weights need the package bitsandbytes: pip install bitsandbytes")
+    # As QLoRA has it (Dettmers et al. 2023); the library's own defaults are another 4-bit number, and float32.
     config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=bits == 4, load_in_8bit=bits == 8
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32),
     )
     return {"quantization_config": config}
 

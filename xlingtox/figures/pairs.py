@@ -15,7 +15,8 @@ from xlingtox.figures.style import AFTER, BEFORE, TOXICITY_MEASURES, drawable, h
 def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Figure:
     """Toxicity per language before and after (paper, Figure 1).
 
-    The error bar on `after` is the 95 % interval of the change, set upon the value before.
+    The error bar on `after` is the 95 % interval of the change, set upon the value before; it ends at 0, below which
+    there is no toxicity.
 
     Args:
         measure: `emt`, `toxicity_probability` or `average_toxicity`.
@@ -25,7 +26,7 @@ def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Fi
     """
     if measure not in TOXICITY_MEASURES:
         raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(TOXICITY_MEASURES)}")
-    figure = _pairs(comparison, measure)
+    figure = _pairs(comparison, measure, lowest=0.0)
     label = TOXICITY_MEASURES[measure]
     figure.update_yaxes(title_text=label, rangemode="tozero")
     return figure.update_layout(
@@ -44,8 +45,8 @@ def activations(comparison: Comparison) -> go.Figure:
     return figure.update_layout(title=heading("Mean activation of the sources, before and after tuning"))
 
 
-def _pairs(comparison: Comparison, measure: str) -> go.Figure:
-    """A pair of bars a language, in the house's order."""
+def _pairs(comparison: Comparison, measure: str, lowest: float = -math.inf) -> go.Figure:
+    """A pair of bars a language, in the house's order; no arm reaches below `lowest`."""
     codes = [code for code in languages.in_order(comparison.languages) if code in comparison.after]
     if not codes:
         raise ValueError("no languages to draw: the comparison is empty")
@@ -66,7 +67,7 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
     )
     # A bootstrap interval need not hold the observed change: a bar's arm is never shorter than nothing.
     arms = [
-        (0.0, 0.0) if span is None else (max(0.0, b + span[1] - a), max(0.0, a - b - span[0]))
+        (0.0, 0.0) if span is None else (max(0.0, b + span[1] - a), max(0.0, min(a - b - span[0], a - lowest)))
         for b, a, span in zip(before, after, changes, strict=True)
     ]
     drawn = any(span is not None for span in changes)

@@ -21,7 +21,7 @@ class ProbeScorer(Described):
     weights.
     """
 
-    def __init__(self, probe: Probe, judge: HookedLM, languages: Iterable[str], progress: bool = True) -> None:
+    def __init__(self, lm: HookedLM, probe: Probe, languages: Iterable[str], progress: bool = True) -> None:
         """
         Args:
             languages: in which the probe was found good, for instance by its AUC on labelled sentences of each.
@@ -29,26 +29,26 @@ class ProbeScorer(Described):
         Raises:
             ValueError: the probe is of another width, or was fitted on other weights; no languages.
         """
-        probe.check(judge)
-        fitted, own = probe.model, judge.identity()
+        probe.check(lm)
+        fitted, own = probe.model, lm.identity()
         if fitted is not None and fitted.fingerprint != own.fingerprint:
             raise ValueError(f"the probe was fitted on {fitted.name}, whose weights are not those of {own.name}")
         if isinstance(languages, str) or not (covered := frozenset(languages)):
             raise ValueError("say which languages the probe covers: languages=['en', ...]")
-        self._probe, self._judge, self._progress = probe, judge, progress
+        self._lm, self._probe, self._progress = lm, probe, progress
         self._direction = probe.direction.double().numpy()
         weights = hashlib.sha256(self._direction.tobytes() + np.float64(probe.bias).tobytes()).hexdigest()[:12]
-        super().__init__(f"probe on {judge.name}", f"{weights} on {own.fingerprint} {own.dtype}", covered)
+        super().__init__(f"probe on {lm.name}", f"{weights} on {own.fingerprint} {own.dtype}", covered)
 
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Raises UncoveredLanguage for a language that was not named."""
         require_scorable(self, texts, languages)
         if not texts:
             return np.zeros(0)
-        tokenizer = self._judge.tokenizer
+        tokenizer = self._lm.tokenizer
         read = [well_formed(text) for text in texts]
         ids = tokenizer(read)["input_ids"]
         read = [text if own else str(tokenizer.eos_token) for text, own in zip(read, ids, strict=True)]
-        states = mean_states(self._judge, read, [self._judge.n_layers], progress=self._progress)[0]
+        states = mean_states(self._lm, read, [self._lm.n_layers], progress=self._progress)[0]
         logits = states.double().numpy() @ self._direction + self._probe.bias
         return expit(logits)
