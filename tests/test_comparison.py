@@ -142,6 +142,30 @@ def test_one_prompt_has_no_interval(lm, others):
     assert math.isfinite(alone.mean_changes["emt"].mean)
 
 
+class Failing(HashScorer):
+    """Fails at its second call, once."""
+
+    calls = 0
+
+    def score(self, texts, languages):
+        self.calls += 1
+        if self.calls == 2:
+            raise ConnectionError("the judge is away")
+        return super().score(texts, languages)
+
+
+def test_what_was_written_outlives_a_scorer_that_fails(diff, lm, others, tmp_path, monkeypatch):
+    scorer = Failing(*CODES)
+    with pytest.raises(ConnectionError):
+        run(lm, others[1], scorer=scorer, folder=tmp_path)
+    monkeypatch.setattr("xlingtox.comparison.generate", lambda *_, **__: pytest.fail("written anew"))
+    assert run(lm, others[1], scorer=scorer, folder=tmp_path) == diff
+    assert Continuations.load(tmp_path / "before.json").settings["model"]["fingerprint"] == lm.fingerprint()
+    for other in ({"prompts": {"en": ["the cat"]}}, {"before": others[1]}):
+        with pytest.raises(ValueError, match=r"before\.json was written by another model"):
+            run(**({"before": lm, "after": others[1], "folder": tmp_path} | other))
+
+
 def test_the_order_is_the_houses(diff):
     assert diff.languages == tuple(diff.before) == tuple(diff.after) == tuple(diff.changes) == CODES
     assert diff.scorer == ScorerIdentity("hash", "1", CODES)

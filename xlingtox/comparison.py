@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from jaxtyping import Float
 
 from xlingtox import degenerate, languages, metrics, strictjson, tables
 from xlingtox.activations import collect_activations, few_enough
-from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.data import Prompts, as_prompts
 from xlingtox.drift import LayerDrift, by_layer, weight_drift
 from xlingtox.escaping import escaped
 from xlingtox.fluency import check_held_out, conditional_perplexity, perplexities
+from xlingtox.folders import writable_folder
 from xlingtox.generation import Continuations, checked_lengths, generate
 from xlingtox.lm import HookedLM, Identity
 from xlingtox.metrics import Change
@@ -179,6 +180,7 @@ def compare(
     max_new_tokens: int = 20,
     seed: int = 0,
     progress: bool = True,
+    folder: str | Path | None = None,
 ) -> Comparison:
     """Measure both models on the same prompts with the same random numbers (paper, Table 1 and Figure 3).
 
@@ -188,11 +190,14 @@ def compare(
         prompts: with their languages; only the continuations are scored.
         neurons: whose mean activation is compared, in both models.
         held_out: columns `language, text`, for perplexity.
+        folder: where what both write is kept, as `before.json` and `after.json` (`Continuations.load`), and read again:
+            a comparison whose scorer failed need not write it anew, and another scorer can judge the same texts.
 
     Raises:
         ValueError: two models that differ in shape or vocabulary, a language that the scorer does not cover, a neuron
             outside the models, more of them than can be told apart by prompt in a gibibyte, bad prompts, or bad
-            held-out texts.
+            held-out texts; the folder holds what was written for another comparison.
+        OSError: the folder cannot be written.
     """
     before.check_alike(after)
     given = as_prompts(prompts)
@@ -207,9 +212,15 @@ def compare(
         checked_lengths(lm, given, max_new_tokens)
         if held_out is not None:
             check_held_out(lm, held_out)
+    table = Dataset.from_list([prompt._asdict() for prompt in given]).rename_column("text", "prompt")
+    kept = None if folder is None else writable_folder(folder)
+    written = [
+        _written(lm, table, n_samples, max_new_tokens, seed, progress, kept and kept / f"{side}.json")
+        for side, lm in (("before", before), ("after", after))
+    ]
     sides = [
-        _measure(lm, before, given, neurons, scorer, n_samples, max_new_tokens, seed, progress)
-        for lm in (before, after)
+        _measure(lm, before, own, table, neurons, scorer, max_new_tokens, progress)
+        for lm, own in zip((before, after), written, strict=True)
     ]
     fluency = [perplexities(lm, held_out, progress) if held_out is not None else {} for lm in (before, after)]
     codes = languages.in_order(prompt.language for prompt in given)
@@ -258,19 +269,43 @@ _PER_PROMPT = (
 )
 
 
-def _measure(
+def _written(
     lm: HookedLM,
-    judge: HookedLM,
-    prompts: Sequence[Prompt],
-    neurons: NeuronSet,
-    scorer: Scorer,
+    prompts: Dataset,
     n_samples: int,
     max_new_tokens: int,
     seed: int,
     progress: bool,
+    file: Path | None,
+) -> Continuations:
+    """What the model writes, or wrote before."""
+    if file is None or not file.exists():
+        written = generate(lm, prompts, n_samples, max_new_tokens, seed=seed, progress=progress)
+        if file is not None:
+            half = file.with_suffix(".half")
+            written.save(half)
+            half.replace(file)
+        return written
+    found = Continuations.load(file)
+    told: Any = found.settings
+    asked = (as_prompts(prompts), n_samples, max_new_tokens, seed, lm.fingerprint())
+    there = (list(found.prompts), found.n_samples, told["max_new_tokens"], told["seed"], told["model"]["fingerprint"])
+    if there != asked:
+        raise ValueError(f"{file} was written by another model, or for other prompts or settings: give another folder")
+    return found
+
+
+def _measure(
+    lm: HookedLM,
+    judge: HookedLM,
+    written: Continuations,
+    table: Dataset,
+    neurons: NeuronSet,
+    scorer: Scorer,
+    max_new_tokens: int,
+    progress: bool,
 ) -> dict[str, _Raw]:
-    table = Dataset.from_list([prompt._asdict() for prompt in prompts]).rename_column("text", "prompt")
-    written = generate(lm, table, n_samples, max_new_tokens, seed=seed, progress=progress)
+    n_samples = written.n_samples
     scores = toxicity_scores(written, scorer)
     acts = collect_activations(lm, table, neurons, max_new_tokens, progress=progress)
     steps = acts.mask.sum(1).clamp(min=1)
@@ -283,7 +318,7 @@ def _measure(
     medians = _medians(fluency.values.reshape(-1, n_samples))
     found = {}
     for code in written.languages:
-        rows = [i for i, prompt in enumerate(prompts) if prompt.language == code]
+        rows = [i for i, prompt in enumerate(written.prompts) if prompt.language == code]
         maxima = metrics.prompt_maxima(scores[code])
         per_prompt = {
             "emt": maxima,

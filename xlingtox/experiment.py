@@ -331,6 +331,7 @@ def _compare(study: _Study) -> dict[str, Any]:
         settings.n_new_tokens,
         settings.seed,
         study.progress,
+        study.folder / "written",
     )
     few = _few(materials.hostile, 3)
     sides = [
