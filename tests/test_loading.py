@@ -234,6 +234,42 @@ def test_centred_weights_are_refused(tokenizer):
         HookedLM.load(bridge, tokenizer=tokenizer)
 
 
+# --- a TransformerLens that does not know this release of transformers
+
+
+def forgetful(bridge):
+    """A bridge whose attention overlooks the cache, as where transformers calls it by another name."""
+
+    def overlook(_, args, named):
+        return args, {name: value for name, value in named.items() if "past" not in name and "cache" not in name}
+
+    for block in bridge.blocks:
+        block.attn.register_forward_pre_hook(overlook, with_kwargs=True)
+    return bridge
+
+
+def test_a_bridge_that_overlooks_its_cache_is_refused(tokenizer):
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    model = families.build("llama")
+    bridge = forgetful(build_bridge_from_module(model, "LlamaForCausalLM", hf_config=model.config))
+    with pytest.raises(ValueError, match="from a cache than without one"):
+        HookedLM.load(bridge, tokenizer=tokenizer)
+
+
+def test_beside_a_plain_model_it_is_warned_of_and_never_runs(tokenizer, monkeypatch, caplog):
+    from transformer_lens.model_bridge import sources
+
+    build = sources.build_bridge_from_module
+    monkeypatch.setattr(sources, "build_bridge_from_module", lambda *args, **named: forgetful(build(*args, **named)))
+    lm = HookedLM.load(families.build("llama"), tokenizer=tokenizer)
+    assert "TransformerLens has other logits than Hugging Face" in caplog.text
+    lm.logits(*lm.encode(TEXTS))
+    lm.tl.blocks[0].mlp.hook_post.add_hook(lambda value, hook: None)
+    with pytest.raises(RuntimeError, match="other logits than Hugging"):
+        lm.logits(*lm.encode(TEXTS))
+
+
 def _keep(seen, key, state):
     seen[key] = state.clone()
 

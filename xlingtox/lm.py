@@ -76,7 +76,10 @@ class HookedLM(Running):
             self.d_mlp = side.d_mlp
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        self._check_causal()
+        ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device) % self.unembedding().shape[0]
+        logits = self.logits(ids, torch.ones_like(ids, dtype=torch.bool))
+        self._check_causal(ids, logits)
+        self._check_lens(ids, logits)
 
     # --- ways in
 
@@ -186,20 +189,29 @@ class HookedLM(Running):
 
     # --- what it is
 
-    def _check_causal(self) -> None:
-        """A decoder's logits at a position do not depend on what follows it."""
-        vocabulary = self.unembedding().shape[0]
-        ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device) % vocabulary
-        logits = self.logits(ids, torch.ones_like(ids, dtype=torch.bool))
-        if vocabulary > 3 and not torch.allclose(logits[0, :2], logits[1, :2], atol=1e-3, rtol=1e-3):
+    def _check_causal(self, ids: Tensor, logits: Tensor) -> None:
+        """A decoder's logits at a position do not depend on what follows it: the rows of `ids` end differently."""
+        alike = torch.allclose(logits[0, :-1], logits[1, :-1], atol=1e-3, rtol=1e-3)
+        if ids[0, -1] != ids[1, -1] and not alike:
             raise ValueError(f"{self.name} is not a decoder: its logits depend on later tokens")
-        if self._plain is not None:
-            with torch.no_grad():
-                bridged = self._lens.run(ids, torch.ones_like(ids))[0]
-            slack = (1e-3 if logits.dtype == torch.float32 else 5e-2) * float(logits.abs().max())
-            self._faithful = torch.allclose(bridged, logits, atol=slack, rtol=0)
-            if not self._faithful:
-                _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", self.name)
+
+    @torch.no_grad()
+    def _check_lens(self, ids: Tensor, logits: Tensor) -> None:
+        """The TransformerLens model gives these logits too, also from a cache: a new release of either may break it."""
+        mask, cache = torch.ones_like(ids), self._lens.empty_cache(len(ids))
+        whole = self._lens.run(ids, mask)[0]
+        self._lens.run(ids[:, :-1], mask[:, :-1], cache)
+        step = self._lens.run(ids[:, -1:], mask, cache)[0]
+        slack = (1e-3 if logits.dtype == torch.float32 else 5e-2) * float(logits.abs().max())
+        pairs = ((whole, logits), (step, logits[:, -1:]))
+        self._faithful = all(torch.allclose(own, given, atol=slack, rtol=0) for own, given in pairs)
+        if not self._faithful and self._plain is None:
+            raise ValueError(
+                f"{self.name}: TransformerLens has other logits from a cache than without one, as it does not know "
+                "this release of transformers: install one that it knows, or give the Hugging Face model"
+            )
+        if not self._faithful:
+            _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", self.name)
 
     def device_of(self, layer: int) -> torch.device:
         """Where the neurons of `layer` are: a model may be spread over several devices."""
