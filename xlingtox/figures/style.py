@@ -19,7 +19,10 @@ AFTER = "#0072B2"
 """Before and after, in every figure: two colours of Okabe and Ito that also hold 3:1 on a light and a dark page."""
 
 SOURCES = "#009E73"
-CONTROL = "#7F7F7F"
+CONTROL = "#6F6488"
+"""Sources and what stands beside them. To who lacks red or green cones, Okabe and Ito's green looks like a grey; a
+greyish violet stays apart from it, and from the blue of "after"."""
+
 BAND = "rgba(127,127,127,0.25)"
 
 TOXICITY_MEASURES: Mapping[str, str] = {

@@ -12,11 +12,14 @@ from plotly.subplots import make_subplots
 from xlingtox.drift import LayerDrift
 from xlingtox.figures.style import CONTROL, SOURCES, drawable, heading, layer_ticks, styled
 
-_REJECTED = "#CC79A7"
+_REJECTED = "#A0559C"
+_LOSS = "#7F7F7F"
+_SYMBOLS = {1: "circle", 2: "diamond", 3: "square"}
+"""Panels share no colour and no symbol: one legend above all of them names each line."""
 
 _CURVES: tuple[tuple[str, str, str, str, int], ...] = (
-    ("loss", "training loss", SOURCES, "solid", 1),
-    ("eval_loss", "validation loss", SOURCES, "dot", 1),
+    ("loss", "training loss", _LOSS, "solid", 1),
+    ("eval_loss", "validation loss", _LOSS, "dot", 1),
     ("rewards/accuracies", "preferred rightly", CONTROL, "solid", 2),
     ("eval_rewards/accuracies", "preferred rightly, validation", CONTROL, "dot", 2),
     ("rewards/chosen", "reward of chosen", SOURCES, "solid", 3),
@@ -45,7 +48,7 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
             y=drawable(value for _, value in points),
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 2},
-            marker={"size": 5},
+            marker={"size": 5, "symbol": _SYMBOLS[row]},
             name=name,
             hovertemplate=f"step %{{x}}<br>{name} %{{y:.3f}}<extra></extra>",
             row=row,
