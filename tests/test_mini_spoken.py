@@ -20,7 +20,9 @@ def test_what_cannot_be_told_is_left_open():
 
 
 def test_a_single_word_of_another_language_changes_nothing():
-    assert mini.identify(["He is a fool, and everyone knows it.", "He is ein Narr, and everyone knows it."]) == ["en"] * 2
+    assert (
+        mini.identify(["He is a fool, and everyone knows it.", "He is ein Narr, and everyone knows it."]) == ["en"] * 2
+    )
 
 
 def test_degenerate_counts_a_switch_of_language():

@@ -131,7 +131,7 @@ def _figures(study: Study) -> tuple[dict[str, Any], str]:
     if study.transfer.drop:  # where no language was toxic before, nothing can have dropped
         made[4] = figures.transfer(study.transfer)
     if study.amplification:
-        made[5] = figures.dose_response(study.amplification)
+        made[5] = figures.dose_response(study.amplification, study.amplification_control)
     if results["cosines"]:
         made[6] = figures.sources(
             NeuronSet.of(results["potential"], results["cosines"]), NeuronSet.of(results["actual"])
@@ -173,7 +173,8 @@ def _figures(study: Study) -> tuple[dict[str, Any], str]:
 def _promoted(neurons: Sequence[Mapping[str, Any]], mask: Callable[[str], str], first: int = 10) -> str:
     def promoted(token: str, codes: Sequence[str]) -> str:
         own = in_language(codes[0]) if len(codes) == 1 else ""
-        tags = " ".join(f'<abbr title="{language_name(code)}">{escaped(code)}</abbr>' for code in codes)
+        own_order = languages.in_order(codes)
+        tags = " ".join(f'<abbr title="{language_name(code)}">{escaped(code)}</abbr>' for code in own_order)
         return f'<span class="token"><bdi{own}>{mask(token) or "␣"}</bdi> {tags}</span>'
 
     rows = []
