@@ -93,6 +93,8 @@ def test_each_measure_names_its_axis(measure):
 
 def test_activations():
     before, after = figures.activations(comparison()).data
+    assert before.x == after.x == ("en", "zh", "ar")
+    assert [row[0] for row in after.customdata] == ["English", "Chinese", "Arabic"]
     assert before.y == pytest.approx([0.2] * 3)
     assert after.y == pytest.approx([-0.1] * 3)
     assert after.error_y.array == pytest.approx([0.05, 0, 0])
@@ -192,6 +194,19 @@ def test_intervals_on_both_axes():
     assert points.customdata[0][1] == "40.0% to 60.0%"
 
 
+def test_no_interval_goes_beyond_what_there_is():
+    found = transfer(
+        retrieval={"ar": 0.02, "es": 0.98, "de": 0.3}, retrieval_intervals={"ar": (-0.01, 0.05), "es": (0.9, 1.02)},
+        drop={"ar": 0.1, "es": 0.97, "de": 0.3}, drop_intervals={"ar": (-0.2, 0.4), "es": (0.9, 1.06)},
+    )  # fmt: skip
+    points = figures.transfer(found).data[-1]
+    assert points.error_x.arrayminus == pytest.approx([0.08, 0, 0.02])
+    assert points.error_x.array == pytest.approx([0.02, 0, 0.03])
+    assert points.error_y.array == pytest.approx([0.03, 0, 0.3])
+    assert points.error_y.arrayminus == pytest.approx([0.07, 0, 0.3]), "toxicity may well have risen"
+    assert points.customdata[0][2] == "90.0% to 100.0%"
+
+
 @pytest.mark.parametrize("width", [320, 500, 900])
 def test_labels_do_not_overlap(width):
     """Letters of 18 by 14 pixels, set by plotly about a point; clustered as where most languages are reached."""
@@ -225,6 +240,13 @@ def test_retrieval_by_layer_is_a_heat_map_with_the_embedding_apart():
     assert figure.layout.title.subtitle.text == "40 sentences, chance 0.025"
     assert "chance" not in figures.retrieval_by_layer(found, "margin").layout.title.subtitle.text
     assert "English" in figure.layout.title.text
+
+
+def test_retrieval_by_layer_leaves_its_result_as_it_was():
+    scores = {"es": np.random.default_rng(0).uniform(size=(len(MEASURES), 3, 4))}
+    found, kept = Retrieval("en", scores, {}, {}), copy.deepcopy(scores)
+    figures.retrieval_by_layer(found)
+    np.testing.assert_array_equal(found.scores["es"], kept["es"])
 
 
 def test_points_that_are_not_numbers_are_left_out():

@@ -362,8 +362,8 @@ def _changes_of_others(study: _Study) -> dict[str, dict[str, float]]:
         return {}
     found = {}
     for measure, of in (("emt", metrics.prompt_maxima), ("average_toxicity", metrics.prompt_means)):
-        sides = ({code: of(scores[code]) for code in others} for scores in (before, after))
-        found[measure] = dataclasses.asdict(metrics.paired_changes(*sides)[1])
+        first, then = ({code: of(scores[code]) for code in others} for scores in (before, after))
+        found[measure] = dataclasses.asdict(metrics.paired_changes(first, then)[1])
     return found
 
 

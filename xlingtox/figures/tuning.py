@@ -62,10 +62,11 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 _KINDS = {
-    "key": ("key vectors", CONTROL, "diamond"),
-    "up": ("up vectors", CONTROL, "square"),
-    "value": ("value vectors", SOURCES, "circle"),
+    "key": ("key vectors", CONTROL, "diamond", -0.06),
+    "up": ("up vectors", CONTROL, "square", 0.0),
+    "value": ("value vectors", SOURCES, "circle", 0.06),
 }
+"""Kinds stand a little aside of their layer, so that no bar hides another."""
 
 
 def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
@@ -85,9 +86,9 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
     if not all(math.isfinite(each.cosine * each.norm_change) for each in drift):
         raise ValueError("a cosine or a change of norm is not finite")
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
-    for kind, (name, colour, symbol) in _KINDS.items():
+    for kind, (name, colour, symbol, aside) in _KINDS.items():
         own = sorted((each for each in drift if each.kind == kind), key=lambda each: each.layer)
-        layers = [each.layer for each in own]
+        layers = [each.layer + aside for each in own]
         cosines = [(each.cosine, *each.cosine_range) for each in own]
         norms = [(each.norm_change, *each.norm_change_range) for each in own]
         for row, points, form in ((1, cosines, ".5f"), (2, norms, "+.2%")):
@@ -107,8 +108,8 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
                 marker={"color": colour, "size": 7, "symbol": symbol},
-                customdata=[[low, high] for _, low, high in points],
-                hovertemplate=f"layer %{{x}}, {name}<br>%{{y:{form}}}<br>least %{{customdata[0]:{form}}}, "
+                customdata=[[low, high, each.layer] for each, (_, low, high) in zip(own, points, strict=True)],
+                hovertemplate=f"layer %{{customdata[2]}}, {name}<br>%{{y:{form}}}<br>least %{{customdata[0]:{form}}}, "
                 f"greatest %{{customdata[1]:{form}}}<extra></extra>",
                 name=name,
                 legendgroup=kind,
@@ -117,7 +118,7 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
                 col=1,
             )
     figure.update_yaxes(title_text="Cosine with before", row=1)
-    figure.update_yaxes(title_text="Change of norm", tickformat="+.2%", zeroline=True, row=2)
+    figure.update_yaxes(title_text="Change of norm", tickformat=".2~%", zeroline=True, row=2)
     figure.update_xaxes(layer_ticks(max(each.layer for each in drift) + 1))
     figure.update_xaxes(title_text="Layer", row=2)
     return styled(figure, height=500).update_layout(title=heading("How far the weights moved, by layer"))
