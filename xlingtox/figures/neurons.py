@@ -214,13 +214,13 @@ def promoted(table: pd.DataFrame) -> go.Figure:
         shown = f"{escaped_for_plotly(token.strip()) or '␣'} <i>{script(token)}</i>"
         tokens.setdefault((layer, index), []).append(shown)
     order = list(dict.fromkeys(zip(table["layer"], table["index"], strict=True)))
-    shown = ["<br>".join(_lines(tokens[neuron])) for neuron in order]
+    lists = ["<br>".join(_lines(tokens[neuron])) for neuron in order]
     # As many lines in every cell of a row: plotly sets those of a single one higher.
-    below = ["<br>\u00a0" * text.count("<br>") for text in shown]
+    below = ["<br>\u00a0" * text.count("<br>") for text in lists]
     columns = [
         [label + rest for label, rest in zip(neuron_labels(order), below, strict=True)],
         [f"{scores[neuron]:.3f}{rest}" for neuron, rest in zip(order, below, strict=True)],
-        shown,
+        lists,
     ]
     figure = go.Figure()
     look = {"align": "left", "height": _ROW}
@@ -229,7 +229,7 @@ def promoted(table: pd.DataFrame) -> go.Figure:
         cells={"values": columns} | look,
         columnwidth=[70, 70, 600],
     )
-    rows = [_ROW + (21 if "<br>" in text else 0) + 17 * max(0, text.count("<br>") - 1) for text in shown[:12]]
+    rows = [_ROW + (21 if "<br>" in text else 0) + 17 * max(0, text.count("<br>") - 1) for text in lists[:12]]
     title = heading("Promoted tokens")
     return styled(figure, height=90 + _ROW + sum(rows)).update_layout(title=title, margin_t=76, margin_b=8)
 

@@ -13,6 +13,7 @@ _GLUED = frozenset({"zh", "ja", "ko"})
 
 _LEAST_LEAD = 0.1
 _LETTER = regex.compile(r"\p{L}")
+_EAST_ASIAN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
 
 
@@ -27,19 +28,39 @@ def identify(texts: Sequence[str]) -> list[str | None]:
 
 def _language_of(text: str) -> str | None:
     folded = text.casefold()
-    total = len(_LETTER.findall(folded))
-    covered = {
-        code: sum(len(_LETTER.findall(part)) for part in _known(code).findall(folded)) for code in languages.CODES
-    }
+    covered = dict.fromkeys(languages.CODES, 0)
+    for word in _WORD.findall(folded):
+        for code in _spaced().get(word, ()):
+            covered[code] += _letters(word)
+    if _EAST_ASIAN.search(folded):
+        for code in _GLUED:
+            covered[code] = sum(map(_letters, _glued(code).findall(folded)))
+    total = _letters(folded)
     second, first = sorted(covered, key=covered.__getitem__)[-2:]
     if 2 * covered[first] < max(total, 1) or covered[first] - covered[second] < _LEAST_LEAD * total:
         return None
     return first
 
 
+def _letters(text: str) -> int:
+    return len(_LETTER.findall(text))
+
+
+def _words(code: str) -> set[str]:
+    return {word for text in world.lexicon(code).texts() for word in _WORD.findall(text.casefold())}
+
+
 @cache
-def _known(code: str) -> regex.Pattern[str]:
+def _spaced() -> dict[str, list[str]]:
+    """Word to the languages that have it."""
+    found: dict[str, list[str]] = {}
+    for code in languages.CODES:
+        for word in _words(code) if code not in _GLUED else ():
+            found.setdefault(word, []).append(code)
+    return found
+
+
+@cache
+def _glued(code: str) -> regex.Pattern[str]:
     """Finds a language's words, longest first."""
-    words = {word for text in world.lexicon(code).texts() for word in _WORD.findall(text.casefold())}
-    union = "|".join(sorted(map(regex.escape, words), key=lambda word: (-len(word), word)))
-    return regex.compile(f"(?:{union})" if code in _GLUED else rf"(?<![\p{{L}}\p{{M}}])(?:{union})(?![\p{{L}}\p{{M}}])")
+    return regex.compile("|".join(sorted(map(regex.escape, _words(code)), key=lambda word: (-len(word), word))))
