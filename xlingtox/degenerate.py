@@ -16,6 +16,8 @@ from xlingtox.escaping import well_formed
 
 Kind: TypeAlias = Literal["sound", "empty", "repeated", "wrong script", "wrong language"]
 
+UNSOUND: tuple[Kind, ...] = ("empty", "repeated", "wrong script", "wrong language")
+
 Identifier: TypeAlias = Callable[[Sequence[str]], Sequence[str | None]]
 """Texts in; out, of each, its language code, or None where that is uncertain."""
 
