@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from published import jsonl, table, written
+from published import jsonl, left_out, table, written
 
 from xlingtox import data
 
@@ -184,6 +184,23 @@ def test_a_file_is_not_held_in_memory(tmp_path):
     assert len(loaded) == 15_000
     assert peak < size / 3, (peak, size)
     assert loaded.cache_files  # on disk, and read from there
+
+
+# --- what was left out
+
+
+@pytest.mark.parametrize(
+    "foreign", ['{"skipped": oh', '{"skipped": 3}', '{"skipped": [1]}', '{"skipped": [[1, 2]]}', "about skipped rows"]
+)
+def test_a_foreign_description_tells_nothing(tmp_path, foreign):
+    table = Dataset.from_dict({"text": ["a"]})
+    assert data.skipped(table).empty
+    table.info.description = f"A data set.\n{foreign}"
+    assert data.skipped(table).empty
+    written(tmp_path, {"a.csv": "comment_text,toxic\na,1\n,1\n"})
+    loaded = data.jigsaw(tmp_path / "a.csv")
+    loaded.info.description = f"{foreign}\n{loaded.info.description}"
+    assert left_out(loaded) == [("a.csv", "no text", 1, "line 3")]
 
 
 # --- samples

@@ -74,11 +74,17 @@ class Running:
         self._faithful = True
         self.passing: Pass | None = None
         self._companions: list[tuple[Running, dict[int, Tensor]]] = []
+        self._standing = 0
         self.n_layers, self.d_model = side.n_layers, side.d_model
 
     @property
     def device(self) -> torch.device:
         return self._lens.device_of(0)
+
+    @property
+    def hooked(self) -> bool:
+        """Whether hooks stand on the model now, edits among them, so that its answers may not be its own."""
+        return self._standing > 0 or self._lens.hooked_by_hand()
 
     @torch.no_grad()
     def logits(
@@ -214,6 +220,7 @@ class Running:
         wanted += [("residual", self._checked_residual(layer), hook) for layer, hook in (residual or {}).items()]
         fired = [False] * len(wanted)
         undo: list[Remove] = []
+        self._standing += 1
         try:
             for i, (kind, layer, hook) in enumerate(wanted):
 
@@ -225,6 +232,7 @@ class Running:
                     undo.append((engine.on_post if kind == "post" else engine.on_residual)(layer, run))
             yield
         finally:
+            self._standing -= 1
             for remove in reversed(undo):
                 remove()
         silent = [f"{kind} {layer}" for (kind, layer, _), done in zip(wanted, fired, strict=True) if not done]
