@@ -11,11 +11,12 @@ import pytest
 import torch
 from browsing import visiting
 from nbconvert import HTMLExporter
-from studies import HOSTILE
+from studies import HOSTILE, made_up
 from test_tutorials import FOLDER, cells
 
 from xlingtox import NeuronSet, TokenActivations, figures
 from xlingtox.data import Prompt
+from xlingtox.findings import Study
 from xlingtox.generation import Continuations
 from xlingtox.lm import Identity
 
@@ -67,3 +68,34 @@ def test_hostile_text_in_a_notebook_does_not_run(browser, tmp_path):
         assert frame.locator("img").count() == visit.page.locator("img").count() == 0
         assert visit.accessibility_faults(within=".jp-OutputArea-output") == []
         assert (visit.faults, [url for url in visit.requests if url != "about:srcdoc"]) == ([], [])
+
+
+def test_figures_live_in_a_notebook_are_drawn_and_tell_languages_by_name(browser, tmp_path):
+    """As plotly's own renderer for notebooks without a network shows them."""
+    study = Study(made_up())
+    drawn = [
+        figures.toxicity(study.comparison),
+        figures.dose_response(study.intervention, study.control),
+        figures.neuron_activations(study.comparison),
+    ]
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": figure.to_html(full_html=False, include_plotlyjs=i == 0)})
+        for i, figure in enumerate(drawn)
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("figures", outputs=outputs)])
+    with visiting(browser, rendered(notebook, tmp_path)) as visit:
+        plots = visit.page.locator(".js-plotly-plot")
+        visit.page.wait_for_function(
+            "() => { const plots = [...document.querySelectorAll('.js-plotly-plot')];"
+            " return plots.length === 3 && plots.every((plot) => plot.querySelector('.main-svg')); }"
+        )
+        for i in range(3):
+            box = plots.nth(i).bounding_box()
+            assert box["width"] > 600
+            assert box["height"] == drawn[i].layout.height
+        bar = plots.nth(0).locator(".bars .point").nth(1)
+        bar.scroll_into_view_if_needed()
+        bar.hover(force=True)  # plotly listens on a layer above
+        plots.nth(0).locator(".hoverlayer .hovertext").first.wait_for()
+        assert "Spanish" in plots.nth(0).locator(".hoverlayer").text_content()
+        assert (visit.faults, visit.requests) == ([], [])

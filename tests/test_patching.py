@@ -147,6 +147,7 @@ def test_it_is_drawn_a_panel_a_measure_beside_its_control():
 
 
 def test_a_notebook_shows_it():
+    assert repr(by_hand()) == "PatchEffect(3 prompts: probe, toxicity with some, all patched)"
     shown = by_hand()._repr_html_()
     text = re.sub("<[^>]*>", "|", shown).replace("\u00a0", " ")
     assert re.search(r"some\|+probe\|+50 % \(4\d % to 5\d %\)\|+10 %", text)

@@ -1,12 +1,17 @@
 """The tutorials run from the first cell to the last, and are committed with light outputs that read on a code host."""
 
 import ast
+import contextlib
+import functools
 import inspect
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 import xlingtox
@@ -34,13 +39,71 @@ def shown(cell: dict[str, Any]) -> str:
     return "\n".join(json.dumps({name: each for name, each in own.items() if name != "image/png"}) for own in data)
 
 
+class Run(NamedTuple):
+    """What a tutorial showed when it ran.
+
+    Attributes:
+        names: what it had defined in the end.
+        shown: of each code cell, the text of its last expression, as execute.py stores it; "" for none.
+    """
+
+    names: dict[str, object]
+    shown: list[str]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Run]:
+    """Runs a tutorial once, for all tests that ask."""
+
+    @functools.cache
+    def run(path: Path) -> Run:
+        names: dict[str, Any] = {}
+        texts = []
+        with contextlib.chdir(tmp_path_factory.mktemp("tutorial")), pd.option_context("display.max_columns", 20):
+            for cell in cells(path):
+                tree = ast.parse(cell["source"])
+                last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+                exec(compile(tree, path.name, "exec"), names)
+                value = eval(compile(ast.Expression(last.value), path.name, "eval"), names) if last else None
+                texts.append(_text(value))
+        return Run(names, texts)
+
+    return run
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, go.Figure):
+        title = value.layout.title
+        return ": ".join(filter(None, [title.text, title.subtitle.text]))
+    return repr(value)
+
+
 @tutorial
-def test_a_tutorial_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for cell in cells(path):
-        exec(cell["source"], names)
-    assert not names.get(SWITCH)
+def test_a_tutorial_runs(path: Path, ran: Callable[[Path], Run]) -> None:
+    assert not ran(path).names.get(SWITCH)
+
+
+@tutorial
+def test_its_stored_texts_are_what_it_shows(path: Path, ran: Callable[[Path], Run]) -> None:
+    """To the word; numbers nearly, as machines round differently and a sample may turn over by it."""
+    for cell, now in zip(cells(path), ran(path).shown, strict=True):
+        stored = "".join("".join(output["data"].get("text/plain", "")) for output in cell["outputs"])
+        assert _words(stored) == _words(now), f"run tutorials/execute.py: {cell['source'][-80:]}"
+        for then, again in zip(_numbers(stored), _numbers(now), strict=True):
+            assert again == pytest.approx(then, rel=0.1, abs=0.05)
+
+
+_NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d+\.?\d*|nan|NaN)")
+
+
+def _words(text: str) -> list[str]:
+    return _NUMBER.sub("#", text).split()
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number.replace("−", "-")) for number in _NUMBER.findall(text) if number.lower() != "nan"]
 
 
 @tutorial

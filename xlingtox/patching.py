@@ -33,7 +33,7 @@ Values = Mapping[str, Float[np.ndarray, "prompt"]]
 _BASE, _TUNED, _RANDOM = "base", "tuned", " (random)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PatchEffect:
     """How a model's behaviour moves towards another's as groups of its neurons act as they do there.
 
@@ -77,6 +77,10 @@ class PatchEffect:
                     rows.append((measure, run, code, *ends, float(_share(*map(np.array, ends))), *map(float, span)))
         names = ["measure", "group", "language", "base", "tuned", "patched", "share", "low", "high"]
         return pd.DataFrame(rows, columns=names)
+
+    def __repr__(self) -> str:
+        measures, groups = ", ".join(self.runs[_BASE]), ", ".join(self.groups)
+        return f"PatchEffect({len(self.languages)} prompts: {measures} with {groups} patched)"
 
     @property
     def groups(self) -> dict[str, str | None]:
