@@ -85,7 +85,7 @@ that bar’s top, the fall is more than chance among prompts.
 Figure 2. Offsetting the sources
 A number is added to each source’s activation, with no tuning; further left is a stronger push down. If the sources are
 the cause, the solid line falls while perplexity and degenerate text below it stay low, and the dashed line, the same
-offset on random neurons, stays flat. Where those two rise, the text breaks, and broken text insults nobody.
+offset on random neurons, stays flat. Where those two rise, the text breaks or leaves its language, and that is no cure.
 
 Figure 3. What the sources do
 The mean activation of the sources while the model continues hostile prompts. Where the second bar is lower, English
