@@ -68,7 +68,9 @@ class Lens:
     def __init__(self, tl: Any) -> None:
         self.tl = tl
         self._points = list(dict.fromkeys(tl.hook_dict.values()))
-        self._ours: set[int] = set()
+        # Some families' bridges pass values on to hook points of another name by hooks of their own.
+        self._wiring = [hook for point in self._points for hook in point.fwd_hooks if hook.is_permanent]
+        self._ours = set(map(id, self._wiring))
 
     # --- weights
 
@@ -139,11 +141,15 @@ class Lens:
     def _weight(self, mlp: Any, part: str, name: str) -> Tensor | None:
         """`[in, out]`: a view of the weights; of quantised ones a copy, of what they do."""
         module = _wrapped(mlp, part)
-        stored: Any = getattr(module, "weight", None)
-        if stored is not None and not (stored.dtype.is_floating_point and stored.dtype.itemsize > 1):
+        if _packed(module):
             return _effect(module, self.tl.W_U.dtype)
         weight = getattr(mlp, name, None)
         return weight.detach() if isinstance(weight, Tensor) else None
+
+    @property
+    def quantised(self) -> bool:
+        """Whether down-projections are stored as packed numbers."""
+        return any(_packed(_wrapped(block.mlp, "out")) for block in self.tl.blocks)
 
     def unembedding(self) -> Tensor:
         """`[d_model, d_vocab]`"""
@@ -252,6 +258,11 @@ class _HookedTransformerLens(Lens):
 def _wrapped(mlp: Any, part: str) -> Any:
     """The Hugging Face module behind a part of a bridge's MLP; None in a `HookedTransformer`."""
     return getattr(getattr(mlp, part, None), "original_component", None)
+
+
+def _packed(module: Any) -> bool:
+    stored: Any = getattr(module, "weight", None)
+    return stored is not None and not (stored.dtype.is_floating_point and stored.dtype.itemsize > 1)
 
 
 def _check_unprocessed(tl: Any) -> None:

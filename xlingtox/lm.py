@@ -47,7 +47,7 @@ class HookedLM(Running):
     """A causal language model whose MLP neurons can be read and edited while it runs.
 
     The plain Hugging Face model does the work; `tl` is a TransformerLens model over the same weights. Edits and hooks
-    of this class act in both, and a hook that was set on `tl` by hand acts here too.
+    of this class act in both, and a hook that was added to one of `tl`'s hook points by hand acts here too.
 
     Attributes:
         tl: the TransformerLens model (`TransformerBridge`, or a `HookedTransformer` that was given).
@@ -220,6 +220,11 @@ class HookedLM(Running):
     @property
     def dtype(self) -> torch.dtype:
         return self._lens.unembedding().dtype
+
+    @property
+    def quantised(self) -> bool:
+        """Whether value vectors are stored as packed numbers, in 8 or 4 bits: they can be read, not written."""
+        return self._lens.quantised
 
     @property
     def n_neurons(self) -> int:

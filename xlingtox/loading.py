@@ -19,6 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 DeviceMap = str | Mapping[str, Any]
 Bits = Literal[4, 8]
 
+_ROTARY = ("inv_freq", "embed_positions")
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -78,7 +82,7 @@ def from_memory(
     name = getattr(source.config, "_name_or_path", "") or type(model).__name__
     if adapter is not None:
         model = merged(model, Path(adapter), name)
-    return Loaded(model.to(device=device or model.device, dtype=dtype or model.dtype).eval(), tokenizer, name)
+    return Loaded(writable(cast(model, dtype).to(device or model.device)).eval(), tokenizer, name)
 
 
 def from_checkpoint(
@@ -117,8 +121,34 @@ def from_checkpoint(
         model = model.to(device or default_device())
     if adapter is not None:
         model = merged(model, Path(adapter), path)
-        return Loaded(model.eval(), own, f"{source} + {adapter}" if str(adapter) != source else source, revision)
-    return Loaded(model.eval(), own, source, revision)
+        source = f"{source} + {adapter}" if str(adapter) != source else source
+    return Loaded(writable(model).eval(), own, source, revision)
+
+
+def cast(model: Any, dtype: torch.dtype | None) -> Any:
+    """The model in `dtype`, but for its rotary frequencies: rounded, they turn far positions by whole radians, which is
+    why transformers, too, leaves them as they are while it reads weights.
+    """
+    if dtype is None or dtype == model.dtype:
+        return model
+    exact = {name: buffer for name, buffer in model.named_buffers() if name.endswith(_ROTARY)}
+    model = model.to(dtype)
+    for name, buffer in exact.items():
+        module, _, own = name.rpartition(".")
+        model.get_submodule(module)._buffers[own] = buffer
+    return model
+
+
+def writable(model: Any) -> Any:
+    """The model without settings of sampling where it decodes greedily: there they do nothing, but transformers, which
+    reads them, as Llama 2's checkpoint has them, does not write them.
+    """
+    told = getattr(model, "generation_config", None)
+    if told is not None and told.do_sample is not True:
+        for name in _SAMPLING:
+            if getattr(told, name, None) is not None:
+                setattr(told, name, None)
+    return model
 
 
 def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:

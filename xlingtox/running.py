@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from xlingtox.engine import Engine, Hook, PlainEngine, Remove
+from xlingtox.engine import Engine, Hook, PlainEngine
 from xlingtox.lens import Lens
 
 
@@ -74,6 +74,7 @@ class Running:
         self._faithful = True
         self.passing: Pass | None = None
         self._companions: list[tuple[Running, dict[int, Tensor]]] = []
+        self._standing = 0
         self.n_layers, self.d_model = side.n_layers, side.d_model
 
     @property
@@ -141,7 +142,10 @@ class Running:
     @contextlib.contextmanager
     def _passing(self, now: Pass) -> Iterator[None]:
         if self.passing is not None:
-            raise ValueError(f"{self.name} is to run beside a model that runs beside it: patch one of them only")
+            raise ValueError(
+                f"{self.name} is running already: it cannot be called from its own hooks or another thread, nor run "
+                "beside a model that runs beside it (patch one of them only)"
+            )
         self.passing = now
         try:
             yield
@@ -168,7 +172,12 @@ class Running:
         entry = other, seen
 
         def keep(layer: int) -> Hook:
-            return lambda value: seen.__setitem__(layer, value)
+            def kept(value: Tensor) -> None:
+                # A pass of the other alone is of other tokens.
+                if self.passing is not None:
+                    seen[layer] = value
+
+            return kept
 
         self._companions.append(entry)
         try:
@@ -212,24 +221,34 @@ class Running:
         """
         wanted = [("post", self._checked_layer(layer), hook) for layer, hook in (post or {}).items()]
         wanted += [("residual", self._checked_residual(layer), hook) for layer, hook in (residual or {}).items()]
-        fired = [False] * len(wanted)
-        undo: list[Remove] = []
-        try:
+        fired, live = [False] * len(wanted), [True]
+        with contextlib.ExitStack() as undo:
+            # An interrupt can come between any two lines: a hook that it leaves behind must do nothing.
+            undo.callback(live.clear)
+            self._standing += 1
+            undo.callback(self._fewer)
             for i, (kind, layer, hook) in enumerate(wanted):
 
                 def run(value: Tensor, i: int = i, hook: Hook = hook) -> Tensor | None:
+                    if not live:
+                        return None
                     fired[i] = True
                     return hook(value)
 
                 for engine in self._engines:
-                    undo.append((engine.on_post if kind == "post" else engine.on_residual)(layer, run))
+                    undo.callback((engine.on_post if kind == "post" else engine.on_residual)(layer, run))
             yield
-        finally:
-            for remove in reversed(undo):
-                remove()
         silent = [f"{kind} {layer}" for (kind, layer, _), done in zip(wanted, fired, strict=True) if not done]
         if silent:
             raise HookNeverFired(f"{self.name}: hooked but never reached: {', '.join(silent)}; did the model run?")
+
+    def _fewer(self) -> None:
+        self._standing -= 1
+
+    @property
+    def hooked(self) -> bool:
+        """Whether an edit or another hook stands on this model."""
+        return self._standing > 0 or self._lens.hooked_by_hand()
 
     def _checked_layer(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
