@@ -101,11 +101,92 @@ def test_an_adapter_for_another_base_is_refused(base, tokenizer, tmp_path):
         HookedLM.load(folder, adapter=tmp_path / "gpt2")
 
 
-def test_an_adapter_that_does_not_survive_merging_is_refused(tokenizer, tmp_path):
-    model = families.build("bloom")
-    adapted(model, ["word_embeddings"]).save_pretrained(tmp_path / "lora")
+@pytest.mark.parametrize("way", ["memory", "memory with a folder"])
+@pytest.mark.parametrize(
+    ("name", "targets"), [("bloom", ["word_embeddings", "query_key_value"]), ("llama tied, biased", ["lm_head"])]
+)
+def test_an_adapter_on_a_tied_embedding_parts_the_two(tokenizer, tmp_path, name, targets, way):
+    """As the paper's own of BLOOM: merged into both, it would say something else."""
+    model = families.build(name)
+    lora = adapted(model, targets)
+    lora.save_pretrained(tmp_path / "lora")
+    if way == "memory":
+        lm = HookedLM.load(lora, tokenizer=tokenizer)
+    else:
+        lm = HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora")
+    ids, mask = lm.encode(TEXTS[:1])
+    theirs = lora(input_ids=ids).logits
+    assert_close(lm.logits(ids, mask), theirs, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(theirs, model(input_ids=ids).logits, atol=1e-1)
+    lm.unwrapped().save_pretrained(tmp_path / "merged")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert_close(again(input_ids=ids).logits, theirs, atol=1e-5, rtol=1e-5)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_an_adapter_that_does_not_survive_merging_is_refused(tokenizer, tmp_path, monkeypatch):
+    model = families.build("llama")
+    adapted(model).save_pretrained(tmp_path / "lora")
+    merge = (
+        peft.PeftModelForCausalLM.merge_and_unload if hasattr(peft.PeftModelForCausalLM, "merge_and_unload") else None
+    )
+    assert merge is None
+    monkeypatch.setattr(peft.tuners.lora.LoraModel, "merge_and_unload", peft.tuners.lora.LoraModel.unload)
     with pytest.raises(ValueError, match="cannot be merged"):
         HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora")
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+def test_an_adapter_of_a_base_with_other_layers_is_refused(base, tmp_path, layers):
+    """PEFT would leave out what has no place, and draw what is missing at random."""
+    other = transformers.LlamaForCausalLM(
+        base[0].config.__class__(**{**base[0].config.to_dict(), "num_hidden_layers": layers})
+    )
+    adapted(other).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match=r"another base than .*layers"):
+        HookedLM.load(base[1], adapter=tmp_path / "lora")
+
+
+def test_an_adapter_that_names_another_base_is_warned_of(base, tmp_path, caplog):
+    lora = adapted(base[0])
+    lora.peft_config["default"].base_model_name_or_path = "someone/other"
+    lora.save_pretrained(tmp_path / "lora")
+    HookedLM.load(base[1], adapter=tmp_path / "lora")
+    assert "trained on someone/other; it is merged into" in caplog.text
+
+
+def test_a_checkpoint_with_an_adapter_in_its_folder_has_tuned_value_vectors(base, tmp_path):
+    """Transformers would put the adapter beside the weights, whose value vectors are the base's."""
+    model, folder = base
+    lora = adapted(model)
+    lora.peft_config["default"].base_model_name_or_path = str(folder)
+    both = tmp_path / "both"
+    model.save_pretrained(both)
+    lora.save_pretrained(both)
+    lm = HookedLM.load(both, tokenizer=HookedLM.load(folder).tokenizer)
+    theirs, ours = logits(lora, lm)
+    assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(lm.value_vectors(0), families.values(model, "llama", 0), atol=1e-3)
+
+
+def test_adapters_on_the_hub(base, tmp_path, tokenizer, monkeypatch):
+    """From a cache as the hub's client keeps it: no network."""
+    model, _ = base
+    lora = adapted(model)
+    lora.peft_config["default"].base_model_name_or_path = "me/base"
+    for name, saved in (("base", model), ("lora", lora)):
+        place = tmp_path / "hub" / f"models--me--{name}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("a" * 40, "utf-8")
+        saved.save_pretrained(place / "snapshots" / ("a" * 40))
+        tokenizer.save_pretrained(place / "snapshots" / ("a" * 40))
+    for where in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):
+        monkeypatch.setattr(where, str(tmp_path / "hub"))
+    for lm in (HookedLM.load("me/lora"), HookedLM.load("me/base", adapter="me/lora")):
+        theirs, ours = logits(lora, lm)
+        assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert HookedLM.load("me/lora").name == "me/lora"
+    assert HookedLM.load("me/base", adapter="me/lora").name == "me/base + me/lora"
 
 
 def test_no_adapter_there(base, tmp_path):

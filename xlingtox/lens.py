@@ -59,7 +59,9 @@ def beside(model: Any) -> tuple[Lens, PlainEngine]:
 
     blocks = [original(block) for block in bridge.blocks]
     downs = [original(getattr(block.mlp, "out")) for block in bridge.blocks]  # noqa: B009
-    return side, PlainEngine(model, blocks, downs)
+    plain = PlainEngine(model, blocks, downs)
+    plain.check_attention()
+    return side, plain
 
 
 class Lens:
@@ -93,12 +95,17 @@ class Lens:
         for layer in range(self.n_layers):
             mlp = getattr(self.tl.blocks[layer], "mlp", None)
             dense = getattr(mlp, "hook_post", None) is not None and not hasattr(mlp, "experts")
+            if hasattr(self.tl, "original_model"):
+                dense = dense and getattr(mlp, "out", None) is not None
             weight = self._weight(mlp, "out", "W_out") if dense else None
             if weight is None or weight.ndim != 2 or weight.shape[1] != self.d_model:
                 raise ValueError(
                     f"layer {layer} has no dense MLP with a down-projection "
                     "(mixture-of-experts and state-space layers have no neurons to read)"
                 )
+            reads = self._weight(mlp, "gate", "W_gate"), self._weight(mlp, "in", "W_in")
+            if any(each is not None and each.shape != weight.T.shape for each in reads):
+                raise ValueError(f"TransformerLens does not tell gate from up in layer {layer}'s MLP")
             shapes.add(tuple(weight.shape))
         if len(shapes) != 1:
             raise ValueError("layers differ in their number of neurons, or there are none")
@@ -147,9 +154,10 @@ class Lens:
         return weight.detach() if isinstance(weight, Tensor) else None
 
     @property
-    def quantised(self) -> bool:
-        """Whether down-projections are stored as packed numbers."""
-        return any(_packed(_wrapped(block.mlp, "out")) for block in self.tl.blocks)
+    def packed(self) -> torch.dtype | None:
+        """As which numbers down-projections are stored, if not as floating-point ones."""
+        packed = [module for block in self.tl.blocks if _packed(module := _wrapped(block.mlp, "out"))]
+        return packed[0].weight.dtype if packed else None
 
     def unembedding(self) -> Tensor:
         """`[d_model, d_vocab]`"""

@@ -111,7 +111,7 @@ class ClassifierScorer(Described):
         config = self._model.config
         self._label = _label(config, toxic_label)
         self._activation = _activation(config, activation)
-        weights = getattr(config, "_commit_hash", None) or fingerprint(self._model.parameters())
+        weights = getattr(config, "_commit_hash", None) or fingerprint(self._model.state_dict())
         kind = str(self._model.dtype).removeprefix("torch.")
         super().__init__(name, f"{weights} {config.id2label[self._label]} {self._activation} {kind}", covered)
 
