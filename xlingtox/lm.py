@@ -68,7 +68,7 @@ class HookedLM(Running):
         super().__init__(side, plain)
         self.tl = side.tl
         self.name, self.revision = name, revision
-        self.tokenizer = loading.checked_tokenizer(tokenizer)
+        self.tokenizer = loading.checked_tokenizer(tokenizer, self.unembedding().shape[0])
         self.tl.eval()
         self._read: tuple[tuple[Any, ...], str] | None = None
         self.n_positions = side.n_positions
@@ -207,7 +207,10 @@ class HookedLM(Running):
                 "TransformerLens that knows this release of transformers"
             )
         if self._plain is not None:
-            bridged = self._both_ways(self._lens, ids)
+            try:
+                bridged = self._both_ways(self._lens, ids)
+            except ValueError:
+                bridged = torch.zeros_like(whole) + torch.nan, step
             self._faithful = all(
                 torch.allclose(*pair, atol=slack, rtol=0) for pair in zip(bridged, (whole, step), strict=True)
             )
@@ -336,12 +339,34 @@ class HookedLM(Running):
         own = [torch.tensor(ids, dtype=torch.long) for ids in rows]
         padding = int(self.tokenizer.pad_token_id)
         ids = pad_sequence(own, batch_first=True, padding_value=padding, padding_side="left")
+        if ids.numel() and int(ids.max()) >= self.unembedding().shape[0]:
+            raise ValueError(
+                f"the tokenizer gives token {int(ids.max())}, and {self.name} knows {self.unembedding().shape[0]}: "
+                "model.resize_token_embeddings(len(tokenizer)), or give the model's own tokenizer"
+            )
         mask = pad_sequence([torch.ones_like(row) for row in own], batch_first=True, padding_side="left")
         return ids.to(self.device), mask.to(self.device, torch.bool)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of token ids, special tokens left out."""
         return list(self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True))
+
+    def decode_after(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[str]:
+        """Text of token ids that follow a prompt's: some tokenizers, as Llama 2's, leave out a text's first space."""
+        before = self.decode(prompts)
+        whole = self.decode([[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)])
+        # A prompt that ends within a character reads otherwise alone.
+        parts = zip(before, whole, self.decode(rows), strict=True)
+        return [text[len(start) :] if text.startswith(start) else alone for start, text, alone in parts]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a text: the tokenizer's end of sequence, and others that the model's settings name."""
+        model = getattr(self.tl, "original_model", None) if self._plain is None else self._plain.model
+        told = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        named = [told] if isinstance(told, int) else told or []
+        known = [token for token in named if token < self.unembedding().shape[0]]
+        return tuple(dict.fromkeys([int(self.tokenizer.eos_token_id), *known]))
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

@@ -214,19 +214,28 @@ def check_architecture(config: Any, otherwise: str = "") -> None:
     what = names[0] if names else type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{what} is an encoder-decoder: expected a decoder-only causal language model")
-    if names and not what.endswith(("ForCausalLM", "LMHeadModel")):
+    # The last is what transformers calls a decoder that also sees pictures, as Gemma 3 from four billion on.
+    if names and not what.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         raise ValueError(f"{what} is not a causal language model: expected a decoder with a language-model head")
 
 
-def checked_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy that pads with its end of sequence where it has no padding.
+def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a copy that pads with its end of sequence where it has no padding that the model knows.
+
+    Args:
+        vocabulary: tokens that the model knows.
 
     Raises:
-        ValueError: no end-of-sequence token.
+        ValueError: no end-of-sequence token, or one that the model does not know.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token first")
-    if tokenizer.pad_token_id is None:
+    if tokenizer.eos_token_id >= vocabulary:
+        raise ValueError(
+            f"the tokenizer's end of sequence is token {tokenizer.eos_token_id}, and the model knows {vocabulary}: "
+            "model.resize_token_embeddings(len(tokenizer)), or give the model's own tokenizer"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
