@@ -69,7 +69,8 @@ def test_equal_to_the_pipeline(head, batch_size):
     ]
     scores = scorer.score(TEXTS, CODES)
     assert scores.dtype == np.float64
-    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+    # float32 rounds by up to 7e-7 here, and the tokenizer's training is not the same every time.
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=3e-6)
     assert scores.std() > 0.01
 
 
