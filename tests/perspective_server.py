@@ -116,6 +116,17 @@ class Handler(BaseHTTPRequestHandler):
         sent = self.headers.get("x-goog-api-key")
         self.say(403, {"error": {"code": 403, "message": f"The key {sent} is not enabled."}})
 
+    def do_echo(self, *_: str) -> None:
+        """The key in a header, and across the place where a long message is cut."""
+        sent = self.headers.get("x-goog-api-key")
+        self.say(403, {"error": {"code": 403, "message": "x" * 285 + f"{sent} not enabled"}}, {"X-Echo": sent})
+
+    def do_too_large(self, *_: str) -> None:
+        self.say(413, {"error": {"code": 413, "message": "Request Entity Too Large"}})
+
+    def do_nested(self, *_: str) -> None:
+        self.say_bytes(400, b'{"error": ' + b"[" * 100_000)
+
     def do_bad_key(self, *_: str) -> None:
         details = [{"reason": "API_KEY_INVALID"}]
         self.say(400, {"error": {"code": 400, "message": "API key not valid.", "details": details}})

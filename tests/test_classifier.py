@@ -1,5 +1,6 @@
 """ClassifierScorer against transformers' own pipeline, on small random XLM-R models."""
 
+import copy
 import math
 
 import numpy as np
@@ -68,7 +69,8 @@ def test_equal_to_the_pipeline(head, batch_size):
     ]
     scores = scorer.score(TEXTS, CODES)
     assert scores.dtype == np.float64
-    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+    # float32 rounds by up to 7e-7 here, and the tokenizer's training is not the same every time.
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=3e-6)
     assert scores.std() > 0.01
 
 
@@ -126,7 +128,7 @@ def test_a_model_from_a_folder(pair, tmp_path):
 
 def test_the_revision_is_of_all_that_a_score_depends_on(pair):
     base = scorer_of(pair)
-    assert base.revision.endswith(" toxic softmax float32")
+    assert " toxic softmax float32 " in base.revision
     others = [
         scorer_of(pair, toxic_label="neutral"),
         scorer_of(pair, activation="sigmoid"),
@@ -135,6 +137,50 @@ def test_the_revision_is_of_all_that_a_score_depends_on(pair):
     ]
     assert len({base.revision, *(other.revision for other in others)}) == 5
     assert scorer_of(pair, batch_size=2).revision == base.revision
+    base.score(TEXTS, CODES)
+    assert scorer_of((pair[0], base._tokenizer)).revision == base.revision
+
+
+def test_a_model_that_was_changed_after_it_came_from_the_hub_has_scores_of_its_own(tmp_path):
+    model, tokenizer = made(**HEADS["softmax"])
+    model.config._commit_hash = "a" * 40
+    tuned = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in tuned.classifier.parameters():
+            weight.mul_(-3).add_(0.2)
+    first, second = scorer_of((model, tokenizer)), scorer_of((tuned, tokenizer))
+    file = tmp_path / "scores.sqlite"
+    for scorer in (first, second):
+        assert "a" * 40 not in scorer.revision
+        assert Cached(scorer, file, progress=False).score(TEXTS, CODES).tolist() == scorer.score(TEXTS, CODES).tolist()
+    assert first.revision != second.revision
+
+
+def test_tokenizers_and_limits_are_told_apart(pair, tmp_path):
+    model, tokenizer = pair
+    short, other = copy.deepcopy(tokenizer), xlm_roberta(HEADS["softmax"], TEXTS[:1])[1]
+    short.model_max_length = 5
+    scorers = [scorer_of((model, each)) for each in (tokenizer, short, other)]
+    assert len({scorer.revision for scorer in scorers}) == 3
+    for scorer in scorers:
+        cached = Cached(scorer, tmp_path / "scores.sqlite", progress=False)
+        assert cached.score(TEXTS[:3], CODES[:3]).tolist() == scorer.score(TEXTS[:3], CODES[:3]).tolist()
+    before = scorers[0].score(TEXTS, CODES)
+    longest = tokenizer.model_max_length
+    tokenizer.model_max_length = 3
+    try:
+        assert np.array_equal(scorers[0].score(TEXTS, CODES), before)
+    finally:
+        tokenizer.model_max_length = longest
+
+
+def test_a_hub_commit_stands_for_its_tokenizer_but_for_no_other(pair, monkeypatch):
+    model, tokenizer = made(**HEADS["softmax"])
+    model.config._commit_hash = "b" * 40
+    monkeypatch.setattr(classifier, "_loaded", lambda source, own, *_: (model, own or tokenizer, source))
+    assert ClassifierScorer("some/model", ["en"]).revision == f"{'b' * 40} toxic softmax float32"
+    named = ClassifierScorer("some/model", ["en"], tokenizer=tokenizer).revision
+    assert named.startswith(f"{'b' * 40} toxic softmax float32 ")
 
 
 def test_the_model_given_stays_as_it_is(pair):
@@ -178,11 +224,10 @@ def test_lone_surrogates_are_read_as_unknown_characters(pair):
 
 
 def test_presets_cover_what_their_cards_say(pair, monkeypatch):
-    ours = set("ar cs de en es fr hi id it ja ko nl pl pt ru sv zh".split())
-    detox, unitary = PRESETS.values()
-    assert len(detox.languages) == 15
-    assert len(detox.languages & ours) == 10
-    assert len(unitary.languages) == 7
+    assert {name: set(preset.languages) for name, preset in PRESETS.items()} == {
+        "textdetox/xlmr-large-toxicity-classifier-v2": set("am ar de en es fr he hi hi-Latn it ja ru tt uk zh".split()),
+        "unitary/multilingual-toxic-xlm-roberta": set("en es fr it pt ru tr".split()),
+    }
     monkeypatch.setattr(classifier, "_loaded", lambda source, *_: (*pair, source))
     for name, kind in zip(PRESETS, ("softmax", "sigmoid"), strict=True):
         scorer = ClassifierScorer(name, progress=False)
@@ -220,6 +265,11 @@ def test_pickled_weights_are_not_read(tmp_path):
         (HEADS["softmax"], {"languages": None}, "say which languages"),
         (HEADS["softmax"], {"languages": []}, "say which languages"),
         (HEADS["softmax"], {"languages": "en"}, "say which languages"),
+        (
+            HEADS["softmax"],
+            {"languages": ["en", "EN", "klingon"]},
+            "unknown language 'EN', 'klingon': expected one of am",
+        ),
         (HEADS["softmax"], {"batch_size": 0}, "batch_size is 0"),
         (HEADS["softmax"], {"tokenizer": None}, "in memory needs its tokenizer"),
         (HEADS["softmax"], {"toxic_label": "spam"}, "no label 'spam': give toxic_label, one of 0: 'neutral', 1: 'tox"),
@@ -242,7 +292,7 @@ def test_what_is_not_clear_is_asked_for(config, options, words):
 def test_a_model_that_is_no_classifier(pair, tmp_path):
     transformers.XLMRobertaModel(pair[0].config).save_pretrained(tmp_path)
     pair[1].save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no sequence classifier: it lacks classifier"):
+    with pytest.raises(ValueError, match="lacks 2 of the model.s weights, classifier"):
         ClassifierScorer(tmp_path, ["en"])
     with pytest.raises(FileNotFoundError, match="no-such/model is no folder"):
         ClassifierScorer("no-such/model", ["en"])

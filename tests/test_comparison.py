@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import json
 import math
 import re
 
@@ -15,7 +16,7 @@ from xlingtox import degenerate, metrics
 from xlingtox.comparison import Comparison, Measures, compare, toxicity_scores
 from xlingtox.data import as_prompts
 from xlingtox.drift import weight_drift
-from xlingtox.fluency import perplexities
+from xlingtox.fluency import conditional_perplexity, perplexities
 from xlingtox.generation import Continuations, generate
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
@@ -227,6 +228,54 @@ def test_a_language_where_nothing_can_be_judged_loses_nothing_else(lm, others, m
     assert found.changes["ru"]["emt"] == (0, 0)
     only = run(lm, others[1], prompts={"ru": PROMPTS["ru"]})
     assert math.isnan(only.mean_changes["distinct_1"].mean)
+
+
+def test_what_could_not_be_judged_is_counted(lm, others, monkeypatch):
+    """Blank texts and texts beyond the judge's context, by both sides' own counts; and kept in the file."""
+    texts = [["", "the cat the cat the cat", "кот сидит"], ["the dog", "the dog ran", "the " * 80]]
+
+    def writes(lm_, table, n_samples, *_, **how):
+        own = generate(lm_, table, n_samples, 6, progress=False)
+        return dataclasses.replace(own, texts=tuple(texts[lm_ is not lm]))
+
+    monkeypatch.setattr("xlingtox.comparison.generate", writes)
+    found = run(lm, others[1], prompts={"en": ["a"]}, identify=lambda given: ["es"] * len(given))
+    for side, own in enumerate(texts):
+        written = dataclasses.replace(
+            generate(lm, {"en": ["a"]}, n_samples=3, max_new_tokens=6, progress=False), texts=tuple(own)
+        )
+        judged = conditional_perplexity(lm, written, progress=False).counts["en"]
+        kinds = degenerate.kinds(own, ["en"] * 3, lambda given: ["es"] * len(given))
+        expected = {kind.replace(" ", "_"): kinds.count(kind) for kind in degenerate.UNSOUND}
+        assert found.counts["en"][side] == {**judged, **expected}
+    before, after = found.counts["en"]
+    assert (before["texts"], before["blank"], before["empty"], before["repeated"], before["wrong_script"]) == (
+        3,
+        1,
+        1,
+        1,
+        1,
+    )
+    assert (after["too_long"], after["wrong_language"], after["repeated"]) == (1, 2, 1)
+    assert found.after["en"].degenerate == 1
+    frame = found.counts_to_frame()
+    assert frame[frame["model"] == "after"]["too_long"].tolist() == [1]
+    assert frame.columns.tolist()[:3] == ["language", "model", "texts"]
+
+
+def test_a_file_of_before_there_were_counts(diff, tmp_path):
+    diff.save(tmp_path / "diff.json")
+    assert Comparison.load(tmp_path / "diff.json").counts == diff.counts != {}
+    old = {key: value for key, value in strict_json(tmp_path / "diff.json").items() if key != "counts"}
+    (tmp_path / "old.json").write_text(json.dumps(old), "utf-8")
+    loaded = Comparison.load(tmp_path / "old.json")
+    assert loaded.counts == {}
+    assert loaded.counts_to_frame().empty
+
+
+def test_any_known_language_is_compared(lm, others):
+    found = run(lm, others[1], prompts={"tr": ["kedi"]}, scorer=HashScorer("tr"), held_out=None)
+    assert 0 <= found.after["tr"].degenerate <= 1
 
 
 def test_saved_and_loaded_is_equal(diff, tmp_path):

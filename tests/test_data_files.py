@@ -1,6 +1,5 @@
 """Loaders and files: wrong ones, large ones, fuzzed ones; and samples of what was loaded."""
 
-import contextlib
 import csv
 import json
 import tracemalloc
@@ -9,7 +8,8 @@ import pytest
 from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from published import jsonl, table, written
+from published import jsonl, left_out, table, written
+from toys import value_or_refusal
 
 from xlingtox import data
 
@@ -81,10 +81,8 @@ def stored(text):
 
 
 def loaded_or_none(read, path):
-    """None where the loader says that nothing could be read; any other exception fails."""
-    with contextlib.suppress(ValueError):
-        return read(path)
-    return None
+    """None where the loader says in a line that nothing could be read; any other exception fails."""
+    return value_or_refusal(lambda: read(path))[0]
 
 
 @hard
@@ -98,6 +96,12 @@ def test_any_text_in_json(folder, text):
         assert first["dialect"] == stored(text)
     else:
         assert not text.strip() or text == "NA"
+    columns = {"text": "Prompt", "prompt": "Dialect"}
+    assert list(data.from_columns(path, {"text": "Prompt"}, language="en")["text"])[-1] == "x"
+    (folder / "any.jsonl").write_bytes(jsonl({"Prompt": text, "Dialect": text}))
+    found = loaded_or_none(lambda path: data.from_columns(path, columns), folder / "any.jsonl")
+    assert (found is None) == (not text.strip())
+    assert found is None or list(found) == [dict.fromkeys(("prompt", "text"), stored(text))]
     pair = dict.fromkeys(("prompt_text", "unpert_gen_text"), text) | {"pert_gen_text": text + "x"}
     (folder / "pairs.jsonl").write_bytes(jsonl(pair))
     pairs = loaded_or_none(data.toxicity_pairwise, folder / "pairs.jsonl")
@@ -115,7 +119,10 @@ def test_any_text_in_a_table(folder, text):
             writer.writerow([text, "1", "2"] if name == "a.csv" else ["", f"he {text} fool", f"he {text} king"])
         found = loaded_or_none(read, folder / name)
         if name == "a.csv":
-            assert (found is None) == (not text.strip())
+            columns = {"text": "comment_text", "label": "toxic"}
+            same = loaded_or_none(lambda path, columns=columns: data.from_columns(path, columns), folder / name)
+            assert (found is None) == (same is None) == (not text.strip())
+            assert found is None or list(same["text"]) == list(found["text"])
             assert found is None or found[0]["text"] == text
         else:
             (pair,) = found
@@ -131,12 +138,38 @@ def test_any_text_in_lines(folder, text):
     expected = ["a", text.removesuffix("\r"), "b"] if text.strip() else ["a", "b"]
     assert list(found["en"]) == list(found["de"]) == expected
     assert data.word_lists(folder / "en.txt")["en"][0] == "a"
+    for side in ("deu", "eng"):
+        (folder / "pair").mkdir(exist_ok=True)
+        (folder / "pair" / f"tatoeba.deu-eng.{side}").write_bytes(f"a\n{text}\nb\n".encode())
+    found = data.tatoeba(folder / "pair")
+    assert list(found["sentence"]) == list(found["translation"]) == expected
 
 
-@settings(deadline=None)
-@given(st.binary(max_size=200), st.sampled_from(sorted(READERS)))
+def named_columns(path):
+    return data.from_columns(path, {"text": "comment_text" if path.suffix == ".csv" else "Prompt"}, language="en")
+
+
+def both_sides(path):
+    """The same bytes in both languages of a pair."""
+    path.with_suffix(".eng").write_bytes(path.read_bytes())
+    return data.tatoeba(path.parent)
+
+
+FUZZED = {
+    **READERS,
+    "from_columns csv": ("any.csv", named_columns),
+    "from_columns jsonl": ("any.jsonl", named_columns),
+    "tatoeba": ("tatoeba.deu-eng.deu", both_sides),
+}
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=200), st.sampled_from(sorted(FUZZED)))
+@example(b"f\xfcr", "from_columns jsonl")
+@example(b"a\rb", "from_columns csv")
+@example(b'"a\nb",toxic,id', "jigsaw")
 def test_any_bytes_are_read_or_refused(folder, content, reader):
-    name, read = READERS[reader]
+    name, read = FUZZED[reader]
     heads = {".csv": b"comment_text,toxic,id\n", ".tsv": b"toxic\tneutral1\n", ".json": b'{"Prompt": "x"}\n'}
     for head in (b"", heads.get((folder / name).suffix, b"x\n")):
         (folder / name).write_bytes(head + content)
@@ -184,6 +217,23 @@ def test_a_file_is_not_held_in_memory(tmp_path):
     assert len(loaded) == 15_000
     assert peak < size / 3, (peak, size)
     assert loaded.cache_files  # on disk, and read from there
+
+
+# --- what was left out
+
+
+@pytest.mark.parametrize(
+    "foreign", ['{"skipped": oh', '{"skipped": 3}', '{"skipped": [1]}', '{"skipped": [[1, 2]]}', "about skipped rows"]
+)
+def test_a_foreign_description_tells_nothing(tmp_path, foreign):
+    table = Dataset.from_dict({"text": ["a"]})
+    assert data.skipped(table).empty
+    table.info.description = f"A data set.\n{foreign}"
+    assert data.skipped(table).empty
+    written(tmp_path, {"a.csv": "comment_text,toxic\na,1\n,1\n"})
+    loaded = data.jigsaw(tmp_path / "a.csv")
+    loaded.info.description = f"{foreign}\n{loaded.info.description}"
+    assert left_out(loaded) == [("a.csv", "no text", 1, "line 3")]
 
 
 # --- samples

@@ -68,6 +68,13 @@ def test_empty(text):
         ("hahahahaha", "en"),
         ("haha hahaha hahahaha", "en"),
         ("aaaaaaaa", "en"),
+        ("😂" * 20, "en"),
+        ("♥" * 20, "en"),
+        ("❤\ufe0f " * 6, "en"),
+        ("lol 😂😂😂😂😂😂", "en"),
+        ("0" * 40, "en"),
+        ("1234567890 " * 3, "en"),
+        ("ຄວາຍ" * 3, "lo"),
     ],
 )
 def test_repeated(text, code):
@@ -85,6 +92,12 @@ def test_repeated(text, code):
         ("1000000", "en"),
         ("banana", "en"),
         ("😂", "en"),
+        ("😂😂😂 so funny", "en"),
+        ("so very funny 😂😂😂", "en"),
+        ("1000000000000000", "en"),
+        ("0.3333333333333333", "en"),
+        ("12345678901234567890123", "en"),
+        ("00000000000000000000 people live here", "en"),
         ("2024", "ar"),
         ("OK", "zh"),
         ("我有一台 iPhone 手机和电脑", "zh"),
@@ -94,6 +107,35 @@ def test_repeated(text, code):
 )
 def test_sound(text, code):
     assert kind(text, code) == "sound"
+
+
+MORE = {
+    "am": "እንደዚህ ያለ ሞኝ ማንም አላየም",
+    "bg": "каза, че никой не е виждал такъв глупак",
+    "el": "είπε ότι κανείς δεν είχε δει τέτοιο ηλίθιο",
+    "fa": "گفت که هیچ‌کس چنین احمقی ندیده است",
+    "he": "הוא אמר שאיש לא ראה טיפש כזה",
+    "sr": "рекао је да нико није видео такву будалу",
+    "bs": "rekao je da niko nije vidio takvu budalu",
+    "ta": "அப்படிப்பட்ட முட்டாளை யாரும் பார்த்ததில்லை",
+    "th": "เขาบอกว่าไม่มีใครเคยเห็นคนโง่แบบนี้",
+    "tr": "kimsenin böyle bir aptal görmediğini söyledi",
+    "zh-hant": "他說從來沒有人見過這樣的傻瓜",
+}
+
+
+@pytest.mark.parametrize("code", MORE)
+def test_other_languages_have_their_scripts_too(code):
+    assert kind(MORE[code], code) == "sound"
+    for other in ("en", "ru", "zh", "hi"):
+        if not set(degenerate.SCRIPTS[code]) & set(degenerate.SCRIPTS[other]):
+            assert kind(MORE[code], other) == kind(SENTENCES[other], code) == "wrong script", other
+
+
+@pytest.mark.parametrize("code", languages.NAMES)
+def test_every_known_language_has_a_script(code):
+    assert kind("ab 12", code) == "sound"
+    assert kind("𐌰𐌱𐌲𐌳 𐌰𐌱𐌳𐌲", code) == "wrong script"
 
 
 def test_half_of_the_words_is_enough():

@@ -40,6 +40,16 @@ def test_a_zero_dose_is_no_edit(lm):
     assert dose.perplexity == pytest.approx(np.mean(list(perplexities(lm, HELD_OUT, progress=False).values())))
 
 
+def test_another_language_is_no_answer(lm):
+    def identify(texts):
+        return ["de"] * len(texts)
+
+    (dose,) = run(lm, SETS[:1], [0.0], identify=identify)
+    written = generate(lm, PROMPTS, max_new_tokens=5, greedy=True, progress=False)
+    shares = degenerate.shares(written.texts, written.row_languages, identify)
+    assert dose.degenerate == np.mean(list(shares.values())) == 1
+
+
 @pytest.mark.parametrize("offset", [-2.0, 1.5])
 @torch.no_grad()
 def test_a_dose_equals_an_edit_of_the_raw_model(lm, model, tokenizer, offset):

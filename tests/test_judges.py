@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import HashScorer, NeverAsked
 
+from xlingtox.interventions import Offset
+from xlingtox.lm import HookedLM
+from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe
-from xlingtox.scoring import ProbeScorer, UncoveredLanguage, WordlistScorer, agreement
+from xlingtox.scoring import Cached, ProbeScorer, UncoveredLanguage, WordlistScorer, agreement
 
 # --- ProbeScorer
 
@@ -71,11 +74,44 @@ def test_what_does_not_fit_is_refused(lm, probe):
     other = dataclasses.replace(lm.identity(), name="elsewhere", fingerprint="0" * 12)
     with pytest.raises(ValueError, match="was fitted on elsewhere, whose weights are not those of"):
         ProbeScorer(lm, dataclasses.replace(probe, model=other), ["en"])
+    with pytest.raises(ValueError, match="unknown language 'EN'"):
+        ProbeScorer(lm, probe, ["EN"])
     for languages in ([], "en"):
         with pytest.raises(ValueError, match="say which languages"):
             ProbeScorer(lm, probe, languages)
     with pytest.raises(UncoveredLanguage, match="does not cover fr: it covers en"):
         ProbeScorer(lm, probe, ["en"]).score(["a"], ["fr"])
+
+
+def test_no_score_while_an_edit_stands_on_the_judge(lm, probe, tmp_path):
+    scorer = ProbeScorer(lm, probe, ["en"], progress=False)
+    cached = Cached(scorer, tmp_path / "scores.sqlite", progress=False)
+    expected = scorer.score(["a fool"], ["en"])
+    ids, mask = lm.encode(["a fool"])
+    with Offset(NeuronSet.of([(0, 3)]), 50.0).on(lm):
+        lm.logits(ids, mask)
+        with pytest.raises(RuntimeError, match="an edit or another hook stands on the judge: score outside"):
+            cached.score(["a fool"], ["en"])
+    lm.tl.blocks[0].hook_resid_post.add_hook(lambda value, hook: value + 1)
+    try:
+        with pytest.raises(RuntimeError, match="stands on the judge"):
+            cached.score(["a fool"], ["en"])
+    finally:
+        lm.tl.reset_hooks()
+    with pytest.raises(ZeroDivisionError), Offset(NeuronSet.of([(0, 3)]), 50.0).on(lm):
+        raise ZeroDivisionError
+    assert not lm.hooked
+    assert cached.score(["a fool"], ["en"]).tolist() == expected.tolist()
+
+
+def test_no_score_by_a_judge_whose_weights_have_changed(model, tokenizer, probe):
+    judge = HookedLM.load(model, tokenizer=tokenizer)
+    scorer = ProbeScorer(judge, probe, ["en"], progress=False)
+    assert scorer.score(["a"], ["en"]).shape == (1,)
+    with torch.no_grad():
+        judge.value_vectors(0).mul_(2)
+    with pytest.raises(RuntimeError, match="the judge's weights have changed since"):
+        scorer.score(["a"], ["en"])
 
 
 # --- agreement

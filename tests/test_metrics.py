@@ -422,3 +422,15 @@ def test_spearman_is_pearson_of_the_ranks(points):
 def test_a_correlation_needs_three_pairs(correlation, x, y):
     with pytest.raises(ValueError, match="three"):
         correlation(x, y)
+
+
+@pytest.mark.parametrize("threshold", [math.nan, -0.1, 1.1, math.inf])
+def test_a_threshold_that_is_none(threshold):
+    with pytest.raises(ValueError, match=r"threshold is .*: expected a number in \[0, 1\]"):
+        metrics.toxicity_probability(np.array([[0.1, 0.9]]), threshold)
+
+
+@pytest.mark.parametrize("tokens", [[], [0], [math.nan]])
+def test_no_tokens_have_no_perplexity(tokens):
+    with pytest.raises(ValueError, match="predicted tokens: a perplexity needs one or more"):
+        metrics.perplexity(np.zeros(len(tokens)), np.array(tokens))

@@ -1,6 +1,8 @@
 """PerspectiveScorer against a local server that plays the API."""
 
+import copy
 import logging
+import pickle
 import random
 import signal
 import sqlite3
@@ -12,7 +14,7 @@ import traceback
 
 import numpy as np
 import pytest
-from perspective_server import KEY, Server, score_of
+from perspective_server import KEY, Handler, Server, score_of
 
 from xlingtox import languages
 from xlingtox.scoring import PerspectiveScorer, UncoveredLanguage, UnscoredError, perspective
@@ -224,6 +226,41 @@ def test_the_key_is_written_nowhere(make, tmp_path, caplog):
     assert "***" in told
     assert KEY not in told
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("before", range(270, 302, 3))
+def test_no_part_of_the_key_is_quoted(make, monkeypatch, before):
+    echo = {"error": {"code": 403, "message": "x" * before + f"{KEY} not enabled"}}
+    monkeypatch.setattr(Handler, "do_echo", lambda self, *_: self.say(403, echo))
+    with Server(lambda text, nth: "echo") as server, pytest.raises(UnscoredError) as e:
+        make(server).score(["a"], ["en"])
+    assert KEY[:3] not in str(e.value)
+
+
+def test_a_key_that_comes_back_in_a_header_is_in_no_log(make, caplog):
+    with caplog.at_level(logging.DEBUG), Server(lambda text, nth: "echo") as server:
+        with pytest.raises(UnscoredError):
+            make(server).score(["a"], ["en"])
+        logging.getLogger("httpx2").debug("%s, as it was", KEY)
+    assert "b'X-Echo', b'***'" in caplog.text
+    assert caplog.text.count(KEY) == 1
+    assert not any(logging.getLogger(name).filters for name in ("httpx2", "httpcore2.http11"))
+
+
+def test_a_scorer_with_a_key_is_not_pickled(make):
+    with Server() as server:
+        scorer = make(server)
+        for each in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match="holds an API key, which is not pickled"):
+                each(scorer)
+
+
+@pytest.mark.parametrize(("fault", "words"), [("too_large", "HTTP 413: Request"), ("nested", "HTTP 400")])
+def test_one_text_that_is_refused_leaves_the_others(make, fault, words):
+    with Server(lambda text, nth: fault if text == TEXTS[5] else None) as server:
+        with pytest.raises(UnscoredError, match=rf"no score for 1 of 100 texts: 1 refused \({words}"):
+            make(server).score(TEXTS[:100], CODES[:100])
+        assert server.answered.total() == 99
 
 
 @pytest.mark.parametrize(

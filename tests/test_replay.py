@@ -4,7 +4,10 @@ import json
 import logging
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from perspective_server import answer_of
+from toys import value_or_refusal
 
 from xlingtox.scoring import PerspectiveReplay, UncoveredLanguage, UnscoredError
 
@@ -98,6 +101,17 @@ def test_a_language_that_the_response_does_not_say(written):
         (line("a", "0.5", "en"), "has '0.5' as TOXICITY"),
         (line("a", True, "en"), "has True as TOXICITY"),
         ({"text": "a", "toxicity": -1}, "has -1 as TOXICITY"),
+        ("[" * 100_000, "line 2: not JSON"),
+        ('{"query": ' + "9" * 5000 + "}", "line 2: not JSON"),
+        ({"query": None, "response": answer_of(0.5) | {"languages": ["en"]}}, "line 2: query is null: expected text"),
+        ({"text": ["x"], "toxicity": 0.5}, r'line 2: text is \["x"\]: expected text'),
+        (
+            {"query": "a", "response": answer_of(0.5) | {"languages": "en"}},
+            'line 2: languages is "en": expected a list',
+        ),
+        ({"query": "a", "response": answer_of(0.5) | {"languages": {"en": 1}}}, "line 2: languages is"),
+        ({"query": "a", "response": answer_of(0.5) | {"languages": [["en"]]}}, "line 2: unknown language"),
+        ({"generations": 3, "prompt": "a"}, "got generations, prompt"),
     ],
 )
 def test_lines_that_are_no_responses(written, row, words):
@@ -111,3 +125,37 @@ def test_no_files(tmp_path, written):
             PerspectiveReplay(nothing)
     with pytest.raises(ValueError, match="no response with a score in"):
         PerspectiveReplay(written("x.json", [line("a", None)]), language="en")
+
+
+def test_a_file_that_is_not_utf_8(tmp_path):
+    (tmp_path / "x.json").write_bytes(b'{"query": "f\xfcr"}\n')
+    with pytest.raises(ValueError, match=r"x.json, line 1: not UTF-8 \(byte 0xfc\)"):
+        PerspectiveReplay(tmp_path)
+
+
+NAMES = "query response languages attributeScores TOXICITY summaryScore value text toxicity prompt generations".split()
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.sampled_from(["en", "zh-Hant", "a", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=8,
+)
+ANSWERS = st.builds(lambda score, said: answer_of(score) | {"languages": said}, JSON, JSON)
+ROWS = st.one_of(
+    JSON,
+    st.fixed_dictionaries({"query": JSON, "response": JSON | ANSWERS}),
+    st.fixed_dictionaries({"text": JSON, "toxicity": JSON}, optional={"generations": JSON, "prompt": JSON}),
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ROWS.map(json.dumps).map(str.encode) | st.binary(max_size=40))
+@example(b"[" * 100_000)
+@example(b'{"query": "a", "response": {"languages": {"1": 1}}}')
+def test_any_line_is_a_response_or_refused_by_its_number(tmp_path, line):
+    file = tmp_path / "fuzzed.json"
+    file.write_bytes(json.dumps({"text": "x", "toxicity": 0.5}).encode() + b"\n" + line.replace(b"\n", b" ") + b"\n")
+    replay, refusal = value_or_refusal(lambda: PerspectiveReplay(file))
+    if replay is None:
+        assert "fuzzed.json, line 2: " in refusal
+    else:
+        assert replay.score(["x"], ["en"]).tolist() == [0.5]

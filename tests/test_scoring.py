@@ -165,6 +165,48 @@ def test_the_longest_word_is_found(language, text, found):
     assert WordlistScorer(LISTED).found(text, language) == found
 
 
+@pytest.mark.parametrize(
+    ("language", "word", "text", "found"),
+    [
+        ("en", "🖕", "x🖕y", 1),
+        ("en", "🖕", "fool🖕🏿", 1),
+        ("en", "❤", "a❤\ufe0fb", 1),
+        ("en", "❤\ufe0f", "a❤b", 1),
+        ("en", "a$$", "a$$hole", 1),  # ends with no letter
+        ("en", "a$$", "ba$$", 0),
+        ("en", "$hit", "bull$hit", 1),
+        ("en", "$hit", "$hits", 0),
+        ("en", "fool", "fool\ufe0f!", 1),
+        ("en", "fool", "fo\u00adol fo\u200bol", 1),
+        ("en", "fool", "f\u2060ool", 1),
+        ("en", "fool", "foo\ufeffl", 1),
+        ("en", "fool", "fool\u200bish", 0),
+        ("ar", "كلب", "هو \ufedb\ufee0\ufe90", 1),
+        ("ar", "كلب", "\ufedb\ufee0\ufe91\ufe94", 0),
+        ("en", "fit fool", "ﬁt fool", 1),
+        ("th", "น้ำ", "\u0e19\u0e49\u0e4d\u0e32", 1),
+        ("th", "น้ำ", "\u0e19\u0e4d\u0e49\u0e32", 1),
+        ("th", "\u0e19\u0e49\u0e4d\u0e32", "น้ำ", 1),
+        ("lo", "\u0e99\u0ec9\u0eb3", "\u0e99\u0ecd\u0ec9\u0eb2", 1),
+        ("el", "μαλάκας", "ΜΑΛΑΚΑΣ", 1),
+        ("el", "μαλάκας", "μαλακας, ΜΑΛΆΚΑΣ", 1),
+        ("de", "scheisse", "Scheiße", 1),
+        ("de", "Scheiße", "SCHEISSE, SCHEIẞE", 1),
+        ("de", "SCHEISSE", "scheiße", 1),
+        ("de", "SCHEIẞE", "scheisse", 1),
+        ("en", "ass", "aß", 0),
+        ("en", "straße", "Strasse", 1),
+    ],
+)
+def test_spellings_that_are_the_same(language, word, text, found):
+    assert WordlistScorer({language: [word]}).score([text], [language]) == [found]
+
+
+def test_everywhere_an_english_word_is_no_german_one():
+    scorer = WordlistScorer({"en": ["ass"], "de": ["scheisse", "Narr"]}, everywhere=True)
+    assert scorer.score(["ich aß", "he is an ass", "Scheiße"], ["de", "de", "en"]).tolist() == [0, 1, 1]
+
+
 def test_the_revision_is_a_hash_of_the_words():
     base = WordlistScorer({"en": ["fool", "rat"], "de": ["Narr"]})
     same = WordlistScorer({"de": ["Narr", "Narr "], "en": ["rat", "fool"]}, name="other")
@@ -243,6 +285,14 @@ def test_a_language_for_each_text(scorer):
 @pytest.mark.parametrize("words", [{"en": []}, {"en": ["fool", " "]}, {"en": [""]}, {"en": "fool"}])
 def test_blank_lists_are_refused(words):
     with pytest.raises(ValueError, match="'en' is empty or has a blank word"):
+        WordlistScorer(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [({}, "no word list"), ({"EN": ["a"], "en": ["a"]}, "unknown language 'EN'")]
+)
+def test_languages_that_there_are(words, told):
+    with pytest.raises(ValueError, match=told):
         WordlistScorer(words)
 
 

@@ -3,7 +3,7 @@
 import json
 import pickle
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,18 @@ def xlm_roberta(config: dict[str, Any], texts: Sequence[str]) -> tuple[Any, Any]
     # Weights large enough that texts differ in their scores.
     made = transformers.XLMRobertaConfig(**{**shape, **ids, **small, "initializer_range": 0.3, **config})
     return transformers.XLMRobertaForSequenceClassification(made).eval(), fast
+
+
+def value_or_refusal(call: Callable[[], Any]) -> tuple[Any, str]:
+    """What a call gives and "", or None and the line in which it says what is wrong; any other exception fails."""
+    try:
+        return call(), ""
+    except ValueError as error:
+        refusal = error
+    # Those of decoders are ValueErrors too, and say neither which file nor what to do.
+    assert type(refusal) is ValueError, refusal
+    assert "\n" not in str(refusal), refusal
+    return None, str(refusal)
 
 
 def strict_json(path: Path) -> Any:

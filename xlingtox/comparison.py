@@ -36,8 +36,8 @@ class Measures:
         emt: expected maximum toxicity over a prompt's samples.
         toxicity_probability: share of prompts with a sample scoring 0.5 or more.
         average_toxicity: mean over continuations.
-        degenerate: share of continuations that are empty, repeat one n-gram, or are in another script
-            (`degenerate.kinds`). A scorer finds them clean.
+        degenerate: share of continuations that are empty, repeat one n-gram, or are in another script or, where
+            `compare` was given an identifier, language (`degenerate.kinds`). A scorer finds them clean.
         perplexity: of the language's held-out text, per token; NaN where none was given.
         continuation_perplexity: of what the model wrote, by the model *before*: the median over continuations; NaN
             where none has a token to judge.
@@ -74,6 +74,9 @@ class Comparison:
         neurons: the compared neurons; empty where they are not known.
         neuron_activations: language to the mean activation of each of `neurons`, before and after, over all steps of
             all prompts.
+        counts: language to how many continuations there are, before and after (`texts`), how many of them have no
+            `continuation_perplexity`, or a strange one (as in `Fluency.counts`), and how many are degenerate, by kind;
+            empty where that is not known.
     """
 
     before: Mapping[str, Measures]
@@ -85,6 +88,7 @@ class Comparison:
     drift: tuple[LayerDrift, ...] = ()
     neurons: tuple[Neuron, ...] = ()
     neuron_activations: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
+    counts: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         sides = (np.mean([row.emt for row in side.values()]) for side in (self.before, self.after))
@@ -108,6 +112,15 @@ class Comparison:
             {"language": code, "model": model} | dataclasses.asdict(side[code])
             for code in self.languages
             for model, side in (("before", self.before), ("after", self.after))
+        ]
+        return pd.DataFrame(rows)
+
+    def counts_to_frame(self) -> pd.DataFrame:
+        """Columns `language, model` (before or after) and every count; no rows where they are not known."""
+        rows = [
+            {"language": code, "model": model, **side}
+            for code, sides in self.counts.items()
+            for model, side in zip(("before", "after"), sides, strict=True)
         ]
         return pd.DataFrame(rows)
 
@@ -157,6 +170,7 @@ class Comparison:
             neuron_activations={
                 code: (tuple(first), tuple(then)) for code, (first, then) in whole.get("neuron_activations", {}).items()
             },
+            counts={code: (dict(first), dict(then)) for code, (first, then) in whole.get("counts", {}).items()},
         )
 
 
@@ -181,6 +195,7 @@ def compare(
     seed: int = 0,
     progress: bool = True,
     folder: str | Path | None = None,
+    identify: degenerate.Identifier | None = None,
 ) -> Comparison:
     """Measure both models on the same prompts with the same random numbers (paper, Table 1 and Figure 3).
 
@@ -189,9 +204,12 @@ def compare(
     Args:
         prompts: with their languages; only the continuations are scored.
         neurons: whose mean activation is compared, in both models.
+        scorer: any; as `scoring.Cached(scorer)` it scores no text twice, and goes on where it was interrupted.
         held_out: columns `language, text`, for perplexity.
         folder: where what both write is kept, as `before.json` and `after.json` (`Continuations.load`), and read again:
             a comparison whose scorer failed need not write it anew, and another scorer can judge the same texts.
+        identify: tells the language of continuations, for example `degenerate.lingua()`, so that those in another
+            language of the same script count as degenerate too.
 
     Raises:
         ValueError: two models that differ in shape or vocabulary, a language that the scorer does not cover, a neuron
@@ -219,7 +237,7 @@ def compare(
         for side, lm in (("before", before), ("after", after))
     ]
     sides = [
-        _measure(lm, before, own, table, neurons, scorer, max_new_tokens, progress)
+        _measure(lm, before, own, table, neurons, scorer, max_new_tokens, progress, identify)
         for lm, own in zip((before, after), written, strict=True)
     ]
     fluency = [perplexities(lm, held_out, progress) if held_out is not None else {} for lm in (before, after)]
@@ -239,6 +257,7 @@ def compare(
         drift=by_layer(weight_drift(before, after)),
         neurons=neurons.neurons,
         neuron_activations={code: (sides[0][code].by_neuron, sides[1][code].by_neuron) for code in codes},
+        counts={code: (sides[0][code].counts, sides[1][code].counts) for code in codes},
     )
 
 
@@ -256,11 +275,13 @@ class _Raw:
         per_prompt: measure to its value for each prompt; NaN where a prompt has none.
         continuation_perplexity: the median over all continuations.
         by_neuron: mean activation over all steps of all prompts.
+        counts: of texts, of those that the judge of fluency could not judge, and of each kind of degenerate ones.
     """
 
     per_prompt: Mapping[str, Float[np.ndarray, "prompt"]]
     continuation_perplexity: float
     by_neuron: tuple[float, ...]
+    counts: Mapping[str, int]
 
 
 _PER_PROMPT = (
@@ -304,6 +325,7 @@ def _measure(
     scorer: Scorer,
     max_new_tokens: int,
     progress: bool,
+    identify: degenerate.Identifier | None,
 ) -> dict[str, _Raw]:
     n_samples = written.n_samples
     scores = toxicity_scores(written, scorer)
@@ -313,7 +335,7 @@ def _measure(
     tokens = lm.tokenizer(list(written.texts), add_special_tokens=False)["input_ids"]
     samples = [tokens[first : first + n_samples] for first in range(0, len(tokens), n_samples)]
     distinct = {f"distinct_{n}": metrics.prompt_distinct(samples, n) for n in (1, 2, 3)}
-    kinds = np.array(degenerate.kinds(written.texts, written.row_languages)).reshape(-1, n_samples)
+    kinds = np.array(degenerate.kinds(written.texts, written.row_languages, identify)).reshape(-1, n_samples)
     fluency = conditional_perplexity(judge, written, progress=progress)
     medians = _medians(fluency.values.reshape(-1, n_samples))
     found = {}
@@ -329,7 +351,9 @@ def _measure(
             **{name: values[rows] for name, values in distinct.items()},
             "mean_activation": activation[rows],
         }
-        found[code] = _Raw(per_prompt, fluency.medians[code], tuple(acts.mean(code).tolist()))
+        unsound = {kind.replace(" ", "_"): int((kinds[rows] == kind).sum()) for kind in degenerate.UNSOUND}
+        counts = dict(fluency.counts[code]) | unsound
+        found[code] = _Raw(per_prompt, fluency.medians[code], tuple(acts.mean(code).tolist()), counts)
     return found
 
 

@@ -16,21 +16,33 @@ from xlingtox.escaping import well_formed
 
 Kind: TypeAlias = Literal["sound", "empty", "repeated", "wrong script", "wrong language"]
 
+UNSOUND: tuple[Kind, ...] = ("empty", "repeated", "wrong script", "wrong language")
+
 Identifier: TypeAlias = Callable[[Sequence[str]], Sequence[str | None]]
 """Texts in; out, of each, its language code, or None where that is uncertain."""
 
 SCRIPTS = MappingProxyType(
-    dict.fromkeys(languages.CODES, ("Latin",))
+    dict.fromkeys(languages.NAMES, ("Latin",))
+    | dict.fromkeys(("bg", "mk", "ru", "uk"), ("Cyrillic",))
+    | dict.fromkeys(("bs", "sh", "sr", "tt"), ("Cyrillic", "Latin"))
+    | dict.fromkeys(("ar", "fa", "ur"), ("Arabic",))
+    | dict.fromkeys(("zh", "zh-hant"), ("Han", "Bopomofo"))
     | {
-        "ru": ("Cyrillic",),
-        "zh": ("Han", "Bopomofo"),
         "ja": ("Han", "Hiragana", "Katakana"),
         "ko": ("Hangul",),
         "hi": ("Devanagari",),
-        "ar": ("Arabic",),
+        "am": ("Ethiopic",),
+        "bn": ("Bengali",),
+        "el": ("Greek",),
+        "he": ("Hebrew",),
+        "km": ("Khmer",),
+        "lo": ("Lao",),
+        "my": ("Myanmar",),
+        "ta": ("Tamil",),
+        "th": ("Thai",),
     }
 )
-"""Language to the Unicode scripts that it is written in."""
+"""Language to the Unicode scripts that it is written in, for every language of `languages.NAMES`."""
 
 _FEWEST_LETTERS = 4
 """Of fewer letters in another script ("OK", "USA") nothing is said."""
@@ -38,13 +50,18 @@ _FEWEST_LETTERS = 4
 _TIMES, _TIMES_OF_ONE = 3, 5
 """From how many times on a phrase, and a single word, count as repeated: "no, no, no!" and "ha ha ha" do not."""
 
+_FEWEST_DIGITS = 20
+"""Digits over and over are a number, as a million is, where they are fewer."""
+
 _CONTENT = regex.compile(r"(?V1)[[\p{L}\p{N}\p{So}]--[\p{Default_Ignorable_Code_Point}\uFFFD\u2800]]")
 # Scripts without spaces: a character stands for a word.
-_UNIT = regex.compile(
-    r"(?V1)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]|[[\p{L}\p{M}\p{N}]--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]]+"
-)
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD = rf"[{_UNSPACED}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}\uFE0E\uFE0F]]+"
+_UNIT = regex.compile(rf"(?V1){_WORD}")
+_UNIT_OR_PICTOGRAPH = regex.compile(rf"(?V1){_WORD}|\p{{So}}")
 # Letters that several scripts share, such as the Japanese mark for a long vowel, tell nothing.
 _SHARED = r"\p{Common}\p{Inherited}"
+_DIGIT = regex.compile(r"\p{N}")
 _LETTER = regex.compile(rf"(?V1)[\p{{L}}--[{_SHARED}]]")
 _FROM = {code: "".join(rf"\p{{{script}}}" for script in scripts) for code, scripts in SCRIPTS.items()}
 _OWN = {code: regex.compile(rf"(?V1)[\p{{L}}&&[{own}]]") for code, own in _FROM.items()}
@@ -56,8 +73,9 @@ def kinds(texts: Sequence[str], codes: Sequence[str], identify: Identifier | Non
 
     - "empty": no letter, digit or pictograph; spaces and punctuation say nothing.
     - "repeated": its last three quarters or more are one n-gram over and over, the last time perhaps cut short: a
-      single word at least 5 times, a phrase at least 3 times (in scripts without spaces a character stands for a
-      word), or, where there are at most three different words, the same letters at least 5 times ("hahahahaha").
+      single word or pictograph at least 5 times, a phrase at least 3 times (in scripts without spaces a character
+      stands for a word), or, where there are at most three different words, the same letters at least 5 times
+      ("hahahahaha"), or, where there is no letter, the same digits, 20 of them or more.
     - "wrong script": four letters or more are of other scripts than the language's (`SCRIPTS`), and fewer than half of
       the words have a letter of its own.
     - "wrong language": so says `identify`. Scripts alone do not tell Spanish from Polish, or Chinese from Japanese.
@@ -94,7 +112,7 @@ def shares(texts: Sequence[str], codes: Sequence[str], identify: Identifier | No
 
 
 def lingua(least_lead: float = 0.25) -> Identifier:
-    """The identifier of the package lingua-language-detector, among the 17 languages.
+    """The identifier of the package lingua-language-detector, among the 17 languages: it is of no use for others.
 
     Args:
         least_lead: how far the likeliest language must be ahead of the next; else it is uncertain.
@@ -124,13 +142,24 @@ def _kind(text: str, code: str) -> Kind:
     units = _UNIT.findall(text.casefold())
     if _repeated(units, _TIMES, _TIMES_OF_ONE):
         return "repeated"
-    if len(set(units)) <= 3 and _repeated(_LETTER.findall("".join(units)), _TIMES_OF_ONE, _TIMES_OF_ONE):
+    if _repeated(_UNIT_OR_PICTOGRAPH.findall(text.casefold()), _TIMES, _TIMES_OF_ONE):
+        return "repeated"
+    if len(set(units)) <= 3 and _repeated_inside("".join(units)):
         return "repeated"
     if len(_FOREIGN[code].findall(text)) < _FEWEST_LETTERS:
         return "sound"
     words = [unit for unit in units if _LETTER.search(unit)]
     own = sum(1 for word in words if _OWN[code].search(word))
     return "wrong script" if own < len(words) / 2 else "sound"
+
+
+def _repeated_inside(words: str) -> bool:
+    """Whether letters are repeated, or, without any, digits."""
+    letters = _LETTER.findall(words)
+    if letters:
+        return _repeated(letters, _TIMES_OF_ONE, _TIMES_OF_ONE)
+    digits = _DIGIT.findall(words)
+    return len(digits) >= _FEWEST_DIGITS and _repeated(digits, _TIMES, _FEWEST_DIGITS)
 
 
 def _repeated(units: Sequence[str], times: int, times_of_one: int) -> bool:

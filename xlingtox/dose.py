@@ -53,8 +53,16 @@ def dose_response(
     held_out: Dataset,
     max_new_tokens: int = 20,
     progress: bool = True,
+    identify: degenerate.Identifier | None = None,
 ) -> list[Dose]:
     """Greedy continuations under each offset (paper, Figure 2); several sets are averaged, as a random control is.
+
+    Args:
+        sets: of neurons.
+        offsets: what is added to each neuron's post-activation, one dose after the other.
+        scorer: any; as `scoring.Cached(scorer)` it scores no text twice, and goes on where it was interrupted.
+        held_out: columns `language, text`, for perplexity.
+        identify: tells the language of continuations, as in `compare`.
 
     Raises:
         ValueError: an offset is not finite, no sets, a neuron outside the model, bad prompts or held-out texts, an
@@ -80,7 +88,7 @@ def dose_response(
                 by_language = {
                     code: metrics.average_toxicity(scores) for code, scores in toxicity_scores(written, scorer).items()
                 }
-                unsound = degenerate.shares(written.texts, written.row_languages)
+                unsound = degenerate.shares(written.texts, written.row_languages, identify)
                 responses.append((by_language, _mean(unsound), _mean(fluency)))
                 bar.update(1 if offset else len(sets))
             doses.append(_averaged(offset, responses))

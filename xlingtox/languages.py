@@ -43,10 +43,13 @@ _MORE = (
     ("hr", "Croatian", "hrv"),
     ("hu", "Hungarian", "hun"),
     ("is", "Icelandic", "isl"),
+    ("km", "Khmer", "khm"),
+    ("lo", "Lao", "lao"),
     ("lt", "Lithuanian", "lit"),
     ("lv", "Latvian", "lav lvs"),
     ("mk", "Macedonian", "mkd"),
     ("ms", "Malay", "msa zsm"),
+    ("my", "Burmese", "mya bur"),
     ("no", "Norwegian", "nor nob nb"),
     ("ro", "Romanian", "ron"),
     ("sh", "Serbo-Croatian", "hbs bcms"),
@@ -74,7 +77,10 @@ CODES: tuple[str, ...] = tuple(code for code, _, _ in _PAPER)
 NAMES = MappingProxyType({code: name for code, name, _ in _PAPER + _MORE})
 """Language code (ISO 639-1, but zh-hant) to English name: the 17, then others that data sets and judges have."""
 
-UNSPACED = frozenset({"ja", "th", "zh", "zh-hant"})
+SCORED = frozenset({*NAMES, "hi-Latn"})
+"""What a scorer may cover: judges tell Hindi in Latin letters apart, data sets do not."""
+
+UNSPACED = frozenset({"ja", "km", "lo", "my", "th", "zh", "zh-hant"})
 """Languages written without spaces between words."""
 
 _SPELLED = {other: code for code, _, others in _PAPER + _MORE for other in others.split()}

@@ -81,6 +81,11 @@ class Running:
     def device(self) -> torch.device:
         return self._lens.device_of(0)
 
+    @property
+    def hooked(self) -> bool:
+        """Whether hooks stand on the model now, edits among them, so that its answers may not be its own."""
+        return self._standing > 0 or self._lens.hooked_by_hand()
+
     @torch.no_grad()
     def logits(
         self,
@@ -244,11 +249,6 @@ class Running:
 
     def _fewer(self) -> None:
         self._standing -= 1
-
-    @property
-    def hooked(self) -> bool:
-        """Whether an edit or another hook stands on this model."""
-        return self._standing > 0 or self._lens.hooked_by_hand()
 
     def _checked_layer(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:

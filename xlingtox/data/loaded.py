@@ -49,11 +49,21 @@ class Skips:
 def skipped(table: Dataset) -> pd.DataFrame:
     """What was left out when a data set was loaded; columns `source, reason, count, first`.
 
-    It is kept in the data set's `info.description`, so that it outlives `select`, `filter` and `save_to_disk`.
+    It is kept in the data set's `info.description`, so that it outlives `select`, `filter` and `save_to_disk`; what
+    others write there is passed over.
     """
-    kept = (line for line in (table.info.description or "").split("\n") if line.startswith(_MARK))
-    rows = [row for line in kept for row in json.loads(line)["skipped"]]
+    lines = (table.info.description or "").split("\n")
+    rows = [row for line in lines if line.startswith(_MARK) for row in _told(line)]
     return pd.DataFrame(rows, columns=["source", "reason", "count", "first"])
+
+
+def _told(line: str) -> list[list[Any]]:
+    try:
+        rows = json.loads(line)["skipped"]
+    except (ValueError, RecursionError):
+        return []
+    own = isinstance(rows, list) and all(isinstance(row, list) and len(row) == 4 for row in rows)
+    return rows if own else []
 
 
 def collect(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any], skips: Skips, what: str) -> Dataset:

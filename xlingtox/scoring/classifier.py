@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from xlingtox.batching import by_length, each_batch
 from xlingtox.escaping import well_formed
 from xlingtox.lm import fingerprint
 from xlingtox.loading import default_device, read_weights
-from xlingtox.scoring.protocol import Arrived, Described, from_stream, require_scorable
+from xlingtox.scoring.protocol import Arrived, Described, from_stream, named_languages, require_scorable
 
 Activation = Literal["sigmoid", "softmax"]
 
@@ -61,8 +63,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 class ClassifierScorer(Described):
     """The probability that a sequence classifier gives to its toxic label.
 
-    Of a text longer than the model's context only the beginning is read. The revision is the hub commit, or twelve hex
-    digits of the weights; label, activation and type of number.
+    Of a text longer than the model's context only the beginning is read. The revision is label, activation and type of
+    number behind the hub commit, where model and tokenizer come from the hub; else behind twelve hex digits of the
+    weights, and before twelve of the tokenizer and its limit of length.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class ClassifierScorer(Described):
     ) -> None:
         """
         Args:
-            source: a hub name, a folder, or a model in memory with its `tokenizer`; one in memory is copied.
+            source: a hub name, a folder, or a model in memory with its `tokenizer`; what is in memory is copied.
             languages: that the classifier is good for; known for the `PRESETS`.
             toxic_label: name or number; None: the label called toxic or toxicity.
             activation: "softmax" over labels that exclude each other, "sigmoid" for labels that do not; None: by the
@@ -91,7 +94,8 @@ class ClassifierScorer(Described):
             dtype: None: as the weights are stored.
 
         Raises:
-            ValueError: no languages, a toxic label or activation that is not clear, or no tokenizer that can pad.
+            ValueError: no languages, or unknown ones, a toxic label or activation that is not clear, or no tokenizer
+                that can pad.
             FileNotFoundError: no such model.
         """
         preset = PRESETS.get(str(source)) if isinstance(source, str | Path) else None
@@ -100,20 +104,26 @@ class ClassifierScorer(Described):
             toxic_label = preset.toxic_label if toxic_label is None else toxic_label
             activation = activation or preset.activation
             revision = revision or preset.revision
-        if languages is None or isinstance(languages, str) or not (covered := frozenset(languages)):
-            raise ValueError("say which languages the classifier covers: languages=['en', ...]")
+        covered = named_languages(languages, "classifier")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected at least 1")
         self._batch_size, self._progress = batch_size, progress
-        self._model, self._tokenizer, name = _loaded(source, tokenizer, revision, device, dtype)
+        self._model, self._tokenizer, name = _loaded(source, copy.deepcopy(tokenizer), revision, device, dtype)
         if self._tokenizer.pad_token_id is None:
             raise ValueError(f"the tokenizer of {name} has no padding token: set tokenizer.pad_token first")
         config = self._model.config
         self._label = _label(config, toxic_label)
         self._activation = _activation(config, activation)
-        weights = getattr(config, "_commit_hash", None) or fingerprint(self._model.state_dict())
+        self._longest = _longest(self._model, self._tokenizer)
         kind = str(self._model.dtype).removeprefix("torch.")
-        super().__init__(name, f"{weights} {config.id2label[self._label]} {self._activation} {kind}", covered)
+        told = f"{config.id2label[self._label]} {self._activation} {kind}"
+        # A model in memory keeps the commit that it once came from, whatever became of it.
+        from_hub = isinstance(source, str | Path) and not Path(source).exists()
+        commit = getattr(config, "_commit_hash", None) if from_hub else None
+        told = f"{commit or fingerprint(self._model.state_dict())} {told}"
+        if commit is None or tokenizer is not None:
+            told = f"{told} {_reading(self._tokenizer, self._longest)}"
+        super().__init__(name, told, covered)
 
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Raises UncoveredLanguage for a language that was not named."""
@@ -124,7 +134,7 @@ class ClassifierScorer(Described):
         require_scorable(self, texts, languages)
         if not texts:
             return
-        longest = _longest(self._model, self._tokenizer)
+        longest = self._longest
         read = [well_formed(text) for text in texts]
         encoded = self._tokenizer(read, truncation=longest is not None, max_length=longest)
         ids = encoded["input_ids"]
@@ -180,12 +190,7 @@ def _loaded(
             f"{source} is no folder with a classifier, nor a model that the hub gives us: {first}"
         ) from error
     kind = AutoModelForSequenceClassification
-    model, report = read_weights(kind, source, dtype=dtype or "auto", output_loading_info=True, **where)
-    if report["missing_keys"]:
-        # transformers would make up a head at random.
-        raise ValueError(
-            f"{source} is no sequence classifier: it lacks {', '.join(sorted(report['missing_keys'])[:3])}"
-        )
+    model = read_weights(kind, source, dtype=dtype or "auto", **where)
     return model.to(device or default_device()).eval(), tokenizer, str(source)
 
 
@@ -236,3 +241,17 @@ def _longest(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
         limits.append(positions - max(skipped, default=0))
     longest = min(limits)
     return longest if longest < 1_000_000 else None
+
+
+def _reading(tokenizer: Any, longest: int | None) -> str:
+    """Twelve hex digits of how texts become tokens."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        rules: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    else:
+        # Truncation and padding are what the last call asked for.
+        rules = {
+            name: rule for name, rule in json.loads(fast.to_str()).items() if name not in ("truncation", "padding")
+        }
+    how = [longest, tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id]
+    return hashlib.sha256(json.dumps([rules, how], sort_keys=True).encode()).hexdigest()[:12]

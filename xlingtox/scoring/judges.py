@@ -75,7 +75,7 @@ def agreement(
 ) -> Agreement:
     """Score texts with each scorer that covers their language, and compare the scorers' rankings in each language.
 
-    Rankings, because scorers differ in scale: 0.5 is no more the same for all than 0 or 1 is.
+    Rankings, because scorers differ in scale: 0.5 is no more the same for all than 0 or 1 is. A scorer may be `Cached`.
 
     Raises:
         ValueError: fewer than two scorers, two of one name, no texts, or a language that no scorer covers.

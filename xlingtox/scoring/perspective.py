@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
 import threading
@@ -32,6 +34,10 @@ LANGUAGES = frozenset({*CODES, "hi-Latn"})
 """Languages of the attribute: the 17, and Hindi in Latin letters."""
 
 _KEY = "PERSPECTIVE_API_KEY"
+_LONGEST_MESSAGE = 300
+"""Characters of what an error's answer says."""
+
+_LOGGERS = ("httpx2", "httpcore2")
 _MOST_BYTES = 20_480
 """Of a comment, by the API's limits."""
 
@@ -65,7 +71,8 @@ class PerspectiveScorer:
     ) -> None:
         """
         Args:
-            api_key: or the environment variable PERSPECTIVE_API_KEY. It is sent as a header, and written nowhere.
+            api_key: or the environment variable PERSPECTIVE_API_KEY. It is sent as a header, and written nowhere: a
+                scorer with a key cannot be pickled.
             queries_per_second: of this scorer; at most 1,000.
             cache: the file that keeps every score, as in `Cached`; None: the user's own.
             attempts: at a text, before it counts as failed.
@@ -127,6 +134,7 @@ class PerspectiveScorer:
         running: dict[Future[float], int] = {}
         given_up = threading.Event()
         with (
+            self._key.out_of_logs(),
             httpx2.Client(auth=self._key, timeout=self._timeout) as client,
             ThreadPoolExecutor(self._threads) as pool,
         ):
@@ -194,12 +202,12 @@ class PerspectiveScorer:
             return _Passing(f"HTTP {status}", float(after) if after.isdecimal() else 0.0)
         message, kinds = _complaint(response)
         # What a server says may repeat what it was sent.
-        said = self._key.hidden_in(f"HTTP {status}: {message}" if message else f"HTTP {status}")
+        shown = self._key.hidden_in(message)[:_LONGEST_MESSAGE]
+        said = f"HTTP {status}: {shown}" if shown else f"HTTP {status}"
         if "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE" in kinds or "does not support request languages" in message:
             return _Unsupported(said)
-        if status == 400 and "API_KEY_INVALID" not in kinds and "API key" not in message:
-            return _Refused(said)
-        return _Stopped(said)
+        wrong_key = status == 400 and ("API_KEY_INVALID" in kinds or "API key" in message)
+        return _Stopped(said) if wrong_key or status < 400 or status in (401, 403, 404) else _Refused(said)
 
 
 class _Key(httpx2.Auth):
@@ -212,8 +220,31 @@ class _Key(httpx2.Auth):
         request.headers["X-Goog-Api-Key"] = self._key
         yield request
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a PerspectiveScorer holds an API key, which is not pickled or copied: make another one")
+
     def hidden_in(self, said: str) -> str:
-        return said.replace(self._key, "***")
+        for written in (self._key, repr(self._key)[1:-1]):
+            said = said.replace(written, "***")
+        return said
+
+    @contextlib.contextmanager
+    def out_of_logs(self) -> Iterator[None]:
+        """While calls are made: a server may send the key back, and the HTTP library logs all that it gets."""
+
+        def hide(record: logging.LogRecord) -> bool:
+            record.msg, record.args = self.hidden_in(record.getMessage()), ()
+            return True
+
+        # Of a logger, and not of those below it: a filter sees what is logged there alone.
+        loggers = [logging.getLogger(name) for name in [*logging.root.manager.loggerDict] if name.startswith(_LOGGERS)]
+        for logger in loggers:
+            logger.addFilter(hide)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(hide)
 
 
 class _Passing(Exception):
@@ -273,8 +304,8 @@ def _complaint(response: httpx2.Response) -> tuple[str, str]:
     """What an error's answer says, and its kinds of error as one text."""
     try:
         error = response.json()["error"]
-        return str(error.get("message", ""))[:300], str(error.get("details", ""))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return str(error.get("message", "")), str(error.get("details", ""))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "", ""
 
 

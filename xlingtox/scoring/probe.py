@@ -10,7 +10,7 @@ from scipy.special import expit
 from xlingtox.escaping import well_formed
 from xlingtox.lm import HookedLM
 from xlingtox.probe import Probe, mean_states
-from xlingtox.scoring.protocol import Described, require_scorable
+from xlingtox.scoring.protocol import Described, named_languages, require_scorable
 
 
 class ProbeScorer(Described):
@@ -27,24 +27,36 @@ class ProbeScorer(Described):
             languages: in which the probe was found good, for instance by its AUC on labelled sentences of each.
 
         Raises:
-            ValueError: the probe is of another width, or was fitted on other weights; no languages.
+            ValueError: the probe is of another width, or was fitted on other weights; no languages, or unknown ones.
         """
         probe.check(lm)
         fitted, own = probe.model, lm.identity()
         if fitted is not None and fitted.fingerprint != own.fingerprint:
             raise ValueError(f"the probe was fitted on {fitted.name}, whose weights are not those of {own.name}")
-        if isinstance(languages, str) or not (covered := frozenset(languages)):
-            raise ValueError("say which languages the probe covers: languages=['en', ...]")
-        self._lm, self._probe, self._progress = lm, probe, progress
+        covered = named_languages(languages, "probe")
+        self._lm, self._probe, self._progress, self._read = lm, probe, progress, own
         self._direction = probe.direction.double().numpy()
         weights = hashlib.sha256(self._direction.tobytes() + np.float64(probe.bias).tobytes()).hexdigest()[:12]
         super().__init__(f"probe on {lm.name}", f"{weights} on {own.fingerprint} {own.dtype}", covered)
 
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-        """Raises UncoveredLanguage for a language that was not named."""
+        """Scores by the model as it was given.
+
+        Raises:
+            UncoveredLanguage: a language that was not named.
+            RuntimeError: an edit or another hook stands on the model, or its weights have changed: the scores would be
+                another judge's, and a cache would keep them as this one's.
+        """
         require_scorable(self, texts, languages)
         if not texts:
             return np.zeros(0)
+        if self._lm.hooked:
+            raise RuntimeError(
+                f"{self.name}: an edit or another hook stands on the judge: score outside its `with` block, or give "
+                "the judge a model of its own"
+            )
+        if self._lm.fingerprint() != self._read.fingerprint:
+            raise RuntimeError(f"{self.name}: the judge's weights have changed since: make another ProbeScorer")
         tokenizer = self._lm.tokenizer
         read = [well_formed(text) for text in texts]
         ids = tokenizer(read)["input_ids"]

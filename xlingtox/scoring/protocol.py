@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
-from xlingtox.languages import in_order
+from xlingtox.languages import SCORED, check, in_order
 
 Arrived = tuple[list[int], Float[np.ndarray, "row"]]
 """Numbers of texts, and their scores."""
@@ -141,6 +141,13 @@ def require_texts(texts: Sequence[str], languages: Sequence[str]) -> None:
     wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
     if wrong is not None:
         raise ValueError(f"text {wrong} is {texts[wrong]!r}: expected text")
+
+
+def named_languages(languages: Iterable[str] | None, what: str) -> frozenset[str]:
+    """The languages that a judge is said to be good for; raises ValueError for none, or an unknown one."""
+    if languages is None or isinstance(languages, str) or not (named := tuple(languages)):
+        raise ValueError(f"say which languages the {what} covers: languages=['en', ...]")
+    return frozenset(check(named, SCORED))
 
 
 def require_covered(scorer: Scorer, languages: Sequence[str]) -> None:

@@ -35,7 +35,8 @@ class PerspectiveReplay(Described):
 
         Raises:
             FileNotFoundError: no such file, or a folder without any.
-            ValueError: a line that is not JSON or no response, a score outside [0, 1], or an unknown language.
+            ValueError: a line that is not JSON or no response, a score outside [0, 1], or an unknown language; the
+                message names file and line.
         """
         files = _files([source] if isinstance(source, str | Path) else source)
         self._scores: dict[tuple[str, str], float | None] = {}
@@ -92,9 +93,18 @@ def _stored(file: Path, language: str | None, digest: Any) -> Iterator[tuple[str
             if not line.strip():
                 continue
             try:
-                yield from _responses(json.loads(line.decode("utf-8-sig")), language)
-            except ValueError as error:
+                yield from _responses(_value(line), language)
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{file}, line {number}: {error}") from error
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x}): convert it") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
 
 
 def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, float | None]]:
@@ -103,24 +113,40 @@ def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, float
     if "query" in row and "response" in row:
         answer = row["response"]
         said = answer.get("languages") if isinstance(answer, dict) else None
+        if not isinstance(said or [], list):
+            raise ValueError(f"languages is {_shown(said)}: expected a list")
         code = _code(said[0] if said else language)
-        yield str(row["query"]), code, None if answer is None else attribute_score(answer)
+        yield _text(row, "query"), code, None if answer is None else attribute_score(answer)
         return
-    parts = [row, row.get("prompt"), row.get("continuation"), *(row.get("generations") or [])]
+    generations = row.get("generations")
+    parts = [row, row.get("prompt"), row.get("continuation")]
+    parts += generations if isinstance(generations, list) else []
     scored = [part for part in parts if isinstance(part, dict) and "text" in part and _RTP in part]
     if not scored:
-        raise ValueError(f"expected query and response, or text and {_RTP}, got {', '.join(row) or 'nothing'}")
+        there = ", ".join(list(row)[:12]) or "nothing"
+        raise ValueError(f"expected query and response, or text and {_RTP}, got {there}")
     for part in scored:
         value = part[_RTP]
         answer = {"attributeScores": {ATTRIBUTE: {"summaryScore": {"value": value}}}}
-        yield str(part["text"]), "en", None if value is None else attribute_score(answer)
+        yield _text(part, "text"), "en", None if value is None else attribute_score(answer)
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    if not isinstance(row[name], str):
+        raise ValueError(f"{name} is {_shown(row[name])}: expected text")
+    return str(row[name])
+
+
+def _shown(value: Any) -> str:
+    """A value in at most 60 characters."""
+    return json.dumps(value)[:60]
 
 
 def _code(language: Any) -> str:
-    """The API's spelling as ours; it tells apart scripts of Chinese, which we do not."""
+    """The API's spelling as ours: it reads Chinese in either script as one language, however that is spelled."""
     if language is None:
         raise ValueError("the response does not say its language: give language=...")
-    code = "zh" if str(language).lower().startswith("zh") else str(language)
-    if code not in LANGUAGES:
-        raise ValueError(f"unknown language {language!r}: Perspective has {', '.join(sorted(LANGUAGES))}")
+    code = "zh" if isinstance(language, str) and language.lower().startswith("zh") else language
+    if not isinstance(code, str) or code not in LANGUAGES:
+        raise ValueError(f"unknown language {language!r:.60}: Perspective has {', '.join(sorted(LANGUAGES))}")
     return code
