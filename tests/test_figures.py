@@ -258,6 +258,7 @@ def test_styles_differ_only_by_page():
         (lambda: figures.dose_response([]), "no doses to draw"),
         (lambda: figures.transfer(transfer(retrieval={})), "no points to draw"),
         (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {}), "rank"), "unknown measure 'rank'"),
+        (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {})), "no languages to draw"),
     ],
 )
 def test_bad_input_gets_one_clear_line(call, said):

@@ -1,13 +1,12 @@
 """The other loaders, on small files of our own in each published format."""
 
-import json
 import re
 from zipfile import ZipFile
 
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from published import BOM, jsonl, left_out, table, written
+from published import BOM, jsonl, left_out, repository, table, written
 
 from xlingtox import data
 from xlingtox.scoring import WordlistScorer
@@ -201,17 +200,6 @@ def test_tatoeba(tmp_path):
     (tmp_path / "tatoeba.deu-eng.eng").unlink()
     with pytest.raises(ValueError, match=r"tatoeba.deu-eng.deu has no file tatoeba.deu-eng.eng beside it"):
         data.tatoeba(tmp_path)
-
-
-def repository(folder, parts):
-    """A copy of a hub repository: parts (config, split) to rows."""
-    configs = {}
-    for (config, split), rows in parts.items():
-        written(folder, {f"{config}/{split}.jsonl": jsonl(*rows)})
-        configs.setdefault(config, []).append({"split": split, "path": f"{config}/{split}.jsonl"})
-    listed = [{"config_name": config, "data_files": files} for config, files in configs.items()]
-    written(folder, {"README.md": f"---\nconfigs: {json.dumps(listed)}\n---\n"})
-    return folder
 
 
 def test_flores(tmp_path):

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import itertools
+import logging
 import math
 
 import numpy as np
@@ -452,8 +453,57 @@ def test_prediction_is_retrieval_then_transfer(lm):
 
 
 def test_too_few_languages_are_refused_before_any_reading(lm, monkeypatch):
-    monkeypatch.setattr(retrieval, "embed", None)
+    monkeypatch.setattr(retrieval, "mean_states", None)
     with pytest.raises(ValueError, match="retrieval and drops share 2 languages"):
         retrieval.predict_transfer(lm, PARALLEL, observed(("en", "es", "ru")))
     with pytest.raises(ValueError, match="text and drops share 1 languages"):
         retrieval.predict_transfer(lm, PARALLEL, observed(CODES), predictors={"text": {"es": 1.0}})
+
+
+def test_the_tuned_language_is_no_point_whatever_the_pivot(lm):
+    diff = observed(("en", "es", "ru", "de"), before={"en": measures(0.9, 0.9)})
+    with pytest.raises(ValueError, match="retrieval and drops share 2 languages"):
+        retrieval.predict_transfer(lm, PARALLEL, diff, pivot="de", progress=False)
+    found = retrieval.predict_transfer(lm, PARALLEL, diff, pivot="de", tuned="de", progress=False)
+    assert set(found.drop) == {"en", "es", "ru"}
+    measured = retrieval.accuracy(lm, PARALLEL, pivot="de", progress=False)
+    assert found.retrieval == measured.mean()
+    assert set(found.predictors["tokens_per_character"].values) == {"en", "es", "ru"}
+    more = PARALLEL | {"fr": ["la maison est grande", "le chat dort", "un chien", "le tapis"]}
+    diff = observed(("en", "es", "ru", "fr"))
+    found = retrieval.predict_transfer(lm, more, diff, pivot="de", progress=False)
+    assert list(found.drop) == ["es", "fr", "ru"]
+    measured = retrieval.accuracy(lm, more, pivot="de", progress=False)
+    for name, values in (("retrieval", measured.mean()), ("aligned_cosine", measured.mean("aligned_cosine"))):
+        assert found.predictors[name].values == {code: values[code] for code in ("es", "fr", "ru")}
+
+
+def test_a_comparison_of_another_model_is_refused_before_any_reading(lm, monkeypatch):
+    own, other = lm.identity(), Identity("tuned", None, "float32", "abcabcabcabc")
+    diff = observed(("en", "es", "ru", "de"))
+    good, swapped = (dataclasses.replace(diff, models=models) for models in ((own, other), (other, own)))
+    assert retrieval.predict_transfer(lm, PARALLEL, good, progress=False).drop
+    measured = retrieval.accuracy(lm, PARALLEL, progress=False)
+    monkeypatch.setattr(retrieval, "mean_states", None)
+    with pytest.raises(
+        ValueError, match=r"before tuning is tuned \(float32, fingerprint abcabcabcabc\).*give the model"
+    ):
+        retrieval.predict_transfer(lm, PARALLEL, swapped)
+    with pytest.raises(ValueError, match="before tuning is tuned"):
+        retrieval.transfer(measured, swapped)
+    assert retrieval.transfer(dataclasses.replace(measured, model=None), swapped).drop
+
+
+def test_unequally_many_sentences_are_warned_of(lm, caplog):
+    lengths = {"es": 4, "de": 4, "ru": 3}
+    rows = [
+        {"language": code, "sentence": PARALLEL[code][i], "translation": PARALLEL["en"][i]}
+        for code, n in lengths.items()
+        for i in range(n)
+    ]
+    diff = observed(("en", "es", "ru", "de"))
+    with caplog.at_level(logging.WARNING):
+        retrieval.predict_transfer(lm, PARALLEL, diff, progress=False)
+        assert not caplog.records
+        retrieval.predict_transfer(lm, Dataset.from_list(rows), diff, progress=False)
+    assert "not comparable (4 in es, 4 in de, 3 in ru)" in caplog.text
