@@ -292,7 +292,7 @@ def test_what_is_not_clear_is_asked_for(config, options, words):
 def test_a_model_that_is_no_classifier(pair, tmp_path):
     transformers.XLMRobertaModel(pair[0].config).save_pretrained(tmp_path)
     pair[1].save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="lacks 2 of the model.s weights, classifier"):
+    with pytest.raises(ValueError, match=r"lacks 4 of the model's weights, classifier"):
         ClassifierScorer(tmp_path, ["en"])
     with pytest.raises(FileNotFoundError, match="no-such/model is no folder"):
         ClassifierScorer("no-such/model", ["en"])

@@ -1,6 +1,5 @@
 """The other loaders, on small files of our own in each published format."""
 
-import json
 import re
 from uuid import uuid4
 from zipfile import ZipFile
@@ -10,7 +9,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from published import BOM, jsonl, left_out, table, written
+from published import BOM, jsonl, left_out, repository, table, written
 from toys import value_or_refusal
 
 from xlingtox import data
@@ -215,17 +214,6 @@ def test_tatoeba(tmp_path):
     (tmp_path / "tatoeba.deu-eng.eng").unlink()
     with pytest.raises(ValueError, match=r"tatoeba.deu-eng.deu has no file tatoeba.deu-eng.eng beside it"):
         data.tatoeba(tmp_path)
-
-
-def repository(folder, parts):
-    """A copy of a hub repository: parts (config, split) to rows."""
-    configs = {}
-    for (config, split), rows in parts.items():
-        written(folder, {f"{config}/{split}.jsonl": jsonl(*rows)})
-        configs.setdefault(config, []).append({"split": split, "path": f"{config}/{split}.jsonl"})
-    listed = [{"config_name": config, "data_files": files} for config, files in configs.items()]
-    written(folder, {"README.md": f"---\nconfigs: {json.dumps(listed)}\n---\n"})
-    return folder
 
 
 def test_flores(tmp_path):

@@ -108,7 +108,8 @@ def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
         pivot: the language that every other is compared with.
 
     Raises:
-        ValueError: the pivot is missing, there is nothing to compare it with, or a sentence is blank.
+        ValueError: the pivot is missing, there is nothing to compare it with, a sentence is blank or no text, or a
+            column holds no letter, as one of row numbers.
     """
     codes = languages.in_order(languages.check(parallel.column_names))
     if pivot not in codes:
@@ -117,6 +118,12 @@ def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
         raise ValueError(f"parallel sentences need two languages and two rows: got {len(codes)} and {len(parallel)}")
     table = {code: list(parallel[code]) for code in codes}
     for code, sentences in table.items():
+        written = [str(text) for text in sentences if text is not None and str(text).strip()]
+        if written and not any(character.isalpha() for text in written for character in text):
+            raise ValueError(
+                f"the column {code!r} of the parallel sentences, taken as {languages.name(code)}, holds no letter: row "
+                "numbers are to be dropped or called otherwise"
+            )
         blank = [i for i, text in enumerate(sentences) if not isinstance(text, str) or not text.strip()]
         if blank:
             raise ValueError(f"parallel sentence {blank[0]} in {code} is blank")
