@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from published import jsonl, table, written
 
 from xlingtox import data
+from xlingtox.appearance import visible
 
 # --- what is wrong with a file, in one line
 
@@ -97,11 +98,11 @@ def test_any_text_in_json(folder, text):
         assert (first["prompt"], others[0]["prompt"]) == (stored(text), "x")
         assert first["dialect"] == stored(text)
     else:
-        assert not text.strip() or text == "NA"
+        assert not visible(text) or text == "NA"
     pair = dict.fromkeys(("prompt_text", "unpert_gen_text"), text) | {"pert_gen_text": text + "x"}
     (folder / "pairs.jsonl").write_bytes(jsonl(pair))
     pairs = loaded_or_none(data.toxicity_pairwise, folder / "pairs.jsonl")
-    assert (pairs is None) == (not text.strip())
+    assert (pairs is None) == (not visible(text))
     assert pairs is None or pairs[0]["rejected"] == stored(text + "x")
 
 
@@ -115,7 +116,7 @@ def test_any_text_in_a_table(folder, text):
             writer.writerow([text, "1", "2"] if name == "a.csv" else ["", f"he {text} fool", f"he {text} king"])
         found = loaded_or_none(read, folder / name)
         if name == "a.csv":
-            assert (found is None) == (not text.strip())
+            assert (found is None) == (not visible(text))
             assert found is None or found[0]["text"] == text
         else:
             (pair,) = found
@@ -128,7 +129,7 @@ def test_any_text_in_lines(folder, text):
     text = stored(text).replace("\n", " ")
     (folder / "en.txt").write_bytes(f"a\n{text}\nb\n".encode())
     found = data.line_aligned(dict.fromkeys(("en", "de"), folder / "en.txt"))
-    expected = ["a", text.removesuffix("\r"), "b"] if text.strip() else ["a", "b"]
+    expected = ["a", text.removesuffix("\r"), "b"] if visible(text) else ["a", "b"]
     assert list(found["en"]) == list(found["de"]) == expected
     assert data.word_lists(folder / "en.txt")["en"][0] == "a"
 
