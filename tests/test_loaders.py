@@ -122,8 +122,8 @@ def test_published_pairs_with_nothing_to_see_are_counted_not_handed_to_tuning(tm
     loaded = data.toxicity_pairwise(written(tmp_path, {"a.jsonl": jsonl(*rows)}) / "a.jsonl")
     assert data.checked_pairs(loaded).to_list() == [{"prompt": "the cat", "chosen": " sat", "rejected": " dog"}]
     assert left_out(loaded) == [
-        ("a.jsonl", "chosen equals rejected", 1, "line 3"),
         ("a.jsonl", "no chosen", 1, "line 2"),
+        ("a.jsonl", "chosen equals rejected", 1, "line 3"),
     ]
 
 
