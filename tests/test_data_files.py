@@ -12,6 +12,7 @@ from published import jsonl, left_out, table, written
 from toys import value_or_refusal
 
 from xlingtox import data
+from xlingtox.appearance import visible
 
 # --- what is wrong with a file, in one line
 
@@ -95,17 +96,17 @@ def test_any_text_in_json(folder, text):
         assert (first["prompt"], others[0]["prompt"]) == (stored(text), "x")
         assert first["dialect"] == stored(text)
     else:
-        assert not text.strip() or text == "NA"
+        assert not visible(text) or text == "NA"
     columns = {"text": "Prompt", "prompt": "Dialect"}
     assert list(data.from_columns(path, {"text": "Prompt"}, language="en")["text"])[-1] == "x"
     (folder / "any.jsonl").write_bytes(jsonl({"Prompt": text, "Dialect": text}))
     found = loaded_or_none(lambda path: data.from_columns(path, columns), folder / "any.jsonl")
-    assert (found is None) == (not text.strip())
+    assert (found is None) == (not visible(text))
     assert found is None or list(found) == [dict.fromkeys(("prompt", "text"), stored(text))]
     pair = dict.fromkeys(("prompt_text", "unpert_gen_text"), text) | {"pert_gen_text": text + "x"}
     (folder / "pairs.jsonl").write_bytes(jsonl(pair))
     pairs = loaded_or_none(data.toxicity_pairwise, folder / "pairs.jsonl")
-    assert (pairs is None) == (not text.strip())
+    assert (pairs is None) == (not visible(text))
     assert pairs is None or pairs[0]["rejected"] == stored(text + "x")
 
 
@@ -121,7 +122,7 @@ def test_any_text_in_a_table(folder, text):
         if name == "a.csv":
             columns = {"text": "comment_text", "label": "toxic"}
             same = loaded_or_none(lambda path, columns=columns: data.from_columns(path, columns), folder / name)
-            assert (found is None) == (same is None) == (not text.strip())
+            assert (found is None) == (same is None) == (not visible(text))
             assert found is None or list(same["text"]) == list(found["text"])
             assert found is None or found[0]["text"] == text
         else:
@@ -135,7 +136,7 @@ def test_any_text_in_lines(folder, text):
     text = stored(text).replace("\n", " ")
     (folder / "en.txt").write_bytes(f"a\n{text}\nb\n".encode())
     found = data.line_aligned(dict.fromkeys(("en", "de"), folder / "en.txt"))
-    expected = ["a", text.removesuffix("\r"), "b"] if text.strip() else ["a", "b"]
+    expected = ["a", text.removesuffix("\r"), "b"] if visible(text) else ["a", "b"]
     assert list(found["en"]) == list(found["de"]) == expected
     assert data.word_lists(folder / "en.txt")["en"][0] == "a"
     for side in ("deu", "eng"):

@@ -90,6 +90,30 @@ def test_each_measure_names_its_axis(measure):
     assert figure.data[0].y[0] == getattr(comparison().before["en"], measure)
 
 
+@pytest.mark.parametrize(
+    ("measure", "before", "after"),
+    [
+        ("perplexity", 7, 9),
+        ("continuation_perplexity", 8, 6),
+        ("distinct_1", 0.3, 0.2),
+        ("distinct_2", 0.6, 0.5),
+        ("distinct_3", 0.7, 0.6),
+        ("degenerate", 0.0, 0.25),
+    ],
+)
+def test_fluency_is_drawn_with_the_interval_of_its_change(measure, before, after):
+    one, label = measures(0.5), figures.FLUENCY_MEASURES[measure]
+    sides = {"en": one}, {"en": dataclasses.replace(one, **{measure: after})}
+    low, high = after - before - 0.01, after - before + 0.02
+    figure = figures.fluency(Comparison(*sides, {"en": {measure: (low, high)}}, SCORER), measure)
+    assert [trace.y for trace in figure.data] == [(before,), (after,)]
+    assert figure.data[1].error_y.array == pytest.approx([0.02])
+    assert figure.data[1].error_y.arrayminus == pytest.approx([0.01])
+    assert (figure.layout.title.text, figure.layout.yaxis.title.text) == (f"{label}, before and after tuning", label)
+    bare = figures.fluency(Comparison(*sides, {}, SCORER), measure)
+    assert (bare.data[1].name, bare.data[1].error_y.array) == ("after", None)
+
+
 def test_activations():
     before, after = figures.activations(comparison()).data
     assert before.y == pytest.approx([0.2] * 3)
@@ -280,6 +304,7 @@ def test_styles_differ_only_by_page():
     [
         (lambda: figures.toxicity(comparison(), "rudeness"), "unknown measure 'rudeness': expected one of emt"),
         (lambda: figures.toxicity(Comparison({}, {}, {}, SCORER)), "no languages to draw"),
+        (lambda: figures.fluency(comparison(), "emt"), "unknown measure 'emt': expected one of perplexity, "),
         (lambda: figures.activations(Comparison({}, {}, {}, SCORER)), "no languages to draw"),
         (lambda: figures.dose_response([]), "no doses to draw"),
         (lambda: figures.transfer(transfer(retrieval={})), "no points to draw"),

@@ -117,6 +117,20 @@ def test_toxicity_pairwise(tmp_path):
         data.toxicity_pairwise(written(tmp_path, {"a.jsonl": jsonl({"Prompt": "x"})}) / "a.jsonl")
 
 
+def test_published_pairs_with_nothing_to_see_are_counted_not_handed_to_tuning(tmp_path):
+    sides = ((" sat", " dog"), ("\u200b", " dog"), (" cafe\u0301", " caf\xe9"))
+    rows = [
+        dict(zip(("prompt_text", "unpert_gen_text", "pert_gen_text"), ("the cat", *each), strict=True))
+        for each in sides
+    ]
+    loaded = data.toxicity_pairwise(written(tmp_path, {"a.jsonl": jsonl(*rows)}) / "a.jsonl")
+    assert data.checked_pairs(loaded).to_list() == [{"prompt": "the cat", "chosen": " sat", "rejected": " dog"}]
+    assert left_out(loaded) == [
+        ("a.jsonl", "no chosen", 1, "line 2"),
+        ("a.jsonl", "chosen equals rejected", 1, "line 3"),
+    ]
+
+
 def test_paradetox(tmp_path):
     rows = [
         ["toxic", "neutral1", "neutral2", "neutral3"],

@@ -195,6 +195,9 @@ class Running:
         """Raise ValueError unless both models have the same shape and vocabulary, so that neurons and tokens match."""
         if (self.n_layers, self.d_mlp, self.d_model) != (other.n_layers, other.d_mlp, other.d_model):
             raise ValueError(f"the models differ in shape: {self!r} and {other!r}")
+        gated = [each for each in (self, other) if each._lens.gate_projection(0) is not None]
+        if len(gated) == 1:
+            raise ValueError(f"the models differ in shape: only the MLPs of {gated[0]!r} are gated")
         if self.tokenizer.get_vocab() != other.tokenizer.get_vocab():
             raise ValueError("the models differ in their tokenizers' vocabularies")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from xlingtox.appearance import visible
 from xlingtox.data.loaded import Skips
 from xlingtox.escaping import well_formed
 from xlingtox.languages import CODES, check, in_order, spelled
@@ -255,8 +256,8 @@ def require_fields(file: File, row: dict[str, Any], required: Sequence[str]) -> 
 
 
 def text_of(value: Any) -> str | None:
-    """Text as it can be stored, or None for what is blank or no text."""
-    return well_formed(value) if isinstance(value, str) and value.strip() else None
+    """Text as it can be stored, or None for what is no text or has nothing to see."""
+    return well_formed(value) if isinstance(value, str) and visible(value) else None
 
 
 def number_of(value: Any) -> float | None:
