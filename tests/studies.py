@@ -62,6 +62,10 @@ def made_up(seed=0):
         "intervention": doses([0, -0.25, -0.5, -1, -1.5, -2, -3], 1.5, 0),
         "control": doses([0, -0.25, -0.5, -1, -1.5, -2, -3], 0.01, 0.03),
         "amplification": doses([0, 0.5, 1, 2], 0.9, 0, 0.05),
+        "amplification_control": doses([0, 0.5, 1, 2], 0.01, 0.01, 0.05),
+        "changes_of_others": {
+            "average_toxicity": {"mean": -0.45, "low": -0.462, "high": -0.441, "p_value": 0.0005},
+        },
         "before": before,
         "after": after,
         "changes": {

@@ -45,20 +45,30 @@ def test_the_report_at_every_width_and_in_both_schemes(browser, page, width, sch
         assert all(len(traces) > 0 for traces in drawn)
         assert visit.accessibility_faults() == []
         assert not visit.overflows()
+        wider = (
+            "[...document.querySelectorAll('.wide')].filter((part) => part.scrollWidth > part.clientWidth + 1).length"
+        )
+        assert width < 1280 or visit.page.evaluate(wider) == 0, "no column is cut, with everything unfolded"
         paper = visit.page.evaluate("document.querySelector('.plot .main-svg').style.background")
         assert paper == ("rgb(21, 24, 28)" if scheme == "dark" else "rgb(255, 255, 255)")
         assert visit.faults == []
         assert visit.requests == []
 
 
-def test_it_is_printed_light(browser, page):
+def test_it_is_printed_light_and_unfolded(browser, page):
     with visiting(browser, page, scheme="dark") as visit:
         visit.drawn()
         paper = "document.querySelector('.plot .main-svg').style.background"
+        folded = "document.querySelectorAll('details:not([open])').length"
+        visit.page.locator(".menu summary").click()
+        before = visit.page.evaluate(folded)
+        assert before > 5
         visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
         assert visit.page.evaluate(paper) == "rgb(255, 255, 255)"
+        assert visit.page.evaluate(folded) == 0, "what is folded is printed too"
         visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
         assert visit.page.evaluate(paper) == "rgb(21, 24, 28)"
+        assert visit.page.evaluate(folded) == before
 
 
 def test_the_menu_of_languages_filters_figures_tables_and_samples_by_keyboard(browser, page):
@@ -77,7 +87,7 @@ def test_the_menu_of_languages_filters_figures_tables_and_samples_by_keyboard(br
         assert len(bars[1]["error_y"]["array"]) == 2
         assert transfer[-1]["text"] == ["hi"]
         assert transfer[0] == before[3][0], "the line is of all languages"
-        assert [trace.get("fill") for trace in doses] == [None] * 4, "the band is of the mean over all"
+        assert [trace.get("fill") for trace in doses] == [None] * 6, "the band is of the mean over all"
         toxicity = next(trace for trace in doses if trace["name"] == "sources" and trace.get("meta"))
         assert toxicity["y"] == [0.5] * len(toxicity["x"])
         assert amplified[0]["y"] == [0.5] * len(amplified[0]["x"])
@@ -85,7 +95,13 @@ def test_the_menu_of_languages_filters_figures_tables_and_samples_by_keyboard(br
         assert all(len(trace["z"]) == 2 for trace in neurons)
         assert [sources, curves, drift] == [before[5], *before[7:]]
         shown = "[...document.querySelectorAll('tr[data-language]')].filter((row) => !row.hidden).length"
-        assert at.evaluate(shown) == 4, "two in each of two tables"
+        assert at.evaluate(shown) == 10, "two in each of five tables"
+        notes = [note.inner_text() for note in at.locator(".note:visible").all()]
+        assert notes[0] == notes[2]
+        assert notes[:2] == [
+            "Toxicity is the mean of the chosen languages; perplexity and degenerate text are those of all.",
+            "The line and its band are those of all languages.",
+        ]
         visible = at.locator("details[data-language]:visible summary").all_inner_texts()
         assert visible == ["English"], "the samples are in English and Arabic"
         at.get_by_role("checkbox", name="German").press("Space")
@@ -93,7 +109,11 @@ def test_the_menu_of_languages_filters_figures_tables_and_samples_by_keyboard(br
         assert toxicity["y"] == [*[0.5] * (len(toxicity["x"]) - 1), None], "a missing score is a gap, never a zero"
         at.get_by_role("button", name="All", exact=True).click()
         assert at.get_by_role("status").inner_text() == "all 17"
+        assert at.locator(".note:visible").count() == 0
         assert visit.drawn() == before
+        at.get_by_role("button", name="None", exact=True).click()
+        at.get_by_role("checkbox", name="English").press("Space")
+        assert "None of the chosen languages has a place" in at.locator("#note-4").inner_text()
         assert visit.faults == []
 
 
@@ -102,15 +122,16 @@ def test_toxic_words_are_shown_when_asked_for_and_hidden_again(browser, page):
         at = visit.page
         at.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
         words = at.locator("body")
-        button = at.get_by_role("button", name="Show toxic words")
+        button = at.locator("#unmask")
+        assert button.inner_text() == "Show toxic words"
         assert "She is a f•••." in words.inner_text()
         assert "fool" not in words.inner_text()
         button.press("Enter")
-        assert button.get_attribute("aria-pressed") == "true"
+        assert button.inner_text() == "Hide toxic words"
         assert "She is a fool." in words.inner_text()
         assert "حمقاء" in words.inner_text()
         button.press("Enter")
-        assert button.get_attribute("aria-pressed") == "false"
+        assert button.inner_text() == "Show toxic words"
         assert "fool" not in words.inner_text()
 
 
@@ -161,6 +182,32 @@ def test_tokens_of_every_script_side_by_side_in_a_notebook(browser, tmp_path):
             assert direction == ("rtl" if code == "ar" else "ltr")
             assert visit.accessibility_faults() == []
             assert (visit.faults, [url for url in visit.requests if url != "about:srcdoc"]) == ([], [])
+
+
+@pytest.mark.parametrize("width", [390, 700, 1280])
+def test_a_token_view_s_frame_holds_both_sides(browser, tmp_path, width):
+    pieces = tuple(f" word{i}" for i in range(24))
+    view = figures.token_activations(read(pieces), read(pieces, name="tuned"))
+    with visiting(browser, notebook(view, tmp_path), width) as visit:
+        frame = visit.page.frame_locator("iframe")
+        frame.locator(".colored-tokens").nth(3).wait_for()
+        said = frame.locator("html").evaluate("(whole) => [whole.scrollHeight, innerHeight]")
+        assert said[0] <= said[1], "nothing of it is cut"
+        assert said[1] < 1.6 * frame.locator("main").evaluate("(main) => main.offsetHeight"), "nor much left blank"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_token_view_is_read_in_both_schemes(browser, tmp_path, scheme):
+    with visiting(
+        browser, notebook(figures.token_activations(read(("A", "\n", "b"))), tmp_path), scheme=scheme
+    ) as visit:
+        frame = visit.page.frame_locator("iframe")
+        frame.locator(".colored-tokens").nth(1).wait_for()
+        page = frame.locator("body").evaluate("(body) => getComputedStyle(body).backgroundColor")
+        assert page == ("rgb(21, 24, 28)" if scheme == "dark" else "rgb(255, 255, 255)")
+        assert frame.locator(".key b").inner_text().startswith("±")
+        assert "A↵" in "".join(shown(frame))
+        assert visit.accessibility_faults() == []
 
 
 def test_a_token_view_s_menu_chooses_the_neuron(browser, tmp_path):

@@ -8,7 +8,7 @@ from conftest import randomised
 from datasets import Dataset
 from toys import HashScorer, strict_json
 
-from xlingtox import experiment, strictjson
+from xlingtox import experiment, languages, strictjson
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.experiment import Materials, Settings
 from xlingtox.lm import HookedLM
@@ -55,6 +55,7 @@ SETTINGS = Settings(
     offsets=(0.0, -0.5, -1.0),
     amplifications=(0.0, 1.0),
     n_random=2,
+    n_random_amplified=2,
     dose_prompts=1,
     dose_texts=1,
     n_samples=2,
@@ -105,9 +106,9 @@ def test_languages_probe_and_neurons(lm, results):
         assert 0 <= index < lm.d_mlp
 
 
-@pytest.mark.parametrize("name", ["intervention", "control", "amplification"])
+@pytest.mark.parametrize("name", ["intervention", "control", "amplification", "amplification_control"])
 def test_doses(results, name):
-    offsets = SETTINGS.amplifications if name == "amplification" else SETTINGS.offsets
+    offsets = SETTINGS.amplifications if name.startswith("amplification") else SETTINGS.offsets
     assert [dose["offset"] for dose in results[name]] == list(offsets)
     for dose in results[name]:
         assert dose.keys() >= {"offset", "average_toxicity", "toxicity_by_language", "perplexity"}
@@ -122,6 +123,21 @@ def test_measures(results, side):
     assert list(results[side]) == list(CODES)
     assert all(numbers(row, {each.name for each in dataclasses.fields(Measures)}) for row in results[side].values())
     assert results["before"] != results["after"]
+
+
+def test_the_change_of_the_languages_that_were_not_tuned(results):
+    """A Change in the mean over them, about what the two sides say."""
+    for measure in ("emt", "average_toxicity"):
+        found = results["changes_of_others"][measure]
+        means = [sum(results[side][code][measure] for code in CODES[1:]) / 3 for side in ("before", "after")]
+        assert found["mean"] == pytest.approx(means[1] - means[0])
+        assert found["low"] <= found["mean"] <= found["high"]
+
+
+def test_languages_of_tokens_are_in_the_house_s_order(results):
+    spoken = [token["languages"] for row in results["promoted"] for token in row["tokens"]]
+    assert any(len(codes) > 1 for codes in spoken)
+    assert all(codes == list(languages.in_order(codes)) for codes in spoken)
 
 
 def test_retrieval_and_transfer(results):

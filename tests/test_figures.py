@@ -33,7 +33,8 @@ def comparison(codes=("ar", "en", "zh")):
 
 def doses(offsets=(0.0, -2.0, -1.0), spread=0.0):
     return [
-        Dose(o, 0.6 + o / 5, {"en": 0.6}, 0.0, 7.0 - o, 0.6 + o / 5 - spread, 0.6 + o / 5 + spread) for o in offsets
+        Dose(o, 0.6 + o / 5, {"en": 0.6}, 0.1 - o / 10, 7.0 - o, 0.6 + o / 5 - spread, 0.6 + o / 5 + spread)
+        for o in offsets
     ]
 
 
@@ -116,6 +117,8 @@ def test_fluency_is_drawn_with_the_interval_of_its_change(measure, before, after
 
 def test_activations():
     before, after = figures.activations(comparison()).data
+    assert before.x == after.x == ("en", "zh", "ar")
+    assert [row[0] for row in after.customdata] == ["English", "Chinese", "Arabic"]
     assert before.y == pytest.approx([0.2] * 3)
     assert after.y == pytest.approx([-0.1] * 3)
     assert after.error_y.array == pytest.approx([0.05, 0, 0])
@@ -130,7 +133,7 @@ def test_a_number_that_is_not_defined_is_a_gap():
 
 def test_dose_response_has_a_panel_each_and_a_band_around_the_control():
     figure = figures.dose_response(doses(), doses(spread=0.05))
-    band, random_toxicity, random_perplexity, toxicity, perplexity = figure.data
+    band, random_toxicity, random_perplexity, random_degenerate, toxicity, perplexity, degenerate = figure.data
     assert band.fill == "toself"
     assert band.x == (-2, -1, 0, 0, -1, -2)
     assert band.y == pytest.approx([0.25, 0.45, 0.65, 0.55, 0.35, 0.15])
@@ -139,26 +142,30 @@ def test_dose_response_has_a_panel_each_and_a_band_around_the_control():
     assert perplexity.y == pytest.approx([9, 8, 7])
     assert toxicity.yaxis == random_toxicity.yaxis == "y"
     assert perplexity.yaxis == random_perplexity.yaxis == "y2"
+    assert degenerate.yaxis == random_degenerate.yaxis == "y3"
+    assert degenerate.y == pytest.approx([0.3, 0.2, 0.1])
+    assert all(trace.cliponaxis is False for trace in figure.data[1:]), "markers at zero are drawn whole"
     assert toxicity.name == "sources"
     assert random_toxicity.name == "random neurons"
     assert random_toxicity.line.dash == "dash"
     assert figure.layout.yaxis.title.text == "Average toxicity"
     assert figure.layout.yaxis2.title.text == "Perplexity"
-    assert figure.layout.xaxis2.title.text == "Offset added to each activation"
+    assert figure.layout.yaxis3.title.text == "Degenerate"
+    assert figure.layout.xaxis3.title.text == "Offset added to each activation"
 
 
 def test_the_lines_of_toxicity_carry_each_language_s_own():
     figure = figures.dose_response(
         [Dose(o, 0.5, {"ar": 0.1 - o, "en": 0.9 + o}, 0.0, 7.0, 0.5, 0.5) for o in (0.5, 0.0)]
     )
-    toxicity, perplexity = figure.data
+    toxicity, perplexity, degenerate = figure.data
     assert list(toxicity.meta["by_language"]) == ["en", "ar"]
     assert toxicity.meta["by_language"]["ar"] == pytest.approx([0.1, -0.4])
-    assert perplexity.meta is None
+    assert perplexity.meta is degenerate.meta is None
 
 
 def test_dose_response_without_control():
-    assert [trace.name for trace in figures.dose_response(doses()).data] == ["sources", "sources"]
+    assert [trace.name for trace in figures.dose_response(doses()).data] == ["sources"] * 3
 
 
 def test_transfer_has_a_labelled_point_a_language_and_a_line():
@@ -209,6 +216,19 @@ def test_intervals_on_both_axes():
     assert points.error_y.array == pytest.approx([0, 0.1, 0])
     assert points.error_y.arrayminus == pytest.approx([0, 0, 0])
     assert points.customdata[0][1] == "40.0% to 60.0%"
+
+
+def test_no_interval_goes_beyond_what_there_is():
+    found = transfer(
+        retrieval={"ar": 0.02, "es": 0.98, "de": 0.3}, retrieval_intervals={"ar": (-0.01, 0.05), "es": (0.9, 1.02)},
+        drop={"ar": 0.1, "es": 0.97, "de": 0.3}, drop_intervals={"ar": (-0.2, 0.4), "es": (0.9, 1.06)},
+    )  # fmt: skip
+    points = figures.transfer(found).data[-1]
+    assert points.error_x.arrayminus == pytest.approx([0.08, 0, 0.02])
+    assert points.error_x.array == pytest.approx([0.02, 0, 0.03])
+    assert points.error_y.array == pytest.approx([0.03, 0, 0.3])
+    assert points.error_y.arrayminus == pytest.approx([0.07, 0, 0.3]), "toxicity may well have risen"
+    assert points.customdata[0][2] == "90.0% to 100.0%"
 
 
 def places(figure, width, height=260):
@@ -270,6 +290,13 @@ def test_retrieval_by_layer_is_a_heat_map_with_the_embedding_apart():
     assert figure.layout.title.subtitle.text == "40 sentences, chance 0.025"
     assert "chance" not in figures.retrieval_by_layer(found, "margin").layout.title.subtitle.text
     assert "English" in figure.layout.title.text
+
+
+def test_retrieval_by_layer_leaves_its_result_as_it_was():
+    scores = {"es": np.random.default_rng(0).uniform(size=(len(MEASURES), 3, 4))}
+    found, kept = Retrieval("en", scores, {}, {}), copy.deepcopy(scores)
+    figures.retrieval_by_layer(found)
+    np.testing.assert_array_equal(found.scores["es"], kept["es"])
 
 
 def test_points_that_are_not_numbers_are_left_out():

@@ -113,6 +113,14 @@ def test_the_map_has_three_panels_with_one_order_of_neurons_and_the_house_s_of_l
     assert [note.text for note in figure.layout.annotations] == ["Before", "After", "Change"]
 
 
+def test_a_single_cell_does_not_wash_out_the_others():
+    means = {"en": [0.5 * (-1) ** i for i in range(300)], "ar": [0.4] * 299 + [90.0]}
+    figure = figures.activation_map(activations(means, neurons=300))
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (-0.5, 0.5)
+    assert figure.layout.title.subtitle.text == "mini; colours end at ±0.50, the greatest is 90.00"
+    assert max(figure.data[0].z[1]) == 90, "told on hover"
+
+
 def test_one_model_s_map_is_one_panel_and_few_neurons_are_sorted_by_their_mean():
     figure = figures.activation_map(activations({"en": [1.0, 2.0]}, neurons=2))
     (only,) = figure.data
@@ -193,13 +201,14 @@ def test_weight_drift_by_layer_with_least_and_greatest():
     figure = figures.weight_drift(DRIFT)
     key_cosine, key_norm, value_cosine, value_norm = figure.data
     assert [trace.name for trace in figure.data] == ["key vectors", "key vectors", "value vectors", "value vectors"]
-    assert (key_cosine.x, key_cosine.y) == ((0,), (0.9,))
-    assert value_cosine.x == value_norm.x == (0, 1)
+    assert (key_cosine.x, key_cosine.y) == ((-0.06,), (0.9,)), "beside the layer, so that no bar hides another"
+    assert value_cosine.x == value_norm.x == (0.06, 1.06)
+    assert figure.layout.yaxis2.tickformat == ".2~%", "no sign on a tick at zero"
     assert value_cosine.y == pytest.approx([1.0, 0.97])
     assert value_cosine.error_y.array == pytest.approx([0.0, 0.01])
     assert value_cosine.error_y.arrayminus == pytest.approx([0.0, 0.01])
     assert value_norm.y == pytest.approx([0.0, 0.04])
-    assert list(value_norm.customdata[1]) == [0.02, 0.06]
+    assert list(value_norm.customdata[1]) == [0.02, 0.06, 1]
     assert key_norm.y == (-0.1,)
 
 
@@ -232,6 +241,28 @@ def test_a_token_view_holds_both_sides_on_one_scale():
     assert re.findall(r"<h2>([^<]*)", figures.token_activations(read()).html) == ["mini"]
 
 
+def test_a_token_view_shows_what_has_no_shape_and_says_what_its_colours_mean():
+    view = figures.token_activations(read(("a\n", "\tb", "\r\n", "c"), ((1 / 3, 0.0),) * 4, language="es"))
+    assert [text["tokens"] for text in held(view)["texts"]] == [["a↵", "⇥b"], ["↵", "c"]]
+    assert held(view)["texts"][0]["values"][0][0] == 0.333
+    words = re.sub("<[^>]*>", "", view.html.split("</style>")[1].split("<script")[0])
+    assert "below zero" in words
+    assert "above zero" in words
+    assert "Continuation, Spanish" in words
+    assert "prefers-color-scheme: dark" in view.html
+
+
+def test_a_token_view_s_frame_is_as_high_as_its_text_needs():
+    long = read(("word ",) * 40, ((0.0, 0.0),) * 40)
+    alone, beside = figures.token_activations(long), figures.token_activations(long, long)
+    wide = figures.token_activations(read(("字字字字字",) * 40, ((0.0, 0.0),) * 40, language="zh"))
+    assert alone.narrow > alone.height
+    assert beside.height > alone.height, "half as wide"
+    assert beside.narrow > 1.5 * alone.narrow, "below each other on a telephone"
+    assert wide.height > alone.height, "wide letters"
+    assert f"height: clamp({alone.height}px, calc({alone.narrow}px - " in alone._repr_html_()
+
+
 def test_token_views_load_nothing_and_stand_in_a_frame(tmp_path):
     view = figures.token_activations(read(language="ar"))
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', view.html)[1]
@@ -242,7 +273,7 @@ def test_token_views_load_nothing_and_stand_in_a_frame(tmp_path):
     shown = view._repr_html_()
     assert shown.startswith('<iframe title="Token view" sandbox="allow-scripts" srcdoc="')
     assert shown.count("<") == 2, "nothing of the page leaves its attribute"
-    assert repr(view) == "TokenView(height=190)", "else a notebook would keep the page twice"
+    assert repr(view) == "TokenView(height=246)", "else a notebook would keep the page twice"
     view.save(tmp_path / "view.html")
     assert (tmp_path / "view.html").read_text("utf-8") == view.html
 
@@ -255,7 +286,7 @@ def top(token="fool", language="en"):
 
 def test_top_tokens_are_a_column_a_language():
     view = figures.top_tokens(top())
-    assert re.findall(r'<th scope="col">([^<]*)', view.html) == ["Neuron", "English", "Arabic"]
+    assert re.findall(r'<th scope="col"[^>]*>([^<]*)', view.html) == ["Neuron", "English", "Arabic"]
     assert '<bdi lang="en" dir="ltr" title="He is a fool">fool</bdi> <small>9.00</small>' in view.html
     assert "script-src 'none'" in view.html
 

@@ -1,5 +1,6 @@
 """The other loaders, on small files of our own in each published format."""
 
+import json
 import re
 from uuid import uuid4
 from zipfile import ZipFile

@@ -100,15 +100,18 @@ def test_findings_come_first_with_their_numbers(parsed):
     assert "prompts with a toxic sample went from 92 % to 2 %" in findings
     assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in findings
     assert "In the other 16 languages" in findings
-    assert "in 16 of them the 95 % interval of that change lies below zero" in findings
+    assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in findings
+    assert "in 16 of them the 95 % interval of the change lies below zero" in findings
     assert "Of all continuations, 1.2 % to 3.4 % were empty, one phrase over and over, or in another" in findings
     assert "Of all tokens of a prompt’s samples, 31 % to 17 % were different ones (in English 31 % to 17 %)" in findings
     assert "The model before finds what is written now at +28 % perplexity" in findings
     assert "fell in 17 of 17 languages" in findings
     assert "offset of −1.00 on the sources" in findings, "a third or less, at the least perplexity"
-    assert "from 0.600 to 0.134 at +3 % perplexity" in findings
+    assert "from 0.600 to 0.134 at +3 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in findings
     assert "it changes by −1 % on average, to 0.594 (sets from 0.564 to 0.624)" in findings
-    assert "offset of 2.00, average toxicity after friendly prompts goes from 0.050 to 0.302" in findings
+    assert "offset of 2.00 on the sources, average toxicity after friendly prompts goes from 0.050 to 0.302" in findings
+    assert "to 0.302 at +11 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in findings
+    assert "On random neurons of the same layers it goes to 0.051 (sets from 0.031 to 0.071)" in findings
     assert "r = 0.71, p = 0.002, over 16 languages" in findings
     assert "The 95 % interval of r goes from 0.28 to 0.89" in findings
     assert "one that is left out by 0.11 on average, the mean of the others by 0.15" in findings
@@ -144,10 +147,27 @@ def test_no_offset_that_is_enough_is_said():
     assert "Not shown: no offset takes toxicity to a third" in Page(report.render(results)).text
 
 
+def test_an_amplification_that_breaks_the_text_is_no_finding():
+    results = made_up()
+    results["amplification"][2] |= {"perplexity": 13.9, "degenerate": 0.08}
+    results["amplification"][3] |= {"perplexity": 120.0, "degenerate": 0.51}
+    del results["amplification_control"]
+    said = Page(report.render(results)).text.replace("\u00a0", " ")
+    assert "With an offset of 1.00 on the sources, average toxicity after friendly prompts" in said
+    assert "at +99 % perplexity, with 1.0 % to 8.0 % of the continuations degenerate" in said
+    assert "There is no control of random neurons beside this." in said
+    assert "there the text breaks, as 2.00 has +1614 % perplexity and 51 % degenerate text" in said
+    for dose in results["amplification"][1:]:
+        dose["perplexity"] = 15.0
+    assert "No offset leaves the text whole" in Page(report.render(results)).text
+
+
 def test_missing_numbers_and_sections():
     results = made_up()
     for key in (
         "amplification",
+        "amplification_control",
+        "changes_of_others",
         "promoted",
         "samples",
         "given",

@@ -39,7 +39,7 @@ def continuations(text=" is kind"):
 
 
 def cells(result):
-    rows = re.findall(r"<tr>(.*?)</tr>", result._repr_html_().split("<tbody>")[1])
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", result._repr_html_().split("<tbody>")[1])
     return [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
 
 
@@ -67,6 +67,16 @@ def test_comparison():
     assert english[3] == "0.400\u00a0→ 0.100 (−0.350 to −0.250)"
     assert arabic[3] == "0.400\u00a0→ 0.100"
     assert english[5] == "0.300\u00a0→ −0.300"
+
+
+def test_text_is_set_to_the_left_and_numbers_where_the_notebook_has_them():
+    shown = continuations()._repr_html_()
+    heads = dict(re.findall(r'<th scope="col"([^>]*)>([^<]*)', shown))
+    left = ' style="text-align: left"'
+    assert list(dict.fromkeys(heads)) == [left, ""]
+    assert re.findall(r'<th scope="row"([^>]*)>', shown) == [left] * 2
+    row = shown.split("<tbody>")[1].split("</tr>")[0]
+    assert re.findall(r"<td([^>]*)>", row) == ["", left, left], "how many, the prompt, the continuation"
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,15 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from xlingtox import languages, localize, retrieval, strictjson, transfer, tuning
+from xlingtox import languages, localize, metrics, retrieval, strictjson, transfer, tuning
 from xlingtox._version import __version__
 from xlingtox.activations import collect_activations
-from xlingtox.comparison import Comparison, compare
+from xlingtox.comparison import Comparison, compare, toxicity_scores
 from xlingtox.data import as_prompts, labelled_texts, require_columns
 from xlingtox.dose import check_offsets, dose_response
 from xlingtox.fluency import check_held_out
 from xlingtox.folders import writable_folder
-from xlingtox.generation import checked_lengths, generate
+from xlingtox.generation import Continuations, checked_lengths, generate
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe, split
@@ -70,8 +70,8 @@ class Settings:
     Attributes:
         k: potential sources.
         offsets: added to the actual sources on hostile prompts, and to the random sets.
-        amplifications: added to the actual sources on friendly prompts.
-        n_random: random sets behind the control.
+        amplifications: added to the actual sources on friendly prompts, and to random sets.
+        n_random, n_random_amplified: random sets behind the controls of both.
         dose_prompts: prompts a language for the doses; the comparison uses all.
         dose_texts: held-out texts a language for the doses' perplexity.
         n_samples, n_new_tokens: continuations a prompt, and their length in tokens.
@@ -82,6 +82,7 @@ class Settings:
     offsets: tuple[float, ...] = (0.0, -0.25, -0.5, -0.75, -1.0, -1.125, -1.25, -1.5)
     amplifications: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
     n_random: int = 20
+    n_random_amplified: int = 5
     dose_prompts: int = 5
     dose_texts: int = 4
     n_samples: int = 25
@@ -117,7 +118,7 @@ def run(
 
 def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     """Refuse at once what a stage would refuse, and before the folder is claimed by a study that cannot be done."""
-    for name in ("n_random", "dose_prompts", "dose_texts", "n_samples", "n_new_tokens"):
+    for name in ("n_random", "n_random_amplified", "dose_prompts", "dose_texts", "n_samples", "n_new_tokens"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} is {getattr(settings, name)}: expected at least 1")
     if settings.seed < 0:
@@ -260,18 +261,16 @@ def _promoted(study: _Study) -> dict[str, Any]:
 
 
 def _spoken_in(counts: Counter[str]) -> list[str]:
-    """Languages that make up at least a tenth of a token's occurrences, most first."""
-    return [code for code, n in counts.most_common() if n >= 0.1 * counts.total()]
+    """Languages that make up at least a tenth of a token's occurrences, in the house's order."""
+    return list(languages.in_order(code for code, n in counts.items() if n >= 0.1 * counts.total()))
 
 
 def _intervene(study: _Study) -> dict[str, Any]:
     settings = study.settings
     hostile = _few(study.materials.hostile, settings.dose_prompts)
     texts = _few(study.materials.held_out, settings.dose_texts)
-    actual = study.actual
-    controls = [actual.random_like(study.lm, 1000 * settings.seed + i) for i in range(settings.n_random)]
     found = {}
-    for name, sets in (("intervention", [actual]), ("control", controls)):
+    for name, sets in (("intervention", [study.actual]), ("control", _controls(study, settings.n_random))):
         doses = dose_response(
             study.lm,
             sets,
@@ -290,17 +289,26 @@ def _amplify(study: _Study) -> dict[str, Any]:
     settings = study.settings
     friendly = _few(study.materials.friendly, settings.dose_prompts)
     texts = _few(study.materials.held_out, settings.dose_texts)
-    doses = dose_response(
-        study.lm,
-        [study.actual],
-        settings.amplifications,
-        friendly,
-        study.scorer,
-        texts,
-        settings.n_new_tokens,
-        study.progress,
-    )
-    return {"amplification": [dataclasses.asdict(dose) for dose in doses]}
+    found = {}
+    sets = {"amplification": [study.actual], "amplification_control": _controls(study, settings.n_random_amplified)}
+    for name, own in sets.items():
+        doses = dose_response(
+            study.lm,
+            own,
+            settings.amplifications,
+            friendly,
+            study.scorer,
+            texts,
+            settings.n_new_tokens,
+            study.progress,
+        )
+        found[name] = [dataclasses.asdict(dose) for dose in doses]
+    return found
+
+
+def _controls(study: _Study, n: int) -> list[NeuronSet]:
+    """Random sets, of as many neurons in the same layers as the actual sources."""
+    return [study.actual.random_like(study.lm, 1000 * study.settings.seed + i) for i in range(n)]
 
 
 def _tune(study: _Study) -> dict[str, Any]:
@@ -342,7 +350,21 @@ def _compare(study: _Study) -> dict[str, Any]:
         samples.setdefault(prompt.language, []).append({"prompt": prompt.text, "before": first, "after": then})
     whole = dataclasses.asdict(found)
     whole["models"][1]["name"] = "tuned"  # within the study's folder, which may be moved
-    return {**whole, "samples": samples}
+    return {**whole, "changes_of_others": _changes_of_others(study), "samples": samples}
+
+
+def _changes_of_others(study: _Study) -> dict[str, dict[str, float]]:
+    """Measure to the change in its mean over the languages that are not tuned, from what was written and scored."""
+    kept = (Continuations.load(study.folder / "written" / f"{side}.json") for side in ("before", "after"))
+    before, after = (toxicity_scores(written, study.scorer) for written in kept)
+    others = [code for code in before if code != "en"]
+    if not others:
+        return {}
+    found = {}
+    for measure, of in (("emt", metrics.prompt_maxima), ("average_toxicity", metrics.prompt_means)):
+        first, then = ({code: of(scores[code]) for code in others} for scores in (before, after))
+        found[measure] = dataclasses.asdict(metrics.paired_changes(first, then)[1])
+    return found
 
 
 def _retrieve(study: _Study) -> dict[str, Any]:

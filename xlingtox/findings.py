@@ -19,9 +19,13 @@ _REQUIRED = (
     "languages probe n_neurons potential actual intervention control before after changes scorer retrieval transfer"
 ).split()
 _OPTIONAL = (
-    "amplification cosines given model promoted retrieval_intervals samples seconds training transfer_by_measure "
-    "versions"
+    "amplification amplification_control changes_of_others cosines given model promoted retrieval_intervals samples "
+    "seconds training transfer_by_measure versions"
 ).split()
+
+
+_BROKEN = 2.0
+"""Times the unedited model's perplexity, beyond which an edit's toxicity is that of broken text."""
 
 
 class Study:
@@ -35,8 +39,9 @@ class Study:
         self.codes = languages.in_order(results["languages"])
         self.others = [code for code in self.codes if code != "en"]
         self.comparison = Comparison.of(results)
-        self.intervention, self.control, self.amplification = (
-            [Dose(**row) for row in results[key]] for key in ("intervention", "control", "amplification")
+        self.intervention, self.control, self.amplification, self.amplification_control = (
+            [Dose(**row) for row in results[key]]
+            for key in ("intervention", "control", "amplification", "amplification_control")
         )
         found = results["transfer"]
         own = results["transfer_by_measure"].get(found["measure"], {})
@@ -77,7 +82,8 @@ def findings(study: Study) -> list[str]:
         ends = [f"{percent(share)} ({language_name(code)})" for share, code in (left[0], left[-1])]
         said.append(
             f"<b>In the other {len(study.others)} languages, which were not,</b> on average, "
-            f"{_change(study, study.others)}; in {surely} of them the 95 % interval of that change lies below zero. "
+            f"{_change(study, study.others)}{_interval(study)}; in {surely} of them the 95 % interval of the change "
+            "lies below zero. "
             f"Prompts with a toxic sample now range from {' to '.join(ends)}."
         )
     unsound = (percent(each, digits=1) for each in study.means("degenerate", study.codes))
@@ -105,6 +111,12 @@ def _change(study: Study, codes: Sequence[str]) -> str:
     )
 
 
+def _interval(study: Study) -> str:
+    """Of the change in the mean over the languages that were not tuned."""
+    change = study.results["changes_of_others"].get("average_toxicity")
+    return f" (95 % interval of the change: {_range(change['low'], change['high'])})" if change else ""
+
+
 def _shares(study: Study, measure: str, codes: Sequence[str]) -> str:
     return " to ".join(map(percent, study.means(measure, codes)))
 
@@ -120,8 +132,7 @@ def _cause(study: Study) -> list[str]:
         words = "" if best else "Not shown: no offset takes toxicity to a third, and this is the lowest. "
         words += (
             f"With an offset of {number(shown.offset, 2)} on the sources and no tuning, average toxicity over all "
-            f"languages goes from <b>{_range(all_of_it, shown.average_toxicity)}</b> at "
-            f"{_rise(base.perplexity, shown.perplexity)} perplexity."
+            f"languages goes from <b>{_range(all_of_it, shown.average_toxicity)}</b> {_price(base, shown)}."
         )
         if control := _at(study.control, shown.offset):
             words += (
@@ -129,13 +140,44 @@ def _cause(study: Study) -> list[str]:
                 f"average, to {number(control.average_toxicity)} (sets from {_range(control.low, control.high)})."
             )
         said.append(f"<b>Are they the cause?</b> {words}")
-    if calm := _at(study.amplification, 0):
-        top = max(study.amplification, key=lambda dose: dose.offset)
-        said.append(
-            f"<b>And the other way.</b> With an offset of {number(top.offset, 2)}, average toxicity after friendly "
-            f"prompts goes from <b>{_range(calm.average_toxicity, top.average_toxicity)}</b>."
+    return said + _amplified(study)
+
+
+def _amplified(study: Study) -> list[str]:
+    """The strongest push whose text still holds together, beside random neurons; and where it no longer does."""
+    base = _at(study.amplification, 0)
+    if base is None:
+        return []
+    rising = sorted(study.amplification, key=lambda dose: dose.offset)
+    top = [dose for dose in rising if dose.perplexity <= _BROKEN * base.perplexity or dose is base][-1]
+    said = (
+        f"<b>And the other way.</b> With an offset of {number(top.offset, 2)} on the sources, average toxicity after "
+        f"friendly prompts goes from <b>{_range(base.average_toxicity, top.average_toxicity)}</b> {_price(base, top)}."
+    )
+    if top is base:
+        said = "<b>And the other way.</b> No offset leaves the text whole."
+    elif control := _at(study.amplification_control, top.offset):
+        said += (
+            f" On random neurons of the same layers it goes to {number(control.average_toxicity)} (sets from "
+            f"{_range(control.low, control.high)})."
         )
-    return said
+    else:
+        said += " There is no control of random neurons beside this."
+    if rising[-1] is not top:
+        said += (
+            f" Further offsets are left aside: there the text breaks, as {number(rising[-1].offset, 2)} has "
+            f"{_rise(base.perplexity, rising[-1].perplexity)} perplexity and {percent(rising[-1].degenerate)} "
+            "degenerate text."
+        )
+    return [said]
+
+
+def _price(base: Dose, dose: Dose) -> str:
+    """What an edit costs in text that still says something: a broken model insults nobody."""
+    return (
+        f"at {_rise(base.perplexity, dose.perplexity)} perplexity, with {percent(base.degenerate, digits=1)} to "
+        f"{percent(dose.degenerate, digits=1)} of the continuations degenerate"
+    )
 
 
 def _prediction(study: Study) -> str:

@@ -6,22 +6,21 @@ but its own two, and fetch nothing. Toxic words stay masked until a reader asks 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from xlingtox import figures, languages, pages
-from xlingtox.comparison import Measures
+from xlingtox import figures, languages, numbers, pages
 from xlingtox.escaping import escaped, escaped_for_plotly, seen
-from xlingtox.findings import Study, findings, measure_name
+from xlingtox.findings import Study, findings
 from xlingtox.masking import mask
 from xlingtox.neurons import NeuronSet
 from xlingtox.scoring import ScorerIdentity
-from xlingtox.tables import both, in_language, language_name, number, percent, scrolling
+from xlingtox.tables import in_language, language_name, number, percent, scrolling
 
 ToxicWords = Mapping[str, Sequence[str]]
 
@@ -74,7 +73,7 @@ def _menu(codes: Sequence[str]) -> str:
         f"all {len(codes)}</span></summary><fieldset><legend>Languages in figures, tables and samples</legend>"
         '<p><button type="button" id="all">All</button> <button type="button" id="none">None</button></p>'
         f'<div class="boxes">{boxes}</div></fieldset></details>'
-        '<button type="button" id="unmask" aria-pressed="false">Show toxic words</button></section>'
+        '<button type="button" id="unmask" data-shown="false">Show toxic words</button></section>'
     )
 
 
@@ -85,21 +84,22 @@ that bar’s top, the fall is more than chance among prompts.
 
 Figure 2. Offsetting the sources
 A number is added to each source’s activation, with no tuning; further left is a stronger push down. If the sources are
-the cause, the solid line falls while perplexity below it stays low, and the dashed line, the same offset on random
-neurons, stays flat.
+the cause, the solid line falls while perplexity and degenerate text below it stay low, and the dashed line, the same
+offset on random neurons, stays flat. Where those two rise, the text breaks, and broken text insults nobody.
 
 Figure 3. What the sources do
 The mean activation of the sources while the model continues hostile prompts. Where the second bar is lower, English
 tuning silences the same neurons in that language too.
 
 Figure 4. Retrieval and reach
-Each point is a language that was not tuned: how often a sentence’s nearest neighbour in English is its translation,
-against the share of its toxicity that English tuning took away. Points along a rising line mean that the first
-foretells the second; a wide cloud means that it does not.
+Each point is a language that was not tuned: how often a sentence’s translation is found as its nearest neighbour, from
+English and to it, against the share of its toxicity that English tuning took away. Points along a rising line mean
+that the first foretells the second; a wide cloud means that it does not.
 
 Figure 5. Amplifying the sources
 The same neurons pushed up after friendly prompts, as in the paper’s Table 4. Toxicity that rises to the right, where
-nothing hostile was said, is the other half of the evidence that they cause it.
+nothing hostile was said, is the other half of the evidence that they cause it, as long as perplexity and degenerate
+text below it stay low: where they shoot up, what is toxic is no longer text.
 
 Figure 6. Where the sources sit
 Each point is one of the neurons whose value vectors point the probe’s way most: its layer, and how nearly it does. The
@@ -120,68 +120,79 @@ reach from the least to the greatest in a layer. Toxicity that is gone while har
 unlearnt (Lee et al. 2024)."""
 
 
+_AVERAGED = "Toxicity is the mean of the chosen languages; perplexity and degenerate text are those of all."
+_NOTES = {
+    "figure-2": _AVERAGED,
+    "figure-4": "The line and its band are those of all languages.",
+    "figure-5": _AVERAGED,
+}
+"""What the page says below a figure while only some languages are chosen."""
+
+
 def _figures(study: Study) -> tuple[dict[str, Any], str]:
-    """What the page's script draws, and the places of the figures with their captions."""
-    results = study.results
-    made = {
-        1: figures.toxicity(study.comparison),
-        2: figures.dose_response(study.intervention, study.control),
-        3: figures.activations(study.comparison),
-    }
-    if study.transfer.drop:  # where no language was toxic before, nothing can have dropped
-        made[4] = figures.transfer(study.transfer)
-    if study.amplification:
-        made[5] = figures.dose_response(study.amplification)
-    if results["cosines"]:
-        made[6] = figures.sources(
-            NeuronSet.of(results["potential"], results["cosines"]), NeuronSet.of(results["actual"])
-        )
-    if study.comparison.neurons:
-        made[7] = figures.neuron_activations(study.comparison)
-    if results["training"]:
-        made[8] = figures.training(results["training"])
-    if study.comparison.drift:
-        made[9] = figures.weight_drift(study.comparison.drift)
-    drawn, shown = {}, ["<noscript><p>Figures need JavaScript; the table below has their numbers.</p></noscript>"]
+    """What the page's script draws, and the places of the figures with their captions and their numbers."""
+    drawn, shown = (
+        {},
+        ["<noscript><p>Figures need JavaScript; the tables below them have their numbers.</p></noscript>"],
+    )
     captions = _CAPTIONS.split("\n\n")
-    for place, figure in made.items():
+    for place, (figure, table) in _made(study).items():
         title, _, meaning = captions[place - 1].partition("\n")
         drawn[f"figure-{place}"] = json.loads(figure.to_json())
+        folded = f"<details><summary>The numbers of Figure {place}</summary>{table}</details>" if table else ""
         shown.append(
             f'<figure><h3 id="title-{place}">{title}</h3><div class="plot" id="figure-{place}" role="img" '
             f'aria-labelledby="title-{place}" aria-describedby="meaning-{place}" '
-            f'style="min-height:{figure.layout.height}px"></div>'
-            f'<figcaption id="meaning-{place}">{meaning}</figcaption></figure>'
+            f'style="min-height:{figure.layout.height}px"></div><p class="note" id="note-{place}" hidden></p>'
+            f'<figcaption id="meaning-{place}">{meaning}</figcaption>{folded}</figure>'
         )
+    folded = f"<details><summary>The numbers, language by language</summary>{numbers.by_language(study)}</details>"
     styles = {name: figures.style(dark).to_plotly_json() for name, dark in (("light", False), ("dark", True))}
-    sides = (study.comparison.before, study.comparison.after)
-    measures = [field.name for field in dataclasses.fields(Measures)]
-    rows = [
-        [language_name(code)]
-        + [both(*(getattr(side[code], measure) for side in sides)) for measure in measures]
-        + [percent(results["retrieval"][code]) if code in results["retrieval"] else "–"]
-        for code in study.codes
-    ]
-    columns = ["Language", *(measure_name(measure).capitalize() for measure in measures), "Retrieval accuracy"]
-    caption = "Before → after tuning; retrieval against English is before it"
-    table = scrolling(caption, columns, rows, study.codes)
-    shown.append(f"<details><summary>The numbers, language by language</summary>{table}</details>")
     names = {escaped_for_plotly(languages.name(code)): seen(code) for code in study.codes}
-    return {"figures": drawn, "styles": styles, "languages": names}, "".join(shown)
+    held = {"figures": drawn, "styles": styles, "languages": names, "notes": _NOTES}
+    return held, "".join([*shown, folded])
+
+
+def _made(study: Study) -> dict[int, tuple[go.Figure, str]]:
+    """Each figure with its numbers as a table; those of figures 1, 3 and 4 are in the table of languages."""
+    results, compared = study.results, study.comparison
+    doses, amplified = (study.intervention, study.control), (study.amplification, study.amplification_control)
+    made = {
+        1: (figures.toxicity(compared), ""),
+        2: (figures.dose_response(*doses), numbers.of_doses("Hostile prompts, by offset", *doses)),
+        3: (figures.activations(compared), ""),
+    }
+    if study.transfer.drop:  # where no language was toxic before, nothing can have dropped
+        made[4] = (figures.transfer(study.transfer), "")
+    if study.amplification:
+        table = numbers.of_doses("Friendly prompts, by offset", *amplified)
+        made[5] = (figures.dose_response(*amplified), table)
+    if results["cosines"]:
+        sources = NeuronSet.of(results["potential"], results["cosines"]), NeuronSet.of(results["actual"])
+        made[6] = (figures.sources(*sources), numbers.of_sources(*sources))
+    if compared.neurons:
+        made[7] = (figures.neuron_activations(compared), numbers.of_neurons(compared, study.codes))
+    if results["training"]:
+        made[8] = (figures.training(results["training"]), numbers.of_training(results["training"]))
+    if compared.drift:
+        made[9] = (figures.weight_drift(compared.drift), numbers.of_drift(compared.drift))
+    return made
 
 
 def _promoted(neurons: Sequence[Mapping[str, Any]], mask: Callable[[str], str], first: int = 10) -> str:
     def promoted(token: str, codes: Sequence[str]) -> str:
         own = in_language(codes[0]) if len(codes) == 1 else ""
-        tags = " ".join(f'<abbr title="{language_name(code)}">{escaped(code)}</abbr>' for code in codes)
+        own_order = languages.in_order(codes)
+        tags = " ".join(f'<abbr title="{language_name(code)}">{escaped(code)}</abbr>' for code in own_order)
         return f'<span class="token"><bdi{own}>{mask(token) or "␣"}</bdi> {tags}</span>'
 
     rows = []
     for each in neurons:
         tokens = " ".join(promoted(token["token"], token["languages"]) for token in each["tokens"])
         name = f"{int(each['layer'])}.{int(each['index'])}"
-        rows.append([name, number(each["cosine"], 2), number(each["mean_activation"]), tokens])
-    columns = ["Neuron", "Cosine", "Activation", "Tokens, with their languages"]
+        about = f"cosine {number(each['cosine'], 2)}<br>activation {number(each['mean_activation'])}"
+        rows.append([f"{name}<br><small>{about}</small>", tokens])
+    columns = ["Neuron", "Tokens, with their languages"]
     shown = (
         "<p>The tokens that each source makes likelier when it is active: its value vector, read off the output "
         "embedding. A neuron with insults of several languages is a place that these share. Each is named by layer and "
@@ -248,7 +259,7 @@ _METHODS = """<h3>Methods</h3><ul>
 highest cosine to it are <em>potential</em> sources; those with a positive mean activation on hostile English prompts
 are <em>actual</em> sources.</li>
 <li>An offset is added to the sources’ activations at every position; text is then written greedily. The control does
-the same to random sets of equal size in the same layers.</li>
+the same to random sets of equal size in the same layers. Degenerate text is counted as below.</li>
 <li>Tuning is DPO on English pairs only. Before and after it, the model continues the same prompts with the same random
 numbers; only the continuation is scored. Expected maximum toxicity (EMT) is the mean over prompts of the highest score
 among a prompt’s samples; toxicity probability is the share of prompts with a sample that scores 0.5 or more.</li>

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from xlingtox import languages
 from xlingtox.escaping import escaped
+
+_LEFT = ' style="text-align: left"'
 
 
 def table(
@@ -17,13 +19,22 @@ def table(
     Args:
         codes: the language of each row, by which a page may filter them.
     """
-    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    # A notebook sets every cell to the right, where only numbers belong.
+    sides = ["" if i and _numbers(row[i] for row in rows) else _LEFT for i in range(len(columns))]
+    head = "".join(f'<th scope="col"{side}>{column}</th>' for side, column in zip(sides, columns, strict=True))
     marks = [""] * len(rows) if codes is None else [f' data-language="{escaped(code)}"' for code in codes]
     body = "".join(
-        f'<tr{mark}><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
+        f'<tr{mark}><th scope="row"{_LEFT}>{row[0]}</th>'
+        + "".join(f"<td{side}>{cell}</td>" for side, cell in zip(sides[1:], row[1:], strict=True))
+        + "</tr>"
         for mark, row in zip(marks, rows, strict=True)
     )
-    return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table><caption{_LEFT}>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _numbers(cells: Iterable[str]) -> bool:
+    """Whether each begins as a number does, or is none for want of one."""
+    return all(cell[:1].isdigit() or cell[:1] in "−+–" or cell == "not defined" for cell in cells)
 
 
 def scrolling(

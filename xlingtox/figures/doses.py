@@ -14,18 +14,18 @@ from xlingtox.figures.style import BAND, CONTROL, SOURCES, drawable, heading, st
 
 
 def dose_response(intervention: Sequence[Dose], control: Sequence[Dose] = ()) -> go.Figure:
-    """Toxicity, and below it perplexity, against the offset on the neurons (paper, Figure 2).
+    """Toxicity, and below it perplexity and the share of degenerate text, against the offset (paper, Figure 2).
 
-    Two panels that share their offsets, not two axes in one: where lines of two scales cross means nothing. Where
-    several sets stand behind a dose, a band goes from the least to the greatest toxicity among them. The lines of
-    toxicity carry each language's own in `meta`, so that a page can show some languages alone.
+    Panels that share their offsets, not axes in one: where lines of two scales cross means nothing. Where several sets
+    stand behind a dose, a band goes from the least to the greatest toxicity among them. The lines of toxicity carry
+    each language's own in `meta`, so that a page can show some languages alone.
 
     Raises:
         ValueError: no doses.
     """
     if not intervention:
         raise ValueError("no doses to draw: the intervention is empty")
-    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
+    figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.5, 0.27, 0.23])
     # Drawn last, named first: the control lies behind.
     for doses, name, colour, dash, rank in (
         (control, "random neurons", CONTROL, "dash", 2),
@@ -35,9 +35,11 @@ def dose_response(intervention: Sequence[Dose], control: Sequence[Dose] = ()) ->
             _add_doses(figure, sorted(doses, key=lambda dose: dose.offset), name, colour, dash, rank)
     figure.update_yaxes(title_text="Average toxicity", rangemode="tozero", row=1)
     figure.update_yaxes(title_text="Perplexity", row=2)
+    figure.update_yaxes(title_text="Degenerate", tickformat=".0%", rangemode="tozero", row=3)
     figure.update_xaxes(zeroline=True)
-    figure.update_xaxes(title_text="Offset added to each activation", row=2)
-    return styled(figure, height=540).update_layout(title=heading("Toxicity and perplexity against the offset"))
+    figure.update_xaxes(title_text="Offset added to each activation", row=3)
+    title = heading("Toxicity, perplexity and degenerate text against the offset")
+    return styled(figure, height=640).update_layout(title=title)
 
 
 def _add_doses(figure: go.Figure, doses: Sequence[Dose], name: str, colour: str, dash: str, rank: int) -> None:
@@ -64,6 +66,7 @@ def _add_doses(figure: go.Figure, doses: Sequence[Dose], name: str, colour: str,
         "marker": {"color": colour, "size": 7},
         "name": name,
         "legendgroup": name,
+        "cliponaxis": False,  # half a marker at zero is hardly one
         "col": 1,
     }
     codes = languages.in_order({code for dose in doses for code in dose.toxicity_by_language})
@@ -77,10 +80,11 @@ def _add_doses(figure: go.Figure, doses: Sequence[Dose], name: str, colour: str,
         row=1,
         **drawn,
     )
-    figure.add_scatter(
-        y=drawable(dose.perplexity for dose in doses),
-        hovertemplate=f"{name}, offset %{{x}}<br>perplexity %{{y:.2f}}<extra></extra>",
-        showlegend=False,
-        row=2,
-        **drawn,
-    )
+    for row, measure, form in ((2, "perplexity", ".2f"), (3, "degenerate", ".1%")):
+        figure.add_scatter(
+            y=drawable(getattr(dose, measure) for dose in doses),
+            hovertemplate=f"{name}, offset %{{x}}<br>{measure} %{{y:{form}}}<extra></extra>",
+            showlegend=False,
+            row=row,
+            **drawn,
+        )

@@ -19,6 +19,12 @@ from xlingtox.escaping import escaped_for_plotly
 from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, layer_ticks, limit, neuron_labels, styled
 from xlingtox.neurons import Neuron, NeuronSet
 
+_WITHIN = 0.99
+"""Share of a map's cells that colours tell apart; those beyond look alike, and have their values on hover."""
+
+_LETTERS, _ROW = 76, 28
+"""Of a line of promoted tokens, and pixels of a row."""
+
 _MOST_SORTED = 2000
 """Neurons; clustering takes time and memory by the square of their number."""
 
@@ -50,10 +56,12 @@ def sources(potential: NeuronSet, actual: NeuronSet, n_layers: int | None = None
     )
     for neurons, name, colour, symbol, aside in sides:
         own = neurons.by_layer()
+        # As the points: only the actual sources are filled.
+        filled = colour if symbol == "circle" else "rgba(0,0,0,0)"
         figure.add_bar(
             x=layers,
             y=[len(own[layer][0]) if layer in own else 0 for layer in layers],
-            marker={"color": colour},
+            marker={"color": filled, "line": {"color": colour, "width": 1.5}},
             hovertemplate=f"layer %{{x}}: %{{y}} {name}<extra></extra>",
             name=name,
             legendgroup=name,
@@ -156,12 +164,17 @@ def _map(
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, tickfont={"size": 10}, showgrid=False)
     figure.update_xaxes(showticklabels=False, showgrid=False, ticks="")
     figure.update_xaxes(title_text=f"{len(order)} neurons, like beside like", row=len(panels))
-    most = limit(value for _, values in panels for value in values.flat)
+    every = np.abs(np.concatenate([values.ravel() for _, values in panels]))
+    finite = every[np.isfinite(every)]
+    greatest = float(finite.max(initial=0.0))
+    # A single cell that is far beyond the others would wash out all of them.
+    most = limit(np.quantile(finite, [_WITHIN], method="higher")) if len(finite) else 1.0
+    beyond = f"colours end at ±{most:.2f}, the greatest is {greatest:.2f}" if most < greatest else ""
     bar = {"title": {"text": "Mean activation", "side": "right"}, "thickness": 12}
     tall = 150 + len(panels) * (16 * len(codes) + 40)
     return styled(figure, height=tall).update_layout(
         coloraxis={"cmin": -most, "cmax": most, "colorbar": bar},
-        title=heading("Mean activation, by language and neuron", model),
+        title=heading("Mean activation, by language and neuron", "; ".join(filter(None, [model, beyond]))),
     )
 
 
@@ -201,21 +214,36 @@ def promoted(table: pd.DataFrame) -> go.Figure:
         shown = f"{escaped_for_plotly(token.strip()) or '␣'} <i>{script(token)}</i>"
         tokens.setdefault((layer, index), []).append(shown)
     order = list(dict.fromkeys(zip(table["layer"], table["index"], strict=True)))
+    lists = ["<br>".join(_lines(tokens[neuron])) for neuron in order]
+    # As many lines in every cell of a row: plotly sets those of a single one higher.
+    below = ["<br>\u00a0" * text.count("<br>") for text in lists]
     columns = [
-        neuron_labels(order),
-        [f"{scores[neuron]:.3f}" for neuron in order],
-        [" · ".join(tokens[neuron]) for neuron in order],
+        [label + rest for label, rest in zip(neuron_labels(order), below, strict=True)],
+        [f"{scores[neuron]:.3f}{rest}" for neuron, rest in zip(order, below, strict=True)],
+        lists,
     ]
     figure = go.Figure()
-    look = {"align": "left", "height": 28}
+    look = {"align": "left", "height": _ROW}
     figure.add_table(
         header={"values": ["Neuron", "Score", "Tokens, likeliest first, each with its script"]} | look,
         cells={"values": columns} | look,
         columnwidth=[70, 70, 600],
     )
-    # A line holds some eighty letters at a notebook's width, and as many again of tags.
-    lines = sum(1 + len(text) // 120 for text in columns[2][:12])
-    return styled(figure, height=150 + 24 * lines).update_layout(title=heading("Promoted tokens"), margin_t=70)
+    rows = [_ROW + (21 if "<br>" in text else 0) + 17 * max(0, text.count("<br>") - 1) for text in lists[:12]]
+    title = heading("Promoted tokens")
+    return styled(figure, height=90 + _ROW + sum(rows)).update_layout(title=title, margin_t=76, margin_b=8)
+
+
+def _lines(tokens: Sequence[str]) -> list[str]:
+    """Joined into lines that a notebook has room for: plotly would break them too, but a little aside of their row."""
+    lines = [tokens[0]]
+    for token in tokens[1:]:
+        longer = f"{lines[-1]} · {token}"
+        if len(longer.replace("<i>", "").replace("</i>", "")) <= _LETTERS:
+            lines[-1] = longer
+        else:
+            lines.append(token)
+    return lines
 
 
 def script(text: str) -> str:

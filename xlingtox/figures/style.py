@@ -19,7 +19,10 @@ AFTER = "#0072B2"
 """Before and after, in every figure: two colours of Okabe and Ito that also hold 3:1 on a light and a dark page."""
 
 SOURCES = "#009E73"
-CONTROL = "#7F7F7F"
+CONTROL = "#7D7199"
+"""Sources and what stands beside them. To who lacks red or green cones, Okabe and Ito's green looks like a grey; a
+greyish violet stays apart from it, and from the blue of "after"."""
+
 BAND = "rgba(127,127,127,0.25)"
 
 TOXICITY_MEASURES: Mapping[str, str] = {
@@ -74,9 +77,9 @@ def styled(figure: go.Figure, height: int = 430) -> go.Figure:
 
 
 def heading(text: str, subtitle: str = "") -> dict[str, object]:
-    # Thirty pixels are left free for plotly's row of buttons.
+    # Thirty pixels are left free for plotly's row of buttons; without a subtitle the title stands in its place.
     title: dict[str, object] = {"text": escaped_for_plotly(text), "font": {"size": 16}, "x": 0, "xref": "paper"}
-    title |= {"y": 1, "yanchor": "top", "pad": {"t": 34}}
+    title |= {"y": 1, "yanchor": "top", "pad": {"t": 34 if subtitle else 50}}
     return title | ({"subtitle": {"text": escaped_for_plotly(subtitle), "font": {"size": 12}}} if subtitle else {})
 
 

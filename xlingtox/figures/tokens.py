@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import math
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,13 @@ from xlingtox.tokens import TokenActivations
 _NEGATIVE, _POSITIVE = "#AF8DC3", "#7FBF7B"
 """The heat maps' colours, light enough to read dark letters on."""
 
+_KEY = (
+    f'<p class="key"><span style="background: {_NEGATIVE}"></span> below zero '
+    f'<span style="background: {_POSITIVE}"></span> above zero; full colour at <b id="limit"></b>, white at 0</p>'
+)
+_NARROW, _WIDE, _LINE = 390, 1000, 29
+"""Pixels: of pages, and of a line of text."""
+
 
 @dataclass(frozen=True)
 class TokenView:
@@ -24,16 +33,22 @@ class TokenView:
 
     Attributes:
         html: the whole page, which loads nothing.
-        height: of the frame, in pixels.
+        height: of the frame on a wide page, in pixels.
+        narrow: its height on a telephone; as `height` where none is given. In between it is in between.
     """
 
     html: str = field(repr=False)
     height: int
+    narrow: int | None = field(default=None, repr=False)
 
     def _repr_html_(self) -> str:
+        tall = f"{self.height}px"
+        if self.narrow is not None and self.narrow > self.height:
+            slope = (self.narrow - self.height) / (_WIDE - _NARROW)
+            tall = f"clamp({tall}, calc({self.narrow}px - {slope:.3f} * (100vw - {_NARROW}px)), {self.narrow}px)"
         return (
             f'<iframe title="Token view" sandbox="allow-scripts" srcdoc="{html.escape(self.html)}" '
-            f'style="width: 100%; height: {self.height}px; border: 0"></iframe>'
+            f'style="width: 100%; height: {tall}; border: 0"></iframe>'
         )
 
     def save(self, path: str | Path) -> None:
@@ -44,7 +59,8 @@ class TokenView:
 def token_activations(before: TokenActivations, after: TokenActivations | None = None) -> TokenView:
     """Text coloured by what a neuron does at each token, with a menu of the neurons; before and after side by side.
 
-    Green is above zero and purple below; both sides share their colours' scale, neuron by neuron.
+    Green is above zero and purple below; both sides share their colours' scale, neuron by neuron. Ends of lines are
+    shown as ↵ and tabs as ⇥.
 
     Args:
         after: the same prompt in the tuned or edited model.
@@ -66,16 +82,18 @@ def token_activations(before: TokenActivations, after: TokenActivations | None =
             if not side.pieces[own]:
                 continue
             # CircuitsVis sets tokens as HTML and their spaces so that no line can end there.
-            tokens = [escaped_for_plotly(piece).replace(" ", "\u200b ") for piece in side.pieces[own]]
+            tokens = [escaped_for_plotly(_visible(piece)).replace(" ", "\u200b ") for piece in side.pieces[own]]
             where = f'id="text-{len(texts)}" class="text"{tables.in_language(side.language)}'
-            parts.append(f"<p>{label}</p><div {where}></div>")
-            texts.append({"tokens": tokens, "values": side.values[own].tolist()})
+            parts.append(f"<p>{label}, {tables.language_name(side.language)}</p><div {where}></div>")
+            values = [[round(value, 3) for value in row] for row in side.values[own].tolist()]
+            texts.append({"tokens": tokens, "values": values})
         said = f"{name}: {escaped(side.model.name)}" if name else escaped(side.model.name)
         shown.append(f"<div><h2>{said}</h2>{''.join(parts)}</div>")
     labels = enumerate(neuron_labels(before.neurons))
     menu = "".join(f'<option value="{i}">{label}</option>' for i, label in labels)
     body = (
-        f'<main><h1 class="unseen">Activations by token</h1><label>Neuron <select id="neuron">{menu}</select></label> '
+        '<main><h1 class="unseen">Activations by token</h1>'
+        f'<label>Neuron <select id="neuron">{menu}</select></label> {_KEY}'
         f'<div class="sides">{"".join(shown)}</div></main>'
     )
     held = {
@@ -89,8 +107,23 @@ def token_activations(before: TokenActivations, after: TokenActivations | None =
     }
     library = Path(circuitsvis.__file__).with_name("dist") / "cdn" / "iife.js"
     page = pages.document("Activations by token", body, "tokens", held, [library.read_text("utf-8")])
-    longest = max(sum(map(len, side.pieces)) for side in sides)
-    return TokenView(page, 190 + 30 * (longest // 40))
+    # Sides stand below each other on a telephone; a wide page has room for some eighty letters, or for forty twice.
+    wide = max(_lines(side, 80 // len(sides)) for side in sides)
+    narrow = sum(_lines(side, 40) for side in sides)
+    return TokenView(page, 130 + _LINE * wide, 150 + _LINE * narrow + 30 * (len(sides) - 1))
+
+
+def _visible(piece: str) -> str:
+    return piece.replace("\r\n", "↵").replace("\n", "↵").replace("\r", "↵").replace("\t", "⇥")
+
+
+def _lines(side: TokenActivations, letters: int) -> int:
+    """Lines of the prompt and of the continuation, each below a label that is as high; wide letters count twice."""
+    lines = 0
+    for own in (side.pieces[: side.n_prompt], side.pieces[side.n_prompt :]):
+        room = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for piece in own for letter in piece)
+        lines += math.ceil(room / letters) + 1 if own else 0
+    return lines
 
 
 def _prompt(side: TokenActivations) -> tuple[str, ...]:
@@ -116,7 +149,7 @@ def top_tokens(table: pd.DataFrame) -> TokenView:
     neurons = list(dict.fromkeys(zip(table["layer"], table["index"], strict=True)))
     cells: dict[tuple[tuple[int, int], str], list[str]] = {}
     for layer, index, code, token, context, activation in table[wanted].itertuples(index=False):
-        shown = f'<bdi{tables.in_language(code)} title="{escaped(context[-60:])}">{escaped(token)}</bdi>'
+        shown = f'<bdi{tables.in_language(code)} title="{escaped(context[-60:])}">{escaped(_visible(token))}</bdi>'
         cells.setdefault(((layer, index), code), []).append(f"{shown} <small>{tables.number(activation, 2)}</small>")
     rows = [
         [label, *("<br>".join(cells.get((neuron, code), ["–"])) for code in codes)]

@@ -33,7 +33,11 @@ def transfer(transfer: Transfer) -> go.Figure:
     if not codes:
         raise ValueError("no points to draw: no language has both a retrieval accuracy and a drop")
     x, y = [float(transfer.retrieval[code]) for code in codes], [float(transfer.drop[code]) for code in codes]
-    spans = _spans(codes, x, transfer.retrieval_intervals), _spans(codes, y, transfer.drop_intervals)
+    # No sentence is found more often than always, and no toxicity can drop by more than all of it.
+    spans = (
+        [(max(low, 0.0), min(high, 1.0)) for low, high in _spans(codes, x, transfer.retrieval_intervals)],
+        [(low, min(high, 1.0)) for low, high in _spans(codes, y, transfer.drop_intervals)],
+    )
     figure = go.Figure()
     if len(codes) > 1 and varies(x):
         _add_line(figure, Line.fit(x, y), min(x), max(x))

@@ -12,11 +12,14 @@ from plotly.subplots import make_subplots
 from xlingtox.drift import LayerDrift
 from xlingtox.figures.style import CONTROL, SOURCES, drawable, heading, layer_ticks, styled
 
-_REJECTED = "#CC79A7"
+_REJECTED = "#A0559C"
+_LOSS = "#7F7F7F"
+_SYMBOLS = {1: "circle", 2: "diamond", 3: "square"}
+"""Panels share no colour and no symbol: one legend above all of them names each line."""
 
 _CURVES: tuple[tuple[str, str, str, str, int], ...] = (
-    ("loss", "training loss", SOURCES, "solid", 1),
-    ("eval_loss", "validation loss", SOURCES, "dot", 1),
+    ("loss", "training loss", _LOSS, "solid", 1),
+    ("eval_loss", "validation loss", _LOSS, "dot", 1),
     ("rewards/accuracies", "preferred rightly", CONTROL, "solid", 2),
     ("eval_rewards/accuracies", "preferred rightly, validation", CONTROL, "dot", 2),
     ("rewards/chosen", "reward of chosen", SOURCES, "solid", 3),
@@ -47,7 +50,7 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
             y=drawable(value for _, value in points),
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 2},
-            marker={"size": 5},
+            marker={"size": 5, "symbol": _SYMBOLS[row]},
             name=name,
             hovertemplate=f"step %{{x}}<br>{name} %{{y:.3f}}<extra></extra>",
             row=row,
@@ -61,10 +64,11 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 _KINDS = {
-    "key": ("key vectors", CONTROL, "diamond"),
-    "up": ("up vectors", CONTROL, "square"),
-    "value": ("value vectors", SOURCES, "circle"),
+    "key": ("key vectors", CONTROL, "diamond", -0.06),
+    "up": ("up vectors", CONTROL, "square", 0.0),
+    "value": ("value vectors", SOURCES, "circle", 0.06),
 }
+"""Kinds stand a little aside of their layer, so that no bar hides another."""
 
 
 def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
@@ -84,9 +88,9 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
     if any(math.isinf(number) for each in drift for number in (each.cosine, each.norm_change)):
         raise ValueError("a cosine or a change of norm is infinite")
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
-    for kind, (name, colour, symbol) in _KINDS.items():
+    for kind, (name, colour, symbol, aside) in _KINDS.items():
         own = sorted((each for each in drift if each.kind == kind), key=lambda each: each.layer)
-        layers = [each.layer for each in own]
+        layers = [each.layer + aside for each in own]
         cosines = [(each.cosine, *each.cosine_range) for each in own]
         norms = [(each.norm_change, *each.norm_change_range) for each in own]
         for row, points, form in ((1, cosines, ".5f"), (2, norms, "+.2%")):
@@ -106,8 +110,8 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
                 marker={"color": colour, "size": 7, "symbol": symbol},
-                customdata=[drawable(ends) for _, *ends in points],
-                hovertemplate=f"layer %{{x}}, {name}<br>%{{y:{form}}}<br>least %{{customdata[0]:{form}}}, "
+                customdata=[[*drawable(ends), each.layer] for each, (_, *ends) in zip(own, points, strict=True)],
+                hovertemplate=f"layer %{{customdata[2]}}, {name}<br>%{{y:{form}}}<br>least %{{customdata[0]:{form}}}, "
                 f"greatest %{{customdata[1]:{form}}}<extra></extra>",
                 name=name,
                 legendgroup=kind,
@@ -116,7 +120,7 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
                 col=1,
             )
     figure.update_yaxes(title_text="Cosine with before", row=1)
-    figure.update_yaxes(title_text="Change of norm", tickformat="+.2%", zeroline=True, row=2)
+    figure.update_yaxes(title_text="Change of norm", tickformat=".2~%", zeroline=True, row=2)
     figure.update_xaxes(layer_ticks(max(each.layer for each in drift) + 1))
     figure.update_xaxes(title_text="Layer", row=2)
     return styled(figure, height=500).update_layout(title=heading("How far the weights moved, by layer"))

@@ -15,10 +15,11 @@ from datasets import Dataset
 from xlingtox import languages
 from xlingtox.mini import world
 from xlingtox.mini.corpus import KIND_SHARES, MIXING
+from xlingtox.mini.spoken import identify
 from xlingtox.mini.world import Clause, Kind, Split
 from xlingtox.scoring import WordlistScorer
 
-__all__ = ["MIXING", "held_out", "labelled", "pairs", "parallel", "prompts", "scorer", "toxic_words"]
+__all__ = ["MIXING", "held_out", "identify", "labelled", "pairs", "parallel", "prompts", "scorer", "toxic_words"]
 
 
 def prompts(

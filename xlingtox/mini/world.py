@@ -121,6 +121,11 @@ class Lexicon:
     def form(self, slot: str, concept: str) -> str:
         return self._forms[slot][concept]
 
+    def texts(self) -> list[str]:
+        """Every form, and what every frame says around its slots."""
+        around = [part for frame in self.frames.values() for part in _SLOT.sub("\n", frame).split("\n")]
+        return [*around, *(form for forms in self._forms.values() for form in forms.values())]
+
 
 @cache
 def lexicon(language: str) -> Lexicon:

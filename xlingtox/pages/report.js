@@ -41,7 +41,16 @@ function draw() {
     const averaged = figure.data.some((trace) => trace.meta?.by_language);
     const data = figure.data.filter((trace) => all || !averaged || trace.fill !== "toself").map(part);
     Plotly.react(id, data, layout, {responsive: true, displayModeBar: false});
+    note(id, all, data);
   }
+}
+
+function note(id, all, data) {
+  const place = document.getElementById(id.replace("figure", "note"));
+  const lost = data.some((trace) => trace.customdata?.length === 0);
+  const said = [lost ? "None of the chosen languages has a place in this figure." : "", held.notes[id] ?? ""];
+  place.textContent = said.filter(Boolean).join(" ");
+  place.hidden = all || !place.textContent;
 }
 
 function choose() {
@@ -60,8 +69,9 @@ function tick(value) {
 
 const unmask = document.getElementById("unmask");
 unmask.addEventListener("click", () => {
-  const show = unmask.getAttribute("aria-pressed") === "false";
-  unmask.setAttribute("aria-pressed", String(show));
+  const show = unmask.dataset.shown === "false";
+  unmask.dataset.shown = String(show);
+  unmask.textContent = show ? "Hide toxic words" : "Show toxic words";
   for (const word of document.querySelectorAll(".masked")) {
     [word.textContent, word.dataset.text] = [word.dataset.text, word.textContent];
   }
@@ -75,6 +85,14 @@ function restyle(name) {
 }
 const followPage = () => restyle(dark.matches ? "dark" : "light");
 dark.addEventListener("change", followPage);
-addEventListener("beforeprint", () => restyle("light"));
-addEventListener("afterprint", followPage);
+let folded = [];
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details:not([open])")];
+  for (const part of folded) part.open = true;
+  restyle("light");
+});
+addEventListener("afterprint", () => {
+  for (const part of folded) part.open = false;
+  followPage();
+});
 draw();

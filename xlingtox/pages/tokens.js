@@ -2,6 +2,7 @@ const held = JSON.parse(document.getElementById("held").textContent);
 const chosen = document.getElementById("neuron");
 function draw() {
   const at = Number(chosen.value);
+  document.getElementById("limit").textContent = `±${held.limits[at].toFixed(2)}`;
   for (const [i, text] of held.texts.entries()) {
     const old = document.getElementById(`text-${i}`);
     const fresh = old.cloneNode(false);

@@ -1,0 +1,66 @@
+"""Which language of the miniature's world a text is in, by the words that each has: there are no others."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import regex
+
+from xlingtox import languages
+from xlingtox.mini import world
+
+_GLUED = frozenset({"zh", "ja", "ko"})
+"""Languages that write words, or words and particles, together."""
+
+_LEAST_LEAD = 0.1
+_LETTER = regex.compile(r"\p{L}")
+_EAST_ASIAN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
+_WORD = regex.compile(r"[\p{L}\p{M}]+")
+
+
+def identify(texts: Sequence[str]) -> list[str | None]:
+    """Of each text, its language; None where that is uncertain. An `identify` for `degenerate.kinds` and the like.
+
+    It is the language whose words cover most of the letters, if that is half of them or more, and a tenth of all more
+    than the next language covers: many names and some loan words are spelt alike.
+    """
+    return [_language_of(text) for text in texts]
+
+
+def _language_of(text: str) -> str | None:
+    folded = text.casefold()
+    covered = dict.fromkeys(languages.CODES, 0)
+    for word in _WORD.findall(folded):
+        for code in _spaced().get(word, ()):
+            covered[code] += _letters(word)
+    if _EAST_ASIAN.search(folded):
+        for code in _GLUED:
+            covered[code] = sum(map(_letters, _glued(code).findall(folded)))
+    total = _letters(folded)
+    second, first = sorted(covered, key=covered.__getitem__)[-2:]
+    if 2 * covered[first] < max(total, 1) or covered[first] - covered[second] < _LEAST_LEAD * total:
+        return None
+    return first
+
+
+def _letters(text: str) -> int:
+    return len(_LETTER.findall(text))
+
+
+def _words(code: str) -> set[str]:
+    return {word for text in world.lexicon(code).texts() for word in _WORD.findall(text.casefold())}
+
+
+@cache
+def _spaced() -> dict[str, list[str]]:
+    """Word to the languages that have it."""
+    found: dict[str, list[str]] = {}
+    for code in languages.CODES:
+        for word in _words(code) if code not in _GLUED else ():
+            found.setdefault(word, []).append(code)
+    return found
+
+
+@cache
+def _glued(code: str) -> regex.Pattern[str]:
+    """Finds a language's words, longest first."""
+    return regex.compile("|".join(sorted(map(regex.escape, _words(code)), key=lambda word: (-len(word), word))))
