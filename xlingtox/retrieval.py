@@ -122,9 +122,9 @@ class Retrieval:
     def intervals(self, measure: str = "top1", level: float = 0.95) -> dict[str, Interval]:
         """Bootstrap intervals of `mean`, over sentences.
 
-        Of a share, the ends are never nearer to 0 and 1 than those of no hit, or of nothing but hits; with a handful
-        of either a bootstrap still covers less than it says: of 1 % of 200 sentences about 87 times of 100, of 5 %
-        about 93.
+        Of a share, no end is nearer to 0 or 1 than that of no hit, or of nothing but hits. With a handful of either a
+        bootstrap still covers less than it says: 95 % intervals of one layer and one way hold a true share of 2 % of
+        200 sentences 91 times of 100, one of 3 % 93 times, and others of up to a half 95 times or more.
         """
         place = _place(measure)
         if not 0 < level < 1:
