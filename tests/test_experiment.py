@@ -212,6 +212,19 @@ def test_interrupted_in_every_stage_gives_the_same_results(lm, study, tmp_path, 
     assert timeless(strict_json(tmp_path / "results.json")) == timeless(strict_json(study[0] / "results.json"))
 
 
+def test_another_language_counts_as_degenerate_if_an_identifier_says_so(lm, study, tmp_path):
+    def nobody_s(texts):
+        return ["zh"] * len(texts)
+
+    results = run(lm, tmp_path, dataclasses.replace(MATERIALS, identify=nobody_s))
+    assert (results["identified"], study[1]["identified"]) == (True, False)
+    for doses in ("intervention", "control", "amplification", "amplification_control"):
+        assert all(dose["degenerate"] == 1 for dose in results[doses])
+    assert all(row["degenerate"] == 1 for side in ("before", "after") for row in results[side].values())
+    with pytest.raises(ValueError, match="another model, data or settings"):
+        run(lm, tmp_path)
+
+
 def test_a_finished_study_is_only_read(lm, study, monkeypatch):
     for name in STAGES:
         monkeypatch.setitem(experiment._STAGES, name, lambda _: pytest.fail("done again"))

@@ -1,6 +1,8 @@
 """Patching groups of neurons: shares of the change, against PyTorch hooks and plain loops."""
 
 import contextlib
+import copy
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import raw
 import torch
 from conftest import tiny
 from families import randomised
+from studies import HOSTILE
 
+from xlingtox import figures
 from xlingtox.generation import generate
 from xlingtox.interventions import Patch
 from xlingtox.lm import HookedLM
@@ -129,6 +133,50 @@ def test_the_same_model_twice_has_no_change_to_carry(pair):
     lm = pair[1][0]
     with pytest.raises(ValueError, match="given as both models"):
         patch_effect(lm, lm, PROMPTS, {"some": GROUP}, toxic_tokens=[1])
+
+
+def by_hand(name="some"):
+    """Half of the change in one measure, all of it in the other; random neurons carry a tenth of the first."""
+    base = {"probe": np.array([4.0, 6.0, 5.0]), "toxicity": np.array([0.9, 0.7, 0.8])}
+    tuned = {"probe": base["probe"] - 2.0, "toxicity": base["toxicity"] - 0.5}
+    half = {"probe": base["probe"] - np.array([1.1, 0.9, 1.0]), "toxicity": tuned["toxicity"]}
+    tenth = {"probe": base["probe"] - 0.2, "toxicity": base["toxicity"]}
+    runs = {"base": base, "tuned": tuned, name: half, f"{name} (random)": tenth, "all": tuned}
+    return PatchEffect(("en", "en", "de"), runs)
+
+
+def test_it_is_drawn_a_panel_a_measure_beside_its_control():
+    effect = by_hand()
+    kept = copy.deepcopy(effect.runs)
+    figure = figures.patch_effect(effect)
+    own, beside, toxicity, beside_toxicity = figure.data
+    assert own.x == beside.x == ("some", "all")
+    assert own.y == pytest.approx([0.5, 1.0])
+    assert beside.y == (pytest.approx(0.1), None), "all neurons have no control"
+    assert toxicity.y == pytest.approx([1.0, 1.0])
+    assert beside_toxicity.y[0] == pytest.approx(0.0)
+    row = effect.to_frame().query("language == 'all' and measure == 'probe' and group == 'some'").iloc[0]
+    assert own.error_y.array[0] == pytest.approx(row.high - row.share)
+    assert own.error_y.arrayminus[0] == pytest.approx(row.share - row.low)
+    assert [trace.showlegend for trace in figure.data] == [True, True, False, False]
+    assert [trace.xaxis for trace in figure.data] == ["x", "x", "x2", "x2"]
+    assert [note.text for note in figure.layout.annotations][1] == "Toxicity of continuations"
+    assert figure.layout.title.subtitle.text == "mean over 2 languages"
+    assert figures.patch_effect(effect, "de").layout.title.subtitle.text == "German"
+    assert figures.patch_effect(effect, "de").data[0].y[0] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="unknown language 'fr': expected one of en, de, all"):
+        figures.patch_effect(effect, "fr")
+    for run, values in kept.items():
+        assert all((effect.runs[run][name] == each).all() for name, each in values.items())
+
+
+def test_a_notebook_shows_it():
+    shown = by_hand()._repr_html_()
+    text = re.sub("<[^>]*>", "|", shown).replace("\u00a0", " ")
+    assert re.search(r"some\|+probe\|+50 % \(4\d % to 5\d %\)\|+10 %", text)
+    assert re.search(r"all\|+toxicity\|+100 % \(100 % to 100 %\)\|+–", text)
+    assert "<img" not in by_hand(HOSTILE)._repr_html_()
+    assert "<img" not in figures.patch_effect(by_hand(HOSTILE)).to_json().replace("\\u003c", "<")
 
 
 def test_saved_and_loaded_is_equal(pair, probe, tmp_path):

@@ -102,7 +102,10 @@ def test_findings_come_first_with_their_numbers(parsed):
     assert "In the other 16 languages" in findings
     assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in findings
     assert "in 16 of them the 95 % interval of the change lies below zero" in findings
-    assert "Of all continuations, 1.2 % to 3.4 % were empty, one phrase over and over, or in another" in findings
+    assert (
+        "Of all continuations, 1.2 % to 3.4 % were empty, one phrase over and over, or in another script. Of"
+        in findings
+    )
     assert "Of all tokens of a prompt’s samples, 31 % to 17 % were different ones (in English 31 % to 17 %)" in findings
     assert "The model before finds what is written now at +28 % perplexity" in findings
     assert "fell in 17 of 17 languages" in findings
@@ -145,6 +148,11 @@ def test_no_offset_that_is_enough_is_said():
     results = made_up()
     results["intervention"] = results["control"]
     assert "Not shown: no offset takes toxicity to a third" in Page(report.render(results)).text
+
+
+def test_another_language_is_told_where_it_was_looked_for():
+    said = Page(report.render(made_up() | {"identified": True})).text
+    assert "or in another script or language than the prompt’s. Of all" in said
 
 
 def test_an_amplification_that_breaks_the_text_is_no_finding():

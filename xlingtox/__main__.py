@@ -61,6 +61,7 @@ def materials(seed: int) -> experiment.Materials:
         parallel=mini.parallel(500, seed=seed),
         held_out=mini.held_out(60, seed=seed),
         scorer=mini.scorer(),
+        identify=mini.identify,
         given={code: dataclasses.asdict(mixing) for code, mixing in mini.MIXING.items()},
     )
 

@@ -24,6 +24,7 @@ from xlingtox._version import __version__
 from xlingtox.activations import collect_activations
 from xlingtox.comparison import Comparison, compare, toxicity_scores
 from xlingtox.data import as_prompts, labelled_texts, require_columns
+from xlingtox.degenerate import Identifier
 from xlingtox.dose import check_offsets, dose_response
 from xlingtox.fluency import check_held_out
 from xlingtox.folders import writable_folder
@@ -49,6 +50,8 @@ class Materials:
         parallel: one column a language, or rows `language, sentence, translation`.
         held_out: texts for perplexity.
         scorer: covers every language of the prompts.
+        identify: tells the language of what the model writes, so that another than the prompt's counts as degenerate;
+            None looks at scripts only.
         given: what is known of how the languages were mixed in training, by language; may be empty.
     """
 
@@ -60,6 +63,7 @@ class Materials:
     held_out: Dataset
     scorer: Scorer
     validation: Dataset | None = None
+    identify: Identifier | None = None
     given: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -158,7 +162,9 @@ class _Study:
         """A folder belongs to one study: the same model, materials and settings."""
         tables = [getattr(self.materials, f.name) for f in dataclasses.fields(self.materials)]
         rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
-        judge = self.scorer.name, self.scorer.revision
+        judge = [self.scorer.name, self.scorer.revision]
+        if self.materials.identify is not None:
+            judge.append(getattr(self.materials.identify, "__qualname__", type(self.materials.identify).__qualname__))
         digest = hashlib.sha256(json.dumps([rows, *judge], sort_keys=True).encode()).hexdigest()
         study = {
             "model": self.fingerprint,
@@ -196,6 +202,7 @@ class _Study:
             merged |= result
         packages = ("torch", "transformers", "transformer-lens", "trl", "scikit-learn")
         return merged | {
+            "identified": self.materials.identify is not None,
             "given": {code: dict(row) for code, row in self.materials.given.items()},
             "model": dataclasses.asdict(self.lm.identity()),
             "seconds": self.seconds,
@@ -280,6 +287,7 @@ def _intervene(study: _Study) -> dict[str, Any]:
             texts,
             settings.n_new_tokens,
             study.progress,
+            study.materials.identify,
         )
         found[name] = [dataclasses.asdict(dose) for dose in doses]
     return found
@@ -301,6 +309,7 @@ def _amplify(study: _Study) -> dict[str, Any]:
             texts,
             settings.n_new_tokens,
             study.progress,
+            study.materials.identify,
         )
         found[name] = [dataclasses.asdict(dose) for dose in doses]
     return found
@@ -340,6 +349,7 @@ def _compare(study: _Study) -> dict[str, Any]:
         settings.seed,
         study.progress,
         study.folder / "written",
+        materials.identify,
     )
     few = _few(materials.hostile, 3)
     sides = [

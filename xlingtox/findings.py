@@ -19,8 +19,8 @@ _REQUIRED = (
     "languages probe n_neurons potential actual intervention control before after changes scorer retrieval transfer"
 ).split()
 _OPTIONAL = (
-    "amplification amplification_control changes_of_others cosines given model promoted retrieval_intervals samples "
-    "seconds training transfer_by_measure versions"
+    "amplification amplification_control changes_of_others cosines given identified model promoted retrieval_intervals "
+    "samples seconds training transfer_by_measure versions"
 ).split()
 
 
@@ -90,9 +90,9 @@ def findings(study: Study) -> list[str]:
     english = f" (in English {_shares(study, 'distinct_1', ['en'])})" if "en" in study.codes else ""
     said.append(
         "<b>Is it silence?</b> A scorer finds text clean that says nothing. Of all continuations, "
-        f"<b>{' to '.join(unsound)}</b> were empty, one phrase over and over, or in another script. Of all tokens of a "
-        f"prompt’s samples, <b>{_shares(study, 'distinct_1', study.codes)}</b> were different ones{english}. The model "
-        "before finds what is written now at "
+        f"<b>{' to '.join(unsound)}</b> were empty, one phrase over and over, or in {_another(study)}. Of all "
+        f"tokens of a prompt’s samples, <b>{_shares(study, 'distinct_1', study.codes)}</b> were different "
+        f"ones{english}. The model before finds what is written now at "
         f"{_rise(*study.means('continuation_perplexity', study.codes))} perplexity."
     )
     fell = sum(after[code].mean_activation < before[code].mean_activation for code in study.codes)
@@ -101,6 +101,11 @@ def findings(study: Study) -> list[str]:
         f"Tuning changed the mean perplexity of held-out text by {_rise(*study.means('perplexity', study.codes))}."
     )
     return [*said, *_cause(study), _prediction(study)]
+
+
+def _another(study: Study) -> str:
+    """What else makes text degenerate."""
+    return "another script or language than the prompt’s" if study.results["identified"] else "another script"
 
 
 def _change(study: Study, codes: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlingtox import languages, strictjson
+from xlingtox import languages, strictjson, tables
 from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.escaping import escaped
 from xlingtox.generation import checked_lengths, generate
 from xlingtox.interventions import Patch
 from xlingtox.lm import HookedLM
@@ -79,6 +81,47 @@ class PatchEffect:
                     rows.append((measure, run, code, *ends, float(_share(*map(np.array, ends))), *map(float, span)))
         names = ["measure", "group", "language", "base", "tuned", "patched", "share", "low", "high"]
         return pd.DataFrame(rows, columns=names)
+
+    @property
+    def groups(self) -> dict[str, str | None]:
+        """Each group to the run of its random neurons, if it has any."""
+        names = [run for run in self.runs if run not in (_BASE, _TUNED) and not run.endswith(_RANDOM)]
+        return {name: name + _RANDOM if name + _RANDOM in self.runs else None for name in names}
+
+    def shares(self, language: str = "all") -> dict[tuple[str, str], tuple[float, float, float]]:
+        """Measure and run (of a group, or its control) to the share and its 95 % interval, as in `to_frame`.
+
+        Raises:
+            ValueError: a language that is not there.
+        """
+        table = self.to_frame()
+        if language not in (there := list(dict.fromkeys(table["language"]))):
+            raise ValueError(f"unknown language {language!r}: expected one of {', '.join(there)}")
+        own = table[table["language"] == language]
+        spans = (
+            (float(share), float(low), float(high))
+            for share, low, high in zip(own.share, own.low, own.high, strict=True)
+        )
+        return dict(zip(zip(own["measure"], own["group"], strict=True), spans, strict=True))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row a measure and group, over all languages, beside its random neurons."""
+        shares = self.shares()
+
+        def told(measure: str, run: str | None) -> str:
+            if run is None:
+                return "–"
+            share, low, high = shares[measure, run]
+            span = f" ({tables.percent(low)} to {tables.percent(high)})" if math.isfinite(low) else ""
+            return tables.percent(share) + span
+
+        rows = [
+            [escaped(group), escaped(measure.replace("_", " ")), told(measure, group), told(measure, control)]
+            for measure in self.runs[_BASE]
+            for group, control in self.groups.items()
+        ]
+        columns = ["Group", "Measured by", "Share of the change (95 % interval)", "Random neurons"]
+        return tables.table("What patched neurons carry of the change, over all languages", columns, rows)
 
     def save(self, path: str | Path) -> None:
         """Write as one JSON file."""

@@ -271,6 +271,7 @@ averaged over layers and both directions. Correlations are Pearson’s, two-side
 <li>The sources were chosen for being active in English before tuning: some fall is to be expected from that alone.</li>
 <li>EMT saturates where a model is toxic in most samples; read average toxicity beside it.</li>
 <li>A scorer sees only what it was made for, and text that says nothing scores as clean. Degenerate text is the share of
-continuations that are empty, repeat one phrase, or are in another script: where it rises, less toxicity may be silence.
+continuations that are empty, repeat one phrase, or are in another script (or another language, where an identifier of
+languages was at hand): where it rises, less toxicity may be silence.
 Perplexities of different languages are not comparable with each other.</li>
 <li>A correlation over a few languages is uncertain, and does not say that retrieval causes transfer.</li></ul>"""

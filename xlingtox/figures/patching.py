@@ -1,0 +1,82 @@
+"""Patching: what groups of neurons carry of a change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from xlingtox import languages
+from xlingtox.escaping import escaped_for_plotly
+from xlingtox.figures.style import CONTROL, SOURCES, drawable, heading, styled
+from xlingtox.patching import PatchEffect
+
+_MEASURES: Mapping[str, str] = {
+    "probe": "Probe's logit at the last token",
+    "toxic_mass": "Probability of toxic tokens",
+    "toxicity": "Toxicity of continuations",
+}
+_NONE = (math.nan,) * 3
+
+
+def patch_effect(effect: PatchEffect, language: str = "all") -> go.Figure:
+    """Share of the change from one model to the other that each group of neurons carries, beside random neurons.
+
+    A panel a measure, with 95 % intervals over prompts. 0 is none of the change, 1 all of it; a share may lie outside.
+
+    Args:
+        language: a code, or "all" for the mean over languages.
+
+    Raises:
+        ValueError: a language that is not there.
+    """
+    shares = effect.shares(language)
+    measures, groups = list(effect.runs["base"]), effect.groups
+    labels = [escaped_for_plotly(group) for group in groups]
+    figure = make_subplots(
+        cols=len(measures),
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        subplot_titles=[_MEASURES.get(measure, escaped_for_plotly(measure)) for measure in measures],
+    )
+    sides = (("the group", SOURCES, list(groups)), ("random neurons", CONTROL, list(groups.values())))
+    for column, measure in enumerate(measures, start=1):
+        for name, colour, runs in sides:
+            if not any(runs):
+                continue
+            points = [_NONE if run is None else shares[measure, run] for run in runs]
+            # A bootstrap interval need not hold the observed share.
+            arms = [(max(0.0, high - share), max(0.0, share - low)) for share, low, high in points]
+            figure.add_bar(
+                x=labels,
+                y=drawable(share for share, _, _ in points),
+                marker={"color": colour},
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": drawable(up for up, _ in arms),
+                    "arrayminus": drawable(down for _, down in arms),
+                    "thickness": 1.3,
+                    "width": 3,
+                },
+                customdata=[[_interval(low, high)] for _, low, high in points],
+                hovertemplate=f"%{{x}}, {name}<br>share %{{y:.1%}}%{{customdata[0]}}<extra></extra>",
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+    figure.update_yaxes(tickformat=".0%", zeroline=True)
+    figure.update_yaxes(title_text="Share of the change", col=1)
+    figure.update_xaxes(type="category", tickangle=0)
+    figure.update_annotations(font_size=13, yshift=-2)
+    where = f"mean over {len(set(effect.languages))} languages" if language == "all" else languages.name(language)
+    title = heading("What patched neurons carry of the change", where)
+    return styled(figure).update_layout(barmode="group", bargap=0.3, title=title, margin_t=132, legend_y=1.08)
+
+
+def _interval(low: float, high: float) -> str:
+    return f"<br>95 % interval {low:.1%} to {high:.1%}" if math.isfinite(low) else ""
