@@ -18,7 +18,7 @@ FEWEST = 3
 """Points for a correlation."""
 
 FEWEST_FOR_AN_INTERVAL = 6
-"""Of fewer, no interval covers what it says: a bootstrap of 3 points goes from .87 to 1 as soon as they rise."""
+"""Of fewer, an interval would tell next to nothing, or, as a bootstrap of three points, far too much."""
 
 _ALL_ORDERS = 9
 """Up to so many points every permutation is tried where there are ties."""
