@@ -33,6 +33,17 @@ def written(folder: Path, files: Mapping[str, bytes | str]) -> Path:
     return folder
 
 
+def repository(folder: Path, parts: Mapping[tuple[str, str], Sequence[object]]) -> Path:
+    """A copy of a hub repository: parts (config, split) to rows."""
+    configs: dict[str, list[dict[str, str]]] = {}
+    for (config, split), rows in parts.items():
+        written(folder, {f"{config}/{split}.jsonl": jsonl(*rows)})
+        configs.setdefault(config, []).append({"split": split, "path": f"{config}/{split}.jsonl"})
+    listed = [{"config_name": config, "data_files": files} for config, files in configs.items()]
+    written(folder, {"README.md": f"---\nconfigs: {json.dumps(listed)}\n---\n"})
+    return folder
+
+
 def left_out(loaded: Dataset) -> list[tuple[str, str, int, str]]:
     """(source, reason, count, first) of each."""
     return [tuple(row) for row in data.skipped(loaded).itertuples(index=False)]

@@ -69,7 +69,8 @@ def test_equal_to_the_pipeline(head, batch_size):
     ]
     scores = scorer.score(TEXTS, CODES)
     assert scores.dtype == np.float64
-    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+    # float32 rounds by up to 7e-7 here, and the tokenizer's training is not the same every time.
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=3e-6)
     assert scores.std() > 0.01
 
 
@@ -291,7 +292,7 @@ def test_what_is_not_clear_is_asked_for(config, options, words):
 def test_a_model_that_is_no_classifier(pair, tmp_path):
     transformers.XLMRobertaModel(pair[0].config).save_pretrained(tmp_path)
     pair[1].save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no sequence classifier: it lacks classifier"):
+    with pytest.raises(ValueError, match=r"lacks 4 of the model's weights, classifier"):
         ClassifierScorer(tmp_path, ["en"])
     with pytest.raises(FileNotFoundError, match="no-such/model is no folder"):
         ClassifierScorer("no-such/model", ["en"])

@@ -1,6 +1,5 @@
 """Loaders and files: wrong ones, large ones, fuzzed ones; and samples of what was loaded."""
 
-import contextlib
 import csv
 import json
 import tracemalloc
@@ -10,8 +9,10 @@ from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from published import jsonl, left_out, table, written
+from toys import value_or_refusal
 
 from xlingtox import data
+from xlingtox.appearance import visible
 
 # --- what is wrong with a file, in one line
 
@@ -81,10 +82,8 @@ def stored(text):
 
 
 def loaded_or_none(read, path):
-    """None where the loader says that nothing could be read; any other exception fails."""
-    with contextlib.suppress(ValueError):
-        return read(path)
-    return None
+    """None where the loader says in a line that nothing could be read; any other exception fails."""
+    return value_or_refusal(lambda: read(path))[0]
 
 
 @hard
@@ -97,11 +96,17 @@ def test_any_text_in_json(folder, text):
         assert (first["prompt"], others[0]["prompt"]) == (stored(text), "x")
         assert first["dialect"] == stored(text)
     else:
-        assert not text.strip() or text == "NA"
+        assert not visible(text) or text == "NA"
+    columns = {"text": "Prompt", "prompt": "Dialect"}
+    assert list(data.from_columns(path, {"text": "Prompt"}, language="en")["text"])[-1] == "x"
+    (folder / "any.jsonl").write_bytes(jsonl({"Prompt": text, "Dialect": text}))
+    found = loaded_or_none(lambda path: data.from_columns(path, columns), folder / "any.jsonl")
+    assert (found is None) == (not visible(text))
+    assert found is None or list(found) == [dict.fromkeys(("prompt", "text"), stored(text))]
     pair = dict.fromkeys(("prompt_text", "unpert_gen_text"), text) | {"pert_gen_text": text + "x"}
     (folder / "pairs.jsonl").write_bytes(jsonl(pair))
     pairs = loaded_or_none(data.toxicity_pairwise, folder / "pairs.jsonl")
-    assert (pairs is None) == (not text.strip())
+    assert (pairs is None) == (not visible(text))
     assert pairs is None or pairs[0]["rejected"] == stored(text + "x")
 
 
@@ -115,7 +120,10 @@ def test_any_text_in_a_table(folder, text):
             writer.writerow([text, "1", "2"] if name == "a.csv" else ["", f"he {text} fool", f"he {text} king"])
         found = loaded_or_none(read, folder / name)
         if name == "a.csv":
-            assert (found is None) == (not text.strip())
+            columns = {"text": "comment_text", "label": "toxic"}
+            same = loaded_or_none(lambda path, columns=columns: data.from_columns(path, columns), folder / name)
+            assert (found is None) == (same is None) == (not visible(text))
+            assert found is None or list(same["text"]) == list(found["text"])
             assert found is None or found[0]["text"] == text
         else:
             (pair,) = found
@@ -128,15 +136,41 @@ def test_any_text_in_lines(folder, text):
     text = stored(text).replace("\n", " ")
     (folder / "en.txt").write_bytes(f"a\n{text}\nb\n".encode())
     found = data.line_aligned(dict.fromkeys(("en", "de"), folder / "en.txt"))
-    expected = ["a", text.removesuffix("\r"), "b"] if text.strip() else ["a", "b"]
+    expected = ["a", text.removesuffix("\r"), "b"] if visible(text) else ["a", "b"]
     assert list(found["en"]) == list(found["de"]) == expected
     assert data.word_lists(folder / "en.txt")["en"][0] == "a"
+    for side in ("deu", "eng"):
+        (folder / "pair").mkdir(exist_ok=True)
+        (folder / "pair" / f"tatoeba.deu-eng.{side}").write_bytes(f"a\n{text}\nb\n".encode())
+    found = data.tatoeba(folder / "pair")
+    assert list(found["sentence"]) == list(found["translation"]) == expected
 
 
-@settings(deadline=None)
-@given(st.binary(max_size=200), st.sampled_from(sorted(READERS)))
+def named_columns(path):
+    return data.from_columns(path, {"text": "comment_text" if path.suffix == ".csv" else "Prompt"}, language="en")
+
+
+def both_sides(path):
+    """The same bytes in both languages of a pair."""
+    path.with_suffix(".eng").write_bytes(path.read_bytes())
+    return data.tatoeba(path.parent)
+
+
+FUZZED = {
+    **READERS,
+    "from_columns csv": ("any.csv", named_columns),
+    "from_columns jsonl": ("any.jsonl", named_columns),
+    "tatoeba": ("tatoeba.deu-eng.deu", both_sides),
+}
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=200), st.sampled_from(sorted(FUZZED)))
+@example(b"f\xfcr", "from_columns jsonl")
+@example(b"a\rb", "from_columns csv")
+@example(b'"a\nb",toxic,id', "jigsaw")
 def test_any_bytes_are_read_or_refused(folder, content, reader):
-    name, read = READERS[reader]
+    name, read = FUZZED[reader]
     heads = {".csv": b"comment_text,toxic,id\n", ".tsv": b"toxic\tneutral1\n", ".json": b'{"Prompt": "x"}\n'}
     for head in (b"", heads.get((folder / name).suffix, b"x\n")):
         (folder / name).write_bytes(head + content)

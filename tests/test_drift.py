@@ -36,3 +36,28 @@ def test_no_drift_and_no_match(model, lm, tokenizer):
     assert (same.norm_change == 0).all()
     with pytest.raises(ValueError, match="differ in shape"):
         weight_drift(lm, HookedLM.load(tiny("llama"), tokenizer=tokenizer))
+
+
+def test_vectors_that_are_zero_have_no_number_and_are_drawn_without(tokenizer):
+    """Pruned neurons, or a layer of them."""
+    given = families.build("gpt2")
+    for layer, rows in ((0, slice(3, 4)), (1, slice(None))):
+        given.transformer.h[layer].mlp.c_proj.weight.data[rows] = 0
+    moved = randomised(copy.deepcopy(given), seed=4)
+    moved.transformer.h[2].mlp.c_proj.weight.data[5] = 0
+    table = weight_drift(*(HookedLM.load(each, tokenizer=tokenizer) for each in (given, moved)))
+    rows = table[table.kind == "value"].set_index(["layer", "index"])
+    assert rows.loc[(0, 3), ["cosine", "norm_change"]].isna().all()
+    assert (np.isnan(rows.loc[(2, 5), "cosine"]), rows.loc[(2, 5), "norm_change"]) == (True, -1)
+    drift = {each.layer: each for each in by_layer(table) if each.kind == "value"}
+    assert np.isfinite([drift[0].norm_change, *drift[0].norm_change_range, drift[0].cosine]).all()
+    assert np.isnan(drift[1].norm_change)
+    figure = figures.weight_drift(by_layer(table))
+    assert next(trace for trace in figure.data if trace.name == "value vectors").y[1] is None
+
+
+def test_a_gated_mlp_does_not_match_an_ungated_one_of_the_same_shape(tokenizer):
+    one, other = (HookedLM.load(families.build(name), tokenizer=tokenizer) for name in ("opt", "llama"))
+    for first, then in ((one, other), (other, one)):
+        with pytest.raises(ValueError, match=r"differ in shape: only the MLPs of .*Llama.* are gated"):
+            first.check_alike(then)

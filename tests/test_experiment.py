@@ -91,7 +91,8 @@ def numbers(row, keys):
 
 
 def test_the_file_is_what_was_returned(study, results):
-    assert json.loads(json.dumps(study[1])) == results
+    # As text, in which one NaN is like another: so few languages have no interval.
+    assert json.dumps(strictjson.with_nan(study[1])) == json.dumps(strictjson.with_nan(results))
 
 
 def test_languages_probe_and_neurons(lm, results):

@@ -91,6 +91,30 @@ def test_each_measure_names_its_axis(measure):
     assert figure.data[0].y[0] == getattr(comparison().before["en"], measure)
 
 
+@pytest.mark.parametrize(
+    ("measure", "before", "after"),
+    [
+        ("perplexity", 7, 9),
+        ("continuation_perplexity", 8, 6),
+        ("distinct_1", 0.3, 0.2),
+        ("distinct_2", 0.6, 0.5),
+        ("distinct_3", 0.7, 0.6),
+        ("degenerate", 0.0, 0.25),
+    ],
+)
+def test_fluency_is_drawn_with_the_interval_of_its_change(measure, before, after):
+    one, label = measures(0.5), figures.FLUENCY_MEASURES[measure]
+    sides = {"en": one}, {"en": dataclasses.replace(one, **{measure: after})}
+    low, high = after - before - 0.01, after - before + 0.02
+    figure = figures.fluency(Comparison(*sides, {"en": {measure: (low, high)}}, SCORER), measure)
+    assert [trace.y for trace in figure.data] == [(before,), (after,)]
+    assert figure.data[1].error_y.array == pytest.approx([0.02])
+    assert figure.data[1].error_y.arrayminus == pytest.approx([0.01])
+    assert (figure.layout.title.text, figure.layout.yaxis.title.text) == (f"{label}, before and after tuning", label)
+    bare = figures.fluency(Comparison(*sides, {}, SCORER), measure)
+    assert (bare.data[1].name, bare.data[1].error_y.array) == ("after", None)
+
+
 def test_activations():
     before, after = figures.activations(comparison()).data
     assert before.x == after.x == ("en", "zh", "ar")
@@ -207,23 +231,49 @@ def test_no_interval_goes_beyond_what_there_is():
     assert points.customdata[0][2] == "90.0% to 100.0%"
 
 
-@pytest.mark.parametrize("width", [320, 500, 900])
-def test_labels_do_not_overlap(width):
-    """Letters of 18 by 14 pixels, set by plotly about a point; clustered as where most languages are reached."""
-    rng = np.random.default_rng(3)
-    codes = languages.CODES[1:]
-    x, y = (dict(zip(codes, rng.beta(*shape, 16), strict=True)) for shape in ((2, 2), (4, 1)))
-    figure = figures.transfer(transfer(retrieval=x, drop=y))
-    points, axes = figure.data[-1], (figure.layout.xaxis.range, figure.layout.yaxis.range)
-    boxes = []
-    for place, *point in zip(points.textposition, points.x, points.y, strict=True):
+def places(figure, width, height=260):
+    """Centres in pixels of the labels, as plotly sets them about their points, and of the points."""
+    drawn, axes = figure.data[-1], (figure.layout.xaxis.range, figure.layout.yaxis.range)
+    labels, points = [], []
+    for place, *point in zip(drawn.textposition, drawn.x, drawn.y, strict=True):
         vertical, horizontal = place.split()
         aside = {"left": -14, "right": 14, "center": 0}[horizontal], {"top": 12, "bottom": -12, "middle": 0}[vertical]
         scaled = [
-            (v - low) / (high - low) * size for v, (low, high), size in zip(point, axes, (width, 260), strict=True)
+            (v - low) / (high - low) * size for v, (low, high), size in zip(point, axes, (width, height), strict=True)
         ]
-        boxes.append([at + off for at, off in zip(scaled, aside, strict=True)])
-    assert all(abs(a[0] - b[0]) >= 18 or abs(a[1] - b[1]) >= 14 for a, b in itertools.combinations(boxes, 2))
+        points.append(scaled)
+        labels.append([at + off for at, off in zip(scaled, aside, strict=True)])
+    return labels, points
+
+
+@pytest.mark.parametrize("width", [320, 500, 900])
+def test_labels_do_not_overlap(width):
+    """Letters of 18 by 14 pixels; clustered as where most languages are reached."""
+    rng = np.random.default_rng(3)
+    codes = languages.CODES[1:]
+    x, y = (dict(zip(codes, rng.beta(*shape, 16), strict=True)) for shape in ((2, 2), (4, 1)))
+    labels, _ = places(figures.transfer(transfer(retrieval=x, drop=y)), width)
+    assert all(abs(a[0] - b[0]) >= 18 or abs(a[1] - b[1]) >= 14 for a, b in itertools.combinations(labels, 2))
+
+
+def test_labels_cover_points_only_where_nothing_else_is_left():
+    """Letters and markers overlap where their centres are nearer than half of both: 9 + 5 pixels across, 7 + 5 up."""
+    covered = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x, y = (dict(zip(languages.CODES[1:9], rng.uniform(0.4, 0.6, 8), strict=True)) for _ in range(2))
+        figure = figures.transfer(transfer(retrieval=x | {"ar": 0.0}, drop=y | {"ar": 0.0}))  # so they stand close
+        labels, points = places(figure, 560, 270)
+        covered += sum(abs(a[0] - b[0]) < 14 and abs(a[1] - b[1]) < 12 for a, b in itertools.product(labels, points))
+    assert covered <= 8, "of 96 labels; 19 if points are not looked at"
+
+
+def test_a_label_stands_beside_an_error_bar():
+    points = {"es": 0.5, "ar": 0.0, "hi": 1.0}
+    bare = figures.transfer(transfer(retrieval=points, drop=points))
+    barred = figures.transfer(transfer(retrieval=points, drop=points, drop_intervals={"es": (0.1, 0.9)}))
+    assert bare.data[-1].textposition[0] == "top center"
+    assert barred.data[-1].textposition[0] in ("middle right", "middle left")
 
 
 def test_retrieval_by_layer_is_a_heat_map_with_the_embedding_apart():
@@ -281,10 +331,12 @@ def test_styles_differ_only_by_page():
     [
         (lambda: figures.toxicity(comparison(), "rudeness"), "unknown measure 'rudeness': expected one of emt"),
         (lambda: figures.toxicity(Comparison({}, {}, {}, SCORER)), "no languages to draw"),
+        (lambda: figures.fluency(comparison(), "emt"), "unknown measure 'emt': expected one of perplexity, "),
         (lambda: figures.activations(Comparison({}, {}, {}, SCORER)), "no languages to draw"),
         (lambda: figures.dose_response([]), "no doses to draw"),
         (lambda: figures.transfer(transfer(retrieval={})), "no points to draw"),
         (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {}), "rank"), "unknown measure 'rank'"),
+        (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {})), "no languages to draw"),
     ],
 )
 def test_bad_input_gets_one_clear_line(call, said):

@@ -52,8 +52,15 @@ def promoted(token="fool"):
 
 LOG = [
     {"loss": 0.7, "rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/accuracies": 0.5, "step": 5},
-    {"eval_loss": 0.6, "step": 5},
-    {"loss": 0.4, "rewards/chosen": 0.2, "rewards/rejected": -0.3, "rewards/accuracies": 1.0, "step": 10},
+    {"eval_loss": 0.6, "eval_rewards/margins": 0.1, "step": 5},
+    {
+        "loss": 0.4,
+        "rewards/chosen": 0.2,
+        "rewards/rejected": -0.3,
+        "rewards/margins": 0.5,
+        "rewards/accuracies": 1.0,
+        "step": 10,
+    },
     {"train_runtime": 3.0, "step": 10},
 ]
 DRIFT = (
@@ -184,6 +191,8 @@ def test_training_curves():
         "preferred rightly": ((5, 10), (0.5, 1.0), "y2"),
         "reward of chosen": ((5, 10), (0.0, 0.2), "y3"),
         "reward of rejected": ((5, 10), (0.0, -0.3), "y3"),
+        "margin of the rewards": ((10,), (0.5,), "y3"),
+        "margin, validation": ((5,), (0.1,), "y3"),
     }
     assert figure.layout.xaxis3.title.text == "Step"
 
@@ -320,7 +329,7 @@ def test_hostile_text_stays_text():
             lambda: figures.weight_drift([dataclasses.replace(DRIFT[0], kind="gate")]),
             "'gate': expected key, up, value",
         ),
-        (lambda: figures.weight_drift([dataclasses.replace(DRIFT[0], cosine=math.inf)]), "not finite"),
+        (lambda: figures.weight_drift([dataclasses.replace(DRIFT[0], cosine=math.inf)]), "is infinite"),
         (lambda: figures.neuron_activations(comparison(neurons=())), "does not hold them"),
         (lambda: figures.token_activations(read(), read(("A", " cat", " is", "."))), "differ in their prompt"),
         (lambda: figures.token_activations(read(), read(neurons=NeuronSet.of([(0, 1), (0, 2)]))), "in their neurons"),

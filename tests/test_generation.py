@@ -1,13 +1,18 @@
+import copy
 import random
 
+import families
 import numpy as np
 import pytest
 import raw
 import torch
 from scipy.stats import chisquare, kstest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from xlingtox.data import Prompt
-from xlingtox.generation import _Sampler, generate
+from xlingtox.generation import _Sampler, decode, generate, greediest
+from xlingtox.lm import HookedLM
 
 PROMPTS = ["the cat", "la casa es grande y el gato", "a", "кот сидит на", "das ist", "the dog ran away from"]
 
@@ -87,7 +92,7 @@ def frequencies_fit(model, lm, word, temperature, top_p, n):
     logits = raw.forward(model, torch.tensor([[lm.tokenizer.convert_tokens_to_ids(word)]])).logits[0, -1]
     chance = raw.nucleus(logits, temperature, top_p)
     found = wrote(lm, [word], n_samples=n, max_new_tokens=1, temperature=temperature, top_p=top_p, seed=5)
-    tokens = lm.tokenizer.convert_tokens_to_ids(list(found.texts))
+    tokens = lm.tokenizer.convert_tokens_to_ids([text.strip() for text in found.texts])
     counts = np.bincount(tokens, minlength=len(chance))
     inside = chance > 0
     assert counts[~inside].sum() == 0
@@ -179,3 +184,72 @@ def test_the_nucleus_of_a_large_vocabulary_by_sorting_all_of_it(spread, top_p, t
     before[order] = np.cumsum(exact[order]) - exact[order]
     places = before[drawn] + rng.random(n) * exact[drawn]
     assert kstest(places, "uniform").pvalue > 1e-3
+
+
+# --- where a text ends, and how it begins
+
+
+def test_every_end_that_the_settings_name_ends_a_row(model, tokenizer):
+    """As instruct checkpoints have them: Hugging Face stops at any of these, too."""
+    lm = HookedLM.load(model, tokenizer=tokenizer)
+    ids, mask = lm.encode(PROMPTS)
+    free = decode(lm, ids, mask, 12, greediest)[0]
+    other = copy.deepcopy(model)
+    other.generation_config.eos_token_id = [tokenizer.eos_token_id, int(free[0, 3]), 10**6]
+    both = HookedLM.load(other, tokenizer=tokenizer)
+    assert both.ends == (tokenizer.eos_token_id, int(free[0, 3]))
+    tokens, counts = decode(both, ids, mask, 12, greediest)
+    other.generation_config.eos_token_id = list(both.ends)
+    for row, kept, own, count in zip(ids, mask, tokens, counts, strict=True):
+        theirs = other.generate(input_ids=row[kept][None], do_sample=False, max_new_tokens=12)[0, int(kept.sum()) :]
+        assert own[count].tolist() == theirs.tolist()
+    assert int(counts[0].sum()) <= 4
+    written = wrote(both, PROMPTS[:1], greedy=True, max_new_tokens=12).texts[0]
+    assert (
+        written
+        == lm.decode([own[: int(count.sum()) - 1].tolist() for own, count in zip(tokens, counts, strict=True)])[0]
+    )
+
+
+def test_the_first_space_is_kept():
+    """Llama 2's tokenizer leaves out the first space of what it decodes, and prompt and text would run together."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    special = ["<eos>", "<pad>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator(["the cat sat on the mat"] * 9, trainer)
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    bpe.decoder = decoders.Sequence(parts)
+    spaced = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    lm = HookedLM.load(families.build("llama"), tokenizer=spaced)
+    prompt, text = spaced("the cat")["input_ids"], spaced("the cat sat")["input_ids"]
+    new = text[len(prompt) :]
+    assert lm.decode([new]) == ["sat"]
+    assert lm.decode_after([prompt], [new]) == [" sat"]
+    found = wrote(lm, ["the cat"], n_samples=30, max_new_tokens=4, temperature=3.0, top_p=1.0).texts
+    assert any(text.startswith(" ") for text in found)
+    # A prompt that ends within a character.
+    assert lm.decode_after([prompt[:1]], [[]]) == [""]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": 1e-40}, "at least 1e-06"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"seed": None}, "seed is None"),
+    ],
+)
+def test_numbers_that_sampling_cannot_use(lm, options, words):
+    with pytest.raises(ValueError, match=words):
+        wrote(lm, PROMPTS[:1], **options)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_long_work_shows_how_far_it_is(lm, capsys, shown):
+    generate(lm, PROMPTS, n_samples=2, max_new_tokens=2, progress=shown)
+    told = capsys.readouterr().err
+    assert (f"/{2 * len(PROMPTS)}" in told) == shown
+    if not shown:
+        assert told == ""

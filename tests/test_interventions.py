@@ -3,6 +3,7 @@ import copy
 import functools
 import operator
 
+import numpy as np
 import pytest
 import raw
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from xlingtox.activations import collect_activations
-from xlingtox.generation import generate
+from xlingtox.generation import decode, generate, greediest
 from xlingtox.interventions import Intervention, Offset, Patch, Scale, Set
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
@@ -278,18 +279,90 @@ def test_baked_is_hooked(lm, steps):
     assert_close(total.bake(lm).logits(ids, mask)[mask], under(lm, total), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError, SystemExit])
-def test_hooks_are_gone_after_any_exception(lm, fault):
-    before = under(lm)
+_FAULTS = st.sampled_from([KeyboardInterrupt, SystemExit, GeneratorExit, ValueError, RuntimeError, MemoryError])
+
+
+@_FEW
+@given(st.lists(_STEPS, min_size=1, max_size=4), _FAULTS, st.booleans(), st.integers(1, 6))
+def test_hooks_are_gone_after_any_exception(lm, steps, fault, in_a_hook, calls):
+    """Raised in the block, or by the user's own hook at one of its calls."""
+    before, left = under(lm), [calls]
+
+    def breaking(value):
+        left[0] -= 1
+        if left[0] == 0:
+            raise fault
 
     def interrupted():
-        with Offset(NEURONS, 2.0).on(lm), Scale(NEURONS, 0.0).on(lm):
-            under(lm)
+        with contextlib.ExitStack() as stack:
+            for step in steps:
+                stack.enter_context(step.on(lm))
+            if in_a_hook:
+                stack.enter_context(lm.hooks(post={1: breaking}))
+                for _ in range(calls):
+                    under(lm)
             raise fault
 
     with pytest.raises(fault):
         interrupted()
+    assert not lm.hooked
     assert torch.equal(under(lm), before)
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_an_interrupt_while_hooks_are_removed_leaves_none_that_acts(lm, at, monkeypatch):
+    before, left = under(lm), [at]
+
+    def interrupted(engine):
+        original = engine.on_post
+
+        def on_post(layer, hook):
+            remove = original(layer, hook)
+
+            def removing():
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                remove()
+
+            return removing
+
+        return on_post
+
+    for engine in lm._engines:
+        monkeypatch.setattr(engine, "on_post", interrupted(engine), raising=False)
+    with pytest.raises(KeyboardInterrupt), Offset(NEURONS, 2.0).on(lm):
+        under(lm)
+    assert not lm.hooked
+    assert torch.equal(under(lm), before)
+    for down in lm._plain.downs:
+        down._forward_pre_hooks.clear()
+    lm.tl.reset_hooks()
+
+
+@pytest.mark.parametrize("positions", ["prompt", "new"])
+def test_an_edit_of_some_positions_that_never_acts_is_an_error(lm, positions):
+    edit = Offset(NEURONS, 1.0, positions)
+    ids, mask = lm.encode(TEXTS)
+    if positions == "prompt":
+        with edit.on(lm):
+            lm.logits(ids, mask)
+    else:
+        with pytest.raises(HookNeverFired, match="never acted"), edit.on(lm):
+            lm.logits(ids, mask)
+    with pytest.raises(RuntimeError, match="needs HookedLM's own calls"), edit.on(lm):
+        lm.tl(ids, attention_mask=mask.long())
+
+
+def test_numbers_of_numpy_and_torch(lm):
+    one, row = Offset(NEURONS, 1.5), Offset(NEURONS, [1.5] * len(NEURONS))
+    assert [Offset(NEURONS, kind(1.5)).value for kind in (np.float32, np.float64, torch.tensor)] == [one.value] * 3
+    assert Offset(NEURONS, np.full(len(NEURONS), 1.5)).value == row.value
+    assert Offset(NEURONS, torch.full((len(NEURONS),), 1.5)).value == row.value
+    with pytest.raises(ValueError, match="expected a NeuronSet"):
+        Offset([(0, 1)], 1.0)
+    with pytest.raises(TypeError):
+        one + 3
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +457,14 @@ def test_a_patch_from_cached_activations(pair):
         lm.logits(ids[:1], mask[:1])
     with pytest.raises(ValueError, match=r"no activations of neuron \(1, 5\)"):
         Patch(NEURONS, {0: seen[0]}).on(lm).__enter__()
+    for wrong in (seen[0][..., :-1], seen[0][0], seen[0].numpy()):
+        with pytest.raises(ValueError, match=r"cached activations of layer 0 are .*expected a tensor"):
+            Patch(NEURONS, dict(seen) | {0: wrong}).on(lm).__enter__()
+    # One token each: else the first would serve all that are generated.
+    with raw.watching(source, range(2)) as seen:
+        raw.forward(source, ids[-1:, -1:])
+    with pytest.raises(ValueError, match="not what is generated after it"), Patch(NEURONS, dict(seen)).on(lm):
+        decode(lm, ids[-1:, -1:], mask[-1:, -1:], 3, greediest)
 
 
 def test_a_patch_from_means_takes_each_rows_language(pair, tokenizer):
@@ -440,8 +521,12 @@ def test_what_a_patch_cannot_be(pair, tmp_path):
         Patch(NEURONS, lm).on(lm).__enter__()
     with pytest.raises(ValueError, match="patch one of them only"), patch.on(lm), Patch(NEURONS, lm).on(other):
         lm.logits(*lm.encode(TEXTS))
-    with pytest.raises(RuntimeError, match=r"not with calls of \.tl"), patch.on(lm):
-        lm.tl(lm.encode(["the cat"])[0])
+    with patch.on(lm):
+        lm.logits(*lm.encode(TEXTS))
+        # A pass of the other alone is of no use: it may be of other tokens.
+        other.logits(*lm.encode(["the cat"]))
+        with pytest.raises(RuntimeError, match=r"not with calls of \.tl"):
+            lm.tl(lm.encode(["the cat"])[0])
     ids, mask = lm.encode(TEXTS[:1])
     _, held = lm.extend(ids[:, :2], mask[:, :2])
     with pytest.raises(ValueError, match="set the patch before the first pass"), patch.on(lm):

@@ -2,12 +2,16 @@
 
 import json
 import re
+from uuid import uuid4
 from zipfile import ZipFile
 
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from published import BOM, jsonl, left_out, table, written
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from published import BOM, jsonl, left_out, repository, table, written
+from toys import value_or_refusal
 
 from xlingtox import data
 from xlingtox.scoring import WordlistScorer
@@ -84,6 +88,7 @@ def test_multilingual_jigsaw(tmp_path):
         (table(["id", "text"], ["1", "a"]), "has no field comment_text or content, toxic or target: it has id, text"),
         (table(TOXIC), "no row could be read$"),
         (table(["comment_text", "toxic"], ['"never closed', "1"]), "line 2: the quotation marks do not pair"),
+        (b"comment_text,toxic\ra,1\r", "line 1: a carriage return stands alone: convert the line ends to line feeds"),
         ("\n\n", "has no field .*: it has none"),
     ],
 )
@@ -111,6 +116,20 @@ def test_toxicity_pairwise(tmp_path):
     assert len(data.toxicity_pairwise(tmp_path / "split_1.jsonl")) == 1
     with pytest.raises(ValueError, match="has no field prompt_text, unpert_gen_text, pert_gen_text: it has Prompt"):
         data.toxicity_pairwise(written(tmp_path, {"a.jsonl": jsonl({"Prompt": "x"})}) / "a.jsonl")
+
+
+def test_published_pairs_with_nothing_to_see_are_counted_not_handed_to_tuning(tmp_path):
+    sides = ((" sat", " dog"), ("\u200b", " dog"), (" cafe\u0301", " caf\xe9"))
+    rows = [
+        dict(zip(("prompt_text", "unpert_gen_text", "pert_gen_text"), ("the cat", *each), strict=True))
+        for each in sides
+    ]
+    loaded = data.toxicity_pairwise(written(tmp_path, {"a.jsonl": jsonl(*rows)}) / "a.jsonl")
+    assert data.checked_pairs(loaded).to_list() == [{"prompt": "the cat", "chosen": " sat", "rejected": " dog"}]
+    assert left_out(loaded) == [
+        ("a.jsonl", "no chosen", 1, "line 2"),
+        ("a.jsonl", "chosen equals rejected", 1, "line 3"),
+    ]
 
 
 def test_paradetox(tmp_path):
@@ -177,6 +196,15 @@ def test_line_aligned(tmp_path):
         data.line_aligned(tmp_path)
 
 
+def test_line_aligned_reads_files_named_in_capitals_and_counts_lines_without_the_field(tmp_path):
+    written(tmp_path, {"en.JSONL": jsonl({"Prompt": "a"}, {"other": 1}, {"Prompt": "c"}), "de.txt": "A\nB\nC\n"})
+    loaded = data.line_aligned({"en": tmp_path / "en.JSONL", "de": tmp_path / "de.txt"})
+    assert list(loaded) == [{"en": "a", "de": "A"}, {"en": "c", "de": "C"}]
+    assert left_out(loaded) == [("en.JSONL", "no field Prompt", 1, "line 2")]
+    with pytest.raises(ValueError, match=r"holds several files: give one of de.txt, en.JSONL"):
+        data.line_aligned({"en": tmp_path, "de": tmp_path / "de.txt"})
+
+
 def test_tatoeba(tmp_path):
     sides = {
         "deu-eng.deu": "Hund\nKatze\n",
@@ -201,17 +229,6 @@ def test_tatoeba(tmp_path):
     (tmp_path / "tatoeba.deu-eng.eng").unlink()
     with pytest.raises(ValueError, match=r"tatoeba.deu-eng.deu has no file tatoeba.deu-eng.eng beside it"):
         data.tatoeba(tmp_path)
-
-
-def repository(folder, parts):
-    """A copy of a hub repository: parts (config, split) to rows."""
-    configs = {}
-    for (config, split), rows in parts.items():
-        written(folder, {f"{config}/{split}.jsonl": jsonl(*rows)})
-        configs.setdefault(config, []).append({"split": split, "path": f"{config}/{split}.jsonl"})
-    listed = [{"config_name": config, "data_files": files} for config, files in configs.items()]
-    written(folder, {"README.md": f"---\nconfigs: {json.dumps(listed)}\n---\n"})
-    return folder
 
 
 def test_flores(tmp_path):
@@ -312,12 +329,93 @@ def test_wrong_columns(columns, given, words):
         data.from_columns(Dataset.from_dict({"comment": ["a"]}), columns, **given)
 
 
-@pytest.mark.parametrize("name", ["no/such-data-set", "a.txt", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("name", ["no/such-data-set", "a.txt", "a.parquet"])
 def test_a_data_set_that_cannot_be_read(tmp_path, name):
-    written(tmp_path, {"a.txt": "x", "a.jsonl": "{broken", "a.parquet": "no"})
+    written(tmp_path, {"a.txt": "x", "a.parquet": "no"})
     source = name if "/" in name else tmp_path / name
     with pytest.raises(ValueError, match=f"cannot read the data set .*{re.escape(name)}: [^\n]+$"):
         data.from_columns(source, {"text": "text"}, language="en")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "A.JSONL", "a.json"])
+@pytest.mark.parametrize("text", ["NA", "null", "None", "nan", "12", "1e5", "True", "half \ud83d an emoji", "a\u2028b"])
+def test_from_columns_takes_text_as_it_is(tmp_path, name, text):
+    """Words and numbers too: where the datasets library would guess at types."""
+    if name.lower().endswith(("l", "n")):
+        written(tmp_path, {name: json.dumps({"t": text, "y": 1}) + "\n" + json.dumps({"t": "b", "y": 0})})
+    else:
+        shown, between = text.replace("\ud83d", "\ufffd"), "," if name == "a.csv" else "\t"
+        written(tmp_path, {name: table(["t", "y"], [shown, "1"], ["b", "0"], delimiter=between)})
+    loaded = data.from_columns(tmp_path / name, {"text": "t", "label": "y"}, language="en")
+    assert list(loaded["text"]) == [text.replace("\ud83d", "\ufffd"), "b"]
+    assert list(loaded["label"]) == [1, 0]
+
+
+def test_from_columns_counts_lines_that_cannot_be_used(tmp_path):
+    lines = ['{"t": "a", "y": true}', "{broken", '{"t": 3, "y": "1"}', "[]", '{"y": 0}', '{"t": "b", "y": 0.5}']
+    path = written(tmp_path, {"a.jsonl": "\n".join(lines)}) / "a.jsonl"
+    loaded = data.from_columns(path, {"text": "t", "label": "y"}, language="en")
+    assert list(loaded) == [{"language": "en", "text": "a", "label": 1}]
+    assert left_out(loaded) == [
+        ("a.jsonl", "not JSON", 1, "line 2"),
+        ("a.jsonl", "no text that can be used", 2, "line 3, line 5"),
+        ("a.jsonl", "not a JSON object", 1, "line 4"),
+        ("a.jsonl", "no label that can be used", 1, "line 6"),
+    ]
+    ragged = written(tmp_path, {"a.csv": "t,y\na,True\nb,1,2\nc,false\n"}) / "a.csv"
+    loaded = data.from_columns(ragged, {"text": "t", "label": "y"}, language="en")
+    assert list(loaded["label"]) == [1, 0]
+    assert left_out(loaded) == [("a.csv", "not 2 fields", 1, "line 3")]
+
+
+def test_a_json_file_may_hold_one_list(tmp_path):
+    path = written(tmp_path, {"a.json": json.dumps([{"t": "a"}, {"t": "b"}], indent=1)}) / "a.json"
+    assert list(data.from_columns(path, {"text": "t"}, language="en")["text"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b"", "a.jsonl is empty"),
+        ("a.csv", b"", "a.csv is empty"),
+        ("a.jsonl", b'{"t": "f\xfcr"}', r"a.jsonl is not UTF-8 \(line 1, byte 0xfc\)"),
+        ("a.csv", b"t\nf\xfcr\n", r"a.csv is not UTF-8 \(line 2, byte 0xfc\)"),
+        ("a.csv", b't\n"a\n', "the quotation marks do not pair"),
+        ("a.csv", b"t\ra\rb\r", "a carriage return stands alone: convert the line ends"),
+        ("a.jsonl", b'{"x": 1}', "a.jsonl has no field t: it has x"),
+        ("a.jsonl", b"{broken", "no row could be read: a.jsonl: not JSON: 1"),
+        ("a.json", b'[{"t": "f\xfcr"}]', "a.json"),
+        ("a.json", b"[", "cannot read the data set .*a.json: "),
+    ],
+)
+def test_from_columns_says_what_is_wrong(tmp_path, name, content, words):
+    written(tmp_path, {name: content})
+    with pytest.raises(ValueError, match=words) as caught:
+        data.from_columns(tmp_path / name, {"text": "t"}, language="en")
+    assert type(caught.value) is ValueError
+    assert "An error occurred" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"id": 0, "text": "f\xfcr"}\n', b"{broken", b'{"id": 0, "text": "\\ud83d"}\n']
+)
+def test_flores_from_files_that_cannot_be_read(tmp_path, content):
+    source = repository(tmp_path, {("eng_Latn", "devtest"): [{"id": 0, "text": "a"}]})
+    written(source, {"eng_Latn/devtest.jsonl": content})
+    with pytest.raises(ValueError, match=re.escape(str(source))) as caught:
+        data.flores(source, languages=["en"])
+    assert type(caught.value) is ValueError
+    assert "An error occurred" not in str(caught.value)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60))
+@example(b"[1]")
+@example(b'{"id": {"a": 1}, "text": [2]}')
+def test_flores_from_any_bytes(tmp_path, content):
+    source = repository(tmp_path / uuid4().hex, {("eng_Latn", "devtest"): [{"id": 0, "text": "a"}]})
+    written(source, {"eng_Latn/devtest.jsonl": content})
+    value_or_refusal(lambda: data.flores(source, languages=["en"]))
 
 
 # --- word lists

@@ -101,11 +101,88 @@ def test_an_adapter_for_another_base_is_refused(base, tokenizer, tmp_path):
         HookedLM.load(folder, adapter=tmp_path / "gpt2")
 
 
-def test_an_adapter_that_does_not_survive_merging_is_refused(tokenizer, tmp_path):
-    model = families.build("bloom")
-    adapted(model, ["word_embeddings"]).save_pretrained(tmp_path / "lora")
+@pytest.mark.parametrize("way", ["memory", "memory with a folder"])
+@pytest.mark.parametrize(
+    ("name", "targets"), [("bloom", ["word_embeddings", "query_key_value"]), ("llama tied, biased", ["lm_head"])]
+)
+def test_an_adapter_on_a_tied_embedding_parts_the_two(tokenizer, tmp_path, name, targets, way):
+    """As the paper's own of BLOOM: merged into both, it would say something else."""
+    model = families.build(name)
+    lora = adapted(model, targets)
+    lora.save_pretrained(tmp_path / "lora")
+    if way == "memory":
+        lm = HookedLM.load(lora, tokenizer=tokenizer)
+    else:
+        lm = HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora")
+    ids, mask = lm.encode(TEXTS[:1])
+    theirs = lora(input_ids=ids).logits
+    assert_close(lm.logits(ids, mask), theirs, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(theirs, model(input_ids=ids).logits, atol=1e-1)
+    lm.unwrapped().save_pretrained(tmp_path / "merged")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert_close(again(input_ids=ids).logits, theirs, atol=1e-5, rtol=1e-5)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_an_adapter_that_does_not_survive_merging_is_refused(tokenizer, tmp_path, monkeypatch):
+    model = families.build("llama")
+    adapted(model).save_pretrained(tmp_path / "lora")
+    monkeypatch.setattr(peft.tuners.lora.LoraModel, "merge_and_unload", peft.tuners.lora.LoraModel.unload)
     with pytest.raises(ValueError, match="cannot be merged"):
         HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora")
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+def test_an_adapter_of_a_base_with_other_layers_is_refused(base, tmp_path, layers):
+    """PEFT would leave out what has no place, and draw what is missing at random."""
+    other = transformers.LlamaForCausalLM(
+        base[0].config.__class__(**{**base[0].config.to_dict(), "num_hidden_layers": layers})
+    )
+    adapted(other).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match=r"another base than .*layers"):
+        HookedLM.load(base[1], adapter=tmp_path / "lora")
+
+
+def test_an_adapter_that_names_another_base_is_warned_of(base, tmp_path, caplog):
+    lora = adapted(base[0])
+    lora.peft_config["default"].base_model_name_or_path = "someone/other"
+    lora.save_pretrained(tmp_path / "lora")
+    HookedLM.load(base[1], adapter=tmp_path / "lora")
+    assert "trained on someone/other; it is merged into" in caplog.text
+
+
+def test_a_checkpoint_with_an_adapter_in_its_folder_has_tuned_value_vectors(base, tmp_path):
+    """Transformers would put the adapter beside the weights, whose value vectors are the base's."""
+    model, folder = base
+    lora = adapted(model)
+    lora.peft_config["default"].base_model_name_or_path = str(folder)
+    both = tmp_path / "both"
+    model.save_pretrained(both)
+    lora.save_pretrained(both)
+    lm = HookedLM.load(both, tokenizer=HookedLM.load(folder).tokenizer)
+    theirs, ours = logits(lora, lm)
+    assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(lm.value_vectors(0), families.values(model, "llama", 0), atol=1e-3)
+
+
+def test_adapters_on_the_hub(base, tmp_path, tokenizer, monkeypatch):
+    """From a cache as the hub's client keeps it: no network."""
+    model, _ = base
+    lora = adapted(model)
+    lora.peft_config["default"].base_model_name_or_path = "me/base"
+    for name, saved in (("base", model), ("lora", lora)):
+        place = tmp_path / "hub" / f"models--me--{name}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("a" * 40, "utf-8")
+        saved.save_pretrained(place / "snapshots" / ("a" * 40))
+        tokenizer.save_pretrained(place / "snapshots" / ("a" * 40))
+    for where in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):
+        monkeypatch.setattr(where, str(tmp_path / "hub"))
+    for lm in (HookedLM.load("me/lora"), HookedLM.load("me/base", adapter="me/lora")):
+        theirs, ours = logits(lora, lm)
+        assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert HookedLM.load("me/lora").name == "me/lora"
+    assert HookedLM.load("me/base", adapter="me/lora").name == "me/base + me/lora"
 
 
 def test_no_adapter_there(base, tmp_path):
@@ -232,6 +309,99 @@ def test_centred_weights_are_refused(tokenizer):
     bridge = build_bridge_from_module(model, "GPT2LMHeadModel", hf_config=model.config)
     with pytest.raises(ValueError, match="centred"):
         HookedLM.load(bridge, tokenizer=tokenizer)
+
+
+# --- models, tokenizers and options that do not fit
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(base):
+    from safetensors.torch import load_file, save_file
+
+    _, folder = base
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 of the model's weights, model\.layers\.1\.mlp\.down_proj\.weight"):
+        HookedLM.load(folder)
+
+
+def test_weights_that_are_no_numbers(tokenizer):
+    model = families.build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0] = torch.nan
+    with pytest.raises(ValueError, match="logits that are no numbers"):
+        HookedLM.load(model, tokenizer=tokenizer)
+
+
+def test_tokens_that_the_model_does_not_know(tokenizer):
+    model = families.build("llama")
+    padded = copy.deepcopy(tokenizer)
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    assert padded.pad_token_id == families.VOCABULARY
+    lm, usual = (HookedLM.load(model, tokenizer=each) for each in (padded, tokenizer))
+    (ids, mask), (others, _) = lm.encode(TEXTS), usual.encode(TEXTS)
+    assert_close(lm.logits(ids, mask)[mask], usual.logits(others, mask)[mask], atol=1e-6, rtol=0)
+    worded = copy.deepcopy(tokenizer)
+    worded.add_tokens(["zebra"])
+    with pytest.raises(ValueError, match=r"gives token 300, and .* knows 300.*resize_token_embeddings"):
+        HookedLM.load(model, tokenizer=worded).encode(["the zebra"])
+    ended = copy.deepcopy(tokenizer)
+    ended.add_special_tokens({"eos_token": "[END]"})
+    with pytest.raises(ValueError, match="end of sequence is token 300, and the model knows 300"):
+        HookedLM.load(model, tokenizer=ended)
+
+
+def test_options_that_would_be_overlooked(base, tokenizer):
+    model, folder = base
+    lm = HookedLM.load(folder)
+    with pytest.raises(ValueError, match="is loaded already"):
+        HookedLM.load(lm, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="revision 'abc' is of a hub name"):
+        HookedLM.load(folder, revision="abc")
+    for load in (
+        lambda: HookedLM.load(folder, device="xpu"),
+        lambda: HookedLM.load(model, tokenizer=tokenizer, device="xpu"),
+    ):
+        with pytest.raises(ValueError, match="device 'xpu' is not to be had on this machine"):
+            load()
+
+
+def test_a_folder_in_the_home_directory(base, monkeypatch):
+    _, folder = base
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert HookedLM.load("~/base").n_layers == families.N_LAYERS
+
+
+def test_hooks_of_the_callers_model_stay_there(tokenizer, caplog):
+    model, calls = families.build("llama"), []
+    handle = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: calls.append(1))
+    lm = HookedLM.load(model, tokenizer=tokenizer)
+    assert "not taken along" in caplog.text
+    lm.logits(*lm.encode(TEXTS))
+    assert not calls
+    model(input_ids=lm.encode(TEXTS)[0])
+    assert calls
+    handle.remove()
+
+
+def test_a_projection_before_the_output_is_told(tokenizer):
+    """As in OPT of 350 million parameters."""
+    config = families.build("opt").config
+    config.word_embed_proj_dim = 16
+    lm = HookedLM.load(families.randomised(transformers.OPTForCausalLM(config)), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="projection between the residual stream"):
+        NeuronSet.of([(0, 1)]).promoted_tokens(lm, k=3)
+
+
+def test_fingerprints_tell_what_changed_places(tokenizer):
+    model = families.build("llama")
+    other = copy.deepcopy(model)
+    mlp = other.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
+    prints = [HookedLM.load(each, tokenizer=tokenizer).fingerprint() for each in (model, other, copy.deepcopy(model))]
+    assert prints[0] == prints[2] != prints[1]
+    with torch.inference_mode():
+        assert HookedLM.load(families.build("llama"), tokenizer=tokenizer).fingerprint() == prints[0]
 
 
 # --- a TransformerLens that does not know this release of transformers

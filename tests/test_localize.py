@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import raw
@@ -8,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from xlingtox import localize
 from xlingtox.activations import collect_activations
 from xlingtox.interventions import Scale
+from xlingtox.lm import HookedLM
 from xlingtox.localize import by_auroc, by_contribution, by_cosine
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe
@@ -61,6 +64,11 @@ def test_by_contribution_equals_numpy(family):
     np.testing.assert_allclose(found.scores, by_hand[best], rtol=1e-4)
     with pytest.raises(ValueError, match="the activations are of"):
         by_contribution(lm, probe_of(DIRECTION), acts, k=lm.n_neurons + 1)
+    other = copy.deepcopy(family.model)
+    raw.down(other, 0).weight.data.mul_(2)
+    changed = HookedLM.load(other, tokenizer=lm.tokenizer)
+    with pytest.raises(ValueError, match="collect them with this model"):
+        by_contribution(changed, probe_of(DIRECTION), acts)
 
 
 def test_experts_equal_scikit_learn(family, tokenizer, monkeypatch):

@@ -17,7 +17,7 @@ from xlingtox.generation import generate
 from xlingtox.interventions import Patch
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
-from xlingtox.patching import PatchEffect, patch_effect
+from xlingtox.patching import PatchEffect, _controls, patch_effect
 from xlingtox.probe import Probe
 from xlingtox.scoring import WordlistScorer
 
@@ -107,8 +107,32 @@ def test_shares_and_their_intervals_by_hand():
         assert 0.4 < own.low < own.share < own.high < 0.6
     every = np.mean(list(means.values()), 0)
     assert table.loc["all"].share == pytest.approx((every[2] - every[0]) / (every[1] - every[0]))
-    same = PatchEffect(codes, runs | {"tuned": {"probe": base}}).to_frame()
-    assert same[["share", "low", "high"]].isna().all().all()
+    for turned in (base, base[::-1].copy()):
+        # In another order a mean differs by rounding, which is no change.
+        runs |= {"tuned": {"probe": turned}}
+        same = PatchEffect(("en",) * 60, runs).to_frame()
+        assert same[["share", "low", "high"]].isna().all().all()
+    little = {"base": {"probe": base}, "tuned": {"probe": base + rng.normal(0.01, 1, 60)}, "some": {"probe": patched}}
+    told = PatchEffect(codes, little).to_frame()
+    assert told.share.notna().all()
+    assert told[["low", "high"]].isna().all().all()
+
+
+def test_the_control_of_a_large_group_is_drawn_at_random(pair):
+    _, (lm, _) = pair
+    large = NeuronSet.of((0, i) for i in range(lm.d_mlp - 5))
+    drawn = _controls(large, lm, 20, seed=0)
+    assert all(len(each) == len(large) for each in drawn)
+    left = [set(NeuronSet.of((0, i) for i in range(lm.d_mlp))) - set(each) for each in drawn]
+    # Each leaves out 5 of all: the same ones, or always the last, would be no draw.
+    assert len({frozenset(each) for each in left}) == 20
+    assert len(set.union(*left)) > lm.d_mlp // 2
+
+
+def test_the_same_model_twice_has_no_change_to_carry(pair):
+    lm = pair[1][0]
+    with pytest.raises(ValueError, match="given as both models"):
+        patch_effect(lm, lm, PROMPTS, {"some": GROUP}, toxic_tokens=[1])
 
 
 def by_hand(name="some"):
@@ -174,6 +198,8 @@ def test_saved_and_loaded_is_equal(pair, probe, tmp_path):
         ({"some": NeuronSet.of([(5, 0)])}, {"toxic_tokens": [1]}, "outside the model"),
         ({"some": GROUP}, {"toxic_tokens": [-1]}, "vocabulary"),
         ({"some": GROUP}, {"toxic_tokens": [300]}, "vocabulary"),
+        ({"some": GROUP}, {"toxic_tokens": []}, "expected at least one token"),
+        ({"some": GROUP}, {"toxic_tokens": [1], "n_random": -1}, "0 or more"),
         ({"some": GROUP}, {"scorer": WordlistScorer({"en": ["cat"]})}, "does not cover es"),
     ],
 )

@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from studies import HOSTILE, hostile, made_up
+from studies import FORETOLD, HOSTILE, hostile, made_up
 
 from xlingtox import languages, report
 
@@ -135,6 +135,13 @@ def test_the_correlation_is_told_honestly(r, p, said):
     results = made_up()
     results["transfer"] |= {"pearson_r": r, "p_value": p}
     assert said in Page(report.render(results)).text.replace("\u00a0", " ")
+
+
+def test_an_interval_of_too_few_languages_is_not_told():
+    results = made_up()
+    results["transfer_by_measure"]["emt"]["predictors"] = [FORETOLD | {"pearson_low": None, "pearson_high": None}]
+    findings = Page(report.render(results)).text
+    assert "The 95 % interval of r is not defined for so few languages. A line through" in findings
 
 
 def test_no_offset_that_is_enough_is_said():

@@ -6,6 +6,7 @@ from zipfile import ZipFile
 import pytest
 from datasets import concatenate_datasets, load_from_disk
 from published import AES, BOM, jsonl, left_out, write_zip, written
+from toys import value_or_refusal
 
 from xlingtox import data
 
@@ -219,3 +220,13 @@ def test_rtp_lx_pairs(tmp_path):
     ]
     with pytest.raises(ValueError, match="no completion to reject: 1"):
         data.rtp_lx_pairs(written(tmp_path, {"RTP_LX_FR.json": jsonl({"Prompt": "sot"})}) / "RTP_LX_FR.json")
+
+
+def test_a_wrong_password_that_the_archive_lets_by(tmp_path):
+    """One byte tells a wrong password: one in 256 is let by; of a long file, the text is wrong before its sum is."""
+    path = write_zip(
+        tmp_path / "a.zip", {"RTP_LX_EN.json": jsonl(*({"Prompt": f"you fool {i}"} for i in range(500)))}, "right"
+    )
+    told = [value_or_refusal(lambda i=i: data.rtp_lx(path, password=f"wrong {i}"))[1] for i in range(1000)]
+    assert all("password is wrong" in each for each in told)
+    assert any("RTP_LX_EN.json is not UTF-8" in each for each in told)

@@ -1,5 +1,7 @@
+import copy
 import dataclasses
 import itertools
+import logging
 import math
 
 import numpy as np
@@ -9,10 +11,12 @@ from datasets import Dataset
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from tokenizers.processors import TemplateProcessing
 
-from xlingtox import NeuronSet, retrieval, transfer
+from xlingtox import NeuronSet, correlation, retrieval, transfer
 from xlingtox.activations import Activations
 from xlingtox.comparison import Comparison, Measures
+from xlingtox.correlation import rank_products
 from xlingtox.lm import Identity
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer import Line, Transfer, relate
@@ -61,7 +65,54 @@ def test_spearman_s_p_is_exact_for_few_and_near_it_for_more():
         random_state=0,
     ).pvalue
     assert transfer.spearman(x, y).p_value == pytest.approx(known, abs=0.04)
-    assert transfer.spearman(x, x).p_value == pytest.approx(1e-5)
+    assert transfer.spearman(x, x).p_value == 2 / math.factorial(16)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 7])
+def test_every_order_of_ranks_is_counted(n):
+    sums = [sum(place * rank for place, rank in enumerate(o, 1)) for o in itertools.permutations(range(1, n + 1))]
+    assert rank_products(n).tolist() == np.bincount(sums).tolist()
+
+
+@pytest.mark.parametrize(
+    ("n", "rho", "p"), [(10, 0.648, 0.05), (13, 0.560, 0.05), (16, 0.503, 0.05), (16, 0.635, 0.01)]
+)
+def test_spearman_s_p_is_that_of_the_published_table(n, rho, p):
+    """Critical values of Zar (1972), two-sided: the least rho that n ranks can have and that is significant."""
+    counts = rank_products(n)
+    assert counts.sum() == math.factorial(n)
+    rhos = (np.arange(len(counts)) - n * (n + 1) ** 2 / 4) / (n * (n * n - 1) / 12)
+    least = rhos[rhos > rho - 5e-4].min()
+    ends = least, least - np.diff(rhos)[0]
+    reached, before = (counts[abs(rhos) >= end - 1e-9].sum() / counts.sum() for end in ends)
+    assert least == pytest.approx(rho, abs=1e-3)
+    assert reached <= p < before
+
+
+def test_counts_over_16_ranks_have_the_known_moments():
+    counts, sums = rank_products(16), np.arange(len(rank_products(16)))
+    mean = (counts * sums).sum() / math.factorial(16)
+    assert mean == 16 * 17**2 / 4
+    assert ((sums - mean) ** 2 * (counts / counts.sum())).sum() == pytest.approx(16**2 * 17**2 * 15 / 144)
+
+
+@pytest.mark.parametrize(
+    ("n", "tied", "exact"), [(9, True, True), (10, True, False), (16, False, True), (17, False, False)]
+)
+def test_it_is_said_whether_p_is_exact(n, tied, exact):
+    x, y = points(n, seed=3)
+    if tied:
+        y[0] = y[1]
+    found = transfer.spearman(x, y)
+    assert found.exact is exact
+    if tied and exact:
+        rho = stats.spearmanr(x, y).statistic
+        ranks = stats.rankdata(y) - 5
+        orders = np.array(list(itertools.permutations(stats.rankdata(x))))
+        every = (orders - 5) @ ranks / math.sqrt(60 * (ranks @ ranks))
+        assert found.p_value == pytest.approx((abs(every) >= abs(rho) - 1e-9).mean())
+    assert found.p_value == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.03)
+    assert transfer.pearson(x, y).exact
 
 
 @pytest.mark.parametrize("kind", ["pearson", "spearman"])
@@ -71,12 +122,52 @@ def test_intervals_of_correlations_are_bootstraps_over_languages(kind):
     drawn = np.random.default_rng(7).integers(0, 16, (4000, 16))
     known = np.quantile([theirs(np.array(x)[own], np.array(y)[own]).statistic for own in drawn], [0.025, 0.975])
     ours = getattr(transfer, kind)(x, y)
-    assert (ours.low, ours.high) == pytest.approx(tuple(known), abs=0.06)  # two Monte Carlo draws
+    assert (ours.bootstrap_low, ours.bootstrap_high) == pytest.approx(tuple(known), abs=0.06)  # two Monte Carlo draws
+
+
+@pytest.mark.parametrize("n", [6, 16])
+def test_intervals_of_r_are_those_of_fisher(n):
+    x, y = points(n)
+    known = stats.pearsonr(x, y).confidence_interval(0.95)
+    ours = transfer.pearson(x, y)
+    assert (ours.low, ours.high) == pytest.approx(tuple(known))
+    ours = transfer.spearman(x, y)
+    z, arm = np.arctanh(ours.value), 1.959964 * np.sqrt((1 + ours.value**2 / 2) / (n - 3))
+    assert (ours.low, ours.high) == pytest.approx((np.tanh(z - arm), np.tanh(z + arm)))
+
+
+@pytest.mark.parametrize(("kind", "truth"), [("pearson", 0.6), ("spearman", 6 / math.pi * math.asin(0.3))])
+def test_intervals_of_correlations_cover_what_they_say(kind, truth):
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(1500):
+        x, noise = rng.normal(size=(2, 16))
+        r = getattr(stats, f"{kind}r")(x, 0.6 * x + 0.8 * noise).statistic
+        low, high = correlation.fisher(r, 16, 1 + r * r / 2 if kind == "spearman" else 1.0)
+        covered.append(low <= truth <= high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_few_points_and_perfect_ones_have_no_interval():
+    for kind in (transfer.pearson, transfer.spearman):
+        few = kind(*points(5))
+        assert np.isfinite([few.value, few.p_value]).all()
+        assert np.isnan([few.low, few.high, few.bootstrap_low, few.bootstrap_high]).all()
+        perfect = kind([1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 10, 12])
+        assert np.isnan([perfect.low, perfect.high]).all()
 
 
 def test_a_side_that_does_not_vary_has_no_correlation():
-    for found in (transfer.pearson([1, 1, 1], [1, 2, 3]), transfer.spearman([1, 2, 3], [2, 2, 2])):
-        assert all(math.isnan(value) for value in dataclasses.astuple(found))
+    third = [0.1 * 3, 0.3, 0.9 / 3, 0.3, 0.6 / 2, 0.3]  # constant but for rounding
+    assert np.ptp(third) > 0
+    for found in (
+        transfer.pearson([1, 1, 1], [1, 2, 3]),
+        transfer.spearman([1, 2, 3], [2, 2, 2]),
+        transfer.pearson(third, [1, 2, 3, 4, 5, 6]),
+        transfer.spearman([6, 2, 3, 1, 5, 4], third),
+    ):
+        assert np.isnan(dataclasses.astuple(found)[:-1]).all()
+    assert Line.fit(third, [1, 2, 3, 4, 5, 6]).slope == 0
+    assert transfer.pearson([1e-9, 2e-9, 3e-9], [1, 2, 4]).value > 0.9, "small values are no rounding"
 
 
 @pytest.mark.parametrize("n", [3, 16])
@@ -98,6 +189,9 @@ def test_lines_of_too_little():
     assert Line.fit([1, 2], [1, 3]).interval(1.5) == (-math.inf, math.inf)
     flat = Line.fit([0.1, 0.1, 0.1], [0, 1, 2])
     assert (flat.slope, flat.at(5)) == (0, 1)
+    assert np.isfinite(flat.interval(0.1)).all()
+    assert flat.interval(5) == (-math.inf, math.inf), "nothing is known of the slope"
+    assert Line.fit([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4]).interval(2) == (-math.inf, math.inf), "nor of any scatter"
     for x, y in (([1], [1]), ([1, 2], [1])):
         with pytest.raises(ValueError, match="two equally long lists"):
             Line.fit(x, y)
@@ -174,10 +268,43 @@ def test_the_drop_of_another_language():
     assert foretold.low < foretold.drop < foretold.high
     assert found.predict("zh", level=0.5).low > foretold.low
     beyond = found.predict("ar")
-    assert beyond.drop == beyond.high == 1.0, "no drop is above 1"
+    assert foretold.extrapolated
+    assert beyond.extrapolated
+    assert beyond.drop == pytest.approx(intercept + 2 * slope)
+    assert beyond.low < 1 < beyond.high, "not cut at 1, where it would have no width"
+    assert not relate(retrieved, dropping(drops | {"zh": 0.4})).predict("de").extrapolated
     # A language that was observed is foretold from the others.
     slope, intercept = np.polyfit([0.2, 0.3, 0.4], [0.25, 0.45, 0.5], 1)
     assert found.predict("es").drop == pytest.approx(intercept + 0.1 * slope)
+
+
+def test_no_prediction_is_certain():
+    """Drops that are all the same, as 1 where EMT falls to 0, tell nothing of how far another may be from them."""
+    codes = [f"{i:02}" for i in range(17)]
+    x = dict(zip(codes, np.linspace(0.1, 0.9, 17), strict=True))
+    found = relate(x, dropping(dict.fromkeys(codes[:16], 1.0)))
+    foretold = found.predict(codes[16])
+    assert (foretold.drop, foretold.low, foretold.high) == (pytest.approx(1), -math.inf, math.inf)
+    steep = {code: 0.1 + 2 * x[code] + 0.01 * (-1) ** i for i, code in enumerate(codes[:8])}
+    beyond = relate(x, dropping(steep)).predict(codes[16])
+    assert (beyond.extrapolated, beyond.low > 1) == (True, True)
+    assert beyond.high - beyond.low > 0.02
+
+
+def test_drops_may_be_numbers_from_a_paper():
+    drops = known(CODES, 2)
+    by_hand, compared = relate(known(CODES), drops, "emt"), relate(known(CODES), dropping(drops), "emt")
+    assert by_hand.pearson_r == pytest.approx(compared.pearson_r)
+    assert by_hand.drop == drops
+    assert by_hand.drop_intervals == {}
+    assert relate(known(CODES), drops, "share of harmful answers").measure == "share of harmful answers"
+    assert list(relate(known(CODES), drops | {"fr": math.nan}).drop) == [code for code in CODES if code != "fr"]
+    with pytest.raises(ValueError, match=r"the drop of fr is 73: expected .* at most 1"):
+        relate(known(CODES), drops | {"fr": 73})
+    with pytest.raises(ValueError, match="unknown language 'klingon'"):
+        relate(known(CODES), drops | {"klingon": 0.5})
+    with pytest.raises(ValueError, match="observed is a list: expected a Comparison, or language to drop"):
+        relate(known(CODES), [0.5])
 
 
 def test_prediction_intervals_hold_what_they_promise():
@@ -240,6 +367,7 @@ def test_it_says_how_little_the_languages_carry():
     assert "16 languages carry little: an |r| below 0.50 may be chance" in said.caveat
     assert f"r = {said.pearson_r:.2f} has a 95 % interval from" in said.caveat
     assert said.caveat in repr(said)
+    assert "has no interval to speak of. A language's drop" in relate(known(CODES[:4]), observed(CODES)).caveat
     flat = relate(dict.fromkeys(CODES, 0.5), observed(CODES))
     assert math.isnan(flat.pearson_r)
     assert flat.caveat.endswith("(p > 0.05).")
@@ -265,6 +393,15 @@ def test_tokens_per_character(lm, tokenizer):
     }
     with pytest.raises(ValueError, match="no text in es"):
         transfer.tokens_per_character(lm, {"es": [""]})
+
+
+def test_special_tokens_are_not_counted(lm, tokenizer, monkeypatch):
+    """A tokenizer that begins each text with one, as many do, cuts a language no finer for it."""
+    adding = copy.deepcopy(tokenizer)
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 0)])
+    assert adding("кот")["input_ids"] == [0, *tokenizer("кот")["input_ids"]]
+    monkeypatch.setattr(lm, "tokenizer", adding)
+    assert transfer.tokens_per_character(lm, {"ru": ["кот"]}) == {"ru": len(tokenizer("кот")["input_ids"]) / 3}
 
 
 def test_share_of_active_neurons():
@@ -316,8 +453,57 @@ def test_prediction_is_retrieval_then_transfer(lm):
 
 
 def test_too_few_languages_are_refused_before_any_reading(lm, monkeypatch):
-    monkeypatch.setattr(retrieval, "embed", None)
+    monkeypatch.setattr(retrieval, "mean_states", None)
     with pytest.raises(ValueError, match="retrieval and drops share 2 languages"):
         retrieval.predict_transfer(lm, PARALLEL, observed(("en", "es", "ru")))
     with pytest.raises(ValueError, match="text and drops share 1 languages"):
         retrieval.predict_transfer(lm, PARALLEL, observed(CODES), predictors={"text": {"es": 1.0}})
+
+
+def test_the_tuned_language_is_no_point_whatever_the_pivot(lm):
+    diff = observed(("en", "es", "ru", "de"), before={"en": measures(0.9, 0.9)})
+    with pytest.raises(ValueError, match="retrieval and drops share 2 languages"):
+        retrieval.predict_transfer(lm, PARALLEL, diff, pivot="de", progress=False)
+    found = retrieval.predict_transfer(lm, PARALLEL, diff, pivot="de", tuned="de", progress=False)
+    assert set(found.drop) == {"en", "es", "ru"}
+    measured = retrieval.accuracy(lm, PARALLEL, pivot="de", progress=False)
+    assert found.retrieval == measured.mean()
+    assert set(found.predictors["tokens_per_character"].values) == {"en", "es", "ru"}
+    more = PARALLEL | {"fr": ["la maison est grande", "le chat dort", "un chien", "le tapis"]}
+    diff = observed(("en", "es", "ru", "fr"))
+    found = retrieval.predict_transfer(lm, more, diff, pivot="de", progress=False)
+    assert list(found.drop) == ["es", "fr", "ru"]
+    measured = retrieval.accuracy(lm, more, pivot="de", progress=False)
+    for name, values in (("retrieval", measured.mean()), ("aligned_cosine", measured.mean("aligned_cosine"))):
+        assert found.predictors[name].values == {code: values[code] for code in ("es", "fr", "ru")}
+
+
+def test_a_comparison_of_another_model_is_refused_before_any_reading(lm, monkeypatch):
+    own, other = lm.identity(), Identity("tuned", None, "float32", "abcabcabcabc")
+    diff = observed(("en", "es", "ru", "de"))
+    good, swapped = (dataclasses.replace(diff, models=models) for models in ((own, other), (other, own)))
+    assert retrieval.predict_transfer(lm, PARALLEL, good, progress=False).drop
+    measured = retrieval.accuracy(lm, PARALLEL, progress=False)
+    monkeypatch.setattr(retrieval, "mean_states", None)
+    with pytest.raises(
+        ValueError, match=r"before tuning is tuned \(float32, fingerprint abcabcabcabc\).*give the model"
+    ):
+        retrieval.predict_transfer(lm, PARALLEL, swapped)
+    with pytest.raises(ValueError, match="before tuning is tuned"):
+        retrieval.transfer(measured, swapped)
+    assert retrieval.transfer(dataclasses.replace(measured, model=None), swapped).drop
+
+
+def test_unequally_many_sentences_are_warned_of(lm, caplog):
+    lengths = {"es": 4, "de": 4, "ru": 3}
+    rows = [
+        {"language": code, "sentence": PARALLEL[code][i], "translation": PARALLEL["en"][i]}
+        for code, n in lengths.items()
+        for i in range(n)
+    ]
+    diff = observed(("en", "es", "ru", "de"))
+    with caplog.at_level(logging.WARNING):
+        retrieval.predict_transfer(lm, PARALLEL, diff, progress=False)
+        assert not caplog.records
+        retrieval.predict_transfer(lm, Dataset.from_list(rows), diff, progress=False)
+    assert "not comparable (4 in es, 4 in de, 3 in ru)" in caplog.text

@@ -1,15 +1,21 @@
 import copy
 import dataclasses
+import importlib.util
 import json
 import math
 import os
+import random
+import re
 import subprocess
 import sys
 import textwrap
+import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import families
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -17,13 +23,16 @@ import trl
 from conftest import randomised, tiny
 from datasets import Dataset
 from safetensors.torch import load_file
+from tokenizers import processors
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
-from xlingtox import tuning
+from xlingtox import mini, tuning
 from xlingtox.folders import writable_folder
+from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
+from xlingtox.neurons import NeuronSet
 from xlingtox.tuning import MINI, PAPER_FULL, PAPER_QLORA, Diverged, Lora, Recipe, tunable_pairs, tune_dpo
 
 PROMPTS = ["the cat", "the dog", "la casa", "das ist ein hund"]
@@ -105,7 +114,8 @@ def test_what_was_done_is_written_down(tuned):
     assert record["recipe"] == dataclasses.asdict(RECIPE)
     assert (record["pairs"], record["finished"]) == (4, True)
     assert record["model"]["fingerprint"] == tuned[1].fingerprint()
-    assert {"torch", "transformers", "trl"} == record["versions"].keys()
+    named = {"xlingtox", "torch", "transformers", "trl", "accelerate", "datasets"}
+    assert named <= record["versions"].keys() <= named | {"peft", "bitsandbytes"}
     assert record["trl"]["beta"] == 0.1
     log = json.loads((folder / "log.json").read_text("utf-8"))
     assert log[-1]["step"] == RECIPE.steps
@@ -147,9 +157,10 @@ def test_tuning_can_be_silent(tuned, tmp_path, capfd):
 @pytest.mark.parametrize("name", ["llama", "bloom"])
 def test_other_families(name, tokenizer, tmp_path):
     lm = HookedLM.load(tiny(name), tokenizer=tokenizer)
-    after = tune_dpo(lm, PAIRS, tmp_path, dataclasses.replace(RECIPE, steps=2), progress=False)
-    assert after.fingerprint() != lm.fingerprint()
-    assert after.d_mlp == lm.d_mlp
+    tune_dpo(lm, PAIRS, tmp_path, RECIPE, progress=False)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert losses(tmp_path)[0][1] == pytest.approx(math.log(2), abs=1e-5)
+    assert margin(after, tokenizer) > margin(tiny(name), tokenizer) + 1
 
 
 # --- bad input is refused before training
@@ -173,6 +184,14 @@ def but(**columns):
         (PAIRS.remove_columns("rejected"), "no column rejected"),
         (but(chosen=[" sat", None, " es", " "]), "row 1 has no chosen; row 3 has no chosen"),
         (but(rejected=PAIRS["chosen"]), "row 0 has chosen equal to rejected.*and 1 more"),
+        (
+            but(chosen=["\ufe0f", "\u180b", "\U000e0100\u0301", " ok"]),
+            "row 0 has no chosen; row 1 has no chosen; row 2",
+        ),
+        (
+            but(chosen=["caf\xe9", "a\u200b", "x", "y"], rejected=["cafe\u0301", "a", "y", "x"]),
+            "row 0 .*; row 1 .*equal",
+        ),
         (PAIRS.select([]), "no preference pairs"),
         (but(chosen=["\u200b\u3164", "\u2800 ", "\ufeff", " ok"]), "row 0 has no chosen; row 1 has no chosen; row 2"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "expected a datasets.Dataset"),
@@ -210,6 +229,7 @@ def test_prompts_that_leave_no_room_are_left_out_and_counted(tuned, tmp_path, ca
     long = but(prompt=[*PROMPTS[:3], "the dog ran away " * 30])
     tune_dpo(tuned[1], long, tmp_path, dataclasses.replace(RECIPE, steps=1), progress=False)
     assert "1 of 4 prompts have more than 31 tokens (rows 3): they are left out" in caplog.text
+    assert "preference pairs: 1 of 4" in caplog.text
     record = json.loads((tmp_path / "recipe.json").read_text("utf-8"))
     assert (record["pairs"], record["left_out"]) == (3, 1)
     with pytest.raises(ValueError, match=r"4 of 4 prompts have more than 1 tokens \(rows 0, 1, 2, ...\): none leaves"):
@@ -219,6 +239,13 @@ def test_prompts_that_leave_no_room_are_left_out_and_counted(tuned, tmp_path, ca
 def test_writable_folder(tmp_path):
     assert writable_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_several_may_ask_for_one_folder_at_once(tmp_path):
+    """As the processes of a launcher do."""
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(writable_folder, [tmp_path] * 800)) == {tmp_path}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_model_may_have_another_precision(model, tokenizer, tmp_path):
@@ -255,11 +282,55 @@ def test_the_papers_recipes_say_what_trl_would_choose_otherwise():
         ({"patience": 0}, "patience is 0"),
         ({"learning_rate": math.inf}, "learning_rate is inf"),
         ({"validation_share": 1.0}, "validation_share is 1"),
+        ({"steps": 2.5}, "steps is 2.5: expected a whole number of at least 1"),
+        ({"batch_size": None}, "batch_size is None"),
+        ({"warm_up": -1}, "warm_up is -1: expected a whole number of at least 0"),
+        ({"warm_up": 2.5}, "warm_up is 2.5"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": None}, "seed is None"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'"),
+        ({"loss_type": "nonsense"}, "loss_type is 'nonsense': expected one of sigmoid, "),
+        ({"loss_type": ["sigmoid"]}, "loss_type is"),
+        ({"optimizer": "adamw"}, "optimizer is 'adamw': expected one of .*adamw_torch"),
+        ({"loss_type": "robust"}, r"label_smoothing is 0\.0 with loss_type 'robust': robust needs it"),
+        ({"label_smoothing": 0.1}, "label_smoothing is 0.1 with loss_type 'sigmoid'"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "label_smoothing is 0.5"),
     ],
 )
 def test_bad_recipes(changes, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(RECIPE, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rank": 0}, "lora's rank is 0"),
+        ({"alpha": 0}, "lora's alpha is 0"),
+        ({"dropout": 2.0}, "lora's dropout is 2.0"),
+        ({"bits": 3}, "lora's bits is 3: expected 4, 8 or None"),
+    ],
+)
+def test_bad_adapters(changes, words):
+    with pytest.raises(ValueError, match=words):
+        Lora(**changes)
+
+
+def test_a_missing_package_is_said_before_anything_is_written(tuned, untrained, tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))
+    quantised = dataclasses.replace(RECIPE, optimizer="adamw_bnb_8bit")
+    for recipe in (dataclasses.replace(RECIPE, lora=Lora(rank=4, bits=4)), quantised):
+        with pytest.raises(ValueError, match=r"needs the package bitsandbytes: pip install 'xlingtox\[quantised\]'"):
+            tune_dpo(tuned[1], PAIRS, tmp_path / "out", recipe, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_robust_loss_is_another_one(tuned, tmp_path):
+    robust = dataclasses.replace(RECIPE, loss_type="robust", label_smoothing=0.2)
+    assert tune_dpo(tuned[1], PAIRS, tmp_path, robust, progress=False).fingerprint() != tuned[2].fingerprint()
+    assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["trl"]["label_smoothing"] == 0.2
 
 
 # --- runs
@@ -289,50 +360,96 @@ def losses(folder):
 VALIDATED = dataclasses.replace(RECIPE, steps=9, save_every=2, evaluate_every=3, optimizer="adamw_torch")
 
 
-@pytest.mark.parametrize("patience", [None, 2])
-@pytest.mark.parametrize("step", [1, 5, 8])
-def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tuned, tmp_path, monkeypatch, step, patience):
-    lm, recipe = tuned[1], dataclasses.replace(VALIDATED, patience=patience)
-    whole = tune_dpo(lm, PAIRS, tmp_path / "whole", recipe, validation=PAIRS, progress=False)
+# With these validation pairs the loss rises from the first evaluation on.
+TURNED = PAIRS.rename_columns({"chosen": "rejected", "rejected": "chosen"})
+IMPATIENT = dataclasses.replace(VALIDATED, steps=20, evaluate_every=2, patience=2)
+
+
+@pytest.mark.parametrize(("recipe", "last"), [(VALIDATED, 9), (IMPATIENT, 6)])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tuned, tmp_path, monkeypatch, step, recipe, last):
+    lm = tuned[1]
+    whole = tune_dpo(lm, PAIRS, tmp_path / "whole", recipe, validation=TURNED, progress=False)
+    assert losses(tmp_path / "whole")[-1][0] == last
     with monkeypatch.context() as patched:
         interrupt(patched, step)
         with pytest.raises(Interrupted):
-            tune_dpo(lm, PAIRS, tmp_path / "cut", recipe, validation=PAIRS, progress=False)
+            tune_dpo(lm, PAIRS, tmp_path / "cut", recipe, validation=TURNED, progress=False)
     # A checkpoint that was being written when it ended is not taken.
     broken = tmp_path / "cut" / "checkpoints" / "checkpoint-99"
     broken.mkdir(parents=True)
     (broken / "model.safetensors").write_bytes(b"half")
-    resumed = tune_dpo(lm, PAIRS, tmp_path / "cut", recipe, validation=PAIRS, progress=False)
+    resumed = tune_dpo(lm, PAIRS, tmp_path / "cut", recipe, validation=TURNED, progress=False)
     assert resumed.fingerprint() == whole.fingerprint()
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
-def test_a_process_that_was_killed(model, tokenizer, tmp_path):
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    PAIRS.to_json(tmp_path / "pairs.jsonl")
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        dataclasses.replace(RECIPE, steps=5, save_every=2),
+        IMPATIENT,
+        dataclasses.replace(RECIPE, steps=5, save_every=2, learning_rate=1e-2, lora=Lora(rank=4, bits=None)),
+        dataclasses.replace(IMPATIENT, learning_rate=1e-2, lora=Lora(rank=4, bits=None)),
+    ],
+)
+@pytest.mark.parametrize("broken", ["saving", "merging"])
+def test_a_run_broken_off_after_its_last_step_trains_no_further(tuned, tmp_path, monkeypatch, recipe, broken):
+    """Its last step is in the middle of an epoch, or patience was used up."""
+    if recipe.lora is None and broken == "merging":
+        return
+    validation = None if recipe.patience is None else TURNED
+
+    def tune(name):
+        return tune_dpo(tuned[1], PAIRS, tmp_path / name, recipe, validation, progress=False)
+
+    whole, real = tune("whole"), trl.DPOTrainer.save_model
+
+    def save_model(self, folder, *args, **options):
+        if "checkpoint-" not in str(folder):
+            raise Interrupted
+        real(self, folder, *args, **options)
+
+    def merged(*_):
+        raise Interrupted
+
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            if broken == "saving":
+                patched.setattr(trl.DPOTrainer, "save_model", save_model)
+            else:
+                patched.setattr("xlingtox.loading.merged", merged)
+            with pytest.raises(Interrupted):
+                tune("cut")
+    assert tune("cut").fingerprint() == whole.fingerprint()
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_process_that_was_killed(tmp_path):
+    """The miniature, at a random moment of a random step."""
+    step = random.SystemRandom().randrange(1, 6)
+    moment = random.SystemRandom().choice(["on_step_begin", "on_pre_optimizer_step", "on_step_end", "on_save"])
+    step += step % 2 if moment == "on_save" else 0
+    pairs = mini.pairs("en").select(range(32))
+    recipe = dataclasses.replace(MINI, steps=6, batch_size=4, save_every=2)
+    whole = tune_dpo("mini", pairs, tmp_path / "whole", recipe, progress=False)
     code = f"""
-        import os, sys, datasets, xlingtox as xt
-        from xlingtox import tuning
-        class Killed(tuning._Watch):
-            def on_step_end(self, args, state, control, **kwargs):
-                if state.global_step == int(sys.argv[2]):
-                    os.kill(os.getpid(), 9)
-        tuning._Watch = Killed
-        pairs = datasets.Dataset.from_json({str(tmp_path / "pairs.jsonl")!r}, cache_dir={str(tmp_path)!r})
-        recipe = tuning.Recipe(steps=6, batch_size=2, learning_rate=1e-3, max_length=32, save_every=2)
-        print(xt.tune_dpo({str(tmp_path / "model")!r}, pairs, sys.argv[1], recipe, progress=False).fingerprint())
+        import dataclasses, os, torch
+        from xlingtox import mini, tuning
+        torch.set_num_threads({torch.get_num_threads()})
+        def kill(self, args, state, control, **kwargs):
+            if state.global_step >= {step}:
+                os.kill(os.getpid(), 9)
+        setattr(tuning._Watch, {moment!r}, kill)
+        recipe = dataclasses.replace(tuning.MINI, steps=6, batch_size=4, save_every=2)
+        tuning.tune_dpo("mini", mini.pairs("en").select(range(32)), {str(tmp_path / "cut")!r}, recipe, progress=False)
     """
-
-    def run(folder, step):
-        command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / folder), str(step)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
-
-    whole = run("whole", 0)
-    assert whole.returncode == 0, whole.stderr
-    assert run("cut", 5).returncode == -9
-    assert run("cut", 0).stdout == whole.stdout
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    assert killed.returncode == -9, (step, moment, killed.stderr)
+    resumed = tune_dpo("mini", pairs, tmp_path / "cut", recipe, progress=False)
+    assert resumed.fingerprint() == whole.fingerprint(), (step, moment)
 
 
 def test_a_finished_run_is_only_loaded(tuned, monkeypatch):
@@ -360,6 +477,109 @@ def test_another_model_is_another_run_and_a_strange_checkpoint_is_none(tuned, un
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a checkpoint that is not of this run"):
         tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "checkpoints/checkpoint-1/trainer_state.json base/config.json adapter/mine log.json training_args.bin "
+    "model.safetensors tokenizer.json".split(),
+)
+def test_what_others_left_in_the_folder_is_neither_used_nor_deleted(tuned, untrained, tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match=rf"holds {name.split('/')[0]}, which .* not its own: give a new folder"):
+        tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [file]
+
+
+def test_only_what_the_run_made_is_deleted(tuned, tmp_path):
+    (tmp_path / "other").mkdir()
+    for name in ("other/training_args.bin", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    tune_dpo(tuned[1], PAIRS, tmp_path, dataclasses.replace(RECIPE, steps=1), progress=False)
+    assert (tmp_path / "other" / "training_args.bin").read_text() == (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "training_args.bin").exists()
+
+
+@pytest.mark.parametrize(("text", "words"), [('{"recipe": {', "is not JSON"), ("[]", "holds no object")])
+def test_a_record_that_cannot_be_read_is_said_to_be_so(tuned, untrained, tmp_path, text, words):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(ValueError, match=f"recipe.json {words}, .*: give a new folder"):
+        tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+
+
+def test_a_model_is_known_again_by_another_path_and_a_tokenizer_by_its_tokens(
+    tuned, untrained, tokenizer, tmp_path, monkeypatch
+):
+    tuned[0].save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", tmp_path / "model"):
+        with pytest.raises(AssertionError, match="training had begun"):
+            tune_dpo(name, PAIRS, tmp_path / "out", RECIPE, progress=False)
+    other = copy.deepcopy(tokenizer)
+    other.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", 0)]
+    )
+    lm = HookedLM.load(tuned[0], tokenizer=other)
+    with pytest.raises(ValueError, match=r"another run \(other tokenizer\)"):
+        tune_dpo(lm, PAIRS, tmp_path / "out", RECIPE, progress=False)
+
+
+def test_nothing_saved_is_not_finished(tuned, tmp_path, monkeypatch):
+    """As transformers does with weights that FSDP has sharded."""
+    real = trl.DPOTrainer.save_model
+
+    def save_model(self, folder, *args, **options):
+        if "checkpoint-" in str(folder):
+            real(self, folder, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trl.DPOTrainer, "save_model", save_model)
+        with pytest.raises(RuntimeError, match=r"no weights were saved .*: its checkpoints are kept"):
+            tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+    assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["finished"] is False
+    assert tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False).fingerprint() == tuned[2].fingerprint()
+
+
+def test_sharded_weights_are_saved_whole(tuned, tmp_path, monkeypatch):
+    """transformers saves nothing where FSDP is set to SHARDED_STATE_DICT, as its second version is by default."""
+
+    class Plugin:
+        state_dict_type = "SHARDED_STATE_DICT"
+
+        def set_state_dict_type(self, kind):
+            self.state_dict_type = kind
+
+    class Trainer(trl.DPOTrainer):
+        def train(self, **options):
+            done = super().train(**options)
+            monkeypatch.setitem(self.accelerator.state.__dict__, "fsdp_plugin", Plugin())
+            self.is_fsdp_enabled = True
+            return done
+
+    monkeypatch.setattr("trl.DPOTrainer", Trainer)
+    assert tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False).fingerprint() == tuned[2].fingerprint()
+
+
+def test_a_base_that_was_half_written_is_written_again(tuned, reached, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    real = transformers.PreTrainedModel.save_pretrained
+
+    def killed(self, folder, **options):
+        real(self, folder, **options)
+        raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(transformers.PreTrainedModel, "save_pretrained", killed)
+        with pytest.raises(Interrupted):
+            tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+    assert not (tmp_path / "base").exists()
+    with pytest.raises(Reached):
+        tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+    assert same(weights(AutoModelForCausalLM.from_pretrained(tmp_path / "base")), weights(tuned[0]))
+    assert AutoTokenizer.from_pretrained(tmp_path / "base").eos_token == "<eos>"
 
 
 def test_a_folder_is_tuned_as_the_model_in_memory_is(tuned, model, tokenizer, tmp_path):
@@ -446,17 +666,182 @@ def test_the_reference_is_read_anew_for_another_length(tuned, tmp_path, room):
         assert losses(tmp_path / name)[0][1] == pytest.approx(math.log(2), abs=1e-5)
 
 
-def test_a_run_that_diverges_stops_and_says_when(tuned, tmp_path):
-    wild = dataclasses.replace(
-        RECIPE, steps=30, learning_rate=1e36, warm_up=3, optimizer="sgd", save_every=1, max_grad_norm=1e30
+WILD = dataclasses.replace(
+    RECIPE, steps=30, learning_rate=1e36, warm_up=3, optimizer="sgd", save_every=1, max_grad_norm=1e30
+)
+
+
+def gives_a_number(checkpoint, tokenizer):
+    plain = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        return all(plain(torch.tensor([tokenizer(text)["input_ids"]])).logits.isfinite().all() for text in PROMPTS)
+
+
+def test_a_run_that_diverges_stops_and_names_a_checkpoint_that_is_good(tuned, tokenizer, tmp_path):
+    """The newest checkpoint has finite weights too, of which the loss is no number."""
+    said = r"at step \d+ of 30; the last good checkpoint is (.*checkpoint-\d+)\. .*learning_rate"
+    for _ in range(2):
+        with pytest.raises(Diverged, match=said) as raised:
+            tune_dpo(tuned[1], PAIRS, tmp_path, WILD, progress=False)
+        good = Path(re.search(said, str(raised.value))[1])
+        assert gives_a_number(good, tokenizer)
+        kept = sorted((tmp_path / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+        assert kept[-2:-1] == [good]
+        assert not gives_a_number(kept[-1], tokenizer)
+    log = json.loads((tmp_path / "log.json").read_text("utf-8"))
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert None in (log[-1]["loss"], log[-1]["grad_norm"])
+
+
+def test_a_run_that_diverges_in_its_last_step_is_not_finished(tuned, tmp_path):
+    last = dataclasses.replace(WILD, steps=1, learning_rate=1e38, warm_up=0)
+    for _ in range(2):
+        with pytest.raises(Diverged, match=r"the loss is (nan|inf) after the last step of 1; no checkpoint"):
+            tune_dpo(tuned[1], PAIRS, tmp_path, last, progress=False)
+        assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["finished"] is False
+        assert (tmp_path / "checkpoints" / "checkpoint-1").is_dir()
+        assert not (tmp_path / "config.json").exists()
+    assert json.loads((tmp_path / "log.json").read_text("utf-8"))
+
+
+# --- precision, dropout, and what is left as it was
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_tuned_in_32(model, tokenizer, tmp_path, dtype):
+    """In 16 bits they overflow, or do not move."""
+    given = copy.deepcopy(model).to(dtype)
+    small = dataclasses.replace(RECIPE, learning_rate=1e-5)
+    lm = HookedLM.load(given, tokenizer=tokenizer)
+    after = tune_dpo(lm, PAIRS, tmp_path / "short", small, progress=False)
+    assert after.dtype == dtype
+    whole = HookedLM.load(given.float(), tokenizer=tokenizer)
+    tune_dpo(whole, PAIRS, tmp_path / "whole", small, progress=False)
+    short, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("short", "whole"))
+    assert losses(tmp_path / "short") == losses(tmp_path / "whole")
+    assert same(short, {name: weight.to(dtype) for name, weight in expected.items()})
+
+
+def test_bfloat16_that_is_only_emulated_is_not_taken(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: asked.append(options) or False)
+    assert PAPER_FULL.arguments(256, validated=True, on_cpu=False)["bf16"] is False
+    assert asked == [{"including_emulation": False}]
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("opt", "dropout"), ("xglm", "dropout"), ("bloom", "hidden_dropout"), ("llama", "attention_dropout")],
+)
+def test_no_dropout_while_training_and_the_configuration_as_it_was(name, field, tokenizer, tmp_path):
+    """TRL knows modules of dropout only; else the first loss is not log 2."""
+    kind, given = type(families.build(name)), families.build(name)
+    setattr(given.config, field, 0.3)
+    dropping = kind(copy.deepcopy(given.config))
+    dropping.load_state_dict(given.state_dict())
+    lm = HookedLM.load(dropping.eval(), tokenizer=tokenizer)
+    still = dataclasses.replace(RECIPE, steps=1, batch_size=4, learning_rate=1e-12)
+    tune_dpo(lm, PAIRS, tmp_path, still, progress=False)
+    assert losses(tmp_path)[0][1] == pytest.approx(math.log(2), abs=1e-5)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert (getattr(config, field), config.use_cache) == (0.3, given.config.use_cache) == (0.3, True)
+
+
+def test_dropout_is_switched_off_for_what_reads_the_configuration_as_it_runs():
+    """As Falcon does with hidden_dropout."""
+    given = families.build("llama")
+    given.config.hidden_dropout, given.config.what_reads_dropout = 0.2, "text"
+    assert tuning._without_dropout(given)["hidden_dropout"] == 0.2
+    assert (given.config.hidden_dropout, given.config.what_reads_dropout) == (0.0, "text")
+
+
+def test_a_frozen_model_is_tuned_and_random_numbers_go_on(tuned, model, tokenizer, tmp_path):
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    lm = HookedLM.load(frozen, tokenizer=tokenizer)
+
+    def drawn():
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    def seed():
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+
+    seed()
+    expected = drawn()
+    seed()
+    after = tune_dpo(lm, PAIRS, tmp_path, RECIPE, progress=False)
+    assert drawn() == expected
+    assert after.fingerprint() == tuned[2].fingerprint()
+    assert not any(weight.requires_grad for weight in frozen.parameters())
+
+
+def test_an_edit_that_tuning_would_leave_out_is_refused(tuned, untrained, tmp_path):
+    lm = tuned[1]
+    with Offset(NeuronSet.of([(0, 1)]), 1.0).on(lm):
+        with pytest.raises(ValueError, match=r"has hooks on it.*edit.bake\(lm\)"):
+            tune_dpo(lm, PAIRS, tmp_path / "out", RECIPE, progress=False)
+        lm.logits(*lm.encode(["the cat"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_activations_are_computed_again_if_asked_for(tuned, tmp_path, monkeypatch):
+    counted, real = [], torch.utils.checkpoint.checkpoint
+
+    def checkpoint(*args, **options):
+        counted.append(1)
+        return real(*args, **options)
+
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", checkpoint)
+    again = dataclasses.replace(RECIPE, gradient_checkpointing=True)
+    after = tune_dpo(tuned[1], PAIRS, tmp_path, again, progress=False)
+    assert len(counted) >= RECIPE.steps * tuned[1].n_layers
+    ids, mask = after.encode(["the cat sat on the"])
+    assert_close(after.logits(ids, mask), tuned[2].logits(ids, mask), atol=1e-4, rtol=1e-4)
+    assert not after.unwrapped().is_gradient_checkpointing
+
+
+# --- what of the pairs is read
+
+
+def test_pairs_are_told_apart_by_what_the_model_reads(tuned, tmp_path, caplog):
+    begin = " the dog ran away from the house and"
+    cut = but(
+        prompt=["the cat", "the dog", "t", "la casa"],
+        chosen=[begin + " the cat sat" * 5, " sat" * 40, "he cat", " es"],
+        rejected=[begin + " das ist ein hund" * 5, " ran", "he dog", " la"],
     )
-    with pytest.raises(
-        Diverged, match=r"at step \d+ of 30; the last good checkpoint is .*checkpoint-\d+.*learning_rate"
-    ):
-        tune_dpo(tuned[1], PAIRS, tmp_path, wild, progress=False)
-    kept = sorted((tmp_path / "checkpoints").glob("checkpoint-*/model.safetensors"))
-    assert kept
-    assert all(weight.isfinite().all() for file in kept for weight in load_file(file).values())
+    recipe = dataclasses.replace(RECIPE, steps=1, max_length=12)
+    found = tunable_pairs(tuned[1], cut, recipe, validation=cut)
+    assert (found.left_out, found.cut, found.merged, found.validation_left_out) == ((0,), (1,), (2,), (0,))
+    assert found.train["prompt"] == ["the dog", "t", "la casa"]
+    assert "preference pairs: 1 of 4 have the same first 12 tokens on both sides (rows 0): they are left out" in (
+        caplog.text
+    )
+    assert "validation pairs: 1 of 4 are cut after 12 tokens (rows 1)" in caplog.text
+    assert "in 1 of 4 a token reaches from the prompt into the continuation (rows 2)" in caplog.text
+    tune_dpo(tuned[1], cut, tmp_path, recipe, validation=cut, progress=False)
+    record = json.loads((tmp_path / "recipe.json").read_text("utf-8"))
+    assert [record[name] for name in ("left_out", "cut", "merged", "validation_left_out")] == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match=r"validation pairs: 1 of 1 have the same first 12 tokens .*: none is left"):
+        tunable_pairs(tuned[1], PAIRS, recipe, validation=cut.select([0]))
+
+
+def test_faults_of_the_validation_pairs_are_called_theirs(tuned):
+    with pytest.raises(ValueError, match="validation pairs: row 1 has no chosen"):
+        tunable_pairs(tuned[1], PAIRS, RECIPE, validation=but(chosen=[" a", "", " b", " c"]))
+
+
+@pytest.mark.parametrize(("n", "share"), [(2, 0.9), (3, 0.99)])
+def test_a_share_leaves_something_to_train_on(tuned, n, share):
+    parts = tunable_pairs(tuned[1], PAIRS.select(range(n)), dataclasses.replace(RECIPE, validation_share=share))
+    assert (len(parts.train), len(parts.validation)) == (1, n - 1)
+
+
+def test_patience_without_validation_pairs_is_refused(tuned, untrained, tmp_path):
+    with pytest.raises(ValueError, match="patience is 2, and there are no validation pairs"):
+        tune_dpo(tuned[1], PAIRS, tmp_path / "out", dataclasses.replace(RECIPE, patience=2), progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 # --- adapters
@@ -470,7 +855,10 @@ def test_an_adapter_is_kept_and_merged(name, tokenizer, tmp_path):
     peft = pytest.importorskip("peft")
     given = families.build(name)
     lm = HookedLM.load(given, tokenizer=tokenizer)
-    after = tune_dpo(lm, PAIRS, tmp_path, LORA, progress=False)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        after = tune_dpo(lm, PAIRS, tmp_path, LORA, progress=False)
+    assert not [each for each in warned if "peft" in each.filename]
     ids, mask = after.encode(["the cat sat on the"])
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(given), tmp_path / "adapter").eval()
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -527,6 +915,7 @@ def test_a_quantised_base_is_read_from_the_model_that_was_given(tuned, reached, 
         return real(source)
 
     monkeypatch.setattr(tuning.loading, "from_checkpoint", from_checkpoint)
+    monkeypatch.setattr(tuning, "_require_packages", lambda _: None)
     recipe = dataclasses.replace(PAPER_QLORA, max_length=32, steps=2, epochs=None)
     with pytest.raises(Reached):
         tune_dpo(tuned[1], PAIRS, tmp_path, recipe, validation=PAIRS, progress=False)
@@ -535,6 +924,8 @@ def test_a_quantised_base_is_read_from_the_model_that_was_given(tuned, reached, 
     assert same(weights(based), weights(tuned[0]))
     assert (reached["peft_config"].r, reached["peft_config"].lora_alpha) == (64, 16)
     assert reached["args"].gradient_checkpointing
+    instead = json.loads((tmp_path / "recipe.json").read_text("utf-8"))["instead"]
+    assert "the adapter is merged into the base as it was given, not into the one of 4 bits" in instead
 
 
 def test_under_fsdp_the_reference_is_read_from_the_model_that_was_given(
@@ -557,6 +948,11 @@ def test_two_processes_tune_one_model(model, tokenizer, tmp_path):
     script.write_text(
         textwrap.dedent(f"""
             import datasets, xlingtox as xt
+            from xlingtox import runfolder
+            def claimed(self, about, real=runfolder.RunFolder.claimed):
+                print("first" if runfolder.PartialState().is_main_process else "second")
+                return real(self, about)
+            runfolder.RunFolder.claimed = claimed
             pairs = datasets.Dataset.from_json({str(tmp_path / "pairs.jsonl")!r}, cache_dir={str(tmp_path)!r})
             recipe = xt.tuning.Recipe(steps=3, batch_size=1, learning_rate=1e-3, max_length=32, save_every=2)
             lm = xt.HookedLM.load({str(tmp_path / "model")!r})
@@ -574,6 +970,8 @@ def test_two_processes_tune_one_model(model, tokenizer, tmp_path):
     printed = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("fingerprint")]
     assert len(printed) == 2, done.stderr
     assert len(set(printed)) == 1
+    # One of them writes what both read.
+    assert sorted(line for line in done.stdout.split() if line in ("first", "second")) == ["first", "second"]
     # Two processes with one pair each do what one does with two.
     recipe = Recipe(steps=3, batch_size=2, learning_rate=1e-3, max_length=32)
     alone = tune_dpo(tmp_path / "model", PAIRS, tmp_path / "alone", recipe, progress=False)

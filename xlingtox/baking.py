@@ -15,6 +15,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from xlingtox.engine import Hook
 from xlingtox.folders import writable_folder
 from xlingtox.lm import HookedLM
 from xlingtox.loading import Loaded
@@ -30,17 +31,23 @@ def bake(
     gains: Mapping[int, Float[Tensor, "d_mlp"]],
     shifts: Mapping[int, Float[Tensor, "d_mlp"]],
     on: On,
-    what: str,
+    what: Mapping[str, Any],
     output_dir: str | Path | None,
 ) -> HookedLM:
-    """A new model whose neuron `i` of a layer writes `gain[i] * x + shift[i]` where it wrote `x`."""
+    """A new model whose neuron `i` of a layer writes `gain[i] * x + shift[i]` where it wrote `x`.
+
+    Args:
+        what: the edit in words (`edit`) and in numbers, for the record.
+    """
     names = lm.down_projections()
+    _check_bakeable(lm)
     pushes = {layer: (shifts[layer] @ lm.value_vectors(layer).double().cpu()) for layer in shifts}
     pushes = {layer: push for layer, push in pushes.items() if bool(push.any())}
-    folder = None if output_dir is None else writable_folder(output_dir)
+    folder = None if output_dir is None else _new_folder(output_dir)
     model, layout = lm.unwrapped(), "as it was"
     if pushes and getattr(model.get_submodule(names[0]), "bias", None) is None:
-        before, model = type(model), _with_biases(model, lm.name)
+        scaled = any(bool((gain != 1).any()) for gain in gains.values())
+        before, model = type(model), _with_biases(model, lm.name, scaled)
         layout = "mlp_bias" if type(model) is before else type(model).__name__
     with torch.no_grad():
         for layer, name in enumerate(names):
@@ -50,16 +57,33 @@ def bake(
                 rows.mul_(gains[layer].to(rows)[:, None])
             if layer in pushes:
                 down.bias.copy_(down.bias.double().cpu() + pushes[layer])
-    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    baked = HookedLM.over(Loaded(model, lm.tokenizer, name))
-    _check_same(lm, on, lambda: baked.logits(*_probe(lm)), f"{what} cannot be baked exactly into {lm.name}")
+    baked = HookedLM.over(Loaded(model, lm.tokenizer, f"{lm.name}, baked ({layout})"))
+    _check_same(lm, on, lambda: baked.logits(*_probe(lm)), f"{what['edit']} cannot be baked exactly into {lm.name}")
     if folder is None:
         return baked
     model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
-    record = {"edit": what, "of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout}
+    record = dict(what) | {"of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout}
     (folder / "bake.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return HookedLM.load(folder, dtype=lm.dtype, device=lm.device)
+
+
+def _check_bakeable(lm: HookedLM) -> None:
+    """Raise ValueError where weights cannot be written into, or where what is hooked is not this edit alone."""
+    if lm.quantised:
+        raise ValueError(f"{lm.name} is quantised, and its weights take no edit: load it without bits=")
+    if lm.hooked:
+        raise ValueError(f"hooks or another edit act on {lm.name}: bake outside of them, or bake their sum")
+
+
+def _new_folder(path: str | Path) -> Path:
+    """A folder in which no model lies: of two, a server would mix the files."""
+    folder = writable_folder(path)
+    held = [name for name in ("config.json", "adapter_config.json") if (folder / name).exists()]
+    held += [file.name for file in folder.glob("*.safetensors")]
+    if held:
+        raise ValueError(f"{folder} holds a model already ({held[0]}): give a new folder")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,16 @@ class ControlVectors:
 
     @contextlib.contextmanager
     def on(self, lm: HookedLM) -> Any:
-        """Run the model with the vectors added to its blocks' outputs."""
+        """Run the model with the vectors added to its blocks' outputs.
+
+        Raises:
+            ValueError: they are not of the model's width, or of a layer that it has not.
+        """
+        for layer, vector in self.vectors.items():
+            if vector.shape != (lm.d_model,):
+                raise ValueError(
+                    f"layer {layer} has a vector of {list(vector.shape)}: {lm.name} has d_model {lm.d_model}"
+                )
 
         def adding(vector: Tensor) -> Callable[[Tensor], Tensor]:
             return lambda state: state + vector.to(state)
@@ -112,24 +145,39 @@ class ControlVectors:
         writer.close()
 
 
-def control_vectors(lm: HookedLM, gains: Mapping[int, Tensor], shifts: Mapping[int, Tensor], on: On) -> ControlVectors:
+def control_vectors(lm: HookedLM, gains: Mapping[int, Tensor], shifts: Mapping[int, Tensor]) -> ControlVectors:
     """The shifts of a layer as one vector at its block's output, if that is the same."""
     if any(bool((gain != 1).any()) for gain in gains.values()):
         raise ValueError("only offsets are constant vectors: a scaled or held neuron writes what depends on the token")
-    vectors = {
-        layer: (shift @ lm.value_vectors(layer).double().cpu()).float()
-        for layer, shift in sorted(shifts.items())
-        if bool(shift.any())
-    }
-    found = ControlVectors(vectors)
-
-    def under() -> Tensor:
-        with found.on(lm):
-            return lm.logits(*_probe(lm))
-
-    if vectors:
-        _check_same(lm, on, under, f"{lm.name} has a norm or a scale after its MLP: no constant fits")
+    shifts = {layer: shift for layer, shift in sorted(shifts.items()) if bool(shift.any())}
+    if not shifts:
+        raise ValueError("the offsets cancel: no vector is left")
+    found = ControlVectors(
+        {layer: (shift @ lm.value_vectors(layer).double().cpu()).float() for layer, shift in shifts.items()}
+    )
+    _check_constant(lm, shifts, found)
     return found
+
+
+def _check_constant(lm: HookedLM, shifts: Mapping[int, Tensor], found: ControlVectors) -> None:
+    """Raise ValueError unless the vectors do what the shifts do, both made so large that it shows in any precision."""
+    plain, strength = lm.logits(*_probe(lm)).float(), 1.0
+
+    def shifted(shift: Tensor) -> Hook:
+        return lambda value: value + strength * shift.to(value)
+
+    while True:
+        with lm.hooks(post={layer: shifted(shift) for layer, shift in shifts.items()}):
+            hooked = lm.logits(*_probe(lm)).float()
+        if float((hooked - plain).abs().max()) > 0.5 * float(plain.abs().max()) or strength > 1e6:
+            break
+        strength *= 4
+    with ControlVectors({layer: strength * vector for layer, vector in found.vectors.items()}).on(lm):
+        gap = float((hooked - lm.logits(*_probe(lm)).float()).abs().max())
+    if not gap <= _slack(lm) * float(hooked.abs().max()):
+        raise ValueError(
+            f"{lm.name} has a norm or a scale after its MLP: no constant fits (logits differ by {gap:.2g})"
+        )
 
 
 def _probe(lm: HookedLM) -> tuple[Tensor, Tensor]:
@@ -142,12 +190,16 @@ def _check_same(lm: HookedLM, on: On, other: Callable[[], Tensor], complaint: st
     with on(lm):
         hooked = lm.logits(*_probe(lm)).float()
     gap = float((hooked - other().float()).abs().max())
-    slack = {torch.float32: 1e-4, torch.float64: 1e-4}.get(lm.dtype, 5e-2) * float(hooked.abs().max())
-    if not gap <= slack:
+    if not gap <= _slack(lm) * float(hooked.abs().max()):
         raise ValueError(f"{complaint} (logits differ by {gap:.2g})")
 
 
-def _with_biases(model: Any, name: str) -> Any:
+def _slack(lm: HookedLM) -> float:
+    """What rounding may come to, as a share of the logits."""
+    return {torch.float32: 1e-4, torch.float64: 1e-4}.get(lm.dtype, 5e-2)
+
+
+def _with_biases(model: Any, name: str, scaled: bool) -> Any:
     """The model written as a Llama with biases of zero on its MLPs.
 
     Raises:
@@ -160,7 +212,7 @@ def _with_biases(model: Any, name: str) -> Any:
         reason = "its attention has a sliding window" if kind in _LLAMA_LIKE else f"{kind} has no bias there"
         raise ValueError(
             f"an offset cannot be baked into {name}: the down-projection has no bias, and {reason}. "
-            "Use control_vectors(lm), or scale instead"
+            + ("Run it with edit.on(lm), or scale only" if scaled else "Use control_vectors(lm), or scale instead")
         )
     weights = model.state_dict()
     settings = {
@@ -170,10 +222,10 @@ def _with_biases(model: Any, name: str) -> Any:
         and not key.startswith("_")
     }
     biased = "model.layers.0.self_attn.q_proj.bias" in weights
-    llama: Any = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**settings, mlp_bias=True, attention_bias=biased)
-    )
-    llama.to(device=model.device, dtype=model.dtype)
+    # Made in its own precision: casting would round the rotary frequencies too.
+    as_llama = transformers.LlamaConfig(**settings, mlp_bias=True, attention_bias=biased)
+    make: Any = transformers.AutoModelForCausalLM.from_config
+    llama = make(as_llama, dtype=model.dtype).to(model.device)
     missing, unexpected = llama.load_state_dict(weights, strict=False)
     strange = [key for key in missing if not key.endswith(".bias")] + list(unexpected)
     if strange:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -18,8 +19,13 @@ _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_OUT = ("out of memory", "allocate memory", "alloc_failed")
+"""What torch says on a CPU, of other devices than CUDA, and where a library that it calls runs out."""
+
 _MOST_ROWS = 512
 """More rows at once are hardly faster on any device."""
+
+_CONTAINER = Path("/sys/fs/cgroup")
 
 _SHARE = 0.5
 """Of the free memory, what batches may plan with: the estimate knows neither fragments nor other users."""
@@ -28,9 +34,21 @@ _SHARE = 0.5
 def rows_that_fit(lm: HookedLM, positions: int, predicted: int = 1) -> int:
     """Rows of `positions` tokens, with logits at `predicted` of them, that a batch may have, by the free memory of the
     model's device."""
-    device = lm.device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return max(1, min(_MOST_ROWS, int(_SHARE * free / lm.row_bytes(positions, predicted))))
+    return max(1, min(_MOST_ROWS, int(_SHARE * _free(lm.device) / lm.row_bytes(positions, predicted))))
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that can be had on a device, with those that torch holds and does not use."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    free = int(psutil.virtual_memory().available)
+    try:
+        # In a container the machine's memory is not ours.
+        most, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):
+        return free
+    return max(0, min(free, most - used))
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
@@ -74,17 +92,22 @@ def each_batch(rows: Sequence[int], size: int, work: Callable[[list[int]], T]) -
 def over_texts(
     lm: HookedLM,
     texts: Sequence[str],
-    size: int,
+    size: int | None,
     read: Callable[[list[int], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]], None],
 ) -> None:
     """Call `read` with up to `size` texts at a time, texts of like length together: their numbers, tokens and mask.
 
+    Without a size there are as many as the free memory allows, at most 64: more are no faster.
     Of a text longer than the model's context only the beginning is read.
 
     Raises:
-        ValueError: no texts, or one without tokens.
+        ValueError: no texts, one string in place of a list, a text without tokens, or `size` below 1.
         MemoryError: a single text does not fit.
     """
+    if isinstance(texts, str):
+        raise ValueError(f"the texts are one string, {texts!r}: give a list of strings")
+    if size is not None and size < 1:
+        raise ValueError(f"batch_size is {size}: expected at least 1")
     if not texts:
         raise ValueError("there are no texts to read")
     lengths = [len(ids) for ids in lm.tokenizer(list(texts))["input_ids"]]
@@ -95,8 +118,9 @@ def over_texts(
     def work(rows: list[int]) -> None:
         read(rows, *lm.encode([texts[i] for i in rows], max_length=lm.n_positions))
 
-    in_batches(order, size, work)
+    in_batches(order, size or min(64, rows_that_fit(lm, min(lengths[order[-1]], lm.n_positions))), work)
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+    told = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in told for word in _OUT)

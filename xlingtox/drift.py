@@ -40,7 +40,8 @@ def weight_drift(before: HookedLM, after: HookedLM) -> pd.DataFrame:
 
     Returns:
         columns `layer, kind, index, cosine, norm_change`, a row a vector; `kind` is `key`, `value`, or in gated MLPs
-        also `up`, and `norm_change` is relative to the norm before. `figures.weight_drift` draws it `by_layer`.
+        also `up`, and `norm_change` is relative to the norm before. Of a vector that was zero neither is a number
+        (NaN); of one that became zero the cosine is none. `figures.weight_drift` draws it `by_layer`.
 
     Raises:
         ValueError: two models that differ in shape or vocabulary.
@@ -51,14 +52,15 @@ def weight_drift(before: HookedLM, after: HookedLM) -> pd.DataFrame:
         for kind, one, other in zip(_kinds(before), _vectors(before, layer), _vectors(after, layer), strict=True):
             first, then = one.double().cpu(), other.double().cpu()
             norms = first.norm(dim=-1), then.norm(dim=-1)
-            columns = {"cosine": cosine_similarity(first, then, dim=-1), "norm_change": norms[1] / norms[0] - 1}
+            cosine = cosine_similarity(first, then, dim=-1).where(norms[0] * norms[1] > 0, torch.nan)
+            columns = {"cosine": cosine, "norm_change": (norms[1] / norms[0] - 1).where(norms[0] > 0, torch.nan)}
             named = {"layer": layer, "kind": kind, "index": np.arange(len(first))}
             parts.append(pd.DataFrame(named | {name: values.numpy() for name, values in columns.items()}))
     return pd.concat(parts, ignore_index=True)
 
 
 def by_layer(vectors: pd.DataFrame) -> tuple[LayerDrift, ...]:
-    """The table of `weight_drift`, layer by layer and kind by kind."""
+    """The table of `weight_drift`, layer by layer and kind by kind; vectors without a number do not count."""
     found = []
     for layer, kind in vectors[["layer", "kind"]].drop_duplicates().itertuples(index=False):
         own = vectors[(vectors["layer"] == layer) & (vectors["kind"] == kind)]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 Hook = Callable[[Tensor], Tensor | None]
 """Gets an activation, `[batch, pos, width]`; returns its replacement, or None to leave it as it is."""
@@ -61,6 +61,12 @@ class PlainEngine:
         self._keeps_logits = "logits_to_keep" in accepted
         self._first = next(model.parameters())
         self._rows = 1
+
+    def check_attention(self) -> None:
+        """Raise ValueError where a layer keeps something else than keys and values of tokens that were read."""
+        kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers}
+        if strange := sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer}):
+            raise ValueError(f"expected attention in every layer; there are state-space or linear ones ({strange[0]})")
 
     def run(
         self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False

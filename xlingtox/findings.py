@@ -213,8 +213,10 @@ def _surely(study: Study) -> str:
         if row["predictor"] == "retrieval":
             low, high = (number(row[end], 2) for end in ("pearson_low", "pearson_high"))
             error, guess = (number(row[name], 2) for name in ("error", "guess"))
+            known = math.isfinite(row["pearson_low"])
+            interval = f"goes from {low} to {high}" if known else "is not defined for so few languages"
             return (
-                f" The 95 % interval of r goes from {low} to {high}. A line through the other languages misses the "
+                f" The 95 % interval of r {interval}. A line through the other languages misses the "
                 f"drop of one that is left out by {error} on average, the mean of the others by {guess}."
             )
     return ""

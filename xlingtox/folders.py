@@ -1,5 +1,6 @@
 """Folders that results go to."""
 
+import tempfile
 from pathlib import Path
 
 
@@ -12,9 +13,9 @@ def writable_folder(path: str | Path) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".xlingtox-writable"
-        trial.write_text("", "utf-8")
-        trial.unlink()
+        # A name of its own: several processes may ask at once.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".xlingtox-"):
+            pass
     except OSError as error:
         raise OSError(f"cannot write to the output folder {folder}: {error.strerror or error}") from error
     return folder

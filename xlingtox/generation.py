@@ -34,6 +34,8 @@ _TRIES = 5
 
 _CACHED = 2**19
 
+_COLDEST = 1e-6
+
 _SHRUNK = 0.75
 """A batch is cut down to the rows that go on once they are at most this share of it."""
 
@@ -119,7 +121,9 @@ def generate(
     """Continue each prompt `n_samples` times (paper, section 3: 25 samples of 20 tokens, temperature 0.9, top-p 0.8).
 
     A prompt is read once and its cache serves all its samples. A row's text depends on its prompt, sample number and
-    seed, not on what else is in the batch. With `greedy` there is one continuation a prompt.
+    seed, not on what else is in the batch; in 16 bits, whose rounding differs with the size of a batch, only mostly so.
+    A continuation ends with the tokenizer's end of sequence, or with another that the model's generation settings name.
+    With `greedy` there is one continuation a prompt.
 
     Args:
         batch_size: continuations that are decoded at once, at least all samples of one prompt (default: as many as
@@ -130,8 +134,12 @@ def generate(
     """
     if max_new_tokens < 1 or n_samples < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError("max_new_tokens, n_samples and batch_size must be at least 1")
-    if not (temperature > 0 and 0 < top_p <= 1):
-        raise ValueError(f"temperature {temperature} must be above 0 and top_p {top_p} in (0, 1]")
+    if not (temperature >= _COLDEST and 0 < top_p <= 1):
+        raise ValueError(
+            f"temperature {temperature} must be at least {_COLDEST} (or use greedy=True) and top_p {top_p} in (0, 1]"
+        )
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}: expected a whole number from 0 on")
     given = as_prompts(prompts)
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(given) * samples)
@@ -147,9 +155,10 @@ def generate(
             ids, mask = lm.encode([given[i].text for i in rows])
             spoken = [given[i].language for i in rows]
             tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, samples, languages=spoken)
-            counts &= tokens != lm.tokenizer.eos_token_id
+            counts &= ~torch.isin(tokens, torch.tensor(lm.ends, device=tokens.device))
             written = [own[keep].tolist() for own, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
-            for row, text in enumerate(lm.decode(written)):
+            read = [own[keep].tolist() for own, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+            for row, text in enumerate(lm.decode_after([read[row // samples] for row in range(len(written))], written)):
                 texts[rows[row // samples] * samples + row % samples] = text
             bar.update(len(rows) * samples)
 
@@ -200,7 +209,7 @@ def decode(
     Returns:
         the new tokens (end-of-sequence once a row has ended), and where they count: the row had not ended before.
     """
-    end = lm.tokenizer.eos_token_id
+    end, ends = lm.ends[0], torch.tensor(lm.ends, device=lm.device)
     if watch:
         rows = torch.arange(len(ids), device=lm.device)
         watch(0, rows, torch.ones_like(rows, dtype=torch.bool))
@@ -220,7 +229,7 @@ def decode(
         tokens[live, step], counts[live, step] = picked, True
         chosen = torch.full_like(rows, end)
         chosen[going] = picked
-        going = going & (chosen != end)
+        going = going & ~torch.isin(chosen, ends)
         left = int(going.sum())
         if step + 1 == new_tokens or left == 0:
             break
@@ -252,7 +261,8 @@ def _chances(texts: Sequence[str], samples: int, steps: int, seed: int) -> Float
 class _Sampler:
     """Draws from the exact nucleus at given uniform numbers.
 
-    The nucleus is the least set of likeliest tokens that holds `top_p` of the mass; of equals, those of lower number.
+    The nucleus is the least set of likeliest tokens that holds `top_p` of the mass; of equals at its edge, as many as
+    are needed.
     """
 
     def __init__(self, chance: Float[Tensor, "row step try"], temperature: float, top_p: float) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from torch import Tensor
 from xlingtox import baking, strictjson
 from xlingtox.activations import Activations
 from xlingtox.engine import Hook
-from xlingtox.lm import HookedLM
+from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
 
 Positions = Literal["all", "prompt", "new"]
@@ -34,7 +34,7 @@ class Intervention:
         raise NotImplementedError
 
     def __add__(self, other: Intervention) -> Intervention:
-        return _Sum(self.steps() + other.steps())
+        return _Sum(self.steps() + other.steps()) if isinstance(other, Intervention) else NotImplemented
 
     @contextlib.contextmanager
     def on(self, lm: HookedLM) -> Iterator[None]:
@@ -42,7 +42,7 @@ class Intervention:
 
         Raises:
             ValueError: a neuron is outside the model.
-            HookNeverFired: the model did not run in the block.
+            HookNeverFired: the model did not run in the block, or an edit of some positions never met one.
         """
         self._check(lm)
         steps = self.steps()
@@ -52,8 +52,14 @@ class Intervention:
                 if isinstance(step, Patch) and isinstance(step.source, HookedLM):
                     layers.setdefault(step.source, set()).update(layer for layer, _ in step.neurons)
             seen = {source: stack.enter_context(lm.beside(source, own)) for source, own in layers.items()}
-            stack.enter_context(lm.hooks(post=_hooks(lm, steps, seen)))
+            idle = {id(step): step for step in steps if step.positions != "all"}
+            stack.enter_context(lm.hooks(post=_hooks(lm, steps, seen, idle)))
             yield
+        for step in idle.values():
+            raise HookNeverFired(
+                f"{step!r} never acted on {lm.name}: what is read in one pass is 'prompt', what is then generated "
+                "from its cache is 'new'"
+            )
 
     def bake(self, lm: HookedLM, output_dir: str | Path | None = None) -> HookedLM:
         """A new model with this edit in its weights: what `on` does, at no cost, for any server of checkpoints.
@@ -66,11 +72,17 @@ class Intervention:
                 done (default: the model is only in memory).
 
         Raises:
-            ValueError: this edit has no exact place in this model's weights; `control_vectors` may do.
+            ValueError: this edit has no exact place in this model's weights (`control_vectors` may do); other hooks act
+                on it; the folder holds a model already.
             OSError: the folder cannot be written.
         """
         self._check(lm)
-        return baking.bake(lm, *self._affine(lm, "be baked into weights"), self.on, repr(self), output_dir)
+        affine = self._affine(lm, "be baked into weights")
+        steps = [
+            {"kind": type(step).__name__, "neurons": step.neurons.neurons, "value": step.value}
+            for step in self._constants("be baked into weights")
+        ]
+        return baking.bake(lm, *affine, self.on, {"edit": repr(self), "steps": steps}, output_dir)
 
     def control_vectors(self, lm: HookedLM) -> baking.ControlVectors:
         """A vector a layer which, added to the block's output, does what `on` does.
@@ -79,7 +91,7 @@ class Intervention:
             ValueError: this edit is no constant vector in this model.
         """
         self._check(lm)
-        return baking.control_vectors(lm, *self._affine(lm, "be a control vector"), self.on)
+        return baking.control_vectors(lm, *self._affine(lm, "be a control vector"))
 
     def save(self, path: str | Path, lm: HookedLM) -> None:
         """Write `path` (safetensors), and beside it (JSON) what it means and for which model it was made."""
@@ -144,7 +156,7 @@ class Intervention:
         shifts: dict[int, Tensor] = {}
         for step in self._constants(wish):
             if step.positions != "all":
-                raise ValueError(f"{step!r} cannot {wish}: it acts at some positions only")
+                raise ValueError(f"{step!r} cannot {wish}: it acts at some positions only; run it with edit.on(lm)")
             amounts = torch.tensor(step.amounts(), dtype=torch.float64)
             for layer, (indices, columns) in step.neurons.by_layer().items():
                 gain = gains.setdefault(layer, torch.ones(lm.d_mlp, dtype=torch.float64))
@@ -165,6 +177,14 @@ class _Step(Intervention):
     def check(self, lm: HookedLM) -> None:
         """Raise ValueError unless this edit fits the model."""
         self.neurons.check(lm)
+
+    def acts(self, lm: HookedLM) -> bool:
+        """Whether it is for the pass at hand."""
+        if self.positions == "all":
+            return True
+        if lm.passing is None:
+            raise RuntimeError(f"{self!r} needs HookedLM's own calls: those of .tl do not tell what is prompt or new")
+        return (self.positions == "new") == lm.passing.continuing
 
     def amount(self, lm: HookedLM, layer: int, indices: list[int], columns: list[int], seen: Seen) -> Amount:
         """What is asked in each pass for the numbers that `apply` gets."""
@@ -194,9 +214,11 @@ class _Constant(_Step):
     positions: Positions = "all"
 
     def __post_init__(self) -> None:
-        given = self.value
+        _check_neurons(self.neurons)
+        # Of Python, of numpy or of torch: what has one number or a row of them.
+        given: Any = self.value.tolist() if hasattr(self.value, "tolist") else self.value
         single = isinstance(given, int | float)
-        numbers = [float(given)] if isinstance(given, int | float) else [float(each) for each in given]
+        numbers = [float(given)] if single else [float(each) for each in given]
         if wrong := [number for number in numbers if not math.isfinite(number)]:
             raise ValueError(f"{type(self).__name__} by {wrong[0]}: expected a finite number")
         if not single and len(numbers) != len(self.neurons):
@@ -288,6 +310,7 @@ class Patch(_Step):
     language: str | None = None
 
     def __post_init__(self) -> None:
+        _check_neurons(self.neurons)
         _check_positions(self.positions)
         if not isinstance(self.source, HookedLM | Mapping | Activations):
             raise ValueError(
@@ -313,6 +336,12 @@ class Patch(_Step):
                 self.source.mean(self.language)
         elif isinstance(self.source, Mapping):
             missing = next((neuron for neuron in self.neurons if neuron[0] not in self.source), None)
+            for layer, values in self.source.items():
+                if not isinstance(values, Tensor) or values.ndim != 3 or values.shape[-1] != lm.d_mlp:
+                    raise ValueError(
+                        f"cached activations of layer {layer} are {_shape(values)}: expected a tensor "
+                        f"[batch, pos, {lm.d_mlp}]"
+                    )
         if missing is not None:
             raise ValueError(f"the patch's source has no activations of neuron {missing}")
 
@@ -325,12 +354,17 @@ class Patch(_Step):
         def read() -> Tensor:
             if layer not in held:
                 raise RuntimeError("the patch's source runs with HookedLM's own calls, not with calls of .tl")
+            if held is source and lm.passing is not None and lm.passing.continuing:
+                raise ValueError(
+                    "cached activations serve a pass over their own tokens, not what is generated after it"
+                )
             return held[layer][..., indices].to(lm.device_of(layer), lm.dtype)
 
         return read
 
     def _means(self, lm: HookedLM, layer: int, source: Activations, indices: list[int]) -> Amount:
-        own = [source.neurons.neurons.index((layer, index)) for index in indices]
+        places = {neuron: place for place, neuron in enumerate(source.neurons)}
+        own = [places[layer, index] for index in indices]
         codes = source.language_codes
         table = torch.stack([source.mean(code) for code in codes])[:, own].to(lm.device_of(layer), lm.dtype)
 
@@ -366,12 +400,24 @@ class _Sum(Intervention):
         return " + ".join(map(repr, self.parts))
 
 
+def _shape(values: object) -> str:
+    return f"{list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+
+
+def _check_neurons(neurons: object) -> None:
+    if not isinstance(neurons, NeuronSet):
+        raise ValueError(
+            f"neurons is a {type(neurons).__name__}: expected a NeuronSet, as NeuronSet.of([(layer, index)])"
+        )
+
+
 def _check_positions(positions: str) -> None:
     if positions not in ("all", "prompt", "new"):
         raise ValueError(f"positions is {positions!r}: expected 'all', 'prompt' or 'new'")
 
 
-def _hooks(lm: HookedLM, steps: tuple[_Step, ...], seen: Seen) -> dict[int, Hook]:
+def _hooks(lm: HookedLM, steps: tuple[_Step, ...], seen: Seen, idle: dict[int, _Step]) -> dict[int, Hook]:
+    """Hooks by layer; a step that has acted is taken out of `idle`."""
     edits: dict[int, list[tuple[_Step, Tensor, Amount]]] = {}
     for step in steps:
         for layer, (indices, columns) in step.neurons.by_layer().items():
@@ -381,11 +427,11 @@ def _hooks(lm: HookedLM, steps: tuple[_Step, ...], seen: Seen) -> dict[int, Hook
     def hook(own: list[tuple[_Step, Tensor, Amount]]) -> Hook:
         def edit(value: Tensor) -> Tensor | None:
             edited = None
-            continuing = lm.passing is not None and lm.passing.continuing
             for step, indices, amount in own:
-                if step.positions == "all" or (step.positions == "new") == continuing:
+                if step.acts(lm):
                     edited = value.clone() if edited is None else edited
                     edited[..., indices] = step.apply(edited[..., indices], amount())
+                    idle.pop(id(step), None)
             return edited
 
         return edit

@@ -59,7 +59,9 @@ def beside(model: Any) -> tuple[Lens, PlainEngine]:
 
     blocks = [original(block) for block in bridge.blocks]
     downs = [original(getattr(block.mlp, "out")) for block in bridge.blocks]  # noqa: B009
-    return side, PlainEngine(model, blocks, downs)
+    plain = PlainEngine(model, blocks, downs)
+    plain.check_attention()
+    return side, plain
 
 
 class Lens:
@@ -68,7 +70,9 @@ class Lens:
     def __init__(self, tl: Any) -> None:
         self.tl = tl
         self._points = list(dict.fromkeys(tl.hook_dict.values()))
-        self._ours: set[int] = set()
+        # Some families' bridges pass values on to hook points of another name by hooks of their own.
+        self._wiring = [hook for point in self._points for hook in point.fwd_hooks if hook.is_permanent]
+        self._ours = set(map(id, self._wiring))
 
     # --- weights
 
@@ -91,12 +95,17 @@ class Lens:
         for layer in range(self.n_layers):
             mlp = getattr(self.tl.blocks[layer], "mlp", None)
             dense = getattr(mlp, "hook_post", None) is not None and not hasattr(mlp, "experts")
+            if hasattr(self.tl, "original_model"):
+                dense = dense and getattr(mlp, "out", None) is not None
             weight = self._weight(mlp, "out", "W_out") if dense else None
             if weight is None or weight.ndim != 2 or weight.shape[1] != self.d_model:
                 raise ValueError(
                     f"layer {layer} has no dense MLP with a down-projection "
                     "(mixture-of-experts and state-space layers have no neurons to read)"
                 )
+            reads = self._weight(mlp, "gate", "W_gate"), self._weight(mlp, "in", "W_in")
+            if any(each is not None and each.shape != weight.T.shape for each in reads):
+                raise ValueError(f"TransformerLens does not tell gate from up in layer {layer}'s MLP")
             shapes.add(tuple(weight.shape))
         if len(shapes) != 1:
             raise ValueError("layers differ in their number of neurons, or there are none")
@@ -139,11 +148,16 @@ class Lens:
     def _weight(self, mlp: Any, part: str, name: str) -> Tensor | None:
         """`[in, out]`: a view of the weights; of quantised ones a copy, of what they do."""
         module = _wrapped(mlp, part)
-        stored: Any = getattr(module, "weight", None)
-        if stored is not None and not (stored.dtype.is_floating_point and stored.dtype.itemsize > 1):
+        if _packed(module):
             return _effect(module, self.tl.W_U.dtype)
         weight = getattr(mlp, name, None)
         return weight.detach() if isinstance(weight, Tensor) else None
+
+    @property
+    def packed(self) -> torch.dtype | None:
+        """As which numbers down-projections are stored, if not as floating-point ones."""
+        packed = [module for block in self.tl.blocks if _packed(module := _wrapped(block.mlp, "out"))]
+        return packed[0].weight.dtype if packed else None
 
     def unembedding(self) -> Tensor:
         """`[d_model, d_vocab]`"""
@@ -252,6 +266,11 @@ class _HookedTransformerLens(Lens):
 def _wrapped(mlp: Any, part: str) -> Any:
     """The Hugging Face module behind a part of a bridge's MLP; None in a `HookedTransformer`."""
     return getattr(getattr(mlp, part, None), "original_component", None)
+
+
+def _packed(module: Any) -> bool:
+    stored: Any = getattr(module, "weight", None)
+    return stored is not None and not (stored.dtype.is_floating_point and stored.dtype.itemsize > 1)
 
 
 def _check_unprocessed(tl: Any) -> None:

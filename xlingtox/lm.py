@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox import loading
-from xlingtox.engine import PlainEngine
+from xlingtox.engine import Engine, PlainEngine
 from xlingtox.lens import Lens, beside, lens
 from xlingtox.running import HookNeverFired as HookNeverFired
 from xlingtox.running import Running
@@ -33,7 +33,7 @@ class Identity:
     Attributes:
         name: hub name, folder or class.
         revision: of a hub name, where one was asked for.
-        dtype: of the weights.
+        dtype: of the weights; `int8` or `uint8` (4 bits) of quantised ones.
         fingerprint: twelve hex digits of all weights.
     """
 
@@ -47,7 +47,7 @@ class HookedLM(Running):
     """A causal language model whose MLP neurons can be read and edited while it runs.
 
     The plain Hugging Face model does the work; `tl` is a TransformerLens model over the same weights. Edits and hooks
-    of this class act in both, and a hook that was set on `tl` by hand acts here too.
+    of this class act in both, and a hook that was added to one of `tl`'s hook points by hand acts here too.
 
     Attributes:
         tl: the TransformerLens model (`TransformerBridge`, or a `HookedTransformer` that was given).
@@ -68,7 +68,7 @@ class HookedLM(Running):
         super().__init__(side, plain)
         self.tl = side.tl
         self.name, self.revision = name, revision
-        self.tokenizer = loading.checked_tokenizer(tokenizer)
+        self.tokenizer = loading.checked_tokenizer(tokenizer, self.unembedding().shape[0])
         self.tl.eval()
         self._read: tuple[tuple[Any, ...], str] | None = None
         self.n_positions = side.n_positions
@@ -76,10 +76,7 @@ class HookedLM(Running):
             self.d_mlp = side.d_mlp
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device) % self.unembedding().shape[0]
-        logits = self.logits(ids, torch.ones_like(ids, dtype=torch.bool))
-        self._check_causal(ids, logits)
-        self._check_lens(ids, logits)
+        self._check_runs()
 
     # --- ways in
 
@@ -118,6 +115,9 @@ class HookedLM(Running):
                 adapter for another base; processed weights; a device that is not there; a package that is missing.
         """
         if isinstance(source, cls):
+            asked = (tokenizer, adapter, dtype, device, device_map, bits, revision)
+            if any(option is not None for option in asked):
+                raise ValueError(f"{source.name} is loaded already: give these options with what it is loaded from")
             return source
         if isinstance(source, str | Path):
             loaded = loading.from_checkpoint(
@@ -189,29 +189,45 @@ class HookedLM(Running):
 
     # --- what it is
 
-    def _check_causal(self, ids: Tensor, logits: Tensor) -> None:
-        """A decoder's logits at a position do not depend on what follows it: the rows of `ids` end differently."""
-        alike = torch.allclose(logits[0, :-1], logits[1, :-1], atol=1e-3, rtol=1e-3)
-        if ids[0, -1] != ids[1, -1] and not alike:
+    def _check_runs(self) -> None:
+        """Raise ValueError unless this is a decoder that goes on from a cache as if it had read all anew.
+
+        The TransformerLens model must give the plain model's logits both ways: a new release of either may break it.
+        """
+        ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device) % self.unembedding().shape[0]
+        whole, step = self._both_ways(self._engine(), ids)
+        if not bool(whole.isfinite().all()):
+            raise ValueError(f"{self.name} gives logits that are no numbers: are its weights?")
+        if ids[0, -1] != ids[1, -1] and not torch.allclose(whole[0, :-1], whole[1, :-1], atol=1e-3, rtol=1e-3):
             raise ValueError(f"{self.name} is not a decoder: its logits depend on later tokens")
+        slack = (1e-3 if whole.dtype == torch.float32 else 5e-2) * float(whole.abs().max())
+        if not torch.allclose(step, whole[:, -1:], atol=slack, rtol=0):
+            raise ValueError(
+                f"{self.name} has other logits from a cache than without one: expected attention in every layer, and a "
+                "TransformerLens that knows this release of transformers"
+            )
+        if self._plain is not None:
+            try:
+                bridged = self._both_ways(self._lens, ids)
+            except ValueError:
+                bridged = torch.zeros_like(whole) + torch.nan, step
+            self._faithful = all(
+                torch.allclose(*pair, atol=slack, rtol=0) for pair in zip(bridged, (whole, step), strict=True)
+            )
+            if not self._faithful:
+                _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", self.name)
 
     @torch.no_grad()
-    def _check_lens(self, ids: Tensor, logits: Tensor) -> None:
-        """The TransformerLens model gives these logits too, also from a cache: a new release of either may break it."""
-        mask, cache = torch.ones_like(ids), self._lens.empty_cache(len(ids))
-        whole = self._lens.run(ids, mask)[0]
-        self._lens.run(ids[:, :-1], mask[:, :-1], cache)
-        step = self._lens.run(ids[:, -1:], mask, cache)[0]
-        slack = (1e-3 if logits.dtype == torch.float32 else 5e-2) * float(logits.abs().max())
-        pairs = ((whole, logits), (step, logits[:, -1:]))
-        self._faithful = all(torch.allclose(own, given, atol=slack, rtol=0) for own, given in pairs)
-        if not self._faithful and self._plain is None:
-            raise ValueError(
-                f"{self.name}: TransformerLens has other logits from a cache than without one, as it does not know "
-                "this release of transformers: install one that it knows, or give the Hugging Face model"
-            )
-        if not self._faithful:
-            _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", self.name)
+    def _both_ways(self, engine: Engine, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits read at once, and those of the last token read after the others."""
+        mask, cache = torch.ones_like(ids), engine.empty_cache(len(ids))
+        try:
+            whole = engine.run(ids, mask)[0]
+            engine.run(ids[:, :-1], mask[:, :-1], cache)
+            return whole, engine.run(ids[:, -1:], mask, cache)[0]
+        except (RuntimeError, TypeError, AttributeError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(f"{self.name} does not run token by token from a cache: {first}") from error
 
     def device_of(self, layer: int) -> torch.device:
         """Where the neurons of `layer` are: a model may be spread over several devices."""
@@ -222,6 +238,11 @@ class HookedLM(Running):
         return self._lens.unembedding().dtype
 
     @property
+    def quantised(self) -> bool:
+        """Whether value vectors are stored as packed numbers, in 8 or 4 bits: they can be read, not written."""
+        return self._lens.packed is not None
+
+    @property
     def n_neurons(self) -> int:
         """All MLP neurons: `n_layers * d_mlp`."""
         return self.n_layers * self.d_mlp
@@ -230,17 +251,27 @@ class HookedLM(Running):
         return f"HookedLM({self.name!r}: {self.n_layers} layers x {self.d_mlp} neurons, d_model {self.d_model})"
 
     def fingerprint(self) -> str:
-        """Twelve hex digits of all weights as they are now: two models that differ in any of them differ here."""
-        weights = list(self.tl.parameters() if self._plain is None else self._plain.model.parameters())
+        """Twelve hex digits of all weights as they are now: two models that differ in any of them differ here.
+
+        Of a change that goes by a weight's `.data`, which torch does not count, nothing is seen.
+        """
+        model = self.tl if self._plain is None else self._plain.model
+        weights: dict[str, Tensor] = model.state_dict()
+        if any(weight.is_inference() for weight in weights.values()):
+            return fingerprint(weights)
         # Torch counts the changes in place: what was read once is not read again.
-        state = tuple((weight.data_ptr(), weight._version) for weight in weights)
+        state = tuple((weight.data_ptr(), weight._version) for weight in weights.values())
         if self._read is None or self._read[0] != state:
             self._read = state, fingerprint(weights)
         return self._read[1]
 
     def identity(self) -> Identity:
         """Which model this is; results carry it."""
-        return Identity(self.name, self.revision, str(self.dtype).removeprefix("torch."), self.fingerprint())
+        return Identity(self.name, self.revision, self._stored_as(), self.fingerprint())
+
+    def _stored_as(self) -> str:
+        packed = self._lens.packed
+        return str(packed or self.dtype).removeprefix("torch.")
 
     def row_bytes(self, positions: int, predicted: int = 1) -> int:
         """About the most memory that one row of `positions` tokens takes, with logits at `predicted` of them."""
@@ -308,6 +339,11 @@ class HookedLM(Running):
         own = [torch.tensor(ids, dtype=torch.long) for ids in rows]
         padding = int(self.tokenizer.pad_token_id)
         ids = pad_sequence(own, batch_first=True, padding_value=padding, padding_side="left")
+        if ids.numel() and int(ids.max()) >= self.unembedding().shape[0]:
+            raise ValueError(
+                f"the tokenizer gives token {int(ids.max())}, and {self.name} knows {self.unembedding().shape[0]}: "
+                "model.resize_token_embeddings(len(tokenizer)), or give the model's own tokenizer"
+            )
         mask = pad_sequence([torch.ones_like(row) for row in own], batch_first=True, padding_side="left")
         return ids.to(self.device), mask.to(self.device, torch.bool)
 
@@ -315,11 +351,34 @@ class HookedLM(Running):
         """Text of token ids, special tokens left out."""
         return list(self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True))
 
+    def decode_after(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[str]:
+        """Text of token ids that follow a prompt's: some tokenizers, as Llama 2's, leave out a text's first space."""
+        before = self.decode(prompts)
+        whole = self.decode([[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)])
+        # A prompt that ends within a character reads otherwise alone.
+        parts = zip(before, whole, self.decode(rows), strict=True)
+        return [text[len(start) :] if text.startswith(start) else alone for start, text, alone in parts]
 
-def fingerprint(weights: Iterable[Tensor]) -> str:
-    """Twelve hex digits of weights in any order, for TransformerLens names and orders them as it likes."""
-    digests = sorted(_digest(weight) for weight in weights)
-    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a text: the tokenizer's end of sequence, and others that the model's settings name."""
+        model = getattr(self.tl, "original_model", None) if self._plain is None else self._plain.model
+        told = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        named = [told] if isinstance(told, int) else told or []
+        known = [token for token in named if token < self.unembedding().shape[0]]
+        return tuple(dict.fromkeys([int(self.tokenizer.eos_token_id), *known]))
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Twelve hex digits of weights and their names; those that modules share are read once."""
+    read: dict[tuple[int, tuple[int, ...]], str] = {}
+    whole = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        place = weight.data_ptr(), tuple(weight.shape)
+        if place not in read or weight.data_ptr() == 0:
+            read[place] = _digest(weight)
+        whole.update(f"{name} {list(weight.shape)} {weight.dtype} {read[place]}\n".encode())
+    return whole.hexdigest()[:12]
 
 
 def _digest(weight: Tensor) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
-import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +16,17 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from xlingtox.adapters import adapter_folder, base_of, check_merged, unloaded
+from xlingtox.adapters import merged as merged
+
+_LOG = logging.getLogger(__name__)
+
 DeviceMap = str | Mapping[str, Any]
 Bits = Literal[4, 8]
+
+_ROTARY = ("inv_freq", "embed_positions")
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 @dataclass(frozen=True)
@@ -70,15 +79,31 @@ def from_memory(
     """A copy of a model in memory; the one given is left as it is."""
     if tokenizer is None:
         raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
+    _check_device(device)
     model: Any = copy.deepcopy(source)
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = unloaded(model, type(model.get_base_model()).__name__)
     check_architecture(model.config, type(model).__name__)
-    _checkmerged(model)
+    check_merged(model)
     name = getattr(source.config, "_name_or_path", "") or type(model).__name__
+    if _without_hooks(model):
+        _LOG.warning("%s: hooks that stand on the given model are not taken along", name)
     if adapter is not None:
-        model = merged(model, Path(adapter), name)
-    return Loaded(model.to(device=device or model.device, dtype=dtype or model.dtype).eval(), tokenizer, name)
+        model = merged(model, adapter, name)
+    model = cast(model, dtype)
+    if device is not None:
+        model = model.to(device)
+    return Loaded(writable(model).eval(), tokenizer, name)
+
+
+def _without_hooks(model: Any) -> bool:
+    """Take all PyTorch hooks from a model; whether there were any."""
+    found = False
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            found |= bool(hooks)
+            hooks.clear()
+    return found
 
 
 def from_checkpoint(
@@ -93,16 +118,25 @@ def from_checkpoint(
     trust_remote_code: bool = False,
 ) -> Loaded:
     """A model from a checkpoint folder, a folder with a LoRA adapter, or the hub."""
-    path = str(mini_checkpoint()) if source == "mini" else source
-    if adapter is None and (Path(path) / "adapter_config.json").is_file() and not _is_checkpoint(Path(path)):
-        adapter, path = path, _base_of(Path(path))
+    path = str(mini_checkpoint() if source == "mini" else Path(source).expanduser())
+    if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "/"))):
+        raise FileNotFoundError(f"{source} is no checkpoint: there is no such folder")
+    name = source if adapter is None else f"{source} + {adapter}"
+    # Transformers would put an adapter beside the weights, where value vectors are still those of the base.
+    if adapter is None and (found := adapter_folder(path, revision)) is not None:
+        adapter, path, revision = found, base_of(found), None
     folder = Path(path)
-    if folder.exists() and not _is_checkpoint(folder):
+    if folder.exists() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{path} is no checkpoint: it has no config.json")
-    if not folder.exists() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"{path} is no checkpoint: there is no such folder")
+    if folder.exists() and revision is not None:
+        raise ValueError(f"revision {revision!r} is of a hub name; {source} is a folder")
+    if adapter is not None and bits is not None:
+        raise ValueError(
+            "an adapter is not merged into weights of 8 or 4 bits, which would round it: load without bits"
+        )
     where: dict[str, Any] = {"local_files_only": True} if folder.exists() else {"revision": revision or "main"}
     where["trust_remote_code"] = trust_remote_code
+    _check_device(device)
     placed = _placed(device, device_map) | _quantised(bits, dtype)
     try:
         check_architecture(AutoConfig.from_pretrained(path, **where))
@@ -115,10 +149,40 @@ def from_checkpoint(
     model = read_weights(AutoModelForCausalLM, path, dtype=dtype or "auto", **where, **placed)
     if "device_map" not in placed:
         model = model.to(device or default_device())
+    check_merged(model)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError(
+            f"device_map leaves weights of {source} on disk, where neurons cannot be read: use more memory"
+        )
     if adapter is not None:
-        model = merged(model, Path(adapter), path)
-        return Loaded(model.eval(), own, f"{source} + {adapter}" if str(adapter) != source else source, revision)
-    return Loaded(model.eval(), own, source, revision)
+        model = merged(model, adapter, path)
+    return Loaded(writable(model).eval(), own, name, revision)
+
+
+def cast(model: Any, dtype: torch.dtype | None) -> Any:
+    """The model in `dtype`, but for its rotary frequencies: rounded, they turn far positions by whole radians, which is
+    why transformers, too, leaves them as they are while it reads weights.
+    """
+    if dtype is None or dtype == model.dtype:
+        return model
+    exact = {name: buffer for name, buffer in model.named_buffers() if name.endswith(_ROTARY)}
+    model = model.to(dtype)
+    for name, buffer in exact.items():
+        module, _, own = name.rpartition(".")
+        model.get_submodule(module)._buffers[own] = buffer
+    return model
+
+
+def writable(model: Any) -> Any:
+    """The model without settings of sampling where it decodes greedily: there they do nothing, but transformers, which
+    reads them, as Llama 2's checkpoint has them, does not write them.
+    """
+    told = getattr(model, "generation_config", None)
+    if told is not None and told.do_sample is not True:
+        for name in _SAMPLING:
+            if getattr(told, name, None) is not None:
+                setattr(told, name, None)
+    return model
 
 
 def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
@@ -129,15 +193,19 @@ def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
 
     Raises:
         FileNotFoundError: there are none.
+        ValueError: some that the model needs are not among them; transformers would draw them at random.
     """
     try:
         with no_weight_bars():
-            return kind.from_pretrained(source, use_safetensors=True, **how)
+            model, told = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **how)
     except OSError as error:
         raise FileNotFoundError(
             f"{source} has no weights in safetensors, and pickled ones (.bin), which can run code, are not read: "
             f"if you trust them, convert them with transformers' save_pretrained ({str(error).splitlines()[0]})"
         ) from error
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"{source} lacks {len(missing)} of the model's weights, {missing[0]} the first of them")
+    return model
 
 
 def check_architecture(config: Any, otherwise: str = "") -> None:
@@ -146,19 +214,28 @@ def check_architecture(config: Any, otherwise: str = "") -> None:
     what = names[0] if names else type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{what} is an encoder-decoder: expected a decoder-only causal language model")
-    if names and not what.endswith(("ForCausalLM", "LMHeadModel")):
+    # The last is what transformers calls a decoder that also sees pictures, as Gemma 3 from four billion on.
+    if names and not what.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         raise ValueError(f"{what} is not a causal language model: expected a decoder with a language-model head")
 
 
-def checked_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy that pads with its end of sequence where it has no padding.
+def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a copy that pads with its end of sequence where it has no padding that the model knows.
+
+    Args:
+        vocabulary: tokens that the model knows.
 
     Raises:
-        ValueError: no end-of-sequence token.
+        ValueError: no end-of-sequence token, or one that the model does not know.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token first")
-    if tokenizer.pad_token_id is None:
+    if tokenizer.eos_token_id >= vocabulary:
+        raise ValueError(
+            f"the tokenizer's end of sequence is token {tokenizer.eos_token_id}, and the model knows {vocabulary}: "
+            "model.resize_token_embeddings(len(tokenizer)), or give the model's own tokenizer"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -170,6 +247,16 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 def default_device() -> str:
     """The GPU, if there is one: under a launcher, the one of this process."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device {str(device)!r} is not to be had on this machine: {reason}") from error
 
 
 def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
@@ -212,66 +299,3 @@ def _own_tokenizer(path: str, adapter: str | Path | None, where: Mapping[str, An
     beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(adapter if beside else path, **where)
     return tokenizer
-
-
-# --- adapters
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
-
-
-def _adapter_config(folder: Path) -> dict[str, Any]:
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} is no adapter: it has no adapter_config.json")
-    config: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return config
-
-
-def _base_of(folder: Path) -> str:
-    base = _adapter_config(folder).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"the adapter {folder} does not name its base: load(base, adapter={str(folder)!r})")
-    return str(base)
-
-
-def merged(model: Any, folder: Path, name: str) -> Any:
-    """The model with a LoRA adapter in its weights: base value vectors under tuned logits would be a lie.
-
-    Raises:
-        ValueError: the adapter is for another base, or merging it changes what it says.
-        FileNotFoundError: it has no weights in safetensors.
-    """
-    _adapter_config(folder)
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise FileNotFoundError(f"the adapter {folder} has no adapter_model.safetensors; pickled weights are not read")
-    if importlib.util.find_spec("peft") is None:
-        raise ValueError("an adapter needs the package peft: pip install peft")
-    from peft import PeftModel
-
-    try:
-        adapted: Any = PeftModel.from_pretrained(model, str(folder)).eval()
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"the adapter {folder} is for another base than {name}: {first}") from error
-    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
-    with torch.no_grad():
-        before = adapted(input_ids=ids).logits
-        whole: Any = adapted.merge_and_unload()
-        after = whole(input_ids=ids).logits
-    slack = 1e-3 if before.dtype == torch.float32 else 5e-2
-    if not torch.allclose(before, after, atol=slack * float(before.abs().max()), rtol=0):
-        raise ValueError(
-            f"the adapter {folder} cannot be merged into {name}: its logits change "
-            "(an adapter on embeddings that are tied to the output does so)"
-        )
-    return whole
-
-
-def _checkmerged(model: Any) -> None:
-    if any(hasattr(module, "lora_A") for module in model.modules()):
-        raise ValueError(
-            "the model holds a LoRA adapter that is not merged: its value vectors would be the base's. "
-            "Merge it first (PEFT: model.merge_and_unload())"
-        )

@@ -53,10 +53,16 @@ def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int
         activations: of the neurons to choose from, as `NeuronSet.all(lm)`, on toxic prompts.
 
     Raises:
-        ValueError: k is not between 1 and their number, or the probe has another width than the model.
+        ValueError: k is not between 1 and their number, the probe has another width than the model, or the activations
+            are of another model.
     """
     probe.check(lm)
     neurons = activations.neurons
+    neurons.check(lm)
+    if activations.model.fingerprint != lm.fingerprint():
+        raise ValueError(
+            f"the activations are of {activations.model.name}, not of {lm.name}: collect them with this model"
+        )
     if not 1 <= k <= len(neurons):
         raise ValueError(f"k is {k}: the activations are of {len(neurons)} neurons")
     unit = (probe.direction / probe.direction.norm()).to(lm.device)
@@ -67,7 +73,7 @@ def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int
     return NeuronSet.of([neurons.neurons[i] for i in order[:k].tolist()], values[:k].tolist())
 
 
-def by_auroc(lm: HookedLM, labelled: Dataset, batch_size: int = 64, progress: bool = True) -> NeuronSet:
+def by_auroc(lm: HookedLM, labelled: Dataset, batch_size: int | None = None, progress: bool = True) -> NeuronSet:
     """Experts: neurons that tell toxic from other sentences better than chance (Suau et al. 2024, section 3).
 
     A neuron's answer to a sentence is its highest post-activation over the tokens; its score is the area under the ROC
@@ -75,6 +81,7 @@ def by_auroc(lm: HookedLM, labelled: Dataset, batch_size: int = 64, progress: bo
 
     Args:
         labelled: columns `text, label` (1 is toxic). Of a text longer than the model's context the beginning is read.
+        batch_size: texts that are read at once (default: as many as the free memory allows).
 
     Raises:
         ValueError: labels of one class only, a blank text, or a missing column.
@@ -95,7 +102,7 @@ def by_auroc(lm: HookedLM, labelled: Dataset, batch_size: int = 64, progress: bo
 
 
 def _highest(
-    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int
+    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int | None
 ) -> Float[Tensor, "layer text d_mlp"]:
     """The highest post-activation of every neuron of these layers over each text's tokens."""
     out = torch.empty(len(layers), len(texts), lm.d_mlp)

@@ -323,7 +323,12 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 def _correlation(method: Callable[..., Any], x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     if len(x) != len(y) or len(x) < 3:
         raise ValueError(f"a correlation needs two equally long lists of three or more: got {len(x)} and {len(y)}")
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
+    if not (varies(x) and varies(y)):
         return float("nan"), float("nan")
     result = method(x, y)
     return float(result.statistic), float(result.pvalue)
+
+
+def varies(values: Sequence[float] | np.ndarray) -> bool:
+    """Whether values differ by more than rounding: a billionth of the largest."""
+    return bool(np.ptp(values) > 1e-9 * np.max(np.abs(values)))

@@ -152,6 +152,11 @@ class NeuronSet:
         if not 1 <= k <= lm.unembedding().shape[0]:
             raise ValueError(f"k is {k}: expected 1 to {lm.unembedding().shape[0]} tokens")
         tokens = lm.unembedding().float()
+        if tokens.shape[1] != lm.d_model:
+            raise ValueError(
+                f"{lm.name} has a projection between the residual stream ({lm.d_model}) and its unembedding "
+                f"({tokens.shape[1]}): its value vectors cannot be read as tokens"
+            )
         top = (self.vectors(lm).float().to(tokens.device) @ tokens.T).topk(k)
         rows = []
         for (layer, index), score, ids, values in zip(

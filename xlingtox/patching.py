@@ -52,7 +52,8 @@ class PatchEffect:
 
         Columns `measure, group, language, base, tuned, patched, share, low, high`. `share` is
         `(patched - base) / (tuned - base)`, with its bootstrap interval over prompts: 0 where the group carries nothing
-        of the change, 1 where it carries all; NaN where there is no change.
+        of the change, 1 where it carries all; NaN where there is no change, and without an interval where the prompts
+        do not tell that there is one: a share of what may be nothing can be anything.
         """
         rng = np.random.default_rng(seed)
         codes = languages.in_order(self.languages)
@@ -72,8 +73,11 @@ class PatchEffect:
                 for code in (*codes, "all"):
                     ends = [means[each][code] for each in (_BASE, _TUNED, run)]
                     shares = _share(*(resampled[each][code] for each in (_BASE, _TUNED, run)))
-                    known = shares[np.isfinite(shares)]
-                    span = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if len(known) else [np.nan, np.nan]
+                    span = np.full(2, np.nan)
+                    quantiles = [(1 - level) / 2, (1 + level) / 2]
+                    least, most = np.quantile(resampled[_TUNED][code] - resampled[_BASE][code], quantiles)
+                    if least * most > 0:
+                        span = np.quantile(shares[np.isfinite(shares)], quantiles)
                     rows.append((measure, run, code, *ends, float(_share(*map(np.array, ends))), *map(float, span)))
         names = ["measure", "group", "language", "base", "tuned", "patched", "share", "low", "high"]
         return pd.DataFrame(rows, columns=names)
@@ -169,8 +173,14 @@ def patch_effect(
     """
     given = as_prompts(prompts)
     tokens = None if toxic_tokens is None else sorted({int(token) for token in toxic_tokens})
+    if base is tuned:
+        raise ValueError(f"{base.name} is given as both models: there is no change to carry")
     base.check_alike(tuned)
     lengths = checked_lengths(base, given, max_new_tokens)
+    if tokens == [] or n_random < 0:
+        raise ValueError(
+            f"toxic_tokens are {tokens}, n_random is {n_random}: expected at least one token, and 0 or more"
+        )
     if probe is None and not tokens and scorer is None:
         raise ValueError("nothing to measure by: give a probe, toxic_tokens or a scorer")
     if probe is not None:
@@ -250,4 +260,6 @@ def _share(
     base: Float[np.ndarray, "*any"], tuned: Float[np.ndarray, "*any"], patched: Float[np.ndarray, "*any"]
 ) -> Float[np.ndarray, "*any"]:
     change = np.asarray(tuned - base)
-    return np.where(change == 0, np.nan, (patched - base) / np.where(change == 0, 1.0, change))
+    # Means of the same numbers in another order differ by rounding.
+    none = np.abs(change) <= 1e-9 * np.maximum(np.abs(base), np.abs(tuned))
+    return np.where(none, np.nan, (patched - base) / np.where(none, 1.0, change))

@@ -35,7 +35,7 @@ one comes near the difference of the class means, which a model's own computatio
 
 
 def mean_states(
-    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int = 64, progress: bool = True
+    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int | None = None, progress: bool = True
 ) -> Float[Tensor, "layer text d_model"]:
     """Mean over each text's tokens of the residual stream at `layers` (0: the embedding's output, n: the n-th block's).
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+from transformers.training_args import OptimizerNames
+
+_OPTIONAL = ("steps", "epochs", "max_prompt_length", "patience")
 
 LossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"]
 
@@ -25,6 +28,14 @@ class Lora:
     dropout: float = 0.05
     bits: Literal[4, 8] | None = 4
 
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            _check_whole(f"lora's {name}", getattr(self, name), 1)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora's dropout is {self.dropout}: expected at least 0 and less than 1")
+        if self.bits not in (None, 4, 8):
+            raise ValueError(f"lora's bits is {self.bits!r}: expected 4, 8 or None")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -37,6 +48,8 @@ class Recipe:
         accumulation: passes a step.
         beta: strength of the pull to the reference model (paper, appendix: 0.1).
         loss_type: TRL's name of the loss; sigmoid is DPO's.
+        label_smoothing: of the loss `robust`, and only there: the share of pairs that are taken to be the wrong way
+            round, above 0 and less than 0.5.
         max_length: tokens of prompt and continuation together; the end of a longer continuation is cut, also where
             the model has fewer positions.
         max_prompt_length: pairs with a prompt of more tokens are left out; None: those that leave no room to continue.
@@ -59,6 +72,7 @@ class Recipe:
     accumulation: int = 1
     beta: float = 0.1
     loss_type: LossType = "sigmoid"
+    label_smoothing: float = 0.0
     warm_up: int = 5
     max_length: int = 96
     max_prompt_length: int | None = None
@@ -77,11 +91,27 @@ class Recipe:
             raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of them")
         counts = ("steps", "batch_size", "accumulation", "max_length", "max_prompt_length", "evaluate_every")
         for name in (*counts, "patience", "save_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+            if name not in _OPTIONAL or getattr(self, name) is not None:
+                _check_whole(name, getattr(self, name), 1)
+        for name in ("warm_up", "seed"):
+            _check_whole(name, getattr(self, name), 0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed is {self.seed}: expected less than 2**32")
         for name in ("learning_rate", "beta", "max_grad_norm", "epochs"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected a finite number above 0")
+            value = getattr(self, name)
+            if name in _OPTIONAL and value is None:
+                continue
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value!r}: expected a finite number above 0")
+        optimizers = [each.value for each in OptimizerNames]
+        for name, known in (("loss_type", get_args(LossType)), ("optimizer", optimizers)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(known)}")
+        if (self.loss_type == "robust") != bool(self.label_smoothing) or not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing} with loss_type {self.loss_type!r}: robust needs it above 0 "
+                "and less than 0.5 (0.1, say), and without it is sigmoid; the other losses do not have it"
+            )
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share is {self.validation_share}: expected at least 0 and less than 1")
 
@@ -104,14 +134,28 @@ class Recipe:
             "lr_scheduler_type": "constant_with_warmup",
             "warmup_steps": self.warm_up,
             "optim": self.optimizer,
+            "optim_args": None,
+            "adam_beta1": 0.9,
+            "adam_beta2": 0.999,
+            "adam_epsilon": 1e-8,
             "weight_decay": 0.0,
+            "label_smoothing_factor": 0.0,
+            "neftune_noise_alpha": None,
             "beta": self.beta,
             "loss_type": [self.loss_type],
+            "loss_weights": None,
+            "label_smoothing": self.label_smoothing,
+            "ld_alpha": None,
+            "f_divergence_type": "reverse_kl",
+            "use_weighting": False,
+            "sync_ref_model": False,
             "max_length": room,
             "truncation_mode": "keep_start",
             "max_grad_norm": self.max_grad_norm,
             "disable_dropout": True,
             "precompute_ref_log_probs": True,
+            "precompute_ref_batch_size": self.batch_size,
+            "dataloader_drop_last": False,
             "eval_strategy": "steps" if validated else "no",
             "eval_steps": self.evaluate_every,
             "save_strategy": "steps",
@@ -120,20 +164,30 @@ class Recipe:
             "load_best_model_at_end": best,
             "metric_for_best_model": "eval_loss" if best else None,
             "greater_is_better": False if best else None,
+            "save_only_model": False,
+            "ignore_data_skip": False,
+            "auto_find_batch_size": False,
             "restore_callback_states_from_checkpoint": True,
             "logging_steps": 1,
             # Else a loss that is no number is written down as 0.
             "logging_nan_inf_filter": False,
             "seed": self.seed,
             "data_seed": self.seed,
-            "bf16": not on_cpu and torch.cuda.is_bf16_supported(),
+            "bf16": not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False),
             "fp16": False,
+            "bf16_full_eval": False,
+            "fp16_full_eval": False,
             "use_cpu": on_cpu,
             "gradient_checkpointing": self.gradient_checkpointing,
             "dataloader_pin_memory": not on_cpu,
             "report_to": "none",
             "disable_tqdm": True,
         }
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}: expected a whole number of at least {least}")
 
 
 PAPER_FULL = Recipe(

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from xlingtox.engine import Engine, Hook, PlainEngine, Remove
+from xlingtox.engine import Engine, Hook, PlainEngine
 from xlingtox.lens import Lens
 
 
@@ -147,7 +147,10 @@ class Running:
     @contextlib.contextmanager
     def _passing(self, now: Pass) -> Iterator[None]:
         if self.passing is not None:
-            raise ValueError(f"{self.name} is to run beside a model that runs beside it: patch one of them only")
+            raise ValueError(
+                f"{self.name} is running already: it cannot be called from its own hooks or another thread, nor run "
+                "beside a model that runs beside it (patch one of them only)"
+            )
         self.passing = now
         try:
             yield
@@ -174,7 +177,12 @@ class Running:
         entry = other, seen
 
         def keep(layer: int) -> Hook:
-            return lambda value: seen.__setitem__(layer, value)
+            def kept(value: Tensor) -> None:
+                # A pass of the other alone is of other tokens.
+                if self.passing is not None:
+                    seen[layer] = value
+
+            return kept
 
         self._companions.append(entry)
         try:
@@ -187,6 +195,9 @@ class Running:
         """Raise ValueError unless both models have the same shape and vocabulary, so that neurons and tokens match."""
         if (self.n_layers, self.d_mlp, self.d_model) != (other.n_layers, other.d_mlp, other.d_model):
             raise ValueError(f"the models differ in shape: {self!r} and {other!r}")
+        gated = [each for each in (self, other) if each._lens.gate_projection(0) is not None]
+        if len(gated) == 1:
+            raise ValueError(f"the models differ in shape: only the MLPs of {gated[0]!r} are gated")
         if self.tokenizer.get_vocab() != other.tokenizer.get_vocab():
             raise ValueError("the models differ in their tokenizers' vocabularies")
 
@@ -218,26 +229,29 @@ class Running:
         """
         wanted = [("post", self._checked_layer(layer), hook) for layer, hook in (post or {}).items()]
         wanted += [("residual", self._checked_residual(layer), hook) for layer, hook in (residual or {}).items()]
-        fired = [False] * len(wanted)
-        undo: list[Remove] = []
-        self._standing += 1
-        try:
+        fired, live = [False] * len(wanted), [True]
+        with contextlib.ExitStack() as undo:
+            # An interrupt can come between any two lines: a hook that it leaves behind must do nothing.
+            undo.callback(live.clear)
+            self._standing += 1
+            undo.callback(self._fewer)
             for i, (kind, layer, hook) in enumerate(wanted):
 
                 def run(value: Tensor, i: int = i, hook: Hook = hook) -> Tensor | None:
+                    if not live:
+                        return None
                     fired[i] = True
                     return hook(value)
 
                 for engine in self._engines:
-                    undo.append((engine.on_post if kind == "post" else engine.on_residual)(layer, run))
+                    undo.callback((engine.on_post if kind == "post" else engine.on_residual)(layer, run))
             yield
-        finally:
-            self._standing -= 1
-            for remove in reversed(undo):
-                remove()
         silent = [f"{kind} {layer}" for (kind, layer, _), done in zip(wanted, fired, strict=True) if not done]
         if silent:
             raise HookNeverFired(f"{self.name}: hooked but never reached: {', '.join(silent)}; did the model run?")
+
+    def _fewer(self) -> None:
+        self._standing -= 1
 
     def _checked_layer(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:

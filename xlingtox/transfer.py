@@ -6,99 +6,42 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from xlingtox import metrics, strictjson
+from xlingtox import languages, metrics, strictjson
 from xlingtox.activations import Activations
 from xlingtox.comparison import Comparison, Measures
+from xlingtox.correlation import FEWEST, Correlation, Interval, pearson, pearson_p, spearman
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 
-FEWEST = 3
-"""Languages with both a predictor and a drop, for a correlation."""
+__all__ = [
+    "FEWEST",
+    "Correlation",
+    "Interval",
+    "Line",
+    "Observed",
+    "Prediction",
+    "Predictor",
+    "Transfer",
+    "active_share",
+    "pearson",
+    "pearson_p",
+    "promoted_share",
+    "relate",
+    "require_enough",
+    "shared",
+    "spearman",
+    "tokens_per_character",
+]
 
-_ALL_ORDERS = 8
-"""Up to so many languages every permutation is tried; beyond it, random ones."""
-
-_N_ORDERS, _N_RESAMPLES = 99_999, 2000
-
-Interval = tuple[float, float]
-
-
-# --- statistics of a few points
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """A correlation over languages; NaN throughout where one side does not vary.
-
-    Attributes:
-        value: r or rho.
-        p_value: two-sided.
-        low, high: 95 % percentile bootstrap interval, languages resampled in pairs.
-    """
-
-    value: float
-    p_value: float
-    low: float
-    high: float
-
-
-def pearson_p(r: float, n: int) -> float:
-    """Two-sided p of Pearson's r over n independent pairs: Student's t with n - 2 degrees of freedom, exact for normal
-    variables.
-
-    Raises:
-        ValueError: r is not a correlation, or n is below 3.
-    """
-    if n < FEWEST or not -1 <= r <= 1:
-        raise ValueError(f"r is {r} over {n} pairs: expected -1 to 1, over 3 or more")
-    return 0.0 if abs(r) == 1 else float(2 * stats.t.sf(abs(r) * math.sqrt((n - 2) / (1 - r * r)), n - 2))
-
-
-def pearson(x: Sequence[float], y: Sequence[float]) -> Correlation:
-    """Pearson's r, with the p of `pearson_p`."""
-    r, p = metrics.pearson(x, y)
-    return Correlation(r, p, *_bootstrapped(x, y, ranked=False))
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> Correlation:
-    """Spearman's rho, ties at their mean rank.
-
-    p is that of a permutation test: over all orders of up to 8 languages, else over 99,999 random ones, the one at hand
-    counted among them (Phipson and Smyth 2010), so it is never below 0.00001.
-    """
-    rho, _ = metrics.spearman(x, y)
-    if math.isnan(rho):
-        return Correlation(rho, rho, rho, rho)
-    a, b = (rank - rank.mean() for rank in (stats.rankdata(x), stats.rankdata(y)))
-    n, few = len(a), len(a) <= _ALL_ORDERS
-    if few:
-        orders = np.array(list(permutations(range(n))))
-    else:
-        orders = np.random.default_rng(0).permuted(np.tile(np.arange(n), (_N_ORDERS, 1)), axis=1)
-    as_far = int((abs(a[orders] @ b) >= abs(a @ b) - 1e-9).sum())
-    p = as_far / len(orders) if few else (as_far + 1) / (len(orders) + 1)
-    return Correlation(rho, p, *_bootstrapped(x, y, ranked=True))
-
-
-def _bootstrapped(x: Sequence[float], y: Sequence[float], ranked: bool) -> Interval:
-    """Resamples in which one side does not vary have no correlation and are left out."""
-    drawn = np.random.default_rng(0).integers(0, len(x), (_N_RESAMPLES, len(x)))
-    sides = [np.asarray(side, dtype=np.float64)[drawn] for side in (x, y)]
-    a, b = (stats.rankdata(side, axis=1) if ranked else side for side in sides)
-    a, b = (side - side.mean(1, keepdims=True) for side in (a, b))
-    varied = np.logical_and(*(np.ptp(side, axis=1) > 0 for side in sides))
-    if not varied.any():
-        return math.nan, math.nan
-    a, b = a[varied], b[varied]
-    low, high = np.quantile((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)), [0.025, 0.975])
-    return float(low), float(high)
+Observed: TypeAlias = Comparison | Mapping[str, float]
+"""What tuning did: a comparison, or language to relative drop, (before - after) / before, as a paper gives them."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +50,8 @@ class Line:
 
     Attributes:
         slope, intercept: level at the mean of y where x does not vary.
-        deviation: standard deviation of the residuals, n - 2 degrees of freedom; NaN for two points.
+        deviation: standard deviation of the residuals, n - 2 degrees of freedom; NaN for two points, and 0 for points
+            on the line but for rounding.
         n: points.
         centre, spread: mean of x, and the sum of its squared deviations.
     """
@@ -125,10 +69,11 @@ class Line:
         if len(x) != len(y) or len(x) < 2:
             raise ValueError(f"a line needs two equally long lists of two or more: got {len(x)} and {len(y)}")
         a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-        spread = float(((a - a.mean()) ** 2).sum()) if np.ptp(a) > 0 else 0.0
+        spread = float(((a - a.mean()) ** 2).sum()) if metrics.varies(a) else 0.0
         slope = float((a - a.mean()) @ (b - b.mean())) / spread if spread else 0.0
         intercept = float(b.mean() - slope * a.mean())
-        left = float(((b - intercept - slope * a) ** 2).sum())
+        residuals = b - intercept - slope * a
+        left = float((residuals**2).sum()) if abs(residuals).max() > 1e-9 * abs(b).max() else 0.0
         deviation = math.sqrt(left / (len(a) - 2)) if len(a) > 2 else math.nan
         return cls(slope, intercept, deviation, len(a), float(a.mean()), spread)
 
@@ -136,8 +81,13 @@ class Line:
         return self.intercept + self.slope * x
 
     def interval(self, x: float, level: float = 0.95, new: bool = False) -> Interval:
-        """Interval of the line at x, or of a new point there, from Student's t; without ends for two points."""
-        if self.n < FEWEST:
+        """Interval of the line at x, or of a new point there, from Student's t.
+
+        Without ends where the points tell nothing of their scatter: if they are two, or all on the line, as drops that
+        are all 1; or nothing of the slope, at another x than the only one that was seen.
+        """
+        seen = self.spread > 0 or math.isclose(x, self.centre, rel_tol=1e-9)
+        if self.n < FEWEST or self.deviation == 0 or not seen:
             return -math.inf, math.inf
         away = (x - self.centre) ** 2 / self.spread if self.spread else 0.0
         width = float(stats.t.ppf((1 + level) / 2, self.n - 2))
@@ -150,13 +100,23 @@ class Line:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A relative drop that is foretold, with its prediction interval. No drop is above 1."""
+    """A relative drop that is foretold, with its prediction interval.
+
+    The line knows no bounds: a figure above 1 says that it has left the range in which it can hold, as no drop is above
+    1. It is not cut there, for that would pass for certainty.
+
+    Attributes:
+        low, high: infinite where the other languages tell nothing of their scatter; see `Line.interval`.
+        extrapolated: whether the language's predictor lies outside of what was observed: nothing shows that the line
+            goes on there, and the interval takes it for granted.
+    """
 
     language: str
     drop: float
     low: float
     high: float
     level: float
+    extrapolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,12 +180,14 @@ class Transfer:
             raise ValueError(f"{predictor} has no value for {language!r}: it has {', '.join(values)}")
         others = {code: value for code, value in values.items() if code != language}
         x, y = require_enough(f"without {language!r}, {predictor}", others, self.drop)
-        line = Line.fit(x, y)
-        drop, (low, high) = line.at(values[language]), line.interval(values[language], level, new=True)
-        return Prediction(language, min(drop, 1.0), min(low, 1.0), min(high, 1.0), level)
+        line, own = Line.fit(x, y), values[language]
+        extrapolated = not min(x) <= own <= max(x)
+        return Prediction(language, line.at(own), *line.interval(own, level, new=True), level, extrapolated)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a predictor: `predictor, languages`, both correlations, p and intervals, `error, guess, coverage`."""
+        """A row a predictor: `predictor, languages`, of `pearson_` and `spearman_` all that a `Correlation` has,
+        `error, guess, coverage`.
+        """
         rows = [
             {"predictor": name, "languages": each.n}
             | {f"pearson_{key}": value for key, value in dataclasses.asdict(each.pearson).items()}
@@ -246,10 +208,12 @@ class Transfer:
         own = self.predictors.get("retrieval")
         if own is None or math.isnan(own.pearson.value):
             return said + ("." if n >= FEWEST else "no correlation is defined.")
-        said += f", and r = {own.pearson.value:.2f} has a 95 % interval from {own.pearson.low:.2f} to "
-        said += (
-            f"{own.pearson.high:.2f}. A language's drop is missed by {own.error:.2f} on average when it is foretold "
-        )
+        said += f", and r = {own.pearson.value:.2f} has "
+        if math.isnan(own.pearson.low):
+            said += "no interval to speak of. "
+        else:
+            said += f"a 95 % interval from {own.pearson.low:.2f} to {own.pearson.high:.2f}. "
+        said += f"A language's drop is missed by {own.error:.2f} on average when it is foretold "
         said += f"from the others, and by {own.guess:.2f} when their mean is guessed."
         if len(self.predictors) > 1:
             said += f" The best of {len(self.predictors)} predictors looks better than it is."
@@ -278,7 +242,7 @@ class Transfer:
 
 def relate(
     retrieval: Mapping[str, float],
-    observed: Comparison,
+    observed: Observed,
     measure: str = "emt",
     intervals: Mapping[str, Interval] | None = None,
     others: Mapping[str, Mapping[str, float]] | None = None,
@@ -287,11 +251,13 @@ def relate(
 
     Args:
         retrieval: language to accuracy. Only its languages take part: the tuned one has none.
+        observed: a comparison, or language to relative drop; `measure` is then but its name.
         intervals: of `retrieval`, to be drawn.
         others: name to a predictor's values by language.
 
     Raises:
-        ValueError: a predictor and drops share fewer than three languages; a measure that is not compared.
+        ValueError: a predictor and drops share fewer than three languages; a measure that is not compared; a drop above
+            1, as in percent.
     """
     drops = shared(retrieval, observed, measure)
     given: dict[str, Mapping[str, float]] = {"retrieval": retrieval}
@@ -300,7 +266,7 @@ def relate(
     found = {name: _predictor(name, values, drops) for name, values in given.items()}
     drop_intervals = {}
     for code in drops:
-        if measure in observed.changes.get(code, {}):
+        if isinstance(observed, Comparison) and measure in observed.changes.get(code, {}):
             before, (low, high) = getattr(observed.before[code], measure), observed.changes[code][measure]
             drop_intervals[code] = (-high / before, -low / before)
     own = found["retrieval"].pearson
@@ -316,17 +282,28 @@ def relate(
     )
 
 
-def shared(values: Mapping[str, float], observed: Comparison, measure: str) -> dict[str, float]:
+def shared(values: Mapping[str, float], observed: Observed, measure: str) -> dict[str, float]:
     """Relative drops of the languages that have a value too: one without toxicity before has no drop.
 
     Raises:
-        ValueError: a measure that is not compared.
+        ValueError: a measure that is not compared; among drops as numbers, an unknown language or a drop above 1.
     """
-    known = [each.name for each in dataclasses.fields(Measures)]
-    if measure not in known:
-        raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(known)}")
-    drops = observed.relative_drop(measure)
-    return {code: drops[code] for code in values if math.isfinite(drops.get(code, math.nan))}
+    if isinstance(observed, Comparison):
+        known = [each.name for each in dataclasses.fields(Measures)]
+        if measure not in known:
+            raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(known)}")
+        drops: Mapping[str, float] = observed.relative_drop(measure)
+    elif isinstance(observed, Mapping):
+        languages.check(observed)
+        drops = observed
+        above = [code for code, drop in drops.items() if drop > 1]
+        if above:
+            raise ValueError(
+                f"the drop of {above[0]} is {drops[above[0]]}: expected (before - after) / before, which is at most 1"
+            )
+    else:
+        raise ValueError(f"observed is a {type(observed).__name__}: expected a Comparison, or language to drop")
+    return {code: float(drops[code]) for code in values if math.isfinite(drops.get(code, math.nan))}
 
 
 def _predictor(name: str, values: Mapping[str, float], drops: Mapping[str, float]) -> Predictor:

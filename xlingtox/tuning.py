@@ -11,34 +11,33 @@ import json
 import logging
 import math
 import os
-import shutil
+import random
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import numpy as np
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
 from xlingtox import loading, strictjson
 from xlingtox.data import checked_pairs
-from xlingtox.folders import writable_folder
 from xlingtox.lm import HookedLM
 from xlingtox.recipes import MINI, PAPER_FULL, PAPER_QLORA, Lora, Recipe
+from xlingtox.runfolder import Reached, RunFolder
+from xlingtox.tunable import Pairs, room_of, tunable_pairs
 
 __all__ = ["MINI", "PAPER_FULL", "PAPER_QLORA", "Diverged", "Lora", "Pairs", "Recipe", "tunable_pairs", "tune_dpo"]
 
 _LOG = logging.getLogger(__name__)
-
-_CHECKPOINTS, _ADAPTER, _BASE = "checkpoints", "adapter", "base"
 
 
 class Diverged(RuntimeError):
@@ -68,83 +67,61 @@ def tune_dpo(
         validation: pairs for the validation loss (default: the recipe's share of `pairs`).
 
     Raises:
-        ValueError: pairs with a missing field or with chosen equal to rejected, or none whose prompt leaves room for a
-            continuation; `lm` came without a Hugging Face model; the folder holds another run; merging an adapter
-            changes what it says (the adapter is kept).
-        Diverged: the loss is no number any more; the checkpoints before that are kept.
+        ValueError: pairs with a missing field or with sides that look equal, or none whose prompt leaves room for a
+            continuation; patience without validation pairs; `lm` came without a Hugging Face model, or is edited by
+            hooks; a package is missing; the folder holds another run, or files that the run would overwrite; merging
+            an adapter changes what it says (the adapter is kept).
+        Diverged: the loss is no number any more; the checkpoints before that are kept, and the log.
+        RuntimeError: nothing was saved; the checkpoints are kept.
         OSError: the folder cannot be written.
     """
-    if recipe.lora is not None and importlib.util.find_spec("peft") is None:
+    _require_packages(recipe)
+    with _own_random_state():
+        if isinstance(lm, HookedLM):
+            _check_tunable(lm, recipe)
+            run = _Run(lm, lm, pairs, recipe, validation, output_dir)
+        else:
+            checked_pairs(pairs)  # before weights are read
+            loaded = loading.from_checkpoint(str(lm), bits=None if recipe.lora is None else recipe.lora.bits)
+            run = _Run(lm, HookedLM.over(loaded), pairs, recipe, validation, output_dir, loaded.model)
+            del loaded
+        # The first to ask decides: processes on the CPU would take themselves for the only one.
+        PartialState(cpu=run.device.type == "cpu")
+        if not run.folder.claimed(run.about):
+            _train(run, progress)
+        # What was tuned must not lie beside what is loaded: weights that modules share are only freed by a collection.
+        run.own = None
+        gc.collect()
+        PartialState().wait_for_everyone()
+        return HookedLM.load(run.folder.path, dtype=run.dtype, device=run.device)
+
+
+def _require_packages(recipe: Recipe) -> None:
+    lora, optimizer = recipe.lora, recipe.optimizer
+    if lora is not None and importlib.util.find_spec("peft") is None:
         raise ValueError("a LoRA recipe needs the package peft: pip install 'xlingtox[lora]'")
-    if isinstance(lm, HookedLM):
-        run = _Run(lm, lm, pairs, recipe, validation, output_dir)
-    else:
-        checked_pairs(pairs)  # before weights are read
-        loaded = loading.from_checkpoint(str(lm), bits=None if recipe.lora is None else recipe.lora.bits)
-        run = _Run(lm, HookedLM.over(loaded), pairs, recipe, validation, output_dir, loaded.model)
-        del loaded
-    if not run.claimed():
-        _train(run, progress)
-    # What was tuned must not lie beside what is loaded: weights that modules share are only freed by a collection.
-    run.own = None
-    gc.collect()
-    PartialState().wait_for_everyone()
-    return HookedLM.load(run.folder, dtype=run.dtype, device=run.device)
+    quantised = [] if lora is None or lora.bits is None else [f"a base of {lora.bits} bits"]
+    quantised += [f"the optimizer {optimizer}"] if any(part in optimizer for part in ("bnb", "8bit", "paged")) else []
+    if quantised and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"{quantised[0]} needs the package bitsandbytes: pip install 'xlingtox[quantised]'")
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Preference pairs that can be tuned on.
-
-    Attributes:
-        train, validation: with the columns `prompt, chosen, rejected`.
-        left_out: rows of the given pairs whose prompts are too long.
-    """
-
-    train: Dataset
-    validation: Dataset | None
-    left_out: tuple[int, ...]
-
-
-def tunable_pairs(lm: HookedLM, pairs: Dataset, recipe: Recipe = MINI, validation: Dataset | None = None) -> Pairs:
-    """Preference pairs after all that `tune_dpo` checks before it trains.
-
-    Raises:
-        ValueError: as `tune_dpo`.
-    """
-    lm.check_unwrappable()
-    kept, left_out = _fitting(lm, checked_pairs(pairs), recipe)
-    if validation is not None:
-        return Pairs(kept, _fitting(lm, checked_pairs(validation), recipe)[0], left_out)
-    if not recipe.validation_share:
-        return Pairs(kept, None, left_out)
-    if len(kept) < 2:
-        raise ValueError("preference pairs: one pair cannot be split into training and validation")
-    parts = kept.train_test_split(test_size=max(1, round(recipe.validation_share * len(kept))), seed=recipe.seed)
-    return Pairs(parts["train"], parts["test"], left_out)
-
-
-def _fitting(lm: HookedLM, pairs: Dataset, recipe: Recipe) -> tuple[Dataset, tuple[int, ...]]:
-    """The pairs whose prompts leave room, and the rows of the others: TRL would drop these without a word."""
-    longest = min(recipe.max_prompt_length or recipe.max_length, _room(lm, recipe) - 1)
-    lengths = [len(ids) for ids in lm.tokenizer(list(pairs["prompt"]))["input_ids"]]
-    long = tuple(i for i, length in enumerate(lengths) if length > longest)
-    if not long:
-        return pairs, long
-    rows = ", ".join(map(str, long[:3])) + (", ..." if len(long) > 3 else "")
-    what = f"preference pairs: {len(long)} of {len(pairs)} prompts have more than {longest} tokens (rows {rows})"
-    if len(long) == len(pairs):
-        raise ValueError(f"{what}: none leaves room for a continuation")
-    _LOG.warning("%s: they are left out", what)
-    return pairs.select([i for i, length in enumerate(lengths) if length <= longest]), long
-
-
-def _room(lm: HookedLM, recipe: Recipe) -> int:
-    return min(recipe.max_length, lm.n_positions)
+def _check_tunable(lm: HookedLM, recipe: Recipe) -> None:
+    if recipe.lora is None and any(not weight.is_floating_point() for weight in lm.tl.parameters()):
+        raise ValueError(
+            f"{lm.name} is quantised: its weights cannot be tuned; give a recipe with lora, or load it whole"
+        )
+    # An edit is not in the weights: what is tuned, and what the reference is, would be the model without it.
+    # Some families have permanent hooks of TransformerLens's own.
+    if any(not hook.is_permanent for point in lm.tl.hook_dict.values() for hook in point.fwd_hooks):
+        raise ValueError(
+            f"{lm.name} has hooks on it, which tuning would leave out: leave the block of edit.on(lm), or tune the "
+            "model that edit.bake(lm) gives"
+        )
 
 
 class _Run:
-    """One run in its folder: what it is, and how far it is."""
+    """One run: what it tunes, and the folder that it goes to."""
 
     def __init__(
         self,
@@ -158,45 +135,26 @@ class _Run:
     ) -> None:
         # A model that was read for this run: held here only, until it is tuned.
         self.own = own
-        self.source, self.recipe, self.room = source, recipe, _room(lm, recipe)
+        self.source, self.recipe, self.room = source, recipe, room_of(lm, recipe)
         self.pairs = tunable_pairs(lm, pairs, recipe, validation)
         self.dtype, self.device, self.tokenizer = lm.dtype, lm.device, lm.tokenizer
-        self.folder = writable_folder(folder)
         self.about: dict[str, Any] = {
             "recipe": dataclasses.asdict(recipe),
             "model": dataclasses.asdict(lm.identity()),
+            "tokenizer": _tokenizer_hash(lm.tokenizer),
             "pairs": len(self.pairs.train),
-            "pairs_hash": _digest(self.pairs.train),
+            "pairs_hash": _pairs_hash(self.pairs.train),
             "left_out": len(self.pairs.left_out),
             "validation": 0 if self.pairs.validation is None else len(self.pairs.validation),
-            "validation_hash": None if self.pairs.validation is None else _digest(self.pairs.validation),
+            "validation_hash": None if self.pairs.validation is None else _pairs_hash(self.pairs.validation),
         }
-
-    def claimed(self) -> bool:
-        """Whether the folder holds this run's tuned model already; else take it for this run.
-
-        Raises:
-            ValueError: it holds another run, or a checkpoint of which nothing is known.
-        """
-        file = self.folder / "recipe.json"
-        with PartialState().main_process_first():
-            if file.is_file():
-                found, own = json.loads(file.read_text("utf-8")), json.loads(json.dumps(self.about))
-                if other := [name for name in own if found.get(name) != own[name]]:
-                    raise ValueError(f"{self.folder} holds another run (other {', '.join(other)}): give a new folder")
-                return bool(found.get("finished"))
-            if (self.folder / "config.json").is_file():
-                raise ValueError(f"{self.folder} holds a checkpoint that is not of this run: give a new folder")
-            self.write(finished=False)
-        return False
+        self.folder = RunFolder(folder)
 
     def write(self, finished: bool, **more: Any) -> None:
         """Write `recipe.json`, in the main process."""
-        self.about |= more
-        if PartialState().is_main_process:
-            versions = {name: version(name) for name in ("torch", "transformers", "trl")}
-            whole = self.about | {"versions": versions, "finished": finished}
-            (self.folder / "recipe.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+        counts = {name: len(getattr(self.pairs, name)) for name in ("cut", "merged", "validation_left_out")}
+        self.about |= counts | more
+        self.folder.write(self.about, finished)
 
     def stored(self, part: Literal["train", "validation"]) -> Dataset:
         """Pairs that lie in the run's folder, where TRL then keeps the reference's log-probabilities.
@@ -204,11 +162,9 @@ class _Run:
         Of pairs in memory each process looks for them in a place of its own, where the others find none; and those of
         another run, with another `max_length`, would be taken for these.
         """
-        place = self.folder / _CHECKPOINTS / part
-        with PartialState().main_process_first():
-            if not (place / "state.json").is_file():
-                getattr(self.pairs, part).flatten_indices().save_to_disk(place)
-        return datasets.load_from_disk(place)
+        pairs = getattr(self.pairs, part)
+        place = self.folder.checkpoints / part
+        return datasets.load_from_disk(self.folder.whole(place, lambda at: pairs.flatten_indices().save_to_disk(at)))
 
     def trainable(self) -> Any:
         """A plain model with the weights of the one that was given, to tune; held by nobody else."""
@@ -226,12 +182,12 @@ class _Run:
 
     def base(self, model: Any) -> str:
         """The model before it is tuned, as a checkpoint."""
-        folder = self.folder / _BASE
-        with PartialState().main_process_first():
-            if not (folder / "config.json").is_file():
-                model.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
-        return str(folder)
+
+        def write(at: Path) -> None:
+            model.save_pretrained(at)
+            self.tokenizer.save_pretrained(at)
+
+        return str(self.folder.whole(self.folder.base, write))
 
     def merge(self) -> None:
         """Write the checkpoint: the adapter in the weights of the base, which are not quantised.
@@ -245,13 +201,8 @@ class _Run:
         else:
             loaded = loading.from_checkpoint(str(source), dtype=self.dtype, device=self.device)
             base, name = loaded.model, loaded.name
-        loading.merged(base, self.folder / _ADAPTER, name).save_pretrained(self.folder)
-        self.tokenizer.save_pretrained(self.folder)
-
-    def newest(self) -> Path | None:
-        """The last checkpoint that was written whole: its state is written last."""
-        whole = [path.parent for path in (self.folder / _CHECKPOINTS).glob("checkpoint-*/trainer_state.json")]
-        return max(whole, key=lambda path: int(path.name.rpartition("-")[2])) if whole else None
+        loading.merged(base, self.folder.adapter, name).save_pretrained(self.folder.path)
+        self.tokenizer.save_pretrained(self.folder.path)
 
 
 def _train(run: _Run, progress: bool) -> None:
@@ -261,47 +212,78 @@ def _train(run: _Run, progress: bool) -> None:
     recipe, folder = run.recipe, run.folder
     arguments = recipe.arguments(run.room, run.pairs.validation is not None, run.device.type == "cpu")
     adapter, instead = (None, []) if recipe.lora is None else _lora(model, recipe.lora)
-    if recipe.lora is None and arguments["bf16"]:
-        # Small steps vanish in bfloat16 weights: these are kept in float32, what is computed from them is not.
-        model = model.float()
-    if recipe.lora is None and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if adapter is None:
+        model.requires_grad_(True)
+        if model.dtype in (torch.float16, torch.bfloat16):
+            # Small steps vanish in 16 bits: the weights are kept in 32, and what is computed from them need not be.
+            model = model.float()
+    config, given = model.config, _without_dropout(model)
+    if adapter is None and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # There, and only there, TRL reads the reference from where the model says that it came from.
-        model.config._name_or_path = run.base(model)
+        config._name_or_path = run.base(model)
     run.write(finished=False, trl=arguments, instead=instead)
-    before = run.newest()
+    before = folder.reached()
     main = PartialState().is_main_process
     with tqdm(desc="tuning", unit="step", disable=not (progress and main), leave=False) as bar, _silent():
+        watch = _Watch(run, bar, before)
         trainer = DPOTrainer(
             model=model,
-            args=DPOConfig(output_dir=str(folder / _CHECKPOINTS), **arguments),
+            args=DPOConfig(output_dir=str(folder.checkpoints.resolve()), **arguments),
             train_dataset=run.stored("train"),
             eval_dataset=None if run.pairs.validation is None else run.stored("validation"),
             processing_class=run.tokenizer,
             peft_config=adapter,
-            callbacks=[_Watch(run, bar)],
+            callbacks=[watch],
         )
         # Without its own bar the trainer prints its log instead.
         trainer.remove_callback(PrinterCallback)
-        if recipe.patience is not None and run.pairs.validation is not None:
+        if recipe.patience is not None:
             trainer.add_callback(EarlyStoppingCallback(recipe.patience))
-        trainer.train(resume_from_checkpoint=None if before is None else str(before))
-        if adapter is None and not trainer.is_fsdp_enabled:
-            trainer.model.to(run.dtype)
+        try:
+            with contextlib.suppress(_Over):
+                trainer.train(resume_from_checkpoint=None if watch.start is None else str(watch.start))
+            if trainer.is_fsdp_enabled:
+                # Of sharded weights nothing would be saved.
+                trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+            elif adapter is None:
+                trainer.model.to(run.dtype)
+            watch.check_last(trainer)
+        except Diverged:
+            if main:
+                strictjson.write(folder.log, watch.log(trainer))
+            raise
+        for name, value in given.items():
+            setattr(config, name, value)
         # TRL leaves the trained module's forward patched: save the weights, and look only at what is loaded again.
-        trainer.save_model(str(folder if adapter is None else folder / _ADAPTER))
-        log = trainer.state.log_history
+        trainer.save_model(str(folder.path if adapter is None else folder.adapter))
+        log = watch.log(trainer)
         del trainer, model
         gc.collect()
         if not main:
             return
         if adapter is not None:
             run.merge()
-        strictjson.write(folder / "log.json", log)
-        for arguments_file in folder.rglob("training_args.bin"):
-            arguments_file.unlink()
+        folder.check_saved("training is over")
+        strictjson.write(folder.log, log)
         run.write(finished=True)
-        for working in (_CHECKPOINTS, _BASE):
-            shutil.rmtree(folder / working, ignore_errors=True)
+        folder.clear()
+
+
+def _without_dropout(model: Any) -> dict[str, Any]:
+    """Switch dropout off wherever it is asked for, and say what the configuration had that training changes.
+
+    TRL switches off modules of dropout; many families read a number instead. A policy with dropout is not the
+    reference at the first step.
+    """
+    config = model.config
+    numbers = {name: value for name, value in vars(config).items() if "drop" in name and isinstance(value, float)}
+    for name in numbers:
+        setattr(config, name, 0.0)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return numbers | {name: getattr(config, name) for name in ("use_cache",) if hasattr(config, name)}
 
 
 def _lora(model: Any, lora: Lora) -> tuple[Any, list[str]]:
@@ -321,17 +303,39 @@ def _lora(model: Any, lora: Lora) -> tuple[Any, list[str]]:
     ]
     if tied:
         instead.append("no adapter on the input embedding: it is tied to the output, and merging would change both")
+    if lora.bits is not None:
+        instead.append(f"the adapter is merged into the base as it was given, not into the one of {lora.bits} bits")
+    kinds = {type(each) for name, each in model.named_modules() if name in set(wanted)}
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=wanted
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=wanted,
+        fan_in_fan_out=kinds == {Conv1D},
     )
     return config, instead
 
 
-class _Watch(TrainerCallback):
-    """One bar of our own, as the trainer's writes its log between the steps; and an end to a run that diverges."""
+class _Over(Exception):
+    """Training ended before, and all that was to do was to read its weights again."""
 
-    def __init__(self, run: _Run, bar: Any) -> None:
-        self.run, self.bar = run, bar
+
+class _Watch(TrainerCallback):
+    """One bar of our own, as the trainer's writes its log between the steps; and an end to a run that diverges.
+
+    Attributes:
+        start: the checkpoint that training goes on from, or whose weights are kept if it is over.
+    """
+
+    def __init__(self, run: _Run, bar: Any, before: Reached | None) -> None:
+        self.run, self.bar, self.before = run, bar, before
+        self.start = None if before is None else before.best if before.over and before.best else before.checkpoint
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Else at least one more step would be done.
+        if self.before is not None and self.before.over:
+            raise _Over
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.total = state.max_steps
@@ -340,19 +344,62 @@ class _Watch(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         for name in ("loss", "grad_norm", "eval_loss"):
             if name in (logs or {}) and not math.isfinite(float(logs[name])):
-                last = self.run.newest()
-                kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written before"
-                raise Diverged(
-                    f"{name} is {logs[name]} at step {state.global_step} of {state.max_steps}; {kept}. "
-                    "A lower learning_rate or max_grad_norm may help"
-                )
+                raise self.diverged(f"{name} is {logs[name]} at step {state.global_step}", state, state.log_history)
         if "loss" in (logs or {}):
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
 
+    def log(self, trainer: Any) -> list[dict[str, Any]]:
+        """Losses and margins of all steps, also where only the best weights were read again."""
+        return self.before.log if self.before is not None and self.before.over else trainer.state.log_history
 
-def _digest(pairs: Dataset) -> str:
+    def check_last(self, trainer: Any) -> None:
+        """Raise Diverged unless the tuned weights give a loss: no step was left to show it."""
+        few = trainer.train_dataset.select(range(min(len(trainer.train_dataset), self.run.recipe.batch_size)))
+        measured = trainer.evaluation_loop(trainer.get_eval_dataloader(few), "last", prediction_loss_only=True)
+        if not math.isfinite(loss := measured.metrics["eval_loss"]):
+            raise self.diverged(f"the loss is {loss} after the last step", trainer.state, self.log(trainer))
+
+    def diverged(self, what: str, state: Any, log: list[dict[str, Any]]) -> Diverged:
+        last = self._last_good(log)
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written before"
+        return Diverged(f"{what} of {state.max_steps}; {kept}. A lower learning_rate or max_grad_norm may help")
+
+    def _last_good(self, log: list[dict[str, Any]]) -> Path | None:
+        """The newest checkpoint whose weights gave a loss: that of a step is of the weights before it."""
+        shown = [0]
+        for row in log:
+            if "eval_loss" in row and math.isfinite(row["eval_loss"]):
+                shown.append(row["step"])
+            elif "loss" in row and math.isfinite(row["loss"]) and math.isfinite(row.get("grad_norm", 0.0)):
+                shown.append(row["step"] - 1)
+        good = [path for step, path in self.run.folder.whole_checkpoints().items() if step <= max(shown)]
+        return good[-1] if good else None
+
+
+def _pairs_hash(pairs: Dataset) -> str:
     rows = json.dumps([list(row.values()) for row in pairs], ensure_ascii=True)
     return hashlib.sha256(rows.encode("ascii")).hexdigest()[:16]
+
+
+def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of all that decides which tokens a text has."""
+    own: Any = getattr(tokenizer, "backend_tokenizer", None)
+    # How it last padded and cut is remembered there too.
+    rules = {} if own is None else {**json.loads(own.to_str()), "padding": None, "truncation": None}
+    whole = [rules, tokenizer.get_vocab(), {name: str(token) for name, token in tokenizer.special_tokens_map.items()}]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode("ascii")).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _own_random_state() -> Iterator[None]:
+    """With random numbers of its own: the trainer seeds those that all the process draws from."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 @contextlib.contextmanager
@@ -368,6 +415,7 @@ def _silent() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), loading.no_weight_bars():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", module=r"peft\.")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -1,7 +1,8 @@
 """Data sets as their publishers ship them, in the columns that the work takes; and the checks on what goes into it.
 
 Every loader gives a `datasets.Dataset` that lies on disk, read row by row; what it leaves out is logged as a warning,
-and `skipped` tells how much, why and where. A lone surrogate in a text becomes U+FFFD.
+and `skipped` tells how much, why and where. A lone surrogate in a text becomes U+FFFD; only in the JSON of a hub
+repository, which the datasets library reads, it is an error.
 """
 
 from xlingtox.data.columns import (

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
-from unicodedata import category
 
 from datasets import Dataset
 
 from xlingtox import languages
+from xlingtox.appearance import appearance, visible
 from xlingtox.escaping import well_formed
 
 Prompts: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | Dataset
@@ -69,35 +69,30 @@ def labelled_texts(labelled: Dataset) -> tuple[list[str], list[int]]:
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
 
 
-def checked_pairs(pairs: Dataset) -> Dataset:
+def checked_pairs(pairs: Dataset, what: str = "preference pairs") -> Dataset:
     """Preference pairs, reduced to their three columns.
 
+    Args:
+        what: what messages call them.
+
     Raises:
-        ValueError: a field is missing or blank, or chosen equals rejected; the message names the first such rows.
+        ValueError: a field is missing or has nothing to see, or chosen equals rejected, or looks like it; the message
+            names the first such rows.
     """
-    require_columns(pairs, PAIR_FIELDS, "preference pairs")
+    require_columns(pairs, PAIR_FIELDS, what)
     if len(pairs) == 0:
-        raise ValueError("there are no preference pairs")
+        raise ValueError(f"there are no {what}")
     faults = []
     for i, row in enumerate(pairs):
-        missing = [field for field in PAIR_FIELDS if not isinstance(row[field], str) or not _visible(row[field])]
+        missing = [field for field in PAIR_FIELDS if not isinstance(row[field], str) or not visible(row[field])]
         if missing:
             faults.append(f"row {i} has no {' and no '.join(missing)}")
-        elif row["chosen"].strip() == row["rejected"].strip():
+        elif appearance(row["chosen"]) == appearance(row["rejected"]):
             faults.append(f"row {i} has chosen equal to rejected")
     if faults:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-        raise ValueError(f"preference pairs: {'; '.join(faults[:3])}{more}")
+        raise ValueError(f"{what}: {'; '.join(faults[:3])}{more}")
     return pairs.select_columns(list(PAIR_FIELDS))
-
-
-_LOOKS_EMPTY = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Fillers and blanks that Unicode counts as letters, marks or symbols."""
-
-
-def _visible(text: str) -> bool:
-    """Whether there is anything to see: neither blanks of some script only, nor format characters."""
-    return any(character not in _LOOKS_EMPTY and category(character)[0] not in "ZC" for character in text)
 
 
 def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
@@ -108,7 +103,8 @@ def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
         pivot: the language that every other is compared with.
 
     Raises:
-        ValueError: the pivot is missing, there is nothing to compare it with, or a sentence is blank.
+        ValueError: the pivot is missing, there is nothing to compare it with, a sentence is blank or no text, or a
+            column holds no letter, as one of row numbers.
     """
     codes = languages.in_order(languages.check(parallel.column_names))
     if pivot not in codes:
@@ -117,6 +113,12 @@ def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
         raise ValueError(f"parallel sentences need two languages and two rows: got {len(codes)} and {len(parallel)}")
     table = {code: list(parallel[code]) for code in codes}
     for code, sentences in table.items():
+        written = [str(text) for text in sentences if text is not None and str(text).strip()]
+        if written and not any(character.isalpha() for text in written for character in text):
+            raise ValueError(
+                f"the column {code!r} of the parallel sentences, taken as {languages.name(code)}, holds no letter: row "
+                "numbers are to be dropped or called otherwise"
+            )
         blank = [i for i, text in enumerate(sentences) if not isinstance(text, str) or not text.strip()]
         if blank:
             raise ValueError(f"parallel sentence {blank[0]} in {code} is blank")

@@ -1,6 +1,6 @@
-"""Any data set that the datasets library reads, by the names of its columns."""
+"""Any data set that the datasets library reads, any JSON lines and any table, by the names of their columns."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,15 @@ from datasets import Dataset, DatasetDict, Value
 
 from xlingtox.data.columns import require_columns
 from xlingtox.data.loaded import TEXT, Skips, collect
-from xlingtox.data.reading import number_of, require_languages, text_of
+from xlingtox.data.reading import File, json_rows, number_of, require_languages, table_rows, text_of
 from xlingtox.languages import NAMES, check, spelled
 
 STANDARD = ("language", "prompt", "text", "label", "chosen", "rejected", "sentence", "translation")
 """Columns that the work takes; parallel sentences may also have one a language, named by its code."""
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_BUILDERS = {".json": "json", ".parquet": "parquet"}
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SUFFIXES = (*_BUILDERS, ".jsonl", *_DELIMITERS)
 
 
 def from_columns(
@@ -30,7 +32,7 @@ def from_columns(
 
     Args:
         source: a data set, its name on the hub, a folder that `save_to_disk` wrote, a copy of a hub repository, or a
-            JSON lines, CSV or Parquet file.
+            JSON lines, CSV, TSV or Parquet file.
         columns: ours (`STANDARD`, or a language's code) to its own, as `{"text": "comment", "label": "toxic"}`.
         name, split, revision: which part, where there are several.
         language: of all rows, where no column says so.
@@ -46,11 +48,19 @@ def from_columns(
         check(language)
         if "language" in columns:
             raise ValueError("language= is for data sets without a column of languages: give one of the two")
-    table = opened(source, name, split, revision)
-    what = "the data set" if isinstance(source, Dataset | DatasetDict) else str(source)
-    require_columns(table, tuple(columns.values()), what)
     skips = Skips()
-    rows = _rows(table.select_columns(sorted(set(columns.values()))), columns, language, what, skips)
+    theirs = sorted(set(columns.values()))
+    given: Iterable[tuple[int | str, Mapping[str, Any]]] | None = None
+    if not isinstance(source, Dataset | DatasetDict):
+        given = _in_lines(File(Path(source)), theirs, skips)
+        what = str(source) if given is None else Path(source).name
+    else:
+        what = "the data set"
+    if given is None:
+        table = opened(source, name, split, revision)
+        require_columns(table, theirs, what)
+        given = ((f"row {i}", row) for i, row in enumerate(table.select_columns(theirs)))
+    rows = _rows(given, columns, language, what, skips)
     types = {ours: Value("int64") if ours == "label" else TEXT for ours in _names(columns, language)}
     return collect(rows, types, skips, "from_columns")
 
@@ -69,7 +79,7 @@ def config_names(
     codes = check(languages)
     try:
         names = datasets.get_dataset_config_names(str(source), revision=revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as varied as what may be in the place of a data set
         raise ValueError(f"cannot find the data set {source}: {_first_line(error)}") from error
     there = {spelled(name.removeprefix(prefix)): name for name in names}
     require_languages(codes, there, str(source))
@@ -85,14 +95,14 @@ def opened(
         path = Path(source)
         try:
             if path.is_file():
-                if path.suffix not in _BUILDERS:
-                    raise ValueError(f"expected one of {', '.join(_BUILDERS)}")
-                found = datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
+                if path.suffix.lower() not in _BUILDERS:
+                    raise ValueError(f"expected one of {', '.join(_SUFFIXES)}")
+                found = datasets.load_dataset(_BUILDERS[path.suffix.lower()], data_files=str(path), split="train")
             elif any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
                 found = datasets.load_from_disk(str(path))
             else:
                 found = datasets.load_dataset(str(source), name, split=split, revision=revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        except Exception as error:  # as varied as what may be in the place of a data set
             raise ValueError(f"cannot read the data set {source}: {_first_line(error)}") from error
     if not isinstance(found, Mapping):
         return found
@@ -108,25 +118,67 @@ def _names(columns: Mapping[str, str], language: str | None) -> list[str]:
     return [*(name for name in STANDARD if name in ours), *(name for name in columns if name in NAMES)]
 
 
+def _in_lines(
+    file: File, required: Sequence[str], skips: Skips
+) -> Iterator[tuple[int | str, Mapping[str, Any]]] | None:
+    """Rows of JSON lines or of a table of text with their line numbers; None where the file is neither.
+
+    The datasets library would refuse a whole file for half an emoji, and take the word "null" for nothing.
+    """
+    suffix = file.path.suffix.lower()
+    if not file.path.is_file():
+        return None
+    if suffix in _DELIMITERS:
+        return table_rows(file, required, skips, _DELIMITERS[suffix])
+    if suffix == ".jsonl" or (suffix == ".json" and not _is_list(file.path)):
+        return json_rows(file, required, skips)
+    return None
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a JSON file holds one list, not an object a line."""
+    with path.open("rb") as stream:
+        return stream.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
 def _rows(
-    table: Dataset, columns: Mapping[str, str], language: str | None, what: str, skips: Skips
+    table: Iterable[tuple[int | str, Mapping[str, Any]]],
+    columns: Mapping[str, str],
+    language: str | None,
+    what: str,
+    skips: Skips,
 ) -> Iterator[dict[str, Any]]:
-    for i, given in enumerate(table):
+    for place, given in decoded(table, what):
         row: dict[str, Any] = {} if language is None else {"language": language}
         for ours, theirs in columns.items():
             if ours == "label":
-                number = number_of(given[theirs])
-                row[ours] = None if number not in (0, 1) else int(number)
+                row[ours] = _label(given.get(theirs))
             elif ours == "language":
-                row[ours] = spelled(str(given[theirs]))
+                row[ours] = spelled(str(given.get(theirs)))
             else:
-                row[ours] = text_of(given[theirs])
+                row[ours] = text_of(given.get(theirs))
         lacking = [ours for ours, value in row.items() if value is None]
         if lacking:
-            skips.add(what, f"no {' and no '.join(lacking)} that can be used", f"row {i}")
+            skips.add(what, f"no {' and no '.join(lacking)} that can be used", place)
         else:
             yield row
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _label(value: Any) -> int | None:
+    said = value.strip().lower() if isinstance(value, str) else None
+    number = float(said == "true") if said in ("true", "false") else number_of(value)
+    return int(number) if number is not None and number in (0, 1) else None
+
+
+def decoded(rows: Iterable[Any], what: str) -> Iterator[Any]:
+    """The rows; the datasets library looks at the encoding of a text only when the text is asked for."""
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} is not UTF-8: convert it ({error})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, and not merely that something did."""
+    told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+    return next(iter(str(told or error).splitlines()), "") or f"{type(told or error).__name__}; is it empty?"

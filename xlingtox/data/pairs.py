@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from xlingtox.appearance import appearance, visible
 from xlingtox.data.columns import PAIR_FIELDS
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.prompts import rtp_lx_rows
@@ -115,7 +116,7 @@ def _usable(pair: dict[str, str | None], source: str, line: int, skips: Skips) -
     missing = [name for name in PAIR_FIELDS if pair[name] is None]
     if missing:
         skips.add(source, f"no {' and no '.join(missing)}", line)
-    elif str(pair["chosen"]).strip() == str(pair["rejected"]).strip():
+    elif appearance(str(pair["chosen"])) == appearance(str(pair["rejected"])):
         skips.add(source, "chosen equals rejected", line)
     else:
         return True
@@ -130,7 +131,7 @@ def _continued(toxic: str, neutral: str) -> dict[str, str | None] | None:
             break
         ends = (one.end(), other.end())
     rest = (neutral[ends[1] :], toxic[ends[0] :])
-    if not ends[0] or not all(text.strip() for text in rest):
+    if not ends[0] or not all(map(visible, rest)):
         return None
     return dict(zip(PAIR_FIELDS, (toxic[: ends[0]], *rest), strict=True))
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from datasets import Dataset
 
 from xlingtox.data.columns import require_columns
-from xlingtox.data.hub import config_names, opened
+from xlingtox.data.hub import config_names, decoded, opened
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.reading import (
     File,
     by_language,
     files,
     json_object,
+    one_file,
     require_fields,
     stripped_lines,
     text_of,
@@ -26,7 +27,8 @@ def line_aligned(
 ) -> Dataset:
     """A file a language, aligned by line: JSON lines with the sentence in `field`, or text; one column a language.
 
-    A line that is blank or broken in one language is left out of all.
+    A line that is blank or broken in one language, or lacks the field, is left out of all. What ends in `.jsonl` or
+    `.json` is JSON lines.
 
     Args:
         source: a folder with files named by language (`de.jsonl`, `deu_Latn.dev`), or language to file.
@@ -34,11 +36,12 @@ def line_aligned(
         languages: which to read of a folder; by default those of the paper's 17 that are there.
 
     Raises:
-        ValueError: no such file, a language that is not there, not UTF-8, files of different lengths, or no row.
+        ValueError: no such file, a folder of several where a file is expected, a language that is not there, not UTF-8,
+            files of different lengths, a first line of JSON without the field, or no row.
     """
     skips = Skips()
     if isinstance(source, Mapping):
-        found = {code: files(path, "*")[0] for code, path in zip(check(source), source.values(), strict=True)}
+        found = {code: one_file(path, "*") for code, path in zip(check(source), source.values(), strict=True)}
     else:
         found = by_language(files(source, "*"), _before_dot, languages, Path(source).name, skips)
     return collect(_aligned(found, field, skips), dict.fromkeys(found, TEXT), skips, "line_aligned")
@@ -98,7 +101,7 @@ def flores(
         table = opened(source, name, split, revision)
         require_columns(table, ("id", "text"), f"{source} in {code}")
         sentences[code] = {}
-        for number, text in zip(table["id"], table["text"], strict=True):
+        for number, text in decoded(zip(table["id"], table["text"], strict=True), f"{source} in {code}"):
             usable = text_of(text)
             if usable is None:
                 skips.add(name, "no text", f"id {number}")
@@ -134,7 +137,8 @@ def _aligned(found: Mapping[str, File], field: str | None, skips: Skips) -> Iter
 
 def _sentences(file: File, field: str | None, skips: Skips) -> Iterator[str | None]:
     """One for each line, None for what cannot be used."""
-    in_json = field is not None and file.name.endswith((".jsonl", ".json"))
+    in_json = field is not None and file.name.lower().endswith((".jsonl", ".json"))
+    checked = False
     for number, line in stripped_lines(file):
         value: object = line
         reason = "no text"
@@ -143,8 +147,10 @@ def _sentences(file: File, field: str | None, skips: Skips) -> Iterator[str | No
             if isinstance(held, str):
                 value, reason = None, held
             else:
-                require_fields(file, held, (str(field),))
-                value = held[str(field)]
+                if not checked:
+                    require_fields(file, held, (str(field),))
+                    checked = True
+                value, reason = held.get(str(field)), "no text" if field in held else f"no field {field}"
         sentence = text_of(value)
         if sentence is None:
             skips.add(file.name, reason, number)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from xlingtox.appearance import visible
 from xlingtox.data.loaded import Skips
 from xlingtox.escaping import well_formed
 from xlingtox.languages import CODES, check, in_order, spelled
@@ -45,6 +46,11 @@ class File:
     def stem(self) -> str:
         """Its name without folders and ending."""
         return PurePosixPath(self.name).stem
+
+    @property
+    def doubt(self) -> str:
+        """What else may be wrong where the content makes no sense: archives let one wrong password in 256 by."""
+        return "" if self.password is None else "; or the password is wrong"
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -167,13 +173,12 @@ def lines(file: File) -> Iterator[tuple[int, str]]:
             if number == 1:
                 for head, what in _NOT_OURS.items():
                     if raw.startswith(head):
-                        raise ValueError(f"{file.name} {what}")
+                        raise ValueError(f"{file.name} {what}{file.doubt}")
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{file.name} is not UTF-8 (line {number}, byte 0x{raw[error.start]:02x}): convert it"
-                ) from error
+                where = f"line {number}, byte 0x{raw[error.start]:02x}"
+                raise ValueError(f"{file.name} is not UTF-8 ({where}): convert it{file.doubt}") from error
             yield number, line.removeprefix(_BOM) if number == 1 else line
     if number == 0:
         raise ValueError(f"{file.name} is empty")
@@ -220,7 +225,8 @@ def table_rows(
     """Rows of a delimited file with a header, as the csv module reads them, with the line on which each ends.
 
     Raises:
-        ValueError: as `lines`, a required column is missing, or quotation marks do not pair.
+        ValueError: as `lines`, a required column is missing, quotation marks do not pair, or a carriage return stands
+            alone outside of them.
     """
     reader = csv.reader((line for _, line in lines(file)), delimiter=delimiter, strict=True)
     before = csv.field_size_limit(_LONGEST_FIELD)  # the limit is the process's: put back afterwards
@@ -233,7 +239,10 @@ def table_rows(
             elif row:
                 skips.add(file.name, f"not {len(header)} fields", reader.line_num)
     except csv.Error as error:
-        raise ValueError(f"{file.name}, line {reader.line_num}: the quotation marks do not pair: {error}") from error
+        reason = f"the quotation marks do not pair: {error}"
+        if "new-line" in str(error):
+            reason = "a carriage return stands alone: convert the line ends to line feeds"
+        raise ValueError(f"{file.name}, line {reader.line_num}: {reason}{file.doubt}") from error
     finally:
         csv.field_size_limit(before)
 
@@ -242,13 +251,13 @@ def require_fields(file: File, row: dict[str, Any], required: Sequence[str]) -> 
     """Raise ValueError, naming what is missing and what is there; `a or b` asks for one of the two."""
     missing = [names for names in required if not any(name in row for name in names.split(" or "))]
     if missing:
-        there = ", ".join(list(row)[:12]) or "none"
+        there = ", ".join(ascii(name)[1:-1] if not name.isprintable() else name for name in list(row)[:12]) or "none"
         raise ValueError(f"{file.name} has no field {', '.join(missing)}: it has {there}")
 
 
 def text_of(value: Any) -> str | None:
-    """Text as it can be stored, or None for what is blank or no text."""
-    return well_formed(value) if isinstance(value, str) and value.strip() else None
+    """Text as it can be stored, or None for what is no text or has nothing to see."""
+    return well_formed(value) if isinstance(value, str) and visible(value) else None
 
 
 def number_of(value: Any) -> float | None:

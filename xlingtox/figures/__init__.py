@@ -5,10 +5,10 @@ Every figure has the house's template; `figure.update_layout(template=style(dark
 
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.neurons import activation_map, neuron_activations, promoted, sources
-from xlingtox.figures.pairs import activations, toxicity
+from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
 from xlingtox.figures.roc import roc
-from xlingtox.figures.style import AFTER, BEFORE, TOXICITY_MEASURES, style
+from xlingtox.figures.style import AFTER, BEFORE, FLUENCY_MEASURES, TOXICITY_MEASURES, style
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
 from xlingtox.figures.tuning import training, weight_drift
@@ -17,12 +17,14 @@ from xlingtox.pages import FONTS
 __all__ = [
     "AFTER",
     "BEFORE",
+    "FLUENCY_MEASURES",
     "FONTS",
     "TOXICITY_MEASURES",
     "TokenView",
     "activation_map",
     "activations",
     "dose_response",
+    "fluency",
     "neuron_activations",
     "patch_effect",
     "promoted",

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
 from xlingtox import languages
 from xlingtox.comparison import Comparison
 from xlingtox.escaping import escaped_for_plotly
-from xlingtox.figures.style import AFTER, BEFORE, TOXICITY_MEASURES, drawable, heading, language_label, styled
+from xlingtox.figures.style import (
+    AFTER,
+    BEFORE,
+    FLUENCY_MEASURES,
+    TOXICITY_MEASURES,
+    drawable,
+    heading,
+    language_label,
+    styled,
+)
 
 
 def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Figure:
@@ -24,14 +34,20 @@ def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Fi
     Raises:
         ValueError: another measure, or a comparison without languages.
     """
-    if measure not in TOXICITY_MEASURES:
-        raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(TOXICITY_MEASURES)}")
-    figure = _pairs(comparison, measure, lowest=0.0)
-    label = TOXICITY_MEASURES[measure]
-    figure.update_yaxes(title_text=label, rangemode="tozero")
-    return figure.update_layout(
-        title=heading(f"{label}, before and after tuning", f"scored by {comparison.scorer.name}")
-    )
+    return _measured(comparison, measure, TOXICITY_MEASURES, f"scored by {comparison.scorer.name}")
+
+
+def fluency(comparison: Comparison, measure: str = "continuation_perplexity") -> go.Figure:
+    """What each model writes like, per language before and after, with intervals as in `toxicity`.
+
+    Args:
+        measure: `perplexity` (of held-out text, without an interval), `continuation_perplexity`, `distinct_1`,
+            `distinct_2`, `distinct_3` or `degenerate`.
+
+    Raises:
+        ValueError: another measure, or a comparison without languages.
+    """
+    return _measured(comparison, measure, FLUENCY_MEASURES)
 
 
 def activations(comparison: Comparison) -> go.Figure:
@@ -43,6 +59,14 @@ def activations(comparison: Comparison) -> go.Figure:
     figure = _pairs(comparison, "mean_activation")
     figure.update_yaxes(title_text="Mean activation", zeroline=True)
     return figure.update_layout(title=heading("Mean activation of the sources, before and after tuning"))
+
+
+def _measured(comparison: Comparison, measure: str, known: Mapping[str, str], subtitle: str = "") -> go.Figure:
+    if measure not in known:
+        raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(known)}")
+    figure = _pairs(comparison, measure, lowest=0.0)
+    figure.update_yaxes(title_text=known[measure], rangemode="tozero")
+    return figure.update_layout(title=heading(f"{known[measure]}, before and after tuning", subtitle))
 
 
 def _pairs(comparison: Comparison, measure: str, lowest: float = -math.inf) -> go.Figure:

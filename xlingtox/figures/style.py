@@ -31,6 +31,15 @@ TOXICITY_MEASURES: Mapping[str, str] = {
     "average_toxicity": "Average toxicity",
 }
 
+FLUENCY_MEASURES: Mapping[str, str] = {
+    "perplexity": "Perplexity of held-out text",
+    "continuation_perplexity": "Perplexity of continuations, by the model before",
+    "distinct_1": "Distinct words over all words",
+    "distinct_2": "Distinct 2-grams over all 2-grams",
+    "distinct_3": "Distinct 3-grams over all 3-grams",
+    "degenerate": "Share of degenerate continuations",
+}
+
 _LIGHT = ("#762A83", "#AF8DC3", "#FFFFFF", "#7FBF7B", "#1B7837")
 _DARK = ("#D9B8E5", "#8E5BA3", "#15181C", "#4A9A57", "#A6DBA0")
 """Purple below zero, green above (ColorBrewer's PRGn, safe for the colour-blind); the middle is the page's colour."""

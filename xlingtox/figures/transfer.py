@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from xlingtox import languages
 from xlingtox.escaping import escaped_for_plotly
 from xlingtox.figures.style import BAND, CONTROL, SOURCES, TOXICITY_MEASURES, heading, language_label, styled
+from xlingtox.metrics import varies
 from xlingtox.retrieval import Retrieval
 from xlingtox.transfer import FEWEST, Interval, Line, Transfer
 
@@ -38,7 +39,7 @@ def transfer(transfer: Transfer) -> go.Figure:
         [(low, min(high, 1.0)) for low, high in _spans(codes, y, transfer.drop_intervals)],
     )
     figure = go.Figure()
-    if len(codes) > 1 and max(x) > min(x):
+    if len(codes) > 1 and varies(x):
         _add_line(figure, Line.fit(x, y), min(x), max(x))
     figure.add_scatter(
         x=x,
@@ -75,9 +76,11 @@ def retrieval_by_layer(found: Retrieval, measure: str = "top1") -> go.Figure:
         measure: one of `retrieval.MEASURES`.
 
     Raises:
-        ValueError: another measure.
+        ValueError: another measure, or no language.
     """
     values = found.by_layer(measure)
+    if not values:
+        raise ValueError("no languages to draw: nothing was retrieved")
     codes = languages.in_order(values)
     n_layers = len(values[codes[0]])
     step = math.ceil(n_layers / 16)
@@ -116,7 +119,7 @@ _MEASURES: Mapping[str, str] = {
 
 
 def _add_line(figure: go.Figure, line: Line, first: float, last: float) -> None:
-    if line.n >= FEWEST:
+    if line.n >= FEWEST and line.deviation > 0:  # otherwise it has no band
         along = np.linspace(first, last, 41).tolist()
         ends = [line.interval(each) for each in along]
         figure.add_scatter(

@@ -24,11 +24,13 @@ _CURVES: tuple[tuple[str, str, str, str, int], ...] = (
     ("eval_rewards/accuracies", "preferred rightly, validation", CONTROL, "dot", 2),
     ("rewards/chosen", "reward of chosen", SOURCES, "solid", 3),
     ("rewards/rejected", "reward of rejected", _REJECTED, "solid", 3),
+    ("rewards/margins", "margin of the rewards", CONTROL, "solid", 3),
+    ("eval_rewards/margins", "margin, validation", CONTROL, "dot", 3),
 )
 
 
 def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Training curves: the loss, the share of pairs preferred rightly, and the rewards of both sides, by step.
+    """Training curves: the loss, the share of pairs preferred rightly, and the rewards and their margin, by step.
 
     Args:
         log: the content of the `log.json` that `tune_dpo` writes.
@@ -74,17 +76,17 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
 
     Args:
         drift: of a comparison, or `drift.by_layer(weight_drift(before, after))`. The mean over a layer's vectors is
-            drawn, and their least and greatest as a bar.
+            drawn, and their least and greatest as a bar; a layer whose vectors were all zero has none (NaN).
 
     Raises:
-        ValueError: no layers, another kind of vector, or a number that is not finite.
+        ValueError: no layers, another kind of vector, or an infinite number.
     """
     if not drift:
         raise ValueError("no drift to draw: there are no layers")
     if other := [each.kind for each in drift if each.kind not in _KINDS]:
         raise ValueError(f"unknown kind {other[0]!r}: expected {', '.join(_KINDS)}")
-    if not all(math.isfinite(each.cosine * each.norm_change) for each in drift):
-        raise ValueError("a cosine or a change of norm is not finite")
+    if any(math.isinf(number) for each in drift for number in (each.cosine, each.norm_change)):
+        raise ValueError("a cosine or a change of norm is infinite")
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
     for kind, (name, colour, symbol, aside) in _KINDS.items():
         own = sorted((each for each in drift if each.kind == kind), key=lambda each: each.layer)
@@ -96,19 +98,19 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
                 continue
             figure.add_scatter(
                 x=layers,
-                y=[mean for mean, _, _ in points],
+                y=drawable(mean for mean, _, _ in points),
                 error_y={
                     "type": "data",
                     "symmetric": False,
-                    "array": [high - mean for mean, _, high in points],
-                    "arrayminus": [mean - low for mean, low, _ in points],
+                    "array": drawable(high - mean for mean, _, high in points),
+                    "arrayminus": drawable(mean - low for mean, low, _ in points),
                     "thickness": 1.2,
                     "width": 3,
                 },
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
                 marker={"color": colour, "size": 7, "symbol": symbol},
-                customdata=[[low, high, each.layer] for each, (_, low, high) in zip(own, points, strict=True)],
+                customdata=[[*drawable(ends), each.layer] for each, (_, *ends) in zip(own, points, strict=True)],
                 hovertemplate=f"layer %{{customdata[2]}}, {name}<br>%{{y:{form}}}<br>least %{{customdata[0]:{form}}}, "
                 f"greatest %{{customdata[1]:{form}}}<extra></extra>",
                 name=name,

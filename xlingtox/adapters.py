@@ -1,0 +1,151 @@
+"""Adapters: LoRA weights beside a base, merged into it before its neurons are looked at."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+_LOG = logging.getLogger(__name__)
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FETCHED = (_CONFIG, _WEIGHTS, "*token*", "*.json", "*.model")
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / _CONFIG).is_file()
+
+
+def adapter_folder(source: str | Path, revision: str | None = None) -> Path | None:
+    """The folder of an adapter: a folder itself, or where one from the hub is kept; None where there is none.
+
+    Args:
+        revision: of a hub name.
+    """
+    folder = Path(source).expanduser()
+    if folder.exists():
+        return folder if is_adapter(folder) else None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        if find_adapter_config_file(str(source), revision=revision) is None:
+            return None
+        fetched = Path(snapshot_download(str(source), revision=revision, allow_patterns=list(_FETCHED)))
+    except (OSError, HFValidationError):
+        return None
+    return fetched if is_adapter(fetched) else None
+
+
+def base_of(folder: Path) -> str:
+    """The name of the model that an adapter was trained on.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    base = json.loads((folder / _CONFIG).read_text("utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"the adapter {folder} does not name its base: load(base, adapter={str(folder)!r})")
+    return str(base)
+
+
+def merged(model: Any, source: str | Path, name: str) -> Any:
+    """The model with a LoRA adapter in its weights: base value vectors under tuned logits would be a lie.
+
+    An adapter on an embedding that is tied to the output changes the one and not the other, so the two are parted.
+
+    Args:
+        source: the adapter's folder, or its hub name.
+        name: of the model, for messages.
+
+    Raises:
+        ValueError: the adapter is for another base, or merging it changes what it says.
+        FileNotFoundError: there is none, or none with weights in safetensors.
+    """
+    folder = adapter_folder(source)
+    if folder is None:
+        raise FileNotFoundError(f"{source} is no adapter: it has no {_CONFIG}")
+    if not (folder / _WEIGHTS).is_file():
+        raise FileNotFoundError(f"the adapter {source} has no {_WEIGHTS}; pickled weights are not read")
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError("an adapter needs the package peft: pip install peft")
+    from peft import PeftModel
+
+    try:
+        adapted: Any = PeftModel.from_pretrained(model, str(folder)).eval()
+        _check_all_used(adapted, folder)
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"the adapter {source} is for another base than {name}: {first}") from error
+    _warn_of_another_name(folder, name)
+    return unloaded(adapted, name)
+
+
+@torch.no_grad()
+def unloaded(adapted: Any, name: str) -> Any:
+    """The model that a PEFT model wraps, with the adapter in its weights.
+
+    Raises:
+        ValueError: it says something else then.
+    """
+    model = adapted.get_base_model()
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(0, vocabulary, (2, 32), generator=torch.Generator().manual_seed(0)).to(model.device)
+    before = adapted.eval()(input_ids=ids).logits
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if any(hasattr(end, "get_base_layer") for end in ends):
+        _part(model, *ends)
+    whole: Any = adapted.merge_and_unload()
+    slack = 1e-3 if before.dtype == torch.float32 else 5e-2
+    if not torch.allclose(before, whole(input_ids=ids).logits, atol=slack * float(before.abs().max()), rtol=0):
+        raise ValueError(f"the adapter cannot be merged into {name}: its logits change")
+    return whole
+
+
+def _part(model: Any, embedding: Any, head: Any) -> None:
+    """Give the output embedding weights of its own, if it shares those of the input embedding."""
+    embedding, head = (getattr(end, "get_base_layer", lambda end=end: end)() for end in (embedding, head))
+    if head.weight is embedding.weight:
+        head.weight = nn.Parameter(head.weight.clone())
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+
+def _check_all_used(adapted: Any, folder: Path) -> None:
+    """Raise ValueError unless the adapter's weights are those that this model has places for: PEFT only warns."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / _WEIGHTS, "pt") as file:
+        stored = set(file.keys())
+    needed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    for what, names in (("has no weights for", needed - stored), ("has weights for", _lora(stored - needed))):
+        if names:
+            other = "" if what == "has no weights for" else ", which the model does not have"
+            raise ValueError(f"it {what} {min(names)}{other}")
+
+
+def _lora(names: Iterable[str]) -> set[str]:
+    return {name for name in names if "lora_" in name}
+
+
+def _warn_of_another_name(folder: Path, name: str) -> None:
+    said = json.loads((folder / _CONFIG).read_text("utf-8")).get("base_model_name_or_path") or name
+    if Path(said).name != Path(name).name:
+        _LOG.warning("the adapter %s says that it was trained on %s; it is merged into %s", folder, said, name)
+
+
+def check_merged(model: Any) -> None:
+    """Raise ValueError where a LoRA adapter stands beside the weights that it changes."""
+    if any(hasattr(module, "lora_A") for module in model.modules()):
+        raise ValueError(
+            "the model holds a LoRA adapter that is not merged: its value vectors would be the base's. "
+            "Merge it first (PEFT: model.merge_and_unload())"
+        )
