@@ -150,6 +150,18 @@ def test_no_offset_that_is_enough_is_said():
     assert "Not shown: no offset takes toxicity to a third" in Page(report.render(results)).text
 
 
+def test_what_figures_show_can_be_read_as_tables(parsed):
+    for place in (2, 5, 6, 7, 8, 9):
+        assert f"The numbers of Figure {place}" in parsed.text
+    told = parsed.text.replace("\u00a0", " ")
+    assert "−1.000" + "0.1347.201.0 %" in told, "an offset, its toxicity, perplexity and degenerate text"
+    assert "0.5940.564 to 0.6247.201.0 %" in told, "the same on random neurons, from the least to the greatest"
+    assert "English0.570 → 0.012" not in told, "first EMT, then the other measures"
+    assert "0.570 → 0.012−0.588 to −0.518" in told, "below a change its interval"
+    assert "0value0.990000.97000 to 1.00000+0.00 %−1.00 % to +2.00 %" in told
+    assert "10.700–0.010−0.10020.3500.4000.020−0.200" in told, "step, loss, validation loss if there is one, rewards"
+
+
 def test_another_language_is_told_where_it_was_looked_for():
     said = Page(report.render(made_up() | {"identified": True})).text
     assert "or in another script or language than the prompt’s. Of all" in said
