@@ -747,6 +747,14 @@ def test_no_dropout_while_training_and_the_configuration_as_it_was(name, field, 
     assert (getattr(config, field), config.use_cache) == (0.3, given.config.use_cache) == (0.3, True)
 
 
+def test_dropout_is_switched_off_for_what_reads_the_configuration_as_it_runs():
+    """As Falcon does with hidden_dropout."""
+    given = families.build("llama")
+    given.config.hidden_dropout, given.config.what_reads_dropout = 0.2, "text"
+    assert tuning._without_dropout(given)["hidden_dropout"] == 0.2
+    assert (given.config.hidden_dropout, given.config.what_reads_dropout) == (0.0, "text")
+
+
 def test_a_frozen_model_is_tuned_and_random_numbers_go_on(tuned, model, tokenizer, tmp_path):
     frozen = copy.deepcopy(model).requires_grad_(False)
     lm = HookedLM.load(frozen, tokenizer=tokenizer)
@@ -940,6 +948,11 @@ def test_two_processes_tune_one_model(model, tokenizer, tmp_path):
     script.write_text(
         textwrap.dedent(f"""
             import datasets, xlingtox as xt
+            from xlingtox import runfolder
+            def claimed(self, about, real=runfolder.RunFolder.claimed):
+                print("first" if runfolder.PartialState().is_main_process else "second")
+                return real(self, about)
+            runfolder.RunFolder.claimed = claimed
             pairs = datasets.Dataset.from_json({str(tmp_path / "pairs.jsonl")!r}, cache_dir={str(tmp_path)!r})
             recipe = xt.tuning.Recipe(steps=3, batch_size=1, learning_rate=1e-3, max_length=32, save_every=2)
             lm = xt.HookedLM.load({str(tmp_path / "model")!r})
@@ -957,6 +970,8 @@ def test_two_processes_tune_one_model(model, tokenizer, tmp_path):
     printed = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("fingerprint")]
     assert len(printed) == 2, done.stderr
     assert len(set(printed)) == 1
+    # One of them writes what both read.
+    assert sorted(line for line in done.stdout.split() if line in ("first", "second")) == ["first", "second"]
     # Two processes with one pair each do what one does with two.
     recipe = Recipe(steps=3, batch_size=2, learning_rate=1e-3, max_length=32)
     alone = tune_dpo(tmp_path / "model", PAIRS, tmp_path / "alone", recipe, progress=False)

@@ -85,6 +85,8 @@ def tune_dpo(
             loaded = loading.from_checkpoint(str(lm), bits=None if recipe.lora is None else recipe.lora.bits)
             run = _Run(lm, HookedLM.over(loaded), pairs, recipe, validation, output_dir, loaded.model)
             del loaded
+        # The first to ask decides: processes on the CPU would take themselves for the only one.
+        PartialState(cpu=run.device.type == "cpu")
         if not run.folder.claimed(run.about):
             _train(run, progress)
         # What was tuned must not lie beside what is loaded: weights that modules share are only freed by a collection.
@@ -240,21 +242,21 @@ def _train(run: _Run, progress: bool) -> None:
         try:
             with contextlib.suppress(_Over):
                 trainer.train(resume_from_checkpoint=None if watch.start is None else str(watch.start))
-            log = before.log if before is not None and before.over else trainer.state.log_history
             if trainer.is_fsdp_enabled:
                 # Of sharded weights nothing would be saved.
                 trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
             elif adapter is None:
                 trainer.model.to(run.dtype)
-            watch.check_last(trainer, log)
+            watch.check_last(trainer)
         except Diverged:
             if main:
-                strictjson.write(folder.log, trainer.state.log_history)
+                strictjson.write(folder.log, watch.log(trainer))
             raise
         for name, value in given.items():
             setattr(config, name, value)
         # TRL leaves the trained module's forward patched: save the weights, and look only at what is loaded again.
         trainer.save_model(str(folder.path if adapter is None else folder.adapter))
+        log = watch.log(trainer)
         del trainer, model
         gc.collect()
         if not main:
@@ -327,13 +329,12 @@ class _Watch(TrainerCallback):
     """
 
     def __init__(self, run: _Run, bar: Any, before: Reached | None) -> None:
-        self.run, self.bar = run, bar
-        self.over = before is not None and before.over
+        self.run, self.bar, self.before = run, bar, before
         self.start = None if before is None else before.best if before.over and before.best else before.checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Else at least one more step would be done.
-        if self.over:
+        if self.before is not None and self.before.over:
             raise _Over
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -347,12 +348,16 @@ class _Watch(TrainerCallback):
         if "loss" in (logs or {}):
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
 
-    def check_last(self, trainer: Any, log: list[dict[str, Any]]) -> None:
+    def log(self, trainer: Any) -> list[dict[str, Any]]:
+        """Losses and margins of all steps, also where only the best weights were read again."""
+        return self.before.log if self.before is not None and self.before.over else trainer.state.log_history
+
+    def check_last(self, trainer: Any) -> None:
         """Raise Diverged unless the tuned weights give a loss: no step was left to show it."""
         few = trainer.train_dataset.select(range(min(len(trainer.train_dataset), self.run.recipe.batch_size)))
         measured = trainer.evaluation_loop(trainer.get_eval_dataloader(few), "last", prediction_loss_only=True)
         if not math.isfinite(loss := measured.metrics["eval_loss"]):
-            raise self.diverged(f"the loss is {loss} after the last step", trainer.state, log)
+            raise self.diverged(f"the loss is {loss} after the last step", trainer.state, self.log(trainer))
 
     def diverged(self, what: str, state: Any, log: list[dict[str, Any]]) -> Diverged:
         last = self._last_good(log)
