@@ -325,6 +325,7 @@ def test_a_missing_package_is_said_before_anything_is_written(tuned, untrained, 
         with pytest.raises(ValueError, match=r"needs the package bitsandbytes: pip install 'xlingtox\[quantised\]'"):
             tune_dpo(tuned[1], PAIRS, tmp_path / "out", recipe, progress=False)
     assert not (tmp_path / "out").exists()
+    tuning._require_packages(dataclasses.replace(RECIPE, optimizer="adamw_torch_8bit"))
 
 
 def test_the_robust_loss_is_another_one(tuned, tmp_path):
