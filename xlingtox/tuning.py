@@ -101,7 +101,9 @@ def _require_packages(recipe: Recipe) -> None:
     if lora is not None and importlib.util.find_spec("peft") is None:
         raise ValueError("a LoRA recipe needs the package peft: pip install 'xlingtox[lora]'")
     quantised = [] if lora is None or lora.bits is None else [f"a base of {lora.bits} bits"]
-    quantised += [f"the optimizer {optimizer}"] if any(part in optimizer for part in ("bnb", "8bit", "paged")) else []
+    # PyTorch's own of 8 bits needs another package.
+    if "torch" not in optimizer and any(part in optimizer for part in ("bnb", "8bit", "paged")):
+        quantised.append(f"the optimizer {optimizer}")
     if quantised and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"{quantised[0]} needs the package bitsandbytes: pip install 'xlingtox[quantised]'")
 
