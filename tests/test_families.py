@@ -278,7 +278,9 @@ def test_a_family_that_nobody_listed(name, tokenizer):
             theirs = model(input_ids=alone).logits[0]
         assert_close(ours[i][kept], theirs, atol=1e-5, rtol=1e-5)
         for layer in range(3):
-            assert_close(seen[layer][i][kept], raw[layer].reshape(-1, lm.d_mlp), atol=1e-5, rtol=1e-5)
+            theirs = raw[layer].reshape(-1, lm.d_mlp)
+            # Of activations above 10 the rounding of float32 is more (in float64 both agree to 4e-15).
+            assert_close(seen[layer][i][kept], theirs, atol=max(1e-5, 1e-6 * float(theirs.abs().max())), rtol=1e-5)
         written = model.generate(input_ids=alone, do_sample=False, max_new_tokens=6)[0, alone.shape[1] :]
         assert tokens[i][counts[i]].tolist() == written.tolist()
 
