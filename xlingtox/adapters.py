@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from xlingtox.engine import alike
+
 _LOG = logging.getLogger(__name__)
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FETCHED = (_CONFIG, _WEIGHTS, "*token*", "*.json", "*.model")
-
-
-def is_adapter(folder: Path) -> bool:
-    return (folder / _CONFIG).is_file()
 
 
 def adapter_folder(source: str | Path, revision: str | None = None) -> Path | None:
@@ -30,7 +28,7 @@ def adapter_folder(source: str | Path, revision: str | None = None) -> Path | No
     """
     folder = Path(source).expanduser()
     if folder.exists():
-        return folder if is_adapter(folder) else None
+        return folder if (folder / _CONFIG).is_file() else None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -41,7 +39,7 @@ def adapter_folder(source: str | Path, revision: str | None = None) -> Path | No
         fetched = Path(snapshot_download(str(source), revision=revision, allow_patterns=list(_FETCHED)))
     except (OSError, HFValidationError):
         return None
-    return fetched if is_adapter(fetched) else None
+    return fetched if (fetched / _CONFIG).is_file() else None
 
 
 def base_of(folder: Path) -> str:
@@ -50,10 +48,15 @@ def base_of(folder: Path) -> str:
     Raises:
         ValueError: it does not say.
     """
-    base = json.loads((folder / _CONFIG).read_text("utf-8")).get("base_model_name_or_path")
-    if not base:
+    base = _named_base(folder)
+    if base is None:
         raise ValueError(f"the adapter {folder} does not name its base: load(base, adapter={str(folder)!r})")
-    return str(base)
+    return base
+
+
+def _named_base(folder: Path) -> str | None:
+    said = json.loads((folder / _CONFIG).read_text("utf-8")).get("base_model_name_or_path")
+    return str(said) if said else None
 
 
 def merged(model: Any, source: str | Path, name: str) -> Any:
@@ -103,8 +106,7 @@ def unloaded(adapted: Any, name: str) -> Any:
     if any(hasattr(end, "get_base_layer") for end in ends):
         _part(model, *ends)
     whole: Any = adapted.merge_and_unload()
-    slack = 1e-3 if before.dtype == torch.float32 else 5e-2
-    if not torch.allclose(before, whole(input_ids=ids).logits, atol=slack * float(before.abs().max()), rtol=0):
+    if not alike(whole(input_ids=ids).logits, before):
         raise ValueError(f"the adapter cannot be merged into {name}: its logits change")
     return whole
 
@@ -137,7 +139,7 @@ def _lora(names: Iterable[str]) -> set[str]:
 
 
 def _warn_of_another_name(folder: Path, name: str) -> None:
-    said = json.loads((folder / _CONFIG).read_text("utf-8")).get("base_model_name_or_path") or name
+    said = _named_base(folder) or name
     if Path(said).name != Path(name).name:
         _LOG.warning("the adapter %s says that it was trained on %s; it is merged into %s", folder, said, name)
 

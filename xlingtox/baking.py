@@ -41,13 +41,11 @@ def bake(
     """
     names = lm.down_projections()
     _check_bakeable(lm)
-    pushes = {layer: (shifts[layer] @ lm.value_vectors(layer).double().cpu()) for layer in shifts}
-    pushes = {layer: push for layer, push in pushes.items() if bool(push.any())}
+    pushes = {layer: push for layer, push in _pushes(lm, shifts).items() if bool(push.any())}
     folder = None if output_dir is None else _new_folder(output_dir)
     model, layout = lm.unwrapped(), "as it was"
     if pushes and getattr(model.get_submodule(names[0]), "bias", None) is None:
-        scaled = any(bool((gain != 1).any()) for gain in gains.values())
-        before, model = type(model), _with_biases(model, lm.name, scaled)
+        before, model = type(model), _with_biases(model, lm.name, _scales(gains))
         layout = "mlp_bias" if type(model) is before else type(model).__name__
     with torch.no_grad():
         for layer, name in enumerate(names):
@@ -66,6 +64,16 @@ def bake(
     record = dict(what) | {"of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout}
     (folder / "bake.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return HookedLM.load(folder, dtype=lm.dtype, device=lm.device)
+
+
+def _scales(gains: Mapping[int, Tensor]) -> bool:
+    """Whether any neuron is multiplied by another number than 1."""
+    return any(bool((gain != 1).any()) for gain in gains.values())
+
+
+def _pushes(lm: HookedLM, shifts: Mapping[int, Tensor]) -> dict[int, Float[Tensor, "d_model"]]:
+    """By layer, what its shifts add to the MLP's output, in float64."""
+    return {layer: shift @ lm.value_vectors(layer).double().cpu() for layer, shift in shifts.items()}
 
 
 def _check_bakeable(lm: HookedLM) -> None:
@@ -147,14 +155,12 @@ class ControlVectors:
 
 def control_vectors(lm: HookedLM, gains: Mapping[int, Tensor], shifts: Mapping[int, Tensor]) -> ControlVectors:
     """The shifts of a layer as one vector at its block's output, if that is the same."""
-    if any(bool((gain != 1).any()) for gain in gains.values()):
+    if _scales(gains):
         raise ValueError("only offsets are constant vectors: a scaled or held neuron writes what depends on the token")
     shifts = {layer: shift for layer, shift in sorted(shifts.items()) if bool(shift.any())}
     if not shifts:
         raise ValueError("the offsets cancel: no vector is left")
-    found = ControlVectors(
-        {layer: (shift @ lm.value_vectors(layer).double().cpu()).float() for layer, shift in shifts.items()}
-    )
+    found = ControlVectors({layer: push.float() for layer, push in _pushes(lm, shifts).items()})
     _check_constant(lm, shifts, found)
     return found
 

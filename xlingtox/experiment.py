@@ -274,37 +274,28 @@ def _spoken_in(counts: Counter[str]) -> list[str]:
 
 def _intervene(study: _Study) -> dict[str, Any]:
     settings = study.settings
-    hostile = _few(study.materials.hostile, settings.dose_prompts)
-    texts = _few(study.materials.held_out, settings.dose_texts)
-    found = {}
-    for name, sets in (("intervention", [study.actual]), ("control", _controls(study, settings.n_random))):
-        doses = dose_response(
-            study.lm,
-            sets,
-            settings.offsets,
-            hostile,
-            study.scorer,
-            texts,
-            settings.n_new_tokens,
-            study.progress,
-            study.materials.identify,
-        )
-        found[name] = [dataclasses.asdict(dose) for dose in doses]
-    return found
+    sets = {"intervention": [study.actual], "control": _controls(study, settings.n_random)}
+    return _doses(study, sets, settings.offsets, study.materials.hostile)
 
 
 def _amplify(study: _Study) -> dict[str, Any]:
     settings = study.settings
-    friendly = _few(study.materials.friendly, settings.dose_prompts)
-    texts = _few(study.materials.held_out, settings.dose_texts)
-    found = {}
     sets = {"amplification": [study.actual], "amplification_control": _controls(study, settings.n_random_amplified)}
+    return _doses(study, sets, settings.amplifications, study.materials.friendly)
+
+
+def _doses(
+    study: _Study, sets: Mapping[str, list[NeuronSet]], offsets: Sequence[float], prompts: Dataset
+) -> dict[str, Any]:
+    """What each offset on each of these sets does after a few of the prompts."""
+    settings, found = study.settings, {}
+    few, texts = _few(prompts, settings.dose_prompts), _few(study.materials.held_out, settings.dose_texts)
     for name, own in sets.items():
         doses = dose_response(
             study.lm,
             own,
-            settings.amplifications,
-            friendly,
+            offsets,
+            few,
             study.scorer,
             texts,
             settings.n_new_tokens,

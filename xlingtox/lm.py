@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox import loading
-from xlingtox.engine import Engine, PlainEngine
+from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.lens import Lens, beside, lens
 from xlingtox.running import HookNeverFired as HookNeverFired
 from xlingtox.running import Running
@@ -163,9 +163,7 @@ class HookedLM(Running):
         self.check_unwrappable()
         assert self._plain is not None
         model: Any = copy.deepcopy(self._plain.model)
-        for module in model.modules():
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
+        loading.without_hooks(model)
         return model
 
     def check_unwrappable(self) -> None:
@@ -195,36 +193,33 @@ class HookedLM(Running):
         The TransformerLens model must give the plain model's logits both ways: a new release of either may break it.
         """
         ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device) % self.unembedding().shape[0]
-        whole, step = self._both_ways(self._engine(), ids)
+        read = self._both_ways(self._engine(), ids)
+        whole, step = read[:, :-1], read[:, -1:]
         if not bool(whole.isfinite().all()):
             raise ValueError(f"{self.name} gives logits that are no numbers: are its weights?")
         if ids[0, -1] != ids[1, -1] and not torch.allclose(whole[0, :-1], whole[1, :-1], atol=1e-3, rtol=1e-3):
             raise ValueError(f"{self.name} is not a decoder: its logits depend on later tokens")
-        slack = (1e-3 if whole.dtype == torch.float32 else 5e-2) * float(whole.abs().max())
-        if not torch.allclose(step, whole[:, -1:], atol=slack, rtol=0):
+        if not alike(torch.cat([whole[:, :-1], step], 1), whole):
             raise ValueError(
                 f"{self.name} has other logits from a cache than without one: expected attention in every layer, and a "
                 "TransformerLens that knows this release of transformers"
             )
         if self._plain is not None:
             try:
-                bridged = self._both_ways(self._lens, ids)
+                self._faithful = alike(self._both_ways(self._lens, ids), read)
             except ValueError:
-                bridged = torch.zeros_like(whole) + torch.nan, step
-            self._faithful = all(
-                torch.allclose(*pair, atol=slack, rtol=0) for pair in zip(bridged, (whole, step), strict=True)
-            )
+                self._faithful = False
             if not self._faithful:
                 _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", self.name)
 
     @torch.no_grad()
-    def _both_ways(self, engine: Engine, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits read at once, and those of the last token read after the others."""
+    def _both_ways(self, engine: Engine, ids: Tensor) -> Float[Tensor, "batch pos+1 vocab"]:
+        """Logits read at once, and behind them those of the last token read after the others."""
         mask, cache = torch.ones_like(ids), engine.empty_cache(len(ids))
         try:
             whole = engine.run(ids, mask)[0]
             engine.run(ids[:, :-1], mask[:, :-1], cache)
-            return whole, engine.run(ids[:, -1:], mask, cache)[0]
+            return torch.cat([whole, engine.run(ids[:, -1:], mask, cache)[0]], 1)
         except (RuntimeError, TypeError, AttributeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(f"{self.name} does not run token by token from a cache: {first}") from error
@@ -356,8 +351,10 @@ class HookedLM(Running):
         before = self.decode(prompts)
         whole = self.decode([[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)])
         # A prompt that ends within a character reads otherwise alone.
-        parts = zip(before, whole, self.decode(rows), strict=True)
-        return [text[len(start) :] if text.startswith(start) else alone for start, text, alone in parts]
+        return [
+            text[len(start) :] if text.startswith(start) else self.decode([row])[0]
+            for start, text, row in zip(before, whole, rows, strict=True)
+        ]
 
     @property
     def ends(self) -> tuple[int, ...]:

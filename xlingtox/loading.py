@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +17,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from xlingtox.adapters import adapter_folder, base_of, check_merged, unloaded
-from xlingtox.adapters import merged as merged
+from xlingtox.adapters import adapter_folder, base_of, check_merged, merged, unloaded
 
 _LOG = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def from_memory(
     check_architecture(model.config, type(model).__name__)
     check_merged(model)
     name = getattr(source.config, "_name_or_path", "") or type(model).__name__
-    if _without_hooks(model):
+    if without_hooks(model):
         _LOG.warning("%s: hooks that stand on the given model are not taken along", name)
     if adapter is not None:
         model = merged(model, adapter, name)
@@ -96,7 +96,7 @@ def from_memory(
     return Loaded(writable(model).eval(), tokenizer, name)
 
 
-def _without_hooks(model: Any) -> bool:
+def without_hooks(model: Any) -> bool:
     """Take all PyTorch hooks from a model; whether there were any."""
     found = False
     for module in model.modules():
@@ -239,6 +239,14 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Pr
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """All that decides which tokens a text has, for JSON; not how the last texts were padded and cut."""
+    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    return {name: rule for name, rule in json.loads(fast.to_str()).items() if name not in ("truncation", "padding")}
 
 
 # --- where the weights go

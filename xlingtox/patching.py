@@ -55,7 +55,7 @@ class PatchEffect:
         of the change, 1 where it carries all; NaN where there is no change, and without an interval where the prompts
         do not tell that there is one: a share of what may be nothing can be anything.
         """
-        rng = np.random.default_rng(seed)
+        rng, quantiles = np.random.default_rng(seed), [(1 - level) / 2, (1 + level) / 2]
         codes = languages.in_order(self.languages)
         own = {code: np.flatnonzero(np.array(self.languages) == code) for code in codes}
         drawn = {code: rows[rng.integers(0, len(rows), (n_resamples, len(rows)))] for code, rows in own.items()}
@@ -74,7 +74,6 @@ class PatchEffect:
                     ends = [means[each][code] for each in (_BASE, _TUNED, run)]
                     shares = _share(*(resampled[each][code] for each in (_BASE, _TUNED, run)))
                     span = np.full(2, np.nan)
-                    quantiles = [(1 - level) / 2, (1 + level) / 2]
                     least, most = np.quantile(resampled[_TUNED][code] - resampled[_BASE][code], quantiles)
                     if least * most > 0:
                         span = np.quantile(shares[np.isfinite(shares)], quantiles)

@@ -28,7 +28,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
-from xlingtox import loading, strictjson
+from xlingtox import adapters, loading, strictjson
 from xlingtox.data import checked_pairs
 from xlingtox.lm import HookedLM
 from xlingtox.recipes import MINI, PAPER_FULL, PAPER_QLORA, Lora, Recipe
@@ -109,13 +109,12 @@ def _require_packages(recipe: Recipe) -> None:
 
 
 def _check_tunable(lm: HookedLM, recipe: Recipe) -> None:
-    if recipe.lora is None and any(not weight.is_floating_point() for weight in lm.tl.parameters()):
+    if recipe.lora is None and lm.quantised:
         raise ValueError(
             f"{lm.name} is quantised: its weights cannot be tuned; give a recipe with lora, or load it whole"
         )
     # An edit is not in the weights: what is tuned, and what the reference is, would be the model without it.
-    # Some families have permanent hooks of TransformerLens's own.
-    if any(not hook.is_permanent for point in lm.tl.hook_dict.values() for hook in point.fwd_hooks):
+    if lm.hooked:
         raise ValueError(
             f"{lm.name} has hooks on it, which tuning would leave out: leave the block of edit.on(lm), or tune the "
             "model that edit.bake(lm) gives"
@@ -203,7 +202,7 @@ class _Run:
         else:
             loaded = loading.from_checkpoint(str(source), dtype=self.dtype, device=self.device)
             base, name = loaded.model, loaded.name
-        loading.merged(base, self.folder.adapter, name).save_pretrained(self.folder.path)
+        adapters.merged(base, self.folder.adapter, name).save_pretrained(self.folder.path)
         self.tokenizer.save_pretrained(self.folder.path)
 
 
@@ -384,11 +383,8 @@ def _pairs_hash(pairs: Dataset) -> str:
 
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of all that decides which tokens a text has."""
-    own: Any = getattr(tokenizer, "backend_tokenizer", None)
-    # How it last padded and cut is remembered there too.
-    rules = {} if own is None else {**json.loads(own.to_str()), "padding": None, "truncation": None}
-    whole = [rules, tokenizer.get_vocab(), {name: str(token) for name, token in tokenizer.special_tokens_map.items()}]
+    named = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    whole = [loading.tokenizer_rules(tokenizer), named]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode("ascii")).hexdigest()[:16]
 
 

@@ -16,6 +16,7 @@ from xlingtox.figures.style import (
     FLUENCY_MEASURES,
     TOXICITY_MEASURES,
     drawable,
+    error_bars,
     heading,
     language_label,
     styled,
@@ -100,16 +101,7 @@ def _pairs(comparison: Comparison, measure: str, lowest: float = -math.inf) -> g
         y=drawable(after),
         name="after, with the 95 % interval of the change" if drawn else "after",
         marker={"color": AFTER},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": drawable(up for up, _ in arms),
-            "arrayminus": drawable(down for _, down in arms),
-            "thickness": 1.3,
-            "width": 3,
-        }
-        if drawn
-        else None,
+        error_y=error_bars((up for up, _ in arms), (down for _, down in arms)) if drawn else None,
         customdata=[
             [name, _change(b, a, span)] for name, b, a, span in zip(names, before, after, changes, strict=True)
         ],

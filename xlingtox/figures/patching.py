@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from xlingtox import languages
 from xlingtox.escaping import escaped_for_plotly
-from xlingtox.figures.style import CONTROL, SOURCES, drawable, heading, styled
+from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, heading, styled
 from xlingtox.patching import PatchEffect
 
 _MEASURES: Mapping[str, str] = {
@@ -53,14 +53,7 @@ def patch_effect(effect: PatchEffect, language: str = "all") -> go.Figure:
                 x=labels,
                 y=drawable(share for share, _, _ in points),
                 marker={"color": colour},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": drawable(up for up, _ in arms),
-                    "arrayminus": drawable(down for _, down in arms),
-                    "thickness": 1.3,
-                    "width": 3,
-                },
+                error_y=error_bars((up for up, _ in arms), (down for _, down in arms)),
                 customdata=[[_interval(low, high)] for _, low, high in points],
                 hovertemplate=f"%{{x}}, {name}<br>share %{{y:.1%}}%{{customdata[0]}}<extra></extra>",
                 name=name,

@@ -91,6 +91,12 @@ def drawable(values: Iterable[float]) -> list[float | None]:
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
+def error_bars(up: Iterable[float], down: Iterable[float], **look: object) -> dict[str, object]:
+    """Plotly's, with an arm of its own to either side."""
+    arms = {"array": drawable(up), "arrayminus": drawable(down)}
+    return {"type": "data", "symmetric": False, **arms, "thickness": 1.3, "width": 3, **look}
+
+
 def limit(values: Iterable[float]) -> float:
     """The greatest distance from zero, for colours that mean the same on both sides of it; 1 where all are zero."""
     return max((abs(value) for value in values if math.isfinite(value)), default=0.0) or 1.0

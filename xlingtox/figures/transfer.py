@@ -10,7 +10,16 @@ import plotly.graph_objects as go
 
 from xlingtox import languages
 from xlingtox.escaping import escaped_for_plotly
-from xlingtox.figures.style import BAND, CONTROL, SOURCES, TOXICITY_MEASURES, heading, language_label, styled
+from xlingtox.figures.style import (
+    BAND,
+    CONTROL,
+    SOURCES,
+    TOXICITY_MEASURES,
+    error_bars,
+    heading,
+    language_label,
+    styled,
+)
 from xlingtox.metrics import varies
 from xlingtox.retrieval import Retrieval
 from xlingtox.transfer import FEWEST, Interval, Line, Transfer
@@ -156,15 +165,9 @@ def _arms(values: Sequence[float], spans: Sequence[Interval]) -> dict[str, objec
     """Plotly's error bars."""
     if all(low == high for low, high in spans):
         return None
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [high - value for value, (_, high) in zip(values, spans, strict=True)],
-        "arrayminus": [value - low for value, (low, _) in zip(values, spans, strict=True)],
-        "thickness": 1,
-        "width": 0,
-        "color": CONTROL,
-    }
+    up = (high - value for value, (_, high) in zip(values, spans, strict=True))
+    down = (value - low for value, (low, _) in zip(values, spans, strict=True))
+    return error_bars(up, down, thickness=1, width=0, color=CONTROL)
 
 
 def _range(spans: Sequence[Interval]) -> Interval:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from xlingtox.drift import LayerDrift
-from xlingtox.figures.style import CONTROL, SOURCES, drawable, heading, layer_ticks, styled
+from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, heading, layer_ticks, styled
 
 _REJECTED = "#A0559C"
 _LOSS = "#7F7F7F"
@@ -99,14 +99,9 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
             figure.add_scatter(
                 x=layers,
                 y=drawable(mean for mean, _, _ in points),
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": drawable(high - mean for mean, _, high in points),
-                    "arrayminus": drawable(mean - low for mean, low, _ in points),
-                    "thickness": 1.2,
-                    "width": 3,
-                },
+                error_y=error_bars(
+                    (high - mean for mean, _, high in points), (mean - low for mean, low, _ in points), thickness=1.2
+                ),
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
                 marker={"color": colour, "size": 7, "symbol": symbol},

@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from xlingtox.batching import by_length, each_batch
 from xlingtox.escaping import well_formed
 from xlingtox.lm import fingerprint
-from xlingtox.loading import default_device, read_weights
+from xlingtox.loading import default_device, read_weights, tokenizer_rules
 from xlingtox.scoring.protocol import Arrived, Described, from_stream, named_languages, require_scorable
 
 Activation = Literal["sigmoid", "softmax"]
@@ -245,13 +245,6 @@ def _longest(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def _reading(tokenizer: Any, longest: int | None) -> str:
     """Twelve hex digits of how texts become tokens."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is None:
-        rules: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    else:
-        # Truncation and padding are what the last call asked for.
-        rules = {
-            name: rule for name, rule in json.loads(fast.to_str()).items() if name not in ("truncation", "padding")
-        }
     how = [longest, tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id]
-    return hashlib.sha256(json.dumps([rules, how], sort_keys=True).encode()).hexdigest()[:12]
+    whole = json.dumps([tokenizer_rules(tokenizer), how], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:12]
