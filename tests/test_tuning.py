@@ -28,7 +28,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
-from xlingtox import mini, tuning
+from xlingtox import mini, tuning, watch
 from xlingtox.folders import writable_folder
 from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
@@ -166,10 +166,14 @@ def test_other_families(name, tokenizer, tmp_path):
 # --- bad input is refused before training
 
 
+class Begun(BaseException):
+    """Training had begun. Not an error of its own, after which the folder would be left to other runs."""
+
+
 @pytest.fixture
 def untrained(monkeypatch):
     def fail(*_, **__):
-        raise AssertionError("training had begun")
+        raise Begun
 
     monkeypatch.setattr("trl.DPOTrainer", fail)
 
@@ -328,6 +332,51 @@ def test_a_missing_package_is_said_before_anything_is_written(tuned, untrained, 
     tuning._require_packages(dataclasses.replace(RECIPE, optimizer="adamw_torch_8bit"))
 
 
+@pytest.mark.parametrize("optimizer", ["galore_adamw", "grokadamw", "schedule_free_sgd", "adamw_torch_4bit"])
+def test_an_optimizer_that_is_not_there_is_said_before_the_folder_is_claimed(tuned, tmp_path, optimizer):
+    """Also where its package is there: what low rank applies to, a recipe does not say."""
+    recipe = dataclasses.replace(RECIPE, optimizer=optimizer)
+    with pytest.raises(ValueError, match=f"the optimizer {optimizer} cannot be used here: .*(install|must|need)"):
+        tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_optimizer_that_is_there_tunes(tuned, tmp_path):
+    for optimizer in ("adamw_torch", "adafactor", "sgd", "adagrad"):
+        recipe = dataclasses.replace(RECIPE, steps=2, optimizer=optimizer)
+        after = tune_dpo(tuned[1], PAIRS, tmp_path / optimizer, recipe, progress=False)
+        assert after.fingerprint() != tuned[1].fingerprint()
+
+
+def test_a_run_that_came_to_nothing_leaves_the_folder(tuned, tmp_path, monkeypatch):
+    def on_train_begin(self, args, state, control, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.Watch, "on_train_begin", on_train_begin)
+        with pytest.raises(MemoryError, match=r"while tuning: set the recipe's gradient_checkpointing, or"):
+            tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+    assert not list(tmp_path.iterdir())
+    shorter = dataclasses.replace(RECIPE, steps=1)
+    tune_dpo(tuned[1], PAIRS, tmp_path, shorter, progress=False)
+    assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["finished"]
+
+
+def test_a_run_that_got_somewhere_keeps_the_folder_when_it_breaks_off(tuned, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, save_every=2)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.Watch, "on_step_begin", on_step_begin)
+        with pytest.raises(ZeroDivisionError):
+            tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
+    with pytest.raises(ValueError, match="holds another run"):
+        tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+
+
 def test_the_robust_loss_is_another_one(tuned, tmp_path):
     robust = dataclasses.replace(RECIPE, loss_type="robust", label_smoothing=0.2)
     assert tune_dpo(tuned[1], PAIRS, tmp_path, robust, progress=False).fingerprint() != tuned[2].fingerprint()
@@ -337,20 +386,20 @@ def test_the_robust_loss_is_another_one(tuned, tmp_path):
 # --- runs
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     pass
 
 
 def interrupt(monkeypatch, step):
     """Break off after `step` steps, between the steps."""
-    real = tuning._Watch.on_step_end
+    real = watch.Watch.on_step_end
 
     def on_step_end(self, args, state, control, **kwargs):
         real(self, args, state, control, **kwargs)
         if state.global_step == step:
             raise Interrupted
 
-    monkeypatch.setattr(tuning._Watch, "on_step_end", on_step_end)
+    monkeypatch.setattr(watch.Watch, "on_step_end", on_step_end)
 
 
 def losses(folder):
@@ -437,12 +486,12 @@ def test_a_process_that_was_killed(tmp_path):
     whole = tune_dpo("mini", pairs, tmp_path / "whole", recipe, progress=False)
     code = f"""
         import dataclasses, os, torch
-        from xlingtox import mini, tuning
+        from xlingtox import mini, tuning, watch
         torch.set_num_threads({torch.get_num_threads()})
         def kill(self, args, state, control, **kwargs):
             if state.global_step >= {step}:
                 os.kill(os.getpid(), 9)
-        setattr(tuning._Watch, {moment!r}, kill)
+        setattr(watch.Watch, {moment!r}, kill)
         recipe = dataclasses.replace(tuning.MINI, steps=6, batch_size=4, save_every=2)
         tuning.tune_dpo("mini", mini.pairs("en").select(range(32)), {str(tmp_path / "cut")!r}, recipe, progress=False)
     """
@@ -517,7 +566,7 @@ def test_a_model_is_known_again_by_another_path_and_a_tokenizer_by_its_tokens(
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     for name in ("model", tmp_path / "model"):
-        with pytest.raises(AssertionError, match="training had begun"):
+        with pytest.raises(Begun):
             tune_dpo(name, PAIRS, tmp_path / "out", RECIPE, progress=False)
     other = copy.deepcopy(tokenizer)
     other.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -891,7 +940,7 @@ def test_an_adapter_that_cannot_be_merged_fails_and_is_kept(tuned, tmp_path, mon
 # --- what no CPU can run is reached up to the trainer's construction
 
 
-class Reached(Exception):
+class Reached(KeyboardInterrupt):
     pass
 
 

@@ -74,7 +74,7 @@ def each_batch(rows: Sequence[int], size: int, work: Callable[[list[int]], T]) -
         try:
             done = work(batch)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise MemoryError("not even one row fits into memory: free some, or use fewer samples") from error
@@ -121,6 +121,6 @@ def over_texts(
     in_batches(order, size or min(64, rows_that_fit(lm, min(lengths[order[-1]], lm.n_positions))), work)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     told = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in told for word in _OUT)

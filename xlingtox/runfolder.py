@@ -125,6 +125,13 @@ class RunFolder:
         path = None if best is None else self.checkpoints / Path(best).name
         return Reached(whole[newest], over, path if path is not None and path.is_dir() else None, state["log_history"])
 
+    def given_up(self) -> None:
+        """Leave the folder to other runs if this one broke off before there was anything to go on from."""
+        made = (self.adapter, self.log, self.path / "config.json")
+        if PartialState().is_main_process and not self.whole_checkpoints() and not any(each.exists() for each in made):
+            self.clear()
+            self._recipe.unlink(missing_ok=True)
+
     def check_saved(self, what: str) -> None:
         """Raise RuntimeError unless there is a whole checkpoint: not every way of training saves one."""
         if not (self.path / "config.json").is_file() or not list(self.path.glob("*.safetensors")):

@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import math
 import os
 import random
 import warnings
@@ -24,24 +23,22 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
 from xlingtox import adapters, loading, strictjson
+from xlingtox.batching import out_of_memory
 from xlingtox.data import checked_pairs
 from xlingtox.lm import HookedLM
 from xlingtox.recipes import MINI, PAPER_FULL, PAPER_QLORA, Lora, Recipe
-from xlingtox.runfolder import Reached, RunFolder
+from xlingtox.runfolder import RunFolder
 from xlingtox.tunable import Pairs, room_of, tunable_pairs
+from xlingtox.watch import Diverged, Over, Watch
 
 __all__ = ["MINI", "PAPER_FULL", "PAPER_QLORA", "Diverged", "Lora", "Pairs", "Recipe", "tunable_pairs", "tune_dpo"]
 
 _LOG = logging.getLogger(__name__)
-
-
-class Diverged(RuntimeError):
-    """The loss or the gradient is no number any more."""
 
 
 def tune_dpo(
@@ -69,9 +66,10 @@ def tune_dpo(
     Raises:
         ValueError: pairs with a missing field or with sides that look equal, or none whose prompt leaves room for a
             continuation; patience without validation pairs; `lm` came without a Hugging Face model, or is edited by
-            hooks; a package is missing; the folder holds another run, or files that the run would overwrite; merging
-            an adapter changes what it says (the adapter is kept).
+            hooks; a package is missing; the optimizer needs what a recipe does not say; the folder holds another run,
+            or files that the run would overwrite; merging an adapter changes what it says (the adapter is kept).
         Diverged: the loss is no number any more; the checkpoints before that are kept, and the log.
+        MemoryError: memory ran out; the checkpoints before that are kept.
         RuntimeError: nothing was saved; the checkpoints are kept.
         OSError: the folder cannot be written.
     """
@@ -87,8 +85,18 @@ def tune_dpo(
             del loaded
         # The first to ask decides: processes on the CPU would take themselves for the only one.
         PartialState(cpu=run.device.type == "cpu")
+        _check_optimizer(recipe)
         if not run.folder.claimed(run.about):
-            _train(run, progress)
+            try:
+                _train(run, progress)
+            except Exception as error:
+                run.folder.given_up()
+                if out_of_memory(error):
+                    raise MemoryError(
+                        "memory ran out while tuning: set the recipe's gradient_checkpointing, or give it a smaller "
+                        "batch_size and as much more accumulation; what was saved before is kept"
+                    ) from error
+                raise
         # What was tuned must not lie beside what is loaded: weights that modules share are only freed by a collection.
         run.own = None
         gc.collect()
@@ -106,6 +114,20 @@ def _require_packages(recipe: Recipe) -> None:
         quantised.append(f"the optimizer {optimizer}")
     if quantised and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"{quantised[0]} needs the package bitsandbytes: pip install 'xlingtox[quantised]'")
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    """Raise ValueError where it needs a package that is not there, or what a recipe does not say.
+
+    A trainer would say so only when all is tokenized, and the reference's log-probabilities are computed. After the
+    processes know of each other: transformers' arguments would settle that, too.
+    """
+    arguments = TrainingArguments(optim=recipe.optimizer, use_cpu=PartialState().device.type == "cpu")
+    any_module: Any = nn.Linear(1, 1)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments, any_module)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"the optimizer {recipe.optimizer} cannot be used here: {error}") from error
 
 
 def _check_tunable(lm: HookedLM, recipe: Recipe) -> None:
@@ -223,10 +245,9 @@ def _train(run: _Run, progress: bool) -> None:
         # There, and only there, TRL reads the reference from where the model says that it came from.
         config._name_or_path = run.base(model)
     run.write(finished=False, trl=arguments, instead=instead)
-    before = folder.reached()
     main = PartialState().is_main_process
     with tqdm(desc="tuning", unit="step", disable=not (progress and main), leave=False) as bar, _silent():
-        watch = _Watch(run, bar, before)
+        watch = Watch(folder, bar)
         trainer = DPOTrainer(
             model=model,
             args=DPOConfig(output_dir=str(folder.checkpoints.resolve()), **arguments),
@@ -241,7 +262,7 @@ def _train(run: _Run, progress: bool) -> None:
         if recipe.patience is not None:
             trainer.add_callback(EarlyStoppingCallback(recipe.patience))
         try:
-            with contextlib.suppress(_Over):
+            with contextlib.suppress(Over):
                 trainer.train(resume_from_checkpoint=None if watch.start is None else str(watch.start))
             if trainer.is_fsdp_enabled:
                 # Of sharded weights nothing would be saved.
@@ -316,65 +337,6 @@ def _lora(model: Any, lora: Lora) -> tuple[Any, list[str]]:
         fan_in_fan_out=kinds == {Conv1D},
     )
     return config, instead
-
-
-class _Over(Exception):
-    """Training ended before, and all that was to do was to read its weights again."""
-
-
-class _Watch(TrainerCallback):
-    """One bar of our own, as the trainer's writes its log between the steps; and an end to a run that diverges.
-
-    Attributes:
-        start: the checkpoint that training goes on from, or whose weights are kept if it is over.
-    """
-
-    def __init__(self, run: _Run, bar: Any, before: Reached | None) -> None:
-        self.run, self.bar, self.before = run, bar, before
-        self.start = None if before is None else before.best if before.over and before.best else before.checkpoint
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Else at least one more step would be done.
-        if self.before is not None and self.before.over:
-            raise _Over
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.total = state.max_steps
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        for name in ("loss", "grad_norm", "eval_loss"):
-            if name in (logs or {}) and not math.isfinite(float(logs[name])):
-                raise self.diverged(f"{name} is {logs[name]} at step {state.global_step}", state, state.log_history)
-        if "loss" in (logs or {}):
-            self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
-
-    def log(self, trainer: Any) -> list[dict[str, Any]]:
-        """Losses and margins of all steps, also where only the best weights were read again."""
-        return self.before.log if self.before is not None and self.before.over else trainer.state.log_history
-
-    def check_last(self, trainer: Any) -> None:
-        """Raise Diverged unless the tuned weights give a loss: no step was left to show it."""
-        few = trainer.train_dataset.select(range(min(len(trainer.train_dataset), self.run.recipe.batch_size)))
-        measured = trainer.evaluation_loop(trainer.get_eval_dataloader(few), "last", prediction_loss_only=True)
-        if not math.isfinite(loss := measured.metrics["eval_loss"]):
-            raise self.diverged(f"the loss is {loss} after the last step", trainer.state, self.log(trainer))
-
-    def diverged(self, what: str, state: Any, log: list[dict[str, Any]]) -> Diverged:
-        last = self._last_good(log)
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written before"
-        return Diverged(f"{what} of {state.max_steps}; {kept}. A lower learning_rate or max_grad_norm may help")
-
-    def _last_good(self, log: list[dict[str, Any]]) -> Path | None:
-        """The newest checkpoint whose weights gave a loss: that of a step is of the weights before it."""
-        shown = [0]
-        for row in log:
-            if "eval_loss" in row and math.isfinite(row["eval_loss"]):
-                shown.append(row["step"])
-            elif "loss" in row and math.isfinite(row["loss"]) and math.isfinite(row.get("grad_norm", 0.0)):
-                shown.append(row["step"] - 1)
-        good = [path for step, path in self.run.folder.whole_checkpoints().items() if step <= max(shown)]
-        return good[-1] if good else None
 
 
 def _pairs_hash(pairs: Dataset) -> str:

@@ -2,12 +2,13 @@
 
 On the CPU, against a bare DPOTrainer with the same arguments: ratios within one run, medians of rounds in which the
 ways take turns. Memory is that of fresh processes, beyond what they had when everything was imported: `--batch 1
---length 16` for weights that dominate. Random weights; nothing is downloaded.
+--length 16` for weights that dominate, `--length 128` for activations. Random weights; nothing is downloaded.
 """
 
 import argparse
 import contextlib
 import copy
+import dataclasses
 import gc
 import io
 import itertools
@@ -38,6 +39,7 @@ from xlingtox.tuning import Recipe
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 OURS, BARE, BESIDE = "tune_dpo", "TRL", "TRL, a second model as the reference"
+AGAIN = "tune_dpo, gradient checkpointing"
 
 
 def pairs_of(n: int, length: int, folder: Path) -> Dataset:
@@ -68,7 +70,8 @@ def tune(way: str, model: Path, recipe: Recipe, out: Path, watch: transformers.T
     """From the checkpoint's folder to the tuned one's."""
     pairs = pairs_of(4 * recipe.batch_size, recipe.max_length, out / "pairs")
     Watched.watch = watch
-    if way == OURS:
+    if way in (OURS, AGAIN):
+        recipe = dataclasses.replace(recipe, gradient_checkpointing=way == AGAIN)
         xt.tune_dpo(model, pairs, out / "tuned", recipe, progress=False)
         return
     given = transformers.AutoModelForCausalLM.from_pretrained(model)
@@ -168,7 +171,7 @@ def child(way: str, model: Path, recipe: Recipe, work: Path) -> None:
 
 def memory(given: argparse.Namespace, model: Path) -> None:
     weights = (model / "model.safetensors").stat().st_size
-    parts: dict[str, list[dict[str, int]]] = {BESIDE: [], BARE: [], OURS: []}
+    parts: dict[str, list[dict[str, int]]] = {BESIDE: [], BARE: [], OURS: [], AGAIN: []}
     for _ in range(given.rounds):
         for way, found in parts.items():
             command = [sys.executable, __file__, "--way", way, "--model", str(model)]
