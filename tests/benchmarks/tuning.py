@@ -2,7 +2,7 @@
 
 On the CPU, against a bare DPOTrainer with the same arguments: ratios within one run, medians of rounds in which the
 ways take turns. Memory is that of fresh processes, beyond what they had when everything was imported: `--batch 1
---length 16` for weights that dominate, `--length 128` for activations. Random weights; nothing is downloaded.
+--length 16` for weights that dominate, `--length 64` for activations that tell. Random weights; nothing is downloaded.
 """
 
 import argparse
