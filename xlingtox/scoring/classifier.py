@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from xlingtox.batching import by_length, each_batch
 from xlingtox.escaping import well_formed
 from xlingtox.lm import fingerprint
-from xlingtox.loading import default_device, read_weights, tokenizer_rules
+from xlingtox.loading import cast, default_device, read_weights, tokenizer_rules
 from xlingtox.scoring.protocol import Arrived, Described, from_stream, named_languages, require_scorable
 
 Activation = Literal["sigmoid", "softmax"]
@@ -179,7 +179,7 @@ def _loaded(
     if not isinstance(source, str | Path):
         if tokenizer is None:
             raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: tokenizer=...")
-        model = copy.deepcopy(source).to(device=device or source.device, dtype=dtype or source.dtype)
+        model = cast(copy.deepcopy(source), dtype).to(device or source.device)
         return model.eval(), tokenizer, getattr(source.config, "_name_or_path", "") or type(source).__name__
     where = {"local_files_only": True} if Path(source).exists() else {"revision": revision or "main"}
     try:
