@@ -10,6 +10,7 @@ import raw
 import torch
 from conftest import randomised, tiny
 from datasets import Dataset
+from tokenizers import processors
 from toys import HashScorer, NeverAsked, strict_json
 
 from xlingtox import degenerate, metrics
@@ -18,6 +19,7 @@ from xlingtox.data import as_prompts
 from xlingtox.drift import weight_drift
 from xlingtox.fluency import conditional_perplexity, perplexities
 from xlingtox.generation import Continuations, generate
+from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.scoring import ScorerIdentity
@@ -110,9 +112,7 @@ def test_changes_are_over_prompts_and_their_mean_over_languages(diff, model, lm,
                 [raw.conditional_perplexity(model, tokenizer, prompt, text) for text in row]
                 for prompt, row in zip(PROMPTS[code], rows, strict=True)
             ]
-            values["continuation_perplexity"][side][code] = np.array(
-                [np.median([value for value in row if value is not None]) for row in judged]
-            )
+            values["continuation_perplexity"][side][code] = np.array(judged, dtype=np.float64)
             for n in (1, 2, 3):
                 values[f"distinct_{n}"][side][code] = np.array(
                     [metrics.distinct_n([[tokenizer(text)["input_ids"] for text in row]], n) for row in rows]
@@ -123,7 +123,8 @@ def test_changes_are_over_prompts_and_their_mean_over_languages(diff, model, lm,
     assert list(diff.changes) == list(CODES)
     assert diff.mean_changes.keys() == values.keys()
     for measure, sides in values.items():
-        by_language, overall = metrics.paired_changes(*sides)
+        medians = measure == "continuation_perplexity"
+        by_language, overall = (metrics.paired_median_changes if medians else metrics.paired_changes)(*sides)
         for code, change in by_language.items():
             assert diff.changes[code].keys() == values.keys()
             assert diff.changes[code][measure] == pytest.approx((change.low, change.high), rel=1e-3, abs=1e-5)
@@ -132,8 +133,7 @@ def test_changes_are_over_prompts_and_their_mean_over_languages(diff, model, lm,
         before, after = (
             np.mean([getattr(side[code], measure) for code in CODES]) for side in (diff.before, diff.after)
         )
-        if measure != "continuation_perplexity":  # which is over texts, its change over prompts
-            assert found[0] == pytest.approx(after - before)
+        assert found[0] == pytest.approx(after - before)
 
 
 def test_one_prompt_has_no_interval(lm, others):
@@ -165,6 +165,23 @@ def test_what_was_written_outlives_a_scorer_that_fails(diff, lm, others, tmp_pat
     for other in ({"prompts": {"en": ["the cat"]}}, {"before": others[1]}):
         with pytest.raises(ValueError, match=r"before\.json was written by another model"):
             run(**({"before": lm, "after": others[1], "folder": tmp_path} | other))
+
+
+def test_texts_of_an_edited_model_are_not_kept(lm, others, tmp_path):
+    """The model's name and weights do not tell them from those of another edit."""
+    with pytest.raises(ValueError, match=r"has hooks on it.*without folder="), Offset(NEURONS, 3.0).on(others[1]):
+        run(lm, others[1], folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_cut_texts_otherwise_are_not_compared(model, lm, tokenizer):
+    begun = copy.deepcopy(tokenizer)
+    begun.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", 0)]
+    )
+    other = HookedLM.load(model, tokenizer=begun)
+    with pytest.raises(ValueError, match=r"cut 'la casa' into other tokens, \[.*\] and \[0, "):
+        run(lm, other)
 
 
 def test_the_order_is_the_houses(diff):

@@ -106,11 +106,11 @@ def test_pairs_are_reduced_to_their_columns():
     ("rows", "words"),
     [
         ([{"prompt": "a", "chosen": "b"}], "no column rejected"),
-        ([GOOD, GOOD | {"chosen": None}], "row 1 has no chosen"),
-        ([GOOD | {"prompt": " ", "rejected": ""}], "row 0 has no prompt and no rejected"),
-        ([GOOD | {"chosen": "c"}], "row 0 has chosen equal to rejected"),
-        ([GOOD | {"chosen": " c\n"}], "row 0 has chosen equal to rejected"),
-        ([GOOD | {"chosen": "c"}] * 5, r"row 2 has chosen equal to rejected \(and 2 more\)"),
+        ([GOOD, GOOD | {"chosen": None}], r"1 of 2 have no chosen \(rows 1\)"),
+        ([GOOD | {"prompt": " ", "rejected": ""}], r"1 of 1 have no prompt \(rows 0\); 1 of 1 have no rejected"),
+        ([GOOD | {"chosen": "c"}], "1 of 1 have chosen equal to rejected"),
+        ([GOOD | {"chosen": " c\n"}], "1 of 1 have chosen equal to rejected"),
+        ([GOOD | {"chosen": "c"}] * 5, r"5 of 5 have chosen equal to rejected \(rows 0, 1, 2, ...\)"),
     ],
 )
 def test_bad_pairs(rows, words):

@@ -2,7 +2,7 @@ import math
 import tracemalloc
 import zlib
 from itertools import product
-from statistics import NormalDist
+from statistics import NormalDist, median
 
 import numpy as np
 import pandas as pd
@@ -264,6 +264,62 @@ def test_changes_by_plain_loops(level):
     assert overall.mean == pytest.approx(sum(means) / 3)
     assert (overall.low, overall.high) == pytest.approx(interval_of(means, deviations, freedom, level))
     assert overall.p_value == pytest.approx(share_as_far(means, flipped))
+
+
+def samples_with_gaps(n, rng):
+    """Perplexities of 4 samples of n prompts, some missing; of the last prompt all are."""
+    values = rng.lognormal(1, 1, (n, 4))
+    values[rng.random((n, 4)) < 0.2] = math.nan
+    values[-1] = math.nan
+    return values
+
+
+def median_of(rows):
+    return median(value for row in rows for value in row if not math.isnan(value))
+
+
+def test_changes_of_medians_by_plain_loops():
+    rng = np.random.default_rng(3)
+    before = {code: samples_with_gaps(n, rng) for code, n in (("en", 9), ("ru", 14))}
+    after = {code: samples_with_gaps(len(values), rng) for code, values in before.items()}
+    by_language, overall = metrics.paired_median_changes(before, after, 0.9, 200, seed=5)
+    means, deviations, flipped, variances, sizes = [], [], [], [], []
+    for code in before:
+        pairs = list(zip(before[code].tolist(), after[code].tolist(), strict=True))[:-1]
+        n, own = len(pairs), zlib.crc32(code.encode())
+        whole = median_of(then for _, then in pairs) - median_of(first for first, _ in pairs)
+        drawn, swapped = [], []
+        streams = [np.random.default_rng([5, own, i]) for i in range(2)]
+        for picked in streams[0].integers(0, n, (200, n)):
+            drawn.append(median_of(pairs[i][1] for i in picked) - median_of(pairs[i][0] for i in picked))
+        for places in streams[1].integers(0, 2, (200, n)):
+            sides = [[pair[place ^ side] for pair, place in zip(pairs, places, strict=True)] for side in (0, 1)]
+            swapped.append(median_of(sides[1]) - median_of(sides[0]))
+        means.append(whole)
+        deviations.append([(each - whole) * math.sqrt(n / (n - 1)) for each in drawn])
+        flipped.append(swapped)
+        variances.append(sum((each - sum(drawn) / 200) ** 2 for each in drawn) / 200)
+        sizes.append(n)
+        found = by_language[code]
+        assert found.mean == pytest.approx(whole)
+        assert (found.low, found.high) == pytest.approx(interval_of([whole], deviations[-1:], n - 1, 0.9))
+        assert found.p_value == pytest.approx(share_as_far([whole], flipped[-1:]))
+    freedom = sum(variances) ** 2 / sum(v**2 / (n - 1) for v, n in zip(variances, sizes, strict=True))
+    assert overall.mean == pytest.approx(sum(means) / 2)
+    assert (overall.low, overall.high) == pytest.approx(interval_of(means, deviations, freedom, 0.9))
+    assert overall.p_value == pytest.approx(share_as_far(means, flipped))
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (np.ones((3, 2)), r"a row a prompt on both sides in en: got shapes \(3, 4\) and \(3, 2\)"),
+        (np.full((3, 4), math.nan), "no prompt in en has a value before and after"),
+    ],
+)
+def test_bad_changes_of_medians(after, words):
+    with pytest.raises(ValueError, match=words):
+        metrics.paired_median_changes({"en": np.ones((3, 4))}, {"en": after})
 
 
 def test_one_language_by_plain_loops():

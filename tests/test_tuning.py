@@ -186,18 +186,23 @@ def but(**columns):
     ("pairs", "words"),
     [
         (PAIRS.remove_columns("rejected"), "no column rejected"),
-        (but(chosen=[" sat", None, " es", " "]), "row 1 has no chosen; row 3 has no chosen"),
-        (but(rejected=PAIRS["chosen"]), "row 0 has chosen equal to rejected.*and 1 more"),
+        (but(chosen=[" sat", None, " es", " "]), r"preference pairs: 2 of 4 have no chosen \(rows 1, 3\)$"),
+        (but(rejected=PAIRS["chosen"]), r"4 of 4 have chosen equal to rejected \(rows 0, 1, 2, ...\)"),
         (
             but(chosen=["\ufe0f", "\u180b", "\U000e0100\u0301", " ok"]),
-            "row 0 has no chosen; row 1 has no chosen; row 2",
+            r"3 of 4 have no chosen \(rows 0, 1, 2\)",
         ),
         (
             but(chosen=["caf\xe9", "a\u200b", "x", "y"], rejected=["cafe\u0301", "a", "y", "x"]),
-            "row 0 .*; row 1 .*equal",
+            r"2 of 4 have chosen equal to rejected \(rows 0, 1\)",
         ),
         (PAIRS.select([]), "no preference pairs"),
-        (but(chosen=["\u200b\u3164", "\u2800 ", "\ufeff", " ok"]), "row 0 has no chosen; row 1 has no chosen; row 2"),
+        (but(chosen=["\u200b\u3164", "\u2800 ", "\ufeff", " ok"]), r"3 of 4 have no chosen \(rows 0, 1, 2\)"),
+        (
+            but(prompt=["", *PROMPTS[1:]], chosen=["", "", "x", "y"], rejected=["a", "", "x", "b"]),
+            r"1 of 4 have no prompt \(rows 0\); 2 of 4 have no chosen \(rows 0, 1\); 1 of 4 have no rejected "
+            r"\(rows 1\); 1 of 4 have chosen equal to rejected \(rows 2\)$",
+        ),
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "expected a datasets.Dataset"),
     ],
 )
@@ -878,7 +883,7 @@ def test_pairs_are_told_apart_by_what_the_model_reads(tuned, tmp_path, caplog):
 
 
 def test_faults_of_the_validation_pairs_are_called_theirs(tuned):
-    with pytest.raises(ValueError, match="validation pairs: row 1 has no chosen"):
+    with pytest.raises(ValueError, match="validation pairs: 1 of 4 have no chosen"):
         tunable_pairs(tuned[1], PAIRS, RECIPE, validation=but(chosen=[" a", "", " b", " c"]))
 
 

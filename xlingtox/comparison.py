@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from xlingtox import degenerate, languages, metrics, strictjson, tables
 from xlingtox.activations import collect_activations, few_enough
-from xlingtox.data import Prompts, as_prompts
+from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.drift import LayerDrift, by_layer, weight_drift
 from xlingtox.escaping import escaped
 from xlingtox.fluency import check_held_out, conditional_perplexity, perplexities
@@ -65,8 +65,7 @@ class Comparison:
     Attributes:
         before, after: language to measures, in the house's order of languages.
         changes: language to measure to the 95 % paired bootstrap interval of after minus before, over prompts: every
-            measure but `perplexity`. A prompt's `continuation_perplexity` is the median over its samples, and the
-            change that of their mean. Prompts without a value on either side do not count.
+            measure but `perplexity`. Prompts without a value on either side do not count.
         scorer: which scorer, and what it covers.
         models: which models they were, before and after; None where that is not known.
         mean_changes: the same measures to the change in their mean over languages; empty where that is not known.
@@ -212,9 +211,10 @@ def compare(
             language of the same script count as degenerate too.
 
     Raises:
-        ValueError: two models that differ in shape or vocabulary, a language that the scorer does not cover, a neuron
-            outside the models, more of them than can be told apart by prompt in a gibibyte, bad prompts, or bad
-            held-out texts; the folder holds what was written for another comparison.
+        ValueError: two models that differ in shape or in how they cut text into tokens, a language that the scorer does
+            not cover, a neuron outside the models, more of them than can be told apart by prompt in a gibibyte, bad
+            prompts, or bad held-out texts; the folder holds what was written for another comparison, or a model is
+            edited by hooks, which its texts do not show.
         OSError: the folder cannot be written.
     """
     before.check_alike(after)
@@ -230,6 +230,12 @@ def compare(
         checked_lengths(lm, given, max_new_tokens)
         if held_out is not None:
             check_held_out(lm, held_out)
+    _check_same_tokens(before, after, given, held_out)
+    if folder is not None and (hooked := [lm.name for lm in (before, after) if lm.hooked]):
+        raise ValueError(
+            f"{hooked[0]} has hooks on it, and texts that are kept do not show which: compare without folder=, or with "
+            "the model that edit.bake(lm) gives"
+        )
     table = Dataset.from_list([prompt._asdict() for prompt in given]).rename_column("text", "prompt")
     kept = None if folder is None else writable_folder(folder)
     written = [
@@ -247,6 +253,7 @@ def compare(
         for side, fluent in zip(sides, fluency, strict=True)
     ]
     compared = {measure: _changes(sides[0], sides[1], measure) for measure in _PER_PROMPT}
+    compared["continuation_perplexity"] = _median_changes(sides[0], sides[1])
     return Comparison(
         measures[0],
         measures[1],
@@ -259,6 +266,18 @@ def compare(
         neuron_activations={code: (sides[0][code].by_neuron, sides[1][code].by_neuron) for code in codes},
         counts={code: (sides[0][code].counts, sides[1][code].counts) for code in codes},
     )
+
+
+def _check_same_tokens(before: HookedLM, after: HookedLM, prompts: Iterable[Prompt], held_out: Dataset | None) -> None:
+    """Raise ValueError where a text is other tokens to one model than to the other: one more at its start, say."""
+    texts = [prompt.text for prompt in prompts] + ([] if held_out is None else list(held_out["text"]))
+    sides = (lm.tokenizer(texts)["input_ids"] for lm in (before, after))
+    for text, own, other in zip(texts, *sides, strict=True):
+        if own != other:
+            raise ValueError(
+                f"the models' tokenizers cut {text!r} into other tokens, {own[:5]} and {other[:5]}: what they give is "
+                "not to be compared; load both with one tokenizer="
+            )
 
 
 def toxicity_scores(written: Continuations, scorer: Scorer) -> dict[str, Float[np.ndarray, "prompt sample"]]:
@@ -274,20 +293,25 @@ class _Raw:
     Attributes:
         per_prompt: measure to its value for each prompt; NaN where a prompt has none.
         continuation_perplexity: the median over all continuations.
+        perplexities: of each of them; NaN where the judge could not judge.
         by_neuron: mean activation over all steps of all prompts.
         counts: of texts, of those that the judge of fluency could not judge, and of each kind of degenerate ones.
     """
 
     per_prompt: Mapping[str, Float[np.ndarray, "prompt"]]
     continuation_perplexity: float
+    perplexities: Float[np.ndarray, "prompt sample"]
     by_neuron: tuple[float, ...]
     counts: Mapping[str, int]
 
 
 _PER_PROMPT = (
-    *("emt", "toxicity_probability", "average_toxicity", "degenerate", "continuation_perplexity"),
+    *("emt", "toxicity_probability", "average_toxicity", "degenerate"),
     *("distinct_1", "distinct_2", "distinct_3", "mean_activation"),
 )
+
+
+_Changes: TypeAlias = tuple[dict[str, tuple[float, float]], Change]
 
 
 def _written(
@@ -337,7 +361,7 @@ def _measure(
     distinct = {f"distinct_{n}": metrics.prompt_distinct(samples, n) for n in (1, 2, 3)}
     kinds = np.array(degenerate.kinds(written.texts, written.row_languages, identify)).reshape(-1, n_samples)
     fluency = conditional_perplexity(judge, written, progress=progress)
-    medians = _medians(fluency.values.reshape(-1, n_samples))
+    perplexities = fluency.values.reshape(-1, n_samples)
     found = {}
     for code in written.languages:
         rows = [i for i, prompt in enumerate(written.prompts) if prompt.language == code]
@@ -347,24 +371,17 @@ def _measure(
             "toxicity_probability": (maxima >= metrics.TOXIC).astype(np.float64),
             "average_toxicity": metrics.prompt_means(scores[code]),
             "degenerate": (kinds[rows] != "sound").mean(1),
-            "continuation_perplexity": medians[rows],
             **{name: values[rows] for name, values in distinct.items()},
             "mean_activation": activation[rows],
         }
         unsound = {kind.replace(" ", "_"): int((kinds[rows] == kind).sum()) for kind in degenerate.UNSOUND}
         counts = dict(fluency.counts[code]) | unsound
-        found[code] = _Raw(per_prompt, fluency.medians[code], tuple(acts.mean(code).tolist()), counts)
+        activations = tuple(acts.mean(code).tolist())
+        found[code] = _Raw(per_prompt, fluency.medians[code], perplexities[rows], activations, counts)
     return found
 
 
-def _medians(values: Float[np.ndarray, "prompt sample"]) -> Float[np.ndarray, "prompt"]:
-    """Over samples that have a value; NaN for a prompt where none has."""
-    return np.array([np.median(row[~np.isnan(row)]) if not np.isnan(row).all() else math.nan for row in values])
-
-
-def _changes(
-    before: Mapping[str, _Raw], after: Mapping[str, _Raw], measure: str
-) -> tuple[dict[str, tuple[float, float]], Change]:
+def _changes(before: Mapping[str, _Raw], after: Mapping[str, _Raw], measure: str) -> _Changes:
     """Language to the interval of the change, and the change in the mean over languages, where there are values."""
     sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
     for code in before:
@@ -372,11 +389,25 @@ def _changes(
         there = ~np.isnan(values).any(0)
         if there.any():
             sides[0][code], sides[1][code] = (each[there] for each in values)
-    none = dict.fromkeys(before, (math.nan, math.nan))
-    if not sides[0]:
+    return _intervals(before, metrics.paired_changes(*sides) if sides[0] else None)
+
+
+def _median_changes(before: Mapping[str, _Raw], after: Mapping[str, _Raw]) -> _Changes:
+    """The same of the median over all continuations."""
+    sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+    for code in before:
+        values = [side[code].perplexities for side in (before, after)]
+        if (~np.isnan(values)).any(2).all(0).any():
+            sides[0][code], sides[1][code] = values
+    return _intervals(before, metrics.paired_median_changes(*sides) if sides[0] else None)
+
+
+def _intervals(codes: Iterable[str], found: tuple[Mapping[str, Change], Change] | None) -> _Changes:
+    """With NaN for languages, or all, that have no values."""
+    none = dict.fromkeys(codes, (math.nan, math.nan))
+    if found is None:
         return none, Change(*[math.nan] * 4)
-    by_language, overall = metrics.paired_changes(*sides)
-    return none | {code: (change.low, change.high) for code, change in by_language.items()}, overall
+    return none | {code: (change.low, change.high) for code, change in found[0].items()}, found[1]
 
 
 def _summary(raw: _Raw, fluency: float | None) -> Measures:

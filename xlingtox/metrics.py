@@ -24,6 +24,8 @@ read alike stay apart."""
 
 PerPrompt: TypeAlias = Float[np.ndarray, "prompt"]
 
+PerSample: TypeAlias = Float[np.ndarray, "prompt sample"]
+
 TOXIC = 0.5
 """A text with this score or more counts as toxic (paper, section 3)."""
 
@@ -201,22 +203,42 @@ def paired_changes(
     Raises:
         ValueError: the sides differ in their languages or in the number of prompts, or a value is missing.
     """
-    if not before or before.keys() != after.keys():
-        raise ValueError(f"the sides need the same languages: got {sorted(before)} and {sorted(after)}")
-    changes, drawn, flipped = {}, {}, {}
+    _check_same_languages(before, after)
+    drawn = {}
     for code in before:
-        changes[code] = _change(before[code], after[code], code)
-        stream = [seed, zlib.crc32(code.encode())]
-        drawn[code] = _bootstrapped(changes[code], n_resamples, default_rng([*stream, 0]))
-        flipped[code] = _flipped(changes[code], n_resamples, default_rng([*stream, 1]))
+        change, streams = _change(before[code], after[code], code), _streams(seed, code)
+        draws = _bootstrapped(change, n_resamples, streams[0]), _flipped(change, n_resamples, streams[1])
+        drawn[code] = _Drawn(float(change.mean()), len(change), _variance(change), *draws)
+    return {code: _found([own], level) for code, own in drawn.items()}, _found(list(drawn.values()), level)
 
-    def found(codes: Sequence[str]) -> Change:
-        own = [changes[code] for code in codes]
-        low, high = _interval(own, [drawn[code] for code in codes], level)
-        mean = float(np.mean([change.mean() for change in own]))
-        return Change(mean, low, high, _p_value(own, [flipped[code] for code in codes]))
 
-    return {code: found([code]) for code in before}, found(list(before))
+def paired_median_changes(
+    before: Mapping[str, PerSample],
+    after: Mapping[str, PerSample],
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[dict[str, Change], Change]:
+    """As `paired_changes`, of the median over all samples of a language: what has no mean, as perplexities have none.
+
+    Prompts are drawn with all their samples; under a flipped sign a prompt's samples before and after change places. A
+    sample without a value is NaN, and a prompt counts where it has one on either side.
+
+    Raises:
+        ValueError: the sides differ in their languages or shapes, or no prompt has a value on either side.
+    """
+    _check_same_languages(before, after)
+    drawn = {}
+    for code in before:
+        sides = [np.asarray(side[code], dtype=np.float64) for side in (before, after)]
+        if sides[0].ndim != 2 or sides[0].shape != sides[1].shape:
+            shapes = f"{sides[0].shape} and {sides[1].shape}"
+            raise ValueError(f"a change of medians needs a row a prompt on both sides in {code}: got shapes {shapes}")
+        there = np.isfinite(sides[0]).any(1) & np.isfinite(sides[1]).any(1)
+        if not there.any():
+            raise ValueError(f"no prompt in {code} has a value before and after")
+        drawn[code] = _medians_drawn(sides[0][there], sides[1][there], n_resamples, _streams(seed, code))
+    return {code: _found([own], level) for code, own in drawn.items()}, _found(list(drawn.values()), level)
 
 
 def paired_interval(
@@ -233,7 +255,8 @@ def paired_interval(
         ValueError: no prompts, sides of unequal length, or a value that is missing.
     """
     change = _change(before, after)
-    return _interval([change], [_bootstrapped(change, n_resamples, default_rng(seed))], level)
+    drawn = _bootstrapped(change, n_resamples, default_rng(seed))
+    return _interval([_Drawn(float(change.mean()), len(change), _variance(change), drawn, drawn)], level)
 
 
 def sign_flip_test(before: PerPrompt, after: PerPrompt, n_resamples: int = 2000, seed: int = 0) -> float:
@@ -245,7 +268,37 @@ def sign_flip_test(before: PerPrompt, after: PerPrompt, n_resamples: int = 2000,
         ValueError: no prompts, sides of unequal length, or a value that is missing.
     """
     change = _change(before, after)
-    return _p_value([change], [_flipped(change, n_resamples, default_rng(seed))])
+    flipped = _flipped(change, n_resamples, default_rng(seed))
+    return _p_value([_Drawn(float(change.mean()), len(change), _variance(change), flipped, flipped)])
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A change in one language, what it was in resamples and under flipped signs, and the variance of its estimate."""
+
+    change: float
+    n_prompts: int
+    variance: float
+    resampled: Float[np.ndarray, "resample"]
+    flipped: Float[np.ndarray, "resample"]
+
+
+def _found(drawn: Sequence[_Drawn], level: float) -> Change:
+    low, high = _interval(drawn, level)
+    return Change(float(np.mean([own.change for own in drawn])), low, high, _p_value(drawn))
+
+
+def _check_same_languages(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    if not before or before.keys() != after.keys():
+        raise ValueError(f"the sides need the same languages: got {sorted(before)} and {sorted(after)}")
+
+
+def _streams(seed: int, code: str) -> tuple[Generator, Generator]:
+    return default_rng([seed, zlib.crc32(code.encode()), 0]), default_rng([seed, zlib.crc32(code.encode()), 1])
+
+
+def _variance(change: PerPrompt) -> float:
+    return float(change.var(ddof=1)) / len(change) if len(change) > 1 else math.nan
 
 
 def _change(before: PerPrompt, after: PerPrompt, language: str = "") -> PerPrompt:
@@ -272,38 +325,76 @@ def _flipped(change: PerPrompt, n: int, rng: Generator) -> Float[np.ndarray, "re
     return (2 * kept - change.sum()) / len(change)
 
 
-def _in_chunks(n: int, n_prompts: int, draw: Callable[[tuple[int, int]], np.ndarray]) -> np.ndarray:
+def _in_chunks(
+    n: int, n_prompts: int, draw: Callable[[tuple[int, int]], np.ndarray], width: int | None = None
+) -> np.ndarray:
+    """So many draws; each takes `width` numbers (default: one a prompt)."""
     if n < 1:
         raise ValueError(f"n_resamples is {n}: expected at least 1")
-    rows = max(1, _AT_ONCE // n_prompts)
+    rows = max(1, _AT_ONCE // (width or n_prompts))
     return np.concatenate([draw((min(rows, n - start), n_prompts)) for start in range(0, n, rows)])
 
 
-def _interval(changes: Sequence[PerPrompt], drawn: Sequence[np.ndarray], level: float) -> tuple[float, float]:
-    """Of the mean over languages, from each one's changes and the means drawn from them."""
+def _interval(drawn: Sequence[_Drawn], level: float) -> tuple[float, float]:
+    """Of the mean over languages."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level}: expected a number between 0 and 1, like 0.95")
-    sizes = np.array([len(change) for change in changes])
+    sizes = np.array([own.n_prompts for own in drawn])
     if sizes.min() < 2:
         return math.nan, math.nan
-    means = np.array([change.mean() for change in changes])
+    changes = np.array([own.change for own in drawn])
     scale = np.sqrt(sizes / (sizes - 1))
-    deviations = ((np.array(drawn) - means[:, None]) * scale[:, None]).mean(0)
+    resampled = np.array([own.resampled for own in drawn])
+    deviations = ((resampled - changes[:, None]) * scale[:, None]).mean(0)
     # Degrees of freedom of a sum of means: Welch and Satterthwaite; of one mean, its prompts less one.
-    variances = np.array([change.var(ddof=1) for change in changes]) / sizes
+    variances = np.array([own.variance for own in drawn])
     spread = (variances**2 / (sizes - 1)).sum()
     freedom = variances.sum() ** 2 / spread if spread > 0 else (sizes - 1).sum()
     tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, freedom))
-    low, high = means.mean() + np.quantile(deviations, [tail, 1 - tail])
+    low, high = changes.mean() + np.quantile(deviations, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def _p_value(changes: Sequence[PerPrompt], flipped: Sequence[np.ndarray]) -> float:
-    observed = abs(np.mean([change.mean() for change in changes]))
-    means = np.abs(np.mean(flipped, axis=0))
+def _p_value(drawn: Sequence[_Drawn]) -> float:
+    observed = abs(np.mean([own.change for own in drawn]))
+    means = np.abs(np.mean([own.flipped for own in drawn], axis=0))
     # Rounding must not tell apart what is equal, as many flips of few or of equal changes are.
-    slack = 1e-12 * max(np.abs(change).max() for change in changes)
+    slack = 1e-12 * max(np.abs(own.flipped).max() for own in drawn)
     return float((1 + (means >= observed - slack).sum()) / (1 + len(means)))
+
+
+def _medians_drawn(before: PerSample, after: PerSample, n: int, streams: tuple[Generator, Generator]) -> _Drawn:
+    """The change in the median over all samples, whole and drawn."""
+    n_prompts = len(before)
+    values = np.concatenate([before.ravel(), after.ravel()])
+    prompts = np.concatenate([np.repeat(np.arange(n_prompts), before.shape[1])] * 2)
+    late = np.arange(len(values)) >= before.size
+    order = np.argsort(values, kind="stable")[: np.isfinite(values).sum()]
+    values, prompts, late = values[order], prompts[order], late[order]
+
+    def change(times: Int[np.ndarray, "resample prompt"], swapped: Int[np.ndarray, "resample prompt"]) -> np.ndarray:
+        counts, other = times[:, prompts], swapped[:, prompts] != late
+        return _medians(values, np.where(other, counts, 0)) - _medians(values, np.where(other, 0, counts))
+
+    def resampled(shape: tuple[int, int]) -> np.ndarray:
+        chosen = streams[0].integers(0, n_prompts, shape)
+        times = np.stack([np.bincount(row, minlength=n_prompts) for row in chosen])
+        return change(times, np.zeros_like(times))
+
+    def flipped(shape: tuple[int, int]) -> np.ndarray:
+        return change(np.ones(shape, dtype=np.int64), streams[1].integers(0, 2, shape))
+
+    whole = change(np.ones((1, n_prompts), dtype=np.int64), np.zeros((1, n_prompts), dtype=np.int64))
+    draws = [_in_chunks(n, n_prompts, draw, len(values)) for draw in (resampled, flipped)]
+    return _Drawn(float(whole[0]), n_prompts, float(np.var(draws[0])), *draws)
+
+
+def _medians(values: Float[np.ndarray, "value"], times: Int[np.ndarray, "resample value"]) -> np.ndarray:
+    """Of ascending values, each counted so many times."""
+    up_to = times.cumsum(1)
+    total = up_to[:, -1:]
+    middles = [(up_to <= place).sum(1) for place in ((total - 1) // 2, total // 2)]
+    return np.mean([values[middle] for middle in middles], axis=0)
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:

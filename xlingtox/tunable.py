@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datasets import Dataset
 
-from xlingtox.data import checked_pairs
+from xlingtox.data import checked_pairs, row_numbers
 from xlingtox.lm import HookedLM
 from xlingtox.recipes import MINI, Recipe
 
@@ -94,16 +94,16 @@ def _fitting(lm: HookedLM, given: Dataset, recipe: Recipe, what: str) -> _Fittin
     n, out = len(pairs), sorted([*long, *alike])
     said = []
     if long:
-        said.append(f"{len(long)} of {n} prompts have more than {longest} tokens{_rows(long)}")
+        said.append(f"{len(long)} of {n} prompts have more than {longest} tokens{row_numbers(long)}")
     if alike:
-        said.append(f"{len(alike)} of {n} have the same first {room} tokens on both sides{_rows(alike)}")
+        said.append(f"{len(alike)} of {n} have the same first {room} tokens on both sides{row_numbers(alike)}")
     if len(out) == n:
         why = "none leaves room for a continuation" if not alike else "none is left to tune on"
         raise ValueError(f"{what}: {'; '.join(said)}: {why}")
     if said:
         _LOG.warning("%s: %s: they are left out", what, "; ".join(said))
     if cut:
-        _LOG.warning("%s: %d of %d are cut after %d tokens%s", what, len(cut), n, room, _rows(cut))
+        _LOG.warning("%s: %d of %d are cut after %d tokens%s", what, len(cut), n, room, row_numbers(cut))
     if merged:
         _LOG.warning(
             "%s: in %d of %d a token reaches from the prompt into the continuation%s: they are tuned on prompts that "
@@ -111,7 +111,7 @@ def _fitting(lm: HookedLM, given: Dataset, recipe: Recipe, what: str) -> _Fittin
             what,
             len(merged),
             n,
-            _rows(merged),
+            row_numbers(merged),
         )
     kept = pairs.select(sorted(set(range(n)) - set(out))) if out else pairs
     return _Fitting(kept, tuple(out), tuple(cut), tuple(merged))
@@ -125,7 +125,3 @@ def _tokens(lm: HookedLM, pairs: Dataset) -> Iterator[tuple[list[int], list[int]
         ended = (text if text.endswith(end) else text + end for text in pairs[side])
         texts.append([prompt + text for prompt, text in zip(prompts, ended, strict=True)])
     return zip(*(lm.tokenizer(each)["input_ids"] for each in texts), strict=True)
-
-
-def _rows(rows: Sequence[int]) -> str:
-    return f" (rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''})"

@@ -14,6 +14,7 @@ from xlingtox.data.columns import (
     labelled_texts,
     parallel_columns,
     require_columns,
+    row_numbers,
 )
 from xlingtox.data.hub import from_columns
 from xlingtox.data.labelled import jigsaw
@@ -39,6 +40,7 @@ __all__ = [
     "parallel_columns",
     "polyglo_toxicity_prompts",
     "require_columns",
+    "row_numbers",
     "rtp_lx",
     "rtp_lx_pairs",
     "skipped",

@@ -68,6 +68,8 @@ def labelled_texts(labelled: Dataset) -> tuple[list[str], list[int]]:
 
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
 
+_EQUAL = "chosen equal to rejected"
+
 
 def checked_pairs(pairs: Dataset, what: str = "preference pairs") -> Dataset:
     """Preference pairs, reduced to their three columns.
@@ -77,22 +79,29 @@ def checked_pairs(pairs: Dataset, what: str = "preference pairs") -> Dataset:
 
     Raises:
         ValueError: a field is missing or has nothing to see, or chosen equals rejected, or looks like it; the message
-            names the first such rows.
+            tells how many rows have each fault, and the first of them.
     """
     require_columns(pairs, PAIR_FIELDS, what)
     if len(pairs) == 0:
         raise ValueError(f"there are no {what}")
-    faults = []
+    faults: dict[str, list[int]] = {fault: [] for fault in (*(f"no {field}" for field in PAIR_FIELDS), _EQUAL)}
     for i, row in enumerate(pairs):
         missing = [field for field in PAIR_FIELDS if not isinstance(row[field], str) or not visible(row[field])]
-        if missing:
-            faults.append(f"row {i} has no {' and no '.join(missing)}")
-        elif appearance(row["chosen"]) == appearance(row["rejected"]):
-            faults.append(f"row {i} has chosen equal to rejected")
-    if faults:
-        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-        raise ValueError(f"{what}: {'; '.join(faults[:3])}{more}")
+        for field in missing:
+            faults[f"no {field}"].append(i)
+        if not missing and appearance(row["chosen"]) == appearance(row["rejected"]):
+            faults["chosen equal to rejected"].append(i)
+    if any(faults.values()):
+        said = [
+            f"{len(rows)} of {len(pairs)} have {fault}{row_numbers(rows)}" for fault, rows in faults.items() if rows
+        ]
+        raise ValueError(f"{what}: {'; '.join(said)}")
     return pairs.select_columns(list(PAIR_FIELDS))
+
+
+def row_numbers(rows: Sequence[int]) -> str:
+    """The first of some rows, for a message."""
+    return f" (rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''})"
 
 
 def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
