@@ -11,7 +11,6 @@ import sys
 import textwrap
 import warnings
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import families
@@ -29,8 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
 from xlingtox import mini, tuning, watch
-from xlingtox.folders import writable_folder
-from xlingtox.interventions import Offset
+from xlingtox.interventions import Offset, Scale
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.tuning import MINI, PAPER_FULL, PAPER_QLORA, Diverged, Lora, Recipe, tunable_pairs, tune_dpo
@@ -245,18 +243,6 @@ def test_prompts_that_leave_no_room_are_left_out_and_counted(tuned, tmp_path, ca
         tune_dpo(tuned[1], PAIRS, tmp_path / "no", dataclasses.replace(RECIPE, max_prompt_length=1), progress=False)
 
 
-def test_writable_folder(tmp_path):
-    assert writable_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
-    assert list((tmp_path / "a" / "b").iterdir()) == []
-
-
-def test_several_may_ask_for_one_folder_at_once(tmp_path):
-    """As the processes of a launcher do."""
-    with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(writable_folder, [tmp_path] * 800)) == {tmp_path}
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_model_may_have_another_precision(model, tokenizer, tmp_path):
     lm = HookedLM.load(model, tokenizer=tokenizer, dtype=torch.float64)
     after = tune_dpo(lm, PAIRS, tmp_path, dataclasses.replace(RECIPE, steps=1), progress=False)
@@ -305,6 +291,9 @@ def test_the_papers_recipes_say_what_trl_would_choose_otherwise():
         ({"loss_type": "robust"}, r"label_smoothing is 0\.0 with loss_type 'robust': robust needs it"),
         ({"label_smoothing": 0.1}, "label_smoothing is 0.1 with loss_type 'sigmoid'"),
         ({"loss_type": "robust", "label_smoothing": 0.5}, "label_smoothing is 0.5"),
+        ({"validation_share": None}, "validation_share is None: expected a number"),
+        ({"label_smoothing": None}, "label_smoothing is None: expected a number"),
+        ({"lora": {"rank": 4}}, r"lora is {'rank': 4}: expected a Lora"),
     ],
 )
 def test_bad_recipes(changes, words):
@@ -318,6 +307,7 @@ def test_bad_recipes(changes, words):
         ({"rank": 0}, "lora's rank is 0"),
         ({"alpha": 0}, "lora's alpha is 0"),
         ({"dropout": 2.0}, "lora's dropout is 2.0"),
+        ({"dropout": None}, "lora's dropout is None"),
         ({"bits": 3}, "lora's bits is 3: expected 4, 8 or None"),
     ],
 )
@@ -335,6 +325,13 @@ def test_a_missing_package_is_said_before_anything_is_written(tuned, untrained, 
             tune_dpo(tuned[1], PAIRS, tmp_path / "out", recipe, progress=False)
     assert not (tmp_path / "out").exists()
     tuning._require_packages(dataclasses.replace(RECIPE, optimizer="adamw_torch_8bit"))
+
+
+def test_what_is_no_model_and_what_is_no_recipe(tuned, untrained, tmp_path):
+    with pytest.raises(TypeError, match=r"cannot tune a GPT2LMHeadModel: wrap it, HookedLM\.load\(model, tokenizer="):
+        tune_dpo(tuned[0], PAIRS, tmp_path, RECIPE)
+    with pytest.raises(TypeError, match=r"the recipe is 'MINI': expected one like xt\.tuning\.MINI"):
+        tune_dpo(tuned[1], PAIRS, tmp_path, "MINI")
 
 
 @pytest.mark.parametrize("optimizer", ["galore_adamw", "grokadamw", "schedule_free_sgd", "adamw_torch_4bit"])
@@ -380,6 +377,14 @@ def test_a_run_that_got_somewhere_keeps_the_folder_when_it_breaks_off(tuned, tmp
             tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
     with pytest.raises(ValueError, match="holds another run"):
         tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "ipo", "apo_zero", "apo_down"])
+def test_every_loss_prefers_what_was_chosen(tuned, tokenizer, tmp_path, loss):
+    tune_dpo(tuned[1], PAIRS, tmp_path, dataclasses.replace(RECIPE, loss_type=loss), progress=False)
+    log = json.loads((tmp_path / "log.json").read_text("utf-8"))
+    assert log[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert log[5]["rewards/margins"] > 0
 
 
 def test_the_robust_loss_is_another_one(tuned, tmp_path):
@@ -929,6 +934,48 @@ def test_an_adapter_is_kept_and_merged(name, tokenizer, tmp_path):
     assert ("embed_tokens" in str(sorted(adapted.peft_config["default"].target_modules))) == (name == "llama")
 
 
+def test_an_adapter_names_its_base_where_that_is_what_lies_there(tokenizer, tmp_path):
+    """What a model in memory remembers to have come from may be another: PEFT writes it down all the same."""
+    pytest.importorskip("peft")
+    families.build("llama").save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    named = tune_dpo(tmp_path / "base", PAIRS, tmp_path / "named", LORA, progress=False)
+    assert HookedLM.load(tmp_path / "named" / "adapter").fingerprint() == named.fingerprint()
+    edited = Scale(NeuronSet.of([(0, 1), (1, 3)]), 0.0).bake(HookedLM.load(tmp_path / "base"))
+    sources = {"edited": edited, "loaded": HookedLM.load(tmp_path / "base"), "adapted": tmp_path / "named" / "adapter"}
+    for name, source in sources.items():
+        after = tune_dpo(source, PAIRS, tmp_path / name, LORA, progress=False)
+        with pytest.raises(ValueError, match="does not name its base"):
+            HookedLM.load(tmp_path / name / "adapter")
+        if isinstance(source, HookedLM):
+            again = HookedLM.load(source.unwrapped(), tokenizer=tokenizer, adapter=tmp_path / name / "adapter")
+            ids, mask = after.encode(PROMPTS)
+            assert_close(again.logits(ids, mask), after.logits(ids, mask), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_with_code_of_its_own_is_tuned_and_baked(tokenizer, tmp_path):
+    families.build("llama").save_pretrained(tmp_path / "own")
+    tokenizer.save_pretrained(tmp_path / "own")
+    config = json.loads((tmp_path / "own" / "config.json").read_text("utf-8"))
+    own = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.LlamaForCausalLM"}
+    config |= {"model_type": "mine", "architectures": ["LlamaForCausalLM"], "auto_map": own}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config), "utf-8")
+    (tmp_path / "own" / "mine.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM as Theirs\n"
+        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "class LlamaForCausalLM(Theirs):\n    config_class = MineConfig\n",
+        "utf-8",
+    )
+    lm = HookedLM.load(tmp_path / "own", trust_remote_code=True)
+    assert lm.remote_code
+    short = dataclasses.replace(RECIPE, steps=2)
+    after = tune_dpo(lm, PAIRS, tmp_path / "out", short, progress=False)
+    assert after.remote_code
+    assert after.fingerprint() != lm.fingerprint()
+    halved = Scale(NeuronSet.of([(0, 1)]), 0.5).bake(lm, tmp_path / "baked")
+    assert halved.remote_code
+
+
 def test_an_adapter_that_cannot_be_merged_fails_and_is_kept(tuned, tmp_path, monkeypatch):
     pytest.importorskip("peft")
 
@@ -965,7 +1012,7 @@ def test_a_quantised_base_is_read_from_the_model_that_was_given(tuned, reached, 
     pytest.importorskip("peft")
     asked, real = {}, tuning.loading.from_checkpoint
 
-    def from_checkpoint(source, bits):
+    def from_checkpoint(source, bits, trust_remote_code):
         asked.update(source=source, bits=bits)
         return real(source)
 

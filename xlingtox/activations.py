@@ -103,7 +103,7 @@ class Activations:
 
     def save(self, path: str | Path) -> None:
         """Write `path` (safetensors) and what it means beside it (JSON)."""
-        file = Path(path)
+        file = Path(path).expanduser()
         tensors = {"sums": self.sums, "steps": self.steps, "mask": self.mask}
         if self.kept is not None:
             tensors["values"] = self.kept
@@ -118,7 +118,7 @@ class Activations:
 
     @classmethod
     def load(cls, path: str | Path) -> Activations:
-        file = Path(path)
+        file = Path(path).expanduser()
         tensors = load_file(file)
         about = json.loads(strictjson.beside(file).read_text("utf-8"))
         return cls(

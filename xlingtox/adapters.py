@@ -16,8 +16,8 @@ from xlingtox.engine import alike
 
 _LOG = logging.getLogger(__name__)
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_FETCHED = (_CONFIG, _WEIGHTS, "*token*", "*.json", "*.model")
+CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FETCHED = (CONFIG, _WEIGHTS, "*token*", "*.json", "*.model")
 
 
 def adapter_folder(source: str | Path, revision: str | None = None) -> Path | None:
@@ -28,7 +28,7 @@ def adapter_folder(source: str | Path, revision: str | None = None) -> Path | No
     """
     folder = Path(source).expanduser()
     if folder.exists():
-        return folder if (folder / _CONFIG).is_file() else None
+        return folder if (folder / CONFIG).is_file() else None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -39,7 +39,7 @@ def adapter_folder(source: str | Path, revision: str | None = None) -> Path | No
         fetched = Path(snapshot_download(str(source), revision=revision, allow_patterns=list(_FETCHED)))
     except (OSError, HFValidationError):
         return None
-    return fetched if (fetched / _CONFIG).is_file() else None
+    return fetched if (fetched / CONFIG).is_file() else None
 
 
 def base_of(folder: Path) -> str:
@@ -55,7 +55,7 @@ def base_of(folder: Path) -> str:
 
 
 def _named_base(folder: Path) -> str | None:
-    said = json.loads((folder / _CONFIG).read_text("utf-8")).get("base_model_name_or_path")
+    said = json.loads((folder / CONFIG).read_text("utf-8")).get("base_model_name_or_path")
     return str(said) if said else None
 
 
@@ -74,7 +74,7 @@ def merged(model: Any, source: str | Path, name: str) -> Any:
     """
     folder = adapter_folder(source)
     if folder is None:
-        raise FileNotFoundError(f"{source} is no adapter: it has no {_CONFIG}")
+        raise FileNotFoundError(f"{source} is no adapter: it has no {CONFIG}")
     if not (folder / _WEIGHTS).is_file():
         raise FileNotFoundError(f"the adapter {source} has no {_WEIGHTS}; pickled weights are not read")
     if importlib.util.find_spec("peft") is None:

@@ -63,7 +63,7 @@ def bake(
     lm.tokenizer.save_pretrained(folder)
     record = dict(what) | {"of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout}
     (folder / "bake.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    return HookedLM.load(folder, dtype=lm.dtype, device=lm.device)
+    return HookedLM.load(folder, dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
 
 
 def _scales(gains: Mapping[int, Tensor]) -> bool:
@@ -121,11 +121,13 @@ class ControlVectors:
 
     def save(self, path: str | Path) -> None:
         """Write safetensors, `layer.N` a block."""
-        save_file({f"layer.{layer}": vector.contiguous() for layer, vector in self.vectors.items()}, Path(path))
+        named = {f"layer.{layer}": vector.contiguous() for layer, vector in self.vectors.items()}
+        save_file(named, Path(path).expanduser())
 
     @classmethod
     def load(cls, path: str | Path) -> ControlVectors:
-        return cls({int(name.removeprefix("layer.")): vector for name, vector in load_file(Path(path)).items()})
+        found = load_file(Path(path).expanduser())
+        return cls({int(name.removeprefix("layer.")): vector for name, vector in found.items()})
 
     def save_gguf(self, path: str | Path, architecture: str) -> None:
         """Write a control vector for llama.cpp, which steers every block but the first.

@@ -5,12 +5,12 @@ from pathlib import Path
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Make a folder if need be and prove that it can be written.
+    """Make a folder, `~` being the home folder, if need be and prove that it can be written.
 
     Raises:
         OSError: it is a file, or cannot be made or written.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A name of its own: several processes may ask at once.

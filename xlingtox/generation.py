@@ -97,11 +97,11 @@ class Continuations:
     def save(self, path: str | Path) -> None:
         """Write as one JSON file."""
         whole = {"settings": self.settings, "n_samples": self.n_samples, "prompts": self.prompts, "texts": self.texts}
-        Path(path).write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+        Path(path).expanduser().write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Continuations:
-        whole = json.loads(Path(path).read_text("utf-8"))
+        whole = json.loads(Path(path).expanduser().read_text("utf-8"))
         prompts = tuple(Prompt(*prompt) for prompt in whole["prompts"])
         return cls(prompts, whole["n_samples"], tuple(whole["texts"]), whole["settings"])
 

@@ -96,7 +96,7 @@ class Intervention:
     def save(self, path: str | Path, lm: HookedLM) -> None:
         """Write `path` (safetensors), and beside it (JSON) what it means and for which model it was made."""
         self._check(lm)
-        file, tensors = Path(path), dict[str, Tensor]()
+        file, tensors = Path(path).expanduser(), dict[str, Tensor]()
         steps = self._constants("be saved")
         for i, step in enumerate(steps):
             tensors[f"neurons.{i}"] = torch.tensor(list(step.neurons), dtype=torch.int64)
@@ -120,7 +120,7 @@ class Intervention:
         Raises:
             ValueError: it was saved for a model of other weights, or does not fit this one.
         """
-        file = Path(path)
+        file = Path(path).expanduser()
         about, tensors = json.loads(strictjson.beside(file).read_text("utf-8")), load_file(file)
         made = about["model"]
         if not any_model and made["fingerprint"] != lm.fingerprint():

@@ -233,6 +233,11 @@ class HookedLM(Running):
         return self._lens.unembedding().dtype
 
     @property
+    def remote_code(self) -> bool:
+        """Whether it runs code that came with its checkpoint, which was trusted when it was loaded."""
+        return self._plain is not None and type(self._plain.model).__module__.startswith("transformers_modules.")
+
+    @property
     def quantised(self) -> bool:
         """Whether value vectors are stored as packed numbers, in 8 or 4 bits: they can be read, not written."""
         return self._lens.packed is not None

@@ -40,7 +40,7 @@ def take(results: Mapping[str, Any], path: str | Path, executable: str | None = 
     program = executable or browser()
     if program is None:
         raise OSError(f"no browser was found: a picture needs one of {', '.join(_BROWSERS)}")
-    target = Path(path).absolute()
+    target = Path(path).expanduser().absolute()
     with tempfile.TemporaryDirectory() as folder:
         file, taken = Path(folder, "page.html"), Path(folder, "page.png")
         file.write_text(page, "utf-8")

@@ -148,7 +148,7 @@ class Probe:
 
     def save(self, path: str | Path) -> None:
         """Write `path` (safetensors) and the figures beside it (JSON)."""
-        file = Path(path)
+        file = Path(path).expanduser()
         save_file({"direction": self.direction.contiguous()}, file)
         figures = {name: getattr(self, name) for name in _FIGURES}
         figures["model"] = self.model and dataclasses.asdict(self.model)
@@ -156,7 +156,7 @@ class Probe:
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
-        file = Path(path)
+        file = Path(path).expanduser()
         figures = json.loads(strictjson.beside(file).read_text("utf-8"))
         model = figures.pop("model")
         return cls(direction=load_file(file)["direction"], model=model and Identity(**model), **figures)

@@ -31,7 +31,7 @@ class Lora:
     def __post_init__(self) -> None:
         for name in ("rank", "alpha"):
             _check_whole(f"lora's {name}", getattr(self, name), 1)
-        if not 0 <= self.dropout < 1:
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ValueError(f"lora's dropout is {self.dropout}: expected at least 0 and less than 1")
         if self.bits not in (None, 4, 8):
             raise ValueError(f"lora's bits is {self.bits!r}: expected 4, 8 or None")
@@ -47,7 +47,7 @@ class Recipe:
         steps, epochs: how long, one of them: optimiser steps, or passes over the pairs.
         accumulation: passes a step.
         beta: strength of the pull to the reference model (paper, appendix: 0.1).
-        loss_type: TRL's name of the loss; sigmoid is DPO's.
+        loss_type: TRL's name of the loss, of those that need nothing beside the pairs and `beta`; sigmoid is DPO's.
         label_smoothing: of the loss `robust`, and only there: the share of pairs that are taken to be the wrong way
             round, above 0 and less than 0.5.
         max_length: tokens of prompt and continuation together; the end of a longer continuation is cut, also where
@@ -103,6 +103,11 @@ class Recipe:
                 continue
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value!r}: expected a finite number above 0")
+        for name in ("label_smoothing", "validation_share"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected a number")
+        if self.lora is not None and not isinstance(self.lora, Lora):
+            raise ValueError(f"lora is {self.lora!r}: expected a Lora, such as Lora(rank=64), or None")
         optimizers = [each.value for each in OptimizerNames]
         for name, known in (("loss_type", get_args(LossType)), ("optimizer", optimizers)):
             if getattr(self, name) not in known:

@@ -27,7 +27,7 @@ ToxicWords = Mapping[str, Sequence[str]]
 
 def write(results: Mapping[str, Any], path: str | Path, toxic_words: ToxicWords | None = None) -> None:
     """Write the page of `results` to `path`; see `render`."""
-    Path(path).write_text(render(results, toxic_words), "utf-8")
+    Path(path).expanduser().write_text(render(results, toxic_words), "utf-8")
 
 
 def render(results: Mapping[str, Any], toxic_words: ToxicWords | None = None) -> str:

@@ -177,7 +177,7 @@ class Retrieval:
 
     def save(self, path: str | Path) -> None:
         """Write `path` (safetensors) and what it means beside it (JSON)."""
-        file = Path(path)
+        file = Path(path).expanduser()
         save_file({code: np.ascontiguousarray(own) for code, own in self.scores.items()}, file)
         about = {name: value for name, value in vars(self).items() if name != "scores"}
         about |= {"measures": MEASURES, "model": self.model and dataclasses.asdict(self.model)}
@@ -186,7 +186,7 @@ class Retrieval:
     @classmethod
     def load(cls, path: str | Path) -> Retrieval:
         """Raises ValueError: written by a version with other measures."""
-        file = Path(path)
+        file = Path(path).expanduser()
         about, scores = json.loads(strictjson.beside(file).read_text("utf-8")), load_file(file)
         if tuple(about["measures"]) != MEASURES:
             raise ValueError(f"{file} has the measures {', '.join(about['measures'])}, not {', '.join(MEASURES)}")

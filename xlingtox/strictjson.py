@@ -9,12 +9,13 @@ from typing import Any
 
 def write(path: str | Path, value: Any) -> None:
     """Write one value, NaN and infinities as null."""
-    Path(path).write_text(json.dumps(_nulled(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    text = json.dumps(_nulled(value), indent=1, ensure_ascii=False, allow_nan=False)
+    Path(path).expanduser().write_text(text + "\n", "utf-8")
 
 
 def read(path: str | Path) -> Any:
     """Read one value, null as NaN."""
-    return with_nan(json.loads(Path(path).read_text("utf-8")))
+    return with_nan(json.loads(Path(path).expanduser().read_text("utf-8")))
 
 
 def beside(file: Path) -> Path:

@@ -54,16 +54,19 @@ def tune_dpo(
     The reference is the model that was given: its log-probabilities are computed before the first step, so that one
     model is in memory while training. The folder gets the tuned model and its tokenizer; `recipe.json`, with all that
     TRL was told, the versions and a hash of the pairs; `log.json`, with losses and margins; and of a LoRA recipe
-    `adapter/`, which is merged into the checkpoint. A run that was interrupted goes on with the same call, and ends as
-    if it had not been. Under `accelerate launch` every process makes the same call.
+    `adapter/`, which is merged into the checkpoint, and which names its base only where that was given as a name or a
+    folder: what a model in memory came from may not be what it is. A run that was interrupted goes on with the same
+    call, and ends as if it had not been. Under `accelerate launch` every process makes the same call.
 
     Args:
-        lm: what to tune; it is left as it is. A hub name or a folder is loaded for it, and not held beside it.
+        lm: what to tune; it is left as it is. A hub name or a folder is loaded for it, and not held beside it; what
+            needs trust_remote_code is loaded first.
         pairs: columns `prompt, chosen, rejected`; a continuation begins with its own space where the language has one.
         output_dir: made if it is not there.
         validation: pairs for the validation loss (default: the recipe's share of `pairs`).
 
     Raises:
+        TypeError: another model than these, or something else than a recipe.
         ValueError: pairs with a missing field or with sides that look equal, or none whose prompt leaves room for a
             continuation; patience without validation pairs; `lm` came without a Hugging Face model, or is edited by
             hooks; a package is missing; the optimizer needs what a recipe does not say; the folder holds another run,
@@ -73,6 +76,10 @@ def tune_dpo(
         RuntimeError: nothing was saved; the checkpoints are kept.
         OSError: the folder cannot be written.
     """
+    if not isinstance(lm, HookedLM | str | Path):
+        raise TypeError(f"cannot tune a {type(lm).__name__}: wrap it, HookedLM.load(model, tokenizer=...)")
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"the recipe is {recipe!r}: expected one like xt.tuning.MINI, varied with dataclasses.replace")
     _require_packages(recipe)
     with _own_random_state():
         if isinstance(lm, HookedLM):
@@ -101,7 +108,7 @@ def tune_dpo(
         run.own = None
         gc.collect()
         PartialState().wait_for_everyone()
-        return HookedLM.load(run.folder.path, dtype=run.dtype, device=run.device)
+        return HookedLM.load(run.folder.path, dtype=run.dtype, device=run.device, trust_remote_code=run.remote_code)
 
 
 def _require_packages(recipe: Recipe) -> None:
@@ -161,6 +168,7 @@ class _Run:
         self.source, self.recipe, self.room = source, recipe, room_of(lm, recipe)
         self.pairs = tunable_pairs(lm, pairs, recipe, validation)
         self.dtype, self.device, self.tokenizer = lm.dtype, lm.device, lm.tokenizer
+        self.remote_code = lm.remote_code
         self.about: dict[str, Any] = {
             "recipe": dataclasses.asdict(recipe),
             "model": dataclasses.asdict(lm.identity()),
@@ -201,7 +209,7 @@ class _Run:
         base = self.base(model)
         del model
         # Weights are quantised while they are read.
-        return loading.from_checkpoint(base, bits=self.recipe.lora.bits).model
+        return loading.from_checkpoint(base, bits=self.recipe.lora.bits, trust_remote_code=self.remote_code).model
 
     def base(self, model: Any) -> str:
         """The model before it is tuned, as a checkpoint."""
@@ -211,6 +219,14 @@ class _Run:
             self.tokenizer.save_pretrained(at)
 
         return str(self.folder.whole(self.folder.base, write))
+
+    def name_base(self) -> None:
+        """In the adapter, which PEFT gives the path that the model remembers: an edited one, or one with another
+        adapter merged, is not what lies there."""
+        if isinstance(self.source, HookedLM) or adapters.adapter_folder(self.source) is not None:
+            file = self.folder.adapter / adapters.CONFIG
+            about = json.loads(file.read_text("utf-8")) | {"base_model_name_or_path": None, "revision": None}
+            file.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
     def merge(self) -> None:
         """Write the checkpoint: the adapter in the weights of the base, which are not quantised.
@@ -278,6 +294,8 @@ def _train(run: _Run, progress: bool) -> None:
             setattr(config, name, value)
         # TRL leaves the trained module's forward patched: save the weights, and look only at what is loaded again.
         trainer.save_model(str(folder.path if adapter is None else folder.adapter))
+        if adapter is not None and main:
+            run.name_base()
         log = watch.log(trainer)
         del trainer, model
         gc.collect()

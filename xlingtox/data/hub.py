@@ -52,7 +52,7 @@ def from_columns(
     theirs = sorted(set(columns.values()))
     given: Iterable[tuple[int | str, Mapping[str, Any]]] | None = None
     if not isinstance(source, Dataset | DatasetDict):
-        given = _in_lines(File(Path(source)), theirs, skips)
+        given = _in_lines(File(Path(source).expanduser()), theirs, skips)
         what = str(source) if given is None else Path(source).name
     else:
         what = "the data set"
@@ -92,7 +92,7 @@ def opened(
     """One table of a data set; raises ValueError if it cannot be found, or has several splits and none is named."""
     found: Any = source
     if not isinstance(source, Dataset | DatasetDict):
-        path = Path(source)
+        path = Path(source).expanduser()
         try:
             if path.is_file():
                 if path.suffix.lower() not in _BUILDERS:

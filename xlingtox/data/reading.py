@@ -86,7 +86,7 @@ def files(source: str | Path, pattern: str, password: str | None = None) -> list
     Raises:
         ValueError: there is no such file or folder, it holds none that matches, or it is not a zip archive.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         found = [File(each) for each in path.rglob(pattern) if each.is_file()]
         held = [each.name for each in sorted(path.iterdir())]

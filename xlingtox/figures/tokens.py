@@ -53,7 +53,7 @@ class TokenView:
 
     def save(self, path: str | Path) -> None:
         """Write the page as an HTML file."""
-        Path(path).write_text(self.html, "utf-8")
+        Path(path).expanduser().write_text(self.html, "utf-8")
 
 
 def token_activations(before: TokenActivations, after: TokenActivations | None = None) -> TokenView:

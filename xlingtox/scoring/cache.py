@@ -74,7 +74,7 @@ class Cached:
         """
         # Two layers would wait for each other's claims.
         self.scorer: Scorer = scorer.scorer if isinstance(scorer, Cached) else scorer
-        self.path = Path(path) if path is not None else default_path()
+        self.path = Path(path).expanduser() if path is not None else default_path()
         self._progress = progress
         writable_folder(self.path.parent)
         with closing(self._open()):
