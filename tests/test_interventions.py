@@ -2,6 +2,7 @@ import contextlib
 import copy
 import functools
 import operator
+import sys
 
 import numpy as np
 import pytest
@@ -340,6 +341,57 @@ def test_an_interrupt_while_hooks_are_removed_leaves_none_that_acts(lm, at, monk
     lm.tl.reset_hooks()
 
 
+def interrupted_at(call, work):
+    """Do some work, and be interrupted at that call in what runs and hooks models; whether there were as many.
+
+    Python looks whether it is interrupted where a function of its own begins and where another ends.
+    """
+    left = [call]
+    parts = ("/running.py", "/lens.py", "/engine.py", "/interventions.py", "/contextlib.py", "/hook_points.py")
+
+    def look(frame, event, _):
+        if event in ("call", "c_return") and frame.f_code.co_filename.endswith((*parts, "torch/utils/hooks.py")):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+    sys.setprofile(look)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_an_interrupt_at_any_call_leaves_no_edit_that_acts(pair, patched):
+    (model, lm), (source, other) = pair
+    lm, other = (HookedLM.load(each, tokenizer=lm.tokenizer) for each in (model, source))
+    edit = Patch(NEURONS, other) if patched else Offset(NEURONS, 2.0)
+    ids, mask = lm.encode(TEXTS[:1])
+    alone, calls = lm.logits(ids, mask), 1
+
+    def work():
+        with edit.on(lm):
+            lm.logits(ids, mask)
+
+    while interrupted_at(calls, work):
+        assert not lm.hooked
+        assert not other.hooked
+        assert torch.equal(lm.logits(ids, mask), alone)
+        other.logits(ids, mask)
+        for each in (lm, other):
+            # What does nothing any more may stay behind; here it would make more calls.
+            for down in each._plain.downs:
+                down._forward_pre_hooks.clear()
+            each.tl.reset_hooks()
+        work()
+        calls += 1
+    assert calls > 40
+
+
 @pytest.mark.parametrize("positions", ["prompt", "new"])
 def test_an_edit_of_some_positions_that_never_acts_is_an_error(lm, positions):
     edit = Offset(NEURONS, 1.0, positions)
@@ -467,6 +519,24 @@ def test_a_patch_from_cached_activations(pair):
         decode(lm, ids[-1:, -1:], mask[-1:, -1:], 3, greediest)
 
 
+def test_edits_of_a_patchs_source_come_first(pair):
+    """Entered later, they would act behind the patched neurons and not on them."""
+    (_, lm), (source, other) = pair
+    ids, mask = lm.encode(TEXTS[:1])
+    edit, patch = Offset(NeuronSet.of([(0, 1)]), 5.0), Patch(NeuronSet.of([(0, 1), (1, 3)]), other)
+    with raw.editing(source, [(0, 1)], lambda x: x + 5.0), raw.watching(source, range(2)) as seen:
+        raw.forward(source, ids)
+    with edit.on(other), patch.on(lm):
+        ours = lm.logits(ids, mask)
+    with Patch(patch.neurons, dict(seen)).on(lm):
+        assert_close(ours, lm.logits(ids, mask), atol=1e-5, rtol=1e-5)
+    late = r"is the source of a patch on .*enter the edit's block before the patch's"
+    with pytest.raises(ValueError, match=late), patch.on(lm), edit.on(other):
+        lm.logits(ids, mask)
+    with edit.on(other):
+        other.logits(ids, mask)
+
+
 def test_a_patch_from_means_takes_each_rows_language(pair, tokenizer):
     (base, lm), (_, other) = pair
     prompts = {"en": TEXTS[:1], "es": TEXTS[1:2]}
@@ -519,7 +589,7 @@ def test_what_a_patch_cannot_be(pair, tmp_path):
             work()
     with pytest.raises(ValueError, match="cannot run beside itself"):
         Patch(NEURONS, lm).on(lm).__enter__()
-    with pytest.raises(ValueError, match="patch one of them only"), patch.on(lm), Patch(NEURONS, lm).on(other):
+    with pytest.raises(ValueError, match="is the source of a patch on"), patch.on(lm), Patch(NEURONS, lm).on(other):
         lm.logits(*lm.encode(TEXTS))
     with patch.on(lm):
         lm.logits(*lm.encode(TEXTS))

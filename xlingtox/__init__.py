@@ -20,11 +20,12 @@ from xlingtox import (
 )
 from xlingtox._version import __version__ as __version__
 from xlingtox.activations import Activations, collect_activations
+from xlingtox.baking import ControlVectors
 from xlingtox.comparison import Comparison, compare
 from xlingtox.dose import Dose, dose_response
 from xlingtox.drift import weight_drift
 from xlingtox.generation import Continuations, generate
-from xlingtox.interventions import Offset, Patch, Scale, Set
+from xlingtox.interventions import Intervention, Offset, Patch, Scale, Set
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
 from xlingtox.patching import PatchEffect, patch_effect
@@ -36,9 +37,11 @@ __all__ = [
     "Activations",
     "Comparison",
     "Continuations",
+    "ControlVectors",
     "Dose",
     "HookNeverFired",
     "HookedLM",
+    "Intervention",
     "NeuronSet",
     "Offset",
     "Patch",

@@ -108,6 +108,8 @@ class ControlVectors:
             ValueError: they are not of the model's width, or of a layer that it has not.
         """
         for layer, vector in self.vectors.items():
+            if not 0 <= layer < lm.n_layers:
+                raise ValueError(f"there is a vector of layer {layer}: {lm.name} has layers 0 to {lm.n_layers - 1}")
             if vector.shape != (lm.d_model,):
                 raise ValueError(
                     f"layer {layer} has a vector of {list(vector.shape)}: {lm.name} has d_model {lm.d_model}"
@@ -139,12 +141,14 @@ class ControlVectors:
             ValueError: the first block has a vector, or the package gguf is missing.
         """
         if 0 in self.vectors:
-            raise ValueError("llama.cpp cannot steer the first block, and this edit does: bake it instead")
+            raise ValueError(
+                "llama.cpp cannot steer the first block, and this edit does: save() writes it, edit.bake may"
+            )
         try:
             import gguf
         except ImportError as error:
             raise ValueError("a GGUF file needs the package gguf: pip install gguf") from error
-        writer = gguf.GGUFWriter(str(path), "controlvector")
+        writer = gguf.GGUFWriter(str(Path(path).expanduser()), "controlvector")
         writer.add_string("controlvector.model_hint", architecture)
         writer.add_uint32("controlvector.layer_count", len(self.vectors))
         for layer, vector in sorted(self.vectors.items()):

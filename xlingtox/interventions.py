@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,19 +41,18 @@ class Intervention:
         """Run the model under this edit; afterwards it is as before, also after an exception.
 
         Raises:
-            ValueError: a neuron is outside the model.
+            ValueError: a neuron is outside the model, or another model is being patched from this one.
             HookNeverFired: the model did not run in the block, or an edit of some positions never met one.
         """
         self._check(lm)
+        lm.check_alone()
         steps = self.steps()
-        with contextlib.ExitStack() as stack:
-            layers: dict[HookedLM, set[int]] = {}
-            for step in steps:
-                if isinstance(step, Patch) and isinstance(step.source, HookedLM):
-                    layers.setdefault(step.source, set()).update(layer for layer, _ in step.neurons)
-            seen = {source: stack.enter_context(lm.beside(source, own)) for source, own in layers.items()}
-            idle = {id(step): step for step in steps if step.positions != "all"}
-            stack.enter_context(lm.hooks(post=_hooks(lm, steps, seen, idle)))
+        layers: dict[HookedLM, set[int]] = {}
+        for step in steps:
+            if isinstance(step, Patch) and isinstance(step.source, HookedLM):
+                layers.setdefault(step.source, set()).update(layer for layer, _ in step.neurons)
+        idle = {id(step): step for step in steps if step.positions != "all"}
+        with _beside(lm, list(layers.items())) as seen, lm.hooks(post=_hooks(lm, steps, seen, idle)):
             yield
         for step in idle.values():
             raise HookNeverFired(
@@ -218,7 +217,13 @@ class _Constant(_Step):
         # Of Python, of numpy or of torch: what has one number or a row of them.
         given: Any = self.value.tolist() if hasattr(self.value, "tolist") else self.value
         single = isinstance(given, int | float)
-        numbers = [float(given)] if single else [float(each) for each in given]
+        row = (
+            [given] if single else list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+        )
+        numbers: list[Any] = [getattr(each, "item", lambda each=each: each)() for each in row]
+        if not all(isinstance(each, int | float) for each in numbers):
+            raise ValueError(f"{type(self).__name__} by {given!r}: expected a number, or a row of one for each neuron")
+        numbers = [float(each) for each in numbers]
         if wrong := [number for number in numbers if not math.isfinite(number)]:
             raise ValueError(f"{type(self).__name__} by {wrong[0]}: expected a finite number")
         if not single and len(numbers) != len(self.neurons):
@@ -228,6 +233,11 @@ class _Constant(_Step):
 
     def __repr__(self) -> str:
         return self._named(f"{self.value:g}" if isinstance(self.value, float) else f"{len(self.value)} values")
+
+    def check(self, lm: HookedLM) -> None:
+        super().check(lm)
+        if not bool(torch.tensor(self.amounts(), dtype=lm.dtype).isfinite().all()):
+            raise ValueError(f"{self!r} goes beyond the numbers that {lm.name} has ({lm.dtype})")
 
     def amounts(self) -> Sequence[float]:
         """One number a neuron."""
@@ -297,10 +307,12 @@ class Patch(_Step):
     Attributes:
         neurons: what is patched.
         source: another `HookedLM` of the same shape, which then runs on the same tokens, position by position, also
-            while new ones are generated; or cached activations, layer to `[batch, pos, d_mlp]`, for passes over just
-            these tokens; or `Activations`, whose mean over prompts and steps is taken, in each row that of its language
-            (Yang et al. 2024 patch with such means).
-        language: take the mean of this one in all rows. Calls with plain token ids need it, or `languages=`.
+            while new ones are generated, under the edits whose blocks were entered before; or cached activations, layer
+            to `[batch, pos, d_mlp]`, for passes over just these tokens in this order (their shape is checked, what they
+            are of is not known); or `Activations`, whose mean over prompts and steps is taken, in each row that of its
+            language (Yang et al. 2024 patch with such means).
+        language: take the mean of this one in all rows. Calls that know no languages need it: those with plain token
+            ids and without `languages=`, `Probe.fit`, `localize.by_auroc`, `retrieval.accuracy`.
         positions: as in `Offset`.
     """
 
@@ -414,6 +426,17 @@ def _check_neurons(neurons: object) -> None:
 def _check_positions(positions: str) -> None:
     if positions not in ("all", "prompt", "new"):
         raise ValueError(f"positions is {positions!r}: expected 'all', 'prompt' or 'new'")
+
+
+@contextlib.contextmanager
+def _beside(lm: HookedLM, layers: list[tuple[HookedLM, set[int]]]) -> Iterator[dict[HookedLM, Mapping[int, Tensor]]]:
+    """With all sources beside the model. Not in an ExitStack, which holds on to what an interrupt breaks off in it."""
+    if not layers:
+        yield {}
+        return
+    (source, own), *others = layers
+    with lm.beside(source, own) as seen, _beside(lm, others) as rest:
+        yield {source: seen, **rest}
 
 
 def _hooks(lm: HookedLM, steps: tuple[_Step, ...], seen: Seen, idle: dict[int, _Step]) -> dict[int, Hook]:

@@ -191,9 +191,15 @@ class Lens:
         def run(value: Tensor, hook: Any, own: Hook = hook) -> Tensor | None:
             return own(value)
 
-        point.add_hook(run)
-        handle = point.fwd_hooks[-1]
-        self._ours.add(id(handle))
+        before = {id(each) for each in point.fwd_hooks}
+        try:
+            point.add_hook(run)
+            handle = point.fwd_hooks[-1]
+            self._ours.add(id(handle))
+        except BaseException:
+            # An interrupt may have let it be set and not be known: it must not pass for one that was set by hand.
+            self._ours |= {id(each) for each in point.fwd_hooks} - before
+            raise
 
         def remove() -> None:
             handle.hook.remove()

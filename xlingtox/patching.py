@@ -52,8 +52,9 @@ class PatchEffect:
 
         Columns `measure, group, language, base, tuned, patched, share, low, high`. `share` is
         `(patched - base) / (tuned - base)`, with its bootstrap interval over prompts: 0 where the group carries nothing
-        of the change, 1 where it carries all; NaN where there is no change, and without an interval where the prompts
-        do not tell that there is one: a share of what may be nothing can be anything.
+        of the change, 1 where it carries all; NaN where there is no change, and without an interval where there is one
+        prompt a language, or where the prompts do not tell that there is a change: a share of what may be nothing can
+        be anything.
         """
         rng, quantiles = np.random.default_rng(seed), [(1 - level) / 2, (1 + level) / 2]
         codes = languages.in_order(self.languages)
@@ -75,7 +76,9 @@ class PatchEffect:
                     shares = _share(*(resampled[each][code] for each in (_BASE, _TUNED, run)))
                     span = np.full(2, np.nan)
                     least, most = np.quantile(resampled[_TUNED][code] - resampled[_BASE][code], quantiles)
-                    if least * most > 0:
+                    # One prompt of each language, drawn again and again, varies in nothing.
+                    several = max(len(each) for each in own.values()) if code == "all" else len(own[code])
+                    if least * most > 0 and several > 1:
                         span = np.quantile(shares[np.isfinite(shares)], quantiles)
                     rows.append((measure, run, code, *ends, float(_share(*map(np.array, ends))), *map(float, span)))
         names = ["measure", "group", "language", "base", "tuned", "patched", "share", "low", "high"]
@@ -188,6 +191,8 @@ def patch_effect(
         raise ValueError(f"toxic_tokens are from {tokens[0]} to {tokens[-1]}: not all are of the model's vocabulary")
     if scorer is not None:
         require_covered(scorer, [prompt.language for prompt in given])
+    if not isinstance(groups, Mapping):
+        raise ValueError(f"groups is a {type(groups).__name__}: expected a name to each, as {{'sources': neurons}}")
     if not groups or any(name in (_BASE, _TUNED) or name.endswith(_RANDOM) for name in groups):
         raise ValueError(f"groups are {list(groups)}: expected at least one, none called base, tuned or '...{_RANDOM}'")
     for group in groups.values():
@@ -198,8 +203,10 @@ def patch_effect(
             found = _next_token(lm, given, lengths, probe, tokens)
             if scorer is not None:
                 written = generate(lm, prompts, n_samples, max_new_tokens, seed=seed, progress=False)
-                scores = checked_scores(scorer, written.texts, written.row_languages)
-                found["toxicity"] = scores.reshape(len(given), -1).mean(1)
+        if scorer is not None:
+            # Outside: a probe of either model is a judge of its own, and must not be patched.
+            scores = checked_scores(scorer, written.texts, written.row_languages)
+            found["toxicity"] = scores.reshape(len(given), -1).mean(1)
         bar.update()
         return found
 

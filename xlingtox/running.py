@@ -74,7 +74,8 @@ class Running:
         self._faithful = True
         self.passing: Pass | None = None
         self._companions: list[tuple[Running, dict[int, Tensor]]] = []
-        self._standing = 0
+        self._beside: list[tuple[Running, dict[int, Tensor]]] = []
+        self._standing: list[list[bool]] = []
         self.n_layers, self.d_model = side.n_layers, side.d_model
 
     @property
@@ -84,7 +85,7 @@ class Running:
     @property
     def hooked(self) -> bool:
         """Whether hooks stand on the model now, edits among them, so that its answers may not be its own."""
-        return self._standing > 0 or self._lens.hooked_by_hand()
+        return any(self._standing) or self._lens.hooked_by_hand()
 
     @torch.no_grad()
     def logits(
@@ -148,11 +149,10 @@ class Running:
     def _passing(self, now: Pass) -> Iterator[None]:
         if self.passing is not None:
             raise ValueError(
-                f"{self.name} is running already: it cannot be called from its own hooks or another thread, nor run "
-                "beside a model that runs beside it (patch one of them only)"
+                f"{self.name} is running already: it cannot be called from its own hooks or another thread"
             )
-        self.passing = now
         try:
+            self.passing = now
             yield
         finally:
             self.passing = None
@@ -174,7 +174,7 @@ class Running:
             raise ValueError(f"{self.name} cannot run beside itself: load it twice")
         self.check_alike(other)
         seen: dict[int, Tensor] = {}
-        entry = other, seen
+        entry, back = (other, seen), (self, seen)
 
         def keep(layer: int) -> Hook:
             def kept(value: Tensor) -> None:
@@ -184,12 +184,23 @@ class Running:
 
             return kept
 
-        self._companions.append(entry)
         try:
+            self._companions.append(entry)
+            other._beside.append(back)
             with other.hooks(post={layer: keep(layer) for layer in layers}):
                 yield seen
         finally:
             self._companions = [each for each in self._companions if each is not entry]
+            other._beside = [each for each in other._beside if each is not back]
+
+    def check_alone(self) -> None:
+        """Raise ValueError while another model is patched from this one: an edit set now would reach the patch in part,
+        at the neurons behind it and not at its own, which are taken before it."""
+        if self._beside:
+            raise ValueError(
+                f"{self.name} is the source of a patch on {self._beside[-1][0].name}, which an edit set now would "
+                "reach in part: enter the edit's block before the patch's"
+            )
 
     def check_alike(self, other: Running) -> None:
         """Raise ValueError unless both models have the same shape and vocabulary, so that neurons and tokens match."""
@@ -230,28 +241,26 @@ class Running:
         wanted = [("post", self._checked_layer(layer), hook) for layer, hook in (post or {}).items()]
         wanted += [("residual", self._checked_residual(layer), hook) for layer, hook in (residual or {}).items()]
         fired, live = [False] * len(wanted), [True]
-        with contextlib.ExitStack() as undo:
-            # An interrupt can come between any two lines: a hook that it leaves behind must do nothing.
-            undo.callback(live.clear)
-            self._standing += 1
-            undo.callback(self._fewer)
-            for i, (kind, layer, hook) in enumerate(wanted):
+        # An interrupt can come between any two lines: a hook that it leaves behind must do nothing.
+        try:
+            with contextlib.ExitStack() as undo:
+                self._standing = [*filter(None, self._standing), live]
+                for i, (kind, layer, hook) in enumerate(wanted):
 
-                def run(value: Tensor, i: int = i, hook: Hook = hook) -> Tensor | None:
-                    if not live:
-                        return None
-                    fired[i] = True
-                    return hook(value)
+                    def run(value: Tensor, i: int = i, hook: Hook = hook) -> Tensor | None:
+                        if not live:
+                            return None
+                        fired[i] = True
+                        return hook(value)
 
-                for engine in self._engines:
-                    undo.callback((engine.on_post if kind == "post" else engine.on_residual)(layer, run))
-            yield
+                    for engine in self._engines:
+                        undo.callback((engine.on_post if kind == "post" else engine.on_residual)(layer, run))
+                yield
+        finally:
+            live.clear()
         silent = [f"{kind} {layer}" for (kind, layer, _), done in zip(wanted, fired, strict=True) if not done]
         if silent:
             raise HookNeverFired(f"{self.name}: hooked but never reached: {', '.join(silent)}; did the model run?")
-
-    def _fewer(self) -> None:
-        self._standing -= 1
 
     def _checked_layer(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
