@@ -200,6 +200,17 @@ def test_a_model_with_an_unmerged_adapter_inside_is_refused(tokenizer):
         HookedLM.load(model, tokenizer=tokenizer)
 
 
+@pytest.mark.parametrize("targets", [["down_proj"], ["q_proj"], ["q_proj", "down_proj", "gate_proj"]])
+def test_a_bridge_over_an_unmerged_adapter_is_refused(tokenizer, targets):
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    model = families.build("llama")
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=targets))
+    bridge = build_bridge_from_module(model, "LlamaForCausalLM", hf_config=model.config)
+    with pytest.raises(ValueError, match="not merged"):
+        HookedLM.load(bridge, tokenizer=tokenizer)
+
+
 # --- where weights go
 
 

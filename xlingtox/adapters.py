@@ -145,9 +145,11 @@ def _warn_of_another_name(folder: Path, name: str) -> None:
 
 
 def check_merged(model: Any) -> None:
-    """Raise ValueError where a LoRA adapter stands beside the weights that it changes."""
-    if any(hasattr(module, "lora_A") for module in model.modules()):
+    """Raise ValueError where an adapter stands beside the weights that it changes, also in a bridge's own model."""
+    # What PEFT puts in a module's place keeps the module so.
+    inside = (each for whole in (model, getattr(model, "original_model", None) or model) for each in whole.modules())
+    if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in inside):
         raise ValueError(
-            "the model holds a LoRA adapter that is not merged: its value vectors would be the base's. "
+            "the model holds an adapter that is not merged: its value vectors would be the base's. "
             "Merge it first (PEFT: model.merge_and_unload())"
         )

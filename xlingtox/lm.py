@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox import loading
+from xlingtox.adapters import check_merged
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.lens import Lens, beside, lens
 from xlingtox.running import HookNeverFired as HookNeverFired
@@ -100,7 +101,8 @@ class HookedLM(Running):
             source: `"mini"`, a checkpoint folder, a folder with a LoRA adapter, a hub name, a Hugging Face model
                 (copied, left as it is), a `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9; the
                 last two with unprocessed weights.
-            tokenizer: needed for a model given in memory without one; else loaded from beside the checkpoint.
+            tokenizer: needed for a model given in memory without one; else loaded from beside the checkpoint. That of a
+                TransformerLens model, which puts a start before each text, is loaded anew, without the network.
             adapter: folder of a LoRA adapter, which is merged into the weights.
             dtype: weights are cast to it (default: as stored).
             device: weights are moved to it (default: the GPU if there is one; a model in memory stays where it is).
@@ -130,11 +132,13 @@ class HookedLM(Running):
         if isinstance(source, transformers.PreTrainedModel) or hasattr(source, "merge_and_unload"):
             return cls.over(loading.from_memory(source, tokenizer, adapter, dtype, device))
         if hasattr(source, "cfg") and hasattr(source, "blocks"):
-            own = tokenizer or getattr(source, "tokenizer", None)
-            if own is None:
+            held: Any = getattr(source, "tokenizer", None)
+            if tokenizer is None and held is None:
                 raise ValueError("the TransformerLens model has no tokenizer: load(model, tokenizer=...)")
             if dtype is not None or device is not None or adapter is not None:
                 raise ValueError("move, cast or merge a TransformerLens model before it is given, not while loading")
+            check_merged(source)
+            own = tokenizer or loading.without_added_start(held, trust_remote_code)
             return cls(lens(source), own, str(getattr(source.cfg, "model_name", "TransformerLens model")))
         raise ValueError(
             f"cannot load a {type(source).__name__}: expected 'mini', a checkpoint folder, a hub name, a Hugging Face "

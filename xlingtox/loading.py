@@ -241,6 +241,30 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Pr
     return tokenizer
 
 
+def without_added_start(held: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a TransformerLens model as its own files have it: TransformerLens makes every tokenizer put its
+    beginning of sequence before a text, with which the plain model's texts and numbers would be others.
+
+    Raises:
+        ValueError: its own files are neither in a folder nor in the hub's cache, or hold another vocabulary.
+    """
+    if not getattr(held, "add_bos_token", False):
+        return held
+    name = held.name_or_path
+    try:
+        own = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
+        known = bool(name) and own.get_vocab() == held.get_vocab()
+    except (OSError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(
+            "the TransformerLens model's tokenizer puts a beginning of sequence before each text, and whether the "
+            f"model's own does cannot be seen: {name!r} is no folder or cached name with this vocabulary. Give it: "
+            "load(model, tokenizer=...)"
+        )
+    return held if own.add_bos_token else own
+
+
 def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
     """All that decides which tokens a text has, for JSON; not how the last texts were padded and cut."""
     fast: Any = getattr(tokenizer, "backend_tokenizer", None)
