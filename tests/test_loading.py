@@ -3,8 +3,10 @@
 import copy
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import json
+import re
 import socket
 
 import families
@@ -13,7 +15,7 @@ import pytest
 import torch
 import transformers
 from torch.testing import assert_close
-from toys import pickled
+from toys import pickled, value_or_refusal
 
 from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
@@ -165,24 +167,56 @@ def test_a_checkpoint_with_an_adapter_in_its_folder_has_tuned_value_vectors(base
     assert not torch.allclose(lm.value_vectors(0), families.values(model, "llama", 0), atol=1e-3)
 
 
-def test_adapters_on_the_hub(base, tmp_path, tokenizer, monkeypatch):
-    """From a cache as the hub's client keeps it: no network."""
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """`hub(name, revision, save)`: a cache as the hub's client keeps it, to which each call adds a snapshot."""
+    for where in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):
+        monkeypatch.setattr(where, str(tmp_path / "hub"))
+
+    def add(name, revision, *saved):
+        place = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        commit = hashlib.sha1(revision.encode()).hexdigest()
+        (place / "refs").mkdir(parents=True, exist_ok=True)
+        (place / "refs" / revision).write_text(commit, "utf-8")
+        for each in saved:
+            each.save_pretrained(place / "snapshots" / commit)
+
+    return add
+
+
+def test_adapters_on_the_hub(base, tokenizer, hub):
+    """From the cache: no network."""
     model, _ = base
     lora = adapted(model)
     lora.peft_config["default"].base_model_name_or_path = "me/base"
-    for name, saved in (("base", model), ("lora", lora)):
-        place = tmp_path / "hub" / f"models--me--{name}"
-        (place / "refs").mkdir(parents=True)
-        (place / "refs" / "main").write_text("a" * 40, "utf-8")
-        saved.save_pretrained(place / "snapshots" / ("a" * 40))
-        tokenizer.save_pretrained(place / "snapshots" / ("a" * 40))
-    for where in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):
-        monkeypatch.setattr(where, str(tmp_path / "hub"))
+    own = copy.deepcopy(tokenizer)
+    own.pad_token = own.eos_token
+    hub("me/base", "main", model, tokenizer)
+    hub("me/lora", "main", lora, own)
     for lm in (HookedLM.load("me/lora"), HookedLM.load("me/base", adapter="me/lora")):
         theirs, ours = logits(lora, lm)
         assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        assert lm.tokenizer.pad_token_id == own.pad_token_id != tokenizer.pad_token_id
     assert HookedLM.load("me/lora").name == "me/lora"
     assert HookedLM.load("me/base", adapter="me/lora").name == "me/base + me/lora"
+
+
+def test_the_revision_of_an_adapter_and_that_of_its_base(base, tokenizer, hub, tmp_path):
+    """PEFT's configuration names the base's; the adapter's own is the one that is asked for."""
+    model, _ = base
+    lora = adapted(model)
+    lora.peft_config["default"].base_model_name_or_path = "me/base"
+    lora.peft_config["default"].revision = "old"
+    hub("me/base", "old", model, tokenizer)
+    hub("me/base", "main", families.randomised(families.build("llama"), seed=1), tokenizer)
+    hub("me/lora", "v9", lora)
+    lora.save_pretrained(tmp_path / "lora")
+    for lm, revision in ((HookedLM.load("me/lora", revision="v9"), "v9"), (HookedLM.load(tmp_path / "lora"), None)):
+        theirs, ours = logits(lora, lm)
+        assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        assert lm.identity().revision == revision
+    with pytest.raises(ValueError, match="revision 'v9' is of a hub name"):
+        HookedLM.load(tmp_path / "lora", revision="v9")
 
 
 def test_no_adapter_there(base, tmp_path):
@@ -191,6 +225,65 @@ def test_no_adapter_there(base, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}), "utf-8")
     with pytest.raises(ValueError, match="does not name its base"):
         HookedLM.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ({"adapter_config.json": "{"}, r"adapter_config\.json is broken .*expected a JSON object"),
+        ({"adapter_config.json": "[]"}, r"adapter_config\.json is broken"),
+        ({"adapter_config.json": '{"r": 2}'}, r"adapter_config\.json is broken .*peft_type"),
+        ({"adapter_config.json": '{"peft_type": "NEWER"}'}, r"not one that the installed PEFT can read: .*NEWER"),
+        ({"adapter_model.safetensors": "abc" * 50}, r"adapter_model\.safetensors is broken"),
+    ],
+)
+def test_a_broken_adapter_is_told_from_one_of_another_base(base, tmp_path, broken, words):
+    adapted(base[0]).save_pretrained(tmp_path / "lora")
+    for name, text in broken.items():
+        (tmp_path / "lora" / name).write_text(text, "utf-8")
+    _, refusal = value_or_refusal(lambda: HookedLM.load(base[1], adapter=tmp_path / "lora"))
+    assert re.search(words, refusal)
+
+
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_an_adapter_without_weights_to_merge_is_refused(base, tokenizer, tmp_path, kind):
+    model, folder = base
+    prompted = peft.get_peft_model(copy.deepcopy(model), kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    prompted.save_pretrained(tmp_path / "prompt")
+    for load in (
+        lambda: HookedLM.load(prompted, tokenizer=tokenizer),
+        lambda: HookedLM.load(folder, adapter=tmp_path / "prompt"),
+    ):
+        with pytest.raises(ValueError, match=r"_TUNING, which .* has no weights to merge: expected LoRA"):
+            load()
+
+
+def test_an_adapter_with_more_tokens_than_its_base(base, tokenizer, tmp_path):
+    model, folder = base
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["zebra"])
+    wider = copy.deepcopy(model)
+    wider.resize_token_embeddings(len(more))
+    lora = adapted(wider)
+    lora.save_pretrained(tmp_path / "lora", save_embedding_layers=True)
+    _, refusal = value_or_refusal(lambda: HookedLM.load(folder, adapter=tmp_path / "lora"))
+    assert re.search(r"embed_tokens.*\[301, 32\].*\[300, 32\].*resize_token_embeddings", refusal)
+    theirs, ours = logits(lora, HookedLM.load(wider, tokenizer=more, adapter=tmp_path / "lora"))
+    assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_of_a_wider_base_says_so(base, tmp_path):
+    config = base[0].config.__class__(**{**base[0].config.to_dict(), "hidden_size": 48})
+    adapted(transformers.LlamaForCausalLM(config), ["down_proj"]).save_pretrained(tmp_path / "lora")
+    _, refusal = value_or_refusal(lambda: HookedLM.load(base[1], adapter=tmp_path / "lora"))
+    assert re.search(r"another base than .*size mismatch.*down_proj.*\[48, 2\].*\[32, 2\]", refusal)
+    assert "resize" not in refusal
+
+
+def test_broken_weights_are_told(base):
+    (base[1] / "model.safetensors").write_bytes(b"abc" * 50)
+    with pytest.raises(ValueError, match="weights that are broken"):
+        HookedLM.load(base[1])
 
 
 def test_a_model_with_an_unmerged_adapter_inside_is_refused(tokenizer):

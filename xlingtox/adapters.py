@@ -42,21 +42,28 @@ def adapter_folder(source: str | Path, revision: str | None = None) -> Path | No
     return fetched if (fetched / _CONFIG).is_file() else None
 
 
-def base_of(folder: Path) -> str:
-    """The name of the model that an adapter was trained on.
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """The name of the model that an adapter was trained on, and its revision where the adapter names one.
 
     Raises:
-        ValueError: it does not say.
+        ValueError: it does not say, or cannot be read.
     """
-    base = _named_base(folder)
-    if base is None:
+    told = _told(folder)
+    if not (base := told.get("base_model_name_or_path")):
         raise ValueError(f"the adapter {folder} does not name its base: load(base, adapter={str(folder)!r})")
-    return base
+    return str(base), told.get("revision")
 
 
-def _named_base(folder: Path) -> str | None:
-    said = json.loads((folder / _CONFIG).read_text("utf-8")).get("base_model_name_or_path")
-    return str(said) if said else None
+def _told(folder: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads((folder / _CONFIG).read_text("utf-8"))
+        told["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / _CONFIG} is broken ({error}): expected a JSON object with peft_type, as PEFT's save_pretrained "
+            "writes it"
+        ) from error
+    return told
 
 
 def merged(model: Any, source: str | Path, name: str) -> Any:
@@ -69,7 +76,8 @@ def merged(model: Any, source: str | Path, name: str) -> Any:
         name: of the model, for messages.
 
     Raises:
-        ValueError: the adapter is for another base, or merging it changes what it says.
+        ValueError: the adapter is for another base, broken, or without weights to merge, or merging it changes what it
+            says.
         FileNotFoundError: there is none, or none with weights in safetensors.
     """
     folder = adapter_folder(source)
@@ -79,16 +87,50 @@ def merged(model: Any, source: str | Path, name: str) -> Any:
         raise FileNotFoundError(f"the adapter {source} has no {_WEIGHTS}; pickled weights are not read")
     if importlib.util.find_spec("peft") is None:
         raise ValueError("an adapter needs the package peft: pip install peft")
-    from peft import PeftModel
+    said, stored = _told(folder).get("base_model_name_or_path") or name, _stored(folder)
+    from peft import PeftConfig, PeftModel
 
     try:
+        PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / _CONFIG} is not one that the installed PEFT can read: {error!r}") from error
+    try:
         adapted: Any = PeftModel.from_pretrained(model, str(folder)).eval()
-        _check_all_used(adapted, folder)
+        _check_all_used(adapted, stored)
     except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"the adapter {source} is for another base than {name}: {first}") from error
-    _warn_of_another_name(folder, name)
+        raise ValueError(f"the adapter {source} is for another base than {name}: {_reason(error, model)}") from error
+    if Path(said).name != Path(name).name:
+        _LOG.warning("the adapter %s says that it was trained on %s; it is merged into %s", folder, said, name)
     return unloaded(adapted, name)
+
+
+def _stored(folder: Path) -> set[str]:
+    """The names of an adapter's weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{folder / _WEIGHTS} is broken ({error}): fetch or save it anew") from error
+
+
+def _reason(error: Exception, model: Any) -> str:
+    """What is wrong, in a line: torch tells it below a headline."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if "mismatch" in line), lines[0])
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if any(f".{name.rpartition('.')[2]}." in reason for name, module in model.named_modules() if module in ends):
+        reason += (
+            " Where the adapter came with more tokens, resize the base first: model.resize_token_embeddings"
+            "(len(tokenizer)), and load(model, tokenizer=..., adapter=...)"
+        )
+    return reason
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether PEFT wraps the model."""
+    return hasattr(model, "get_base_model")
 
 
 @torch.no_grad()
@@ -96,8 +138,14 @@ def unloaded(adapted: Any, name: str) -> Any:
     """The model that a PEFT model wraps, with the adapter in its weights.
 
     Raises:
-        ValueError: it says something else then.
+        ValueError: it says something else then, or the adapter has no weights.
     """
+    if not hasattr(adapted, "merge_and_unload"):
+        kind = adapted.active_peft_config.peft_type.value
+        raise ValueError(
+            f"the adapter on {name} is of kind {kind}, which puts something before the text and has no weights to "
+            "merge: expected LoRA, or another kind that changes weights"
+        )
     model = adapted.get_base_model()
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(0, vocabulary, (2, 32), generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -120,13 +168,10 @@ def _part(model: Any, embedding: Any, head: Any) -> None:
             config.tie_word_embeddings = False
 
 
-def _check_all_used(adapted: Any, folder: Path) -> None:
+def _check_all_used(adapted: Any, stored: set[str]) -> None:
     """Raise ValueError unless the adapter's weights are those that this model has places for: PEFT only warns."""
     from peft import get_peft_model_state_dict
-    from safetensors import safe_open
 
-    with safe_open(folder / _WEIGHTS, "pt") as file:
-        stored = set(file.keys())
     needed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     for what, names in (("has no weights for", needed - stored), ("has weights for", _lora(stored - needed))):
         if names:
@@ -136,12 +181,6 @@ def _check_all_used(adapted: Any, folder: Path) -> None:
 
 def _lora(names: Iterable[str]) -> set[str]:
     return {name for name in names if "lora_" in name}
-
-
-def _warn_of_another_name(folder: Path, name: str) -> None:
-    said = _named_base(folder) or name
-    if Path(said).name != Path(name).name:
-        _LOG.warning("the adapter %s says that it was trained on %s; it is merged into %s", folder, said, name)
 
 
 def check_merged(model: Any) -> None:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox import loading
-from xlingtox.adapters import check_merged
+from xlingtox.adapters import check_merged, is_adapted
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.lens import Lens, beside, lens
 from xlingtox.running import HookNeverFired as HookNeverFired
@@ -103,12 +103,12 @@ class HookedLM(Running):
                 last two with unprocessed weights.
             tokenizer: needed for a model given in memory without one; else loaded from beside the checkpoint. That of a
                 TransformerLens model, which puts a start before each text, is loaded anew, without the network.
-            adapter: folder of a LoRA adapter, which is merged into the weights.
+            adapter: folder or hub name of a LoRA adapter, which is merged into the weights.
             dtype: weights are cast to it (default: as stored).
             device: weights are moved to it (default: the GPU if there is one; a model in memory stays where it is).
             device_map: as in transformers, for a model that is spread over devices; needs accelerate.
             bits: 8 or 4, for weights quantised by bitsandbytes.
-            revision: of a hub name.
+            revision: of a hub name; of an adapter's name, its own (its base's is the one that the adapter names).
             trust_remote_code: run the code that a checkpoint brings along.
 
         Raises:
@@ -129,7 +129,7 @@ class HookedLM(Running):
         for option, given in (("revision", revision), ("device_map", device_map), ("bits", bits)):
             if given is not None:
                 raise ValueError(f"{option} is for a hub name or a folder; the model was given in memory")
-        if isinstance(source, transformers.PreTrainedModel) or hasattr(source, "merge_and_unload"):
+        if isinstance(source, transformers.PreTrainedModel) or is_adapted(source):
             return cls.over(loading.from_memory(source, tokenizer, adapter, dtype, device))
         if hasattr(source, "cfg") and hasattr(source, "blocks"):
             held: Any = getattr(source, "tokenizer", None)

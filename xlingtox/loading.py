@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from xlingtox.adapters import adapter_folder, base_of, check_merged, merged, unloaded
+from xlingtox.adapters import adapter_folder, base_of, check_merged, is_adapted, merged, unloaded
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def from_memory(
         raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
     _check_device(device)
     model: Any = copy.deepcopy(source)
-    if hasattr(model, "merge_and_unload"):
+    if is_adapted(model):
         model = unloaded(model, type(model.get_base_model()).__name__)
     check_architecture(model.config, type(model).__name__)
     check_merged(model)
@@ -121,15 +122,15 @@ def from_checkpoint(
     path = str(mini_checkpoint() if source == "mini" else Path(source).expanduser())
     if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "/"))):
         raise FileNotFoundError(f"{source} is no checkpoint: there is no such folder")
-    name = source if adapter is None else f"{source} + {adapter}"
+    if Path(path).exists() and revision is not None:
+        raise ValueError(f"revision {revision!r} is of a hub name; {source} is a folder")
+    name, asked = source if adapter is None else f"{source} + {adapter}", revision
     # Transformers would put an adapter beside the weights, where value vectors are still those of the base.
     if adapter is None and (found := adapter_folder(path, revision)) is not None:
-        adapter, path, revision = found, base_of(found), None
+        adapter, (path, revision) = found, base_of(found)
     folder = Path(path)
     if folder.exists() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{path} is no checkpoint: it has no config.json")
-    if folder.exists() and revision is not None:
-        raise ValueError(f"revision {revision!r} is of a hub name; {source} is a folder")
     if adapter is not None and bits is not None:
         raise ValueError(
             "an adapter is not merged into weights of 8 or 4 bits, which would round it: load without bits"
@@ -156,7 +157,7 @@ def from_checkpoint(
         )
     if adapter is not None:
         model = merged(model, adapter, path)
-    return Loaded(writable(model).eval(), own, name, revision)
+    return Loaded(writable(model).eval(), own, name, asked)
 
 
 def cast(model: Any, dtype: torch.dtype | None) -> Any:
@@ -193,11 +194,14 @@ def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: some that the model needs are not among them; transformers would draw them at random.
+        ValueError: they are broken, or some that the model needs are not among them; transformers would draw those at
+            random.
     """
     try:
         with no_weight_bars():
             model, told = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **how)
+    except SafetensorError as error:
+        raise ValueError(f"{source} has weights that are broken ({error}): fetch or save them anew") from error
     except OSError as error:
         raise FileNotFoundError(
             f"{source} has no weights in safetensors, and pickled ones (.bin), which can run code, are not read: "
@@ -328,6 +332,8 @@ def _quantised(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
 
 
 def _own_tokenizer(path: str, adapter: str | Path | None, where: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(adapter if beside else path, **where)
+    beside = None if adapter is None else adapter_folder(adapter)
+    if beside is not None and (beside / "tokenizer_config.json").is_file():
+        path, where = str(beside), {**where, "local_files_only": True}
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **where)
     return tokenizer
