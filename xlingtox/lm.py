@@ -55,7 +55,8 @@ class HookedLM(Running):
         tokenizer: the Hugging Face tokenizer; padding is on the left.
         name, revision: where the model came from.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
-        n_positions: the longest sequence in tokens, prompt and continuation together.
+        n_positions: the longest sequence in tokens, prompt and continuation together; of a model that turns positions
+            otherwise from some length on (Phi-3 of 128k), that length.
     """
 
     def __init__(
@@ -291,8 +292,9 @@ class HookedLM(Running):
     def write_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The direction in which each neuron of `layer` really writes to the residual stream.
 
-        The value vectors themselves, unless a norm stands between the MLP's output and the stream (Gemma 2 and 3):
-        then times that norm's gain. Its division by the token's own scale is left out, as it turns nothing.
+        The value vectors themselves, unless a norm stands behind the MLP's output (Gemma 2 and 3) or behind its sum
+        with the stream (OPT of 350 million parameters): then times that norm's gain. Its division by the token's own
+        scale is left out, as it turns nothing.
         """
         return self._lens.write_vectors(self._checked_layer(layer))
 
