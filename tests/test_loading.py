@@ -17,6 +17,7 @@ import transformers
 from torch.testing import assert_close
 from toys import pickled, value_or_refusal
 
+from xlingtox import adapters
 from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
@@ -33,13 +34,13 @@ def base(tokenizer, tmp_path):
     return model, folder
 
 
-def adapted(model, targets=("down_proj", "gate_proj", "q_proj")):
+def adapted(model, targets=("down_proj", "gate_proj", "q_proj"), std=0.3):
     torch.manual_seed(0)
     lora = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=list(targets)))
     with torch.no_grad():
         for name, weight in lora.named_parameters():
             if "lora_" in name:
-                weight.normal_(std=0.3)
+                weight.normal_(std=std)
     return lora.eval()
 
 
@@ -126,10 +127,50 @@ def test_an_adapter_on_a_tied_embedding_parts_the_two(tokenizer, tmp_path, name,
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
-def test_an_adapter_that_does_not_survive_merging_is_refused(tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_adapter_that_does_not_survive_merging_is_refused(tokenizer, tmp_path, monkeypatch, dtype):
     model = families.build("llama")
     adapted(model).save_pretrained(tmp_path / "lora")
     monkeypatch.setattr(peft.tuners.lora.LoraModel, "merge_and_unload", peft.tuners.lora.LoraModel.unload)
+    with pytest.raises(ValueError, match="cannot be merged") as refusal:
+        HookedLM.load(model.to(dtype), tokenizer=tokenizer, adapter=tmp_path / "lora")
+    assert ("dtype=torch.float32" in str(refusal.value)) == (dtype != torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("std", [0.005, 0.02, 0.3])
+def test_16_bits_round_an_adapter_that_is_merged(base, tmp_path, dtype, std):
+    model, folder = base
+    lora = adapted(model, std=std)
+    lora.save_pretrained(tmp_path / "lora")
+    lm = HookedLM.load(folder, adapter=tmp_path / "lora", dtype=dtype)
+    assert lm.dtype == dtype
+    for layer in range(families.N_LAYERS):
+        module = families.down(lora.base_model.model, "llama", layer)
+        tuned = (module.base_layer.weight + module.get_delta_weight("default")).detach().T
+        assert_close(lm.value_vectors(layer).float(), tuned, atol=1e-2, rtol=1e-2)
+    theirs, ours = logits(lora, lm)
+    assert (ours.float() - theirs).square().mean().sqrt() < 0.1 * theirs.std()
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_rounding_in_many_layers_is_no_change(tokenizer, tmp_path, name):
+    config = families.build(name).config
+    config.num_hidden_layers = 40
+    config.layer_types = None
+    model = families.randomised(transformers.AutoModelForCausalLM.from_config(config)).bfloat16()
+    adapted(model, ["q_proj" if name == "llama" else "qkv_proj", "down_proj"], std=0.1).save_pretrained(tmp_path)
+    lm = HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path)
+    assert lm.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("name", "target"), [("bloom", "word_embeddings"), ("llama tied, biased", "lm_head")])
+def test_a_wrong_merge_in_16_bits_is_no_rounding(tokenizer, tmp_path, monkeypatch, name, target):
+    """An adapter on an embedding that is tied to the output, merged into both."""
+    model = families.build(name).bfloat16()
+    adapted(model, [target], std=0.05).save_pretrained(tmp_path / "lora")
+    assert HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora").dtype == torch.bfloat16
+    monkeypatch.setattr(adapters, "_part", lambda *ends: None)
     with pytest.raises(ValueError, match="cannot be merged"):
         HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora")
 
