@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from torch.testing import assert_close
 from toys import pickled, value_or_refusal
 
@@ -348,7 +349,7 @@ def test_a_bridge_over_an_unmerged_adapter_is_refused(tokenizer, targets):
 # --- where weights go
 
 
-@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, torch.device("cpu"), {"": torch.device("cpu")}])
 def test_a_device_map(base, device_map):
     model, folder = base
     lm = HookedLM.load(folder, device_map=device_map)
@@ -362,13 +363,30 @@ def test_a_device_map(base, device_map):
         ({"device_map": {"": "cuda:7"}}, "names cuda:7: this machine has"),
         ({"device_map": "cuda:99"}, "names cuda:99"),
         ({"device_map": {"": 40}}, "names 40"),
+        ({"device_map": 40}, "names 40"),
+        ({"device_map": torch.device("cuda:99")}, "names cuda:99"),
+        ({"device_map": "xpu"}, "device_map's place 'xpu' is not to be had"),
+        ({"device_map": {"": "xpu:1"}}, "device_map's place 'xpu:1' is not to be had"),
+        ({"device_map": {"model": "cpu", "lm_head": "mps"}}, "device_map's place 'mps' is not to be had"),
+        ({"device_map": "nonsense"}, "device_map's place 'nonsense' is not to be had"),
         ({"device_map": "cpu", "device": "cpu"}, "not both"),
         ({"bits": 3}, "expected 4 or 8"),
     ],
 )
 def test_places_that_are_not_there(base, options, words):
-    with pytest.raises(ValueError, match=words):
-        HookedLM.load(base[1], **options)
+    _, refusal = value_or_refusal(lambda: HookedLM.load(base[1], **options))
+    assert re.search(words, refusal)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto", torch.int8, torch.float8_e4m3fn, float])
+def test_what_weights_cannot_be_cast_to(base, tokenizer, dtype):
+    model, folder = base
+    for load in (
+        lambda: HookedLM.load(folder, dtype=dtype),
+        lambda: HookedLM.load(model, tokenizer=tokenizer, dtype=dtype),
+    ):
+        _, refusal = value_or_refusal(load)
+        assert re.search(r"dtype is .*: expected torch\.float32, torch\.bfloat16", refusal)
 
 
 @pytest.mark.parametrize(
@@ -389,13 +407,27 @@ def test_options_of_checkpoints_are_not_for_memory(base, tokenizer, option):
         HookedLM.load(base[0], tokenizer=tokenizer, **option)
 
 
-def test_a_local_folder_needs_no_network(base, monkeypatch):
+def test_a_local_folder_needs_no_network(base, tmp_path, monkeypatch):
+    touched = []
+
     def refuse(*_, **__):
+        touched.append(1)
         raise AssertionError("the network was touched")
 
+    # The tests' own setting would hold a call back before it comes to a socket.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.raises((AssertionError, OSError)):
+        HookedLM.load("nobody/nothing")
+    assert touched
+    touched.clear()
     assert HookedLM.load(base[1]).n_layers == families.N_LAYERS
+    lora = adapted(base[0])
+    lora.peft_config["default"].base_model_name_or_path = str(base[1])
+    lora.save_pretrained(tmp_path / "lora")
+    assert HookedLM.load(tmp_path / "lora").n_layers == families.N_LAYERS
+    assert not touched
 
 
 def test_remote_code_runs_only_when_asked_for(base):

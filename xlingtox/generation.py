@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +139,9 @@ def generate(
         raise ValueError(
             f"temperature {temperature} must be at least {_COLDEST} (or use greedy=True) and top_p {top_p} in (0, 1]"
         )
-    if not isinstance(seed, int) or seed < 0:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed is {seed!r}: expected a whole number from 0 on")
+    seed = int(seed)
     given = as_prompts(prompts)
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(given) * samples)

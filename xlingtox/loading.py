@@ -22,10 +22,13 @@ from xlingtox.adapters import adapter_folder, base_of, check_merged, is_adapted,
 
 _LOG = logging.getLogger(__name__)
 
-DeviceMap = str | Mapping[str, Any]
+DeviceMap = str | int | torch.device | Mapping[str, Any]
 Bits = Literal[4, 8]
 
 _ROTARY = ("inv_freq", "embed_positions")
+
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+"""What transformers takes for a device map and works out itself."""
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -81,6 +84,7 @@ def from_memory(
     if tokenizer is None:
         raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
     _check_device(device)
+    _check_dtype(dtype)
     model: Any = copy.deepcopy(source)
     if is_adapted(model):
         model = unloaded(model, type(model.get_base_model()).__name__)
@@ -138,6 +142,7 @@ def from_checkpoint(
     where: dict[str, Any] = {"local_files_only": True} if folder.exists() else {"revision": revision or "main"}
     where["trust_remote_code"] = trust_remote_code
     _check_device(device)
+    _check_dtype(dtype)
     placed = _placed(device, device_map) | _quantised(bits, dtype)
     try:
         check_architecture(AutoConfig.from_pretrained(path, **where))
@@ -285,14 +290,21 @@ def default_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
-def _check_device(device: str | torch.device | None) -> None:
+def _check_device(device: Any, option: str = "device") -> None:
     if device is None:
         return
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device {str(device)!r} is not to be had on this machine: {reason}") from error
+        raise ValueError(f"{option} {str(device)!r} is not to be had on this machine: {reason}") from error
+
+
+def _check_dtype(dtype: Any) -> None:
+    """Raise ValueError unless weights can be cast to it: transformers takes names too, torch does not."""
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        return
+    raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or None as stored")
 
 
 def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
@@ -302,16 +314,20 @@ def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
         raise ValueError("give device or device_map, not both")
     if importlib.util.find_spec("accelerate") is None:
         raise ValueError("device_map needs the package accelerate: pip install accelerate")
-    named = {str(place) for place in device_map.values()} if isinstance(device_map, Mapping) else {str(device_map)}
-    for place in sorted(named):
-        if place.isdigit() or place.startswith("cuda"):
-            number = int(place.removeprefix("cuda").removeprefix(":") or 0)
+    if isinstance(device_map, str) and device_map in _SPREAD:
+        return {"device_map": device_map}
+    where = dict(device_map) if isinstance(device_map, Mapping) else {"": device_map}
+    for place in where.values():
+        if isinstance(place, int) or str(place).isdigit() or str(place).startswith("cuda"):
+            number = int(str(place).removeprefix("cuda").removeprefix(":") or 0)
             if number >= torch.cuda.device_count():
                 raise ValueError(
                     f"device_map names {place}: this machine has {torch.cuda.device_count()} CUDA devices; "
                     "use device_map='auto', or device='cpu'"
                 )
-    return {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
+        elif place != "disk":
+            _check_device(place, "device_map's place")
+    return {"device_map": where}
 
 
 def _quantised(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
