@@ -253,6 +253,7 @@ class HookedLM(Running):
     def fingerprint(self) -> str:
         """Twelve hex digits of all weights as they are now: two models that differ in any of them differ here.
 
+        It goes by how the weights are held: one model given as a TransformerLens model has another than given plainly.
         Of a change that goes by a weight's `.data`, which torch does not count, nothing is seen.
         """
         model = self.tl if self._plain is None else self._plain.model
