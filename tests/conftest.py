@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import transformers
-from families import randomised
+from families import build, randomised
 from huggingface_hub import constants
 from playwright import sync_api as playwright_api
 from playwright.sync_api import sync_playwright
@@ -116,6 +117,16 @@ def ending(model: Any, tokenizer: PreTrainedTokenizerFast):
         return HookedLM.load(model, tokenizer=other)
 
     return load
+
+
+@pytest.fixture
+def base(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> tuple[Any, Path]:
+    """A random Llama and its checkpoint."""
+    model = build("llama")
+    folder = tmp_path / "base"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, folder
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """Small random models of many families, in unusual sizes, and where each keeps its MLP; nothing here knows xlingtox."""
 
+import copy
 from typing import Any, NamedTuple
 
+import peft
 import torch
 import transformers
 
@@ -111,6 +113,17 @@ def randomised(model: Any, seed: int = 0) -> Any:
             centre = 1.0 if weight.ndim == 1 and "weight" in name else 0.0
             weight.copy_(centre + 0.2 * torch.randn(weight.shape, generator=generator))
     return model.eval()
+
+
+def adapted(model: Any, targets: Any = ("down_proj", "gate_proj", "q_proj"), std: float = 0.3) -> Any:
+    """A copy with a random LoRA adapter beside its weights."""
+    torch.manual_seed(0)
+    lora = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=list(targets)))
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=std)
+    return lora.eval()
 
 
 def d_mlp(name: str) -> int:

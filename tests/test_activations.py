@@ -107,6 +107,44 @@ def test_bad_input(lm, prompts, neurons, steps, words):
         collect_activations(lm, prompts, neurons, steps, progress=False)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_have_at_least_one_row(lm, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}: expected at least 1"):
+        collect_activations(lm, PROMPTS, NEURONS, STEPS, batch_size=batch_size, progress=False)
+
+
+def test_only_the_asked_layers_are_hooked(lm, monkeypatch):
+    """Hooks copy what they see: on layers that nobody asked for they would only cost."""
+    asked, hooked = NeuronSet.of([(1, 40), (1, 7)]), []
+    hooks = lm.hooks
+
+    def watched(post=None, residual=None):
+        hooked.append((sorted(post or {}), residual))
+        return hooks(post, residual)
+
+    monkeypatch.setattr(lm, "hooks", watched)
+    collect_activations(lm, PROMPTS, asked, STEPS, batch_size=2, progress=False)
+    assert hooked == [([1], None)] * 2
+
+
+def test_prompts_of_like_length_are_read_together(lm, monkeypatch):
+    prompts, encode, seen = ["a", "the dog ran away from the", "b", "la casa es grande y el"], lm.encode, []
+    monkeypatch.setattr(lm, "encode", lambda texts: (seen.append(list(texts)), encode(texts))[1])
+    acts = collect_activations(lm, prompts, NEURONS, STEPS, batch_size=2, progress=False)
+    assert sorted(map(sorted, seen)) == [["a", "b"], sorted(prompts[1::2])]
+    monkeypatch.undo()
+    alone = [collect_activations(lm, [each], NEURONS, STEPS, progress=False).values[0] for each in prompts]
+    assert_close(acts.values, torch.stack(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_long_work_shows_how_far_it_is(lm, capsys, shown):
+    collect_activations(lm, PROMPTS, NEURONS, 2, progress=shown)
+    told = capsys.readouterr().err
+    assert ("/4" in told) == shown
+    assert shown or told == ""
+
+
 # --- all neurons
 
 

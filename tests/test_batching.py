@@ -69,6 +69,54 @@ def test_texts_are_the_same_after_memory_ran_out(lm, monkeypatch):
     assert generate(lm, prompts, n_samples=3, max_new_tokens=5, progress=False).texts == whole
 
 
+@pytest.mark.parametrize("most", [1, 3, 5])
+def test_the_samples_of_one_prompt_are_parted_when_memory_runs_out(lm, monkeypatch, caplog, most):
+    prompts = ["the cat", "la casa es grande", "кот"]
+    options = {"n_samples": 9, "max_new_tokens": 5, "progress": False}
+    whole = generate(lm, prompts, **options).texts
+    extend, repeated, read = lm.extend, lm.repeated, []
+
+    def tight(held, times):
+        if times * held.cache.layers[0].keys.shape[0] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return repeated(held, times)
+
+    def counted(ids, mask, held=None, languages=None):
+        if held is None:
+            read.append(len(ids))
+        return extend(ids, mask, held, languages)
+
+    monkeypatch.setattr(lm, "repeated", tight)
+    monkeypatch.setattr(lm, "extend", counted)
+    assert generate(lm, prompts, **options).texts == whole
+    # Once it is known how many fit, no prompt tries more.
+    tried, parts = len(caplog.records), {1: 9, 3: 3, 5: 2}[most]
+    assert len(read) == tried + parts * len(prompts)
+    assert tried <= 6
+
+
+def test_a_batch_smaller_than_the_samples_parts_them(lm, monkeypatch):
+    options = {"n_samples": 5, "max_new_tokens": 4, "progress": False}
+    whole, extend, rows = generate(lm, ["the cat", "a"], **options).texts, lm.extend, []
+
+    def seen(ids, mask, held=None, languages=None):
+        rows.append(len(ids))
+        return extend(ids, mask, held, languages)
+
+    monkeypatch.setattr(lm, "extend", seen)
+    assert generate(lm, ["the cat", "a"], batch_size=2, **options).texts == whole
+    assert max(rows) == 2
+
+
+def test_not_even_one_sample_fits(lm, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(lm, "extend", full)
+    with pytest.raises(MemoryError, match="not even one row"):
+        generate(lm, ["the cat"], n_samples=4, max_new_tokens=2, progress=False)
+
+
 def test_rows_follow_the_memory_at_hand(lm, monkeypatch):
     class Memory:
         available = 40 * lm.row_bytes(30)

@@ -187,6 +187,58 @@ def test_write_vectors_are_what_reaches_the_residual_stream(family):
         assert not torch.allclose(lm.write_vectors(layer), lm.value_vectors(layer), atol=1e-2)
 
 
+def test_write_vectors_go_through_a_norm_of_the_sum(tokenizer):
+    """As in OPT of 350 million parameters, whose norms stand behind the sum with the residual stream."""
+    config = families.build("opt").config
+    config.do_layer_norm_before = False
+    model, layer, index = families.randomised(transformers.OPTForCausalLM(config)), 1, 4
+    lm = HookedLM.load(model, tokenizer=tokenizer)
+    ids = lm.encode(TEXTS[:1])[0]
+
+    def stream(extra):
+        plain, seen = copy.deepcopy(model), []
+        block = families.block(plain, "opt", layer)
+        block.fc2.register_forward_pre_hook(
+            lambda _, args: (args[0] + extra * torch.nn.functional.one_hot(torch.tensor(index), 40),)
+        )
+        norm = block.final_layer_norm
+        # Its scale is the token's own: held, as a direction must not depend on it.
+        norm.register_forward_hook(
+            lambda _, args, out: seen.append((out - norm.bias) * args[0].std(-1, correction=0, keepdim=True))
+        )
+        with torch.no_grad():
+            plain(input_ids=ids)
+        return seen[0].reshape(-1, families.D_MODEL)
+
+    moved = stream(1.0) - stream(0.0)
+    assert_close(moved, lm.write_vectors(layer)[index].expand_as(moved), atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(lm.write_vectors(layer), lm.value_vectors(layer), atol=1e-2)
+
+
+def test_positions_that_turn_otherwise_from_a_length_on_are_not_reached(tokenizer):
+    """As in Phi-3 of 128k: the longest row of a batch decides which frequencies turn all of it."""
+    config = families.build("phi3").config
+    config.original_max_position_embeddings = 16
+    config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "original_max_position_embeddings": 16,
+    }
+    model = families.randomised(transformers.Phi3ForCausalLM(config))
+    lm = HookedLM.load(model, tokenizer=tokenizer)
+    assert lm.n_positions == 16
+    texts = ["кот", "a" * 11]
+    ids, mask = lm.encode(texts)
+    for row, kept, theirs in zip(lm.logits(ids, mask), mask, plainly(model, "phi3", ids, mask), strict=True):
+        assert_close(row[kept], theirs, atol=1e-5, rtol=1e-5)
+    alone = [generate(lm, [text], max_new_tokens=5, greedy=True, progress=False).texts[0] for text in texts]
+    assert list(generate(lm, texts, max_new_tokens=5, greedy=True, progress=False).texts) == alone
+    with pytest.raises(ValueError, match="room for 10"):
+        generate(lm, texts, max_new_tokens=6, greedy=True, progress=False)
+
+
 def test_ranking_goes_by_what_is_written(family):
     _name, _model, lm = family
     direction = torch.linspace(-1, 1, families.D_MODEL)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from xlingtox.data import Prompt
-from xlingtox.generation import _Sampler, decode, generate, greediest
+from xlingtox.generation import Continuations, _Sampler, decode, generate, greediest
 from xlingtox.lm import HookedLM
 
 PROMPTS = ["the cat", "la casa es grande y el gato", "a", "кот сидит на", "das ist", "the dog ran away from"]
@@ -78,6 +78,20 @@ def test_more_samples_keep_the_first(lm):
     few, many = wrote(lm, n_samples=2), wrote(lm, n_samples=5)
     assert few.texts == tuple(t for i, t in enumerate(many.texts) if i % 5 < 2)
     assert len(set(many.texts)) > len(PROMPTS)
+
+
+def test_a_seed_is_any_whole_number(lm, tmp_path):
+    found = wrote(lm, seed=np.int64(3))
+    assert found.texts == wrote(lm, seed=3).texts
+    found.save(tmp_path / "texts")
+    assert Continuations.load(tmp_path / "texts") == found
+
+
+def test_prompts_of_like_length_are_written_together(lm, monkeypatch):
+    prompts, encode, seen = ["a", "the dog ran away from the", "b", "la casa es grande y el"], lm.encode, []
+    monkeypatch.setattr(lm, "encode", lambda texts: (seen.append(list(texts)), encode(texts))[1])
+    wrote(lm, prompts, n_samples=2, batch_size=4)
+    assert sorted(map(sorted, seen)) == [["a", "b"], sorted(prompts[1::2])]
 
 
 def test_prompts_are_sampled_apart(two_word_model):
@@ -239,6 +253,7 @@ def test_the_first_space_is_kept():
         ({"seed": -1}, "seed is -1"),
         ({"seed": 1.5}, "seed is 1.5"),
         ({"seed": None}, "seed is None"),
+        ({"seed": True}, "seed is True"),
     ],
 )
 def test_numbers_that_sampling_cannot_use(lm, options, words):

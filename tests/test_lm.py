@@ -6,6 +6,7 @@ import torch
 import transformers
 from conftest import D_MODEL, N_LAYERS, N_POSITIONS, tiny
 from torch.testing import assert_close
+from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from xlingtox.lm import HookedLM
@@ -120,6 +121,32 @@ def test_from_a_transformer_lens_model(model, lm, tokenizer):
     assert_close(given.logits(ids, mask)[mask], lm.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="cannot be unwrapped"):
         given.unwrapped()
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_a_transformer_lens_model_has_its_folders_tokens(model, tokenizer, tmp_path, starts):
+    """TransformerLens's own tokenizer puts a beginning of sequence before each text, whatever the folder's does."""
+    own = copy.deepcopy(tokenizer)
+    own.bos_token = "<eos>"
+    model.save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    if starts:
+        transformers.AutoTokenizer.from_pretrained(tmp_path, add_bos_token=True).save_pretrained(tmp_path)
+    bridge = TransformerBridge.boot_transformers(str(tmp_path), device="cpu")
+    assert bridge.tokenizer("the cat")["input_ids"][0] == own.bos_token_id
+    plain, bridged = HookedLM.load(tmp_path), HookedLM.load(bridge)
+    ids, mask = plain.encode(TEXTS)
+    assert (int(ids[mask][0]) == own.bos_token_id) == starts
+    assert all(torch.equal(*both) for both in zip((ids, mask), bridged.encode(TEXTS), strict=True))
+    assert_close(bridged.logits(ids, mask)[mask], plain.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)
+    added = copy.deepcopy(bridge.tokenizer)
+    added.add_tokens(["zebra"])
+    for name, held in (("", bridge.tokenizer), (str(tmp_path / "gone"), bridge.tokenizer), (str(tmp_path), added)):
+        held.name_or_path = name
+        bridge.tokenizer = held
+        with pytest.raises(ValueError, match=r"before each text.*tokenizer=\.\.\."):
+            HookedLM.load(bridge)
+    assert HookedLM.load(bridge, tokenizer=own).tokenizer is own
 
 
 def test_cast_to_bfloat16(model, tokenizer):

@@ -5,15 +5,16 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import re
 import socket
 
 import families
-import peft
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from torch.testing import assert_close
-from toys import pickled
+from toys import pickled, value_or_refusal
 
 from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
@@ -22,35 +23,10 @@ from xlingtox.neurons import NeuronSet
 TEXTS = ["the cat sat on the mat", "la casa"]
 
 
-@pytest.fixture
-def base(tokenizer, tmp_path):
-    model = families.build("llama")
-    folder = tmp_path / "base"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model, folder
-
-
-def adapted(model, targets=("down_proj", "gate_proj", "q_proj")):
-    torch.manual_seed(0)
-    lora = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=list(targets)))
-    with torch.no_grad():
-        for name, weight in lora.named_parameters():
-            if "lora_" in name:
-                weight.normal_(std=0.3)
-    return lora.eval()
-
-
-def logits(model, lm):
-    ids, mask = lm.encode(TEXTS[:1])
-    with torch.no_grad():
-        return model(input_ids=ids).logits, lm.logits(ids, mask)
-
-
 @pytest.mark.parametrize("what", ["model", "adapter"])
 def test_pickled_weights_are_not_read(base, tmp_path, what):
     model, folder = base
-    lora = adapted(model)
+    lora = families.adapted(model)
     lora.save_pretrained(tmp_path / "lora")
     where = folder if what == "model" else tmp_path / "lora"
     for weights in where.glob("*.safetensors"):
@@ -61,154 +37,15 @@ def test_pickled_weights_are_not_read(base, tmp_path, what):
     assert not (where / "ran").exists()
 
 
-# --- adapters
-
-
-@pytest.mark.parametrize("way", ["folder", "option", "memory", "memory with a folder"])
-def test_an_adapter_is_merged(base, tokenizer, tmp_path, way):
-    model, folder = base
-    lora = adapted(model)
-    lora.peft_config["default"].base_model_name_or_path = str(folder)
-    lora.save_pretrained(tmp_path / "lora")
-    lm = {
-        "folder": lambda: HookedLM.load(tmp_path / "lora"),
-        "option": lambda: HookedLM.load(folder, adapter=tmp_path / "lora"),
-        "memory": lambda: HookedLM.load(lora, tokenizer=tokenizer),
-        "memory with a folder": lambda: HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora"),
-    }[way]()
-    theirs, ours = logits(lora, lm)
-    assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    for layer in range(families.N_LAYERS):
-        module = families.down(lora.base_model.model, "llama", layer)
-        delta = module.get_delta_weight("default").detach()
-        tuned = (module.base_layer.weight.detach() + delta).T
-        assert_close(lm.value_vectors(layer), tuned, atol=1e-6, rtol=1e-6)
-        assert not torch.allclose(lm.value_vectors(layer), families.values(model, "llama", layer), atol=1e-3)
-
-
-def test_an_adapter_for_another_base_is_refused(base, tokenizer, tmp_path):
-    _, folder = base
-    other = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=300, hidden_size=48, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4
-        )
-    )
-    adapted(other).save_pretrained(tmp_path / "wide")
-    with pytest.raises(ValueError, match="another base than"):
-        HookedLM.load(folder, adapter=tmp_path / "wide")
-    adapted(families.build("gpt2"), ["c_proj"]).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(ValueError, match="another base than"):
-        HookedLM.load(folder, adapter=tmp_path / "gpt2")
-
-
-@pytest.mark.parametrize("way", ["memory", "memory with a folder"])
-@pytest.mark.parametrize(
-    ("name", "targets"), [("bloom", ["word_embeddings", "query_key_value"]), ("llama tied, biased", ["lm_head"])]
-)
-def test_an_adapter_on_a_tied_embedding_parts_the_two(tokenizer, tmp_path, name, targets, way):
-    """As the paper's own of BLOOM: merged into both, it would say something else."""
-    model = families.build(name)
-    lora = adapted(model, targets)
-    lora.save_pretrained(tmp_path / "lora")
-    if way == "memory":
-        lm = HookedLM.load(lora, tokenizer=tokenizer)
-    else:
-        lm = HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora")
-    ids, mask = lm.encode(TEXTS[:1])
-    theirs = lora(input_ids=ids).logits
-    assert_close(lm.logits(ids, mask), theirs, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(theirs, model(input_ids=ids).logits, atol=1e-1)
-    lm.unwrapped().save_pretrained(tmp_path / "merged")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    assert_close(again(input_ids=ids).logits, theirs, atol=1e-5, rtol=1e-5)
-    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
-
-
-def test_an_adapter_that_does_not_survive_merging_is_refused(tokenizer, tmp_path, monkeypatch):
-    model = families.build("llama")
-    adapted(model).save_pretrained(tmp_path / "lora")
-    monkeypatch.setattr(peft.tuners.lora.LoraModel, "merge_and_unload", peft.tuners.lora.LoraModel.unload)
-    with pytest.raises(ValueError, match="cannot be merged"):
-        HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora")
-
-
-@pytest.mark.parametrize("layers", [2, 5])
-def test_an_adapter_of_a_base_with_other_layers_is_refused(base, tmp_path, layers):
-    """PEFT would leave out what has no place, and draw what is missing at random."""
-    other = transformers.LlamaForCausalLM(
-        base[0].config.__class__(**{**base[0].config.to_dict(), "num_hidden_layers": layers})
-    )
-    adapted(other).save_pretrained(tmp_path / "lora")
-    with pytest.raises(ValueError, match=r"another base than .*layers"):
-        HookedLM.load(base[1], adapter=tmp_path / "lora")
-
-
-def test_an_adapter_that_names_another_base_is_warned_of(base, tmp_path, caplog):
-    lora = adapted(base[0])
-    lora.peft_config["default"].base_model_name_or_path = "someone/other"
-    lora.save_pretrained(tmp_path / "lora")
-    HookedLM.load(base[1], adapter=tmp_path / "lora")
-    assert "trained on someone/other; it is merged into" in caplog.text
-
-
-def test_a_checkpoint_with_an_adapter_in_its_folder_has_tuned_value_vectors(base, tmp_path):
-    """Transformers would put the adapter beside the weights, whose value vectors are the base's."""
-    model, folder = base
-    lora = adapted(model)
-    lora.peft_config["default"].base_model_name_or_path = str(folder)
-    both = tmp_path / "both"
-    model.save_pretrained(both)
-    lora.save_pretrained(both)
-    lm = HookedLM.load(both, tokenizer=HookedLM.load(folder).tokenizer)
-    theirs, ours = logits(lora, lm)
-    assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(lm.value_vectors(0), families.values(model, "llama", 0), atol=1e-3)
-
-
-def test_adapters_on_the_hub(base, tmp_path, tokenizer, monkeypatch):
-    """From a cache as the hub's client keeps it: no network."""
-    model, _ = base
-    lora = adapted(model)
-    lora.peft_config["default"].base_model_name_or_path = "me/base"
-    for name, saved in (("base", model), ("lora", lora)):
-        place = tmp_path / "hub" / f"models--me--{name}"
-        (place / "refs").mkdir(parents=True)
-        (place / "refs" / "main").write_text("a" * 40, "utf-8")
-        saved.save_pretrained(place / "snapshots" / ("a" * 40))
-        tokenizer.save_pretrained(place / "snapshots" / ("a" * 40))
-    for where in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):
-        monkeypatch.setattr(where, str(tmp_path / "hub"))
-    for lm in (HookedLM.load("me/lora"), HookedLM.load("me/base", adapter="me/lora")):
-        theirs, ours = logits(lora, lm)
-        assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    assert HookedLM.load("me/lora").name == "me/lora"
-    assert HookedLM.load("me/base", adapter="me/lora").name == "me/base + me/lora"
-
-
-def test_no_adapter_there(base, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no adapter.*adapter_config\.json"):
-        HookedLM.load(base[1], adapter=tmp_path)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}), "utf-8")
-    with pytest.raises(ValueError, match="does not name its base"):
-        HookedLM.load(tmp_path)
-
-
-def test_a_model_with_an_unmerged_adapter_inside_is_refused(tokenizer):
-    model = families.build("llama")
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["down_proj"]))
-    with pytest.raises(ValueError, match="not merged"):
-        HookedLM.load(model, tokenizer=tokenizer)
-
-
 # --- where weights go
 
 
-@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, torch.device("cpu"), {"": torch.device("cpu")}])
 def test_a_device_map(base, device_map):
     model, folder = base
     lm = HookedLM.load(folder, device_map=device_map)
-    theirs, ours = logits(model, lm)
-    assert_close(ours.cpu(), theirs, atol=1e-5, rtol=1e-5)
+    ids, mask = lm.encode(TEXTS[:1])
+    assert_close(lm.logits(ids, mask).cpu(), model(input_ids=ids.cpu()).logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -217,13 +54,30 @@ def test_a_device_map(base, device_map):
         ({"device_map": {"": "cuda:7"}}, "names cuda:7: this machine has"),
         ({"device_map": "cuda:99"}, "names cuda:99"),
         ({"device_map": {"": 40}}, "names 40"),
+        ({"device_map": 40}, "names 40"),
+        ({"device_map": torch.device("cuda:99")}, "names cuda:99"),
+        ({"device_map": "xpu"}, "device_map's place 'xpu' is not to be had"),
+        ({"device_map": {"": "xpu:1"}}, "device_map's place 'xpu:1' is not to be had"),
+        ({"device_map": {"model": "cpu", "lm_head": "mps"}}, "device_map's place 'mps' is not to be had"),
+        ({"device_map": "nonsense"}, "device_map's place 'nonsense' is not to be had"),
         ({"device_map": "cpu", "device": "cpu"}, "not both"),
         ({"bits": 3}, "expected 4 or 8"),
     ],
 )
 def test_places_that_are_not_there(base, options, words):
-    with pytest.raises(ValueError, match=words):
-        HookedLM.load(base[1], **options)
+    _, refusal = value_or_refusal(lambda: HookedLM.load(base[1], **options))
+    assert re.search(words, refusal)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto", torch.int8, torch.float8_e4m3fn, float])
+def test_what_weights_cannot_be_cast_to(base, tokenizer, dtype):
+    model, folder = base
+    for load in (
+        lambda: HookedLM.load(folder, dtype=dtype),
+        lambda: HookedLM.load(model, tokenizer=tokenizer, dtype=dtype),
+    ):
+        _, refusal = value_or_refusal(load)
+        assert re.search(r"dtype is .*: expected torch\.float32, torch\.bfloat16", refusal)
 
 
 @pytest.mark.parametrize(
@@ -244,13 +98,27 @@ def test_options_of_checkpoints_are_not_for_memory(base, tokenizer, option):
         HookedLM.load(base[0], tokenizer=tokenizer, **option)
 
 
-def test_a_local_folder_needs_no_network(base, monkeypatch):
+def test_a_local_folder_needs_no_network(base, tmp_path, monkeypatch):
+    touched = []
+
     def refuse(*_, **__):
+        touched.append(1)
         raise AssertionError("the network was touched")
 
+    # The tests' own setting would hold a call back before it comes to a socket.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.raises((AssertionError, OSError)):
+        HookedLM.load("nobody/nothing")
+    assert touched
+    touched.clear()
     assert HookedLM.load(base[1]).n_layers == families.N_LAYERS
+    lora = families.adapted(base[0])
+    lora.peft_config["default"].base_model_name_or_path = str(base[1])
+    lora.save_pretrained(tmp_path / "lora")
+    assert HookedLM.load(tmp_path / "lora").n_layers == families.N_LAYERS
+    assert not touched
 
 
 def test_remote_code_runs_only_when_asked_for(base):
@@ -312,6 +180,12 @@ def test_centred_weights_are_refused(tokenizer):
 
 
 # --- models, tokenizers and options that do not fit
+
+
+def test_broken_weights_are_told(base):
+    (base[1] / "model.safetensors").write_bytes(b"abc" * 50)
+    with pytest.raises(ValueError, match="weights that are broken"):
+        HookedLM.load(base[1])
 
 
 def test_weights_that_are_missing_are_not_drawn_at_random(base):

@@ -154,11 +154,13 @@ def collect_activations(
         batch_size: prompts that are continued at once (default: as many as the free memory allows).
 
     Raises:
-        ValueError: a neuron outside the model, no prompts, or one that is blank or too long.
+        ValueError: a neuron outside the model, no prompts, or one that is blank or too long, or a number below 1.
     """
     neurons.check(lm)
     if n_new_tokens < 1:
         raise ValueError(f"n_new_tokens is {n_new_tokens}: expected at least 1")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: expected at least 1")
     given = as_prompts(prompts)
     lengths = checked_lengths(lm, given, n_new_tokens)
     own = tuple(prompt.language for prompt in given)

@@ -77,7 +77,7 @@ def each_batch(rows: Sequence[int], size: int, work: Callable[[list[int]], T]) -
             if not out_of_memory(error):
                 raise
             if len(batch) == 1:
-                raise MemoryError("not even one row fits into memory: free some, or use fewer samples") from error
+                raise MemoryError("not even one row fits into memory: free some, or take shorter texts") from error
         else:
             yield batch, done
             continue

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlingtox import languages, tables
-from xlingtox.batching import by_length, in_batches, rows_that_fit
+from xlingtox.batching import by_length, each_batch, in_batches, rows_that_fit
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.lm import HookedLM
 
@@ -120,17 +121,19 @@ def generate(
 ) -> Continuations:
     """Continue each prompt `n_samples` times (paper, section 3: 25 samples of 20 tokens, temperature 0.9, top-p 0.8).
 
-    A prompt is read once and its cache serves all its samples. A row's text depends on its prompt, sample number and
-    seed, not on what else is in the batch; in 16 bits, whose rounding differs with the size of a batch, only mostly so.
+    A prompt is read once and its cache serves all its samples, or as many at a time as fit. A row's text depends on its
+    prompt, sample number and seed, not on what else is in the batch; in 16 bits, whose rounding differs with the size
+    of a batch, only mostly so.
     A continuation ends with the tokenizer's end of sequence, or with another that the model's generation settings name.
     With `greedy` there is one continuation a prompt.
 
     Args:
-        batch_size: continuations that are decoded at once, at least all samples of one prompt (default: as many as
-            the free memory allows). When memory runs out it is halved, with a warning.
+        batch_size: continuations that are decoded at once (default: as many as the free memory allows). When memory
+            runs out it is halved, with a warning.
 
     Raises:
         ValueError: no prompts, a blank one, one too long for the model, or a sampling parameter out of range.
+        MemoryError: a single continuation does not fit.
     """
     if max_new_tokens < 1 or n_samples < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError("max_new_tokens, n_samples and batch_size must be at least 1")
@@ -138,8 +141,9 @@ def generate(
         raise ValueError(
             f"temperature {temperature} must be at least {_COLDEST} (or use greedy=True) and top_p {top_p} in (0, 1]"
         )
-    if not isinstance(seed, int) or seed < 0:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed is {seed!r}: expected a whole number from 0 on")
+    seed = int(seed)
     given = as_prompts(prompts)
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(given) * samples)
@@ -147,22 +151,33 @@ def generate(
     together = batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens)
     with tqdm(total=len(texts), desc="writing", unit="text", disable=not progress, leave=False) as bar:
 
-        def write(rows: list[int]) -> None:
+        def write(rows: list[int], own: list[int]) -> None:
             pick: Picker = greediest
             if not greedy:
-                chance = _chances([given[i].text for i in rows], samples, max_new_tokens, seed).to(lm.device)
+                chance = _chances([given[i].text for i in rows], own, max_new_tokens, seed).to(lm.device)
                 pick = _Sampler(chance, temperature, top_p)
             ids, mask = lm.encode([given[i].text for i in rows])
             spoken = [given[i].language for i in rows]
-            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, samples, languages=spoken)
+            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, len(own), languages=spoken)
             counts &= ~torch.isin(tokens, torch.tensor(lm.ends, device=tokens.device))
-            written = [own[keep].tolist() for own, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
-            read = [own[keep].tolist() for own, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
-            for row, text in enumerate(lm.decode_after([read[row // samples] for row in range(len(written))], written)):
-                texts[rows[row // samples] * samples + row % samples] = text
-            bar.update(len(rows) * samples)
+            written = [new[keep].tolist() for new, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
+            read = [before[keep].tolist() for before, keep in zip(ids.cpu(), mask.cpu(), strict=True) for _ in own]
+            places = [i * samples + sample for i in rows for sample in own]
+            for place, text in zip(places, lm.decode_after(read, written), strict=True):
+                texts[place] = text
+            bar.update(len(places))
 
-        in_batches(by_length(lengths), max(1, together // samples), write)
+        fits = min(samples, together)
+
+        def write_all(rows: list[int]) -> None:
+            """All samples of some prompts, or as many at a time as fit of those of one."""
+            nonlocal fits
+            if len(rows) > 1:
+                write(rows, list(range(samples)))
+                return
+            fits = max(len(own) for own, _ in each_batch(range(samples), fits, lambda own: write(rows, own)))
+
+        in_batches(by_length(lengths), max(1, together // samples), write_all)
     settings: dict[str, object] = {"model": dataclasses.asdict(lm.identity()), "max_new_tokens": max_new_tokens}
     settings["greedy"] = greedy
     if not greedy:
@@ -249,12 +264,16 @@ def greediest(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step
     return logits.argmax(-1)
 
 
-def _chances(texts: Sequence[str], samples: int, steps: int, seed: int) -> Float[Tensor, "row step try"]:
-    """Uniform numbers in [0, 1) that depend on the prompt's text, the sample, the step and the seed only."""
-    seeds = [[seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))] for text in texts]
+def _chances(texts: Sequence[str], own: Sequence[int], steps: int, seed: int) -> Float[Tensor, "row step try"]:
+    """Uniform numbers in [0, 1) that depend on the prompt's text, the sample, the step and the seed only.
+
+    Args:
+        own: the samples' numbers.
+    """
+    seeds, upto = [[seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))] for text in texts], max(own) + 1
     # Two streams: in each, the numbers of a sample do not depend on how many come after it.
-    first = [np.random.default_rng(own).random((samples, steps, 1)) for own in seeds]
-    others = [np.random.default_rng([*own, 1]).random((samples, steps, _TRIES - 1)) for own in seeds]
+    first = [np.random.default_rng(each).random((upto, steps, 1))[own] for each in seeds]
+    others = [np.random.default_rng([*each, 1]).random((upto, steps, _TRIES - 1))[own] for each in seeds]
     return torch.from_numpy(np.concatenate([np.concatenate(first), np.concatenate(others)], -1))
 
 

@@ -113,6 +113,12 @@ class Lens:
 
     @property
     def n_positions(self) -> int:
+        rope = getattr(self._config(), "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            # Beyond this length all of a batch turns by other frequencies: a row's logits would depend on its
+            # neighbours, and a cache would hold keys of both kinds.
+            least = rope.get("original_max_position_embeddings")
+            return int(least or self._config().original_max_position_embeddings)
         for name in ("n_positions", "max_position_embeddings", "n_ctx", "seq_length"):
             value = getattr(self._config(), name, None)
             if isinstance(value, int) and value > 0:
@@ -165,8 +171,11 @@ class Lens:
         return weight.detach()
 
     def write_vectors(self, layer: int) -> Tensor:
-        """`[d_mlp, d_model]`: rows of the down-projection, through the norm after the MLP where there is one."""
+        """`[d_mlp, d_model]`: rows of the down-projection, through the norm between them and the next block's input."""
         values, norm = self.down_projection(layer), getattr(self.tl.blocks[layer], "ln2_post", None)
+        if getattr(self._config(), "do_layer_norm_before", None) is False:
+            # As OPT of 350 million parameters has it: the norm is of the stream with what the MLP added to it.
+            norm = self.tl.blocks[layer].ln2
         if norm is None:
             return values
         gain, centred = _gain(getattr(norm, "original_component", norm), values)

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox import loading
+from xlingtox.adapters import check_merged, is_adapted
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.lens import Lens, beside, lens
 from xlingtox.running import HookNeverFired as HookNeverFired
@@ -54,7 +55,8 @@ class HookedLM(Running):
         tokenizer: the Hugging Face tokenizer; padding is on the left.
         name, revision: where the model came from.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
-        n_positions: the longest sequence in tokens, prompt and continuation together.
+        n_positions: the longest sequence in tokens, prompt and continuation together; of a model that turns positions
+            otherwise from some length on (Phi-3 of 128k), that length.
     """
 
     def __init__(
@@ -100,13 +102,14 @@ class HookedLM(Running):
             source: `"mini"`, a checkpoint folder, a folder with a LoRA adapter, a hub name, a Hugging Face model
                 (copied, left as it is), a `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9; the
                 last two with unprocessed weights.
-            tokenizer: needed for a model given in memory without one; else loaded from beside the checkpoint.
-            adapter: folder of a LoRA adapter, which is merged into the weights.
+            tokenizer: needed for a model given in memory without one; else loaded from beside the checkpoint. That of a
+                TransformerLens model, which puts a start before each text, is loaded anew, without the network.
+            adapter: folder or hub name of a LoRA adapter, which is merged into the weights.
             dtype: weights are cast to it (default: as stored).
             device: weights are moved to it (default: the GPU if there is one; a model in memory stays where it is).
             device_map: as in transformers, for a model that is spread over devices; needs accelerate.
             bits: 8 or 4, for weights quantised by bitsandbytes.
-            revision: of a hub name.
+            revision: of a hub name; of an adapter's name, its own (its base's is the one that the adapter names).
             trust_remote_code: run the code that a checkpoint brings along.
 
         Raises:
@@ -127,14 +130,16 @@ class HookedLM(Running):
         for option, given in (("revision", revision), ("device_map", device_map), ("bits", bits)):
             if given is not None:
                 raise ValueError(f"{option} is for a hub name or a folder; the model was given in memory")
-        if isinstance(source, transformers.PreTrainedModel) or hasattr(source, "merge_and_unload"):
+        if isinstance(source, transformers.PreTrainedModel) or is_adapted(source):
             return cls.over(loading.from_memory(source, tokenizer, adapter, dtype, device))
         if hasattr(source, "cfg") and hasattr(source, "blocks"):
-            own = tokenizer or getattr(source, "tokenizer", None)
-            if own is None:
+            held: Any = getattr(source, "tokenizer", None)
+            if tokenizer is None and held is None:
                 raise ValueError("the TransformerLens model has no tokenizer: load(model, tokenizer=...)")
             if dtype is not None or device is not None or adapter is not None:
                 raise ValueError("move, cast or merge a TransformerLens model before it is given, not while loading")
+            check_merged(source)
+            own = tokenizer or loading.without_added_start(held, trust_remote_code)
             return cls(lens(source), own, str(getattr(source.cfg, "model_name", "TransformerLens model")))
         raise ValueError(
             f"cannot load a {type(source).__name__}: expected 'mini', a checkpoint folder, a hub name, a Hugging Face "
@@ -253,6 +258,7 @@ class HookedLM(Running):
     def fingerprint(self) -> str:
         """Twelve hex digits of all weights as they are now: two models that differ in any of them differ here.
 
+        It goes by how the weights are held: one model given as a TransformerLens model has another than given plainly.
         Of a change that goes by a weight's `.data`, which torch does not count, nothing is seen.
         """
         model = self.tl if self._plain is None else self._plain.model
@@ -292,8 +298,9 @@ class HookedLM(Running):
     def write_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The direction in which each neuron of `layer` really writes to the residual stream.
 
-        The value vectors themselves, unless a norm stands between the MLP's output and the stream (Gemma 2 and 3):
-        then times that norm's gain. Its division by the token's own scale is left out, as it turns nothing.
+        The value vectors themselves, unless a norm stands behind the MLP's output (Gemma 2 and 3) or behind its sum
+        with the stream (OPT of 350 million parameters): then times that norm's gain. Its division by the token's own
+        scale is left out, as it turns nothing.
         """
         return self._lens.write_vectors(self._checked_layer(layer))
 

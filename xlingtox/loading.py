@@ -15,16 +15,20 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from xlingtox.adapters import adapter_folder, base_of, check_merged, merged, unloaded
+from xlingtox.adapters import adapter_folder, base_of, check_merged, is_adapted, merged, unloaded
 
 _LOG = logging.getLogger(__name__)
 
-DeviceMap = str | Mapping[str, Any]
+DeviceMap = str | int | torch.device | Mapping[str, Any]
 Bits = Literal[4, 8]
 
 _ROTARY = ("inv_freq", "embed_positions")
+
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+"""What transformers takes for a device map and works out itself."""
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -80,8 +84,9 @@ def from_memory(
     if tokenizer is None:
         raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
     _check_device(device)
+    _check_dtype(dtype)
     model: Any = copy.deepcopy(source)
-    if hasattr(model, "merge_and_unload"):
+    if is_adapted(model):
         model = unloaded(model, type(model.get_base_model()).__name__)
     check_architecture(model.config, type(model).__name__)
     check_merged(model)
@@ -121,15 +126,15 @@ def from_checkpoint(
     path = str(mini_checkpoint() if source == "mini" else Path(source).expanduser())
     if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "/"))):
         raise FileNotFoundError(f"{source} is no checkpoint: there is no such folder")
-    name = source if adapter is None else f"{source} + {adapter}"
+    if Path(path).exists() and revision is not None:
+        raise ValueError(f"revision {revision!r} is of a hub name; {source} is a folder")
+    name, asked = source if adapter is None else f"{source} + {adapter}", revision
     # Transformers would put an adapter beside the weights, where value vectors are still those of the base.
     if adapter is None and (found := adapter_folder(path, revision)) is not None:
-        adapter, path, revision = found, base_of(found), None
+        adapter, (path, revision) = found, base_of(found)
     folder = Path(path)
     if folder.exists() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{path} is no checkpoint: it has no config.json")
-    if folder.exists() and revision is not None:
-        raise ValueError(f"revision {revision!r} is of a hub name; {source} is a folder")
     if adapter is not None and bits is not None:
         raise ValueError(
             "an adapter is not merged into weights of 8 or 4 bits, which would round it: load without bits"
@@ -137,6 +142,7 @@ def from_checkpoint(
     where: dict[str, Any] = {"local_files_only": True} if folder.exists() else {"revision": revision or "main"}
     where["trust_remote_code"] = trust_remote_code
     _check_device(device)
+    _check_dtype(dtype)
     placed = _placed(device, device_map) | _quantised(bits, dtype)
     try:
         check_architecture(AutoConfig.from_pretrained(path, **where))
@@ -156,7 +162,7 @@ def from_checkpoint(
         )
     if adapter is not None:
         model = merged(model, adapter, path)
-    return Loaded(writable(model).eval(), own, name, revision)
+    return Loaded(writable(model).eval(), own, name, asked)
 
 
 def cast(model: Any, dtype: torch.dtype | None) -> Any:
@@ -193,11 +199,14 @@ def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: some that the model needs are not among them; transformers would draw them at random.
+        ValueError: they are broken, or some that the model needs are not among them; transformers would draw those at
+            random.
     """
     try:
         with no_weight_bars():
             model, told = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **how)
+    except SafetensorError as error:
+        raise ValueError(f"{source} has weights that are broken ({error}): fetch or save them anew") from error
     except OSError as error:
         raise FileNotFoundError(
             f"{source} has no weights in safetensors, and pickled ones (.bin), which can run code, are not read: "
@@ -241,6 +250,30 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Pr
     return tokenizer
 
 
+def without_added_start(held: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a TransformerLens model as its own files have it: TransformerLens makes every tokenizer put its
+    beginning of sequence before a text, with which the plain model's texts and numbers would be others.
+
+    Raises:
+        ValueError: its own files are neither in a folder nor in the hub's cache, or hold another vocabulary.
+    """
+    if not getattr(held, "add_bos_token", False):
+        return held
+    name = held.name_or_path
+    try:
+        own = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
+        known = bool(name) and own.get_vocab() == held.get_vocab()
+    except (OSError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(
+            "the TransformerLens model's tokenizer puts a beginning of sequence before each text, and whether the "
+            f"model's own does cannot be seen: {name!r} is no folder or cached name with this vocabulary. Give it: "
+            "load(model, tokenizer=...)"
+        )
+    return held if own.add_bos_token else own
+
+
 def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
     """All that decides which tokens a text has, for JSON; not how the last texts were padded and cut."""
     fast: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -257,14 +290,21 @@ def default_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
-def _check_device(device: str | torch.device | None) -> None:
+def _check_device(device: Any, option: str = "device") -> None:
     if device is None:
         return
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device {str(device)!r} is not to be had on this machine: {reason}") from error
+        raise ValueError(f"{option} {str(device)!r} is not to be had on this machine: {reason}") from error
+
+
+def _check_dtype(dtype: Any) -> None:
+    """Raise ValueError unless weights can be cast to it: transformers takes names too, torch does not."""
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        return
+    raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or None as stored")
 
 
 def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
@@ -274,16 +314,20 @@ def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
         raise ValueError("give device or device_map, not both")
     if importlib.util.find_spec("accelerate") is None:
         raise ValueError("device_map needs the package accelerate: pip install accelerate")
-    named = {str(place) for place in device_map.values()} if isinstance(device_map, Mapping) else {str(device_map)}
-    for place in sorted(named):
-        if place.isdigit() or place.startswith("cuda"):
-            number = int(place.removeprefix("cuda").removeprefix(":") or 0)
+    if isinstance(device_map, str) and device_map in _SPREAD:
+        return {"device_map": device_map}
+    where = dict(device_map) if isinstance(device_map, Mapping) else {"": device_map}
+    for place in where.values():
+        if isinstance(place, int) or str(place).isdigit() or str(place).startswith("cuda"):
+            number = int(str(place).removeprefix("cuda").removeprefix(":") or 0)
             if number >= torch.cuda.device_count():
                 raise ValueError(
                     f"device_map names {place}: this machine has {torch.cuda.device_count()} CUDA devices; "
                     "use device_map='auto', or device='cpu'"
                 )
-    return {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
+        elif place != "disk":
+            _check_device(place, "device_map's place")
+    return {"device_map": where}
 
 
 def _quantised(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -304,6 +348,8 @@ def _quantised(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
 
 
 def _own_tokenizer(path: str, adapter: str | Path | None, where: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(adapter if beside else path, **where)
+    beside = None if adapter is None else adapter_folder(adapter)
+    if beside is not None and (beside / "tokenizer_config.json").is_file():
+        path, where = str(beside), {**where, "local_files_only": True}
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **where)
     return tokenizer
