@@ -163,6 +163,14 @@ def test_gguf(lm, tmp_path):
     (tensor,) = reader.tensors
     assert tensor.name == "direction.1"
     assert_close(torch.tensor(tensor.data), found.vectors[1])
+    assert reader.get_field("controlvector.model_hint").contents() == "gpt2"
+    assert reader.get_field("controlvector.layer_count").contents() == 1
+
+
+@pytest.mark.parametrize("layer", [-1, 2])
+def test_a_vector_of_no_layer(lm, layer):
+    with pytest.raises(ValueError, match=f"a vector of layer {layer}: .* has layers 0 to 1"):
+        ControlVectors({layer: torch.ones(lm.d_model)}).on(lm).__enter__()
 
 
 @pytest.mark.parametrize("positions", ["prompt", "new"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import re
 
 import numpy as np
@@ -19,7 +20,7 @@ from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.patching import PatchEffect, _controls, patch_effect
 from xlingtox.probe import Probe
-from xlingtox.scoring import WordlistScorer
+from xlingtox.scoring import ProbeScorer, WordlistScorer
 
 PROMPTS = {"en": ["the cat sat", "the dog"], "es": ["la casa es grande y", "el gato", "en la cama"]}
 TEXTS = [text for texts in PROMPTS.values() for text in texts]
@@ -73,6 +74,31 @@ def test_toxicity_is_that_of_continuations_under_the_patch(pair):
                 written = generate(lms[0], PROMPTS, 3, 6, progress=False)
             by_hand.append(scorer.score(written.texts, written.row_languages).reshape(-1, 3).mean(1))
         np.testing.assert_allclose(found.runs[run]["toxicity"], np.mean(by_hand, 0))
+
+
+def test_a_probe_of_either_model_may_judge(pair, probe):
+    """Outside of the patch, which would change the judge, or be run by it."""
+    _, lms = pair
+    for judge in lms:
+        scorer = ProbeScorer(judge, probe, ["en", "es"], progress=False)
+        found = patch_effect(
+            *lms, PROMPTS, {"some": GROUP}, scorer=scorer, n_random=0, n_samples=2, max_new_tokens=4, progress=False
+        )
+        with Patch(GROUP, lms[1]).on(lms[0]):
+            written = generate(lms[0], PROMPTS, 2, 4, progress=False)
+        by_hand = scorer.score(written.texts, written.row_languages).reshape(-1, 2).mean(1)
+        np.testing.assert_allclose(found.runs["some"]["toxicity"], by_hand)
+
+
+def test_one_prompt_a_language_has_no_interval():
+    runs = {"base": [3.0, 2.0, 5.0], "tuned": [1.0, 1.0, 3.0], "some": [2.0, 1.5, 4.0]}
+    whole = {run: {"probe": np.array(values)} for run, values in runs.items()}
+    table = PatchEffect(("en", "de", "de"), whole).to_frame().set_index("language")
+    assert table.share.tolist() == [0.5, 0.5, 0.5]
+    assert math.isnan(table.loc["en"].low)
+    assert table.loc[["de", "all"]].low.notna().all()
+    alone = {run: {"probe": np.array(values[:2])} for run, values in runs.items()}
+    assert PatchEffect(("en", "de"), alone).to_frame()[["low", "high"]].isna().all().all()
 
 
 def test_all_neurons_carry_all_and_the_control_of_a_large_group_is_drawn_from_all(pair, probe, tokenizer):
@@ -195,6 +221,7 @@ def test_saved_and_loaded_is_equal(pair, probe, tmp_path):
         ({"some": GROUP}, {}, "nothing to measure by"),
         ({}, {"toxic_tokens": [1]}, "expected at least one"),
         ({"base": GROUP}, {"toxic_tokens": [1]}, "none called base"),
+        (GROUP, {"toxic_tokens": [1]}, "groups is a NeuronSet: expected a name to each"),
         ({"some": NeuronSet.of([(5, 0)])}, {"toxic_tokens": [1]}, "outside the model"),
         ({"some": GROUP}, {"toxic_tokens": [-1]}, "vocabulary"),
         ({"some": GROUP}, {"toxic_tokens": [300]}, "vocabulary"),

@@ -59,6 +59,8 @@ def by_length(lengths: Sequence[int]) -> list[int]:
 def in_batches(rows: Sequence[int], size: int, work: Callable[[list[int]], None]) -> None:
     """Call `work` with up to `size` rows at a time, in order; with half as many whenever memory runs out.
 
+    Where all are at once, they are in the order of their numbers.
+
     Raises:
         MemoryError: a single row does not fit.
     """
@@ -68,7 +70,8 @@ def in_batches(rows: Sequence[int], size: int, work: Callable[[list[int]], None]
 
 def each_batch(rows: Sequence[int], size: int, work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
     """The batches of `in_batches` with what `work` returned for each, as they are done."""
-    waiting = deque(rows)
+    # All at once they may as well stand as they were given, which a cache that a patch holds, in that order, relies on.
+    waiting = deque(rows if len(rows) > size else sorted(rows))
     while waiting:
         batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         try:
