@@ -73,8 +73,8 @@ class Running:
         self._engines: tuple[Engine, ...] = (side,) if plain is None else (plain, side)
         self._faithful = True
         self.passing: Pass | None = None
-        self._companions: list[tuple[Running, dict[int, Tensor]]] = []
-        self._beside: list[tuple[Running, dict[int, Tensor]]] = []
+        self._companions: dict[object, tuple[Running, dict[int, Tensor]]] = {}
+        self._beside: dict[object, Running] = {}
         self._standing: list[list[bool]] = []
         self.n_layers, self.d_model = side.n_layers, side.d_model
 
@@ -143,7 +143,7 @@ class Running:
 
     def _others(self) -> Collection[Running]:
         """The models that run beside this one, each once."""
-        return dict.fromkeys(other for other, _ in self._companions).keys()
+        return dict.fromkeys(other for other, _ in self._companions.values()).keys()
 
     @contextlib.contextmanager
     def _passing(self, now: Pass) -> Iterator[None]:
@@ -156,7 +156,7 @@ class Running:
             yield
         finally:
             self.passing = None
-            for _, seen in self._companions:
+            for _, seen in self._companions.values():
                 seen.clear()
 
     @contextlib.contextmanager
@@ -174,7 +174,7 @@ class Running:
             raise ValueError(f"{self.name} cannot run beside itself: load it twice")
         self.check_alike(other)
         seen: dict[int, Tensor] = {}
-        entry, back = (other, seen), (self, seen)
+        key = object()
 
         def keep(layer: int) -> Hook:
             def kept(value: Tensor) -> None:
@@ -184,22 +184,22 @@ class Running:
 
             return kept
 
+        # In and out without a call, where an interrupt could come between.
+        self._companions[key] = other, seen
+        other._beside[key] = self
         try:
-            self._companions.append(entry)
-            other._beside.append(back)
             with other.hooks(post={layer: keep(layer) for layer in layers}):
                 yield seen
         finally:
-            self._companions = [each for each in self._companions if each is not entry]
-            other._beside = [each for each in other._beside if each is not back]
+            del self._companions[key], other._beside[key]
 
     def check_alone(self) -> None:
         """Raise ValueError while another model is patched from this one: an edit set now would reach the patch in part,
         at the neurons behind it and not at its own, which are taken before it."""
-        if self._beside:
+        for other in self._beside.values():
             raise ValueError(
-                f"{self.name} is the source of a patch on {self._beside[-1][0].name}, which an edit set now would "
-                "reach in part: enter the edit's block before the patch's"
+                f"{self.name} is the source of a patch on {other.name}, which an edit set now would reach in part: "
+                "enter the edit's block before the patch's"
             )
 
     def check_alike(self, other: Running) -> None:
