@@ -48,7 +48,8 @@ def fluency(comparison: Comparison, measure: str = "continuation_perplexity") ->
     Raises:
         ValueError: another measure, or a comparison without languages.
     """
-    return _measured(comparison, measure, FLUENCY_MEASURES)
+    judged = "judged by the model before" if measure == "continuation_perplexity" else ""
+    return _measured(comparison, measure, FLUENCY_MEASURES, judged)
 
 
 def activations(comparison: Comparison) -> go.Figure:
