@@ -63,13 +63,16 @@ def test_the_error_bar_is_the_interval_of_the_change_upon_the_value_before():
     assert "%{customdata[1]}" in after.hovertemplate
 
 
-def test_no_error_bar_of_toxicity_reaches_below_zero():
-    wide = {"en": {"average_toxicity": (-0.7, -0.3), "mean_activation": (-0.7, -0.2)}}
+def test_no_interval_of_a_change_goes_beyond_what_there_is():
+    """English toxicity is 0.6 before: it can fall by 0.6 and rise by 0.4. Activation may well be negative."""
+    wide = {"en": {"average_toxicity": (-0.7, 0.7), "mean_activation": (-0.7, -0.2)}}
     compared = dataclasses.replace(comparison(), changes=wide)
     toxicity, activation = figures.toxicity(compared).data[1], figures.activations(compared).data[1]
     assert toxicity.error_y.arrayminus[0] == pytest.approx(0.2)
-    assert "interval -0.700" in toxicity.customdata[0][1], "said whole"
-    assert activation.error_y.arrayminus[0] == pytest.approx(0.4), "which may well be negative"
+    assert toxicity.error_y.array[0] == pytest.approx(0.8)
+    assert toxicity.customdata[0][1].endswith("95 % interval -0.600 to +0.400")
+    assert activation.error_y.arrayminus[0] == pytest.approx(0.4)
+    assert activation.customdata[0][1].endswith("95 % interval -0.700 to -0.200")
 
 
 def test_without_intervals_there_is_no_error_bar():
