@@ -198,7 +198,7 @@ def test_training_curves():
     named = [trace.name for trace in figure.data if trace.showlegend]
     assert named == [name for name in traces if "validation" not in name]
     assert {trace.line.dash for trace in figure.data if not trace.showlegend} == {"dot"}
-    assert figure.layout.title.subtitle.text == "dotted: pairs kept for validation"
+    assert figure.layout.title.subtitle.text == "dotted lines are of pairs kept for validation"
     assert figures.training([row for row in LOG if "eval_loss" not in row]).layout.title.subtitle.text is None
 
 

@@ -64,10 +64,11 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
     figure.update_yaxes(title_text="Accuracy", tickformat=".0%", range=[0, 1.05], row=2)
     figure.update_yaxes(title_text="Reward", zeroline=True, row=3)
     figure.update_xaxes(title_text="Step", row=3)
-    validated = "dotted: pairs kept for validation" if any(not trace.showlegend for trace in figure.data) else ""
+    validated = any(not trace.showlegend for trace in figure.data)
+    told = "dotted lines are of pairs kept for validation" if validated else ""
     # Above the panels, so many names would reach into the title.
     below = {"yref": "container", "y": 0.01, "yanchor": "bottom"}
-    title = heading("Preference tuning, step by step", validated)
+    title = heading("Preference tuning, step by step", told)
     return styled(figure, height=620).update_layout(title=title, legend=below)
 
 
