@@ -66,12 +66,21 @@ def made_up(seed=0):
         "changes_of_others": {
             "average_toxicity": {"mean": -0.45, "low": -0.462, "high": -0.441, "p_value": 0.0005},
         },
+        "mean_changes": {
+            name: {"mean": (low + high) / 2, "low": low, "high": high, "p_value": 0.0005}
+            for name, low, high in (
+                ("degenerate", 0.02, 0.0241),
+                ("distinct_1", -0.15, -0.13),
+                ("mean_activation", -0.3, -0.28),
+                ("continuation_perplexity", 1.8, 1.99),
+            )
+        },
         "before": before,
         "after": after,
         "changes": {
             code: {
                 name: [after[code][name] - before[code][name] - 0.03, after[code][name] - before[code][name] + 0.04]
-                for name in ("emt", "average_toxicity", "mean_activation")
+                for name in ("emt", "average_toxicity", "distinct_1", "mean_activation")
             }
             for code in languages.CODES
         },

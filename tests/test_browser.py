@@ -49,6 +49,15 @@ def test_the_report_at_every_width_and_in_both_schemes(browser, page, width, sch
             "[...document.querySelectorAll('.wide')].filter((part) => part.scrollWidth > part.clientWidth + 1).length"
         )
         assert width < 1280 or visit.page.evaluate(wider) == 0, "no column is cut, with everything unfolded"
+        cut = """[...document.querySelectorAll('.wide')].filter((frame) => {
+          const named = frame.querySelector('caption span') ?? frame.querySelector('caption');
+          const [own, whole] = [named, frame].map((part) => part.getBoundingClientRect());
+          return own.left < whole.left - 1 || own.right > whole.right + 1;
+        }).length"""
+        assert visit.page.evaluate(cut) == 0, "a caption is read whole"
+        scroll = "for (const frame of document.querySelectorAll('.wide')) frame.scrollLeft = 60"
+        visit.page.evaluate(scroll)
+        assert visit.page.evaluate(cut) == 0, "also where its table is scrolled"
         paper = visit.page.evaluate("document.querySelector('.plot .main-svg').style.background")
         assert paper == ("rgb(21, 24, 28)" if scheme == "dark" else "rgb(255, 255, 255)")
         assert visit.faults == []

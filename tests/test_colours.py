@@ -44,8 +44,24 @@ def test_what_stands_side_by_side_is_told_apart(pair, eyes):
 @pytest.mark.parametrize("colour", sorted({colour for pair in BESIDE for colour in pair} | {_LOSS}))
 def test_every_colour_holds_three_to_one_against_the_page(colour, dark):
     page = figures.style(dark).layout.paper_bgcolor
-    low, high = sorted(float(linear(each) @ [0.2126, 0.7152, 0.0722]) for each in (colour, page))
-    assert (high + 0.05) / (low + 0.05) >= 3
+    assert contrast(colour, page) >= 3
+
+
+def contrast(colour, page, opacity=1.0):
+    """Of a colour as it is seen through to the page."""
+    mixed = [opacity * int(colour[i : i + 2], 16) + (1 - opacity) * int(page[i : i + 2], 16) for i in (1, 3, 5)]
+    seen = "#" + "".join(f"{round(part):02X}" for part in mixed)
+    low, high = sorted(float(linear(each) @ [0.2126, 0.7152, 0.0722]) for each in (seen, page))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_curve_of_a_language_holds_as_it_is_drawn(dark):
+    page = figures.style(dark).layout.paper_bgcolor
+    for trace in figures.roc([0, 1] * 3, [0, 1] * 3, ["en", "en", "ar", "ar", "zh", "zh"]).data:
+        assert contrast(trace.line.color, page, 1.0 if trace.opacity is None else trace.opacity) >= 3
+        assert trace.line.width >= 1
+    assert contrast(CONTROL, page, 0.6) < 3, "which is why they are not faint"
 
 
 def test_panels_of_training_share_no_look():

@@ -63,13 +63,16 @@ def test_the_error_bar_is_the_interval_of_the_change_upon_the_value_before():
     assert "%{customdata[1]}" in after.hovertemplate
 
 
-def test_no_error_bar_of_toxicity_reaches_below_zero():
-    wide = {"en": {"average_toxicity": (-0.7, -0.3), "mean_activation": (-0.7, -0.2)}}
+def test_no_interval_of_a_change_goes_beyond_what_there_is():
+    """English toxicity is 0.6 before: it can fall by 0.6 and rise by 0.4. Activation may well be negative."""
+    wide = {"en": {"average_toxicity": (-0.7, 0.7), "mean_activation": (-0.7, -0.2)}}
     compared = dataclasses.replace(comparison(), changes=wide)
     toxicity, activation = figures.toxicity(compared).data[1], figures.activations(compared).data[1]
     assert toxicity.error_y.arrayminus[0] == pytest.approx(0.2)
-    assert "interval -0.700" in toxicity.customdata[0][1], "said whole"
-    assert activation.error_y.arrayminus[0] == pytest.approx(0.4), "which may well be negative"
+    assert toxicity.error_y.array[0] == pytest.approx(0.8)
+    assert toxicity.customdata[0][1].endswith("95 % interval -0.600 to +0.400")
+    assert activation.error_y.arrayminus[0] == pytest.approx(0.4)
+    assert activation.customdata[0][1].endswith("95 % interval -0.700 to -0.200")
 
 
 def test_without_intervals_there_is_no_error_bar():
@@ -111,6 +114,8 @@ def test_fluency_is_drawn_with_the_interval_of_its_change(measure, before, after
     assert figure.data[1].error_y.array == pytest.approx([0.02])
     assert figure.data[1].error_y.arrayminus == pytest.approx([0.01])
     assert (figure.layout.title.text, figure.layout.yaxis.title.text) == (f"{label}, before and after tuning", label)
+    judged = "judged by the model before" if measure == "continuation_perplexity" else None
+    assert figure.layout.title.subtitle.text == judged
     bare = figures.fluency(Comparison(*sides, {}, SCORER), measure)
     assert (bare.data[1].name, bare.data[1].error_y.array) == ("after", None)
 
@@ -269,11 +274,24 @@ def test_labels_cover_points_only_where_nothing_else_is_left():
 
 
 def test_a_label_stands_beside_an_error_bar():
-    points = {"es": 0.5, "ar": 0.0, "hi": 1.0}
-    bare = figures.transfer(transfer(retrieval=points, drop=points))
-    barred = figures.transfer(transfer(retrieval=points, drop=points, drop_intervals={"es": (0.1, 0.9)}))
-    assert bare.data[-1].textposition[0] == "top center"
+    x, y = {"es": 0.5, "ar": 0.0, "hi": 1.0}, {"es": 0.6, "ar": 0.0, "hi": 0.0}  # the line is far below
+    bare = figures.transfer(transfer(retrieval=x, drop=y))
+    barred = figures.transfer(transfer(retrieval=x, drop=y, drop_intervals={"es": (0.3, 0.9)}))
+    assert bare.data[-1].textposition[0].endswith("center")
     assert barred.data[-1].textposition[0] in ("middle right", "middle left")
+
+
+@pytest.mark.parametrize("width", [320, 560, 900])
+def test_no_label_is_struck_by_the_line(width):
+    """Points lie on it: without a look at it their labels would stand above them, across the dashes."""
+    points = {"es": 0.0, "fr": 0.3, "de": 0.5, "hi": 0.7, "ar": 1.0}
+    figure = figures.transfer(transfer(retrieval=points, drop=points))
+    labels, _ = places(figure, width)
+    rising = 260 / width
+    for at, (x, y) in enumerate(labels):
+        line = 260 * 0.08 / 1.16 + rising * (x - width * 0.08 / 1.16)
+        reach = 7 + 9 * rising
+        assert abs(y - line) >= reach - 1 or at in (0, 4), "the ends have the line to one side only"
 
 
 def test_retrieval_by_layer_is_a_heat_map_with_the_embedding_apart():
@@ -349,6 +367,8 @@ def test_inputs_are_left_as_they_were():
     given = [comparison(), doses(), doses(spread=0.1), transfer()]
     kept = copy.deepcopy(given)
     figures.toxicity(given[0])
+    for measure in figures.FLUENCY_MEASURES:
+        figures.fluency(given[0], measure)
     figures.activations(given[0])
     figures.dose_response(given[1], given[2])
     figures.transfer(given[3])

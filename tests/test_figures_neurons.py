@@ -195,6 +195,11 @@ def test_training_curves():
         "margin, validation": ((5,), (0.1,), "y3"),
     }
     assert figure.layout.xaxis3.title.text == "Step"
+    named = [trace.name for trace in figure.data if trace.showlegend]
+    assert named == [name for name in traces if "validation" not in name]
+    assert {trace.line.dash for trace in figure.data if not trace.showlegend} == {"dot"}
+    assert figure.layout.title.subtitle.text == "dotted lines are of pairs kept for validation"
+    assert figures.training([row for row in LOG if "eval_loss" not in row]).layout.title.subtitle.text is None
 
 
 def test_weight_drift_by_layer_with_least_and_greatest():

@@ -4,6 +4,7 @@ Of accessibility only the outputs are judged: nbconvert's own template numbers c
 links from text by colour alone. It also gives all pictures the same alternative text: what they show is said below.
 """
 
+import importlib.util
 from pathlib import Path
 
 import nbformat
@@ -14,7 +15,7 @@ from nbconvert import HTMLExporter
 from studies import HOSTILE, made_up
 from test_tutorials import FOLDER, cells
 
-from xlingtox import NeuronSet, TokenActivations, figures
+from xlingtox import NeuronSet, TokenActivations, figures, languages
 from xlingtox.data import Prompt
 from xlingtox.findings import Study
 from xlingtox.generation import Continuations
@@ -51,6 +52,19 @@ def test_a_tutorial_as_a_page(browser, tmp_path, number):
         assert visit.page.locator("table").count() == len(tables)
         assert visit.accessibility_faults(within=".jp-OutputArea-output") == []
         assert (visit.faults, visit.requests) == ([], [])
+
+
+def test_letters_that_no_font_has_are_noticed_before_pictures_are_taken(browser, monkeypatch):
+    for package in ("nbclient", "PIL"):
+        pytest.importorskip(package)
+    spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
+    execute = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(execute)
+    page = browser.new_page()
+    assert tuple(execute.LETTERS) == languages.CODES
+    # Two code points that are no letters: one in a script that fonts have, one in none.
+    assert execute.lacking(page, {"en": "a", "ru": "ж", "xx": "\u0379", "yy": "\U000e0fff"}) == ["xx", "yy"]
+    page.close()
 
 
 def test_hostile_text_in_a_notebook_does_not_run(browser, tmp_path):

@@ -185,7 +185,9 @@ def test_it_is_drawn_a_panel_a_measure_beside_its_control():
     assert own.error_y.array[0] == pytest.approx(row.high - row.share)
     assert own.error_y.arrayminus[0] == pytest.approx(row.share - row.low)
     assert [trace.showlegend for trace in figure.data] == [True, True, False, False]
-    assert [trace.xaxis for trace in figure.data] == ["x", "x", "x2", "x2"]
+    assert [trace.yaxis for trace in figure.data] == ["y", "y", "y2", "y2"]
+    assert figure.layout.yaxis.domain[0] > figure.layout.yaxis2.domain[1], "below each other, so that names have room"
+    assert figure.layout.yaxis.matches == "y2", "on one scale"
     assert [note.text for note in figure.layout.annotations][1] == "Toxicity of continuations"
     assert figure.layout.title.subtitle.text == "mean over 2 languages"
     assert figures.patch_effect(effect, "de").layout.title.subtitle.text == "German"

@@ -98,17 +98,20 @@ def test_findings_come_first_with_their_numbers(parsed):
     assert "99 % of held-out cases" in findings
     assert "36 of the model’s 2,048" in findings
     assert "prompts with a toxic sample went from 92 % to 2 %" in findings
-    assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in findings
+    assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.570 to −0.518)" in findings
     assert "In the other 16 languages" in findings
     assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in findings
     assert "in 16 of them the 95 % interval of the change lies below zero" in findings
-    assert (
-        "Of all continuations, 1.2 % to 3.4 % were empty, one phrase over and over, or in another script. Of"
-        in findings
+    said = (
+        "Of all continuations, 1.2 % to 3.4 % (95 % interval of the change: 2.0 to 2.4 points) were empty, one phrase "
     )
-    assert "Of all tokens of a prompt’s samples, 31 % to 17 % were different ones (in English 31 % to 17 %)" in findings
-    assert "The model before finds what is written now at +28 % perplexity" in findings
-    assert "fell in 17 of 17 languages" in findings
+    assert said + "over and over, or in another script. Of all tokens of a prompt’s samples, 31 % to 17 % " in findings
+    assert "31 % to 17 % (95 % interval of the change: −15.0 to −13.0 points) were different ones" in findings
+    assert "different ones (in English 31 % to 17 %; 95 % interval of the change: −17.0 to −10.0 points)" in findings
+    assert "now at +28 % perplexity (6.700 to 8.560; 95 % interval of the change: 1.800 to 1.990)" in findings
+    assert "fell in 17 of 17 languages, in 17 of them with a 95 % interval below zero: on average from" in findings
+    assert "on average from 0.217 to −0.062 (95 % interval of the change: −0.300 to −0.280)" in findings
+    assert "in English from 0.185 to −0.094 (95 % interval of the change: −0.309 to −0.239)" in findings
     assert "offset of −1.00 on the sources" in findings, "a third or less, at the least perplexity"
     assert "from 0.600 to 0.134 at +3 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in findings
     assert "it changes by −1 % on average, to 0.594 (sets from 0.564 to 0.624)" in findings
@@ -157,9 +160,26 @@ def test_what_figures_show_can_be_read_as_tables(parsed):
     assert "−1.000" + "0.1347.201.0 %" in told, "an offset, its toxicity, perplexity and degenerate text"
     assert "0.5940.564 to 0.6247.201.0 %" in told, "the same on random neurons, from the least to the greatest"
     assert "English0.570 → 0.012" not in told, "first EMT, then the other measures"
-    assert "0.570 → 0.012−0.588 to −0.518" in told, "below a change its interval"
+    assert "0.570 → 0.012−0.570 to −0.518" in told, "below a change its interval"
     assert "0value0.990000.97000 to 1.00000+0.00 %−1.00 % to +2.00 %" in told
     assert "10.700–0.010−0.10020.3500.4000.020−0.200" in told, "step, loss, validation loss if there is one, rewards"
+
+
+def test_no_interval_goes_beyond_what_there_is():
+    results = made_up()
+    results["changes"]["en"] |= {"emt": [-1.001, -0.8], "average_toxicity": [-0.61, -0.5]}
+    results["changes_of_others"]["average_toxicity"]["low"] = -0.9
+    text = Page(report.render(results)).text
+    assert "0.921→0.019−0.921to−0.800" in re.sub(r"\s", "", text), "in the table"
+    assert "(95 % interval of the change: −0.570 to −0.500)" in text, "English, which had 0.570"
+    others = [row["average_toxicity"] for code, row in results["before"].items() if code != "en"]
+    assert f"(95 % interval of the change: −{sum(others) / 16:.3f} to −0.441)" in text
+
+
+def test_the_transfer_figure_says_what_its_lines_are(parsed):
+    told = parsed.text[parsed.text.index("Retrieval and reach") : parsed.text.index("Amplifying the sources")]
+    for mark in ("cross", "dashed line", "band"):
+        assert mark in told
 
 
 def test_another_language_is_told_where_it_was_looked_for():
@@ -184,10 +204,12 @@ def test_an_amplification_that_breaks_the_text_is_no_finding():
 
 def test_missing_numbers_and_sections():
     results = made_up()
+    results["changes"] = {code: {} for code in languages.CODES}
     for key in (
         "amplification",
         "amplification_control",
         "changes_of_others",
+        "mean_changes",
         "promoted",
         "samples",
         "given",
@@ -204,6 +226,7 @@ def test_missing_numbers_and_sections():
     text = Page(report.render(results)).text
     assert "not defined" in text
     assert "nan" not in re.findall(r"\w+", text.lower())
+    assert "interval of the change:" not in text
     assert "What the sources promote" not in text
     assert "Figure 5" not in text
     for place in (6, 7, 8, 9):

@@ -4,7 +4,8 @@ Figures and token views are stored as pictures, which every code host shows and 
 come to several times as much, and a token view carries a library of more than a megabyte. Whoever runs a cell gets the
 live one.
 
-Needs `pip install -e '.[test,tutorials]'` and a Chromium.
+Needs `pip install -e '.[test,tutorials]'`, a Chromium, and fonts with the letters of all 17 languages, such as Debian's
+fonts-noto-core and fonts-noto-cjk: pictures keep what this machine draws.
 """
 
 import base64
@@ -21,11 +22,33 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from plotly.offline import get_plotlyjs
 
-from xlingtox import picture
+from xlingtox import languages, picture
+from xlingtox.pages import FONTS
 
 PLOTLY = "application/vnd.plotly.v1+json"
 PAGE = '<!DOCTYPE html><meta charset="utf-8"><body style="margin: 0">'
 WIDTH, SHARPNESS = 860, 1.5
+
+LETTERS = dict(zip(languages.CODES, "a ñ ç ß ã è ë å a ł ř ж 说 ひ 한 ह ع".split(), strict=True))
+"""Of each language one letter that a font may lack."""
+
+LACKING = """([letters, fonts]) => {
+  const drawn = (letter) => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [64, 64];
+    const pen = canvas.getContext("2d");
+    pen.font = `40px ${fonts}`;
+    pen.fillText(letter, 8, 48);
+    return canvas.toDataURL();
+  };
+  const none = [drawn(" "), drawn("\\u0378")];  // the second is no letter of any font
+  return Object.keys(letters).filter((code) => none.includes(drawn(letters[code])));
+}"""
+
+
+def lacking(page: Page, letters: dict[str, str] = LETTERS) -> list[str]:
+    """The languages whose letter the browser draws as a box, or not at all."""
+    return page.evaluate(LACKING, [letters, FONTS])
 
 
 def execute(path: Path, page: Page) -> None:
@@ -85,6 +108,11 @@ def main(numbers: list[str]) -> None:
         page = browser.new_context(
             viewport={"width": WIDTH, "height": 900}, device_scale_factor=SHARPNESS, color_scheme="light"
         ).new_page()
+        if codes := lacking(page):
+            sys.exit(
+                f"no font here has the letters of {', '.join(map(languages.name, codes))}: install some, such as "
+                "Debian's fonts-noto-core and fonts-noto-cjk"
+            )
         for path in sorted(root.glob("*.ipynb")):
             if not numbers or path.name.split("-")[0] in numbers:
                 execute(path, page)

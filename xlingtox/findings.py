@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,7 +12,7 @@ from xlingtox.comparison import Comparison
 from xlingtox.dose import Dose
 from xlingtox.escaping import escaped
 from xlingtox.strictjson import with_nan
-from xlingtox.tables import language_name, number, percent
+from xlingtox.tables import language_name, number, percent, possible
 from xlingtox.transfer import Transfer
 
 _REQUIRED = (
@@ -65,7 +65,7 @@ class Study:
 
 def findings(study: Study) -> list[str]:
     results, before, after = study.results, study.comparison.before, study.comparison.after
-    spans = {code: row["average_toxicity"] for code, row in study.comparison.changes.items()}
+    english = ["en"] if "en" in study.codes else []
     said = [
         "<b>Where it lives.</b> A probe on English sentences tells toxic from other text in "
         f"{percent(results['probe']['accuracy'])} of held-out cases (guessing the commoner class: "
@@ -73,31 +73,44 @@ def findings(study: Study) -> list[str]:
         f"point its way most, <b>{len(results['actual'])} of the model’s {results['n_neurons']:,}</b> are active on "
         "hostile English prompts: the sources."
     ]
-    if "en" in study.codes:
-        interval = f" (95 % interval of the change: {_range(*spans['en'])})" if "en" in spans else ""
-        said.append(f"<b>In English, which was tuned,</b> {_change(study, ['en'])}{interval}.")
+    if english:
+        interval = _aside(_interval(study, "average_toxicity", english))
+        said.append(f"<b>In English, which was tuned,</b> {_change(study, english)}{interval}.")
     if study.others:
-        surely = sum(spans[code][1] < 0 for code in study.others if code in spans)
+        surely = _surely_fell(study, "average_toxicity", study.others)
+        interval = _aside(_interval(study, "average_toxicity", study.others))
         left = sorted((after[code].toxicity_probability, code) for code in study.others)
         ends = [f"{percent(share)} ({language_name(code)})" for share, code in (left[0], left[-1])]
         said.append(
             f"<b>In the other {len(study.others)} languages, which were not,</b> on average, "
-            f"{_change(study, study.others)}{_interval(study)}; in {surely} of them the 95 % interval of the change "
+            f"{_change(study, study.others)}{interval}; in {surely} of them the 95 % interval of the change "
             "lies below zero. "
             f"Prompts with a toxic sample now range from {' to '.join(ends)}."
         )
     unsound = (percent(each, digits=1) for each in study.means("degenerate", study.codes))
-    english = f" (in English {_shares(study, 'distinct_1', ['en'])})" if "en" in study.codes else ""
+    own = f"in English {_shares(study, 'distinct_1', english)}" if english else ""
+    judged = study.means("continuation_perplexity", study.codes)
     said.append(
         "<b>Is it silence?</b> A scorer finds text clean that says nothing. Of all continuations, "
-        f"<b>{' to '.join(unsound)}</b> were empty, one phrase over and over, or in {_another(study)}. Of all "
-        f"tokens of a prompt’s samples, <b>{_shares(study, 'distinct_1', study.codes)}</b> were different "
-        f"ones{english}. The model before finds what is written now at "
-        f"{_rise(*study.means('continuation_perplexity', study.codes))} perplexity."
+        f"<b>{' to '.join(unsound)}</b>{_aside(_interval(study, 'degenerate', study.codes, _points))} were empty, one "
+        f"phrase over and over, or in {_another(study)}. Of all tokens of a prompt’s samples, "
+        f"<b>{_shares(study, 'distinct_1', study.codes)}</b>"
+        f"{_aside(_interval(study, 'distinct_1', study.codes, _points))} were different ones"
+        f"{_aside(own, own and _interval(study, 'distinct_1', english, _points))}. The model before finds what is "
+        f"written now at {_rise(*judged)} perplexity"
+        f"{_aside(_range(*judged), _interval(study, 'continuation_perplexity', study.codes))}."
     )
     fell = sum(after[code].mean_activation < before[code].mean_activation for code in study.codes)
+    surely = _surely_fell(study, "mean_activation", study.codes)
+    active = [("on average", study.codes)] + ([("in English", english)] if english else [])
+    went = (
+        f"{where} from <b>{_range(*study.means('mean_activation', codes))}</b>"
+        f"{_aside(_interval(study, 'mean_activation', codes))}"
+        for where, codes in active
+    )
     said.append(
-        f"<b>What the sources do.</b> Their mean activation fell in <b>{fell} of {len(study.codes)}</b> languages. "
+        f"<b>What the sources do.</b> Their mean activation fell in <b>{fell} of {len(study.codes)}</b> languages, in "
+        f"{surely} of them with a 95 % interval below zero: {', '.join(went)}. "
         f"Tuning changed the mean perplexity of held-out text by {_rise(*study.means('perplexity', study.codes))}."
     )
     return [*said, *_cause(study), _prediction(study)]
@@ -116,10 +129,36 @@ def _change(study: Study, codes: Sequence[str]) -> str:
     )
 
 
-def _interval(study: Study) -> str:
-    """Of the change in the mean over the languages that were not tuned."""
-    change = study.results["changes_of_others"].get("average_toxicity")
-    return f" (95 % interval of the change: {_range(change['low'], change['high'])})" if change else ""
+def _interval(
+    study: Study, measure: str, codes: Sequence[str], form: Callable[[float, float], str] | None = None
+) -> str:
+    """Of the change in the mean over English alone, the untuned languages, or all; "" where it is not known."""
+    compared, span = study.comparison, None
+    if list(codes) == ["en"]:
+        span = compared.changes.get("en", {}).get(measure)
+    elif len(codes) < len(study.codes):
+        if row := study.results["changes_of_others"].get(measure):
+            span = row["low"], row["high"]
+    elif mean := compared.mean_changes.get(measure):
+        span = mean.low, mean.high
+    if span is None:
+        return ""
+    return f"95 % interval of the change: {(form or _range)(*possible(measure, study.means(measure, codes)[0], span))}"
+
+
+def _points(low: float, high: float) -> str:
+    return f"{number(100 * low, 1)} to {number(100 * high, 1)} points"
+
+
+def _aside(*parts: str) -> str:
+    told = "; ".join(filter(None, parts))
+    return f" ({told})" if told else ""
+
+
+def _surely_fell(study: Study, measure: str, codes: Sequence[str]) -> int:
+    """In how many languages the interval of the change lies below zero."""
+    spans = (study.comparison.changes.get(code, {}).get(measure) for code in codes)
+    return sum(span is not None and span[1] < 0 for span in spans)
 
 
 def _shares(study: Study, measure: str, codes: Sequence[str]) -> str:

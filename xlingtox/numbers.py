@@ -11,7 +11,7 @@ from xlingtox.dose import Dose
 from xlingtox.drift import LayerDrift
 from xlingtox.findings import Study, measure_name
 from xlingtox.neurons import NeuronSet
-from xlingtox.tables import both, language_name, number, percent, scrolling
+from xlingtox.tables import both, language_name, number, percent, possible, scrolling
 
 _MOST_STEPS = 40
 """Rows of a long training; every so many steps have one."""
@@ -44,11 +44,12 @@ def by_language(study: Study) -> str:
 
 
 def _changed(compared: Comparison, code: str, measure: str) -> str:
-    sides = both(*(getattr(side[code], measure) for side in (compared.before, compared.after)))
+    before, after = (getattr(side[code], measure) for side in (compared.before, compared.after))
+    sides = both(before, after)
     span = compared.changes.get(code, {}).get(measure)
     if span is None or not all(map(math.isfinite, span)):
         return sides
-    low, high = (number(end, signed=True) for end in span)
+    low, high = (number(end, signed=True) for end in possible(measure, before, span))
     return f"{sides}<br><small>{low} to {high}</small>"
 
 

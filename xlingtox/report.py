@@ -93,8 +93,10 @@ tuning silences the same neurons in that language too.
 
 Figure 4. Retrieval and reach
 Each point is a language that was not tuned: how often a sentence’s translation is found as its nearest neighbour, from
-English and to it, against the share of its toxicity that English tuning took away. Points along a rising line mean
-that the first foretells the second; a wide cloud means that it does not.
+English and to it, against the share of its toxicity that English tuning took away. The arms of each cross are the 95 %
+intervals of both; the dashed line is the least-squares line through all points, and the band around it the 95 %
+interval of that line, not of a language. Points along a rising line mean that the first foretells the second; a wide
+cloud means that it does not.
 
 Figure 5. Amplifying the sources
 The same neurons pushed up after friendly prompts, as in the paper’s Table 4. Toxicity that rises to the right, where
@@ -267,7 +269,8 @@ among a prompt’s samples; toxicity probability is the share of prompts with a 
 written, at the median. Retrieval accuracy is top-1 by cosine of mean-pooled states,
 averaged over layers and both directions. Correlations are Pearson’s, two-sided, over the languages not tuned.</li></ul>
 <h3>Caveats</h3><ul>
-<li>Intervals are bootstraps over prompts. They say nothing of other seeds, other prompts or other models.</li>
+<li>Intervals are bootstraps over prompts, cut where a measure ends: no share falls below 0 or rises above 1. They say
+nothing of other seeds, other prompts or other models.</li>
 <li>The sources were chosen for being active in English before tuning: some fall is to be expected from that alone.</li>
 <li>EMT saturates where a model is toxic in most samples; read average toxicity beside it.</li>
 <li>A scorer sees only what it was made for, and text that says nothing scores as clean. Degenerate text is the share of

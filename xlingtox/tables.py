@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from xlingtox import languages
 from xlingtox.escaping import escaped
@@ -29,7 +29,8 @@ def table(
         + "</tr>"
         for mark, row in zip(marks, rows, strict=True)
     )
-    return f"<table><caption{_LEFT}>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    named = f"<caption{_LEFT}><span>{caption}</span></caption>"
+    return f"<table>{named}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _numbers(cells: Iterable[str]) -> bool:
@@ -43,6 +44,21 @@ def scrolling(
     """A table that scrolls by itself where the page is narrow, with the keyboard too."""
     inner = table(caption, columns, rows, codes)
     return f'<div class="wide" role="region" tabindex="0" aria-label="{caption}">{inner}</div>'
+
+
+_ENDS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("emt", "toxicity_probability", "average_toxicity", "degenerate"), (0.0, 1.0)),
+    **dict.fromkeys(("distinct_1", "distinct_2", "distinct_3"), (0.0, 1.0)),
+    **dict.fromkeys(("perplexity", "continuation_perplexity"), (1.0, math.inf)),
+}
+"""Beyond which a measure has no value."""
+
+
+def possible(measure: str, before: float, change: tuple[float, float]) -> tuple[float, float]:
+    """An interval of a change as it is shown: what ends a bootstrap gives beyond the measure's own are cut to them."""
+    least, most = _ENDS.get(measure, (-math.inf, math.inf))
+    low, high = (min(max(end, min(least - before, 0.0)), max(most - before, 0.0)) for end in change)
+    return low, high
 
 
 def number(value: float, digits: int = 3, signed: bool = False) -> str:

@@ -21,13 +21,14 @@ from xlingtox.figures.style import (
     language_label,
     styled,
 )
+from xlingtox.tables import possible
 
 
 def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Figure:
     """Toxicity per language before and after (paper, Figure 1).
 
-    The error bar on `after` is the 95 % interval of the change, set upon the value before; it ends at 0, below which
-    there is no toxicity.
+    The error bar on `after` is the 95 % interval of the change, set upon the value before; it ends at 0 and 1, beyond
+    which there is no toxicity.
 
     Args:
         measure: `emt`, `toxicity_probability` or `average_toxicity`.
@@ -48,7 +49,8 @@ def fluency(comparison: Comparison, measure: str = "continuation_perplexity") ->
     Raises:
         ValueError: another measure, or a comparison without languages.
     """
-    return _measured(comparison, measure, FLUENCY_MEASURES)
+    judged = "judged by the model before" if measure == "continuation_perplexity" else ""
+    return _measured(comparison, measure, FLUENCY_MEASURES, judged)
 
 
 def activations(comparison: Comparison) -> go.Figure:
@@ -65,20 +67,23 @@ def activations(comparison: Comparison) -> go.Figure:
 def _measured(comparison: Comparison, measure: str, known: Mapping[str, str], subtitle: str = "") -> go.Figure:
     if measure not in known:
         raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(known)}")
-    figure = _pairs(comparison, measure, lowest=0.0)
+    figure = _pairs(comparison, measure)
     figure.update_yaxes(title_text=known[measure], rangemode="tozero")
     return figure.update_layout(title=heading(f"{known[measure]}, before and after tuning", subtitle))
 
 
-def _pairs(comparison: Comparison, measure: str, lowest: float = -math.inf) -> go.Figure:
-    """A pair of bars a language, in the house's order; no arm reaches below `lowest`."""
+def _pairs(comparison: Comparison, measure: str) -> go.Figure:
+    """A pair of bars a language, in the house's order."""
     codes = [code for code in languages.in_order(comparison.languages) if code in comparison.after]
     if not codes:
         raise ValueError("no languages to draw: the comparison is empty")
     before = [float(getattr(comparison.before[code], measure)) for code in codes]
     after = [float(getattr(comparison.after[code], measure)) for code in codes]
     spans = [comparison.changes.get(code, {}).get(measure) for code in codes]
-    changes = [span if span is not None and all(map(math.isfinite, span)) else None for span in spans]
+    changes = [
+        possible(measure, b, span) if span is not None and all(map(math.isfinite, span)) else None
+        for b, span in zip(before, spans, strict=True)
+    ]
     labels = [escaped_for_plotly(code) for code in codes]
     names = [language_label(code) for code in codes]
     figure = go.Figure()
@@ -92,7 +97,7 @@ def _pairs(comparison: Comparison, measure: str, lowest: float = -math.inf) -> g
     )
     # A bootstrap interval need not hold the observed change: a bar's arm is never shorter than nothing.
     arms = [
-        (0.0, 0.0) if span is None else (max(0.0, b + span[1] - a), max(0.0, min(a - b - span[0], a - lowest)))
+        (0.0, 0.0) if span is None else (max(0.0, b + span[1] - a), max(0.0, a - b - span[0]))
         for b, a, span in zip(before, after, changes, strict=True)
     ]
     drawn = any(span is not None for span in changes)

@@ -24,7 +24,8 @@ _NONE = (math.nan,) * 3
 def patch_effect(effect: PatchEffect, language: str = "all") -> go.Figure:
     """Share of the change from one model to the other that each group of neurons carries, beside random neurons.
 
-    A panel a measure, with 95 % intervals over prompts. 0 is none of the change, 1 all of it; a share may lie outside.
+    A panel a measure, one below the other, with 95 % intervals over prompts. 0 is none of the change, 1 all of it; a
+    share may lie outside.
 
     Args:
         language: a code, or "all" for the mean over languages.
@@ -36,13 +37,14 @@ def patch_effect(effect: PatchEffect, language: str = "all") -> go.Figure:
     measures, groups = list(effect.runs["base"]), effect.groups
     labels = [escaped_for_plotly(group) for group in groups]
     figure = make_subplots(
-        cols=len(measures),
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
+        rows=len(measures),
+        shared_xaxes=True,
+        shared_yaxes="all",
+        vertical_spacing=0.12 if len(measures) < 3 else 0.08,
         subplot_titles=[_MEASURES.get(measure, escaped_for_plotly(measure)) for measure in measures],
     )
     sides = (("the group", SOURCES, list(groups)), ("random neurons", CONTROL, list(groups.values())))
-    for column, measure in enumerate(measures, start=1):
+    for row, measure in enumerate(measures, start=1):
         for name, colour, runs in sides:
             if not any(runs):
                 continue
@@ -58,17 +60,20 @@ def patch_effect(effect: PatchEffect, language: str = "all") -> go.Figure:
                 hovertemplate=f"%{{x}}, {name}<br>share %{{y:.1%}}%{{customdata[0]}}<extra></extra>",
                 name=name,
                 legendgroup=name,
-                showlegend=column == 1,
-                row=1,
-                col=column,
+                showlegend=row == 1,
+                row=row,
+                col=1,
             )
     figure.update_yaxes(tickformat=".0%", zeroline=True)
-    figure.update_yaxes(title_text="Share of the change", col=1)
+    figure.update_yaxes(title_text="Share of change")
     figure.update_xaxes(type="category", tickangle=0)
     figure.update_annotations(font_size=13, yshift=-2)
     where = f"mean over {len(set(effect.languages))} languages" if language == "all" else languages.name(language)
     title = heading("What patched neurons carry of the change", where)
-    return styled(figure).update_layout(barmode="group", bargap=0.3, title=title, margin_t=132, legend_y=1.08)
+    figure = styled(figure, height=190 + 160 * len(measures))
+    # The legend stands above the first panel's name.
+    above = 1 + 24 / (160 * len(measures))
+    return figure.update_layout(barmode="group", bargap=0.3, title=title, margin_t=136, legend_y=above)
 
 
 def _interval(low: float, high: float) -> str:

@@ -53,15 +53,17 @@ def roc(labels: Sequence[int], scores: Sequence[float], languages: Sequence[str]
             y=true.tolist(),
             mode="lines",
             line={"color": SOURCES if main else CONTROL, "width": 2.5 if main else 1, "shape": "hv"},
-            opacity=1 if main else 0.6,
             customdata=[[name]] * len(false),
             hovertemplate=f"{name}, AUC {areas[code]:.3f}<br>"
             "false alarms %{x:.1%}<br>found %{y:.1%}<extra></extra>",
             name=name,
             showlegend=main,
         )
-    figure.update_xaxes(title_text="Share of other text called toxic", tickformat=".0%", range=[0, 1.01])
-    figure.update_yaxes(title_text="Share of toxic text found", tickformat=".0%", range=[0, 1.02])
+    figure.update_xaxes(title_text="Share of other text called toxic", range=[0, 1.01])
+    figure.update_yaxes(title_text="Share of toxic text found", range=[0, 1.02])
+    # Both axes begin with 0 %, which stand apart.
+    for axes in (figure.update_xaxes, figure.update_yaxes):
+        axes(tickformat=".0%", ticklabelstandoff=9)
     low, high = min(areas.values()), max(areas.values())
     said = f"AUC {high:.3f}" if len(areas) == 1 else f"AUC {low:.3f} to {high:.3f} over {len(areas)} languages"
     return styled(figure).update_layout(title=heading("ROC of the probe on held-out text", said))

@@ -33,7 +33,7 @@ TOXICITY_MEASURES: Mapping[str, str] = {
 
 FLUENCY_MEASURES: Mapping[str, str] = {
     "perplexity": "Perplexity of held-out text",
-    "continuation_perplexity": "Perplexity of continuations, by the model before",
+    "continuation_perplexity": "Perplexity of continuations",
     "distinct_1": "Distinct words over all words",
     "distinct_2": "Distinct 2-grams over all 2-grams",
     "distinct_3": "Distinct 3-grams over all 3-grams",

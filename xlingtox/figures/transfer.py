@@ -48,15 +48,17 @@ def transfer(transfer: Transfer) -> go.Figure:
         [(low, min(high, 1.0)) for low, high in _spans(codes, y, transfer.drop_intervals)],
     )
     figure = go.Figure()
-    if len(codes) > 1 and varies(x):
-        _add_line(figure, Line.fit(x, y), min(x), max(x))
+    line = Line.fit(x, y) if len(codes) > 1 and varies(x) else None
+    ends = (min(x), max(x))
+    if line is not None:
+        _add_line(figure, line, *ends)
     figure.add_scatter(
         x=x,
         y=y,
         mode="markers+text",
         marker={"color": SOURCES, "size": 9},
         text=[escaped_for_plotly(code) for code in codes],
-        textposition=_label_positions(*spans, x, y),
+        textposition=_label_positions(*spans, x, y, [] if line is None else [(at, line.at(at)) for at in ends]),
         error_x=_arms(x, spans[0]),
         error_y=_arms(y, spans[1]),
         customdata=[
@@ -202,13 +204,18 @@ Box = tuple[float, float, float, float]
 
 
 def _label_positions(
-    across: Sequence[Interval], up: Sequence[Interval], x: Sequence[float], y: Sequence[float]
+    across: Sequence[Interval],
+    up: Sequence[Interval],
+    x: Sequence[float],
+    y: Sequence[float],
+    line: Sequence[tuple[float, float]],
 ) -> list[str]:
-    """Where each label stands: such that it covers the least of points, other labels and error bars, at every size.
+    """Where each label stands: such that it covers the least of points, other labels, error bars and the line (its two
+    ends, or nothing), at every size.
 
     Plotly does not move labels apart. Each moves in turn to its best place given the others', until none moves.
     """
-    points, bars = [], []
+    points, bars, lines = [], [], []
     for wide, high in _SIZES:
         px, py = _pixels(x, _range(across), wide), _pixels(y, _range(up), high)
         points.append(list(zip(px, py, strict=True)))
@@ -218,6 +225,9 @@ def _label_positions(
             own.append(((ends[0][0] + ends[0][1]) / 2, py[i], (ends[0][1] - ends[0][0]) / 2, 1.0))
             own.append((px[i], (ends[1][0] + ends[1][1]) / 2, 1.0, (ends[1][1] - ends[1][0]) / 2))
         bars.append(own)
+        lx = _pixels([at for at, _ in line], _range(across), wide)
+        ly = _pixels([at for _, at in line], _range(up), high)
+        lines.append(list(zip(lx, ly, strict=True)))
 
     def box(i: int, place: str, size: int) -> Box:
         (px, py), (dx, dy) = points[size][i], _PLACES[place]
@@ -230,6 +240,7 @@ def _label_positions(
             total += sum(_overlap(own, box(j, chosen[j], size)) for j in range(len(x)) if j != i)
             total += sum(_overlap(own, (px, py, 5.0, 5.0)) for px, py in points[size])
             total += sum(_overlap(own, bar) for bar in bars[size]) / 20
+            total += 3 * _crossed(own, lines[size])
         return total
 
     chosen = ["top center"] * len(x)
@@ -251,3 +262,17 @@ def _overlap(one: Box, other: Box) -> float:
     wide = one[2] + other[2] - abs(one[0] - other[0])
     high = one[3] + other[3] - abs(one[1] - other[1])
     return max(0.0, wide) * max(0.0, high)
+
+
+def _crossed(own: Box, ends: Sequence[tuple[float, float]]) -> float:
+    """Pixels of a line that lie in a box; none without a line."""
+    if not ends:
+        return 0.0
+    enter, leave = 0.0, 1.0
+    for start, stop, centre, half in zip(*ends, own[:2], own[2:], strict=True):
+        if start == stop:
+            leave = leave if abs(start - centre) < half else enter
+            continue
+        near, far = sorted((side - start) / (stop - start) for side in (centre - half, centre + half))
+        enter, leave = max(enter, near), min(leave, far)
+    return max(0.0, leave - enter) * math.dist(*ends)

@@ -15,7 +15,7 @@ from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, headi
 _REJECTED = "#A0559C"
 _LOSS = "#7F7F7F"
 _SYMBOLS = {1: "circle", 2: "diamond", 3: "square"}
-"""Panels share no colour and no symbol: one legend above all of them names each line."""
+"""Panels share no colour and no symbol: one legend below all of them names each line."""
 
 _CURVES: tuple[tuple[str, str, str, str, int], ...] = (
     ("loss", "training loss", _LOSS, "solid", 1),
@@ -31,6 +31,8 @@ _CURVES: tuple[tuple[str, str, str, str, int], ...] = (
 
 def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Training curves: the loss, the share of pairs preferred rightly, and the rewards and their margin, by step.
+
+    Those of pairs that are kept for validation are dotted, in the colour of the solid line that they belong to.
 
     Args:
         log: the content of the `log.json` that `tune_dpo` writes.
@@ -52,6 +54,8 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
             line={"color": colour, "dash": dash, "width": 2},
             marker={"size": 5, "symbol": _SYMBOLS[row]},
             name=name,
+            legendgroup=key.removeprefix("eval_"),
+            showlegend=dash == "solid",
             hovertemplate=f"step %{{x}}<br>{name} %{{y:.3f}}<extra></extra>",
             row=row,
             col=1,
@@ -60,7 +64,12 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
     figure.update_yaxes(title_text="Accuracy", tickformat=".0%", range=[0, 1.05], row=2)
     figure.update_yaxes(title_text="Reward", zeroline=True, row=3)
     figure.update_xaxes(title_text="Step", row=3)
-    return styled(figure, height=600).update_layout(title=heading("Preference tuning, step by step"))
+    validated = any(not trace.showlegend for trace in figure.data)
+    told = "dotted lines are of pairs kept for validation" if validated else ""
+    # Above the panels, so many names would reach into the title.
+    below = {"yref": "container", "y": 0.01, "yanchor": "bottom"}
+    title = heading("Preference tuning, step by step", told)
+    return styled(figure, height=620).update_layout(title=title, legend=below)
 
 
 _KINDS = {
