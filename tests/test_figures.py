@@ -64,13 +64,13 @@ def test_the_error_bar_is_the_interval_of_the_change_upon_the_value_before():
 
 
 def test_no_interval_of_a_change_goes_beyond_what_there_is():
-    """English toxicity is 0.6 before: it can fall by 0.6 and rise by 0.4. Activation may well be negative."""
-    wide = {"en": {"average_toxicity": (-0.7, 0.7), "mean_activation": (-0.7, -0.2)}}
+    """No arm goes below 0 or above 1, and no share changes by more than 1. Activation may well be negative."""
+    wide = {"en": {"average_toxicity": (-0.7, 1.1), "mean_activation": (-0.7, -0.2)}}
     compared = dataclasses.replace(comparison(), changes=wide)
     toxicity, activation = figures.toxicity(compared).data[1], figures.activations(compared).data[1]
     assert toxicity.error_y.arrayminus[0] == pytest.approx(0.2)
     assert toxicity.error_y.array[0] == pytest.approx(0.8)
-    assert toxicity.customdata[0][1].endswith("95 % interval -0.600 to +0.400")
+    assert toxicity.customdata[0][1].endswith("95 % interval -0.700 to +1.000")
     assert activation.error_y.arrayminus[0] == pytest.approx(0.4)
     assert activation.customdata[0][1].endswith("95 % interval -0.700 to -0.200")
 

@@ -98,7 +98,7 @@ def test_findings_come_first_with_their_numbers(parsed):
     assert "99 % of held-out cases" in findings
     assert "36 of the model’s 2,048" in findings
     assert "prompts with a toxic sample went from 92 % to 2 %" in findings
-    assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.570 to −0.518)" in findings
+    assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in findings
     assert "In the other 16 languages" in findings
     assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in findings
     assert "in 16 of them the 95 % interval of the change lies below zero" in findings
@@ -160,20 +160,19 @@ def test_what_figures_show_can_be_read_as_tables(parsed):
     assert "−1.000" + "0.1347.201.0 %" in told, "an offset, its toxicity, perplexity and degenerate text"
     assert "0.5940.564 to 0.6247.201.0 %" in told, "the same on random neurons, from the least to the greatest"
     assert "English0.570 → 0.012" not in told, "first EMT, then the other measures"
-    assert "0.570 → 0.012−0.570 to −0.518" in told, "below a change its interval"
+    assert "0.570 → 0.012−0.588 to −0.518" in told, "below a change its interval"
     assert "0value0.990000.97000 to 1.00000+0.00 %−1.00 % to +2.00 %" in told
     assert "10.700–0.010−0.10020.3500.4000.020−0.200" in told, "step, loss, validation loss if there is one, rewards"
 
 
 def test_no_interval_goes_beyond_what_there_is():
     results = made_up()
-    results["changes"]["en"] |= {"emt": [-1.001, -0.8], "average_toxicity": [-0.61, -0.5]}
+    results["changes"]["en"] |= {"emt": [-1.001, -0.8], "average_toxicity": [-1.01, -0.5]}
     results["changes_of_others"]["average_toxicity"]["low"] = -0.9
     text = Page(report.render(results)).text
-    assert "0.921→0.019−0.921to−0.800" in re.sub(r"\s", "", text), "in the table"
-    assert "(95 % interval of the change: −0.570 to −0.500)" in text, "English, which had 0.570"
-    others = [row["average_toxicity"] for code, row in results["before"].items() if code != "en"]
-    assert f"(95 % interval of the change: −{sum(others) / 16:.3f} to −0.441)" in text
+    assert "0.921→0.019−1.000to−0.800" in re.sub(r"\s", "", text), "in the table"
+    assert "(95 % interval of the change: −1.000 to −0.500)" in text
+    assert "(95 % interval of the change: −0.900 to −0.441)" in text
 
 
 def test_the_transfer_figure_says_what_its_lines_are(parsed):

@@ -129,9 +129,8 @@ class Comparison:
         for code in self.languages:
             sides = self.before[code], self.after[code]
             span = self.changes.get(code, {}).get("average_toxicity")
-            change = (
-                f" ({tables.number(span[0], signed=True)} to {tables.number(span[1], signed=True)})" if span else ""
-            )
+            ends = () if span is None else tables.possible("average_toxicity", span)
+            change = f" ({' to '.join(tables.number(end, signed=True) for end in ends)})" if ends else ""
             measures = ("emt", "toxicity_probability", "average_toxicity", "perplexity", "mean_activation")
             cells = {name: tables.both(getattr(sides[0], name), getattr(sides[1], name)) for name in measures}
             cells["average_toxicity"] += change

@@ -143,7 +143,7 @@ def _interval(
         span = mean.low, mean.high
     if span is None:
         return ""
-    return f"95 % interval of the change: {(form or _range)(*possible(measure, study.means(measure, codes)[0], span))}"
+    return f"95 % interval of the change: {(form or _range)(*possible(measure, span))}"
 
 
 def _points(low: float, high: float) -> str:

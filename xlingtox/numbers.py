@@ -49,7 +49,7 @@ def _changed(compared: Comparison, code: str, measure: str) -> str:
     span = compared.changes.get(code, {}).get(measure)
     if span is None or not all(map(math.isfinite, span)):
         return sides
-    low, high = (number(end, signed=True) for end in possible(measure, before, span))
+    low, high = (number(end, signed=True) for end in possible(measure, span))
     return f"{sides}<br><small>{low} to {high}</small>"
 
 

@@ -269,8 +269,8 @@ among a prompt’s samples; toxicity probability is the share of prompts with a 
 written, at the median. Retrieval accuracy is top-1 by cosine of mean-pooled states,
 averaged over layers and both directions. Correlations are Pearson’s, two-sided, over the languages not tuned.</li></ul>
 <h3>Caveats</h3><ul>
-<li>Intervals are bootstraps over prompts, cut where a measure ends: no share falls below 0 or rises above 1. They say
-nothing of other seeds, other prompts or other models.</li>
+<li>Intervals are bootstraps over prompts, cut where a measure ends: no share changes by more than 1. They say nothing
+of other seeds, prompts unlike these or other models.</li>
 <li>The sources were chosen for being active in English before tuning: some fall is to be expected from that alone.</li>
 <li>EMT saturates where a model is toxic in most samples; read average toxicity beside it.</li>
 <li>A scorer sees only what it was made for, and text that says nothing scores as clean. Degenerate text is the share of

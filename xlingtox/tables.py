@@ -51,14 +51,21 @@ _ENDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("distinct_1", "distinct_2", "distinct_3"), (0.0, 1.0)),
     **dict.fromkeys(("perplexity", "continuation_perplexity"), (1.0, math.inf)),
 }
-"""Beyond which a measure has no value."""
 
 
-def possible(measure: str, before: float, change: tuple[float, float]) -> tuple[float, float]:
-    """An interval of a change as it is shown: what ends a bootstrap gives beyond the measure's own are cut to them."""
-    least, most = _ENDS.get(measure, (-math.inf, math.inf))
-    low, high = (min(max(end, min(least - before, 0.0)), max(most - before, 0.0)) for end in change)
+def possible(measure: str, change: tuple[float, float]) -> tuple[float, float]:
+    """An interval of a change as it is shown: a bootstrap's may end beyond what the measure can change by.
+
+    It may well go beyond what the prompts at hand had before: it is of all prompts like them.
+    """
+    least, most = ends(measure)
+    low, high = (min(max(end, least - most), most - least) for end in change)
     return low, high
+
+
+def ends(measure: str) -> tuple[float, float]:
+    """Beyond which a measure has no value."""
+    return _ENDS.get(measure, (-math.inf, math.inf))
 
 
 def number(value: float, digits: int = 3, signed: bool = False) -> str:

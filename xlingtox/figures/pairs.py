@@ -21,7 +21,7 @@ from xlingtox.figures.style import (
     language_label,
     styled,
 )
-from xlingtox.tables import possible
+from xlingtox.tables import ends, possible
 
 
 def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Figure:
@@ -81,8 +81,7 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
     after = [float(getattr(comparison.after[code], measure)) for code in codes]
     spans = [comparison.changes.get(code, {}).get(measure) for code in codes]
     changes = [
-        possible(measure, b, span) if span is not None and all(map(math.isfinite, span)) else None
-        for b, span in zip(before, spans, strict=True)
+        possible(measure, span) if span is not None and all(map(math.isfinite, span)) else None for span in spans
     ]
     labels = [escaped_for_plotly(code) for code in codes]
     names = [language_label(code) for code in codes]
@@ -96,8 +95,9 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
         hovertemplate="%{customdata[0]}<br>before %{y:.3f}<extra></extra>",
     )
     # A bootstrap interval need not hold the observed change: a bar's arm is never shorter than nothing.
+    least, most = ends(measure)
     arms = [
-        (0.0, 0.0) if span is None else (max(0.0, b + span[1] - a), max(0.0, a - b - span[0]))
+        (0.0, 0.0) if span is None else (max(0.0, min(b + span[1], most) - a), max(0.0, a - max(b + span[0], least)))
         for b, a, span in zip(before, after, changes, strict=True)
     ]
     drawn = any(span is not None for span in changes)
