@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from xlingtox import localize
 from xlingtox.activations import collect_activations
 from xlingtox.generation import decode, generate, greediest
-from xlingtox.interventions import Offset
+from xlingtox.interventions import Offset, Patch
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe
@@ -249,6 +249,37 @@ def test_ranking_goes_by_what_is_written(family):
     best = cosines.flatten().topk(5)
     assert list(found) == [divmod(int(place), lm.d_mlp) for place in best.indices]
     assert_close(torch.tensor(found.scores), best.values, atol=1e-6, rtol=1e-5)
+
+
+def test_a_patch_holds_neurons_at_what_they_are_in_another_model(family, tokenizer):
+    name, model, lm = family
+    source = families.randomised(copy.deepcopy(model), seed=1)
+    other, neurons = HookedLM.load(source, tokenizer=tokenizer), [(0, 3), (0, 17), (2, 39)]
+    ids, mask = lm.encode(TEXTS)
+    with Patch(NeuronSet.of(neurons), other).on(lm):
+        ours = lm.logits(ids, mask)
+    seen = {}
+    for row, kept, own in zip(ids, mask, ours, strict=True):
+        handles = []
+        for layer in {layer for layer, _ in neurons}:
+            columns = [index for place, index in neurons if place == layer]
+
+            def keep(_, args, layer=layer):
+                seen[layer] = args[0]
+
+            def hold(_, args, layer=layer, columns=columns):
+                held = args[0].clone()
+                held[..., columns] = seen[layer][..., columns]
+                return (held,)
+
+            handles.append(families.down(source, name, layer).register_forward_pre_hook(keep))
+            handles.append(families.down(model, name, layer).register_forward_pre_hook(hold))
+        plainly(source, name, row[None], kept[None])
+        theirs = plainly(model, name, row[None], kept[None])[0]
+        for handle in handles:
+            handle.remove()
+        assert_close(own[kept], theirs, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(ours[mask], lm.logits(ids, mask)[mask], atol=1e-3)
 
 
 def test_bfloat16_is_as_exact_as_bfloat16(family, tokenizer, tmp_path):

@@ -238,12 +238,28 @@ def test_an_edit_of_another_model_is_refused_unless_told(lm, model, tokenizer, t
 
 # --- laws, for any edit
 
-_STEPS = st.builds(
-    lambda kind, neurons, value: kind(NeuronSet.of(neurons), value),
-    st.sampled_from([Offset, Scale, Set]),
-    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=4, unique=True),
-    st.integers(-3, 3).map(float),
-)
+_VALUES = st.integers(-3, 3).map(float)
+
+
+def steps_of(positions):
+    """Edits by one number, or one for each neuron."""
+    return st.builds(
+        lambda kind, rows, one, place: kind(
+            NeuronSet.of([pair for pair, _ in rows]), one if one is not None else [value for _, value in rows], place
+        ),
+        st.sampled_from([Offset, Scale, Set]),
+        st.lists(
+            st.tuples(st.tuples(st.integers(0, 1), st.integers(0, 5)), _VALUES),
+            min_size=1,
+            max_size=4,
+            unique_by=lambda row: row[0],
+        ),
+        st.none() | _VALUES,
+        st.sampled_from(positions),
+    )
+
+
+_STEPS, _PLACED = steps_of(["all"]), steps_of(["all", "prompt"])
 _FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -256,14 +272,14 @@ def under(lm, *edits):
 
 
 @_FEW
-@given(st.lists(_STEPS, min_size=2, max_size=4))
+@given(st.lists(_PLACED, min_size=2, max_size=4))
 def test_nested_edits_are_their_sum(lm, steps):
     total = functools.reduce(operator.add, steps)
     assert torch.equal(under(lm, *steps), under(lm, total))
 
 
 @_FEW
-@given(_STEPS, st.floats(-4, 4, width=32))
+@given(_PLACED, st.floats(-4, 4, width=32))
 def test_neutral_and_opposite_edits(lm, step, size):
     plain = under(lm, step)
     assert torch.equal(under(lm, step + Offset(step.neurons, 0.0) + Scale(step.neurons, 1.0)), plain)
