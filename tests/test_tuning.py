@@ -21,13 +21,14 @@ import transformers
 import trl
 from conftest import randomised, tiny
 from datasets import Dataset
+from published import jsonl, table, written
 from safetensors.torch import load_file
 from tokenizers import processors
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
-from xlingtox import mini, tuning, watch
+from xlingtox import data, mini, tuning, watch
 from xlingtox.interventions import Offset, Scale
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
@@ -142,6 +143,20 @@ def test_the_reference_is_the_model_in_memory(model, tokenizer, tmp_path):
     after = tune_dpo(lm, PAIRS, tmp_path / "out", still, progress=False)
     log = json.loads((tmp_path / "out" / "log.json").read_text("utf-8"))
     assert log[-1]["train_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    ids, mask = lm.encode(["the cat sat on the"])
+    with torch.no_grad():
+        assert_close(after.logits(ids, mask), edited(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_reference_of_an_adapter_is_the_model_in_memory(model, tokenizer, tmp_path):
+    pytest.importorskip("peft")
+    edited = randomised(copy.deepcopy(model), seed=5)
+    edited.config._name_or_path = str(tmp_path / "elsewhere")
+    model.save_pretrained(tmp_path / "elsewhere")
+    lm = HookedLM.load(edited, tokenizer=tokenizer)
+    still = dataclasses.replace(RECIPE, steps=1, learning_rate=1e-12, lora=Lora(rank=4, bits=None))
+    after = tune_dpo(lm, PAIRS, tmp_path / "out", still, progress=False)
+    assert losses(tmp_path / "out")[0][1] == pytest.approx(math.log(2), abs=1e-5)
     ids, mask = lm.encode(["the cat sat on the"])
     with torch.no_grad():
         assert_close(after.logits(ids, mask), edited(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
@@ -387,6 +402,19 @@ def test_every_loss_prefers_what_was_chosen(tuned, tokenizer, tmp_path, loss):
     assert log[5]["rewards/margins"] > 0
 
 
+def test_pairs_as_they_are_published(tuned, tmp_path):
+    """Toxic sentences with neutral rewrites, and prompts with toxic and benign completions."""
+    rewrites = table(["toxic", "neutral1"], ["the cat is a fool", "the cat is a friend"], delimiter="\t")
+    row = {"Prompt": "the cat", "Completion": " is a fool", "BenignCompletion": " sat on the mat"}
+    written(tmp_path, {"paradetox.tsv": rewrites, "RTP_LX_EN.json": jsonl(row, row | {"Prompt": "the dog"})})
+    for name, pairs in (
+        ("paradetox", data.paradetox(tmp_path / "paradetox.tsv")),
+        ("rtp-lx", data.rtp_lx_pairs(tmp_path / "RTP_LX_EN.json")),
+    ):
+        tune_dpo(tuned[1], pairs, tmp_path / name, dataclasses.replace(RECIPE, batch_size=1), progress=False)
+        assert losses(tmp_path / name)[5][1] < math.log(2)
+
+
 def test_the_robust_loss_is_another_one(tuned, tmp_path):
     robust = dataclasses.replace(RECIPE, loss_type="robust", label_smoothing=0.2)
     assert tune_dpo(tuned[1], PAIRS, tmp_path, robust, progress=False).fingerprint() != tuned[2].fingerprint()
@@ -423,9 +451,11 @@ VALIDATED = dataclasses.replace(RECIPE, steps=9, save_every=2, evaluate_every=3,
 # With these validation pairs the loss rises from the first evaluation on.
 TURNED = PAIRS.rename_columns({"chosen": "rejected", "rejected": "chosen"})
 IMPATIENT = dataclasses.replace(VALIDATED, steps=20, evaluate_every=2, patience=2)
+# Two passes a step over four pairs, three times and a half.
+PASSES = dataclasses.replace(VALIDATED, steps=None, epochs=3.5, batch_size=1, accumulation=2)
 
 
-@pytest.mark.parametrize(("recipe", "last"), [(VALIDATED, 9), (IMPATIENT, 6)])
+@pytest.mark.parametrize(("recipe", "last"), [(VALIDATED, 9), (IMPATIENT, 6), (PASSES, 7)])
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tuned, tmp_path, monkeypatch, step, recipe, last):
     lm = tuned[1]
@@ -496,7 +526,7 @@ def test_a_process_that_was_killed(tmp_path):
     whole = tune_dpo("mini", pairs, tmp_path / "whole", recipe, progress=False)
     code = f"""
         import dataclasses, os, torch
-        from xlingtox import mini, tuning, watch
+        from xlingtox import data, mini, tuning, watch
         torch.set_num_threads({torch.get_num_threads()})
         def kill(self, args, state, control, **kwargs):
             if state.global_step >= {step}:
