@@ -133,30 +133,17 @@ def test_the_same_seed_gives_the_same_weights(tuned, tmp_path):
     assert not same(first, other)
 
 
-def test_the_reference_is_the_model_in_memory(model, tokenizer, tmp_path):
+@pytest.mark.parametrize("lora", [None, Lora(rank=4, bits=None)], ids=["whole", "adapter"])
+def test_the_reference_is_the_model_in_memory(model, tokenizer, tmp_path, lora):
     """A model that no folder holds: its first loss is log 2 only if the reference is the very same model."""
     edited = randomised(copy.deepcopy(model), seed=5)
     edited.config._name_or_path = str(tmp_path / "elsewhere")
     model.save_pretrained(tmp_path / "elsewhere")
     lm = HookedLM.load(edited, tokenizer=tokenizer)
-    still = dataclasses.replace(RECIPE, steps=1, learning_rate=1e-12)
+    still = dataclasses.replace(RECIPE, steps=1, learning_rate=1e-12, lora=lora)
     after = tune_dpo(lm, PAIRS, tmp_path / "out", still, progress=False)
     log = json.loads((tmp_path / "out" / "log.json").read_text("utf-8"))
     assert log[-1]["train_loss"] == pytest.approx(math.log(2), abs=1e-5)
-    ids, mask = lm.encode(["the cat sat on the"])
-    with torch.no_grad():
-        assert_close(after.logits(ids, mask), edited(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_the_reference_of_an_adapter_is_the_model_in_memory(model, tokenizer, tmp_path):
-    pytest.importorskip("peft")
-    edited = randomised(copy.deepcopy(model), seed=5)
-    edited.config._name_or_path = str(tmp_path / "elsewhere")
-    model.save_pretrained(tmp_path / "elsewhere")
-    lm = HookedLM.load(edited, tokenizer=tokenizer)
-    still = dataclasses.replace(RECIPE, steps=1, learning_rate=1e-12, lora=Lora(rank=4, bits=None))
-    after = tune_dpo(lm, PAIRS, tmp_path / "out", still, progress=False)
-    assert losses(tmp_path / "out")[0][1] == pytest.approx(math.log(2), abs=1e-5)
     ids, mask = lm.encode(["the cat sat on the"])
     with torch.no_grad():
         assert_close(after.logits(ids, mask), edited(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
@@ -964,15 +951,13 @@ def test_an_adapter_is_kept_and_merged(name, tokenizer, tmp_path):
     assert ("embed_tokens" in str(sorted(adapted.peft_config["default"].target_modules))) == (name == "llama")
 
 
-def test_an_adapter_names_its_base_where_that_is_what_lies_there(tokenizer, tmp_path):
+def test_an_adapter_names_its_base_where_that_is_what_lies_there(base, tokenizer, tmp_path):
     """What a model in memory remembers to have come from may be another: PEFT writes it down all the same."""
     pytest.importorskip("peft")
-    families.build("llama").save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    named = tune_dpo(tmp_path / "base", PAIRS, tmp_path / "named", LORA, progress=False)
+    named = tune_dpo(base[1], PAIRS, tmp_path / "named", LORA, progress=False)
     assert HookedLM.load(tmp_path / "named" / "adapter").fingerprint() == named.fingerprint()
-    edited = Scale(NeuronSet.of([(0, 1), (1, 3)]), 0.0).bake(HookedLM.load(tmp_path / "base"))
-    sources = {"edited": edited, "loaded": HookedLM.load(tmp_path / "base"), "adapted": tmp_path / "named" / "adapter"}
+    edited = Scale(NeuronSet.of([(0, 1), (1, 3)]), 0.0).bake(HookedLM.load(base[1]))
+    sources = {"edited": edited, "loaded": HookedLM.load(base[1]), "adapted": tmp_path / "named" / "adapter"}
     for name, source in sources.items():
         after = tune_dpo(source, PAIRS, tmp_path / name, LORA, progress=False)
         with pytest.raises(ValueError, match="does not name its base"):
@@ -983,20 +968,19 @@ def test_an_adapter_names_its_base_where_that_is_what_lies_there(tokenizer, tmp_
             assert_close(again.logits(ids, mask), after.logits(ids, mask), atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_with_code_of_its_own_is_tuned_and_baked(tokenizer, tmp_path):
-    families.build("llama").save_pretrained(tmp_path / "own")
-    tokenizer.save_pretrained(tmp_path / "own")
-    config = json.loads((tmp_path / "own" / "config.json").read_text("utf-8"))
+def test_a_model_with_code_of_its_own_is_tuned_and_baked(base, tmp_path):
+    folder = base[1]
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     own = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.LlamaForCausalLM"}
     config |= {"model_type": "mine", "architectures": ["LlamaForCausalLM"], "auto_map": own}
-    (tmp_path / "own" / "config.json").write_text(json.dumps(config), "utf-8")
-    (tmp_path / "own" / "mine.py").write_text(
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    (folder / "mine.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM as Theirs\n"
         "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
         "class LlamaForCausalLM(Theirs):\n    config_class = MineConfig\n",
         "utf-8",
     )
-    lm = HookedLM.load(tmp_path / "own", trust_remote_code=True)
+    lm = HookedLM.load(folder, trust_remote_code=True)
     assert lm.remote_code
     short = dataclasses.replace(RECIPE, steps=2)
     after = tune_dpo(lm, PAIRS, tmp_path / "out", short, progress=False)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -251,8 +251,7 @@ def compare(
         {code: _summary(side[code], fluent.get(code)) for code in codes}
         for side, fluent in zip(sides, fluency, strict=True)
     ]
-    compared = {measure: _changes(sides[0], sides[1], measure) for measure in _PER_PROMPT}
-    compared["continuation_perplexity"] = _median_changes(sides[0], sides[1])
+    compared = {measure: _changes(sides[0], sides[1], measure) for measure in (*_PER_PROMPT, "continuation_perplexity")}
     return Comparison(
         measures[0],
         measures[1],
@@ -308,9 +307,6 @@ _PER_PROMPT = (
     *("emt", "toxicity_probability", "average_toxicity", "degenerate"),
     *("distinct_1", "distinct_2", "distinct_3", "mean_activation"),
 )
-
-
-_Changes: TypeAlias = tuple[dict[str, tuple[float, float]], Change]
 
 
 def _written(
@@ -380,33 +376,24 @@ def _measure(
     return found
 
 
-def _changes(before: Mapping[str, _Raw], after: Mapping[str, _Raw], measure: str) -> _Changes:
+def _changes(
+    before: Mapping[str, _Raw], after: Mapping[str, _Raw], measure: str
+) -> tuple[dict[str, tuple[float, float]], Change]:
     """Language to the interval of the change, and the change in the mean over languages, where there are values."""
     sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+    # Of a perplexity the median over all continuations is shown, of what else there is the mean over prompts.
+    medians = measure not in _PER_PROMPT
     for code in before:
-        values = [side[code].per_prompt[measure] for side in (before, after)]
-        there = ~np.isnan(values).any(0)
+        own = [raw.perplexities if medians else raw.per_prompt[measure] for raw in (before[code], after[code])]
+        values = np.stack(own)
+        there = (~np.isnan(values)).reshape(*values.shape[:2], -1).any(2).all(0)
         if there.any():
-            sides[0][code], sides[1][code] = (each[there] for each in values)
-    return _intervals(before, metrics.paired_changes(*sides) if sides[0] else None)
-
-
-def _median_changes(before: Mapping[str, _Raw], after: Mapping[str, _Raw]) -> _Changes:
-    """The same of the median over all continuations."""
-    sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
-    for code in before:
-        values = [side[code].perplexities for side in (before, after)]
-        if (~np.isnan(values)).any(2).all(0).any():
-            sides[0][code], sides[1][code] = values
-    return _intervals(before, metrics.paired_median_changes(*sides) if sides[0] else None)
-
-
-def _intervals(codes: Iterable[str], found: tuple[Mapping[str, Change], Change] | None) -> _Changes:
-    """With NaN for languages, or all, that have no values."""
-    none = dict.fromkeys(codes, (math.nan, math.nan))
-    if found is None:
+            sides[0][code], sides[1][code] = values[:, there]
+    none = dict.fromkeys(before, (math.nan, math.nan))
+    if not sides[0]:
         return none, Change(*[math.nan] * 4)
-    return none | {code: (change.low, change.high) for code, change in found[0].items()}, found[1]
+    by_language, overall = (metrics.paired_median_changes if medians else metrics.paired_changes)(*sides)
+    return none | {code: (change.low, change.high) for code, change in by_language.items()}, overall
 
 
 def _summary(raw: _Raw, fluency: float | None) -> Measures:

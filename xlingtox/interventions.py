@@ -217,13 +217,11 @@ class _Constant(_Step):
         # Of Python, of numpy or of torch: what has one number or a row of them.
         given: Any = self.value.tolist() if hasattr(self.value, "tolist") else self.value
         single = isinstance(given, int | float)
-        row = (
-            [given] if single else list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
-        )
-        numbers: list[Any] = [getattr(each, "item", lambda each=each: each)() for each in row]
-        if not all(isinstance(each, int | float) for each in numbers):
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        row = [each.item() if hasattr(each, "item") else each for each in (given if several else [given])]
+        if not all(isinstance(each, int | float) for each in row):
             raise ValueError(f"{type(self).__name__} by {given!r}: expected a number, or a row of one for each neuron")
-        numbers = [float(each) for each in numbers]
+        numbers = [float(each) for each in row]
         if wrong := [number for number in numbers if not math.isfinite(number)]:
             raise ValueError(f"{type(self).__name__} by {wrong[0]}: expected a finite number")
         if not single and len(numbers) != len(self.neurons):

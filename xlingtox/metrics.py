@@ -32,6 +32,8 @@ TOXIC = 0.5
 _AT_ONCE = 2**22
 """Random numbers held in memory at a time."""
 
+_NONE = np.empty(0)
+
 
 def prompt_maxima(scores: Scores, prompt_ids: PromptIds | None = None) -> PerPrompt:
     """The highest score among each prompt's samples; prompts in the order of their first sample.
@@ -208,8 +210,8 @@ def paired_changes(
     for code in before:
         change, streams = _change(before[code], after[code], code), _streams(seed, code)
         draws = _bootstrapped(change, n_resamples, streams[0]), _flipped(change, n_resamples, streams[1])
-        drawn[code] = _Drawn(float(change.mean()), len(change), _variance(change), *draws)
-    return {code: _found([own], level) for code, own in drawn.items()}, _found(list(drawn.values()), level)
+        drawn[code] = _of_means(change, *draws)
+    return _each_and_all(drawn, level)
 
 
 def paired_median_changes(
@@ -238,7 +240,7 @@ def paired_median_changes(
         if not there.any():
             raise ValueError(f"no prompt in {code} has a value before and after")
         drawn[code] = _medians_drawn(sides[0][there], sides[1][there], n_resamples, _streams(seed, code))
-    return {code: _found([own], level) for code, own in drawn.items()}, _found(list(drawn.values()), level)
+    return _each_and_all(drawn, level)
 
 
 def paired_interval(
@@ -255,8 +257,7 @@ def paired_interval(
         ValueError: no prompts, sides of unequal length, or a value that is missing.
     """
     change = _change(before, after)
-    drawn = _bootstrapped(change, n_resamples, default_rng(seed))
-    return _interval([_Drawn(float(change.mean()), len(change), _variance(change), drawn, drawn)], level)
+    return _interval([_of_means(change, resampled=_bootstrapped(change, n_resamples, default_rng(seed)))], level)
 
 
 def sign_flip_test(before: PerPrompt, after: PerPrompt, n_resamples: int = 2000, seed: int = 0) -> float:
@@ -268,8 +269,7 @@ def sign_flip_test(before: PerPrompt, after: PerPrompt, n_resamples: int = 2000,
         ValueError: no prompts, sides of unequal length, or a value that is missing.
     """
     change = _change(before, after)
-    flipped = _flipped(change, n_resamples, default_rng(seed))
-    return _p_value([_Drawn(float(change.mean()), len(change), _variance(change), flipped, flipped)])
+    return _p_value([_of_means(change, flipped=_flipped(change, n_resamples, default_rng(seed)))])
 
 
 @dataclass(frozen=True)
@@ -283,9 +283,18 @@ class _Drawn:
     flipped: Float[np.ndarray, "resample"]
 
 
-def _found(drawn: Sequence[_Drawn], level: float) -> Change:
-    low, high = _interval(drawn, level)
-    return Change(float(np.mean([own.change for own in drawn])), low, high, _p_value(drawn))
+def _of_means(change: PerPrompt, resampled: np.ndarray = _NONE, flipped: np.ndarray = _NONE) -> _Drawn:
+    variance = float(change.var(ddof=1)) / len(change) if len(change) > 1 else math.nan
+    return _Drawn(float(change.mean()), len(change), variance, resampled, flipped)
+
+
+def _each_and_all(drawn: Mapping[str, _Drawn], level: float) -> tuple[dict[str, Change], Change]:
+    """The change in each language, and in the mean over all."""
+
+    def found(own: Sequence[_Drawn]) -> Change:
+        return Change(float(np.mean([each.change for each in own])), *_interval(own, level), _p_value(own))
+
+    return {code: found([own]) for code, own in drawn.items()}, found(list(drawn.values()))
 
 
 def _check_same_languages(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -295,10 +304,6 @@ def _check_same_languages(before: Mapping[str, Any], after: Mapping[str, Any]) -
 
 def _streams(seed: int, code: str) -> tuple[Generator, Generator]:
     return default_rng([seed, zlib.crc32(code.encode()), 0]), default_rng([seed, zlib.crc32(code.encode()), 1])
-
-
-def _variance(change: PerPrompt) -> float:
-    return float(change.var(ddof=1)) / len(change) if len(change) > 1 else math.nan
 
 
 def _change(before: PerPrompt, after: PerPrompt, language: str = "") -> PerPrompt:

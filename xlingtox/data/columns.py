@@ -90,11 +90,9 @@ def checked_pairs(pairs: Dataset, what: str = "preference pairs") -> Dataset:
         for field in missing:
             faults[f"no {field}"].append(i)
         if not missing and appearance(row["chosen"]) == appearance(row["rejected"]):
-            faults["chosen equal to rejected"].append(i)
-    if any(faults.values()):
-        said = [
-            f"{len(rows)} of {len(pairs)} have {fault}{row_numbers(rows)}" for fault, rows in faults.items() if rows
-        ]
+            faults[_EQUAL].append(i)
+    n = len(pairs)
+    if said := [f"{len(rows)} of {n} have {fault}{row_numbers(rows)}" for fault, rows in faults.items() if rows]:
         raise ValueError(f"{what}: {'; '.join(said)}")
     return pairs.select_columns(list(PAIR_FIELDS))
 
