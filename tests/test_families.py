@@ -13,9 +13,10 @@ from torch.testing import assert_close
 from xlingtox import localize
 from xlingtox.activations import collect_activations
 from xlingtox.generation import decode, generate, greediest
-from xlingtox.interventions import Offset, Patch
+from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
+from xlingtox.patch import Patch
 from xlingtox.probe import Probe
 
 OLD = version("transformer-lens").startswith("3.")

@@ -16,9 +16,10 @@ from torch.testing import assert_close
 
 from xlingtox.activations import collect_activations
 from xlingtox.generation import decode, generate, greediest
-from xlingtox.interventions import Intervention, Offset, Patch, Scale, Set
+from xlingtox.interventions import Intervention, Offset, Scale, Set
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
+from xlingtox.patch import Patch
 
 TEXTS = ["the cat sat", "la casa es grande y el gato duerme en", "a"]
 PAIRS = [(1, 5), (0, 3), (0, 40), (1, 0)]
@@ -378,7 +379,7 @@ def interrupted_at(call, work):
     Python looks whether it is interrupted where a function of its own begins and where another ends.
     """
     left = [call]
-    parts = ("/running.py", "/lens.py", "/engine.py", "/interventions.py")
+    parts = ("/running.py", "/lens.py", "/engine.py", "/interventions.py", "/patch.py")
 
     def look(frame, event, _):
         if event in ("call", "c_return") and frame.f_code.co_filename.endswith(parts):

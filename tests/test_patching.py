@@ -15,9 +15,9 @@ from studies import HOSTILE
 
 from xlingtox import figures
 from xlingtox.generation import generate
-from xlingtox.interventions import Patch
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
+from xlingtox.patch import Patch
 from xlingtox.patching import PatchEffect, _controls, patch_effect
 from xlingtox.probe import Probe
 from xlingtox.scoring import ProbeScorer, WordlistScorer

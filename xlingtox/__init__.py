@@ -25,9 +25,10 @@ from xlingtox.comparison import Comparison, compare
 from xlingtox.dose import Dose, dose_response
 from xlingtox.drift import weight_drift
 from xlingtox.generation import Continuations, generate
-from xlingtox.interventions import Intervention, Offset, Patch, Scale, Set
+from xlingtox.interventions import Intervention, Offset, Scale, Set
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
+from xlingtox.patch import Patch
 from xlingtox.patching import PatchEffect, patch_effect
 from xlingtox.probe import Probe
 from xlingtox.tokens import TokenActivations, read_tokens, top_tokens

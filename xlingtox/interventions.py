@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xlingtox import baking, strictjson
-from xlingtox.activations import Activations
 from xlingtox.engine import Hook
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
@@ -30,7 +29,7 @@ Amount = Callable[[], Tensor]
 class Intervention:
     """An edit of post-activations; `a + b` applies a, then b."""
 
-    def steps(self) -> tuple[_Step, ...]:
+    def steps(self) -> tuple[Step, ...]:
         raise NotImplementedError
 
     def __add__(self, other: Intervention) -> Intervention:
@@ -49,8 +48,8 @@ class Intervention:
         steps = self.steps()
         layers: dict[HookedLM, set[int]] = {}
         for step in steps:
-            if isinstance(step, Patch) and isinstance(step.source, HookedLM):
-                layers.setdefault(step.source, set()).update(layer for layer, _ in step.neurons)
+            for source, own in step.sources().items():
+                layers.setdefault(source, set()).update(own)
         idle = {id(step): step for step in steps if step.positions != "all"}
         with _beside(lm, list(layers.items())) as seen, lm.hooks(post=_hooks(lm, steps, seen, idle)):
             yield
@@ -164,13 +163,13 @@ class Intervention:
         return gains, shifts
 
 
-class _Step(Intervention):
+class Step(Intervention):
     """One kind of edit, of `neurons`, at some or all positions."""
 
     neurons: NeuronSet
     positions: Positions
 
-    def steps(self) -> tuple[_Step, ...]:
+    def steps(self) -> tuple[Step, ...]:
         return (self,)
 
     def check(self, lm: HookedLM) -> None:
@@ -185,6 +184,10 @@ class _Step(Intervention):
             raise RuntimeError(f"{self!r} needs HookedLM's own calls: those of .tl do not tell what is prompt or new")
         return (self.positions == "new") == lm.passing.continuing
 
+    def sources(self) -> dict[HookedLM, set[int]]:
+        """Other models that have to run on the same tokens, and the layers at which they are read."""
+        return {}
+
     def amount(self, lm: HookedLM, layer: int, indices: list[int], columns: list[int], seen: Seen) -> Amount:
         """What is asked in each pass for the numbers that `apply` gets."""
         raise NotImplementedError
@@ -198,7 +201,7 @@ class _Step(Intervention):
 
 
 @dataclass(frozen=True, repr=False)
-class _Constant(_Step):
+class _Constant(Step):
     """An edit by numbers.
 
     Attributes:
@@ -213,7 +216,7 @@ class _Constant(_Step):
     positions: Positions = "all"
 
     def __post_init__(self) -> None:
-        _check_neurons(self.neurons)
+        check_neurons(self.neurons)
         # Of Python, of numpy or of torch: what has one number or a row of them.
         given: Any = self.value.tolist() if hasattr(self.value, "tolist") else self.value
         single = isinstance(given, int | float)
@@ -226,7 +229,7 @@ class _Constant(_Step):
             raise ValueError(f"{type(self).__name__} by {wrong[0]}: expected a finite number")
         if not single and len(numbers) != len(self.neurons):
             raise ValueError(f"{len(numbers)} values for {len(self.neurons)} neurons: expected one, or one for each")
-        _check_positions(self.positions)
+        check_positions(self.positions)
         object.__setattr__(self, "value", numbers[0] if single else tuple(numbers))
 
     def __repr__(self) -> str:
@@ -298,130 +301,25 @@ class Set(_Constant):
 _KINDS: dict[str, type[_Constant]] = {"Offset": Offset, "Scale": Scale, "Set": Set}
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class Patch(_Step):
-    """Activation patching: hold the post-activations of `neurons` at what they are in another run.
-
-    Attributes:
-        neurons: what is patched.
-        source: another `HookedLM` of the same shape, which then runs on the same tokens, position by position, also
-            while new ones are generated, under the edits whose blocks were entered before; or cached activations, layer
-            to `[batch, pos, d_mlp]`, for passes over just these tokens in this order (their shape is checked, what they
-            are of is not known); or `Activations`, whose mean over prompts and steps is taken, in each row that of its
-            language (Yang et al. 2024 patch with such means).
-        language: take the mean of this one in all rows. Calls that know no languages need it: those with plain token
-            ids and without `languages=`, `Probe.fit`, `localize.by_auroc`, `retrieval.accuracy`.
-        positions: as in `Offset`.
-    """
-
-    neurons: NeuronSet
-    source: HookedLM | Mapping[int, Float[Tensor, "batch pos d_mlp"]] | Activations
-    positions: Positions = "all"
-    language: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_neurons(self.neurons)
-        _check_positions(self.positions)
-        if not isinstance(self.source, HookedLM | Mapping | Activations):
-            raise ValueError(
-                f"cannot patch from a {type(self.source).__name__}: expected a HookedLM, Activations, or cached "
-                "activations by layer"
-            )
-        if self.language is not None and not isinstance(self.source, Activations):
-            raise ValueError("language is for a Patch from Activations, which have a mean per language")
-
-    def __repr__(self) -> str:
-        if isinstance(self.source, Activations):
-            what = f"means of {self.language or 'each language'} in {self.source.model.name}"
-        else:
-            what = repr(self.source) if isinstance(self.source, HookedLM) else "cached activations"
-        return self._named(what)
-
-    def check(self, lm: HookedLM) -> None:
-        super().check(lm)
-        missing = None
-        if isinstance(self.source, Activations):
-            missing = next(iter(self.neurons - self.source.neurons), None)
-            if self.language is not None:
-                self.source.mean(self.language)
-        elif isinstance(self.source, Mapping):
-            missing = next((neuron for neuron in self.neurons if neuron[0] not in self.source), None)
-            for layer, values in self.source.items():
-                if not isinstance(values, Tensor) or values.ndim != 3 or values.shape[-1] != lm.d_mlp:
-                    raise ValueError(
-                        f"cached activations of layer {layer} are {_shape(values)}: expected a tensor "
-                        f"[batch, pos, {lm.d_mlp}]"
-                    )
-        if missing is not None:
-            raise ValueError(f"the patch's source has no activations of neuron {missing}")
-
-    def amount(self, lm: HookedLM, layer: int, indices: list[int], columns: list[int], seen: Seen) -> Amount:
-        source = self.source
-        if isinstance(source, Activations):
-            return self._means(lm, layer, source, indices)
-        held = seen[source] if isinstance(source, HookedLM) else source
-
-        def read() -> Tensor:
-            if layer not in held:
-                raise RuntimeError("the patch's source runs with HookedLM's own calls, not with calls of .tl")
-            if held is source and lm.passing is not None and lm.passing.continuing:
-                raise ValueError(
-                    "cached activations serve a pass over their own tokens, not what is generated after it"
-                )
-            return held[layer][..., indices].to(lm.device_of(layer), lm.dtype)
-
-        return read
-
-    def _means(self, lm: HookedLM, layer: int, source: Activations, indices: list[int]) -> Amount:
-        places = {neuron: place for place, neuron in enumerate(source.neurons)}
-        own = [places[layer, index] for index in indices]
-        codes = source.language_codes
-        table = torch.stack([source.mean(code) for code in codes])[:, own].to(lm.device_of(layer), lm.dtype)
-
-        def read() -> Tensor:
-            if self.language is not None:
-                return table[codes.index(self.language)]
-            rows = None if lm.passing is None else lm.passing.languages
-            if rows is None:
-                raise ValueError("this patch has a mean per language, and the languages of the rows are not known")
-            if absent := sorted(set(rows) - set(codes)):
-                raise ValueError(f"the patch has no mean for {', '.join(absent)}: it has {', '.join(codes)}")
-            return table[[codes.index(row) for row in rows]].unsqueeze(1)
-
-        return read
-
-    def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
-        if amount.shape != activation.shape and not isinstance(self.source, Activations):
-            raise ValueError(
-                f"cached activations {list(amount.shape[:2])} for a pass of {list(activation.shape[:2])} rows and "
-                "positions: they serve passes over their own tokens"
-            )
-        return amount.expand_as(activation)
-
-
 @dataclass(frozen=True, repr=False)
 class _Sum(Intervention):
-    parts: tuple[_Step, ...]
+    parts: tuple[Step, ...]
 
-    def steps(self) -> tuple[_Step, ...]:
+    def steps(self) -> tuple[Step, ...]:
         return self.parts
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))
 
 
-def _shape(values: object) -> str:
-    return f"{list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-
-
-def _check_neurons(neurons: object) -> None:
+def check_neurons(neurons: object) -> None:
     if not isinstance(neurons, NeuronSet):
         raise ValueError(
             f"neurons is a {type(neurons).__name__}: expected a NeuronSet, as NeuronSet.of([(layer, index)])"
         )
 
 
-def _check_positions(positions: str) -> None:
+def check_positions(positions: str) -> None:
     if positions not in ("all", "prompt", "new"):
         raise ValueError(f"positions is {positions!r}: expected 'all', 'prompt' or 'new'")
 
@@ -437,15 +335,15 @@ def _beside(lm: HookedLM, layers: list[tuple[HookedLM, set[int]]]) -> Iterator[d
         yield {source: seen, **rest}
 
 
-def _hooks(lm: HookedLM, steps: tuple[_Step, ...], seen: Seen, idle: dict[int, _Step]) -> dict[int, Hook]:
+def _hooks(lm: HookedLM, steps: tuple[Step, ...], seen: Seen, idle: dict[int, Step]) -> dict[int, Hook]:
     """Hooks by layer; a step that has acted is taken out of `idle`."""
-    edits: dict[int, list[tuple[_Step, Tensor, Amount]]] = {}
+    edits: dict[int, list[tuple[Step, Tensor, Amount]]] = {}
     for step in steps:
         for layer, (indices, columns) in step.neurons.by_layer().items():
             own = torch.tensor(indices, device=lm.device_of(layer))
             edits.setdefault(layer, []).append((step, own, step.amount(lm, layer, indices, columns, seen)))
 
-    def hook(own: list[tuple[_Step, Tensor, Amount]]) -> Hook:
+    def hook(own: list[tuple[Step, Tensor, Amount]]) -> Hook:
         def edit(value: Tensor) -> Tensor | None:
             edited = None
             for step, indices, amount in own:

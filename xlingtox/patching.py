@@ -21,9 +21,9 @@ from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.escaping import escaped
 from xlingtox.generation import checked_lengths, generate
-from xlingtox.interventions import Patch
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
+from xlingtox.patch import Patch
 from xlingtox.probe import Probe
 from xlingtox.scoring.protocol import Scorer, checked_scores, require_covered
 
