@@ -44,8 +44,7 @@ def by_language(study: Study) -> str:
 
 
 def _changed(compared: Comparison, code: str, measure: str) -> str:
-    before, after = (getattr(side[code], measure) for side in (compared.before, compared.after))
-    sides = both(before, after)
+    sides = both(*(getattr(side[code], measure) for side in (compared.before, compared.after)))
     span = compared.changes.get(code, {}).get(measure)
     if span is None or not all(map(math.isfinite, span)):
         return sides
