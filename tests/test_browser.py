@@ -9,7 +9,7 @@ import torch
 from browsing import visiting
 from studies import HOSTILE, hostile, made_up
 
-from xlingtox import NeuronSet, TokenActivations, figures, picture, report, strictjson
+from xlingtox import NeuronSet, TokenActivations, figures, files, picture, report
 from xlingtox.lm import Identity
 
 
@@ -248,7 +248,7 @@ def test_hostile_tokens_do_not_run(browser, tmp_path):
 def test_the_picture_command(browser, tmp_path):
     if picture.browser() is None:
         pytest.skip("no browser on the search path")
-    strictjson.write(tmp_path / "results.json", made_up())
+    files.write_results(tmp_path / "results.json", made_up())
     command = [sys.executable, "-m", "xlingtox", "picture", tmp_path / "results.json", tmp_path / "new" / "result.png"]
     subprocess.run(command, check=True)
     taken = (tmp_path / "new" / "result.png").read_bytes()

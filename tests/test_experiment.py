@@ -8,7 +8,7 @@ from conftest import randomised
 from datasets import Dataset
 from toys import HashScorer, strict_json
 
-from xlingtox import experiment, languages, strictjson
+from xlingtox import experiment, files, languages
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.experiment import Materials, Settings
 from xlingtox.lm import HookedLM
@@ -92,7 +92,7 @@ def numbers(row, keys):
 
 def test_the_file_is_what_was_returned(study, results):
     # As text, in which one NaN is like another: so few languages have no interval.
-    assert json.dumps(strictjson.with_nan(study[1])) == json.dumps(strictjson.with_nan(results))
+    assert json.dumps(files.with_nan(study[1])) == json.dumps(files.with_nan(results))
 
 
 def test_languages_probe_and_neurons(lm, results):
@@ -156,7 +156,7 @@ def test_retrieval_and_transfer(results):
 
 
 def test_the_comparison_can_be_taken_out_of_the_results(study, results):
-    found = Comparison.of(strictjson.read(study[0] / "results.json"))
+    found = Comparison.of(files.read_results(study[0] / "results.json"))
     assert found.languages == CODES
     assert found.scorer == ScorerIdentity("hash", "1", CODES)
     assert [model.name for model in found.models] == [results["model"]["name"], "tuned"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from xlingtox import experiment, languages, mini, report, strictjson
+from xlingtox import experiment, files, languages, mini, report
 from xlingtox.folders import writable_folder
 from xlingtox.lm import HookedLM
 from xlingtox.picture import take
@@ -31,15 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.set_verbosity_error()
     try:
         if given.command == "picture":
-            take(strictjson.read(given.results), given.png)
+            take(files.read_results(given.results), given.png)
             return 0
         folder = writable_folder(given.out)
         results = study(given.model, folder, given.seed, progress=not given.quiet)
+        print(summary(results))
+        report.write(results, folder / "report.html", mini.toxic_words())
     except (ValueError, OSError) as error:
         print(f"xlingtox: {error}", file=sys.stderr)
         return 2
-    report.write(results, folder / "report.html", mini.toxic_words())
-    print(summary(results))
     print(f"\n{folder / 'report.html'}: figures and what they mean; {folder / 'results.json'}: every number")
     return 0
 

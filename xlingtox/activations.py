@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlingtox import languages, strictjson, tables
+from xlingtox import files, languages, tables
 from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.engine import Hook
@@ -102,34 +100,32 @@ class Activations:
         return tables.table(caption, ["Language", "Prompts", "Steps", "Mean", "Neurons with a mean above 0"], rows)
 
     def save(self, path: str | Path) -> None:
-        """Write `path` (safetensors) and what it means beside it (JSON)."""
-        file = Path(path).expanduser()
+        """Write one safetensors file, with the prompts' languages and the model's identity in its metadata."""
         tensors = {"sums": self.sums, "steps": self.steps, "mask": self.mask}
+        tensors["neurons"] = torch.tensor(self.neurons.neurons, dtype=torch.int64)
+        tensors["scores"] = torch.tensor(self.neurons.scores, dtype=torch.float64)
         if self.kept is not None:
             tensors["values"] = self.kept
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-        about = {
-            "neurons": self.neurons.neurons,
-            "scores": self.neurons.scores,
-            "languages": self.languages,
-            "model": dataclasses.asdict(self.model),
-        }
-        strictjson.beside(file).write_text(json.dumps(about), "utf-8")
+        files.write_tensors(path, tensors, {"languages": self.languages, "model": dataclasses.asdict(self.model)})
 
     @classmethod
     def load(cls, path: str | Path) -> Activations:
-        file = Path(path).expanduser()
-        tensors = load_file(file)
-        about = json.loads(strictjson.beside(file).read_text("utf-8"))
-        return cls(
-            NeuronSet.of(about["neurons"], about["scores"]),
-            tensors["sums"],
-            tensors["steps"],
-            tensors["mask"],
-            tuple(about["languages"]),
-            tensors.get("values"),
-            Identity(**about["model"]),
-        )
+        """Read activations that were saved; raises ValueError, with its path, where the file holds none."""
+        tensors, about = files.read_tensors(path)
+        with files.understood(path, "activations"):
+            # Files of before have the neurons in the JSON.
+            neurons, scores = (
+                tensors[name].tolist() if name in tensors else about[name] for name in ("neurons", "scores")
+            )
+            return cls(
+                NeuronSet.of(neurons, scores),
+                tensors["sums"],
+                tensors["steps"],
+                tensors["mask"],
+                tuple(about["languages"]),
+                tensors.get("values"),
+                Identity(**about["model"]),
+            )
 
 
 def few_enough(n_prompts: int, n_steps: int, n_neurons: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from xlingtox import files
 from xlingtox.engine import Hook
 from xlingtox.folders import writable_folder
 from xlingtox.lm import HookedLM
@@ -62,7 +61,7 @@ def bake(
     model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     record = dict(what) | {"of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout}
-    (folder / "bake.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    files.write_json(folder / "bake.json", record)
     return HookedLM.load(folder, dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
 
 
@@ -123,13 +122,15 @@ class ControlVectors:
 
     def save(self, path: str | Path) -> None:
         """Write safetensors, `layer.N` a block."""
-        named = {f"layer.{layer}": vector.contiguous() for layer, vector in self.vectors.items()}
-        save_file(named, Path(path).expanduser())
+        named = {f"layer.{layer}": vector for layer, vector in self.vectors.items()}
+        files.write_tensors(path, named)
 
     @classmethod
     def load(cls, path: str | Path) -> ControlVectors:
-        found = load_file(Path(path).expanduser())
-        return cls({int(name.removeprefix("layer.")): vector for name, vector in found.items()})
+        """Read vectors that were saved; raises ValueError, with its path, where the file holds none."""
+        tensors, _ = files.read_tensors(path)
+        with files.understood(path, "control vectors"):
+            return cls({int(name.removeprefix("layer.")): vector for name, vector in tensors.items()})
 
     def save_gguf(self, path: str | Path, architecture: str) -> None:
         """Write a control vector for llama.cpp, which steers every block but the first.
@@ -148,15 +149,16 @@ class ControlVectors:
             import gguf
         except ImportError as error:
             raise ValueError("a GGUF file needs the package gguf: pip install gguf") from error
-        writer = gguf.GGUFWriter(str(Path(path).expanduser()), "controlvector")
-        writer.add_string("controlvector.model_hint", architecture)
-        writer.add_uint32("controlvector.layer_count", len(self.vectors))
-        for layer, vector in sorted(self.vectors.items()):
-            writer.add_tensor(f"direction.{layer}", vector.float().cpu().numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with files.replacing(path) as partial:
+            writer = gguf.GGUFWriter(str(partial), "controlvector")
+            writer.add_string("controlvector.model_hint", architecture)
+            writer.add_uint32("controlvector.layer_count", len(self.vectors))
+            for layer, vector in sorted(self.vectors.items()):
+                writer.add_tensor(f"direction.{layer}", vector.float().cpu().numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
 
 
 def control_vectors(lm: HookedLM, gains: Mapping[int, Tensor], shifts: Mapping[int, Tensor]) -> ControlVectors:

@@ -14,7 +14,7 @@ import pandas as pd
 from datasets import Dataset
 from jaxtyping import Float
 
-from xlingtox import degenerate, languages, metrics, strictjson, tables
+from xlingtox import degenerate, files, languages, metrics, tables
 from xlingtox.activations import collect_activations, few_enough
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.drift import LayerDrift, by_layer, weight_drift
@@ -141,11 +141,13 @@ class Comparison:
 
     def save(self, path: str | Path) -> None:
         """Write as one JSON file; null stands for NaN."""
-        strictjson.write(path, dataclasses.asdict(self))
+        files.write_results(path, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
-        return cls.of(strictjson.read(path))
+        content = files.read_results(path)
+        with files.understood(path, "comparison"):
+            return cls.of(content)
 
     @classmethod
     def of(cls, whole: Mapping[str, Any]) -> Comparison:
@@ -322,12 +324,13 @@ def _written(
     if file is None or not file.exists():
         written = generate(lm, prompts, n_samples, max_new_tokens, seed=seed, progress=progress)
         if file is not None:
-            half = file.with_suffix(".half")
-            written.save(half)
-            half.replace(file)
+            written.save(file)
         return written
-    found = Continuations.load(file)
-    told: Any = found.settings
+    try:
+        found = Continuations.load(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; or delete it, and the texts are written anew") from error
+    told: Any = {"max_new_tokens": None, "seed": None, "model": {"fingerprint": None}} | found.settings
     asked = (as_prompts(prompts), n_samples, max_new_tokens, seed, lm.fingerprint())
     there = (list(found.prompts), found.n_samples, told["max_new_tokens"], told["seed"], told["model"]["fingerprint"])
     if there != asked:

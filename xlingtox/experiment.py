@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import platform
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from xlingtox import languages, localize, metrics, retrieval, strictjson, transfer, tuning
+from xlingtox import files, languages, localize, metrics, retrieval, transfer, tuning
 from xlingtox._version import __version__
 from xlingtox.activations import collect_activations
 from xlingtox.comparison import Comparison, compare, toxicity_scores
@@ -27,13 +26,13 @@ from xlingtox.data import as_prompts, labelled_texts, require_columns
 from xlingtox.degenerate import Identifier
 from xlingtox.dose import check_offsets, dose_response
 from xlingtox.fluency import check_held_out
-from xlingtox.folders import writable_folder
 from xlingtox.generation import Continuations, checked_lengths, generate
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe, split
 from xlingtox.scoring import Cached, PerspectiveScorer
 from xlingtox.scoring.protocol import Scorer, require_covered
+from xlingtox.studyfolder import StudyFolder
 
 _LOG = logging.getLogger(__name__)
 
@@ -105,18 +104,18 @@ def run(
 
     Raises:
         OSError: the folder cannot be written.
-        ValueError: the folder holds another study, or the materials or settings do not fit the model or each other.
+        ValueError: the folder holds another study, or a file of this one that cannot be read, which is named; or the
+            materials or settings do not fit the model or each other, in which case the folder is left as it was.
     """
-    folder = writable_folder(out)
     _check(lm, materials, settings)
-    study = _Study(lm, materials, folder, settings, progress)
+    study = _Study(lm, materials, StudyFolder(out), settings, progress)
     with tqdm(total=len(_STAGES), desc="study", unit="stage", disable=not progress) as bar:
         for name, stage in _STAGES.items():
             bar.set_postfix_str(name)
             study.do(name, stage)
             bar.update()
     results = study.results()
-    strictjson.write(folder / "results.json", results)
+    files.write_results(study.folder / "results.json", results)
     return results
 
 
@@ -141,56 +140,52 @@ def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
         raise ValueError("there are no English hostile prompts: the actual sources are found on them")
     check_held_out(lm, materials.held_out)
     check_held_out(lm, _few(materials.held_out, settings.dose_texts))
-    tuning.tunable_pairs(lm, materials.pairs, settings.recipe, materials.validation)
+    recipe = _recipe(settings)
+    tuning.check_recipe(lm, recipe)
+    tuning.tunable_pairs(lm, materials.pairs, recipe, materials.validation)
     retrieval.sentence_pairs(materials.parallel)
 
 
+def _recipe(settings: Settings) -> tuning.Recipe:
+    return dataclasses.replace(settings.recipe, seed=settings.seed)
+
+
+def _known_by(lm: HookedLM, materials: Materials, settings: Settings) -> dict[str, Any]:
+    """By what a study is known again: its model, materials and settings."""
+    tables = [getattr(materials, f.name) for f in dataclasses.fields(materials)]
+    rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
+    judge = [materials.scorer.name, materials.scorer.revision]
+    if materials.identify is not None:
+        judge.append(getattr(materials.identify, "__qualname__", type(materials.identify).__qualname__))
+    digest = hashlib.sha256(json.dumps([rows, *judge], sort_keys=True).encode()).hexdigest()
+    return {
+        "model": lm.fingerprint(),
+        "materials": digest[:12],
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+    }
+
+
 class _Study:
-    def __init__(self, lm: HookedLM, materials: Materials, folder: Path, settings: Settings, progress: bool) -> None:
-        self.lm, self.materials, self.settings, self.folder, self.progress = lm, materials, settings, folder, progress
+    def __init__(
+        self, lm: HookedLM, materials: Materials, out: StudyFolder, settings: Settings, progress: bool
+    ) -> None:
+        self.lm, self.materials, self.settings, self.progress = lm, materials, settings, progress
+        self.folder, self._kept = out.path, out
         self.done: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
-        self.stages = folder / "stages"
-        self.stages.mkdir(exist_ok=True)
-        self.fingerprint = lm.fingerprint()
+        known_by = _known_by(lm, materials, settings)
+        out.check_free_for(known_by)
         judge = materials.scorer
         caching = isinstance(judge, Cached | PerspectiveScorer)
-        self.scorer: Scorer = judge if caching else Cached(judge, folder / "scores.sqlite", progress)
-        self._claim()
-
-    def _claim(self) -> None:
-        """A folder belongs to one study: the same model, materials and settings."""
-        tables = [getattr(self.materials, f.name) for f in dataclasses.fields(self.materials)]
-        rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
-        judge = [self.scorer.name, self.scorer.revision]
-        if self.materials.identify is not None:
-            judge.append(getattr(self.materials.identify, "__qualname__", type(self.materials.identify).__qualname__))
-        digest = hashlib.sha256(json.dumps([rows, *judge], sort_keys=True).encode()).hexdigest()
-        study = {
-            "model": self.fingerprint,
-            "materials": digest[:12],
-            "settings": json.loads(json.dumps(dataclasses.asdict(self.settings))),
-        }
-        file = self.folder / "study.json"
-        if file.exists() and json.loads(file.read_text("utf-8")) != study:
-            raise ValueError(f"{self.folder} holds a study of another model, data or settings: choose another folder")
-        file.write_text(json.dumps(study, indent=1) + "\n", "utf-8")
+        self.scorer: Scorer = judge if caching else Cached(judge, self.folder / "scores.sqlite", progress)
+        out.claim(known_by)
 
     def do(self, name: str, stage: Callable[[_Study], dict[str, Any]]) -> None:
-        file = self.stages / f"{name}.json"
-        if file.exists():
-            record = json.loads(file.read_text("utf-8"))
-            _LOG.info("stage %s was done before", name)
+        if (done := self._kept.done(name)) is None:
+            done = self._kept.do(name, lambda: stage(self))
         else:
-            began = time.perf_counter()
-            result = stage(self)
-            record = {"seconds": round(time.perf_counter() - began, 2), "result": result}
-            # Through JSON at once, so that a resumed run sees just what an uninterrupted one does.
-            record = json.loads(json.dumps(record))
-            half = file.with_suffix(".half")
-            half.write_text(json.dumps(record), "utf-8")
-            half.replace(file)
-        self.done[name], self.seconds[name] = record["result"], record["seconds"]
+            _LOG.info("stage %s was done before", name)
+        self.done[name], self.seconds[name] = done.result, done.seconds
 
     @property
     def actual(self) -> NeuronSet:
@@ -312,10 +307,10 @@ def _controls(study: _Study, n: int) -> list[NeuronSet]:
 
 
 def _tune(study: _Study) -> dict[str, Any]:
-    recipe = dataclasses.replace(study.settings.recipe, seed=study.settings.seed)
-    pairs, folder = study.materials.pairs, study.folder / "tuned"
+    recipe, pairs, folder = _recipe(study.settings), study.materials.pairs, study.folder / "tuned"
     tuning.tune_dpo(study.lm, pairs, folder, recipe, study.materials.validation, study.progress)
-    return {"recipe": dataclasses.asdict(recipe), "training": _curves(strictjson.read(folder / "log.json"))}
+    log = files.read_results(folder / "log.json", f"delete the folder {folder}, and it is tuned anew")
+    return {"recipe": dataclasses.asdict(recipe), "training": _curves(log)}
 
 
 def _curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from xlingtox import languages
 from xlingtox.comparison import Comparison
 from xlingtox.dose import Dose
 from xlingtox.escaping import escaped
-from xlingtox.strictjson import with_nan
+from xlingtox.files import with_nan
 from xlingtox.tables import language_name, number, percent, possible
 from xlingtox.transfer import Transfer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlingtox import languages, tables
+from xlingtox import files, languages, tables
 from xlingtox.batching import by_length, each_batch, in_batches, rows_that_fit
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.lm import HookedLM
@@ -98,13 +97,14 @@ class Continuations:
     def save(self, path: str | Path) -> None:
         """Write as one JSON file."""
         whole = {"settings": self.settings, "n_samples": self.n_samples, "prompts": self.prompts, "texts": self.texts}
-        Path(path).expanduser().write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+        files.write_json(path, whole)
 
     @classmethod
     def load(cls, path: str | Path) -> Continuations:
-        whole = json.loads(Path(path).expanduser().read_text("utf-8"))
-        prompts = tuple(Prompt(*prompt) for prompt in whole["prompts"])
-        return cls(prompts, whole["n_samples"], tuple(whole["texts"]), whole["settings"])
+        whole = files.read_json(path)
+        with files.understood(path, "continuations"):
+            prompts = tuple(Prompt(*prompt) for prompt in whole["prompts"])
+            return cls(prompts, whole["n_samples"], tuple(whole["texts"]), whole["settings"])
 
 
 def generate(

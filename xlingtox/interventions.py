@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xlingtox import baking, strictjson
+from xlingtox import baking, files
 from xlingtox.engine import Hook
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
@@ -92,21 +90,20 @@ class Intervention:
         return baking.control_vectors(lm, *self._affine(lm, "be a control vector"))
 
     def save(self, path: str | Path, lm: HookedLM) -> None:
-        """Write `path` (safetensors), and beside it (JSON) what it means and for which model it was made."""
+        """Write one safetensors file, whose metadata say which edits these are and for which model they were made."""
         self._check(lm)
-        file, tensors = Path(path).expanduser(), dict[str, Tensor]()
+        tensors = dict[str, Tensor]()
         steps = self._constants("be saved")
         for i, step in enumerate(steps):
             tensors[f"neurons.{i}"] = torch.tensor(list(step.neurons), dtype=torch.int64)
             tensors[f"scores.{i}"] = torch.tensor(step.neurons.scores, dtype=torch.float64)
             tensors[f"value.{i}"] = torch.tensor(step.amounts(), dtype=torch.float64)
-        save_file(tensors, file)
         kinds = [
             {"kind": type(step).__name__, "positions": step.positions, "one": isinstance(step.value, float)}
             for step in steps
         ]
         about = {"steps": kinds, "model": dataclasses.asdict(lm.identity())}
-        strictjson.beside(file).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+        files.write_tensors(path, tensors, about)
 
     @staticmethod
     def load(path: str | Path, lm: HookedLM, any_model: bool = False) -> Intervention:
@@ -116,21 +113,21 @@ class Intervention:
             any_model: take it for another model too, where it fits.
 
         Raises:
-            ValueError: it was saved for a model of other weights, or does not fit this one.
+            ValueError: it was saved for a model of other weights, or does not fit this one; the file holds no edit.
         """
-        file = Path(path).expanduser()
-        about, tensors = json.loads(strictjson.beside(file).read_text("utf-8")), load_file(file)
-        made = about["model"]
-        if not any_model and made["fingerprint"] != lm.fingerprint():
-            raise ValueError(
-                f"{file} was saved for {made['name']} ({made['fingerprint']}), not for {lm.name} ({lm.fingerprint()}): "
-                "load(..., any_model=True) takes it all the same"
-            )
+        tensors, about = files.read_tensors(path)
         steps: list[_Constant] = []
-        for i, row in enumerate(about["steps"]):
-            neurons = NeuronSet.of(tensors[f"neurons.{i}"].tolist(), tensors[f"scores.{i}"].tolist())
-            amounts = tuple(tensors[f"value.{i}"].tolist())
-            steps.append(_KINDS[row["kind"]](neurons, amounts[0] if row["one"] else amounts, row["positions"]))
+        with files.understood(path, "edit"):
+            name, fingerprint = about["model"]["name"], about["model"]["fingerprint"]
+            for i, row in enumerate(about["steps"]):
+                neurons = NeuronSet.of(tensors[f"neurons.{i}"].tolist(), tensors[f"scores.{i}"].tolist())
+                amounts = tuple(tensors[f"value.{i}"].tolist())
+                steps.append(_KINDS[row["kind"]](neurons, amounts[0] if row["one"] else amounts, row["positions"]))
+        if not any_model and fingerprint != lm.fingerprint():
+            raise ValueError(
+                f"{Path(path).expanduser()} was saved for {name} ({fingerprint}), not for {lm.name} "
+                f"({lm.fingerprint()}): load(..., any_model=True) takes it all the same"
+            )
         edit = steps[0] if len(steps) == 1 else _Sum(tuple(steps))
         edit._check(lm)
         return edit

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlingtox import languages, strictjson, tables
+from xlingtox import files, languages, tables
 from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.escaping import escaped
@@ -132,13 +132,14 @@ class PatchEffect:
     def save(self, path: str | Path) -> None:
         """Write as one JSON file."""
         runs = {run: {name: each.tolist() for name, each in values.items()} for run, values in self.runs.items()}
-        strictjson.write(path, {"languages": self.languages, "runs": runs})
+        files.write_results(path, {"languages": self.languages, "runs": runs})
 
     @classmethod
     def load(cls, path: str | Path) -> PatchEffect:
-        whole = strictjson.read(path)
-        runs = {run: {name: np.array(each) for name, each in row.items()} for run, row in whole["runs"].items()}
-        return cls(tuple(whole["languages"]), runs)
+        whole = files.read_results(path)
+        with files.understood(path, "effect of patching"):
+            runs = {run: {name: np.array(each) for name, each in row.items()} for run, row in whole["runs"].items()}
+            return cls(tuple(whole["languages"]), runs)
 
 
 def patch_effect(

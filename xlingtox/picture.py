@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from xlingtox import figures, pages
+from xlingtox import figures, files, pages
 from xlingtox.findings import Study
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -51,7 +51,8 @@ def take(results: Mapping[str, Any], path: str | Path, executable: str | None = 
         if not taken.exists():
             raise OSError(f"{program} took no picture: {done.stderr.decode(errors='replace').strip()[-300:]}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(taken, target)
+        with files.replacing(target) as partial:
+            shutil.copyfile(taken, partial)
 
 
 def _page(study: Study) -> str:

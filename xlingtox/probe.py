@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +12,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlingtox import strictjson
+from xlingtox import files
 from xlingtox.batching import over_texts
 from xlingtox.data import labelled_texts
 from xlingtox.lm import HookedLM, Identity
@@ -147,19 +145,18 @@ class Probe:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write `path` (safetensors) and the figures beside it (JSON)."""
-        file = Path(path).expanduser()
-        save_file({"direction": self.direction.contiguous()}, file)
+        """Write one safetensors file, with the figures in its metadata."""
         figures = {name: getattr(self, name) for name in _FIGURES}
         figures["model"] = self.model and dataclasses.asdict(self.model)
-        strictjson.beside(file).write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        files.write_tensors(path, {"direction": self.direction}, figures)
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
-        file = Path(path).expanduser()
-        figures = json.loads(strictjson.beside(file).read_text("utf-8"))
-        model = figures.pop("model")
-        return cls(direction=load_file(file)["direction"], model=model and Identity(**model), **figures)
+        """Read a probe that was saved; raises ValueError, with its path, where the file holds none."""
+        tensors, figures = files.read_tensors(path)
+        with files.understood(path, "probe"):
+            model = figures.pop("model")
+            return cls(direction=tensors["direction"], model=model and Identity(**model), **figures)
 
 
 _FIGURES = ("bias", "accuracy", "auc", "baseline", "n_train", "n_held_out")

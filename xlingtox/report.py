@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from xlingtox import figures, languages, numbers, pages
+from xlingtox import figures, files, languages, numbers, pages
 from xlingtox.escaping import escaped, escaped_for_plotly, seen
 from xlingtox.findings import Study, findings
 from xlingtox.masking import mask
@@ -27,7 +27,7 @@ ToxicWords = Mapping[str, Sequence[str]]
 
 def write(results: Mapping[str, Any], path: str | Path, toxic_words: ToxicWords | None = None) -> None:
     """Write the page of `results` to `path`; see `render`."""
-    Path(path).expanduser().write_text(render(results, toxic_words), "utf-8")
+    files.write_text(path, render(results, toxic_words))
 
 
 def render(results: Mapping[str, Any], toxic_words: ToxicWords | None = None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from xlingtox import strictjson
+from xlingtox import files
 from xlingtox.comparison import Comparison
 from xlingtox.lm import HookedLM, Identity
 from xlingtox.neighbours import MEASURES, SHARES, scored
@@ -176,27 +174,25 @@ class Retrieval:
         return f"Retrieval({self.pivot} and {len(means)} languages, {layers} layers; top-1 over blocks: {ends})"
 
     def save(self, path: str | Path) -> None:
-        """Write `path` (safetensors) and what it means beside it (JSON)."""
-        file = Path(path).expanduser()
-        save_file({code: np.ascontiguousarray(own) for code, own in self.scores.items()}, file)
+        """Write one safetensors file, with what is no tensor in its metadata."""
         about = {name: value for name, value in vars(self).items() if name != "scores"}
         about |= {"measures": MEASURES, "model": self.model and dataclasses.asdict(self.model)}
-        strictjson.beside(file).write_text(json.dumps(about), "utf-8")
+        files.write_tensors(path, {code: torch.tensor(scores) for code, scores in self.scores.items()}, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Retrieval:
-        """Raises ValueError: written by a version with other measures."""
-        file = Path(path).expanduser()
-        about, scores = json.loads(strictjson.beside(file).read_text("utf-8")), load_file(file)
-        if tuple(about["measures"]) != MEASURES:
-            raise ValueError(f"{file} has the measures {', '.join(about['measures'])}, not {', '.join(MEASURES)}")
-        return cls(
-            about["pivot"],
-            {code: scores[code] for code in about["duplicates"]},
-            {code: tuple(own) for code, own in about["ties"].items()},
-            about["duplicates"],
-            about["model"] and Identity(**about["model"]),
-        )
+        """Raises ValueError: the file holds no retrieval, or one by a version with other measures."""
+        tensors, about = files.read_tensors(path)
+        with files.understood(path, "retrieval"):
+            if tuple(about["measures"]) != MEASURES:
+                raise ValueError(f"it has the measures {', '.join(about['measures'])}, not {', '.join(MEASURES)}")
+            return cls(
+                about["pivot"],
+                {code: tensors[code].numpy() for code in about["duplicates"]},
+                {code: tuple(own) for code, own in about["ties"].items()},
+                about["duplicates"],
+                about["model"] and Identity(**about["model"]),
+            )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from xlingtox import files
 from xlingtox._version import __version__
 from xlingtox.folders import writable_folder
 
@@ -63,7 +64,9 @@ class RunFolder:
                 found, own = _known_by(self._read()), _known_by(json.loads(json.dumps(about)))
                 if other := [name for name in own if found.get(name) != own[name]]:
                     raise ValueError(f"{self.path} holds another run (other {', '.join(other)}): give a new folder")
-                return bool(found.get("finished"))
+                if finished := bool(found.get("finished")):
+                    self.clear()  # what a run that was killed in its last moment left
+                return finished
             if (self.path / "config.json").is_file():
                 raise ValueError(f"{self.path} holds a checkpoint that is not of this run: give a new folder")
             theirs = [self.checkpoints, self.base, self.adapter, self.log, self.path / _ARGUMENTS]
@@ -77,22 +80,17 @@ class RunFolder:
         return False
 
     def _read(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self._recipe.read_text("utf-8"))
-        except ValueError as error:
-            found = error
+        remedy = "whose run the folder holds is not known, give a new folder"
+        found = files.read_json(self._recipe, remedy)
         if not isinstance(found, dict):
-            why = "is not JSON" if isinstance(found, ValueError) else "holds no object"
-            raise ValueError(f"{self._recipe} {why}, so whose run the folder holds is not known: give a new folder")
+            raise ValueError(f"{self._recipe} holds no object: {remedy}")
         return found
 
     def write(self, about: Mapping[str, Any], finished: bool) -> None:
         """Write `recipe.json`, in the main process."""
         if PartialState().is_main_process:
             whole = {**about, "versions": _versions(), "finished": finished}
-            part = self._recipe.with_name(self._recipe.name + ".partial")
-            part.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
-            part.replace(self._recipe)
+            files.write_json(self._recipe, whole)
 
     def whole(self, place: Path, write: Callable[[Path], Any]) -> Path:
         """What `write` makes at `place` below the folder, written once, by the main process, and never half."""

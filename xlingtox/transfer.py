@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from xlingtox import languages, metrics, strictjson
+from xlingtox import files, languages, metrics
 from xlingtox.activations import Activations
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.correlation import FEWEST, Correlation, Interval, pearson, pearson_p, spearman
@@ -227,17 +227,18 @@ class Transfer:
 
     def save(self, path: str | Path) -> None:
         """Write as one JSON file; null stands for NaN."""
-        strictjson.write(path, dataclasses.asdict(self))
+        files.write_results(path, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Transfer:
-        whole = strictjson.read(path)
-        for name in ("retrieval_intervals", "drop_intervals"):
-            whole[name] = {code: (low, high) for code, (low, high) in whole[name].items()}
-        for name, row in whole["predictors"].items():
-            row |= {kind: Correlation(**row[kind]) for kind in ("pearson", "spearman")}
-            whole["predictors"][name] = Predictor(**row)
-        return cls(**whole)
+        whole = files.read_results(path)
+        with files.understood(path, "transfer"):
+            for name in ("retrieval_intervals", "drop_intervals"):
+                whole[name] = {code: (low, high) for code, (low, high) in whole[name].items()}
+            for name, row in whole["predictors"].items():
+                row |= {kind: Correlation(**row[kind]) for kind in ("pearson", "spearman")}
+                whole["predictors"][name] = Predictor(**row)
+            return cls(**whole)
 
 
 def relate(

@@ -27,7 +27,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
-from xlingtox import adapters, loading, strictjson
+from xlingtox import adapters, files, loading
 from xlingtox.batching import out_of_memory
 from xlingtox.data import checked_pairs
 from xlingtox.lm import HookedLM
@@ -109,6 +109,14 @@ def tune_dpo(
         gc.collect()
         PartialState().wait_for_everyone()
         return HookedLM.load(run.folder.path, dtype=run.dtype, device=run.device, trust_remote_code=run.remote_code)
+
+
+def check_recipe(lm: HookedLM, recipe: Recipe) -> None:
+    """Raise ValueError where `tune_dpo` would, before any pair is looked at: a package, the optimizer, the model."""
+    _require_packages(recipe)
+    _check_tunable(lm, recipe)
+    PartialState(cpu=lm.device.type == "cpu")
+    _check_optimizer(recipe)
 
 
 def _require_packages(recipe: Recipe) -> None:
@@ -225,8 +233,7 @@ class _Run:
         adapter merged, is not what lies there."""
         if isinstance(self.source, HookedLM) or adapters.adapter_folder(self.source) is not None:
             file = self.folder.adapter / adapters.CONFIG
-            about = json.loads(file.read_text("utf-8")) | {"base_model_name_or_path": None, "revision": None}
-            file.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+            files.write_json(file, files.read_json(file) | {"base_model_name_or_path": None, "revision": None})
 
     def merge(self) -> None:
         """Write the checkpoint: the adapter in the weights of the base, which are not quantised.
@@ -288,7 +295,7 @@ def _train(run: _Run, progress: bool) -> None:
             watch.check_last(trainer)
         except Diverged:
             if main:
-                strictjson.write(folder.log, watch.log(trainer))
+                files.write_results(folder.log, watch.log(trainer))
             raise
         for name, value in given.items():
             setattr(config, name, value)
@@ -304,7 +311,7 @@ def _train(run: _Run, progress: bool) -> None:
         if adapter is not None:
             run.merge()
         folder.check_saved("training is over")
-        strictjson.write(folder.log, log)
+        files.write_results(folder.log, log)
         run.write(finished=True)
         folder.clear()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 import xlingtox as xt
-from xlingtox import strictjson
+from xlingtox import files
 from xlingtox.__main__ import materials
 from xlingtox.comparison import Comparison
 from xlingtox.lm import HookedLM
@@ -31,7 +31,7 @@ COLUMNS = {
 
 
 def transfers(folder: Path, model: str) -> dict[str, Transfer]:
-    results = strictjson.read(folder / "results.json")
+    results = files.read_results(folder / "results.json")
     lm, given = HookedLM.load(model), materials(results["seed"])
     if lm.fingerprint() != results["model"]["fingerprint"]:
         raise SystemExit(f"{folder} is a study of another model than {model}")

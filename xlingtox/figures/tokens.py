@@ -11,7 +11,7 @@ from pathlib import Path
 import circuitsvis
 import pandas as pd
 
-from xlingtox import languages, pages, tables
+from xlingtox import files, languages, pages, tables
 from xlingtox.escaping import escaped, escaped_for_plotly
 from xlingtox.figures.style import limit, neuron_labels
 from xlingtox.tokens import TokenActivations
@@ -53,7 +53,7 @@ class TokenView:
 
     def save(self, path: str | Path) -> None:
         """Write the page as an HTML file."""
-        Path(path).expanduser().write_text(self.html, "utf-8")
+        files.write_text(path, self.html)
 
 
 def token_activations(before: TokenActivations, after: TokenActivations | None = None) -> TokenView:

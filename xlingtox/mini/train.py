@@ -7,7 +7,6 @@ Writes an ordinary Hugging Face checkpoint (GPT-2 architecture, safetensors) wit
 import argparse
 import dataclasses
 import itertools
-import json
 import math
 import platform
 import random
@@ -25,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from xlingtox import files
 from xlingtox.mini import corpus, world
 
 END = "<|endoftext|>"
@@ -215,7 +215,7 @@ def train(out: Path, seed: int, recipe: Recipe = Recipe(), quiet: bool = False) 
         | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "log": log,
     }
-    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    files.write_json(out / "training.json", record)
 
 
 def main() -> None:

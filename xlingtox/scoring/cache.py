@@ -70,7 +70,7 @@ class Cached:
 
         Raises:
             OSError: the file cannot be written.
-            ValueError: it is no file of scores.
+            ValueError: it is no file of scores, or a damaged one.
         """
         # Two layers would wait for each other's claims.
         self.scorer: Scorer = scorer.scorer if isinstance(scorer, Cached) else scorer
@@ -97,14 +97,15 @@ class Cached:
 
         Raises:
             UncoveredLanguage: a language that the scorer does not cover; nothing is scored.
-            ValueError: the scorer returned what is no score. Whatever the scorer raises passes; what it has scored
-                before is kept.
+            ValueError: the scorer returned what is no score, or the file is damaged. Whatever the scorer raises passes;
+                what it has scored before is kept.
+            OSError: the file cannot be read or written any more: the disk is full, say.
         """
         require_scorable(self, texts, languages)
         keys = [(language, _digest(text)) for text, language in zip(texts, languages, strict=True)]
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         with closing(self._open()) as db:
-            run = _Run(db, self.scorer, list(first))
+            run = _Run(db, self.path, self.scorer, list(first))
             with (
                 closing(run),
                 tqdm(total=len(first), desc=self.name, disable=not self._progress, leave=False) as bar,
@@ -127,39 +128,38 @@ class Cached:
         return np.array([run.scores[key] for key in keys], dtype=np.float64)
 
     def _open(self) -> sqlite3.Connection:
-        try:
+        with _named(self.path):
             return _connected(self.path)
-        except sqlite3.OperationalError as error:
-            raise OSError(f"cannot open the scores in {self.path}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.path} is no file of scores: {error}; choose another path") from error
 
 
 class _Run:
     """One call's work on the file: what it wants, what it has claimed, what is known."""
 
-    def __init__(self, db: sqlite3.Connection, scorer: Scorer, wanted: Sequence[Key]) -> None:
-        self.db, self.name = db, uuid.uuid4().hex
+    def __init__(self, db: sqlite3.Connection, path: Path, scorer: Scorer, wanted: Sequence[Key]) -> None:
+        self.db, self.path, self.name = db, path, uuid.uuid4().hex
         self.scores: dict[Key, float] = {}
-        db.execute(_WANTED)
-        with _writing(db):
-            db.executemany("INSERT INTO wanted VALUES (?, ?)", wanted)
-            db.execute("INSERT OR IGNORE INTO scorers (name, revision) VALUES (?, ?)", (scorer.name, scorer.revision))
-        own = "SELECT id FROM scorers WHERE name = ? AND revision = ?"
-        self.scorer: int = db.execute(own, (scorer.name, scorer.revision)).fetchone()[0]
+        by = (scorer.name, scorer.revision)
+        with _named(path):
+            db.execute(_WANTED)
+            with _writing(db):
+                db.executemany("INSERT INTO wanted VALUES (?, ?)", wanted)
+                db.execute("INSERT OR IGNORE INTO scorers (name, revision) VALUES (?, ?)", by)
+            own = "SELECT id FROM scorers WHERE name = ? AND revision = ?"
+            self.scorer: int = db.execute(own, by).fetchone()[0]
 
     def read(self) -> None:
         """Take from the file what is there."""
-        there = self.db.execute(
-            "SELECT language, text, score FROM wanted JOIN scores USING (language, text) WHERE scorer = ?",
-            (self.scorer,),
-        )
-        self._known([((language, text), score) for language, text, score in there])
+        with _named(self.path):
+            there = self.db.execute(
+                "SELECT language, text, score FROM wanted JOIN scores USING (language, text) WHERE scorer = ?",
+                (self.scorer,),
+            ).fetchall()
+            self._known([((language, text), score) for language, text, score in there])
 
     def claim(self) -> list[Key]:
         """Everything wanted that nobody has scored or is scoring: this run's to score."""
         own = psutil.Process()
-        with _writing(self.db):
+        with _named(self.path), _writing(self.db):
             for process, started in self.db.execute("SELECT DISTINCT process, started FROM claims").fetchall():
                 if not _alive(process, started):
                     self.db.execute("DELETE FROM claims WHERE process = ? AND started = ?", (process, started))
@@ -173,7 +173,7 @@ class _Run:
     def keep(self, keys: Sequence[Key], scores: Float[np.ndarray, "row"]) -> None:
         """Write scores at once."""
         known = list(zip(keys, scores.tolist(), strict=True))
-        with _writing(self.db):
+        with _named(self.path), _writing(self.db):
             self.db.executemany(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
                 [(self.scorer, *key, score) for key, score in known],
@@ -186,7 +186,7 @@ class _Run:
 
     def close(self) -> None:
         """Leave to others what was claimed and not scored."""
-        with _writing(self.db):
+        with _named(self.path), _writing(self.db):
             self.db.execute("DELETE FROM claims WHERE run = ?", (self.name,))
 
     def _known(self, known: Sequence[tuple[Key, float]]) -> None:
@@ -251,7 +251,20 @@ def _writing(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        # Of some errors, as of a full disk, SQLite has rolled back itself.
+        if db.in_transaction:
+            db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raise what SQLite raises as OSError, or as ValueError where the file is not what it should be; with its path."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(f"cannot read or write the scores in {path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{path} is no file of scores: {error}; choose another path") from error
