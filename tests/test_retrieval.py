@@ -12,7 +12,7 @@ from datasets import Dataset
 from published import jsonl, repository, written
 from scipy import stats
 
-from xlingtox import data, retrieval, translations
+from xlingtox import data, files, retrieval, translations
 from xlingtox.languages import CODES
 from xlingtox.retrieval import MEASURES, Retrieval
 

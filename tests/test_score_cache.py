@@ -187,7 +187,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content):
 
 
 def test_a_folder_or_a_forbidden_place(tmp_path):
-    with pytest.raises(OSError, match="cannot open the scores"):
+    with pytest.raises(OSError, match="cannot use the scores in"):
         Cached(HashScorer("en"), tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to the output folder"):

@@ -29,12 +29,14 @@ class Reached:
         over: whether training ended there: all steps are done, or patience is used up.
         best: the checkpoint with the lowest validation loss, where that is what is kept.
         log: losses and margins up to there.
+        flos: operations up to there, as transformers counts them.
     """
 
     checkpoint: Path
     over: bool
     best: Path | None
     log: list[dict[str, Any]]
+    flos: float = 0.0
 
 
 class RunFolder:
@@ -121,7 +123,8 @@ class RunFolder:
         best = state.get("best_model_checkpoint")
         # The folder may have been moved since.
         path = None if best is None else self.checkpoints / Path(best).name
-        return Reached(whole[newest], over, path if path is not None and path.is_dir() else None, state["log_history"])
+        best_there = path if path is not None and path.is_dir() else None
+        return Reached(whole[newest], over, best_there, state["log_history"], state.get("total_flos", 0.0))
 
     def given_up(self) -> None:
         """Leave the folder to other runs if this one broke off before there was anything to go on from."""

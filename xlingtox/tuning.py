@@ -280,6 +280,7 @@ def _train(run: _Run, progress: bool) -> None:
             peft_config=adapter,
             callbacks=[watch],
         )
+        watch.count_on(trainer)
         # Without its own bar the trainer prints its log instead.
         trainer.remove_callback(PrinterCallback)
         if recipe.patience is not None:
@@ -303,7 +304,7 @@ def _train(run: _Run, progress: bool) -> None:
         trainer.save_model(str(folder.path if adapter is None else folder.adapter))
         if adapter is not None and main:
             run.name_base()
-        log = watch.log(trainer)
+        log = watch.full_log(trainer)
         del trainer, model
         gc.collect()
         if not main:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import TrainerCallback
@@ -46,9 +47,26 @@ class Watch(TrainerCallback):
         if "loss" in (logs or {}):
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
 
+    def count_on(self, trainer: Any) -> None:
+        """Let the trainer count the tokens of a resumed run from where it broke off: TRL keeps no count of them."""
+        if self.before is not None:
+            counts = [row["num_tokens"] for row in self.before.log if "num_tokens" in row]
+            trainer._total_train_tokens = int(max(counts, default=0))
+
     def log(self, trainer: Any) -> list[dict[str, Any]]:
         """Losses and margins of all steps, also where only the best weights were read again."""
         return self.before.log if self.before is not None and self.before.over else trainer.state.log_history
+
+    def full_log(self, trainer: Any) -> list[dict[str, Any]]:
+        """The log of a run that is over, with a last row about all its steps, also those before an interruption.
+
+        Transformers' own last row is left out, which knows the steps since the last start alone.
+        """
+        rows = [row for row in self.log(trainer) if "train_runtime" not in row]
+        losses = [row["loss"] for row in rows if "loss" in row]
+        flos = self.before.flos if self.before is not None and self.before.over else trainer.state.total_flos
+        last = {name: rows[-1][name] for name in ("epoch", "step")}
+        return [*rows, {"train_loss": fmean(losses), "total_flos": flos, **last}]
 
     def check_last(self, trainer: Any) -> None:
         """Raise Diverged unless the tuned weights give a loss: no step was left to show it."""

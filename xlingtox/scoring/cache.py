@@ -191,7 +191,8 @@ class _Run:
 
     def _known(self, known: Sequence[tuple[Key, float]]) -> None:
         self.scores.update(known)
-        self.db.executemany("DELETE FROM wanted WHERE language = ? AND text = ?", [key for key, _ in known])
+        with _named(self.path):
+            self.db.executemany("DELETE FROM wanted WHERE language = ? AND text = ?", [key for key, _ in known])
 
 
 def _streamed(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
@@ -265,6 +266,6 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise OSError(f"cannot read or write the scores in {path}: {error}") from error
+        raise OSError(f"cannot use the scores in {path}: {error}") from error
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{path} is no file of scores: {error}; choose another path") from error
