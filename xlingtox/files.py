@@ -55,10 +55,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if target.exists() and not target.is_file():
             raise OSError(f"cannot write {shown}: it is a folder or a device, not a file")
         _sweep(target.parent)
-        partial = target.parent / f".xlingtox-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
-        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-        os.close(descriptor)
+        partial = _hidden(target.parent)
+        mode = _created(partial)
         try:
             yield partial
             with partial.open("rb+") as written:
@@ -79,6 +77,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         elif target.exists():
             reason += "; what the file held before is kept"
         raise OSError(error.errno, f"cannot write the file: {reason}", str(shown)) from error
+
+
+def ordinary_permissions(folder: str | Path) -> None:
+    """Give the safetensors files of a checkpoint, which that library makes for us alone, those that `open` gives."""
+    made = _hidden(Path(folder))
+    try:
+        mode = _created(made)
+    finally:
+        made.unlink(missing_ok=True)
+    for weights in Path(folder).glob("*.safetensors"):
+        weights.chmod(mode)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -205,6 +214,20 @@ def _nulled(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_nulled(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _created(file: Path) -> int:
+    """Make a new, empty file; its permissions, which are 0666 without the bits of the process's mask."""
+    descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+
+
+def _hidden(folder: Path) -> Path:
+    """The path of a partial file of this process."""
+    return folder / f".xlingtox-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
 
 
 def _sweep(folder: Path) -> None:

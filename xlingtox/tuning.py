@@ -312,6 +312,8 @@ def _train(run: _Run, progress: bool) -> None:
         if adapter is not None:
             run.merge()
         folder.check_saved("training is over")
+        for saved in (folder.path, *([] if adapter is None else [folder.adapter])):
+            files.ordinary_permissions(saved)
         files.write_results(folder.log, log)
         run.write(finished=True)
         folder.clear()

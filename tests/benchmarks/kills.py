@@ -233,8 +233,11 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The names of the files that are not the same."""
-    # As text, in which one NaN is like another.
-    return sorted(name for name in one.keys() | other.keys() if repr(one.get(name)) != repr(other.get(name)))
+    # As text, in which one NaN is like another, and the order of names does not matter.
+    first, then = (
+        {name: json.dumps(value, sort_keys=True, default=repr) for name, value in side.items()} for side in (one, other)
+    )
+    return sorted(name for name in first.keys() | then.keys() if first.get(name) != then.get(name))
 
 
 def kill_runs(what: str, run: Callable[[Path], None], n: int, rng: random.Random, work: Path) -> None:

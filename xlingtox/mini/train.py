@@ -204,6 +204,7 @@ def train(out: Path, seed: int, recipe: Recipe = Recipe(), quiet: bool = False) 
                 recent.clear()
             bar.update()
     model.save_pretrained(out)
+    files.ordinary_permissions(out)
     tokenizer.save_pretrained(out)
     record = {
         "seed": seed,
