@@ -6,12 +6,14 @@ uninterrupted one leaves: the same files with the same content, but for how long
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
@@ -21,27 +23,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peft  # noqa: F401
 import torch
 import trl
 from datasets import Dataset
 
-import xlingtox as xt
-from xlingtox import experiment, files, mini, report, tuning
-from xlingtox.activations import Activations
-from xlingtox.baking import ControlVectors
-from xlingtox.comparison import Comparison, Measures
-from xlingtox.correlation import Correlation
-from xlingtox.figures.tokens import TokenView
-from xlingtox.generation import Continuations
-from xlingtox.lm import HookedLM, Identity
-from xlingtox.metrics import Change
-from xlingtox.patching import PatchEffect
-from xlingtox.probe import Probe
-from xlingtox.retrieval import MEASURES, Retrieval
-from xlingtox.scoring import ScorerIdentity
-from xlingtox.transfer import Predictor, Transfer
+from xlingtox import experiment, mini, report, tuning
+from xlingtox.lm import HookedLM
+
+sys.path.append(str(Path(__file__).parents[1]))
+from kept import contents, save_all
+
+SIZE = 4000
+"""Numbers in a result: files of some hundred kilobytes."""
 
 CHANGING = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "sqlite3.connect")
 """Audit events of operations on files."""
@@ -107,93 +101,26 @@ def killed(work: Callable[[], None], folder: Path, seconds: float | None = None,
 # --- saves
 
 
-def made(value: float) -> dict[str, Any]:
-    """A result of each kind, in which every number is `value`."""
-    n, codes = 4000, ("en", "es", "de", "fr")
-    model = Identity(f"model {value}", None, "float32", "f")
-    neurons = xt.NeuronSet.of([(0, i) for i in range(n)], [value] * n)
-    table = dict.fromkeys(codes, value)
-    measures = {code: Measures(*[value] * len(dataclasses.fields(Measures))) for code in codes}
-    correlation = Correlation(*[value] * len(dataclasses.fields(Correlation)))
-    prompts = tuple(xt.data.Prompt("en", f"{value} {i}") for i in range(n))
-    return {
-        "probe": Probe(torch.full((50 * n,), value), value, value, value, value, int(value), int(value), model),
-        "activations": Activations(
-            neurons,
-            torch.full((1, n), value, dtype=torch.float64),
-            torch.full((1,), int(value)),
-            torch.ones(2, 5, dtype=torch.bool),
-            ("en", "en"),
-            torch.full((2, 5, n), value),
-            model,
-        ),
-        "continuations": Continuations(prompts, 1, tuple(f"{value}" for _ in prompts), {"seed": value}),
-        "comparison": Comparison(
-            measures,
-            measures,
-            {code: {"emt": (value, value)} for code in codes},
-            scorer=ScorerIdentity(f"scorer {value}", "1", codes),
-            models=(model, model),
-            mean_changes={"emt": Change(*[value] * 4)},
-            neurons=neurons.neurons,
-            neuron_activations=dict.fromkeys(codes, ((value,) * n, (value,) * n)),
-        ),
-        "transfer": Transfer(
-            "emt",
-            table,
-            table,
-            value,
-            value,
-            {},
-            {},
-            {"retrieval": Predictor(table, 4, correlation, correlation, *[value] * 3)},
-        ),
-        "retrieval": Retrieval(
-            "en", {"es": np.full((len(MEASURES), 5, n), value)}, {"es": (int(value),) * 5}, {"es": int(value)}, model
-        ),
-        "patching": PatchEffect(codes, {"base": {"emt": np.full(n, value)}}),
-        "vectors": ControlVectors({layer: torch.full((20 * n,), value) for layer in range(1, 4)}),
-        "view": TokenView(f"<p>{value}</p>" * n, 100),
-    }
-
-
-def saved(value: float, folder: Path) -> None:
-    """Write a result of each kind."""
-    folder.mkdir(exist_ok=True)
-    results = made(value)
-    for name, result in results.items():
-        result.save(folder / name)
-    results["vectors"].save_gguf(folder / "vectors.gguf", "llama")
-    files.write_results(folder / "results.json", {"values": [value] * 20_000})
-    files.write_text(folder / "report.html", f"{value}\n" * 50_000)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Relative path to content, of all files that are not hidden."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
-
-
 def debris(folder: Path) -> list[str]:
     """Hidden files: what is not moved into place."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
 
 
-def kill_saves(n: int, rng: random.Random, work: Path) -> None:
+def kill_saves(lm: HookedLM, n: int, rng: random.Random, work: Path) -> None:
     """Save results over those before until killed, n times: each file must be one of those that were saved."""
     versions = []
     for value in (1.0, 2.0, 3.0):
         began = time.perf_counter()
-        saved(value, work / f"version-{value}")
+        save_all(lm, value, work / f"version-{value}", SIZE)
         seconds = time.perf_counter() - began
         versions.append(contents(work / f"version-{value}"))
     assert all(first != then for first, then in zip(versions[0].values(), versions[1].values(), strict=True))
     folder = work / "saves"
-    saved(1.0, folder)
+    save_all(lm, 1.0, folder, SIZE)
 
     def save() -> None:
         for i in range(1000):
-            saved(1.0 + i % 3, folder)
+            save_all(lm, 1.0 + i % 3, folder, SIZE)
 
     left = 0
     for i in range(n):
@@ -204,7 +131,7 @@ def kill_saves(n: int, rng: random.Random, work: Path) -> None:
         for name, content in contents(folder).items():
             if all(content != version[name] for version in versions):
                 raise AssertionError(f"after kill {i} ({how}), {name} is not what was saved")
-    saved(1.0, folder)
+    save_all(lm, 1.0, folder, SIZE)
     print(f"saves: {n} kills, every file whole; {left} partial files were left, {len(debris(folder))} in the end")
     if debris(folder):
         raise AssertionError(f"left: {debris(folder)}")
@@ -221,13 +148,14 @@ def untimed(value: Any) -> Any:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Every file below a folder, JSON without times, and scores as a table."""
+    """Every file below a folder: JSON without times and without the folder's own path, and scores as a table."""
     found: dict[str, Any] = dict(contents(folder))
     for name, content in found.items():
         if name.endswith(".json"):
-            found[name] = untimed(json.loads(content))
+            found[name] = untimed(json.loads(content.replace(str(folder).encode(), b"")))
         if name.endswith(".sqlite"):
-            found[name] = "scores"
+            with contextlib.closing(sqlite3.connect(folder / name)) as db:
+                found[name] = [db.execute(f"SELECT * FROM {table}").fetchall() for table in ("scores", "claims")]
     return found | dict.fromkeys(debris(folder), "hidden")
 
 
@@ -358,7 +286,7 @@ def main() -> None:
             place = work / what
             place.mkdir(parents=True)
             if n and what == "saves":
-                kill_saves(n, rng, place)
+                kill_saves(lm, n, rng, place)
             elif n:
                 kill_runs(what, recipes[what], n, rng, place)
 

@@ -1,0 +1,106 @@
+"""A result of each kind that is kept in a file, made of one number, so that a mixture of two is seen."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from xlingtox import files
+from xlingtox.activations import Activations
+from xlingtox.baking import ControlVectors
+from xlingtox.comparison import Comparison, Measures
+from xlingtox.correlation import Correlation
+from xlingtox.data import Prompt
+from xlingtox.figures.tokens import TokenView
+from xlingtox.generation import Continuations
+from xlingtox.interventions import Offset
+from xlingtox.lm import HookedLM, Identity
+from xlingtox.metrics import Change
+from xlingtox.neurons import NeuronSet
+from xlingtox.patching import PatchEffect
+from xlingtox.probe import Probe
+from xlingtox.retrieval import MEASURES, Retrieval
+from xlingtox.scoring import ScorerIdentity
+from xlingtox.transfer import Predictor, Transfer
+
+KINDS: dict[str, Any] = {
+    "probe": Probe,
+    "activations": Activations,
+    "continuations": Continuations,
+    "comparison": Comparison,
+    "transfer": Transfer,
+    "retrieval": Retrieval,
+    "patching": PatchEffect,
+    "vectors": ControlVectors,
+}
+"""Name of a file to the class that it is loaded by, given its path alone."""
+
+
+def made(value: float, n: int = 40) -> dict[str, Any]:
+    """Name to a result of its kind, in which every number is `value`; the larger n is, the larger are the files."""
+    codes = ("en", "es", "de", "fr")
+    model = Identity(f"model {value}", None, "float32", "f")
+    neurons = NeuronSet.of([(0, i) for i in range(n)], [value] * n)
+    table = dict.fromkeys(codes, value)
+    measures = {code: Measures(*[value] * len(dataclasses.fields(Measures))) for code in codes}
+    correlation = Correlation(*[value] * len(dataclasses.fields(Correlation)))
+    prompts = tuple(Prompt("en", f"{value} {i}") for i in range(n))
+    return {
+        "probe": Probe(torch.full((50 * n,), value), value, value, value, value, int(value), int(value), model),
+        "activations": Activations(
+            neurons,
+            torch.full((1, n), value, dtype=torch.float64),
+            torch.full((1,), int(value)),
+            torch.ones(2, 5, dtype=torch.bool),
+            ("en", "en"),
+            torch.full((2, 5, n), value),
+            model,
+        ),
+        "continuations": Continuations(prompts, 1, tuple(f"{value}" for _ in prompts), {"seed": value}),
+        "comparison": Comparison(
+            measures,
+            measures,
+            {code: {"emt": (value, value)} for code in codes},
+            scorer=ScorerIdentity(f"scorer {value}", "1", codes),
+            models=(model, model),
+            mean_changes={"emt": Change(*[value] * 4)},
+            neurons=neurons.neurons,
+            neuron_activations=dict.fromkeys(codes, ((value,) * n, (value,) * n)),
+        ),
+        "transfer": Transfer(
+            "emt",
+            table,
+            table,
+            value,
+            value,
+            {},
+            {},
+            {"retrieval": Predictor(table, 4, correlation, correlation, *[value] * 3)},
+        ),
+        "retrieval": Retrieval(
+            "en", {"es": np.full((len(MEASURES), 5, n), value)}, {"es": (int(value),) * 5}, {"es": int(value)}, model
+        ),
+        "patching": PatchEffect(codes, {"base": {"emt": np.full(n, value)}}),
+        "vectors": ControlVectors({layer: torch.full((20 * n,), value) for layer in range(1, 4)}),
+        "view": TokenView(f"<p>{value}</p>" * n, 100),
+    }
+
+
+def save_all(lm: HookedLM, value: float, folder: Path, n: int = 40) -> None:
+    """Write a file of each kind."""
+    folder.mkdir(exist_ok=True)
+    results = made(value, n)
+    for name, result in results.items():
+        result.save(folder / name)
+    Offset(NeuronSet.of([(0, i) for i in range(20)], [value] * 20), value).save(folder / "edit", lm)
+    results["vectors"].save_gguf(folder / "vectors.gguf", "llama")
+    files.write_results(folder / "results.json", {"values": [value] * 5 * n})
+    files.write_text(folder / "report.html", f"{value}\n" * 12 * n)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Relative path to content, of all files that are not hidden."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
