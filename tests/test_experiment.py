@@ -1,7 +1,12 @@
 import copy
 import dataclasses
+import errno
 import json
 import math
+import os
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 from conftest import randomised
@@ -11,7 +16,9 @@ from toys import HashScorer, strict_json
 from xlingtox import experiment, files, languages
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.experiment import Materials, Settings
+from xlingtox.interventions import Offset
 from xlingtox.lm import HookedLM
+from xlingtox.neurons import NeuronSet
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.tuning import Recipe
 
@@ -294,8 +301,88 @@ def test_a_study_without_any_toxicity_has_results_without_nan(lm, tmp_path):
 )
 def test_bad_materials_are_refused_before_any_stage_is_done(lm, tmp_path, materials, settings, words):
     with pytest.raises(ValueError, match=words):
-        run(lm, tmp_path, dataclasses.replace(MATERIALS, **materials), dataclasses.replace(SETTINGS, **settings))
-    assert not list(tmp_path.glob("stages/*.json"))
+        run(
+            lm, tmp_path / "out", dataclasses.replace(MATERIALS, **materials), dataclasses.replace(SETTINGS, **settings)
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_edited_model_is_refused_before_any_stage_is_done(lm, tmp_path):
+    with Offset(NeuronSet.of([(0, 1)]), 1.0).on(lm), pytest.raises(ValueError, match="has hooks on it"):
+        run(lm, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- its own files
+
+
+def test_the_study_is_written_down_once(lm, study):
+    file = study[0] / "study.json"
+    before = file.stat()
+    run(lm, study[0])
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.fixture
+def copied(study, tmp_path):
+    """A copy of the finished study's folder."""
+    return Path(shutil.copytree(study[0], tmp_path / "study"))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seconds": 1.0, "resul', b"\xff", b"[]", b'{"seconds": 1, "result": {}}'])
+@pytest.mark.parametrize("stage", ["localize", "retrieve"])
+def test_a_stage_that_cannot_be_read_is_named(lm, copied, stage, content):
+    file = copied / "stages" / f"{stage}.json"
+    file.write_bytes(content)
+    said = rf"^{re.escape(str(file))} (cannot be read|holds no result of the stage).*: delete it, and the stage is done"
+    with pytest.raises(ValueError, match=said):
+        run(lm, copied)
+
+
+def test_a_stage_that_was_deleted_is_done_anew_and_no_other(lm, study, copied, monkeypatch):
+    (copied / "stages" / "promoted.json").unlink()
+    for name in set(STAGES) - {"promoted"}:
+        monkeypatch.setitem(experiment._STAGES, name, lambda _: pytest.fail("done again"))
+    assert timeless(run(lm, copied)) == timeless(study[1])
+
+
+@pytest.mark.parametrize("content", [b"", b'{"model": "', b"null"])
+def test_a_folder_that_does_not_say_whose_it_is_is_refused(lm, copied, content):
+    (copied / "study.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"study\.json cannot be read.*: choose another folder|another model, data or"):
+        run(lm, copied)
+    assert (copied / "study.json").read_bytes() == content
+
+
+def test_texts_and_a_log_that_cannot_be_read_are_named(lm, study, copied):
+    for name in ("tune", "compare"):
+        (copied / "stages" / f"{name}.json").unlink()
+    for name, remedy in (
+        ("tuned/log.json", "delete the folder .*tuned"),
+        ("written/after.json", "or delete it, and the"),
+    ):
+        file = copied / name
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match=rf"{name} cannot be read.*{remedy}"):
+            run(lm, copied)
+        file.write_bytes(content)
+    assert timeless(run(lm, copied)) == timeless(study[1])
+
+
+def test_results_that_cannot_be_written_are_not_lost(lm, study, copied, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    old = (copied / "results.json").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("xlingtox.files.os.fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device.*results\.json"):
+            run(lm, copied)
+    assert (copied / "results.json").read_bytes() == old
+    for name in STAGES:
+        monkeypatch.setitem(experiment._STAGES, name, lambda _: pytest.fail("done again"))
+    assert run(lm, copied) == study[1]
 
 
 # --- the command
@@ -315,3 +402,14 @@ def test_the_demo_says_in_one_line_what_is_wrong(tmp_path, capfd, arguments):
     assert err.startswith("xlingtox: ")
     assert err.count("\n") == 1
     assert file.read_text() == "mine"
+
+
+def test_a_report_that_cannot_be_written_costs_no_results(study, tmp_path, monkeypatch, capfd):
+    from xlingtox import __main__ as command
+
+    (tmp_path / "report.html").mkdir()
+    monkeypatch.setattr(command, "study", lambda *_, **__: study[1])
+    assert command.main(["demo", "--quiet", "--out", str(tmp_path)]) == 2
+    out, err = capfd.readouterr()
+    assert out.startswith("Probe: held-out accuracy")
+    assert re.fullmatch(r"xlingtox: cannot write .*report\.html: it is a folder or a device, not a file\n", err)

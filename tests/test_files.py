@@ -103,10 +103,15 @@ def test_a_full_disk_leaves_the_old_file(lm, saved, monkeypatch, fault):
 
 def test_an_interrupt_leaves_the_old_file(tmp_path):
     files.write_text(tmp_path / "a", "old")
-    with pytest.raises(KeyboardInterrupt), files.replacing(tmp_path / "a") as partial:
-        partial.write_text("half")
-        assert (tmp_path / "a").read_text() == "old"
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with files.replacing(tmp_path / "a") as partial:
+            partial.write_text("half")
+            assert (tmp_path / "a").read_text() == "old"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert contents(tmp_path) == {"a": b"old"}
     assert os.listdir(tmp_path) == ["a"]
 

@@ -66,6 +66,7 @@ def test_the_checkpoint_is_an_ordinary_one(checkpoint, tokenizer):
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
     assert tokenizer.padding_side == "left"
     assert {file.suffix for file in checkpoint.iterdir()} == {".json", ".safetensors"}
+    assert len({file.stat().st_mode for file in checkpoint.iterdir()}) == 1
     batch = tokenizer(["Thomas cheats the baker.", "トーマスは"], padding=True, return_tensors="pt")
     assert torch.isfinite(model(**batch).logits).all()
 

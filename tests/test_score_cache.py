@@ -1,4 +1,6 @@
 import os
+import re
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -192,6 +194,29 @@ def test_a_folder_or_a_forbidden_place(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to the output folder"):
         Cached(HashScorer("en"), tmp_path / "file" / "scores.sqlite")
+
+
+def test_a_disk_that_is_full_while_scoring_is_said_to_be_so(file):
+    Cached(Counting("en", "fr"), file, progress=False).score(TEXTS[:9], CODES[:9])
+    cached, limits = Cached(Counting("en", "fr"), file, progress=False), resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The system itself refuses what goes beyond.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"^cannot use the scores in {re.escape(str(file))}: (disk I/O|.* full)"):
+            cached.score(TEXTS, CODES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert cached.score(TEXTS, CODES).tolist() == TRUTH.tolist()
+
+
+def test_a_damaged_file_is_said_to_be_one(file):
+    Cached(Counting("en", "fr"), file, progress=False).score(TEXTS, CODES)
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(file))} is no file of scores: .*malformed.*; choose another"
+    ):
+        Cached(Counting("en", "fr"), file, progress=False).score(TEXTS, CODES)
 
 
 def test_two_layers_are_one(file):

@@ -432,6 +432,13 @@ def losses(folder):
     return [(row["step"], row.get("loss"), row.get("eval_loss")) for row in rows if "train_runtime" not in row]
 
 
+def untimed(folder):
+    """The log without how long things took."""
+    timed = ("runtime", "per_second")
+    rows = json.loads((folder / "log.json").read_text("utf-8"))
+    return [{name: value for name, value in row.items() if not name.endswith(timed)} for row in rows]
+
+
 VALIDATED = dataclasses.replace(RECIPE, steps=9, save_every=2, evaluate_every=3, optimizer="adamw_torch")
 
 
@@ -458,7 +465,11 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tuned, tmp_path, 
     (broken / "model.safetensors").write_bytes(b"half")
     resumed = tune_dpo(lm, PAIRS, tmp_path / "cut", recipe, validation=TURNED, progress=False)
     assert resumed.fingerprint() == whole.fingerprint()
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    log = untimed(tmp_path / "cut")
+    assert log == untimed(tmp_path / "whole")
+    counts = [row["num_tokens"] for row in log if "num_tokens" in row]
+    assert counts == sorted(set(counts)), "tokens are counted on"
+    assert log[-1]["train_loss"] == pytest.approx(np.mean([row["loss"] for row in log if "loss" in row]))
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
@@ -500,7 +511,7 @@ def test_a_run_broken_off_after_its_last_step_trains_no_further(tuned, tmp_path,
             with pytest.raises(Interrupted):
                 tune("cut")
     assert tune("cut").fingerprint() == whole.fingerprint()
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert untimed(tmp_path / "cut") == untimed(tmp_path / "whole")
 
 
 def test_a_process_that_was_killed(tmp_path):
@@ -527,6 +538,28 @@ def test_a_process_that_was_killed(tmp_path):
     assert killed.returncode == -9, (step, moment, killed.stderr)
     resumed = tune_dpo("mini", pairs, tmp_path / "cut", recipe, progress=False)
     assert resumed.fingerprint() == whole.fingerprint(), (step, moment)
+
+
+def test_a_run_killed_in_its_last_moment_is_cleared(tuned, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, steps=2, save_every=2)
+
+    def clear(_):
+        raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning.RunFolder, "clear", clear)
+        with pytest.raises(Interrupted):
+            tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
+    assert (tmp_path / "checkpoints").exists()
+    tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_is_written_has_ordinary_permissions(tuned):
+    """Those of safetensors would be the user's alone."""
+    files = [path for path in tuned[3].rglob("*") if path.is_file()]
+    assert (tuned[3] / "model.safetensors") in files
+    assert {path.stat().st_mode for path in files} == {(tuned[3] / "config.json").stat().st_mode}
 
 
 def test_a_finished_run_is_only_loaded(tuned, monkeypatch):
