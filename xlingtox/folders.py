@@ -13,8 +13,8 @@ def writable_folder(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A name of its own: several processes may ask at once.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".xlingtox-"):
+        # It has no name: several processes may ask at once, and one that is killed here leaves nothing.
+        with tempfile.TemporaryFile(dir=folder, prefix=".xlingtox-"):
             pass
     except OSError as error:
         raise OSError(f"cannot write to the output folder {folder}: {error.strerror or error}") from error
