@@ -308,8 +308,10 @@ def test_bad_materials_are_refused_before_any_stage_is_done(lm, tmp_path, materi
 
 
 def test_an_edited_model_is_refused_before_any_stage_is_done(lm, tmp_path):
-    with Offset(NeuronSet.of([(0, 1)]), 1.0).on(lm), pytest.raises(ValueError, match="has hooks on it"):
-        run(lm, tmp_path / "out")
+    with Offset(NeuronSet.of([(0, 1)]), 1.0).on(lm):
+        lm.logits(*lm.encode(["the cat"]))
+        with pytest.raises(ValueError, match="has hooks on it"):
+            run(lm, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -408,7 +410,7 @@ def test_a_report_that_cannot_be_written_costs_no_results(study, tmp_path, monke
     from xlingtox import __main__ as command
 
     (tmp_path / "report.html").mkdir()
-    monkeypatch.setattr(command, "study", lambda *_, **__: study[1])
+    monkeypatch.setattr(command, "study", lambda *_, **__: study[1] | {"given": {}})
     assert command.main(["demo", "--quiet", "--out", str(tmp_path)]) == 2
     out, err = capfd.readouterr()
     assert out.startswith("Probe: held-out accuracy")
