@@ -15,7 +15,8 @@ from xlingtox.languages import NAMES, check, spelled
 STANDARD = ("language", "prompt", "text", "label", "chosen", "rejected", "sentence", "translation")
 """Columns that the work takes; parallel sentences may also have one a language, named by its code."""
 
-_BUILDERS = {".json": "json", ".parquet": "parquet"}
+# Not load_dataset, which reports each file that it reads to the hub's statistics.
+_BUILDERS = {".json": Dataset.from_json, ".parquet": Dataset.from_parquet}
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (*_BUILDERS, ".jsonl", *_DELIMITERS)
 
@@ -97,7 +98,7 @@ def opened(
             if path.is_file():
                 if path.suffix.lower() not in _BUILDERS:
                     raise ValueError(f"expected one of {', '.join(_SUFFIXES)}")
-                found = datasets.load_dataset(_BUILDERS[path.suffix.lower()], data_files=str(path), split="train")
+                found = _BUILDERS[path.suffix.lower()](str(path))
             elif any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
                 found = datasets.load_from_disk(str(path))
             else:
