@@ -98,8 +98,8 @@ class Cached:
 
         Raises:
             UncoveredLanguage: a language that the scorer does not cover; nothing is scored.
-            ValueError: the scorer returned what is no score, or the file holds such a one. Whatever the scorer raises passes; what it has scored
-                before is kept.
+            ValueError: the scorer returned what is no score, or the file holds such a one. Whatever the scorer raises
+                passes; what it has scored before is kept.
         """
         require_scorable(self, texts, languages)
         keys = [(language, _digest(text)) for text, language in zip(texts, languages, strict=True)]
@@ -211,8 +211,8 @@ def _stored_score(path: Path, language: str, text: bytes, score: object) -> floa
     """A score as the file has it, which anybody may have written; raises ValueError, with its place, for no score."""
     if not isinstance(score, float) or not 0 <= score <= 1:
         raise ValueError(
-            f"{in_line(path)} holds {score!r:.60} as the score of a text in {language} (SHA-256 {text.hex()}): expected "
-            "a number in [0, 1]; choose another path, or delete the file to score anew"
+            f"{in_line(path)} holds {score!r:.60} as the score of a text in {language} (SHA-256 {text.hex()}): "
+            "expected a number in [0, 1]; choose another path, or delete the file to score anew"
         )
     return score
 
