@@ -42,7 +42,7 @@ def unpacked(stream: IO[bytes], packed: int, name: str) -> io.BufferedReader:
     Raises:
         ValueError: by the reader, once more has come out.
     """
-    return io.BufferedReader(_Bounded(stream, packed, name), 2**18)
+    return io.BufferedReader(_Bounded(stream, packed, name))
 
 
 class _Bounded(io.RawIOBase):
