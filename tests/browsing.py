@@ -7,6 +7,9 @@ from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
 
+_PATIENCE = 600_000
+"""Milliseconds until a page is taken for one that hangs; a busy machine takes a minute for what takes a second."""
+
 DRAWN = """() => {
   const plots = [...document.querySelectorAll('.plot')];
   return plots.length > 0 && plots.every((plot) => plot.querySelector('.main-svg'));
@@ -57,4 +60,5 @@ class Visit:
 @contextlib.contextmanager
 def visiting(browser: Any, file: Path, width: int = 1280, scheme: str = "light") -> Iterator[Visit]:
     with contextlib.closing(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)) as own:
+        own.set_default_timeout(_PATIENCE)
         yield Visit(own.new_page(), file)

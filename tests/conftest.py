@@ -10,6 +10,7 @@ import torch
 import transformers
 from families import build, randomised
 from huggingface_hub import constants
+from hypothesis import HealthCheck, settings
 from playwright import sync_api as playwright_api
 from playwright.sync_api import sync_playwright
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,6 +20,9 @@ from xlingtox import picture
 from xlingtox.lm import HookedLM
 
 constants.HF_HUB_OFFLINE = True
+# On a busy machine an example may take any time.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 transformers.utils.logging.disable_progress_bar()
 
 CORPUS = [
@@ -134,7 +138,9 @@ def browser() -> Iterator[Any]:
     """The machine's Chromium, else the one that Playwright brought; without either, the tests that ask are skipped."""
     with sync_playwright() as playwright:
         try:
-            opened = playwright.chromium.launch(executable_path=picture.browser(), args=["--no-sandbox"])
+            opened = playwright.chromium.launch(
+                executable_path=picture.browser(), args=["--no-sandbox"], timeout=600_000
+            )
         except playwright_api.Error as error:
             pytest.skip(f"no browser: {str(error).strip().splitlines()[0]}")
         yield opened

@@ -37,6 +37,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.lock = threading.Lock()
+        self.closed = threading.Event()
 
     @property
     def endpoint(self) -> str:
@@ -47,6 +48,7 @@ class Server(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed.set()
         self.shutdown()
         self.server_close()
 
@@ -89,7 +91,11 @@ class Handler(BaseHTTPRequestHandler):
         self.say(429, {}, {"Retry-After": "1"})
 
     def do_silence(self, *_: str) -> None:
-        time.sleep(1)
+        """Nothing, until the server is closed."""
+        self.server.closed.wait()
+        self.close_connection = True
+
+    def do_hang_up(self, *_: str) -> None:
         self.close_connection = True
 
     def do_break(self, *_: str) -> None:

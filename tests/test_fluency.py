@@ -141,7 +141,9 @@ def test_there_must_be_something_to_judge(lm):
         conditional_perplexity(lm, Continuations((), 1, ()))
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(st.text(st.characters(exclude_categories=())), st.text(st.characters(exclude_categories=())))
 def test_any_text_has_a_value_or_is_counted(lm, prompt, text):
     found = conditional_perplexity(lm, Continuations((Prompt("en", prompt),), 1, (text,)), progress=False)

@@ -261,7 +261,9 @@ def steps_of(positions):
 
 
 _STEPS, _PLACED = steps_of(["all"]), steps_of(["all", "prompt"])
-_FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_FEW = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 
 
 def under(lm, *edits):

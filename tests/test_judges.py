@@ -43,7 +43,9 @@ def test_equal_to_a_plain_reading_of_the_states(lm, model, tokenizer, probe):
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.text(st.characters()), max_size=4))
 def test_any_text_is_judged(lm, probe, texts):
     texts += ["\ud800", "\0", "שלום \u202e", "x" * 100_000]

@@ -408,7 +408,9 @@ def test_flores_from_files_that_cannot_be_read(tmp_path, content):
     assert "An error occurred" not in str(caught.value)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(st.binary(max_size=60))
 @example(b"[1]")
 @example(b'{"id": {"a": 1}, "text": [2]}')

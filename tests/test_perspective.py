@@ -28,7 +28,7 @@ TRUTH = [score_of(text, code) for text, code in zip(TEXTS, CODES, strict=True)]
 def faulty(text, nth):
     """Three calls of ten go wrong."""
     chance = random.Random(f"{text} {nth}")
-    return chance.choice(["429", "500", "silence", "break", "garbage"]) if chance.random() < 0.3 else None
+    return chance.choice(["429", "500", "hang_up", "break", "garbage"]) if chance.random() < 0.3 else None
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def make(tmp_path):
     """`make(server)`: a fast scorer of a server."""
 
     def build(server, **options):
-        fast = {"queries_per_second": 1000, "timeout": 0.4, "attempts": 12, "progress": False}
+        fast = {"queries_per_second": 1000, "timeout": 600, "attempts": 12, "progress": False}
         return PerspectiveScorer(None, server.endpoint, cache=tmp_path / "scores.sqlite", **(fast | options))
 
     return build
@@ -67,11 +67,19 @@ def test_two_thousand_texts_of_which_three_calls_in_ten_fail(make, tmp_path):
         assert b"abc" not in file.read_bytes()
 
 
+def test_a_server_that_does_not_answer_is_asked_again(make):
+    """The patience is short here, and a slow machine may lose more than one answer to it."""
+    with Server(lambda text, nth: "silence" if nth == 1 and text in TEXTS[:3] else None) as server:
+        scores = make(server, timeout=1, attempts=100).score(TEXTS[:6], CODES[:6])
+        assert scores.tolist() == TRUTH[:6]
+        assert all(server.calls[language, text] >= 2 for text, language in zip(TEXTS[:3], CODES[:3], strict=True))
+
+
 CHILD = """
 import sys
 from test_perspective import CODES, TEXTS, perspective, PerspectiveScorer
 perspective._FIRST_WAIT, perspective._LONGEST_WAIT = 0.001, 0.05
-scorer = PerspectiveScorer(None, sys.argv[1], 1000, sys.argv[2], attempts=12, timeout=0.4, progress=False)
+scorer = PerspectiveScorer(None, sys.argv[1], 1000, sys.argv[2], attempts=12, timeout=600, progress=False)
 n = int(sys.argv[3])
 scorer.score(TEXTS[:n], CODES[:n])
 """
@@ -139,8 +147,10 @@ def test_what_is_asked(make):
 
 def test_calls_keep_to_the_rate(make):
     with Server() as server:
+        began = time.monotonic()
         make(server, queries_per_second=50).score(TEXTS[:40], CODES[:40])
-        assert server.times[-1] - server.times[0] > 39 * 0.02 * 0.95
+        # At least so long: a slow machine only takes longer.
+        assert server.times[-1] - began > 39 * 0.02 * 0.95
 
 
 def test_the_servers_wish_to_wait_is_granted(make, monkeypatch):

@@ -147,7 +147,7 @@ ROWS = st.one_of(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(ROWS.map(json.dumps).map(str.encode) | st.binary(max_size=40))
 @example(b"[" * 100_000)
 @example(b'{"query": "a", "response": {"languages": {"1": 1}}}')

@@ -1,3 +1,5 @@
+import contextlib
+import hashlib
 import os
 import re
 import resource
@@ -87,6 +89,22 @@ def test_what_is_no_score_is_not_kept(file, wrong):
     with pytest.raises(ValueError, match="hash returned"):
         Cached(scorer, file, progress=False).score(["a", "b"], ["en", "en"])
     assert sqlite3.connect(file).execute("SELECT count(*) FROM scores").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("wrong", [-0.01, 1.5, float("inf"), "0.5 and more", b"x"])
+@pytest.mark.parametrize("texts", [["b"], ["a", "b"]])
+def test_a_stored_score_that_is_none_is_refused_with_its_place(file, wrong, texts):
+    scorer = Counting("en")
+    Cached(scorer, file, progress=False).score(["a", "b"], ["en", "en"])
+    digest = hashlib.sha256(b"b").digest()
+    with contextlib.closing(sqlite3.connect(file)) as db, db:
+        db.execute("UPDATE scores SET score = ? WHERE text = ?", (wrong, digest))
+    kept = Cached(scorer, file, progress=False)
+    assert kept.score(["a"], ["en"]).tolist() == HashScorer().score(["a"], ["en"]).tolist()
+    with pytest.raises(ValueError, match=r"scores.sqlite holds .* as the score of a text in en") as caught:
+        kept.score(texts, ["en"] * len(texts))
+    assert digest.hex() in str(caught.value)
+    assert len(scorer.asked) == 2
 
 
 def test_a_stream_that_ends_too_early_is_an_error(file):

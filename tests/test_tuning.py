@@ -1117,7 +1117,7 @@ def test_two_processes_tune_one_model(model, tokenizer, tmp_path):
     more = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment = os.environ | more
     done = subprocess.run(
-        [*launcher, str(script)], capture_output=True, text=True, check=False, env=environment, timeout=300
+        [*launcher, str(script)], capture_output=True, text=True, check=False, env=environment, timeout=3600
     )
     assert done.returncode == 0, done.stderr
     said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from xlingtox.engine import alike
+from xlingtox.escaping import in_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ def merged(model: Any, source: str | Path, name: str) -> Any:
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"the adapter {source} is for another base than {name}: {_reason(error, model)}") from error
     if Path(said).name != Path(name).name:
-        _LOG.warning("the adapter %s says that it was trained on %s; it is merged into %s", folder, said, name)
+        names = map(in_line, (folder, said, name))
+        _LOG.warning("the adapter %s says that it was trained on %s; it is merged into %s", *names)
     return unloaded(adapted, name)
 
 

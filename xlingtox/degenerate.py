@@ -55,8 +55,7 @@ _FEWEST_DIGITS = 20
 
 _CONTENT = regex.compile(r"(?V1)[[\p{L}\p{N}\p{So}]--[\p{Default_Ignorable_Code_Point}\uFFFD\u2800]]")
 # Scripts without spaces: a character stands for a word.
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_WORD = rf"[{_UNSPACED}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}\uFE0E\uFE0F]]+"
+_WORD = rf"[{languages.UNSPACED_SCRIPTS}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{languages.UNSPACED_SCRIPTS}\uFE0E\uFE0F]]+"
 _UNIT = regex.compile(rf"(?V1){_WORD}")
 _UNIT_OR_PICTOGRAPH = regex.compile(rf"(?V1){_WORD}|\p{{So}}")
 # Letters that several scripts share, such as the Japanese mark for a long vowel, tell nothing.

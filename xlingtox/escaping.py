@@ -3,6 +3,8 @@
 import html
 import re
 
+_LONGEST_NAME = 200
+
 # Not for display: control characters but tab and line ends, lone surrogates, and what reorders the words beside it.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -12,6 +14,20 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def seen(value: object) -> str:
     """Without what is not for display."""
     return _UNSEEN.sub("\ufffd", str(value))
+
+
+def in_line(value: object) -> str:
+    """Text from outside, such as a file's name, for one line of a log or a message.
+
+    What cannot be printed is written as its escape, so that a name with a line end forges no line; the middle of a long
+    text is left out.
+    """
+    text = str(value)
+    if len(text) > _LONGEST_NAME:
+        text = f"{text[: _LONGEST_NAME // 2]}…{text[-_LONGEST_NAME // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def escaped(value: object) -> str:

@@ -83,6 +83,10 @@ SCORED = frozenset({*NAMES, "hi-Latn"})
 UNSPACED = frozenset({"ja", "km", "lo", "my", "th", "zh", "zh-hant"})
 """Languages written without spaces between words."""
 
+# Of U+30FC, which lengthens kana, Unicode says that it has no script.
+UNSPACED_SCRIPTS = r"\p{Han}\p{Hiragana}\p{Katakana}\u30FC\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+"""Scripts without spaces between words, as the inside of a character class of the `regex` package."""
+
 _SPELLED = {other: code for code, _, others in _PAPER + _MORE for other in others.split()}
 _TRADITIONAL = frozenset({"hant", "tw", "hk", "mo"})
 

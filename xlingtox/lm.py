@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from xlingtox import loading
 from xlingtox.adapters import check_merged, is_adapted
 from xlingtox.engine import Engine, PlainEngine, alike
+from xlingtox.escaping import in_line
 from xlingtox.lens import Lens, beside, lens
 from xlingtox.running import HookNeverFired as HookNeverFired
 from xlingtox.running import Running
@@ -215,7 +216,8 @@ class HookedLM(Running):
             except ValueError:
                 self._faithful = False
             if not self._faithful:
-                _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", self.name)
+                name = in_line(self.name)
+                _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", name)
 
     @torch.no_grad()
     def _both_ways(self, engine: Engine, ids: Tensor) -> Float[Tensor, "batch pos+1 vocab"]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from xlingtox.adapters import adapter_folder, base_of, check_merged, is_adapted, merged, unloaded
+from xlingtox.escaping import in_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def from_memory(
     check_merged(model)
     name = getattr(source.config, "_name_or_path", "") or type(model).__name__
     if without_hooks(model):
-        _LOG.warning("%s: hooks that stand on the given model are not taken along", name)
+        _LOG.warning("%s: hooks that stand on the given model are not taken along", in_line(name))
     if adapter is not None:
         model = merged(model, adapter, name)
     model = cast(model, dtype)

@@ -47,7 +47,7 @@ def take(results: Mapping[str, Any], path: str | Path, executable: str | None = 
         # The page is our own and fetches nothing; where a container forbids the sandbox a browser would not start.
         command = [program, "--headless", "--no-sandbox", "--hide-scrollbars", "--force-prefers-color-scheme=light"]
         command += [f"--user-data-dir={folder}", f"--window-size={_SIZE[0]},{_SIZE[1]}", "--virtual-time-budget=10000"]
-        done = subprocess.run([*command, f"--screenshot={taken}", file.as_uri()], capture_output=True, timeout=120)
+        done = subprocess.run([*command, f"--screenshot={taken}", file.as_uri()], capture_output=True, timeout=600)
         if not taken.exists():
             raise OSError(f"{program} took no picture: {done.stderr.decode(errors='replace').strip()[-300:]}")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from xlingtox import adapters, files, loading
 from xlingtox.batching import out_of_memory
 from xlingtox.data import checked_pairs
 from xlingtox.lm import HookedLM
+from xlingtox.offline import no_calls_of_trainers
 from xlingtox.recipes import MINI, PAPER_FULL, PAPER_QLORA, Lora, Recipe
 from xlingtox.runfolder import RunFolder
 from xlingtox.tunable import Pairs, room_of, tunable_pairs
@@ -269,7 +270,11 @@ def _train(run: _Run, progress: bool) -> None:
         config._name_or_path = run.base(model)
     run.write(finished=False, trl=arguments, instead=instead)
     main = PartialState().is_main_process
-    with tqdm(desc="tuning", unit="step", disable=not (progress and main), leave=False) as bar, _silent():
+    with (
+        tqdm(desc="tuning", unit="step", disable=not (progress and main), leave=False) as bar,
+        _silent(),
+        no_calls_of_trainers(),
+    ):
         watch = Watch(folder, bar)
         trainer = DPOTrainer(
             model=model,

@@ -10,12 +10,14 @@ from datasets import Dataset, DatasetDict, Value
 from xlingtox.data.columns import require_columns
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.reading import File, json_rows, number_of, require_languages, table_rows, text_of
+from xlingtox.escaping import in_line
 from xlingtox.languages import NAMES, check, spelled
 
 STANDARD = ("language", "prompt", "text", "label", "chosen", "rejected", "sentence", "translation")
 """Columns that the work takes; parallel sentences may also have one a language, named by its code."""
 
-_BUILDERS = {".json": "json", ".parquet": "parquet"}
+# Not load_dataset, which reports each file that it reads to the hub's statistics.
+_BUILDERS = {".json": Dataset.from_json, ".parquet": Dataset.from_parquet}
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (*_BUILDERS, ".jsonl", *_DELIMITERS)
 
@@ -80,7 +82,7 @@ def config_names(
     try:
         names = datasets.get_dataset_config_names(str(source), revision=revision)
     except Exception as error:  # as varied as what may be in the place of a data set
-        raise ValueError(f"cannot find the data set {source}: {_first_line(error)}") from error
+        raise ValueError(f"cannot find the data set {in_line(source)}: {_first_line(error)}") from error
     there = {spelled(name.removeprefix(prefix)): name for name in names}
     require_languages(codes, there, str(source))
     return {code: there[code] for code in codes}
@@ -97,13 +99,13 @@ def opened(
             if path.is_file():
                 if path.suffix.lower() not in _BUILDERS:
                     raise ValueError(f"expected one of {', '.join(_SUFFIXES)}")
-                found = datasets.load_dataset(_BUILDERS[path.suffix.lower()], data_files=str(path), split="train")
+                found = _BUILDERS[path.suffix.lower()](str(path))
             elif any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
                 found = datasets.load_from_disk(str(path))
             else:
                 found = datasets.load_dataset(str(source), name, split=split, revision=revision)
         except Exception as error:  # as varied as what may be in the place of a data set
-            raise ValueError(f"cannot read the data set {source}: {_first_line(error)}") from error
+            raise ValueError(f"cannot read the data set {in_line(source)}: {_first_line(error)}") from error
     if not isinstance(found, Mapping):
         return found
     if split is None and len(found) == 1:
@@ -181,4 +183,4 @@ def decoded(rows: Iterable[Any], what: str) -> Iterator[Any]:
 def _first_line(error: BaseException) -> str:
     """What went wrong, and not merely that something did."""
     told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
-    return next(iter(str(told or error).splitlines()), "") or f"{type(told or error).__name__}; is it empty?"
+    return in_line(next(iter(str(told or error).splitlines()), "")) or f"{type(told or error).__name__}; is it empty?"

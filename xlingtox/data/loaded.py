@@ -16,6 +16,8 @@ import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, Value
 
+from xlingtox.escaping import in_line
+
 logger = logging.getLogger(__name__)
 
 _FIRST = 3
@@ -32,11 +34,11 @@ class Skips:
         self._first: dict[tuple[str, str], list[str]] = defaultdict(list)
 
     def add(self, source: str, reason: str, place: int | str) -> None:
-        """Count one; `place` is its line, or a name."""
-        key = (source, reason)
+        """Count one; `place` is its line, or a name. None of them ends a line, whatever a file is called or says."""
+        key = (in_line(source), in_line(reason))
         self._count[key] += 1
         if len(self._first[key]) < _FIRST:
-            self._first[key].append(f"line {place}" if isinstance(place, int) else place)
+            self._first[key].append(f"line {place}" if isinstance(place, int) else in_line(place))
 
     def rows(self) -> list[tuple[str, str, int, str]]:
         """Source, reason, count, first places."""

@@ -19,6 +19,7 @@ from xlingtox.data.reading import (
     stripped_lines,
     text_of,
 )
+from xlingtox.escaping import in_line
 from xlingtox.languages import CODES, check, in_order
 
 
@@ -69,7 +70,7 @@ def tatoeba(source: str | Path, languages: Sequence[str] | None = None) -> Datas
         for code, file in chosen.items():
             english = f"{file.stem}.eng"
             if english not in every:
-                raise ValueError(f"{file.name} has no file {english} beside it")
+                raise ValueError(f"{file} has no file {in_line(english)} beside it")
             for row in _aligned({"sentence": file, "translation": every[english]}, None, skips):
                 yield {"language": code, **row}
 
@@ -126,9 +127,9 @@ def _aligned(found: Mapping[str, File], field: str | None, skips: Skips) -> Iter
     ended = object()
     n = 0
     for n, sentences in enumerate(itertools.zip_longest(*readers, fillvalue=ended), 1):
-        short = [file.name for file, sentence in zip(found.values(), sentences, strict=True) if sentence is ended]
+        short = [str(file) for file, sentence in zip(found.values(), sentences, strict=True) if sentence is ended]
         if short:
-            others = [file.name for file in found.values() if file.name not in short]
+            others = [str(file) for file in found.values() if str(file) not in short]
             raise ValueError(f"the files are not aligned: {short[0]} has {n - 1} lines, {others[0]} has more")
         row = {name: sentence for name, sentence in zip(found, sentences, strict=True) if isinstance(sentence, str)}
         if len(row) == len(found):

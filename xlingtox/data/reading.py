@@ -2,6 +2,7 @@
 
 import csv
 import json
+import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from xlingtox.appearance import visible
+from xlingtox.data.bounded import LONGEST_LINE, raw_lines, unpacked
 from xlingtox.data.loaded import Skips
-from xlingtox.escaping import well_formed
+from xlingtox.escaping import in_line, well_formed
 from xlingtox.languages import CODES, check, in_order, spelled
 
 _BOM = "\ufeff"
-_LONGEST_FIELD = 2**31 - 1
 _NOT_OURS = {
     b"\xff\xfe": "is UTF-16, not UTF-8: convert it",
     b"\xfe\xff": "is UTF-16, not UTF-8: convert it",
@@ -37,6 +38,10 @@ class File:
     member: str | None = None
     password: str | None = field(default=None, repr=False)
 
+    def __str__(self) -> str:
+        """Its name as messages and tables have it: nothing in it ends a line."""
+        return in_line(self.name)
+
     @property
     def name(self) -> str:
         """Its name without folders."""
@@ -54,7 +59,8 @@ class File:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Raises ValueError, saying why, for what cannot be read."""
+        """Raises ValueError, saying why, for what cannot be read, and for what unpacks to far more than it is."""
+        where = in_line(self.path)
         try:
             if self.member is None:
                 with self.path.open("rb") as stream:
@@ -62,14 +68,15 @@ class File:
             else:
                 password = None if self.password is None else self.password.encode()
                 with zipfile.ZipFile(self.path) as archive, archive.open(self.member, pwd=password) as stream:
-                    yield stream
+                    yield unpacked(stream, self.path.stat().st_size, f"{where}: {self}")
         except NotImplementedError as error:
             raise ValueError(
-                f"{self.path}: {self.name} is encrypted or packed in a way that Python cannot read ({error}): "
+                f"{where}: {self} is encrypted or packed in a way that Python cannot read ({error}): "
                 "unpack it with another tool and give the folder"
             ) from error
-        except (RuntimeError, zlib.error, zipfile.BadZipFile, EOFError) as error:
-            if self.member is None:
+        except (RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError, OSError) as error:
+            # bzip2 says with an OSError, which has no number, that what it reads is damaged.
+            if self.member is None or getattr(error, "errno", None) is not None:
                 raise
             if self.password is not None:
                 reason = "the password is wrong, or the archive is damaged"
@@ -77,7 +84,7 @@ class File:
                 reason = "it is protected: give password=, which its publisher's page states"
             else:
                 reason = f"the archive is damaged ({error})"
-            raise ValueError(f"{self.path}: cannot read {self.name}: {reason}") from error
+            raise ValueError(f"{where}: cannot read {self}: {reason}") from error
 
 
 def files(source: str | Path, pattern: str, password: str | None = None) -> list[File]:
@@ -91,7 +98,7 @@ def files(source: str | Path, pattern: str, password: str | None = None) -> list
         found = [File(each) for each in path.rglob(pattern) if each.is_file()]
         held = [each.name for each in sorted(path.iterdir())]
     elif not path.is_file():
-        raise ValueError(f"there is no file or folder {path}")
+        raise ValueError(f"there is no file or folder {in_line(path)}")
     elif path.suffix.lower() != ".zip":
         return [File(path)]
     else:
@@ -99,11 +106,12 @@ def files(source: str | Path, pattern: str, password: str | None = None) -> list
             with zipfile.ZipFile(path) as archive:
                 held = [info.filename for info in archive.infolist() if not info.is_dir()]
         except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise ValueError(f"{path} is not a zip archive: {error}") from error
+            raise ValueError(f"{in_line(path)} is not a zip archive: {error}") from error
         found = [File(path, name, password) for name in held if PurePosixPath(name).match(pattern)]
     found = [file for file in found if not file.name.startswith(".")]  # "._x" is what macOS adds to archives
     if not found:
-        raise ValueError(f"{path} holds no {pattern}: it holds {', '.join(held[:5]) or 'nothing'}")
+        there = ", ".join(map(in_line, held[:5])) or "nothing"
+        raise ValueError(f"{in_line(path)} holds no {pattern}: it holds {there}")
     return sorted(found, key=lambda file: file.name)
 
 
@@ -115,7 +123,7 @@ def one_file(source: str | Path, pattern: str) -> File:
     """
     found = files(source, pattern)
     if len(found) > 1:
-        raise ValueError(f"{source} holds several files: give one of {', '.join(file.name for file in found)}")
+        raise ValueError(f"{in_line(source)} holds several files: give one of {', '.join(map(str, found))}")
     return found[0]
 
 
@@ -141,13 +149,13 @@ def by_language(
         if code is None:
             skips.add(what, "language not known", file.name)
         elif code in there:
-            skips.add(what, f"{code} read from {there[code].name}", file.name)
+            skips.add(what, f"{code} read from {there[code]}", file.name)
         elif code in wanted or (languages is None and len(found) == 1):
             there[code] = file
         else:
             skips.add(what, "language not asked for", file.name)
     if not there:
-        raise ValueError(f"{what} holds no file named by a language: {skips}")
+        raise ValueError(f"{in_line(what)} holds no file named by a language: {skips}")
     if languages is not None:
         require_languages(wanted, there, what)
     return {code: there[code] for code in (*wanted, *there) if code in there}
@@ -158,30 +166,30 @@ def require_languages(wanted: Sequence[str], there: Mapping[Any, Any], what: str
     missing = [code for code in wanted if code not in there]
     if missing:
         known = ", ".join(in_order(code for code in there if code)) or "none that is known"
-        raise ValueError(f"{what} has no {', '.join(missing)}: it has {known}")
+        raise ValueError(f"{in_line(what)} has no {', '.join(missing)}: it has {known}")
 
 
 def lines(file: File) -> Iterator[tuple[int, str]]:
     """Numbered lines, as they are read; they end at a line feed only, as text may hold U+2028 and its like.
 
     Raises:
-        ValueError: the file is empty, is not UTF-8, or is of another kind.
+        ValueError: the file is empty, is not UTF-8, is of another kind, or has a line that is too long to be text.
     """
     number = 0
     with file.open() as stream:
-        for number, raw in enumerate(stream, 1):
+        for number, raw in enumerate(raw_lines(stream, str(file)), 1):
             if number == 1:
                 for head, what in _NOT_OURS.items():
                     if raw.startswith(head):
-                        raise ValueError(f"{file.name} {what}{file.doubt}")
+                        raise ValueError(f"{file} {what}{file.doubt}")
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
                 where = f"line {number}, byte 0x{raw[error.start]:02x}"
-                raise ValueError(f"{file.name} is not UTF-8 ({where}): convert it{file.doubt}") from error
+                raise ValueError(f"{file} is not UTF-8 ({where}): convert it{file.doubt}") from error
             yield number, line.removeprefix(_BOM) if number == 1 else line
     if number == 0:
-        raise ValueError(f"{file.name} is empty")
+        raise ValueError(f"{file} is empty")
 
 
 def stripped_lines(file: File) -> Iterator[tuple[int, str]]:
@@ -225,15 +233,29 @@ def table_rows(
     """Rows of a delimited file with a header, as the csv module reads them, with the line on which each ends.
 
     Raises:
-        ValueError: as `lines`, a required column is missing, quotation marks do not pair, or a carriage return stands
-            alone outside of them.
+        ValueError: as `lines`, a required column is missing, quotation marks do not pair, a row is too long to be text,
+            or a carriage return stands alone outside of quotation marks.
     """
-    reader = csv.reader((line for _, line in lines(file)), delimiter=delimiter, strict=True)
-    before = csv.field_size_limit(_LONGEST_FIELD)  # the limit is the process's: put back afterwards
+    held = 0
+
+    def bounded() -> Iterator[str]:
+        # A quotation mark that does not pair takes the rest of the file into one field.
+        nonlocal held
+        for number, line in lines(file):
+            held += len(line)
+            if held > LONGEST_LINE:
+                raise ValueError(
+                    f"{file}, line {number}: the row is too long: do the quotation marks pair?{file.doubt}"
+                )
+            yield line
+
+    reader = csv.reader(bounded(), delimiter=delimiter, strict=True)
+    before = csv.field_size_limit(LONGEST_LINE)  # the limit is the process's: put back afterwards
     try:
         header = next(reader, [])
         require_fields(file, dict.fromkeys(header), required)
         for row in reader:
+            held = 0
             if len(row) == len(header):
                 yield reader.line_num, dict(zip(header, row, strict=True))
             elif row:
@@ -242,7 +264,7 @@ def table_rows(
         reason = f"the quotation marks do not pair: {error}"
         if "new-line" in str(error):
             reason = "a carriage return stands alone: convert the line ends to line feeds"
-        raise ValueError(f"{file.name}, line {reader.line_num}: {reason}{file.doubt}") from error
+        raise ValueError(f"{file}, line {reader.line_num}: {reason}{file.doubt}") from error
     finally:
         csv.field_size_limit(before)
 
@@ -251,8 +273,8 @@ def require_fields(file: File, row: dict[str, Any], required: Sequence[str]) -> 
     """Raise ValueError, naming what is missing and what is there; `a or b` asks for one of the two."""
     missing = [names for names in required if not any(name in row for name in names.split(" or "))]
     if missing:
-        there = ", ".join(ascii(name)[1:-1] if not name.isprintable() else name for name in list(row)[:12]) or "none"
-        raise ValueError(f"{file.name} has no field {', '.join(missing)}: it has {there}")
+        there = ", ".join(map(in_line, list(row)[:12])) or "none"
+        raise ValueError(f"{file} has no field {', '.join(missing)}: it has {there}")
 
 
 def text_of(value: Any) -> str | None:

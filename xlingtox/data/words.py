@@ -28,6 +28,6 @@ def word_lists(source: str | Path, languages: Sequence[str] | None = None) -> di
     for code, file in found.items():
         words[code] = list(dict.fromkeys(line.strip() for _, line in lines(file) if text_of(line)))
         if not words[code]:
-            raise ValueError(f"{file.name} has no words")
+            raise ValueError(f"{file} has no words")
     warn(skips, "word_lists")
     return words

@@ -17,6 +17,7 @@ import tenacity
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
+from xlingtox.escaping import in_line
 from xlingtox.folders import writable_folder
 from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, require_scorable, require_scores
 
@@ -97,8 +98,8 @@ class Cached:
 
         Raises:
             UncoveredLanguage: a language that the scorer does not cover; nothing is scored.
-            ValueError: the scorer returned what is no score, or the file is damaged. Whatever the scorer raises passes;
-                what it has scored before is kept.
+            ValueError: the scorer returned what is no score, or the file is damaged or holds such a one. Whatever the
+                scorer raises passes; what it has scored before is kept.
             OSError: the file cannot be read or written any more: the disk is full, say.
         """
         require_scorable(self, texts, languages)
@@ -154,7 +155,8 @@ class _Run:
                 "SELECT language, text, score FROM wanted JOIN scores USING (language, text) WHERE scorer = ?",
                 (self.scorer,),
             ).fetchall()
-            self._known([((language, text), score) for language, text, score in there])
+        rows = [((language, text), _stored_score(self.path, language, text, score)) for language, text, score in there]
+        self._known(rows)
 
     def claim(self) -> list[Key]:
         """Everything wanted that nobody has scored or is scoring: this run's to score."""
@@ -204,6 +206,16 @@ def _streamed(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) ->
     for start in range(0, len(texts), _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, len(texts)))
         yield list(rows), scorer.score(texts[start : rows.stop], languages[start : rows.stop])
+
+
+def _stored_score(path: Path, language: str, text: bytes, score: object) -> float:
+    """A score as the file has it, which anybody may have written; raises ValueError, with its place, for no score."""
+    if not isinstance(score, float) or not 0 <= score <= 1:
+        raise ValueError(
+            f"{in_line(path)} holds {score!r:.60} as the score of a text in {language} (SHA-256 {text.hex()}): "
+            "expected a number in [0, 1]; choose another path, or delete the file to score anew"
+        )
+    return score
 
 
 def _digest(text: str) -> bytes:

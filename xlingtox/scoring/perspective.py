@@ -296,7 +296,7 @@ def attribute_score(answer: Any) -> float:
     except (KeyError, TypeError, IndexError):
         raise ValueError(f"the response has no {ATTRIBUTE}") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"the response has {value!r} as {ATTRIBUTE}: expected a number in [0, 1]")
+        raise ValueError(f"the response has {value!r:.60} as {ATTRIBUTE}: expected a number in [0, 1]")
     return float(value)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from xlingtox.data.bounded import raw_lines
+from xlingtox.escaping import in_line
 from xlingtox.scoring.perspective import ATTRIBUTE, LANGUAGES, attribute_score
 from xlingtox.scoring.protocol import Described, UnscoredError, require_scorable
 
@@ -51,7 +53,7 @@ class PerspectiveReplay(Described):
                 if known is None:
                     self._scores[code, text] = score
         if not any(score is not None for score in self._scores.values()):
-            raise ValueError(f"no response with a score in {', '.join(map(str, files))}")
+            raise ValueError(f"no response with a score in {', '.join(map(in_line, files))}")
         if differing:
             _LOG.warning("%d responses differ from an earlier one to the same text: the first one counts", differing)
         covered = frozenset(code for code, _ in self._scores)
@@ -80,7 +82,7 @@ def _files(sources: Sequence[str | Path]) -> list[Path]:
     for source in map(Path, sources):
         inside = sorted(file for file in source.glob("*") if file.suffix in _SUFFIXES) if source.is_dir() else [source]
         if not inside or not all(file.is_file() for file in inside):
-            raise FileNotFoundError(f"{source} is no file, nor a folder with .json or .jsonl files")
+            raise FileNotFoundError(f"{in_line(source)} is no file, nor a folder with .json or .jsonl files")
         files += inside
     return files
 
@@ -88,14 +90,14 @@ def _files(sources: Sequence[str | Path]) -> list[Path]:
 def _stored(file: Path, language: str | None, digest: Any) -> Iterator[tuple[str, str, float | None]]:
     """Text, language and score of each response in a file; None where the API did not answer."""
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(raw_lines(lines, in_line(file)), 1):
             digest.update(line)
             if not line.strip():
                 continue
             try:
                 yield from _responses(_value(line), language)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{file}, line {number}: {error}") from error
+                raise ValueError(f"{in_line(file)}, line {number}: {error}") from error
 
 
 def _value(line: bytes) -> Any:
@@ -123,7 +125,7 @@ def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, float
     parts += generations if isinstance(generations, list) else []
     scored = [part for part in parts if isinstance(part, dict) and "text" in part and _RTP in part]
     if not scored:
-        there = ", ".join(list(row)[:12]) or "nothing"
+        there = ", ".join(map(in_line, list(row)[:12])) or "nothing"
         raise ValueError(f"expected query and response, or text and {_RTP}, got {there}")
     for part in scored:
         value = part[_RTP]
