@@ -269,7 +269,7 @@ def compare(
 def _check_same_tokens(before: HookedLM, after: HookedLM, prompts: Iterable[Prompt], held_out: Dataset | None) -> None:
     """Raise ValueError where a text is other tokens to one model than to the other: one more at its start, say."""
     texts = [prompt.text for prompt in prompts] + ([] if held_out is None else list(held_out["text"]))
-    sides = (lm.tokenizer(texts)["input_ids"] for lm in (before, after))
+    sides = (lm.token_ids(texts) for lm in (before, after))
     for text, own, other in zip(texts, *sides, strict=True):
         if own != other:
             raise ValueError(

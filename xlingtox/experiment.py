@@ -242,7 +242,7 @@ def _promoted(study: _Study) -> dict[str, Any]:
     )
     texts += zip(written.row_languages, written.texts, strict=True)
     seen: dict[int, Counter[str]] = {}
-    for (code, _), ids in zip(texts, lm.tokenizer([text for _, text in texts])["input_ids"], strict=True):
+    for (code, _), ids in zip(texts, lm.token_ids([text for _, text in texts]), strict=True):
         for token in ids:
             seen.setdefault(token, Counter())[code] += 1
     rank = {tuple(neuron): i for i, neuron in enumerate(localized["potential"])}

@@ -92,8 +92,8 @@ def conditional_perplexity(
     """
     prompts, written = _read(continuations)
     distinct = list(dict.fromkeys(prompts))
-    alone = dict(zip(distinct, _token_ids(judge.tokenizer, distinct), strict=True))
-    together = _token_ids(judge.tokenizer, [prompt + text for prompt, text in zip(prompts, written, strict=True)])
+    alone = dict(zip(distinct, judge.token_ids(distinct), strict=True))
+    together = judge.token_ids([prompt + text for prompt, text in zip(prompts, written, strict=True)])
     same = np.array([_shared(alone[prompt], ids) for prompt, ids in zip(prompts, together, strict=True)])
     begins, ends = same.clip(min=1), np.array([len(ids) for ids in together])
     blank = np.array([not text.strip() for text in written]) | (begins >= ends)
@@ -199,7 +199,7 @@ def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
     wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
         raise ValueError(f"held-out text {wrong[0]} is missing: expected text, got {texts[wrong[0]]!r}")
-    tokens = lm.tokenizer(list(map(well_formed, texts)))["input_ids"]
+    tokens = lm.token_ids(list(map(well_formed, texts)))
     rows = [_Row(code, ids[: lm.n_positions], 1) for code, ids in zip(codes, tokens, strict=True)]
     for code in languages.in_order(codes):
         if max(len(row.ids) for row in rows if row.language == code) < 2:
@@ -213,16 +213,6 @@ def _read(continuations: Continuations) -> tuple[list[str], list[str]]:
         raise ValueError("there are no continuations to judge")
     prompts = [well_formed(prompt.text) for prompt in continuations.prompts for _ in range(continuations.n_samples)]
     return prompts, list(map(well_formed, continuations.texts))
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of each text, without those that the tokenizer adds at the end: nobody wrote them."""
-    given = tokenizer(list(texts), return_special_tokens_mask=True)
-    rows = []
-    for ids, special in zip(given["input_ids"], given["special_tokens_mask"], strict=True):
-        added = sum(1 for _ in takewhile(bool, reversed(special)))
-        rows.append(ids[: len(ids) - added])
-    return rows
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> int:

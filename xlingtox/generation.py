@@ -191,7 +191,7 @@ def checked_lengths(lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int) ->
     Raises:
         ValueError: a prompt has none, or more than the model's context minus the new tokens.
     """
-    lengths = [len(ids) for ids in lm.tokenizer([prompt.text for prompt in prompts])["input_ids"]]
+    lengths = [len(ids) for ids in lm.token_ids([prompt.text for prompt in prompts])]
     room = lm.n_positions - new_tokens
     for i, length in enumerate(lengths):
         if length == 0:

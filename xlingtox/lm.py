@@ -23,6 +23,7 @@ from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.lens import Lens, beside, lens
 from xlingtox.running import HookNeverFired as HookNeverFired
 from xlingtox.running import Running
+from xlingtox.tokenizing import token_ids
 
 _LOG = logging.getLogger(__name__)
 
@@ -330,16 +331,23 @@ class HookedLM(Running):
 
     # --- text
 
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's tokens: one beginning where the tokenizer has one, and no end that it would add.
+
+        Everything that reads texts with this model reads these tokens (`tokenizing.token_ids`).
+        """
+        return token_ids(self.tokenizer, texts)
+
     def encode(
         self, texts: Sequence[str], max_length: int | None = None
     ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-        """Token ids, padded on the left, with their mask; no special token is added but the tokenizer's own.
+        """Return the `token_ids` of texts, padded on the left, with their mask.
 
         Args:
             max_length: of a longer text only the first tokens are kept, whatever its neighbours' lengths.
         """
         # Cut before padding: a slice of a padded batch would cut its short texts too.
-        return self.pad([ids[:max_length] for ids in self.tokenizer(list(texts))["input_ids"]])
+        return self.pad([ids[:max_length] for ids in self.token_ids(texts)])
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
         """Token ids, padded on the left, with their mask."""

@@ -57,10 +57,9 @@ class ProbeScorer(Described):
             )
         if self._lm.fingerprint() != self._read.fingerprint:
             raise RuntimeError(f"{self.name}: the judge's weights have changed since: make another ProbeScorer")
-        tokenizer = self._lm.tokenizer
         read = [well_formed(text) for text in texts]
-        ids = tokenizer(read)["input_ids"]
-        read = [text if own else str(tokenizer.eos_token) for text, own in zip(read, ids, strict=True)]
+        end, ids = str(self._lm.tokenizer.eos_token), self._lm.token_ids(read)
+        read = [text if tokens else end for text, tokens in zip(read, ids, strict=True)]
         states = mean_states(self._lm, read, [self._lm.n_layers], progress=self._progress)[0]
         logits = states.double().numpy() @ self._direction + self._probe.bias
         return expit(logits)
