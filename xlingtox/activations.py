@@ -161,7 +161,7 @@ def collect_activations(
         raise ValueError(f"n_new_tokens is {n_new_tokens}: expected at least 1")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, lm.tokenizer)
     lengths = checked_lengths(lm, given, n_new_tokens)
     own = tuple(prompt.language for prompt in given)
     codes = languages.in_order(own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ def compare(
         OSError: the folder cannot be written.
     """
     before.check_alike(after)
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, before.tokenizer)
     neurons.check(before)
     require_covered(scorer, [prompt.language for prompt in given])
     if not few_enough(len(given), max_new_tokens, len(neurons)):
@@ -235,14 +235,13 @@ def compare(
             f"{hooked[0]} has hooks on it, and texts that are kept do not show which: compare without folder=, or with "
             "the model that edit.bake(lm) gives"
         )
-    table = Dataset.from_list([prompt._asdict() for prompt in given]).rename_column("text", "prompt")
     kept = None if folder is None else writable_folder(folder)
     written = [
-        _written(lm, table, n_samples, max_new_tokens, seed, progress, kept and kept / f"{side}.json")
+        _written(lm, given, n_samples, max_new_tokens, seed, progress, kept and kept / f"{side}.json")
         for side, lm in (("before", before), ("after", after))
     ]
     sides = [
-        _measure(lm, before, own, table, neurons, scorer, max_new_tokens, progress, identify)
+        _measure(lm, before, own, given, neurons, scorer, max_new_tokens, progress, identify)
         for lm, own in zip((before, after), written, strict=True)
     ]
     fluency = [perplexities(lm, held_out, progress) if held_out is not None else {} for lm in (before, after)]
@@ -311,7 +310,7 @@ _PER_PROMPT = (
 
 def _written(
     lm: HookedLM,
-    prompts: Dataset,
+    prompts: Sequence[Prompt],
     n_samples: int,
     max_new_tokens: int,
     seed: int,
@@ -328,7 +327,7 @@ def _written(
         return written
     found = Continuations.load(file)
     told: Any = found.settings
-    asked = (as_prompts(prompts), n_samples, max_new_tokens, seed, lm.fingerprint())
+    asked = (list(prompts), n_samples, max_new_tokens, seed, lm.fingerprint())
     there = (list(found.prompts), found.n_samples, told["max_new_tokens"], told["seed"], told["model"]["fingerprint"])
     if there != asked:
         raise ValueError(f"{file} was written by another model, or for other prompts or settings: give another folder")
@@ -339,7 +338,7 @@ def _measure(
     lm: HookedLM,
     judge: HookedLM,
     written: Continuations,
-    table: Dataset,
+    prompts: Sequence[Prompt],
     neurons: NeuronSet,
     scorer: Scorer,
     max_new_tokens: int,
@@ -348,7 +347,7 @@ def _measure(
 ) -> dict[str, _Raw]:
     n_samples = written.n_samples
     scores = toxicity_scores(written, scorer)
-    acts = collect_activations(lm, table, neurons, max_new_tokens, progress=progress)
+    acts = collect_activations(lm, prompts, neurons, max_new_tokens, progress=progress)
     steps = acts.mask.sum(1).clamp(min=1)
     activation = (acts.values.mean(-1).sum(1) / steps).double().numpy()
     tokens = lm.tokenizer(list(written.texts), add_special_tokens=False)["input_ids"]

@@ -73,7 +73,7 @@ def dose_response(
     check_offsets(offsets)
     for neurons in sets:
         neurons.check(lm)
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, lm.tokenizer)
     require_covered(scorer, [prompt.language for prompt in given])
     check_held_out(lm, held_out)
     doses = []
@@ -83,7 +83,7 @@ def dose_response(
             for neurons in sets if offset else sets[:1]:
                 edit = Offset(neurons, offset).on(lm) if offset else contextlib.nullcontext()
                 with edit:
-                    written = generate(lm, prompts, max_new_tokens=max_new_tokens, greedy=True, progress=False)
+                    written = generate(lm, given, max_new_tokens=max_new_tokens, greedy=True, progress=False)
                     fluency = perplexities(lm, held_out, progress=False)
                 by_language = {
                     code: metrics.average_toxicity(scores) for code, scores in toxicity_scores(written, scorer).items()

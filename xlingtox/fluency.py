@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from xlingtox.data import require_columns
 from xlingtox.escaping import well_formed
 from xlingtox.generation import Continuations
 from xlingtox.lm import HookedLM
+from xlingtox.tokenizing import n_shared
 
 LIMIT = 1e4
 """From here on a text's value is out of range (the authors' code)."""
@@ -94,7 +94,7 @@ def conditional_perplexity(
     distinct = list(dict.fromkeys(prompts))
     alone = dict(zip(distinct, judge.token_ids(distinct), strict=True))
     together = judge.token_ids([prompt + text for prompt, text in zip(prompts, written, strict=True)])
-    same = np.array([_shared(alone[prompt], ids) for prompt, ids in zip(prompts, together, strict=True)])
+    same = np.array([n_shared(alone[prompt], ids) for prompt, ids in zip(prompts, together, strict=True)])
     begins, ends = same.clip(min=1), np.array([len(ids) for ids in together])
     blank = np.array([not text.strip() for text in written]) | (begins >= ends)
     too_long = ~blank & (ends > judge.n_positions)
@@ -213,11 +213,6 @@ def _read(continuations: Continuations) -> tuple[list[str], list[str]]:
         raise ValueError("there are no continuations to judge")
     prompts = [well_formed(prompt.text) for prompt in continuations.prompts for _ in range(continuations.n_samples)]
     return prompts, list(map(well_formed, continuations.texts))
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 @torch.no_grad()

@@ -144,7 +144,7 @@ def generate(
     if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed is {seed!r}: expected a whole number from 0 on")
     seed = int(seed)
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, lm.tokenizer)
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(given) * samples)
     lengths = checked_lengths(lm, given, max_new_tokens)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 
 from xlingtox.activations import Activations
 from xlingtox.batching import over_texts
-from xlingtox.data import labelled_texts
+from xlingtox.data import Labelled, labelled_texts
 from xlingtox.engine import Hook
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
@@ -73,14 +72,15 @@ def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int
     return NeuronSet.of([neurons.neurons[i] for i in order[:k].tolist()], values[:k].tolist())
 
 
-def by_auroc(lm: HookedLM, labelled: Dataset, batch_size: int | None = None, progress: bool = True) -> NeuronSet:
+def by_auroc(lm: HookedLM, labelled: Labelled, batch_size: int | None = None, progress: bool = True) -> NeuronSet:
     """Experts: neurons that tell toxic from other sentences better than chance (Suau et al. 2024, section 3).
 
     A neuron's answer to a sentence is its highest post-activation over the tokens; its score is the area under the ROC
     curve of these answers, in (0.5, 1], highest first. `Scale.damping` makes AurA of them.
 
     Args:
-        labelled: columns `text, label` (1 is toxic). Of a text longer than the model's context the beginning is read.
+        labelled: a table with the columns `text, label` (1 is toxic). Only the beginning is read of a text that is
+            longer than the model's context.
         batch_size: texts that are read at once (default: as many as the free memory allows).
 
     Raises:

@@ -173,7 +173,7 @@ def patch_effect(
         ValueError: nothing to measure by, no groups or one that is called as a run is, models that do not match, a
             neuron outside them, bad prompts, a language that the scorer does not cover.
     """
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, base.tokenizer)
     tokens = None if toxic_tokens is None else sorted({int(token) for token in toxic_tokens})
     if base is tuned:
         raise ValueError(f"{base.name} is given as both models: there is no change to carry")
@@ -202,7 +202,7 @@ def patch_effect(
         with contextlib.nullcontext() if patched is None else Patch(patched, tuned).on(lm):
             found = _next_token(lm, given, lengths, probe, tokens)
             if scorer is not None:
-                written = generate(lm, prompts, n_samples, max_new_tokens, seed=seed, progress=False)
+                written = generate(lm, given, n_samples, max_new_tokens, seed=seed, progress=False)
         if scorer is not None:
             # Outside: a probe of either model is a judge of its own, and must not be patched.
             scores = checked_scores(scorer, written.texts, written.row_languages)

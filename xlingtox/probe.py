@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import strictjson
 from xlingtox.batching import over_texts
-from xlingtox.data import labelled_texts
+from xlingtox.data import Labelled, labelled_texts
 from xlingtox.lm import HookedLM, Identity
 
 _PENALTY = 0.01
@@ -102,11 +101,13 @@ class Probe:
     model: Identity | None = None
 
     @classmethod
-    def fit(cls, lm: HookedLM, labelled: Dataset, held_out: float = 0.1, seed: int = 0, progress: bool = True) -> Probe:
+    def fit(
+        cls, lm: HookedLM, labelled: Labelled, held_out: float = 0.1, seed: int = 0, progress: bool = True
+    ) -> Probe:
         """Fit on the mean over tokens of the last layer's residual stream, before the final norm (paper, section 4.1).
 
         Args:
-            labelled: columns `text, label` (1 is toxic).
+            labelled: a table with the columns `text, label` (1 is toxic).
             held_out: share of the sentences, stratified, on which accuracy and AUC are measured.
 
         Raises:

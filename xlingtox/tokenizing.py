@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -41,3 +42,8 @@ def added_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         places = (i for i in range(len(read)) if read[i : i + len(plain)] == plain)
         return list(read[: next(places, 0)])
     return []
+
+
+def n_shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many tokens both rows begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))

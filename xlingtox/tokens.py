@@ -64,7 +64,7 @@ def read_tokens(
     neurons.check(lm)
     if n_new_tokens < 0:
         raise ValueError(f"n_new_tokens is {n_new_tokens}: expected 0 or more")
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, lm.tokenizer)
     lengths = checked_lengths(lm, given, n_new_tokens)
     found: dict[int, TokenActivations] = {}
     special = torch.tensor(sorted(lm.tokenizer.all_special_ids), device=lm.device)
