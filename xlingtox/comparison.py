@@ -67,9 +67,10 @@ class Comparison:
         changes: language to measure to the 95 % paired bootstrap interval of after minus before, over prompts: every
             measure but `perplexity`. Prompts without a value on either side do not count.
         scorer: which scorer, and what it covers.
-        models: which models they were, before and after; None where that is not known.
+        models: which models they were, before and after, and under which edits; None where that is not known.
         mean_changes: the same measures to the change in their mean over languages; empty where that is not known.
-        drift: how far each layer's key and value vectors moved; empty where that is not known.
+        drift: how far each layer's key and value vectors moved; empty where that is not known, and where a model stood
+            under an edit, which is not in its weights.
         neurons: the compared neurons; empty where they are not known.
         neuron_activations: language to the mean activation of each of `neurons`, before and after, over all steps of
             all prompts.
@@ -161,7 +162,7 @@ class Comparison:
             after,
             changes,
             scorer=ScorerIdentity(**whole["scorer"] | {"languages": tuple(whole["scorer"]["languages"])}),
-            models=None if isinstance(models, float) else (_identity(models[0]), _identity(models[1])),
+            models=None if isinstance(models, float) else (Identity.of(models[0]), Identity.of(models[1])),
             mean_changes={measure: Change(**row) for measure, row in whole.get("mean_changes", {}).items()},
             drift=tuple(_layer_drift(row) for row in whole.get("drift", ())),
             neurons=NeuronSet.of(whole.get("neurons", ())).neurons,
@@ -170,11 +171,6 @@ class Comparison:
             },
             counts={code: (dict(first), dict(then)) for code, (first, then) in whole.get("counts", {}).items()},
         )
-
-
-def _identity(row: Mapping[str, Any]) -> Identity:
-    revision = row["revision"] if isinstance(row["revision"], str) else None
-    return Identity(row["name"], revision, row["dtype"], row["fingerprint"])
 
 
 def _layer_drift(row: Mapping[str, Any]) -> LayerDrift:
@@ -258,7 +254,7 @@ def compare(
         scorer=ScorerIdentity.of(scorer),
         models=(before.identity(), after.identity()),
         mean_changes={measure: mean for measure, (_, mean) in compared.items()},
-        drift=by_layer(weight_drift(before, after)),
+        drift=() if before.standing_edit or after.standing_edit else by_layer(weight_drift(before, after)),
         neurons=neurons.neurons,
         neuron_activations={code: (sides[0][code].by_neuron, sides[1][code].by_neuron) for code in codes},
         counts={code: (sides[0][code].counts, sides[1][code].counts) for code in codes},
@@ -327,9 +323,9 @@ def _written(
         return written
     found = Continuations.load(file)
     told: Any = found.settings
-    asked = (list(prompts), n_samples, max_new_tokens, seed, lm.fingerprint())
-    there = (list(found.prompts), found.n_samples, told["max_new_tokens"], told["seed"], told["model"]["fingerprint"])
-    if there != asked:
+    asked = (list(prompts), n_samples, max_new_tokens, seed)
+    there = (list(found.prompts), found.n_samples, told["max_new_tokens"], told["seed"])
+    if there != asked or not Identity.of(told["model"]).is_same(lm.identity()):
         raise ValueError(f"{file} was written by another model, or for other prompts or settings: give another folder")
     return found
 

@@ -66,11 +66,12 @@ def dose_response(
 
     Raises:
         ValueError: an offset is not finite, no sets, a neuron outside the model, bad prompts or held-out texts, an
-            uncovered language.
+            uncovered language, or the model stands under an edit.
     """
     if not sets:
         raise ValueError("a dose-response needs at least one set of neurons and one offset")
     check_offsets(offsets)
+    lm.check_unedited("doses do not show")
     for neurons in sets:
         neurons.check(lm)
     given = as_prompts(prompts, lm.tokenizer)

@@ -21,7 +21,7 @@ from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import require_columns
 from xlingtox.escaping import well_formed
 from xlingtox.generation import Continuations
-from xlingtox.lm import HookedLM
+from xlingtox.lm import HookedLM, Identity
 from xlingtox.tokenizing import n_shared
 
 LIMIT = 1e4
@@ -42,12 +42,14 @@ class Fluency:
         counts: language to how many texts it has (`texts`), and how many of these hold nothing to judge (`blank`), are
             longer with their prompt than the judge's context (`too_long`), have a value of 10,000 or more, or one that
             is undefined (`out_of_range`), or begin within a token (`merged`).
+        model: which causal model judged, and under which edit; None for a judge that is none.
     """
 
     judge: str
     values: Float[np.ndarray, "text"]
     medians: Mapping[str, float]
     counts: Mapping[str, Mapping[str, int]]
+    model: Identity | None = None
 
     @property
     def mean(self) -> float:
@@ -108,7 +110,7 @@ def conditional_perplexity(
             values[rated] = np.exp(losses / (ends - begins)[rated])
     faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
     faults["merged"] = ~blank & (same < [len(alone[prompt]) for prompt in prompts])
-    return _summed_up(judge.name, continuations.row_languages, values, faults, ~blank & ~too_long)
+    return _summed_up(judge.identity(), continuations.row_languages, values, faults, ~blank & ~too_long)
 
 
 @torch.no_grad()
@@ -239,7 +241,7 @@ def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress
 
 
 def _summed_up(
-    judge: str,
+    judge: Identity | str,
     row_languages: Sequence[str],
     values: Float[np.ndarray, "text"],
     faults: Mapping[str, Bool[np.ndarray, "text"]],
@@ -252,4 +254,6 @@ def _summed_up(
         own = codes == code
         medians[code] = float(np.median(values[own & kept])) if (own & kept).any() else float("nan")
         counts[code] = {"texts": int(own.sum())} | {name: int((own & fault).sum()) for name, fault in faults.items()}
-    return Fluency(judge, values, medians, counts)
+    if isinstance(judge, str):
+        return Fluency(judge, values, medians, counts)
+    return Fluency(judge.name, values, medians, counts, judge)

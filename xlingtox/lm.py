@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -37,12 +38,28 @@ class Identity:
         revision: of a hub name, where one was asked for.
         dtype: of the weights; `int8` or `uint8` (4 bits) of quantised ones.
         fingerprint: twelve hex digits of all weights.
+        edit: the edits and other hooks under which the model ran, in words and with a digest; None for none.
     """
 
     name: str
     revision: str | None
     dtype: str
     fingerprint: str
+    edit: str | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Identity:
+        """From the content of a file, with None or NaN for null; files of before know no edit."""
+        name, revision, dtype, fingerprint, edit = (row.get(field.name) for field in dataclasses.fields(cls))
+        revision, edit = (value if isinstance(value, str) else None for value in (revision, edit))
+        return cls(str(name), revision, str(dtype), str(fingerprint), edit)
+
+    def __str__(self) -> str:
+        return self.name if self.edit is None else f"{self.name} under {self.edit}"
+
+    def is_same(self, other: Identity) -> bool:
+        """Whether both are of the same weights, under the same edits."""
+        return (self.fingerprint, self.edit) == (other.fingerprint, other.edit)
 
 
 class HookedLM(Running):
@@ -273,8 +290,8 @@ class HookedLM(Running):
         return self._read[1]
 
     def identity(self) -> Identity:
-        """Which model this is; results carry it."""
-        return Identity(self.name, self.revision, self._stored_as(), self.fingerprint())
+        """Return which model this is, and under which edits it stands now; results carry it."""
+        return Identity(self.name, self.revision, self._stored_as(), self.fingerprint(), self.standing_edit)
 
     def _stored_as(self) -> str:
         packed = self._lens.packed

@@ -53,15 +53,13 @@ def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int
 
     Raises:
         ValueError: k is not between 1 and their number, the probe has another width than the model, or the activations
-            are of another model.
+            are of another model, or of this one under an edit.
     """
     probe.check(lm)
     neurons = activations.neurons
     neurons.check(lm)
-    if activations.model.fingerprint != lm.fingerprint():
-        raise ValueError(
-            f"the activations are of {activations.model.name}, not of {lm.name}: collect them with this model"
-        )
+    if activations.model.edit is not None or activations.model.fingerprint != lm.fingerprint():
+        raise ValueError(f"the activations are of {activations.model}, not of {lm.name}: collect them with this model")
     if not 1 <= k <= len(neurons):
         raise ValueError(f"k is {k}: the activations are of {len(neurons)} neurons")
     unit = (probe.direction / probe.direction.norm()).to(lm.device)
@@ -84,8 +82,9 @@ def by_auroc(lm: HookedLM, labelled: Labelled, batch_size: int | None = None, pr
         batch_size: texts that are read at once (default: as many as the free memory allows).
 
     Raises:
-        ValueError: labels of one class only, a blank text, or a missing column.
+        ValueError: labels of one class only, a blank text, a missing column, or a model that stands under an edit.
     """
+    lm.check_unedited("a set of neurons does not show")
     texts, labels = labelled_texts(labelled)
     toxic = np.array(labels, dtype=bool)
     together = max(1, _MOST_BYTES // (4 * len(texts) * lm.d_mlp))
@@ -115,7 +114,7 @@ def _highest(
         return highest
 
     def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
-        with lm.hooks(post={layer: keep(place, rows, mask) for place, layer in enumerate(layers)}):
+        with lm.hooks(post={layer: keep(place, rows, mask) for place, layer in enumerate(layers)}, edit=None):
             lm.logits(ids, mask, last_only=True)
 
     over_texts(lm, texts, batch_size, read)

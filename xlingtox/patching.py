@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.escaping import escaped
 from xlingtox.generation import checked_lengths, generate
-from xlingtox.lm import HookedLM
+from xlingtox.lm import HookedLM, Identity
 from xlingtox.neurons import NeuronSet
 from xlingtox.patch import Patch
 from xlingtox.probe import Probe
@@ -42,10 +43,12 @@ class PatchEffect:
         runs: `base`, `tuned`, the name of each group, and of each group's control (`name (random)`), to the values of
             each measure: `probe` (its logit at the last prompt token), `toxic_mass` (probability of the toxic tokens as
             the next one), `toxicity` (mean score of the continuations). A control is the mean over its random sets.
+        models: which models they were, base and tuned; None where that is not known.
     """
 
     languages: tuple[str, ...]
     runs: Mapping[str, Values]
+    models: tuple[Identity, Identity] | None = None
 
     def to_frame(self, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
         """One row a measure, group and language, and one for `all`, the mean over languages.
@@ -132,13 +135,16 @@ class PatchEffect:
     def save(self, path: str | Path) -> None:
         """Write as one JSON file."""
         runs = {run: {name: each.tolist() for name, each in values.items()} for run, values in self.runs.items()}
-        strictjson.write(path, {"languages": self.languages, "runs": runs})
+        models = self.models and [dataclasses.asdict(model) for model in self.models]
+        strictjson.write(path, {"languages": self.languages, "runs": runs, "models": models})
 
     @classmethod
     def load(cls, path: str | Path) -> PatchEffect:
         whole = strictjson.read(path)
         runs = {run: {name: np.array(each) for name, each in row.items()} for run, row in whole["runs"].items()}
-        return cls(tuple(whole["languages"]), runs)
+        models = whole.get("models")
+        both = (Identity.of(models[0]), Identity.of(models[1])) if isinstance(models, list) else None
+        return cls(tuple(whole["languages"]), runs, both)
 
 
 def patch_effect(
@@ -223,7 +229,7 @@ def patch_effect(
             runs[name] = measured(base, group)
             if beside := [measured(base, each) for each in controls[name]]:
                 runs[name + _RANDOM] = {each: np.mean([values[each] for values in beside], 0) for each in beside[0]}
-    return PatchEffect(tuple(prompt.language for prompt in given), runs)
+    return PatchEffect(tuple(prompt.language for prompt in given), runs, (base.identity(), tuned.identity()))
 
 
 def _next_token(
@@ -239,7 +245,7 @@ def _next_token(
     def read(rows: list[int]) -> None:
         ids, mask = lm.encode([prompts[i].text for i in rows])
         states: list[Tensor] = []
-        with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -1].double().cpu())}):
+        with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -1].double().cpu())}, edit=None):
             logits = lm.logits(ids, mask, [prompts[i].language for i in rows], last_only=True)
         if probe is not None:
             found["probe"][rows] = (states[0] @ probe.direction.double() + probe.bias).numpy()

@@ -54,7 +54,7 @@ def mean_states(
             def keep(layer: int, state: Tensor) -> None:
                 means[layer] = (weight.to(state.device) @ state.float()).squeeze(1)
 
-            with lm.hooks(residual={layer: partial(keep, layer) for layer in layers}):
+            with lm.hooks(residual={layer: partial(keep, layer) for layer in layers}, edit=None):
                 lm.logits(ids, mask, last_only=True)
             # Copied after the pass: a copy within it would make a GPU wait at every layer.
             for place, layer in enumerate(layers):
@@ -88,7 +88,7 @@ class Probe:
         accuracy, auc: on held-out sentences, in [0, 1].
         baseline: accuracy of always answering the larger class, on the same held-out sentences.
         n_train, n_held_out: sentences in each part.
-        model: which model's states it reads; None where that is not known.
+        model: which model's states it reads, and under which edit; None where that is not known.
     """
 
     direction: Float[Tensor, "d_model"]

@@ -27,12 +27,15 @@ class ProbeScorer(Described):
             languages: in which the probe was found good, for instance by its AUC on labelled sentences of each.
 
         Raises:
-            ValueError: the probe is of another width, or was fitted on other weights; no languages, or unknown ones.
+            ValueError: the probe is of another width, or was fitted on other weights or under an edit; no languages, or
+                unknown ones.
         """
         probe.check(lm)
         fitted, own = probe.model, lm.identity()
         if fitted is not None and fitted.fingerprint != own.fingerprint:
             raise ValueError(f"the probe was fitted on {fitted.name}, whose weights are not those of {own.name}")
+        if fitted is not None and fitted.edit is not None:
+            raise ValueError(f"the probe was fitted on {fitted}, and scores without an edit: fit one without it")
         covered = named_languages(languages, "probe")
         self._lm, self._probe, self._progress, self._read = lm, probe, progress, own
         self._direction = probe.direction.double().numpy()
