@@ -118,9 +118,9 @@ def test_only_the_asked_layers_are_hooked(lm, monkeypatch):
     asked, hooked = NeuronSet.of([(1, 40), (1, 7)]), []
     hooks = lm.hooks
 
-    def watched(post=None, residual=None):
+    def watched(post=None, residual=None, edit="hooks"):
         hooked.append((sorted(post or {}), residual))
-        return hooks(post, residual)
+        return hooks(post, residual, edit)
 
     monkeypatch.setattr(lm, "hooks", watched)
     collect_activations(lm, PROMPTS, asked, STEPS, batch_size=2, progress=False)

@@ -35,7 +35,7 @@ class Activations:
         mask: False where the continuation had already ended.
         languages: of each prompt.
         kept: the values of each step, or None where they would have taken more than a gibibyte.
-        model: which model it was.
+        model: which model it was, and under which edit.
     """
 
     neurons: NeuronSet
@@ -47,7 +47,7 @@ class Activations:
     model: Identity
 
     def __repr__(self) -> str:
-        what = f"{len(self.neurons)} neurons of {self.model.name}, {len(self.languages)} prompts"
+        what = f"{len(self.neurons)} neurons of {self.model}, {len(self.languages)} prompts"
         return f"Activations({what} in {', '.join(self.language_codes)})"
 
     @property
@@ -96,7 +96,7 @@ class Activations:
             means = self.mean(code)
             cells = [f"{self.languages.count(code)}", f"{steps}", tables.number(float(means.mean()))]
             rows.append([tables.language_name(code), *cells, tables.percent(float((means > 0).float().mean()))])
-        caption = f"Activations of {len(self.neurons)} neurons of {escaped(self.model.name)}"
+        caption = f"Activations of {len(self.neurons)} neurons of {escaped(self.model)}"
         return tables.table(caption, ["Language", "Prompts", "Steps", "Mean", "Neurons with a mean above 0"], rows)
 
     def save(self, path: str | Path) -> None:
@@ -157,7 +157,7 @@ def collect_activations(
         raise ValueError(f"n_new_tokens is {n_new_tokens}: expected at least 1")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, lm.tokenizer)
     lengths = checked_lengths(lm, given, n_new_tokens)
     own = tuple(prompt.language for prompt in given)
     codes = languages.in_order(own)
@@ -170,7 +170,7 @@ def collect_activations(
         def read(rows: list[int]) -> None:
             ids, attention = lm.encode([given[i].text for i in rows])
             reader = _Reader(lm, neurons, [codes.index(own[i]) for i in rows], len(codes), n_new_tokens, few)
-            with lm.hooks(post=reader.hooks()):
+            with lm.hooks(post=reader.hooks(), edit=None):
                 spoken = [own[i] for i in rows]
                 _, counts = decode(lm, ids, attention, n_new_tokens, greediest, watch=reader.watch, languages=spoken)
             mask[rows] = counts.cpu()

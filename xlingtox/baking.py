@@ -16,7 +16,7 @@ from torch import Tensor
 from xlingtox import files
 from xlingtox.engine import Hook
 from xlingtox.folders import writable_folder
-from xlingtox.lm import HookedLM
+from xlingtox.lm import HookedLM, fingerprint
 from xlingtox.loading import Loaded
 
 On = Callable[[HookedLM], contextlib.AbstractContextManager[None]]
@@ -117,7 +117,8 @@ class ControlVectors:
         def adding(vector: Tensor) -> Callable[[Tensor], Tensor]:
             return lambda state: state + vector.to(state)
 
-        with lm.hooks(residual={layer + 1: adding(vector) for layer, vector in self.vectors.items()}):
+        said = f"control vectors ({fingerprint({str(layer): vector for layer, vector in self.vectors.items()})})"
+        with lm.hooks(residual={layer + 1: adding(vector) for layer, vector in self.vectors.items()}, edit=said):
             yield
 
     def save(self, path: str | Path) -> None:

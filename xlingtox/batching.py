@@ -113,7 +113,7 @@ def over_texts(
         raise ValueError(f"batch_size is {size}: expected at least 1")
     if not texts:
         raise ValueError("there are no texts to read")
-    lengths = [len(ids) for ids in lm.tokenizer(list(texts))["input_ids"]]
+    lengths = [len(ids) for ids in lm.token_ids(texts)]
     order = by_length(lengths)
     if lengths[order[0]] == 0:
         raise ValueError(f"text {order[0]} has no tokens")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,10 @@ class Comparison:
         changes: language to measure to the 95 % paired bootstrap interval of after minus before, over prompts: every
             measure but `perplexity`. Prompts without a value on either side do not count.
         scorer: which scorer, and what it covers.
-        models: which models they were, before and after; None where that is not known.
+        models: which models they were, before and after, and under which edits; None where that is not known.
         mean_changes: the same measures to the change in their mean over languages; empty where that is not known.
-        drift: how far each layer's key and value vectors moved; empty where that is not known.
+        drift: how far each layer's key and value vectors moved; empty where that is not known, and where a model stood
+            under an edit, which is not in its weights.
         neurons: the compared neurons; empty where they are not known.
         neuron_activations: language to the mean activation of each of `neurons`, before and after, over all steps of
             all prompts.
@@ -163,7 +164,7 @@ class Comparison:
             after,
             changes,
             scorer=ScorerIdentity(**whole["scorer"] | {"languages": tuple(whole["scorer"]["languages"])}),
-            models=None if isinstance(models, float) else (_identity(models[0]), _identity(models[1])),
+            models=None if isinstance(models, float) else (Identity.of(models[0]), Identity.of(models[1])),
             mean_changes={measure: Change(**row) for measure, row in whole.get("mean_changes", {}).items()},
             drift=tuple(_layer_drift(row) for row in whole.get("drift", ())),
             neurons=NeuronSet.of(whole.get("neurons", ())).neurons,
@@ -172,11 +173,6 @@ class Comparison:
             },
             counts={code: (dict(first), dict(then)) for code, (first, then) in whole.get("counts", {}).items()},
         )
-
-
-def _identity(row: Mapping[str, Any]) -> Identity:
-    revision = row["revision"] if isinstance(row["revision"], str) else None
-    return Identity(row["name"], revision, row["dtype"], row["fingerprint"])
 
 
 def _layer_drift(row: Mapping[str, Any]) -> LayerDrift:
@@ -219,7 +215,7 @@ def compare(
         OSError: the folder cannot be written.
     """
     before.check_alike(after)
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, before.tokenizer)
     neurons.check(before)
     require_covered(scorer, [prompt.language for prompt in given])
     if not few_enough(len(given), max_new_tokens, len(neurons)):
@@ -237,14 +233,13 @@ def compare(
             f"{hooked[0]} has hooks on it, and texts that are kept do not show which: compare without folder=, or with "
             "the model that edit.bake(lm) gives"
         )
-    table = Dataset.from_list([prompt._asdict() for prompt in given]).rename_column("text", "prompt")
     kept = None if folder is None else writable_folder(folder)
     written = [
-        _written(lm, table, n_samples, max_new_tokens, seed, progress, kept and kept / f"{side}.json")
+        _written(lm, given, n_samples, max_new_tokens, seed, progress, kept and kept / f"{side}.json")
         for side, lm in (("before", before), ("after", after))
     ]
     sides = [
-        _measure(lm, before, own, table, neurons, scorer, max_new_tokens, progress, identify)
+        _measure(lm, before, own, given, neurons, scorer, max_new_tokens, progress, identify)
         for lm, own in zip((before, after), written, strict=True)
     ]
     fluency = [perplexities(lm, held_out, progress) if held_out is not None else {} for lm in (before, after)]
@@ -261,7 +256,7 @@ def compare(
         scorer=ScorerIdentity.of(scorer),
         models=(before.identity(), after.identity()),
         mean_changes={measure: mean for measure, (_, mean) in compared.items()},
-        drift=by_layer(weight_drift(before, after)),
+        drift=() if before.standing_edit or after.standing_edit else by_layer(weight_drift(before, after)),
         neurons=neurons.neurons,
         neuron_activations={code: (sides[0][code].by_neuron, sides[1][code].by_neuron) for code in codes},
         counts={code: (sides[0][code].counts, sides[1][code].counts) for code in codes},
@@ -271,7 +266,7 @@ def compare(
 def _check_same_tokens(before: HookedLM, after: HookedLM, prompts: Iterable[Prompt], held_out: Dataset | None) -> None:
     """Raise ValueError where a text is other tokens to one model than to the other: one more at its start, say."""
     texts = [prompt.text for prompt in prompts] + ([] if held_out is None else list(held_out["text"]))
-    sides = (lm.tokenizer(texts)["input_ids"] for lm in (before, after))
+    sides = (lm.token_ids(texts) for lm in (before, after))
     for text, own, other in zip(texts, *sides, strict=True):
         if own != other:
             raise ValueError(
@@ -313,7 +308,7 @@ _PER_PROMPT = (
 
 def _written(
     lm: HookedLM,
-    prompts: Dataset,
+    prompts: Sequence[Prompt],
     n_samples: int,
     max_new_tokens: int,
     seed: int,
@@ -330,10 +325,10 @@ def _written(
         found = Continuations.load(file)
     except ValueError as error:
         raise ValueError(f"{error}; or delete it, and the texts are written anew") from error
-    told: Any = {"max_new_tokens": None, "seed": None, "model": {"fingerprint": None}} | found.settings
-    asked = (as_prompts(prompts), n_samples, max_new_tokens, seed, lm.fingerprint())
-    there = (list(found.prompts), found.n_samples, told["max_new_tokens"], told["seed"], told["model"]["fingerprint"])
-    if there != asked:
+    told: Any = {"max_new_tokens": None, "seed": None, "model": {}} | found.settings
+    asked = (list(prompts), n_samples, max_new_tokens, seed)
+    there = (list(found.prompts), found.n_samples, told["max_new_tokens"], told["seed"])
+    if there != asked or not Identity.of(told["model"]).is_same(lm.identity()):
         raise ValueError(f"{file} was written by another model, or for other prompts or settings: give another folder")
     return found
 
@@ -342,7 +337,7 @@ def _measure(
     lm: HookedLM,
     judge: HookedLM,
     written: Continuations,
-    table: Dataset,
+    prompts: Sequence[Prompt],
     neurons: NeuronSet,
     scorer: Scorer,
     max_new_tokens: int,
@@ -351,7 +346,7 @@ def _measure(
 ) -> dict[str, _Raw]:
     n_samples = written.n_samples
     scores = toxicity_scores(written, scorer)
-    acts = collect_activations(lm, table, neurons, max_new_tokens, progress=progress)
+    acts = collect_activations(lm, prompts, neurons, max_new_tokens, progress=progress)
     steps = acts.mask.sum(1).clamp(min=1)
     activation = (acts.values.mean(-1).sum(1) / steps).double().numpy()
     tokens = lm.tokenizer(list(written.texts), add_special_tokens=False)["input_ids"]

@@ -66,14 +66,15 @@ def dose_response(
 
     Raises:
         ValueError: an offset is not finite, no sets, a neuron outside the model, bad prompts or held-out texts, an
-            uncovered language.
+            uncovered language, or the model stands under an edit.
     """
     if not sets:
         raise ValueError("a dose-response needs at least one set of neurons and one offset")
     check_offsets(offsets)
+    lm.check_unedited("doses do not show")
     for neurons in sets:
         neurons.check(lm)
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, lm.tokenizer)
     require_covered(scorer, [prompt.language for prompt in given])
     check_held_out(lm, held_out)
     doses = []
@@ -83,7 +84,7 @@ def dose_response(
             for neurons in sets if offset else sets[:1]:
                 edit = Offset(neurons, offset).on(lm) if offset else contextlib.nullcontext()
                 with edit:
-                    written = generate(lm, prompts, max_new_tokens=max_new_tokens, greedy=True, progress=False)
+                    written = generate(lm, given, max_new_tokens=max_new_tokens, greedy=True, progress=False)
                     fluency = perplexities(lm, held_out, progress=False)
                 by_language = {
                     code: metrics.average_toxicity(scores) for code, scores in toxicity_scores(written, scorer).items()

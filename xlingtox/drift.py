@@ -44,9 +44,11 @@ def weight_drift(before: HookedLM, after: HookedLM) -> pd.DataFrame:
         (NaN); of one that became zero the cosine is none. `figures.weight_drift` draws it `by_layer`.
 
     Raises:
-        ValueError: two models that differ in shape or vocabulary.
+        ValueError: two models that differ in shape or vocabulary, or one that stands under an edit.
     """
     before.check_alike(after)
+    for lm in (before, after):
+        lm.check_unedited("is not in its weights")
     parts = []
     for layer in range(before.n_layers):
         for kind, one, other in zip(_kinds(before), _vectors(before, layer), _vectors(after, layer), strict=True):

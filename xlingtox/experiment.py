@@ -126,6 +126,9 @@ def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
             raise ValueError(f"{name} is {getattr(settings, name)}: expected at least 1")
     if settings.seed < 0:
         raise ValueError(f"seed is {settings.seed}: expected 0 or more")
+    lm.check_unedited("a study's folder does not show")
+    for name in ("labelled", "hostile", "friendly", "pairs", "parallel", "held_out"):
+        require_columns(getattr(materials, name), (), f"the materials' {name}")
     localize.check_k(lm, settings.k)
     check_offsets(settings.offsets)
     check_offsets(settings.amplifications)
@@ -133,7 +136,7 @@ def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     split(labels, seed=settings.seed)
     for what, table in (("hostile prompts", materials.hostile), ("friendly prompts", materials.friendly)):
         require_columns(table, ("language", "prompt"), what)
-        prompts = as_prompts(table)
+        prompts = as_prompts(table, lm.tokenizer)
         require_covered(materials.scorer, [prompt.language for prompt in prompts])
         checked_lengths(lm, prompts, settings.n_new_tokens)
     if "en" not in materials.hostile["language"]:
@@ -212,7 +215,7 @@ def _localize(study: _Study) -> dict[str, Any]:
     probe = Probe.fit(lm, materials.labelled, seed=settings.seed, progress=study.progress)
     probe.save(study.folder / "probe.safetensors")
     potential = localize.by_cosine(lm, probe, settings.k)
-    english = [prompt.text for prompt in as_prompts(materials.hostile) if prompt.language == "en"]
+    english = [prompt.text for prompt in as_prompts(materials.hostile, lm.tokenizer) if prompt.language == "en"]
     acts = collect_activations(lm, english, potential, settings.n_new_tokens, progress=study.progress)
     means = acts.mean()
     actual = potential.where(means > 0)
@@ -231,13 +234,13 @@ def _localize(study: _Study) -> dict[str, Any]:
 def _promoted(study: _Study) -> dict[str, Any]:
     """Each source's top tokens, with the languages whose text they stand in."""
     lm, localized = study.lm, study.done["localize"]
-    texts = [(prompt.language, prompt.text) for prompt in as_prompts(study.materials.hostile)]
+    texts = [(prompt.language, prompt.text) for prompt in as_prompts(study.materials.hostile, lm.tokenizer)]
     written = generate(
         lm, study.materials.hostile, 4, study.settings.n_new_tokens, seed=study.settings.seed, progress=study.progress
     )
     texts += zip(written.row_languages, written.texts, strict=True)
     seen: dict[int, Counter[str]] = {}
-    for (code, _), ids in zip(texts, lm.tokenizer([text for _, text in texts])["input_ids"], strict=True):
+    for (code, _), ids in zip(texts, lm.token_ids([text for _, text in texts]), strict=True):
         for token in ids:
             seen.setdefault(token, Counter())[code] += 1
     rank = {tuple(neuron): i for i, neuron in enumerate(localized["potential"])}

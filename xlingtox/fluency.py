@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,8 @@ from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import require_columns
 from xlingtox.escaping import well_formed
 from xlingtox.generation import Continuations
-from xlingtox.lm import HookedLM
+from xlingtox.lm import HookedLM, Identity
+from xlingtox.tokenizing import n_shared
 
 LIMIT = 1e4
 """From here on a text's value is out of range (the authors' code)."""
@@ -42,12 +42,14 @@ class Fluency:
         counts: language to how many texts it has (`texts`), and how many of these hold nothing to judge (`blank`), are
             longer with their prompt than the judge's context (`too_long`), have a value of 10,000 or more, or one that
             is undefined (`out_of_range`), or begin within a token (`merged`).
+        model: which causal model judged, and under which edit; None for a judge that is none.
     """
 
     judge: str
     values: Float[np.ndarray, "text"]
     medians: Mapping[str, float]
     counts: Mapping[str, Mapping[str, int]]
+    model: Identity | None = None
 
     @property
     def mean(self) -> float:
@@ -92,9 +94,9 @@ def conditional_perplexity(
     """
     prompts, written = _read(continuations)
     distinct = list(dict.fromkeys(prompts))
-    alone = dict(zip(distinct, _token_ids(judge.tokenizer, distinct), strict=True))
-    together = _token_ids(judge.tokenizer, [prompt + text for prompt, text in zip(prompts, written, strict=True)])
-    same = np.array([_shared(alone[prompt], ids) for prompt, ids in zip(prompts, together, strict=True)])
+    alone = dict(zip(distinct, judge.token_ids(distinct), strict=True))
+    together = judge.token_ids([prompt + text for prompt, text in zip(prompts, written, strict=True)])
+    same = np.array([n_shared(alone[prompt], ids) for prompt, ids in zip(prompts, together, strict=True)])
     begins, ends = same.clip(min=1), np.array([len(ids) for ids in together])
     blank = np.array([not text.strip() for text in written]) | (begins >= ends)
     too_long = ~blank & (ends > judge.n_positions)
@@ -108,7 +110,7 @@ def conditional_perplexity(
             values[rated] = np.exp(losses / (ends - begins)[rated])
     faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
     faults["merged"] = ~blank & (same < [len(alone[prompt]) for prompt in prompts])
-    return _summed_up(judge.name, continuations.row_languages, values, faults, ~blank & ~too_long)
+    return _summed_up(judge.identity(), continuations.row_languages, values, faults, ~blank & ~too_long)
 
 
 @torch.no_grad()
@@ -199,7 +201,7 @@ def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
     wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
         raise ValueError(f"held-out text {wrong[0]} is missing: expected text, got {texts[wrong[0]]!r}")
-    tokens = lm.tokenizer(list(map(well_formed, texts)))["input_ids"]
+    tokens = lm.token_ids(list(map(well_formed, texts)))
     rows = [_Row(code, ids[: lm.n_positions], 1) for code, ids in zip(codes, tokens, strict=True)]
     for code in languages.in_order(codes):
         if max(len(row.ids) for row in rows if row.language == code) < 2:
@@ -213,21 +215,6 @@ def _read(continuations: Continuations) -> tuple[list[str], list[str]]:
         raise ValueError("there are no continuations to judge")
     prompts = [well_formed(prompt.text) for prompt in continuations.prompts for _ in range(continuations.n_samples)]
     return prompts, list(map(well_formed, continuations.texts))
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of each text, without those that the tokenizer adds at the end: nobody wrote them."""
-    given = tokenizer(list(texts), return_special_tokens_mask=True)
-    rows = []
-    for ids, special in zip(given["input_ids"], given["special_tokens_mask"], strict=True):
-        added = sum(1 for _ in takewhile(bool, reversed(special)))
-        rows.append(ids[: len(ids) - added])
-    return rows
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 @torch.no_grad()
@@ -254,7 +241,7 @@ def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress
 
 
 def _summed_up(
-    judge: str,
+    judge: Identity | str,
     row_languages: Sequence[str],
     values: Float[np.ndarray, "text"],
     faults: Mapping[str, Bool[np.ndarray, "text"]],
@@ -267,4 +254,6 @@ def _summed_up(
         own = codes == code
         medians[code] = float(np.median(values[own & kept])) if (own & kept).any() else float("nan")
         counts[code] = {"texts": int(own.sum())} | {name: int((own & fault).sum()) for name, fault in faults.items()}
-    return Fluency(judge, values, medians, counts)
+    if isinstance(judge, str):
+        return Fluency(judge, values, medians, counts)
+    return Fluency(judge.name, values, medians, counts, judge)

@@ -144,7 +144,7 @@ def generate(
     if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed is {seed!r}: expected a whole number from 0 on")
     seed = int(seed)
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, lm.tokenizer)
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(given) * samples)
     lengths = checked_lengths(lm, given, max_new_tokens)
@@ -191,7 +191,7 @@ def checked_lengths(lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int) ->
     Raises:
         ValueError: a prompt has none, or more than the model's context minus the new tokens.
     """
-    lengths = [len(ids) for ids in lm.tokenizer([prompt.text for prompt in prompts])["input_ids"]]
+    lengths = [len(ids) for ids in lm.token_ids([prompt.text for prompt in prompts])]
     room = lm.n_positions - new_tokens
     for i, length in enumerate(lengths):
         if length == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,10 @@ class Intervention:
             for source, own in step.sources().items():
                 layers.setdefault(source, set()).update(own)
         idle = {id(step): step for step in steps if step.positions != "all"}
-        with _beside(lm, list(layers.items())) as seen, lm.hooks(post=_hooks(lm, steps, seen, idle)):
+        with (
+            _beside(lm, list(layers.items())) as seen,
+            lm.hooks(post=_hooks(lm, steps, seen, idle), edit=_Description(self)),
+        ):
             yield
         for step in idle.values():
             raise HookNeverFired(
@@ -192,6 +196,10 @@ class Step(Intervention):
     def apply(self, activation: Float[Tensor, "batch pos neuron"], amount: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def content(self) -> str:
+        """All that makes it another edit than others, for a digest."""
+        return f"{type(self).__name__} {self.neurons.neurons} {self.positions}"
+
     def _named(self, what: str) -> str:
         where = "" if self.positions == "all" else f", positions={self.positions!r}"
         return f"{type(self).__name__}({self.neurons!r}, {what}{where})"
@@ -236,6 +244,9 @@ class _Constant(Step):
         super().check(lm)
         if not bool(torch.tensor(self.amounts(), dtype=lm.dtype).isfinite().all()):
             raise ValueError(f"{self!r} goes beyond the numbers that {lm.name} has ({lm.dtype})")
+
+    def content(self) -> str:
+        return f"{super().content()} {self.amounts()}"
 
     def amounts(self) -> Sequence[float]:
         """One number a neuron."""
@@ -293,6 +304,17 @@ class Set(_Constant):
 
     def composed(self, gain: Tensor, shift: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(gain), amount
+
+
+@dataclass(frozen=True)
+class _Description:
+    """An edit as results name it: its repr, which is short, and a digest of all that it does."""
+
+    edit: Intervention
+
+    def __str__(self) -> str:
+        content = "\n".join(step.content() for step in self.edit.steps())
+        return f"{self.edit!r} ({hashlib.sha256(content.encode()).hexdigest()[:8]})"
 
 
 _KINDS: dict[str, type[_Constant]] = {"Offset": Offset, "Scale": Scale, "Set": Set}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from xlingtox.escaping import in_line
 from xlingtox.lens import Lens, beside, lens
 from xlingtox.running import HookNeverFired as HookNeverFired
 from xlingtox.running import Running
+from xlingtox.tokenizing import token_ids
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,12 +39,28 @@ class Identity:
         revision: of a hub name, where one was asked for.
         dtype: of the weights; `int8` or `uint8` (4 bits) of quantised ones.
         fingerprint: twelve hex digits of all weights.
+        edit: the edits and other hooks under which the model ran, in words and with a digest; None for none.
     """
 
     name: str
     revision: str | None
     dtype: str
     fingerprint: str
+    edit: str | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Identity:
+        """From the content of a file, with None or NaN for null; files of before know no edit."""
+        name, revision, dtype, fingerprint, edit = (row.get(field.name) for field in dataclasses.fields(cls))
+        revision, edit = (value if isinstance(value, str) else None for value in (revision, edit))
+        return cls(str(name), revision, str(dtype), str(fingerprint), edit)
+
+    def __str__(self) -> str:
+        return self.name if self.edit is None else f"{self.name} under {self.edit}"
+
+    def is_same(self, other: Identity) -> bool:
+        """Whether both are of the same weights, under the same edits."""
+        return (self.fingerprint, self.edit) == (other.fingerprint, other.edit)
 
 
 class HookedLM(Running):
@@ -274,8 +292,8 @@ class HookedLM(Running):
         return self._read[1]
 
     def identity(self) -> Identity:
-        """Which model this is; results carry it."""
-        return Identity(self.name, self.revision, self._stored_as(), self.fingerprint())
+        """Return which model this is, and under which edits it stands now; results carry it."""
+        return Identity(self.name, self.revision, self._stored_as(), self.fingerprint(), self.standing_edit)
 
     def _stored_as(self) -> str:
         packed = self._lens.packed
@@ -332,16 +350,23 @@ class HookedLM(Running):
 
     # --- text
 
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's tokens: one beginning where the tokenizer has one, and no end that it would add.
+
+        Everything that reads texts with this model reads these tokens (`tokenizing.token_ids`).
+        """
+        return token_ids(self.tokenizer, texts)
+
     def encode(
         self, texts: Sequence[str], max_length: int | None = None
     ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-        """Token ids, padded on the left, with their mask; no special token is added but the tokenizer's own.
+        """Return the `token_ids` of texts, padded on the left, with their mask.
 
         Args:
             max_length: of a longer text only the first tokens are kept, whatever its neighbours' lengths.
         """
         # Cut before padding: a slice of a padded batch would cut its short texts too.
-        return self.pad([ids[:max_length] for ids in self.tokenizer(list(texts))["input_ids"]])
+        return self.pad([ids[:max_length] for ids in self.token_ids(texts)])
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
         """Token ids, padded on the left, with their mask."""

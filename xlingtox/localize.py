@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 
 from xlingtox.activations import Activations
 from xlingtox.batching import over_texts
-from xlingtox.data import labelled_texts
+from xlingtox.data import Labelled, labelled_texts
 from xlingtox.engine import Hook
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
@@ -54,15 +53,13 @@ def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int
 
     Raises:
         ValueError: k is not between 1 and their number, the probe has another width than the model, or the activations
-            are of another model.
+            are of another model, or of this one under an edit.
     """
     probe.check(lm)
     neurons = activations.neurons
     neurons.check(lm)
-    if activations.model.fingerprint != lm.fingerprint():
-        raise ValueError(
-            f"the activations are of {activations.model.name}, not of {lm.name}: collect them with this model"
-        )
+    if activations.model.edit is not None or activations.model.fingerprint != lm.fingerprint():
+        raise ValueError(f"the activations are of {activations.model}, not of {lm.name}: collect them with this model")
     if not 1 <= k <= len(neurons):
         raise ValueError(f"k is {k}: the activations are of {len(neurons)} neurons")
     unit = (probe.direction / probe.direction.norm()).to(lm.device)
@@ -73,19 +70,21 @@ def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int
     return NeuronSet.of([neurons.neurons[i] for i in order[:k].tolist()], values[:k].tolist())
 
 
-def by_auroc(lm: HookedLM, labelled: Dataset, batch_size: int | None = None, progress: bool = True) -> NeuronSet:
+def by_auroc(lm: HookedLM, labelled: Labelled, batch_size: int | None = None, progress: bool = True) -> NeuronSet:
     """Experts: neurons that tell toxic from other sentences better than chance (Suau et al. 2024, section 3).
 
     A neuron's answer to a sentence is its highest post-activation over the tokens; its score is the area under the ROC
     curve of these answers, in (0.5, 1], highest first. `Scale.damping` makes AurA of them.
 
     Args:
-        labelled: columns `text, label` (1 is toxic). Of a text longer than the model's context the beginning is read.
+        labelled: a table with the columns `text, label` (1 is toxic). Only the beginning is read of a text that is
+            longer than the model's context.
         batch_size: texts that are read at once (default: as many as the free memory allows).
 
     Raises:
-        ValueError: labels of one class only, a blank text, or a missing column.
+        ValueError: labels of one class only, a blank text, a missing column, or a model that stands under an edit.
     """
+    lm.check_unedited("a set of neurons does not show")
     texts, labels = labelled_texts(labelled)
     toxic = np.array(labels, dtype=bool)
     together = max(1, _MOST_BYTES // (4 * len(texts) * lm.d_mlp))
@@ -115,7 +114,7 @@ def _highest(
         return highest
 
     def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
-        with lm.hooks(post={layer: keep(place, rows, mask) for place, layer in enumerate(layers)}):
+        with lm.hooks(post={layer: keep(place, rows, mask) for place, layer in enumerate(layers)}, edit=None):
             lm.logits(ids, mask, last_only=True)
 
     over_texts(lm, texts, batch_size, read)

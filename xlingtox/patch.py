@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xlingtox.activations import Activations
 from xlingtox.interventions import Amount, Positions, Seen, Step, check_neurons, check_positions
-from xlingtox.lm import HookedLM
+from xlingtox.lm import HookedLM, fingerprint
 from xlingtox.neurons import NeuronSet
 
 
@@ -27,7 +27,7 @@ class Patch(Step):
             are of is not known); or `Activations`, whose mean over prompts and steps is taken, in each row that of its
             language (Yang et al. 2024 patch with such means).
         language: take the mean of this one in all rows. Calls that know no languages need it: those with plain token
-            ids and without `languages=`, `Probe.fit`, `localize.by_auroc`, `retrieval.accuracy`.
+            ids and without `languages=`, `Probe.fit`, `retrieval.accuracy`.
         positions: as in `Offset`.
     """
 
@@ -53,6 +53,17 @@ class Patch(Step):
         else:
             what = repr(self.source) if isinstance(self.source, HookedLM) else "cached activations"
         return self._named(what)
+
+    def content(self) -> str:
+        source = self.source
+        if isinstance(source, HookedLM):
+            what: object = source.identity()
+        elif isinstance(source, Activations):
+            neurons = source.neurons.neurons, source.language_codes, self.language
+            what = neurons, fingerprint({"sums": source.sums, "steps": source.steps})
+        else:
+            what = fingerprint({str(layer): values for layer, values in source.items()})
+        return f"{super().content()} {what}"
 
     def check(self, lm: HookedLM) -> None:
         super().check(lm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from xlingtox.batching import by_length, in_batches, rows_that_fit
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.escaping import escaped
 from xlingtox.generation import checked_lengths, generate
-from xlingtox.lm import HookedLM
+from xlingtox.lm import HookedLM, Identity
 from xlingtox.neurons import NeuronSet
 from xlingtox.patch import Patch
 from xlingtox.probe import Probe
@@ -42,10 +43,12 @@ class PatchEffect:
         runs: `base`, `tuned`, the name of each group, and of each group's control (`name (random)`), to the values of
             each measure: `probe` (its logit at the last prompt token), `toxic_mass` (probability of the toxic tokens as
             the next one), `toxicity` (mean score of the continuations). A control is the mean over its random sets.
+        models: which models they were, base and tuned; None where that is not known.
     """
 
     languages: tuple[str, ...]
     runs: Mapping[str, Values]
+    models: tuple[Identity, Identity] | None = None
 
     def to_frame(self, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
         """One row a measure, group and language, and one for `all`, the mean over languages.
@@ -132,14 +135,17 @@ class PatchEffect:
     def save(self, path: str | Path) -> None:
         """Write as one JSON file."""
         runs = {run: {name: each.tolist() for name, each in values.items()} for run, values in self.runs.items()}
-        files.write_results(path, {"languages": self.languages, "runs": runs})
+        models = self.models and [dataclasses.asdict(model) for model in self.models]
+        files.write_results(path, {"languages": self.languages, "runs": runs, "models": models})
 
     @classmethod
     def load(cls, path: str | Path) -> PatchEffect:
         whole = files.read_results(path)
         with files.understood(path, "effect of patching"):
             runs = {run: {name: np.array(each) for name, each in row.items()} for run, row in whole["runs"].items()}
-            return cls(tuple(whole["languages"]), runs)
+            models = whole.get("models")
+            both = (Identity.of(models[0]), Identity.of(models[1])) if isinstance(models, list) else None
+            return cls(tuple(whole["languages"]), runs, both)
 
 
 def patch_effect(
@@ -174,7 +180,7 @@ def patch_effect(
         ValueError: nothing to measure by, no groups or one that is called as a run is, models that do not match, a
             neuron outside them, bad prompts, a language that the scorer does not cover.
     """
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, base.tokenizer)
     tokens = None if toxic_tokens is None else sorted({int(token) for token in toxic_tokens})
     if base is tuned:
         raise ValueError(f"{base.name} is given as both models: there is no change to carry")
@@ -203,7 +209,7 @@ def patch_effect(
         with contextlib.nullcontext() if patched is None else Patch(patched, tuned).on(lm):
             found = _next_token(lm, given, lengths, probe, tokens)
             if scorer is not None:
-                written = generate(lm, prompts, n_samples, max_new_tokens, seed=seed, progress=False)
+                written = generate(lm, given, n_samples, max_new_tokens, seed=seed, progress=False)
         if scorer is not None:
             # Outside: a probe of either model is a judge of its own, and must not be patched.
             scores = checked_scores(scorer, written.texts, written.row_languages)
@@ -224,7 +230,7 @@ def patch_effect(
             runs[name] = measured(base, group)
             if beside := [measured(base, each) for each in controls[name]]:
                 runs[name + _RANDOM] = {each: np.mean([values[each] for values in beside], 0) for each in beside[0]}
-    return PatchEffect(tuple(prompt.language for prompt in given), runs)
+    return PatchEffect(tuple(prompt.language for prompt in given), runs, (base.identity(), tuned.identity()))
 
 
 def _next_token(
@@ -240,7 +246,7 @@ def _next_token(
     def read(rows: list[int]) -> None:
         ids, mask = lm.encode([prompts[i].text for i in rows])
         states: list[Tensor] = []
-        with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -1].double().cpu())}):
+        with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -1].double().cpu())}, edit=None):
             logits = lm.logits(ids, mask, [prompts[i].language for i in rows], last_only=True)
         if probe is not None:
             found["probe"][rows] = (states[0] @ probe.direction.double() + probe.bias).numpy()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import files
 from xlingtox.batching import over_texts
-from xlingtox.data import labelled_texts
+from xlingtox.data import Labelled, labelled_texts
 from xlingtox.lm import HookedLM, Identity
 
 _PENALTY = 0.01
@@ -53,7 +52,7 @@ def mean_states(
             def keep(layer: int, state: Tensor) -> None:
                 means[layer] = (weight.to(state.device) @ state.float()).squeeze(1)
 
-            with lm.hooks(residual={layer: partial(keep, layer) for layer in layers}):
+            with lm.hooks(residual={layer: partial(keep, layer) for layer in layers}, edit=None):
                 lm.logits(ids, mask, last_only=True)
             # Copied after the pass: a copy within it would make a GPU wait at every layer.
             for place, layer in enumerate(layers):
@@ -87,7 +86,7 @@ class Probe:
         accuracy, auc: on held-out sentences, in [0, 1].
         baseline: accuracy of always answering the larger class, on the same held-out sentences.
         n_train, n_held_out: sentences in each part.
-        model: which model's states it reads; None where that is not known.
+        model: which model's states it reads, and under which edit; None where that is not known.
     """
 
     direction: Float[Tensor, "d_model"]
@@ -100,11 +99,13 @@ class Probe:
     model: Identity | None = None
 
     @classmethod
-    def fit(cls, lm: HookedLM, labelled: Dataset, held_out: float = 0.1, seed: int = 0, progress: bool = True) -> Probe:
+    def fit(
+        cls, lm: HookedLM, labelled: Labelled, held_out: float = 0.1, seed: int = 0, progress: bool = True
+    ) -> Probe:
         """Fit on the mean over tokens of the last layer's residual stream, before the final norm (paper, section 4.1).
 
         Args:
-            labelled: columns `text, label` (1 is toxic).
+            labelled: a table with the columns `text, label` (1 is toxic).
             held_out: share of the sentences, stratified, on which accuracy and AUC are measured.
 
         Raises:

@@ -80,7 +80,7 @@ class Retrieval:
             the right one; they count as missed.
         duplicates: language to the number of pairs that have a side in common with another one. To find a sentence
             that some pair has as the translation is no mistake.
-        model: which model read them; None where that is not known.
+        model: which model read them, and under which edit; None where that is not known.
     """
 
     pivot: str
@@ -373,8 +373,8 @@ def transfer(
 def _require_same(model: Identity | None, observed: Observed) -> None:
     """Retrieval after tuning is no prediction; weights in another precision are another model too."""
     before = observed.models[0] if isinstance(observed, Comparison) and observed.models else None
-    if model is not None and before is not None and model.fingerprint != before.fingerprint:
+    if model is not None and before is not None and not model.is_same(before):
         raise ValueError(
-            f"the comparison's model before tuning is {before.name} ({before.dtype}, fingerprint {before.fingerprint}) "
-            f"and retrieval is of {model.name} ({model.dtype}, {model.fingerprint}): give the model before tuning"
+            f"the comparison's model before tuning is {before} ({before.dtype}, fingerprint {before.fingerprint}) "
+            f"and retrieval is of {model} ({model.dtype}, {model.fingerprint}): give the model before tuning"
         )

@@ -150,9 +150,10 @@ class RunFolder:
 
 
 def _known_by(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is known again by: of the model its weights, for one folder has many paths."""
+    """What a run is known again by: of the model its weights, for one folder has many paths, and nothing is tuned
+    under an edit."""
     model = about.get("model")
-    named = {"name", "revision"}
+    named = {"name", "revision", "edit"}
     own = {key: value for key, value in model.items() if key not in named} if isinstance(model, dict) else model
     return {**about, "model": own}
 

@@ -75,7 +75,7 @@ class Running:
         self.passing: Pass | None = None
         self._companions: dict[object, tuple[Running, dict[int, Tensor]]] = {}
         self._beside: dict[object, Running] = {}
-        self._standing: list[list[bool]] = []
+        self._standing: list[list[object]] = []
         self.n_layers, self.d_model = side.n_layers, side.d_model
 
     @property
@@ -86,6 +86,25 @@ class Running:
     def hooked(self) -> bool:
         """Whether hooks stand on the model now, edits among them, so that its answers may not be its own."""
         return any(self._standing) or self._lens.hooked_by_hand()
+
+    @property
+    def standing_edit(self) -> str | None:
+        """What stands on the model and may change its answers, in the order in which it was set; None for nothing."""
+        said = [str(live[0]) for live in self._standing if live and live[0] is not None]
+        said += ["hooks on .tl"] if self._lens.hooked_by_hand() else []
+        return ", then ".join(said) or None
+
+    def check_unedited(self, why: str) -> None:
+        """Raise ValueError if an edit or another hook that may change answers stands on the model.
+
+        Args:
+            why: why that must not be; it follows "which".
+        """
+        if (edit := self.standing_edit) is not None:
+            raise ValueError(
+                f"{self.name} stands under {edit}, which {why}: leave the block of edit.on(lm), or take the model that "
+                "edit.bake(lm) gives"
+            )
 
     @torch.no_grad()
     def logits(
@@ -188,7 +207,7 @@ class Running:
         self._companions[key] = other, seen
         other._beside[key] = self
         try:
-            with other.hooks(post={layer: keep(layer) for layer in layers}):
+            with other.hooks(post={layer: keep(layer) for layer in layers}, edit=None):
                 yield seen
         finally:
             del self._companions[key], other._beside[key]
@@ -225,7 +244,10 @@ class Running:
 
     @contextlib.contextmanager
     def hooks(
-        self, post: Mapping[int, Hook] | None = None, residual: Mapping[int, Hook] | None = None
+        self,
+        post: Mapping[int, Hook] | None = None,
+        residual: Mapping[int, Hook] | None = None,
+        edit: object = "hooks",
     ) -> Iterator[None]:
         """Run with hooks on post-activations and on the residual stream; only these are removed again.
 
@@ -233,6 +255,8 @@ class Running:
             post: layer to hook on the input of that layer's down-projection, `[batch, pos, d_mlp]`.
             residual: layer to hook on the residual stream, `[batch, pos, d_model]`: 0 is the embedding's output, n
                 that of the n-th block (before the final norm).
+            edit: what results that are computed meanwhile call these hooks, by its `str`; None for hooks that only
+                read, which results need not tell.
 
         Raises:
             ValueError: no such layer.
@@ -240,7 +264,7 @@ class Running:
         """
         wanted = [("post", self._checked_layer(layer), hook) for layer, hook in (post or {}).items()]
         wanted += [("residual", self._checked_residual(layer), hook) for layer, hook in (residual or {}).items()]
-        fired, live = [False] * len(wanted), [True]
+        fired, live = [False] * len(wanted), [edit]
         # An interrupt can come between any two lines: a hook that it leaves behind must do nothing.
         try:
             with contextlib.ExitStack() as undo:

@@ -64,7 +64,7 @@ def read_tokens(
     neurons.check(lm)
     if n_new_tokens < 0:
         raise ValueError(f"n_new_tokens is {n_new_tokens}: expected 0 or more")
-    given = as_prompts(prompts)
+    given = as_prompts(prompts, lm.tokenizer)
     lengths = checked_lengths(lm, given, n_new_tokens)
     found: dict[int, TokenActivations] = {}
     special = torch.tensor(sorted(lm.tokenizer.all_special_ids), device=lm.device)
@@ -77,7 +77,7 @@ def read_tokens(
                 new, counts = decode(lm, ids, mask, n_new_tokens, greediest, languages=spoken)
                 ids, mask = torch.cat([ids, new], 1), torch.cat([mask, counts], 1)
             values = torch.empty(*ids.shape, len(neurons))
-            with lm.hooks(post={layer: _reader(values, *own) for layer, own in neurons.by_layer().items()}):
+            with lm.hooks(post={layer: _reader(values, *own) for layer, own in neurons.by_layer().items()}, edit=None):
                 lm.logits(ids, mask, spoken, last_only=True)
             shown = (mask & ~torch.isin(ids, special)).cpu()
             for row, i in enumerate(rows):

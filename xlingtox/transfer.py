@@ -364,5 +364,5 @@ def promoted_share(
     what the untuned model wrote after them, and equally many of every language.
     """
     promoted = set(neurons.promoted_tokens(lm, k)["token_id"])
-    used = {code: set().union(*lm.tokenizer(list(own))["input_ids"]) for code, own in texts.items()}
+    used = {code: set().union(*lm.token_ids(own)) for code, own in texts.items()}
     return {code: len(promoted & own) / len(promoted) for code, own in used.items()}

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
-from xlingtox.data import checked_pairs, row_numbers
+from xlingtox.data import PreferencePairs, are_conversations, checked_pairs, row_numbers
 from xlingtox.lm import HookedLM
 from xlingtox.recipes import MINI, Recipe
+from xlingtox.tokenizing import n_shared, token_ids
 
 _LOG = logging.getLogger(__name__)
+
+Part = Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Pairs:
         merged: rows in which a token reaches from the prompt into the continuation: the prompt that is tuned on ends
             before that token.
         validation_left_out: as `left_out`, of the validation pairs that were given.
+        conversations: which of `train` and `validation` were conversations: the chat template has ended their sides.
     """
 
     train: Dataset
@@ -34,9 +40,24 @@ class Pairs:
     cut: tuple[int, ...] = ()
     merged: tuple[int, ...] = ()
     validation_left_out: tuple[int, ...] = ()
+    conversations: tuple[Part, ...] = ()
+
+    def tokenized(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Return pairs as the tokens that are tuned on; columns `prompt_ids, chosen_ids, rejected_ids`.
+
+        The prompt ends where a side goes on otherwise than the prompt alone does.
+        """
+        rows = []
+        for prompt, *sides in _tokens(tokenizer, getattr(self, part), part in self.conversations):
+            begin = min(n_shared(prompt, side) for side in sides)
+            rows.append((prompt[:begin], *(side[begin:] for side in sides)))
+        names = ("prompt_ids", "chosen_ids", "rejected_ids")
+        return Dataset.from_dict(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
 
 
-def tunable_pairs(lm: HookedLM, pairs: Dataset, recipe: Recipe = MINI, validation: Dataset | None = None) -> Pairs:
+def tunable_pairs(
+    lm: HookedLM, pairs: PreferencePairs, recipe: Recipe = MINI, validation: PreferencePairs | None = None
+) -> Pairs:
     """Preference pairs after all that `tune_dpo` checks before it trains.
 
     Raises:
@@ -52,15 +73,18 @@ def tunable_pairs(lm: HookedLM, pairs: Dataset, recipe: Recipe = MINI, validatio
     found = kept.left_out, kept.cut, kept.merged
     if validation is not None:
         own = _fitting(lm, validation, recipe, "validation pairs")
-        return Pairs(kept.pairs, own.pairs, *found, validation_left_out=own.left_out)
+        both: dict[Part, bool] = {"train": kept.conversations, "validation": own.conversations}
+        talking = tuple(part for part, talks in both.items() if talks)
+        return Pairs(kept.pairs, own.pairs, *found, validation_left_out=own.left_out, conversations=talking)
     if not recipe.validation_share:
-        return Pairs(kept.pairs, None, *found)
+        return Pairs(kept.pairs, None, *found, conversations=("train",) if kept.conversations else ())
     n = len(kept.pairs)
     if n < 2:
         raise ValueError("preference pairs: one pair cannot be split into training and validation")
     share = min(n - 1, max(1, round(recipe.validation_share * n)))
     parts = kept.pairs.train_test_split(test_size=share, seed=recipe.seed)
-    return Pairs(parts["train"], parts["test"], *found)
+    talking = ("train", "validation") if kept.conversations else ()
+    return Pairs(parts["train"], parts["test"], *found, conversations=talking)
 
 
 def room_of(lm: HookedLM, recipe: Recipe) -> int:
@@ -74,14 +98,16 @@ class _Fitting:
     left_out: tuple[int, ...]
     cut: tuple[int, ...]
     merged: tuple[int, ...]
+    conversations: bool
 
 
-def _fitting(lm: HookedLM, given: Dataset, recipe: Recipe, what: str) -> _Fitting:
+def _fitting(lm: HookedLM, given: PreferencePairs, recipe: Recipe, what: str) -> _Fitting:
     """The pairs that a model can learn from, and the rows of the others: TRL says nothing of most of them."""
-    pairs, room = checked_pairs(given, what), room_of(lm, recipe)
+    pairs, room = checked_pairs(given, what, lm.tokenizer), room_of(lm, recipe)
+    talks = are_conversations(given)
     longest = min(recipe.max_prompt_length or recipe.max_length, room - 1)
     long, alike, cut, merged = [], [], [], []
-    for row, (prompt, chosen, rejected) in enumerate(_tokens(lm, pairs)):
+    for row, (prompt, chosen, rejected) in enumerate(_tokens(lm.tokenizer, pairs, talks)):
         if len(prompt) > longest:
             long.append(row)
         elif chosen[:room] == rejected[:room]:
@@ -114,14 +140,19 @@ def _fitting(lm: HookedLM, given: Dataset, recipe: Recipe, what: str) -> _Fittin
             row_numbers(merged),
         )
     kept = pairs.select(sorted(set(range(n)) - set(out))) if out else pairs
-    return _Fitting(kept, tuple(out), tuple(cut), tuple(merged))
+    return _Fitting(kept, tuple(out), tuple(cut), tuple(merged), talks)
 
 
-def _tokens(lm: HookedLM, pairs: Dataset) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Of each pair the prompt, and the prompt with either side and an end, as TRL tokenizes them."""
-    end, prompts = lm.tokenizer.eos_token, list(pairs["prompt"])
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, pairs: Dataset, conversations: bool
+) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Yield each pair's prompt, and the prompt with either side, as tokens.
+
+    As in TRL, an end of sequence follows a side that is plain text. A conversation ends as its chat template ends it.
+    """
+    end, prompts = "" if conversations else str(tokenizer.eos_token), list(pairs["prompt"])
     texts = [prompts]
     for side in ("chosen", "rejected"):
         ended = (text if text.endswith(end) else text + end for text in pairs[side])
         texts.append([prompt + text for prompt, text in zip(prompts, ended, strict=True)])
-    return zip(*(lm.tokenizer(each)["input_ids"] for each in texts), strict=True)
+    return zip(*(token_ids(tokenizer, column) for column in texts), strict=True)

@@ -14,7 +14,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
@@ -29,12 +29,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from xlingtox import adapters, files, loading
 from xlingtox.batching import out_of_memory
-from xlingtox.data import checked_pairs
+from xlingtox.data import PreferencePairs, are_conversations, checked_pairs
 from xlingtox.lm import HookedLM
 from xlingtox.offline import no_calls_of_trainers
 from xlingtox.recipes import MINI, PAPER_FULL, PAPER_QLORA, Lora, Recipe
 from xlingtox.runfolder import RunFolder
-from xlingtox.tunable import Pairs, room_of, tunable_pairs
+from xlingtox.tunable import Pairs, Part, room_of, tunable_pairs
 from xlingtox.watch import Diverged, Over, Watch
 
 __all__ = ["MINI", "PAPER_FULL", "PAPER_QLORA", "Diverged", "Lora", "Pairs", "Recipe", "tunable_pairs", "tune_dpo"]
@@ -44,10 +44,10 @@ _LOG = logging.getLogger(__name__)
 
 def tune_dpo(
     lm: HookedLM | str | Path,
-    pairs: Dataset,
+    pairs: PreferencePairs,
     output_dir: str | Path,
     recipe: Recipe = MINI,
-    validation: Dataset | None = None,
+    validation: PreferencePairs | None = None,
     progress: bool = True,
 ) -> HookedLM:
     """Tune on preference pairs with TRL's DPOTrainer, save an ordinary checkpoint, and load it (paper, section 3).
@@ -62,7 +62,9 @@ def tune_dpo(
     Args:
         lm: what to tune; it is left as it is. A hub name or a folder is loaded for it, and not held beside it; what
             needs trust_remote_code is loaded first.
-        pairs: columns `prompt, chosen, rejected`; a continuation begins with its own space where the language has one.
+        pairs: a table with the columns `prompt, chosen, rejected`; a continuation begins with its own space where the
+            language has one. They may be conversations (lists of messages), with a prompt or with sides that begin
+            with the same messages: the tokenizer's chat template turns them into text.
         output_dir: made if it is not there.
         validation: pairs for the validation loss (default: the recipe's share of `pairs`).
 
@@ -87,7 +89,8 @@ def tune_dpo(
             _check_tunable(lm, recipe)
             run = _Run(lm, lm, pairs, recipe, validation, output_dir)
         else:
-            checked_pairs(pairs)  # before weights are read
+            if not are_conversations(pairs):  # they need the tokenizer
+                checked_pairs(pairs)  # before weights are read
             loaded = loading.from_checkpoint(str(lm), bits=None if recipe.lora is None else recipe.lora.bits)
             run = _Run(lm, HookedLM.over(loaded), pairs, recipe, validation, output_dir, loaded.model)
             del loaded
@@ -166,9 +169,9 @@ class _Run:
         self,
         source: HookedLM | str | Path,
         lm: HookedLM,
-        pairs: Dataset,
+        pairs: PreferencePairs,
         recipe: Recipe,
-        validation: Dataset | None,
+        validation: PreferencePairs | None,
         folder: str | Path,
         own: Any = None,
     ) -> None:
@@ -196,15 +199,17 @@ class _Run:
         self.about |= counts | more
         self.folder.write(self.about, finished)
 
-    def stored(self, part: Literal["train", "validation"]) -> Dataset:
-        """Pairs that lie in the run's folder, where TRL then keeps the reference's log-probabilities.
+    def stored(self, part: Part) -> Dataset:
+        """Tokens of pairs that lie in the run's folder, where TRL then keeps the reference's log-probabilities.
 
         Of pairs in memory each process looks for them in a place of its own, where the others find none; and those of
         another run, with another `max_length`, would be taken for these.
         """
-        pairs = getattr(self.pairs, part)
-        place = self.folder.checkpoints / part
-        return datasets.load_from_disk(self.folder.whole(place, lambda at: pairs.flatten_indices().save_to_disk(at)))
+
+        def write(at: Path) -> None:
+            self.pairs.tokenized(part, self.tokenizer).save_to_disk(at)
+
+        return datasets.load_from_disk(self.folder.whole(self.folder.checkpoints / f"{part}_ids", write))
 
     def trainable(self) -> Any:
         """A plain model with the weights of the one that was given, to tune; held by nobody else."""
@@ -255,6 +260,12 @@ class _Run:
 def _train(run: _Run, progress: bool) -> None:
     from trl import DPOConfig, DPOTrainer
 
+    class OnTokens(DPOTrainer):
+        """TRL's trainer on tokens that are ready: its own would have two beginnings, or ends that nobody wrote."""
+
+        def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+            return dataset
+
     model = run.trainable()
     recipe, folder = run.recipe, run.folder
     arguments = recipe.arguments(run.room, run.pairs.validation is not None, run.device.type == "cpu")
@@ -276,7 +287,7 @@ def _train(run: _Run, progress: bool) -> None:
         no_calls_of_trainers(),
     ):
         watch = Watch(folder, bar)
-        trainer = DPOTrainer(
+        trainer = OnTokens(
             model=model,
             args=DPOConfig(output_dir=str(folder.checkpoints.resolve()), **arguments),
             train_dataset=run.stored("train"),

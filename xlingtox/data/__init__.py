@@ -7,8 +7,11 @@ repository, which the datasets library reads, it is an error.
 
 from xlingtox.data.columns import (
     PAIR_FIELDS,
+    Labelled,
+    PreferencePairs,
     Prompt,
     Prompts,
+    are_conversations,
     as_prompts,
     checked_pairs,
     labelled_texts,
@@ -27,8 +30,11 @@ from xlingtox.data.words import word_lists
 __all__ = [
     "HARMS",
     "PAIR_FIELDS",
+    "Labelled",
+    "PreferencePairs",
     "Prompt",
     "Prompts",
+    "are_conversations",
     "as_prompts",
     "checked_pairs",
     "flores",

@@ -1,15 +1,25 @@
 """What goes into the work, checked before it starts: prompts, labels, preference pairs, parallel sentences."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from datasets import Dataset
+import numpy as np
+from datasets import Dataset, Features, Value
+from transformers import PreTrainedTokenizerBase
 
 from xlingtox import languages
 from xlingtox.appearance import appearance, visible
+from xlingtox.data.messages import (
+    Conversation,
+    is_conversation,
+    rendered_pair,
+    rendered_prompt,
+    says_something,
+    split_pair,
+    template_of,
+)
+from xlingtox.data.tabular import Series, Table, column_names, columns, items
 from xlingtox.escaping import well_formed
-
-Prompts: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | Dataset
 
 
 class Prompt(NamedTuple):
@@ -17,43 +27,85 @@ class Prompt(NamedTuple):
     text: str
 
 
-def as_prompts(prompts: Prompts) -> list[Prompt]:
-    """Prompts with their language, in the given order; a plain list is taken as English.
+Texts: TypeAlias = Sequence[str | Conversation] | Series | np.ndarray
+"""Texts or conversations, one after the other: a list, a pandas Series, an array."""
 
-    A lone surrogate, which no tokenizer takes, becomes U+FFFD.
+Prompts: TypeAlias = Table | Texts | Sequence[Prompt] | Mapping[str, Texts]
+"""A table with a column `prompt` and, unless all are English, `language`; English texts; or language to texts."""
+
+Labelled: TypeAlias = Table
+"""A table with the columns `text, label`."""
+
+PreferencePairs: TypeAlias = Table
+"""A table with the columns `prompt, chosen, rejected`, of texts or of conversations."""
+
+
+def as_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
+    """Return prompts with their language, in the given order; where no language is given they are English.
+
+    A lone surrogate, which no tokenizer takes, becomes U+FFFD. A conversation becomes the text that the model's chat
+    template makes of it, up to where the assistant writes.
+
+    Args:
+        prompts: texts or conversations (`[{"role": "user", "content": "hello"}]`), alone or by language; or a table of
+            them, with the columns `language, prompt` or only `prompt`: a pandas frame, a `datasets.Dataset`, a list of
+            dicts. What this function returned is taken as it is.
+        tokenizer: of the model that reads the prompts; needed for conversations.
 
     Raises:
-        ValueError: there are none, one is blank, or a language is unknown.
+        ValueError: there are none, one is blank or no text, a language is unknown, a table lacks the column `prompt` or
+            calls its languages otherwise, or conversations come without a chat template.
     """
     if isinstance(prompts, str):
         raise ValueError("prompts is one string: give a list of strings")
-    if isinstance(prompts, Dataset):
-        require_columns(prompts, ("language", "prompt"), "prompts")
-        found = [Prompt(*row) for row in zip(prompts["language"], prompts["prompt"], strict=True)]
+    if is_conversation(prompts):
+        raise ValueError("prompts is one conversation: give a list of conversations")
+    pairs: list[tuple[Any, Any]]
+    if (names := column_names(prompts)) is not None:
+        pairs = _rows_of_prompts(prompts, names)
     elif isinstance(prompts, Mapping):
-        strings = [language for language, texts in prompts.items() if isinstance(texts, str)]
-        if strings:
-            raise ValueError(f"the prompts of {strings[0]!r} are one string: give a list of strings")
-        found = [Prompt(language, text) for language, texts in prompts.items() for text in texts]
+        for language, texts in prompts.items():
+            if isinstance(texts, str) or is_conversation(texts):
+                kind = "string" if isinstance(texts, str) else "conversation"
+                raise ValueError(f"the prompts of {language!r} are one {kind}: give a list of {kind}s")
+        pairs = [(language, text) for language, texts in prompts.items() for text in items(texts)]
     else:
-        found = [Prompt("en", text) for text in prompts]
-    if not found:
+        pairs = [tuple(item) if isinstance(item, Prompt) else ("en", item) for item in items(prompts)]
+    if not pairs:
         raise ValueError("there are no prompts: expected at least one")
-    languages.check({prompt.language: None for prompt in found})
-    for i, prompt in enumerate(found):
-        if not isinstance(prompt.text, str) or not prompt.text.strip():
-            raise ValueError(f"prompt {i} is blank: expected text, got {prompt.text!r}")
-    return [Prompt(prompt.language, well_formed(prompt.text)) for prompt in found]
+    languages.check({language: None for language, _ in pairs})
+    return [Prompt(language, _prompt_text(text, i, tokenizer)) for i, (language, text) in enumerate(pairs)]
 
 
-def labelled_texts(labelled: Dataset) -> tuple[list[str], list[int]]:
-    """Texts and labels (1 is toxic) of a data set with columns `text, label`.
+def _rows_of_prompts(prompts: Any, names: Sequence[str]) -> list[tuple[Any, Any]]:
+    """Return the language and the prompt of each row of a table."""
+    if "language" in names:
+        table = columns(prompts, ("language", "prompt"), "prompts")
+        return list(zip(table["language"], table["prompt"], strict=True))
+    table = columns(prompts, ("prompt",), "prompts")
+    # Else prompts in many languages would be taken for English.
+    if named := [name for name in names if str(name).lower().startswith("lang") or str(name).lower() == "locale"]:
+        raise ValueError(f"prompts have a column {named[0]!r} and none called 'language': rename it")
+    return [("en", text) for text in table["prompt"]]
+
+
+def _prompt_text(text: Any, number: int, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    if is_conversation(text):
+        with_template = template_of(tokenizer, f"prompt {number} is a conversation (a list of messages)")
+        text = rendered_prompt(with_template, text, f"prompt {number}") if says_something(text) else ""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"prompt {number} is blank: expected text, got {text!r}")
+    return well_formed(text)
+
+
+def labelled_texts(labelled: Labelled) -> tuple[list[str], list[int]]:
+    """Return texts and labels (1 is toxic) of a table with columns `text, label`.
 
     Raises:
         ValueError: a column is missing, a label is not 0 or 1, or only one of the two occurs.
     """
-    require_columns(labelled, ("text", "label"), "labelled sentences")
-    texts, given = list(labelled["text"]), list(labelled["label"])
+    table = columns(labelled, ("text", "label"), "labelled sentences")
+    texts, given = table["text"], table["label"]
     wrong = [label for label in given if label not in (0, 1)]
     if wrong:
         raise ValueError(f"labels must be 0 or 1, got {wrong[0]!r} (and {len(wrong) - 1} more)")
@@ -70,31 +122,74 @@ PAIR_FIELDS = ("prompt", "chosen", "rejected")
 
 _EQUAL = "chosen equal to rejected"
 
+_Row = tuple[str | None, str | None, str | None]
 
-def checked_pairs(pairs: Dataset, what: str = "preference pairs") -> Dataset:
-    """Preference pairs, reduced to their three columns.
+
+def are_conversations(pairs: PreferencePairs) -> bool:
+    """Whether the sides of preference pairs are lists of messages, and not texts."""
+    sides = [side for side in ("chosen", "rejected") if side in (column_names(pairs) or ())]
+    return any(is_conversation(said) for side in sides for said in columns(pairs, [side], "preference pairs")[side])
+
+
+def checked_pairs(
+    pairs: PreferencePairs, what: str = "preference pairs", tokenizer: PreTrainedTokenizerBase | None = None
+) -> Dataset:
+    """Return preference pairs reduced to their three columns, as texts.
+
+    The prompt of a conversation becomes what the model's chat template makes of it, and either side becomes what the
+    template then puts behind it. Where there is no column `prompt`, the messages that both sides begin with are it.
 
     Args:
+        pairs: a table with the columns `prompt, chosen, rejected`, of texts or of conversations.
         what: what messages call them.
+        tokenizer: of the model that is tuned; needed for conversations.
 
     Raises:
         ValueError: a field is missing or has nothing to see, or chosen equals rejected, or looks like it; the message
-            tells how many rows have each fault, and the first of them.
+            tells how many rows have each fault, and the first of them. Or conversations come without a chat template.
     """
-    require_columns(pairs, PAIR_FIELDS, what)
-    if len(pairs) == 0:
+    rows: list[_Row]
+    if talks := are_conversations(pairs):
+        rows = _rendered_pairs(pairs, what, template_of(tokenizer, f"{what} are conversations (lists of messages)"))
+    else:
+        rows = list(zip(*columns(pairs, PAIR_FIELDS, what).values(), strict=True))
+    if not rows:
         raise ValueError(f"there are no {what}")
     faults: dict[str, list[int]] = {fault: [] for fault in (*(f"no {field}" for field in PAIR_FIELDS), _EQUAL)}
-    for i, row in enumerate(pairs):
-        missing = [field for field in PAIR_FIELDS if not isinstance(row[field], str) or not visible(row[field])]
-        for field in missing:
-            faults[f"no {field}"].append(i)
-        if not missing and appearance(row["chosen"]) == appearance(row["rejected"]):
+    for i, row in enumerate(rows):
+        prompt, chosen, rejected = (text if isinstance(text, str) and visible(text) else None for text in row)
+        for field, text in zip(PAIR_FIELDS, (prompt, chosen, rejected), strict=True):
+            if text is None:
+                faults[f"no {field}"].append(i)
+        if prompt and chosen and rejected and appearance(chosen) == appearance(rejected):
             faults[_EQUAL].append(i)
-    n = len(pairs)
-    if said := [f"{len(rows)} of {n} have {fault}{row_numbers(rows)}" for fault, rows in faults.items() if rows]:
+    n = len(rows)
+    if said := [f"{len(at)} of {n} have {fault}{row_numbers(at)}" for fault, at in faults.items() if at]:
         raise ValueError(f"{what}: {'; '.join(said)}")
-    return pairs.select_columns(list(PAIR_FIELDS))
+    if isinstance(pairs, Dataset) and not talks:
+        return pairs.select_columns(list(PAIR_FIELDS))
+    texts = {field: [row[i] for row in rows] for i, field in enumerate(PAIR_FIELDS)}
+    return Dataset.from_dict(texts, features=Features(dict.fromkeys(PAIR_FIELDS, Value("string"))))
+
+
+def _rendered_pairs(pairs: PreferencePairs, what: str, tokenizer: PreTrainedTokenizerBase) -> list[_Row]:
+    """Return prompt, chosen and rejected of each row as texts; None for what is missing or says nothing."""
+    alone = "prompt" not in (column_names(pairs) or ())
+    table = columns(pairs, PAIR_FIELDS[1:] if alone else PAIR_FIELDS, what)
+    prompts = [None] * len(table["chosen"]) if alone else table["prompt"]
+    rows: list[_Row] = []
+    for i, row in enumerate(zip(prompts, table["chosen"], table["rejected"], strict=True)):
+        parts = split_pair(*row)
+        if parts is None:
+            there = [is_conversation(part) for part in row]
+        else:
+            there = [says_something(part) or parts[1] == parts[2] for part in parts]
+        if parts is None or not all(there) or parts[1] == parts[2]:
+            prompt, chosen, rejected = ("equal" if part else None for part in there)
+        else:
+            prompt, chosen, rejected = map(well_formed, rendered_pair(tokenizer, *parts, f"{what}: row {i}"))
+        rows.append((prompt, chosen, rejected))
+    return rows
 
 
 def row_numbers(rows: Sequence[int]) -> str:

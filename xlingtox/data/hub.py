@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict, Value
 
 from xlingtox.data.columns import require_columns
 from xlingtox.data.loaded import TEXT, Skips, collect
+from xlingtox.data.messages import is_conversation
 from xlingtox.data.reading import File, json_rows, number_of, require_languages, table_rows, text_of
 from xlingtox.escaping import in_line
 from xlingtox.languages import NAMES, check, spelled
@@ -159,6 +160,13 @@ def _rows(
                 row[ours] = spelled(str(given.get(theirs)))
             else:
                 row[ours] = text_of(given.get(theirs))
+        talks = [ours for ours, theirs in columns.items() if is_conversation(given.get(theirs))]
+        if talks:
+            where = f"line {place}" if isinstance(place, int) else place
+            raise ValueError(
+                f"{what}: {talks[0]} is a conversation (a list of messages) in {where}, where a text is expected: give "
+                "the table itself to tune_dpo or generate, which read it through the model's chat template"
+            )
         lacking = [ours for ours, value in row.items() if value is None]
         if lacking:
             skips.add(what, f"no {' and no '.join(lacking)} that can be used", place)

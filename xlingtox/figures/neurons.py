@@ -111,7 +111,7 @@ def activation_map(before: Activations, after: Activations | None = None) -> go.
             f"{', '.join(after.language_codes)}"
         )
     then = None if after is None else _means(after)
-    return _map(before.neurons, codes, _means(before), then, before.model.name)
+    return _map(before.neurons, codes, _means(before), then, str(before.model))
 
 
 def neuron_activations(comparison: Comparison) -> go.Figure:
@@ -126,7 +126,7 @@ def neuron_activations(comparison: Comparison) -> go.Figure:
     before, after = (
         np.array([comparison.neuron_activations[code][side] for code in codes], dtype=np.float64) for side in (0, 1)
     )
-    name = "" if comparison.models is None else comparison.models[0].name
+    name = "" if comparison.models is None else str(comparison.models[0])
     return _map(comparison.neurons, codes, before, after, name)
 
 

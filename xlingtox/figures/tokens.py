@@ -87,7 +87,7 @@ def token_activations(before: TokenActivations, after: TokenActivations | None =
             parts.append(f"<p>{label}, {tables.language_name(side.language)}</p><div {where}></div>")
             values = [[round(value, 3) for value in row] for row in side.values[own].tolist()]
             texts.append({"tokens": tokens, "values": values})
-        said = f"{name}: {escaped(side.model.name)}" if name else escaped(side.model.name)
+        said = f"{name}: {escaped(side.model)}" if name else escaped(side.model)
         shown.append(f"<div><h2>{said}</h2>{''.join(parts)}</div>")
     labels = enumerate(neuron_labels(before.neurons))
     menu = "".join(f'<option value="{i}">{label}</option>' for i, label in labels)

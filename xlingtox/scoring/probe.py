@@ -27,12 +27,15 @@ class ProbeScorer(Described):
             languages: in which the probe was found good, for instance by its AUC on labelled sentences of each.
 
         Raises:
-            ValueError: the probe is of another width, or was fitted on other weights; no languages, or unknown ones.
+            ValueError: the probe is of another width, or was fitted on other weights or under an edit; no languages, or
+                unknown ones.
         """
         probe.check(lm)
         fitted, own = probe.model, lm.identity()
         if fitted is not None and fitted.fingerprint != own.fingerprint:
             raise ValueError(f"the probe was fitted on {fitted.name}, whose weights are not those of {own.name}")
+        if fitted is not None and fitted.edit is not None:
+            raise ValueError(f"the probe was fitted on {fitted}, and scores without an edit: fit one without it")
         covered = named_languages(languages, "probe")
         self._lm, self._probe, self._progress, self._read = lm, probe, progress, own
         self._direction = probe.direction.double().numpy()
@@ -57,10 +60,9 @@ class ProbeScorer(Described):
             )
         if self._lm.fingerprint() != self._read.fingerprint:
             raise RuntimeError(f"{self.name}: the judge's weights have changed since: make another ProbeScorer")
-        tokenizer = self._lm.tokenizer
         read = [well_formed(text) for text in texts]
-        ids = tokenizer(read)["input_ids"]
-        read = [text if own else str(tokenizer.eos_token) for text, own in zip(read, ids, strict=True)]
+        end, ids = str(self._lm.tokenizer.eos_token), self._lm.token_ids(read)
+        read = [text if tokens else end for text, tokens in zip(read, ids, strict=True)]
         states = mean_states(self._lm, read, [self._lm.n_layers], progress=self._progress)[0]
         logits = states.double().numpy() @ self._direction + self._probe.bias
         return expit(logits)
