@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from xlingtox import loading
 from xlingtox.adapters import check_merged, is_adapted
 from xlingtox.engine import Engine, PlainEngine, alike
-from xlingtox.lens import Lens, beside, lens
+from xlingtox.lens import Lens, beside, lens, unbridged
 from xlingtox.running import HookNeverFired as HookNeverFired
 from xlingtox.running import Running
 
@@ -51,7 +51,8 @@ class HookedLM(Running):
     of this class act in both, and a hook that was added to one of `tl`'s hook points by hand acts here too.
 
     Attributes:
-        tl: the TransformerLens model (`TransformerBridge`, or a `HookedTransformer` that was given).
+        tl: the TransformerLens model (`TransformerBridge`, or a `HookedTransformer` that was given). A family with
+            fused query, key and value matrices has none in 4 or 8 bits: all else works there, and `tl` says why.
         tokenizer: the Hugging Face tokenizer; padding is on the left.
         name, revision: where the model came from.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
@@ -68,10 +69,9 @@ class HookedLM(Running):
         plain: PlainEngine | None = None,
     ) -> None:
         super().__init__(side, plain)
-        self.tl = side.tl
         self.name, self.revision = name, revision
         self.tokenizer = loading.checked_tokenizer(tokenizer, self.unembedding().shape[0])
-        self.tl.eval()
+        side.tl.eval()
         self._read: tuple[tuple[Any, ...], str] | None = None
         self.n_positions = side.n_positions
         try:
@@ -153,11 +153,38 @@ class HookedLM(Running):
         Raises:
             ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
         """
+        return cls._around(loaded, beside)
+
+    @classmethod
+    def unbridged(cls, loaded: loading.Loaded) -> HookedLM:
+        """Wrap a plain model as it is, without a TransformerLens model: for tuning, which asks for none.
+
+        Raises:
+            ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
+        """
+        return cls._around(loaded, lambda model: unbridged(model, "it was loaded to be tuned"))
+
+    @classmethod
+    def _around(cls, loaded: loading.Loaded, sides: Callable[[Any], tuple[Lens, PlainEngine]]) -> HookedLM:
         try:
-            side, plain = beside(loaded.model)
+            side, plain = sides(loaded.model)
         except ValueError as error:
             raise ValueError(f"{loaded.name}: {error}") from error
         return cls(side, loaded.tokenizer, loaded.name, loaded.revision, plain)
+
+    @property
+    def tl(self) -> Any:
+        """The TransformerLens model over the same weights.
+
+        Raises:
+            ValueError: there is none, and why.
+        """
+        if self._lens.unbridged is not None:
+            raise ValueError(
+                f"{self.name} has no .tl, since {self._lens.unbridged}. Activations, edits, hooks and vectors of "
+                "neurons need none"
+            )
+        return self._lens.tl
 
     def unwrapped(self) -> Any:
         """A plain Hugging Face model with a copy of this model's weights and none of its hooks, to train or to save.
@@ -209,7 +236,7 @@ class HookedLM(Running):
                 f"{self.name} has other logits from a cache than without one: expected attention in every layer, and a "
                 "TransformerLens that knows this release of transformers"
             )
-        if self._plain is not None:
+        if self._plain is not None and self._lens.unbridged is None:
             try:
                 self._faithful = alike(self._both_ways(self._lens, ids), read)
             except ValueError:

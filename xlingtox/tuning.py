@@ -88,8 +88,10 @@ def tune_dpo(
         else:
             checked_pairs(pairs)  # before weights are read
             loaded = loading.from_checkpoint(str(lm), bits=None if recipe.lora is None else recipe.lora.bits)
-            run = _Run(lm, HookedLM.over(loaded), pairs, recipe, validation, output_dir, loaded.model)
-            del loaded
+            held = HookedLM.unbridged(loaded)
+            _check_tunable(held, recipe)
+            run = _Run(lm, held, pairs, recipe, validation, output_dir, loaded.model)
+            del loaded, held
         # The first to ask decides: processes on the CPU would take themselves for the only one.
         PartialState(cpu=run.device.type == "cpu")
         _check_optimizer(recipe)
