@@ -44,7 +44,7 @@ class Anatomy:
         self._unembed = model.get_submodule(components["unembed"].name)
 
     @property
-    def W_U(self) -> Tensor:  # noqa: N802 - TransformerLens's name
+    def W_U(self) -> Tensor:
         """`[d_model, d_vocab]`"""
         return _as_read(self._unembed)
 
@@ -68,15 +68,15 @@ class _Mlp(Part):
     """A bridge has this hook point on dense MLPs."""
 
     @property
-    def W_out(self) -> Tensor:  # noqa: N802 - TransformerLens's names
+    def W_out(self) -> Tensor:
         return _as_read(self.out.original_component)
 
     @property
-    def W_in(self) -> Tensor:  # noqa: N802
+    def W_in(self) -> Tensor:
         return _as_read(self.__dict__["in"].original_component)
 
     @property
-    def W_gate(self) -> Tensor | None:  # noqa: N802
+    def W_gate(self) -> Tensor | None:
         gate = self.__dict__.get("gate")
         return None if gate is None else _as_read(gate.original_component)
 

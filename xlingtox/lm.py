@@ -34,7 +34,8 @@ class Identity:
     Attributes:
         name: hub name, folder or class.
         revision: of a hub name, where one was asked for.
-        dtype: of the weights; `int8` or `uint8` (4 bits) of quantised ones.
+        dtype: of the weights; `int8` or `uint8` (4 bits) of quantised ones. It also says from what they were unpacked,
+            as "float32, dequantised from GGUF Q4_1".
         fingerprint: twelve hex digits of all weights.
     """
 
@@ -55,6 +56,8 @@ class HookedLM(Running):
             fused query, key and value matrices has none in 4 or 8 bits: all else works there, and `tl` says why.
         tokenizer: the Hugging Face tokenizer; padding is on the left.
         name, revision: where the model came from.
+        stored_dtype: the dtype of the weights in the checkpoint that it came from, or the one that was asked for; on a
+            processor, float16 (and bfloat16 where it is slow) is computed in float32, which is then `dtype`.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
         n_positions: the longest sequence in tokens, prompt and continuation together; of a model that turns positions
             otherwise from some length on (Phi-3 of 128k), that length.
@@ -67,8 +70,11 @@ class HookedLM(Running):
         name: str,
         revision: str | None = None,
         plain: PlainEngine | None = None,
+        stored: torch.dtype | None = None,
+        unpacked_from: str | None = None,
     ) -> None:
         super().__init__(side, plain)
+        self.stored_dtype, self._unpacked_from = stored or self.dtype, unpacked_from
         self.name, self.revision = name, revision
         self.tokenizer = loading.checked_tokenizer(tokenizer, self.unembedding().shape[0])
         side.tl.eval()
@@ -99,13 +105,15 @@ class HookedLM(Running):
         """Wrap a model for reading and editing its neurons.
 
         Args:
-            source: `"mini"`, a checkpoint folder, a folder with a LoRA adapter, a hub name, a Hugging Face model
-                (copied, left as it is), a `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9; the
-                last two with unprocessed weights.
+            source: `"mini"`, a checkpoint folder, a `.gguf` file (or a folder that holds nothing else to load), a
+                folder with a LoRA adapter, a hub name, a Hugging Face model (copied, left as it is), a
+                `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9; the last two with unprocessed
+                weights. Weights of a GGUF file are unpacked while they are read.
             tokenizer: needed for a model given in memory without one; else loaded from beside the checkpoint. That of a
                 TransformerLens model, which puts a start before each text, is loaded anew, without the network.
             adapter: folder or hub name of a LoRA adapter, which is merged into the weights.
-            dtype: weights are cast to it (default: as stored).
+            dtype: weights are cast to it. Default: as stored; but on a processor float16, which is slow on all of them,
+                and bfloat16 where it is slow, are held in float32, and a warning says so. From a GGUF file: float32.
             device: weights are moved to it (default: the GPU if there is one; a model in memory stays where it is).
             device_map: as in transformers, for a model that is spread over devices; needs accelerate.
             bits: 8 or 4, for weights quantised by bitsandbytes.
@@ -115,7 +123,9 @@ class HookedLM(Running):
         Raises:
             FileNotFoundError: a folder that is no checkpoint or no adapter.
             ValueError: not a decoder with a dense MLP; a tokenizer is missing or has no end-of-sequence token; an
-                adapter for another base; processed weights; a device that is not there; a package that is missing.
+                adapter for another base; processed weights; a device that is not there; a package that is missing;
+                bits asked of weights that are stored in others; weights outside the folder, or pickled ones.
+            ImportError: a GGUF file without the package gguf.
         """
         if isinstance(source, cls):
             asked = (tokenizer, adapter, dtype, device, device_map, bits, revision)
@@ -170,7 +180,7 @@ class HookedLM(Running):
             side, plain = sides(loaded.model)
         except ValueError as error:
             raise ValueError(f"{loaded.name}: {error}") from error
-        return cls(side, loaded.tokenizer, loaded.name, loaded.revision, plain)
+        return cls(side, loaded.tokenizer, loaded.name, loaded.revision, plain, loaded.stored, loaded.unpacked_from)
 
     @property
     def tl(self) -> Any:
@@ -303,8 +313,8 @@ class HookedLM(Running):
         return Identity(self.name, self.revision, self._stored_as(), self.fingerprint())
 
     def _stored_as(self) -> str:
-        packed = self._lens.packed
-        return str(packed or self.dtype).removeprefix("torch.")
+        held = str(self._lens.packed or self.dtype).removeprefix("torch.")
+        return held if self._unpacked_from is None else f"{held}, dequantised from {self._unpacked_from}"
 
     def row_bytes(self, positions: int, predicted: int = 1) -> int:
         """About the most memory that one row of `positions` tokens takes, with logits at `predicted` of them."""

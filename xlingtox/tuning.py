@@ -110,7 +110,9 @@ def tune_dpo(
         run.own = None
         gc.collect()
         PartialState().wait_for_everyone()
-        return HookedLM.load(run.folder.path, dtype=run.dtype, device=run.device, trust_remote_code=run.remote_code)
+        # Where the model was computed in another dtype than it is stored in, so is the tuned one.
+        dtype = run.dtype if run.dtype == run.stored else None
+        return HookedLM.load(run.folder.path, dtype=dtype, device=run.device, trust_remote_code=run.remote_code)
 
 
 def _require_packages(recipe: Recipe) -> None:
@@ -169,7 +171,7 @@ class _Run:
         self.own = own
         self.source, self.recipe, self.room = source, recipe, room_of(lm, recipe)
         self.pairs = tunable_pairs(lm, pairs, recipe, validation)
-        self.dtype, self.device, self.tokenizer = lm.dtype, lm.device, lm.tokenizer
+        self.dtype, self.stored, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer
         self.remote_code = lm.remote_code
         self.about: dict[str, Any] = {
             "recipe": dataclasses.asdict(recipe),
@@ -242,7 +244,8 @@ class _Run:
         else:
             loaded = loading.from_checkpoint(str(source), dtype=self.dtype, device=self.device)
             base, name = loaded.model, loaded.name
-        adapters.merged(base, self.folder.adapter, name).save_pretrained(self.folder.path)
+        merged = adapters.merged(base, self.folder.adapter, name)
+        loading.cast(merged, self.stored).save_pretrained(self.folder.path)
         self.tokenizer.save_pretrained(self.folder.path)
 
 
@@ -286,7 +289,7 @@ def _train(run: _Run, progress: bool) -> None:
                 # Of sharded weights nothing would be saved.
                 trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
             elif adapter is None:
-                trainer.model.to(run.dtype)
+                trainer.model.to(run.stored)
             watch.check_last(trainer)
         except Diverged:
             if main:
