@@ -76,6 +76,20 @@ def check_taken(model: Any, bits: Bits | None, source: str) -> None:
     raise ValueError(f"bits={bits} packs no weight of {source} ({type(model).__name__}): load it without bits")
 
 
+def steady(model: Any) -> Any:
+    """Return the model with 4-bit layers that keep their weights as they were read.
+
+    Where a processor has AVX-512 BF16, bitsandbytes packs them anew at the first pass in evaluation mode. It rounds
+    their scales once more, and from then on no gradient passes through these layers, also in training.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+            # Weights that were packed anew already are put back where they are saved.
+            module.state_dict()
+    return model
+
+
 @contextlib.contextmanager
 def ordinary_layers(config: Any, bits: Bits | None) -> Iterator[None]:
     """Let Falcon's linear layers be built as PyTorch's, which they equal: transformers packs no others."""

@@ -241,14 +241,14 @@ class HookedLM(Running):
             raise ValueError(f"{self.name} gives logits that are no numbers: are its weights?")
         if ids[0, -1] != ids[1, -1] and not torch.allclose(whole[0, :-1], whole[1, :-1], atol=1e-3, rtol=1e-3):
             raise ValueError(f"{self.name} is not a decoder: its logits depend on later tokens")
-        if not alike(torch.cat([whole[:, :-1], step], 1), whole):
+        if not alike(torch.cat([whole[:, :-1], step], 1), whole, self._lens.packed):
             raise ValueError(
                 f"{self.name} has other logits from a cache than without one: expected attention in every layer, and a "
                 "TransformerLens that knows this release of transformers"
             )
         if self._plain is not None and self._lens.unbridged is None:
             try:
-                self._faithful = alike(self._both_ways(self._lens, ids), read)
+                self._faithful = alike(self._both_ways(self._lens, ids), read, self._lens.packed)
             except ValueError:
                 self._faithful = False
             if not self._faithful:

@@ -94,7 +94,7 @@ def from_memory(
     _check_device(device)
     _check_dtype(dtype)
     unpacked_from = "GGUF" if ggufs.is_from_gguf(source) else None
-    model: Any = ggufs.as_plain(copy.deepcopy(source))
+    model: Any = packing.steady(ggufs.as_plain(copy.deepcopy(source)))
     if is_adapted(model):
         model = unloaded(model, type(model.get_base_model()).__name__)
     check_architecture(model.config, type(model).__name__)
@@ -175,6 +175,8 @@ def from_checkpoint(
     if len(own) <= len(own.all_special_ids):
         raise FileNotFoundError(f"{path} has no tokenizer: give one with tokenizer=...")
     packing.check_stored(config, bits, source, adapter)
+    if packing.stored_bits(config) is not None:
+        placed.pop("quantization_config", None)
     if adapter is not None:
         checked_adapter(adapter)
     if packed is None:
@@ -186,7 +188,7 @@ def from_checkpoint(
             read_in = computed_in(config.dtype, place, name)
         with packing.ordinary_layers(config, bits):
             model = read_weights(AutoModelForCausalLM, path, dtype=read_in, **where, **placed)
-        packing.check_taken(model, bits, source)
+        packing.check_taken(packing.steady(model), bits, source)
     else:
         with ggufs.no_bars(), ggufs.readable(packed):
             held = placed | ggufs.held_plain()

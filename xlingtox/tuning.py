@@ -111,7 +111,7 @@ def tune_dpo(
         gc.collect()
         PartialState().wait_for_everyone()
         # Where the model was computed in another dtype than it is stored in, so is the tuned one.
-        dtype = run.dtype if run.dtype == run.stored else None
+        dtype = run.dtype if run.dtype == run.saved_in else None
         return HookedLM.load(run.folder.path, dtype=dtype, device=run.device, trust_remote_code=run.remote_code)
 
 
@@ -171,7 +171,7 @@ class _Run:
         self.own = own
         self.source, self.recipe, self.room = source, recipe, room_of(lm, recipe)
         self.pairs = tunable_pairs(lm, pairs, recipe, validation)
-        self.dtype, self.stored, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer
+        self.dtype, self.saved_in, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer
         self.remote_code = lm.remote_code
         self.about: dict[str, Any] = {
             "recipe": dataclasses.asdict(recipe),
@@ -245,7 +245,7 @@ class _Run:
             loaded = loading.from_checkpoint(str(source), dtype=self.dtype, device=self.device)
             base, name = loaded.model, loaded.name
         merged = adapters.merged(base, self.folder.adapter, name)
-        loading.cast(merged, self.stored).save_pretrained(self.folder.path)
+        loading.cast(merged, self.saved_in).save_pretrained(self.folder.path)
         self.tokenizer.save_pretrained(self.folder.path)
 
 
@@ -289,7 +289,7 @@ def _train(run: _Run, progress: bool) -> None:
                 # Of sharded weights nothing would be saved.
                 trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
             elif adapter is None:
-                trainer.model.to(run.stored)
+                trainer.model.to(run.saved_in)
             watch.check_last(trainer)
         except Diverged:
             if main:
