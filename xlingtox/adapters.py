@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -88,20 +88,10 @@ def merged(model: Any, source: str | Path, name: str) -> Any:
             says.
         FileNotFoundError: there is none, or none with weights in safetensors.
     """
-    folder = adapter_folder(source)
-    if folder is None:
-        raise FileNotFoundError(f"{source} is no adapter: it has no {CONFIG}")
-    if not (folder / _WEIGHTS).is_file():
-        raise FileNotFoundError(f"the adapter {source} has no {_WEIGHTS}; pickled weights are not read")
-    if importlib.util.find_spec("peft") is None:
-        raise ValueError("an adapter needs the package peft: pip install peft")
+    folder = checked_adapter(source)
     said, stored = _told(folder).get("base_model_name_or_path") or name, _stored(folder)
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
-    try:
-        PeftConfig.from_pretrained(str(folder))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is not one that the installed PEFT can read: {error!r}") from error
     try:
         adapted: Any = PeftModel.from_pretrained(model, str(folder)).eval()
         _check_all_used(adapted, stored)
@@ -111,6 +101,41 @@ def merged(model: Any, source: str | Path, name: str) -> Any:
         names = map(in_line, (folder, said, name))
         _LOG.warning("the adapter %s says that it was trained on %s; it is merged into %s", *names)
     return unloaded(adapted, name)
+
+
+def checked_adapter(source: str | Path) -> Path:
+    """The folder of an adapter, after all that can be seen of it without its base: before that is read.
+
+    Raises:
+        ValueError: it cannot be read, puts something before the text instead of changing weights, or PEFT is missing.
+        FileNotFoundError: there is none, or none with weights in safetensors.
+    """
+    folder = adapter_folder(source)
+    if folder is None:
+        raise FileNotFoundError(f"{source} is no adapter: it has no {CONFIG}")
+    if not (folder / _WEIGHTS).is_file():
+        raise FileNotFoundError(f"the adapter {source} has no {_WEIGHTS}; pickled weights are not read")
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError("an adapter needs the package peft: pip install peft")
+    _told(folder)
+    _stored(folder)
+    from peft import PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} is not one that the installed PEFT can read: {error!r}") from error
+    if config.is_prompt_learning:
+        _refuse_kind(str(source), config)
+    return folder
+
+
+def _refuse_kind(name: str, config: Any) -> NoReturn:
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    raise ValueError(
+        f"the adapter on {name} is of kind {kind}, which puts something before the text and has no weights to "
+        "merge: expected LoRA, or another kind that changes weights"
+    )
 
 
 def _stored(folder: Path) -> set[str]:
@@ -150,11 +175,8 @@ def unloaded(adapted: Any, name: str) -> Any:
         ValueError: it says something else then, or the adapter has no weights.
     """
     if not hasattr(adapted, "merge_and_unload"):
-        kind = adapted.active_peft_config.peft_type.value
-        raise ValueError(
-            f"the adapter on {name} is of kind {kind}, which puts something before the text and has no weights to "
-            "merge: expected LoRA, or another kind that changes weights"
-        )
+        _refuse_kind(name, adapted.active_peft_config)
+    _check_biases(adapted, name)
     model = adapted.get_base_model()
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(0, vocabulary, (2, 32), generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -166,11 +188,24 @@ def unloaded(adapted: Any, name: str) -> Any:
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     if any(hasattr(end, "get_base_layer") for end in ends):
         _part(model, *ends)
-    whole: Any = adapted.merge_and_unload()
+    try:
+        whole: Any = adapted.merge_and_unload()
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"the adapter cannot be merged into {name}: {_reason(error, model)}") from error
     if not _survived(whole(input_ids=ids).logits, before, without):
         way = f" ({before.dtype} rounds them: if that is all, dtype=torch.float32 mends it)" if rounded else ""
         raise ValueError(f"the adapter cannot be merged into {name}: its logits change{way}")
     return whole
+
+
+def _check_biases(adapted: Any, name: str) -> None:
+    """Raise ValueError where an adapter has a bias and the layer below it has none to take it."""
+    for path, module in adapted.named_modules():
+        if any(getattr(module, "lora_bias", {}).values()) and getattr(module.get_base_layer(), "bias", None) is None:
+            raise ValueError(
+                f"the adapter cannot be merged into {name}: it has biases (lora_bias), and {path} has none to add "
+                "them to; train it without lora_bias"
+            )
 
 
 def _survived(merged: Tensor, before: Tensor, without: Tensor) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xlingtox.anatomy import Anatomy
 from xlingtox.engine import Hook, PlainEngine, Remove
 
 
@@ -28,10 +29,11 @@ def lens(tl: Any) -> Lens:
 def beside(model: Any) -> tuple[Lens, PlainEngine]:
     """A bridge over the weights of a plain model, and the plain model itself with its blocks and down-projections.
 
-    Bridging rewires a model in place, so it is done to a twin: other modules, the same parameters.
+    Bridging rewires a model in place, so it is done to a twin: other modules, the same parameters. Where no bridge can
+    be built, neurons are looked up by name in the plain model (`unbridged`).
 
     Raises:
-        ValueError: TransformerLens does not hook it, or it has no dense MLP.
+        ValueError: TransformerLens does not know the family, or it has no dense MLP.
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -46,9 +48,11 @@ def beside(model: Any) -> tuple[Lens, PlainEngine]:
     try:
         bridge = build_bridge_from_module(twin, architectures[0], hf_config=twin.config)
     except Exception as error:
-        raise ValueError(
-            f"TransformerLens cannot hook {architectures[0]} as a decoder with dense MLPs: {error}"
-        ) from error
+        reason = f"TransformerLens cannot hook {architectures[0]} as a decoder with dense MLPs: {error}"
+        try:
+            return unbridged(model, reason)
+        except ValueError:
+            raise ValueError(reason) from error
     bridge.eval()
     side = _BridgeLens(bridge)
     side.d_mlp  # noqa: B018 - refuses what has no dense MLP before its modules are looked for
@@ -64,11 +68,43 @@ def beside(model: Any) -> tuple[Lens, PlainEngine]:
     return side, plain
 
 
-class Lens:
-    """A TransformerLens model as an engine, and its weights by layer."""
+def unbridged(model: Any, reason: str) -> tuple[Lens, PlainEngine]:
+    """A plain model's weights by TransformerLens's names, without a bridge, and the model itself to run.
 
-    def __init__(self, tl: Any) -> None:
-        self.tl = tl
+    Args:
+        reason: why there is no bridge, for whoever asks for it.
+
+    Raises:
+        ValueError: TransformerLens does not know the family, or it has no dense MLP.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
+
+    named = (getattr(model.config, "architectures", None) or [type(model).__name__])[0]
+    try:
+        sizes = build_bridge_config_from_hf(model.config, named, named, model.dtype)
+        components = ArchitectureAdapterFactory.select_architecture_adapter(sizes).get_component_mapping()
+        anatomy = Anatomy(model, sizes, components)
+    except Exception as error:
+        raise ValueError(f"TransformerLens does not know where {named} keeps dense MLPs: {error}") from error
+    side = _BridgeLens(anatomy, reason)
+    side.d_mlp  # noqa: B018 - refuses what has no dense MLP before its modules are looked for
+    blocks = [block.original_component for block in anatomy.blocks]
+    plain = PlainEngine(model, blocks, [block.mlp.out.original_component for block in anatomy.blocks])
+    plain.check_attention()
+    return side, plain
+
+
+class Lens:
+    """A TransformerLens model as an engine, and its weights by layer.
+
+    Attributes:
+        tl: the TransformerLens model, or the plain model's `Anatomy` where there is none.
+        unbridged: why there is none, in words; None where there is one.
+    """
+
+    def __init__(self, tl: Any, unbridged: str | None = None) -> None:
+        self.tl, self.unbridged = tl, unbridged
         self._points = list(dict.fromkeys(tl.hook_dict.values()))
         # Some families' bridges pass values on to hook points of another name by hooks of their own.
         self._wiring = [hook for point in self._points for hook in point.fwd_hooks if hook.is_permanent]
@@ -238,8 +274,8 @@ class Lens:
 class _BridgeLens(Lens):
     """A bridge's rewired Hugging Face model takes what a plain one takes."""
 
-    def __init__(self, tl: Any) -> None:
-        super().__init__(tl)
+    def __init__(self, tl: Any, unbridged: str | None = None) -> None:
+        super().__init__(tl, unbridged)
         rewired = PlainEngine(tl.original_model)
         self.run, self.empty_cache = rewired.run, rewired.empty_cache  # type: ignore[method-assign]
         self.repeated, self.selected = rewired.repeated, rewired.selected  # type: ignore[method-assign]

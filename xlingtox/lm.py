@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from xlingtox import loading
 from xlingtox.adapters import check_merged, is_adapted
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.escaping import in_line
-from xlingtox.lens import Lens, beside, lens
+from xlingtox.lens import Lens, beside, lens, unbridged
 from xlingtox.running import HookNeverFired as HookNeverFired
 from xlingtox.running import Running
 from xlingtox.tokenizing import token_ids
@@ -37,7 +37,8 @@ class Identity:
     Attributes:
         name: hub name, folder or class.
         revision: of a hub name, where one was asked for.
-        dtype: of the weights; `int8` or `uint8` (4 bits) of quantised ones.
+        dtype: of the weights; `int8` or `uint8` (4 bits) of quantised ones. It also says from what they were unpacked,
+            as "float32, dequantised from GGUF Q4_1".
         fingerprint: twelve hex digits of all weights.
         edit: the edits and other hooks under which the model ran, in words and with a digest; None for none.
     """
@@ -70,9 +71,12 @@ class HookedLM(Running):
     of this class act in both, and a hook that was added to one of `tl`'s hook points by hand acts here too.
 
     Attributes:
-        tl: the TransformerLens model (`TransformerBridge`, or a `HookedTransformer` that was given).
+        tl: the TransformerLens model (`TransformerBridge`, or a `HookedTransformer` that was given). A family with
+            fused query, key and value matrices has none in 4 or 8 bits: all else works there, and `tl` says why.
         tokenizer: the Hugging Face tokenizer; padding is on the left.
         name, revision: where the model came from.
+        stored_dtype: the dtype of the weights in the checkpoint that it came from, or the one that was asked for; on a
+            processor, float16 (and bfloat16 where it is slow) is computed in float32, which is then `dtype`.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
         n_positions: the longest sequence in tokens, prompt and continuation together; of a model that turns positions
             otherwise from some length on (Phi-3 of 128k), that length.
@@ -85,12 +89,14 @@ class HookedLM(Running):
         name: str,
         revision: str | None = None,
         plain: PlainEngine | None = None,
+        stored: torch.dtype | None = None,
+        unpacked_from: str | None = None,
     ) -> None:
         super().__init__(side, plain)
-        self.tl = side.tl
+        self.stored_dtype, self._unpacked_from = stored or self.dtype, unpacked_from
         self.name, self.revision = name, revision
         self.tokenizer = loading.checked_tokenizer(tokenizer, self.unembedding().shape[0])
-        self.tl.eval()
+        side.tl.eval()
         self._read: tuple[tuple[Any, ...], str] | None = None
         self.n_positions = side.n_positions
         try:
@@ -118,13 +124,15 @@ class HookedLM(Running):
         """Wrap a model for reading and editing its neurons.
 
         Args:
-            source: `"mini"`, a checkpoint folder, a folder with a LoRA adapter, a hub name, a Hugging Face model
-                (copied, left as it is), a `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9; the
-                last two with unprocessed weights.
+            source: `"mini"`, a checkpoint folder, a `.gguf` file (or a folder that holds nothing else to load), a
+                folder with a LoRA adapter, a hub name, a Hugging Face model (copied, left as it is), a
+                `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9; the last two with unprocessed
+                weights. Weights of a GGUF file are unpacked while they are read.
             tokenizer: needed for a model given in memory without one; else loaded from beside the checkpoint. That of a
                 TransformerLens model, which puts a start before each text, is loaded anew, without the network.
             adapter: folder or hub name of a LoRA adapter, which is merged into the weights.
-            dtype: weights are cast to it (default: as stored).
+            dtype: weights are cast to it. Default: as stored; but on a processor float16, which is slow on all of them,
+                and bfloat16 where it is slow, are held in float32, and a warning says so. From a GGUF file: float32.
             device: weights are moved to it (default: the GPU if there is one; a model in memory stays where it is).
             device_map: as in transformers, for a model that is spread over devices; needs accelerate.
             bits: 8 or 4, for weights quantised by bitsandbytes.
@@ -134,7 +142,9 @@ class HookedLM(Running):
         Raises:
             FileNotFoundError: a folder that is no checkpoint or no adapter.
             ValueError: not a decoder with a dense MLP; a tokenizer is missing or has no end-of-sequence token; an
-                adapter for another base; processed weights; a device that is not there; a package that is missing.
+                adapter for another base; processed weights; a device that is not there; a package that is missing;
+                bits asked of weights that are stored in others; weights outside the folder, or pickled ones.
+            ImportError: a GGUF file without the package gguf.
         """
         if isinstance(source, cls):
             asked = (tokenizer, adapter, dtype, device, device_map, bits, revision)
@@ -172,11 +182,38 @@ class HookedLM(Running):
         Raises:
             ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
         """
+        return cls._around(loaded, beside)
+
+    @classmethod
+    def unbridged(cls, loaded: loading.Loaded) -> HookedLM:
+        """Wrap a plain model as it is, without a TransformerLens model: for tuning, which asks for none.
+
+        Raises:
+            ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
+        """
+        return cls._around(loaded, lambda model: unbridged(model, "it was loaded to be tuned"))
+
+    @classmethod
+    def _around(cls, loaded: loading.Loaded, sides: Callable[[Any], tuple[Lens, PlainEngine]]) -> HookedLM:
         try:
-            side, plain = beside(loaded.model)
+            side, plain = sides(loaded.model)
         except ValueError as error:
             raise ValueError(f"{loaded.name}: {error}") from error
-        return cls(side, loaded.tokenizer, loaded.name, loaded.revision, plain)
+        return cls(side, loaded.tokenizer, loaded.name, loaded.revision, plain, loaded.stored, loaded.unpacked_from)
+
+    @property
+    def tl(self) -> Any:
+        """The TransformerLens model over the same weights.
+
+        Raises:
+            ValueError: there is none, and why.
+        """
+        if self._lens.unbridged is not None:
+            raise ValueError(
+                f"{self.name} has no .tl, since {self._lens.unbridged}. Activations, edits, hooks and vectors of "
+                "neurons need none"
+            )
+        return self._lens.tl
 
     def unwrapped(self) -> Any:
         """A plain Hugging Face model with a copy of this model's weights and none of its hooks, to train or to save.
@@ -223,14 +260,14 @@ class HookedLM(Running):
             raise ValueError(f"{self.name} gives logits that are no numbers: are its weights?")
         if ids[0, -1] != ids[1, -1] and not torch.allclose(whole[0, :-1], whole[1, :-1], atol=1e-3, rtol=1e-3):
             raise ValueError(f"{self.name} is not a decoder: its logits depend on later tokens")
-        if not alike(torch.cat([whole[:, :-1], step], 1), whole):
+        if not alike(torch.cat([whole[:, :-1], step], 1), whole, self._lens.packed):
             raise ValueError(
                 f"{self.name} has other logits from a cache than without one: expected attention in every layer, and a "
                 "TransformerLens that knows this release of transformers"
             )
-        if self._plain is not None:
+        if self._plain is not None and self._lens.unbridged is None:
             try:
-                self._faithful = alike(self._both_ways(self._lens, ids), read)
+                self._faithful = alike(self._both_ways(self._lens, ids), read, self._lens.packed)
             except ValueError:
                 self._faithful = False
             if not self._faithful:
@@ -296,8 +333,8 @@ class HookedLM(Running):
         return Identity(self.name, self.revision, self._stored_as(), self.fingerprint(), self.standing_edit)
 
     def _stored_as(self) -> str:
-        packed = self._lens.packed
-        return str(packed or self.dtype).removeprefix("torch.")
+        held = str(self._lens.packed or self.dtype).removeprefix("torch.")
+        return held if self._unpacked_from is None else f"{held}, dequantised from {self._unpacked_from}"
 
     def row_bytes(self, positions: int, predicted: int = 1) -> int:
         """About the most memory that one row of `positions` tokens takes, with logits at `predicted` of them."""

@@ -11,20 +11,24 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from xlingtox.adapters import adapter_folder, base_of, check_merged, is_adapted, merged, unloaded
+from xlingtox import bits as packing
+from xlingtox import ggufs
+from xlingtox.adapters import adapter_folder, base_of, check_merged, checked_adapter, is_adapted, merged, unloaded
+from xlingtox.bits import Bits
 from xlingtox.escaping import in_line
+from xlingtox.precision import computed_in
+from xlingtox.weightfiles import check_weight_files
 
 _LOG = logging.getLogger(__name__)
 
 DeviceMap = str | int | torch.device | Mapping[str, Any]
-Bits = Literal[4, 8]
 
 _ROTARY = ("inv_freq", "embed_positions")
 
@@ -43,12 +47,16 @@ class Loaded:
         tokenizer: as it came.
         name: the hub name, folder or class that it came from.
         revision: of a hub name, as it was asked for.
+        stored: the dtype in which its checkpoint has it, unless another was asked for; None as it is held.
+        unpacked_from: of weights that a GGUF file holds packed, how it does.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     name: str
     revision: str | None = None
+    stored: torch.dtype | None = None
+    unpacked_from: str | None = None
 
 
 def mini_checkpoint() -> Path:
@@ -86,7 +94,8 @@ def from_memory(
         raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
     _check_device(device)
     _check_dtype(dtype)
-    model: Any = copy.deepcopy(source)
+    unpacked_from = "GGUF" if ggufs.is_from_gguf(source) else None
+    model: Any = packing.steady(ggufs.as_plain(copy.deepcopy(source)))
     if is_adapted(model):
         model = unloaded(model, type(model.get_base_model()).__name__)
     check_architecture(model.config, type(model).__name__)
@@ -94,12 +103,12 @@ def from_memory(
     name = getattr(source.config, "_name_or_path", "") or type(model).__name__
     if without_hooks(model):
         _LOG.warning("%s: hooks that stand on the given model are not taken along", in_line(name))
-    if adapter is not None:
-        model = merged(model, adapter, name)
-    model = cast(model, dtype)
     if device is not None:
         model = model.to(device)
-    return Loaded(writable(model).eval(), tokenizer, name)
+    model, stored = _as_computed(model, dtype, name)
+    if adapter is not None:
+        model = merged(model, adapter, name)
+    return Loaded(writable(model).eval(), tokenizer, name, None, stored, unpacked_from)
 
 
 def without_hooks(model: Any) -> bool:
@@ -123,8 +132,9 @@ def from_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Loaded:
-    """A model from a checkpoint folder, a folder with a LoRA adapter, or the hub."""
+    """A model from a checkpoint folder, a GGUF file, a folder with a LoRA adapter, or the hub."""
     path = str(mini_checkpoint() if source == "mini" else Path(source).expanduser())
+    packed, unpacked_from = ggufs.gguf_file(path), None
     if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "/"))):
         raise FileNotFoundError(f"{source} is no checkpoint: there is no such folder")
     if Path(path).exists() and revision is not None:
@@ -133,8 +143,15 @@ def from_checkpoint(
     # Transformers would put an adapter beside the weights, where value vectors are still those of the base.
     if adapter is None and (found := adapter_folder(path, revision)) is not None:
         adapter, (path, revision) = found, base_of(found)
+        packed = ggufs.gguf_file(path)
     folder = Path(path)
-    if folder.exists() and not (folder / "config.json").is_file():
+    if packed is not None:
+        if bits is not None:
+            raise ValueError(
+                f"bits={bits} is asked of {packed}, a GGUF file: its weights are unpacked, not packed anew"
+            )
+        unpacked_from, folder = f"GGUF {ggufs.packed_as(packed)}", packed.parent
+    elif folder.exists() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{path} is no checkpoint: it has no config.json")
     if adapter is not None and bits is not None:
         raise ValueError(
@@ -144,26 +161,61 @@ def from_checkpoint(
     where["trust_remote_code"] = trust_remote_code
     _check_device(device)
     _check_dtype(dtype)
-    placed = _placed(device, device_map) | _quantised(bits, dtype)
+    placed = _placed(device, device_map) | packing.quantised(bits, dtype)
+    if packed is not None:
+        path, where = str(folder), where | {"gguf_file": packed.name}
     try:
-        check_architecture(AutoConfig.from_pretrained(path, **where))
-        own = tokenizer or _own_tokenizer(path, adapter, where)
+        with ggufs.readable(packed):
+            config = AutoConfig.from_pretrained(path, **where)
+        check_architecture(config)
+        with ggufs.readable(packed):
+            own = tokenizer or _own_tokenizer(path, adapter, where)
     except OSError as error:
         what = "checkpoint folder" if folder.exists() else "folder, nor a model that the hub gives us"
         raise FileNotFoundError(f"{source} is no {what}: {str(error).splitlines()[0]}") from error
     if len(own) <= len(own.all_special_ids):
         raise FileNotFoundError(f"{path} has no tokenizer: give one with tokenizer=...")
-    model = read_weights(AutoModelForCausalLM, path, dtype=dtype or "auto", **where, **placed)
+    packing.check_stored(config, bits, source, adapter)
+    if packing.stored_bits(config) is not None:
+        placed.pop("quantization_config", None)
+    if adapter is not None:
+        checked_adapter(adapter)
+    if packed is None:
+        check_weight_files(path, config, revision)
+        read_in = dtype or "auto"
+        if dtype is None and bits is not None and isinstance(getattr(config, "dtype", None), torch.dtype):
+            # What bits leave as it was cannot be cast when it is read.
+            place = default_device() if device is None else device
+            read_in = computed_in(config.dtype, place, name)
+        with packing.ordinary_layers(config, bits):
+            model = read_weights(AutoModelForCausalLM, path, dtype=read_in, **where, **placed)
+        packing.check_taken(packing.steady(model), bits, source)
+    else:
+        with ggufs.no_bars(), ggufs.readable(packed):
+            held = placed | ggufs.held_plain()
+            model = read_weights(AutoModelForCausalLM, path, dtype=dtype or torch.float32, **where, **held)
+        model = ggufs.as_plain(model)
     if "device_map" not in placed:
         model = model.to(device or default_device())
     check_merged(model)
+    model, stored = _as_computed(model, dtype, name)
     if any(weight.is_meta for weight in model.parameters()):
         raise ValueError(
             f"device_map leaves weights of {source} on disk, where neurons cannot be read: use more memory"
         )
     if adapter is not None:
         model = merged(model, adapter, path)
-    return Loaded(writable(model).eval(), own, name, asked)
+    return Loaded(writable(model).eval(), own, name, asked, stored, unpacked_from)
+
+
+def _as_computed(model: Any, dtype: torch.dtype | None, name: str) -> tuple[Any, torch.dtype]:
+    """The model in the dtype that was asked for, else in one that its device computes quickly, and the stored one."""
+    stored: torch.dtype = model.dtype
+    if dtype is not None:
+        return cast(model, dtype), dtype
+    if getattr(model, "is_quantized", False):
+        return model, stored
+    return cast(model, computed_in(stored, model.device, name)), stored
 
 
 def cast(model: Any, dtype: torch.dtype | None) -> Any:
@@ -331,26 +383,10 @@ def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
     return {"device_map": where}
 
 
-def _quantised(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
-    if bits is None:
-        return {}
-    if bits not in (4, 8):
-        raise ValueError(f"bits is {bits!r}: expected 4 or 8")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"{bits}-bit weights need the package bitsandbytes: pip install bitsandbytes")
-    # As QLoRA has it (Dettmers et al. 2023); the library's own defaults are another 4-bit number, and float32.
-    config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=bits == 4,
-        load_in_8bit=bits == 8,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32),
-    )
-    return {"quantization_config": config}
-
-
 def _own_tokenizer(path: str, adapter: str | Path | None, where: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     beside = None if adapter is None else adapter_folder(adapter)
     if beside is not None and (beside / "tokenizer_config.json").is_file():
-        path, where = str(beside), {**where, "local_files_only": True}
+        rest = {option: value for option, value in where.items() if option != "gguf_file"}
+        path, where = str(beside), rest | {"local_files_only": True}
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **where)
     return tokenizer

@@ -70,7 +70,8 @@ class Running:
 
     def __init__(self, side: Lens, plain: PlainEngine | None) -> None:
         self._lens, self._plain = side, plain
-        self._engines: tuple[Engine, ...] = (side,) if plain is None else (plain, side)
+        engines = (plain, None if side.unbridged else side)
+        self._engines: tuple[Engine, ...] = tuple(engine for engine in engines if engine is not None)
         self._faithful = True
         self.passing: Pass | None = None
         self._companions: dict[object, tuple[Running, dict[int, Tensor]]] = {}

@@ -92,8 +92,10 @@ def tune_dpo(
             if not are_conversations(pairs):  # they need the tokenizer
                 checked_pairs(pairs)  # before weights are read
             loaded = loading.from_checkpoint(str(lm), bits=None if recipe.lora is None else recipe.lora.bits)
-            run = _Run(lm, HookedLM.over(loaded), pairs, recipe, validation, output_dir, loaded.model)
-            del loaded
+            held = HookedLM.unbridged(loaded)
+            _check_tunable(held, recipe)
+            run = _Run(lm, held, pairs, recipe, validation, output_dir, loaded.model)
+            del loaded, held
         # The first to ask decides: processes on the CPU would take themselves for the only one.
         PartialState(cpu=run.device.type == "cpu")
         _check_optimizer(recipe)
@@ -112,7 +114,9 @@ def tune_dpo(
         run.own = None
         gc.collect()
         PartialState().wait_for_everyone()
-        return HookedLM.load(run.folder.path, dtype=run.dtype, device=run.device, trust_remote_code=run.remote_code)
+        # Where the model was computed in another dtype than it is stored in, so is the tuned one.
+        dtype = run.dtype if run.dtype == run.saved_in else None
+        return HookedLM.load(run.folder.path, dtype=dtype, device=run.device, trust_remote_code=run.remote_code)
 
 
 def check_recipe(lm: HookedLM, recipe: Recipe) -> None:
@@ -179,7 +183,7 @@ class _Run:
         self.own = own
         self.source, self.recipe, self.room = source, recipe, room_of(lm, recipe)
         self.pairs = tunable_pairs(lm, pairs, recipe, validation)
-        self.dtype, self.device, self.tokenizer = lm.dtype, lm.device, lm.tokenizer
+        self.dtype, self.saved_in, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer
         self.remote_code = lm.remote_code
         self.about: dict[str, Any] = {
             "recipe": dataclasses.asdict(recipe),
@@ -253,7 +257,8 @@ class _Run:
         else:
             loaded = loading.from_checkpoint(str(source), dtype=self.dtype, device=self.device)
             base, name = loaded.model, loaded.name
-        adapters.merged(base, self.folder.adapter, name).save_pretrained(self.folder.path)
+        merged = adapters.merged(base, self.folder.adapter, name)
+        loading.cast(merged, self.saved_in).save_pretrained(self.folder.path)
         self.tokenizer.save_pretrained(self.folder.path)
 
 
@@ -308,7 +313,7 @@ def _train(run: _Run, progress: bool) -> None:
                 # Of sharded weights nothing would be saved.
                 trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
             elif adapter is None:
-                trainer.model.to(run.dtype)
+                trainer.model.to(run.saved_in)
             watch.check_last(trainer)
         except Diverged:
             if main:
