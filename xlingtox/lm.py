@@ -21,6 +21,7 @@ from xlingtox import loading
 from xlingtox.adapters import check_merged, is_adapted
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.lens import Lens, beside, lens
+from xlingtox.multipliers import multipliers
 from xlingtox.running import HookNeverFired as HookNeverFired
 from xlingtox.running import Running
 
@@ -57,6 +58,8 @@ class HookedLM(Running):
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
         n_positions: the longest sequence in tokens, prompt and continuation together; of a model that turns positions
             otherwise from some length on (Phi-3 of 128k), that length.
+        multipliers: by layer, the constant times which the residual stream gets what the MLP writes: 1 in most
+            families, `residual_multiplier` in Granite, None where a norm stands between (Gemma 2).
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class HookedLM(Running):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         self._check_runs()
+        self.multipliers = multipliers(self, self._written)
 
     # --- ways in
 
@@ -298,11 +302,21 @@ class HookedLM(Running):
     def write_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The direction in which each neuron of `layer` really writes to the residual stream.
 
-        The value vectors themselves, unless a norm stands behind the MLP's output (Gemma 2 and 3) or behind its sum
-        with the stream (OPT of 350 million parameters): then times that norm's gain. Its division by the token's own
-        scale is left out, as it turns nothing.
+        The value vectors themselves, times the constant that the block multiplies its MLP's output by (Granite). Where
+        a norm stands behind that output (Gemma 2 and 3) or behind its sum with the stream (OPT of 350 million
+        parameters), they are times the norm's gain. Its division by the token's own scale is left out, as it turns
+        nothing.
         """
-        return self._lens.write_vectors(self._checked_layer(layer))
+        vectors, constant = self._lens.write_vectors(self._checked_layer(layer)), self.multipliers[layer]
+        return vectors if constant is None or constant == 1 else vectors * constant
+
+    def _written(self, layer: int, activations: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
+        """What the down-projection of `layer` makes of activations, without its bias."""
+        if self._plain is None:
+            return activations @ self.value_vectors(layer)
+        down = self._plain.downs[layer]
+        written: Tensor = down.forward(activations) - down.forward(torch.zeros_like(activations))
+        return written
 
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of `layer` responds to; of a gated MLP the gate's rows (a view of the weights)."""

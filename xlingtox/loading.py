@@ -16,9 +16,16 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from xlingtox.adapters import adapter_folder, base_of, check_merged, is_adapted, merged, unloaded
+from xlingtox.escaping import first_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,6 +97,7 @@ def from_memory(
         model = unloaded(model, type(model.get_base_model()).__name__)
     check_architecture(model.config, type(model).__name__)
     check_merged(model)
+    model = text_alone(model)
     name = getattr(source.config, "_name_or_path", "") or type(model).__name__
     if without_hooks(model):
         _LOG.warning("%s: hooks that stand on the given model are not taken along", name)
@@ -145,14 +153,16 @@ def from_checkpoint(
     _check_dtype(dtype)
     placed = _placed(device, device_map) | _quantised(bits, dtype)
     try:
-        check_architecture(AutoConfig.from_pretrained(path, **where))
+        config = _config(path, where)
+        check_architecture(config)
+        kind = class_of(config)
         own = tokenizer or _own_tokenizer(path, adapter, where)
     except OSError as error:
         what = "checkpoint folder" if folder.exists() else "folder, nor a model that the hub gives us"
-        raise FileNotFoundError(f"{source} is no {what}: {str(error).splitlines()[0]}") from error
+        raise FileNotFoundError(f"{source} is no {what}: {first_line(error)}") from error
     if len(own) <= len(own.all_special_ids):
         raise FileNotFoundError(f"{path} has no tokenizer: give one with tokenizer=...")
-    model = read_weights(AutoModelForCausalLM, path, dtype=dtype or "auto", **where, **placed)
+    model = read_weights(kind, path, dtype=dtype or "auto", **where, **placed)
     if "device_map" not in placed:
         model = model.to(device or default_device())
     check_merged(model)
@@ -210,8 +220,10 @@ def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
     except OSError as error:
         raise FileNotFoundError(
             f"{source} has no weights in safetensors, and pickled ones (.bin), which can run code, are not read: "
-            f"if you trust them, convert them with transformers' save_pretrained ({str(error).splitlines()[0]})"
+            f"if you trust them, convert them with transformers' save_pretrained ({first_line(error)})"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be read by transformers: {first_line(error)}") from error
     if missing := sorted(told["missing_keys"]):
         raise ValueError(f"{source} lacks {len(missing)} of the model's weights, {missing[0]} the first of them")
     return model
@@ -226,6 +238,58 @@ def check_architecture(config: Any, otherwise: str = "") -> None:
     # The last is what transformers calls a decoder that also sees pictures, as Gemma 3 from four billion on.
     if names and not what.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         raise ValueError(f"{what} is not a causal language model: expected a decoder with a language-model head")
+
+
+def class_of(config: Any) -> Any:
+    """Return the class of transformers that reads a configuration's weights: of text alone where there is one.
+
+    Some checkpoints that also see pictures are known to transformers as such only (Mistral 3, LLaVA).
+
+    Raises:
+        ValueError: transformers knows no class that writes text.
+    """
+    kinds: list[Any] = [AutoModelForCausalLM, AutoModelForImageTextToText]
+    theirs = getattr(config, "auto_map", None) or {}
+    for kind in kinds:
+        if kind.__name__ in theirs or type(config) in kind._model_mapping:
+            return kind
+    raise ValueError(f"transformers has no causal language model for {config.model_type}: expected a decoder of text")
+
+
+def text_alone(model: Any) -> Any:
+    """Return the language model inside one that also sees pictures, where transformers reads its text alone (Qwen 3.5).
+
+    The modules are the model's own, in the class that a checkpoint of it is loaded by; any other model comes back.
+    """
+    config = model.config
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if not type(model).__name__.endswith("ForConditionalGeneration") or kind is None or isinstance(model, kind):
+        return model
+    written = copy.deepcopy(config.get_text_config())
+    head = model.get_output_embeddings()
+    written.tie_word_embeddings = head.weight is model.get_input_embeddings().weight
+    written.architectures = [kind.__name__]
+    with torch.device("meta"):
+        text = kind(written)
+    prefix = text.base_model_prefix
+    inner = [module for module in model.modules() if type(module) is type(getattr(text, prefix))]
+    if len(inner) != 1 or head is None:
+        return model
+    setattr(text, prefix, inner[0])
+    text.set_output_embeddings(head)
+    if any(weight.is_meta for weight in (*text.parameters(), *text.buffers())):
+        return model
+    text.generation_config = model.generation_config
+    return text.train(model.training)
+
+
+def _config(path: str, where: Mapping[str, Any]) -> Any:
+    """The configuration of a checkpoint; where transformers does not know its family, that in a line."""
+    try:
+        return AutoConfig.from_pretrained(path, **where)
+    except (ValueError, ImportError) as error:
+        advice = " (give trust_remote_code=True if you trust it)" if "trust_remote_code" in str(error) else ""
+        raise ValueError(f"{path} cannot be read by transformers: {first_line(error)}{advice}") from error
 
 
 def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
