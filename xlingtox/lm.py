@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from xlingtox.adapters import check_merged, is_adapted
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.lens import Lens, beside, lens
 from xlingtox.multipliers import multipliers
+from xlingtox.rereading import differing, stored_weights
 from xlingtox.running import HookNeverFired as HookNeverFired
 from xlingtox.running import Running
 
@@ -174,6 +176,10 @@ class HookedLM(Running):
         model: Any = copy.deepcopy(self._plain.model)
         loading.without_hooks(model)
         return model
+
+    def altered(self, folder: Path) -> str | None:
+        """The first weight that is not as in the files of `folder`, from which the model was read; None without one."""
+        return None if self._plain is None else differing(stored_weights(folder), self._plain.model)
 
     def check_unwrappable(self) -> None:
         """Raise ValueError if the model was given as a TransformerLens model: no plain one stands behind it."""
@@ -341,6 +347,21 @@ class HookedLM(Running):
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
         """Rows of the output embedding: the direction in the residual stream that promotes each token."""
         return self._lens.unembedding().T
+
+    @cached_property
+    def without_text(self) -> Int[Tensor, "row"] | None:
+        """Rows of the unembedding that are no token of the tokenizer, so that no text can hold them; None without any.
+
+        Families pad their vocabulary to a round number (Qwen 2.5: 152,064 rows, 151,665 tokens), or leave holes in it.
+        What ends a text is not among them.
+        """
+        rows = loading.rows_without_text(self.tokenizer, self.unembedding().shape[0], self.ends)
+        return torch.tensor(rows, device=self.unembedding().device) if rows else None
+
+    def only_tokens(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits, changed in place to minus infinity at `without_text`."""
+        rows = self.without_text
+        return logits if rows is None else logits.index_fill_(-1, rows.to(logits.device), -torch.inf)
 
     # --- text
 

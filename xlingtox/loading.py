@@ -8,7 +8,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +16,10 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from xlingtox.adapters import adapter_folder, base_of, check_merged, is_adapted, merged, unloaded
+from xlingtox.architectures import check_architecture, class_of, text_alone
 from xlingtox.escaping import first_line
 
 _LOG = logging.getLogger(__name__)
@@ -229,60 +224,6 @@ def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
     return model
 
 
-def check_architecture(config: Any, otherwise: str = "") -> None:
-    """Raise ValueError unless a configuration names a decoder with a language-model head."""
-    names = list(getattr(config, "architectures", None) or filter(None, [otherwise]))
-    what = names[0] if names else type(config).__name__
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{what} is an encoder-decoder: expected a decoder-only causal language model")
-    # The last is what transformers calls a decoder that also sees pictures, as Gemma 3 from four billion on.
-    if names and not what.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        raise ValueError(f"{what} is not a causal language model: expected a decoder with a language-model head")
-
-
-def class_of(config: Any) -> Any:
-    """Return the class of transformers that reads a configuration's weights: of text alone where there is one.
-
-    Some checkpoints that also see pictures are known to transformers as such only (Mistral 3, LLaVA).
-
-    Raises:
-        ValueError: transformers knows no class that writes text.
-    """
-    kinds: list[Any] = [AutoModelForCausalLM, AutoModelForImageTextToText]
-    theirs = getattr(config, "auto_map", None) or {}
-    for kind in kinds:
-        if kind.__name__ in theirs or type(config) in kind._model_mapping:
-            return kind
-    raise ValueError(f"transformers has no causal language model for {config.model_type}: expected a decoder of text")
-
-
-def text_alone(model: Any) -> Any:
-    """Return the language model inside one that also sees pictures, where transformers reads its text alone (Qwen 3.5).
-
-    The modules are the model's own, in the class that a checkpoint of it is loaded by; any other model comes back.
-    """
-    config = model.config
-    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if not type(model).__name__.endswith("ForConditionalGeneration") or kind is None or isinstance(model, kind):
-        return model
-    written = copy.deepcopy(config.get_text_config())
-    head = model.get_output_embeddings()
-    written.tie_word_embeddings = head.weight is model.get_input_embeddings().weight
-    written.architectures = [kind.__name__]
-    with torch.device("meta"):
-        text = kind(written)
-    prefix = text.base_model_prefix
-    inner = [module for module in model.modules() if type(module) is type(getattr(text, prefix))]
-    if len(inner) != 1 or head is None:
-        return model
-    setattr(text, prefix, inner[0])
-    text.set_output_embeddings(head)
-    if any(weight.is_meta for weight in (*text.parameters(), *text.buffers())):
-        return model
-    text.generation_config = model.generation_config
-    return text.train(model.training)
-
-
 def _config(path: str, where: Mapping[str, Any]) -> Any:
     """The configuration of a checkpoint; where transformers does not know its family, that in a line."""
     try:
@@ -312,6 +253,14 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Pr
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def rows_without_text(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Iterable[int] = ()) -> list[int]:
+    """Return the numbers below `rows` that are no token of the tokenizer, but for those that end a text."""
+    if len(tokenizer) == rows and max(tokenizer.added_tokens_decoder, default=0) < rows:
+        return []
+    known = {*tokenizer.get_vocab().values(), *ends}
+    return [row for row in range(rows) if row not in known]
 
 
 def without_added_start(held: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -108,7 +108,10 @@ def tune_dpo(
         run.own = None
         gc.collect()
         PartialState().wait_for_everyone()
-        return HookedLM.load(run.folder.path, dtype=run.dtype, device=run.device, trust_remote_code=run.remote_code)
+        loaded = HookedLM.load(run.folder.path, dtype=run.dtype, device=run.device, trust_remote_code=run.remote_code)
+        if altered := loaded.altered(run.folder.path):
+            _LOG.warning("%s: transformers alters %s while it reads what was trained", run.folder.path, altered)
+        return loaded
 
 
 def _require_packages(recipe: Recipe) -> None:
