@@ -37,7 +37,7 @@ def appearing(folder: Path) -> Iterator[Path]:
     only the hidden folder, which the next call removes. What is written gets ordinary permissions.
 
     Args:
-        folder: must not exist, or be empty; its parent must exist.
+        folder: must not exist, or be empty; its parent is made if need be.
 
     Raises:
         OSError: the parent cannot be written, or something came to lie in `folder` meanwhile.
@@ -45,7 +45,7 @@ def appearing(folder: Path) -> Iterator[Path]:
     target = folder.absolute()
     _remove_debris(target)
     hidden = target.with_name(f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-    hidden.mkdir()
+    hidden.mkdir(parents=True)
     try:
         yield hidden
         ordinary = hidden.stat().st_mode & 0o666
