@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +17,17 @@ from torch import Tensor
 
 from xlingtox import files
 from xlingtox.engine import Hook
-from xlingtox.folders import writable_folder
+from xlingtox.folders import appearing, writable_folder
 from xlingtox.lm import HookedLM, fingerprint
-from xlingtox.loading import Loaded
+from xlingtox.loading import Loaded, from_checkpoint
+from xlingtox.rereading import differing
 
 On = Callable[[HookedLM], contextlib.AbstractContextManager[None]]
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2")
 """Families that are Llama with other settings, and so can be written with its bias on the down-projection."""
+
+_OF_A_MODEL = ("config.json", "adapter_config.json")
 
 
 def bake(
@@ -40,11 +45,16 @@ def bake(
     """
     names = lm.down_projections()
     _check_bakeable(lm)
-    pushes = {layer: push for layer, push in _pushes(lm, shifts).items() if bool(push.any())}
     folder = None if output_dir is None else _new_folder(output_dir)
+    pushes = {layer: push for layer, push in _pushes(lm, shifts).items() if bool(push.any())}
     model, layout = lm.unwrapped(), "as it was"
     if pushes and getattr(model.get_submodule(names[0]), "bias", None) is None:
-        before, model = type(model), _with_biases(model, lm.name, _scales(gains))
+        before = type(model)
+        try:
+            model = _with_biases(model)
+        except ValueError as error:
+            instead = _instead(lm, gains, shifts)
+            raise ValueError(f"an offset cannot be baked into {lm.name}: {error}. {instead}") from error
         layout = "mlp_bias" if type(model) is before else type(model).__name__
     with torch.no_grad():
         for layer, name in enumerate(names):
@@ -55,14 +65,33 @@ def bake(
             if layer in pushes:
                 down.bias.copy_(down.bias.double().cpu() + pushes[layer])
     baked = HookedLM.over(Loaded(model, lm.tokenizer, f"{lm.name}, baked ({layout})"))
-    _check_same(lm, on, lambda: baked.logits(*_probe(lm)), f"{what['edit']} cannot be baked exactly into {lm.name}")
+    _check_same(lm, on, baked, f"{what['edit']} cannot be baked exactly into {lm.name}")
     if folder is None:
         return baked
-    model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
     record = dict(what) | {"of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout}
-    files.write_json(folder / "bake.json", record)
-    return HookedLM.load(folder, dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
+    with appearing(folder) as part:
+        model.save_pretrained(part)
+        lm.tokenizer.save_pretrained(part)
+        files.write_json(part / "bake.json", record)
+        read = from_checkpoint(str(part), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
+        read.model.config._name_or_path = read.model.name_or_path = read.tokenizer.name_or_path = str(folder)
+        reread = HookedLM.over(dataclasses.replace(read, name=str(folder)))
+        altered = differing(model.state_dict().items(), read.model)
+        why = f"when it is read again, {altered} is not what was written" if altered else "what is read again differs"
+        complaint = f"{what['edit']} cannot be baked into a checkpoint of {lm.name}: {why}"
+        if altered:
+            raise ValueError(f"{complaint}: bake it in memory, without a folder")
+        _check_same(lm, on, reread, complaint)
+    return reread
+
+
+def _instead(lm: HookedLM, gains: Mapping[int, Tensor], shifts: Mapping[int, Tensor]) -> str:
+    """What can be done about an offset that has no place in the weights."""
+    try:
+        control_vectors(lm, gains, shifts)
+    except ValueError:
+        return "Run it with edit.on(lm), or scale only"
+    return "Use control_vectors(lm), or scale instead"
 
 
 def _scales(gains: Mapping[int, Tensor]) -> bool:
@@ -84,12 +113,22 @@ def _check_bakeable(lm: HookedLM) -> None:
 
 
 def _new_folder(path: str | Path) -> Path:
-    """A folder in which no model lies: of two, a server would mix the files."""
-    folder = writable_folder(path)
-    held = [name for name in ("config.json", "adapter_config.json") if (folder / name).exists()]
-    held += [file.name for file in folder.glob("*.safetensors")]
-    if held:
-        raise ValueError(f"{folder} holds a model already ({held[0]}): give a new folder")
+    """A folder that is not there yet, or is empty, in a place that can be written.
+
+    Raises:
+        ValueError: something lies in it: of two models, a server would mix the files.
+        OSError: it is a file, or its place cannot be written.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists():
+        writable_folder(folder)
+        held = sorted(file.name for file in folder.iterdir())
+        models = [name for name in held if name in _OF_A_MODEL or name.endswith(".safetensors")]
+        if models:
+            raise ValueError(f"{folder} holds a model already ({models[0]}): give a new folder")
+        if held:
+            raise ValueError(f"{folder} is not empty ({held[0]}): give a new folder")
+    writable_folder(folder.absolute().parent)
     return folder
 
 
@@ -169,7 +208,13 @@ def control_vectors(lm: HookedLM, gains: Mapping[int, Tensor], shifts: Mapping[i
     shifts = {layer: shift for layer, shift in sorted(shifts.items()) if bool(shift.any())}
     if not shifts:
         raise ValueError("the offsets cancel: no vector is left")
-    found = ControlVectors({layer: push.float() for layer, push in _pushes(lm, shifts).items()})
+    if normed := [layer for layer in shifts if lm.multipliers[layer] is None]:
+        raise ValueError(
+            f"{lm.name} has a norm after its MLP: no constant fits (in layer {normed[0]}, what an offset adds depends "
+            "on the token)"
+        )
+    pushes = _pushes(lm, shifts)
+    found = ControlVectors({layer: (push * (lm.multipliers[layer] or 0)).float() for layer, push in pushes.items()})
     _check_constant(lm, shifts, found)
     return found
 
@@ -190,8 +235,10 @@ def _check_constant(lm: HookedLM, shifts: Mapping[int, Tensor], found: ControlVe
     with ControlVectors({layer: strength * vector for layer, vector in found.vectors.items()}).on(lm):
         gap = float((hooked - lm.logits(*_probe(lm)).float()).abs().max())
     if not gap <= _slack(lm) * float(hooked.abs().max()):
+        packed = "packed weights" if lm.quantised else str(lm.dtype).removeprefix("torch.")
         raise ValueError(
-            f"{lm.name} has a norm or a scale after its MLP: no constant fits (logits differ by {gap:.2g})"
+            f"{lm.name} rounds: in {packed}, neurons that are moved and the vector differ (logits by {gap:.2g}). "
+            + ("Load it without bits=" if lm.quantised else "Load it with dtype=torch.float32")
         )
 
 
@@ -201,10 +248,10 @@ def _probe(lm: HookedLM) -> tuple[Tensor, Tensor]:
     return ids, torch.ones_like(ids, dtype=torch.bool)
 
 
-def _check_same(lm: HookedLM, on: On, other: Callable[[], Tensor], complaint: str) -> None:
+def _check_same(lm: HookedLM, on: On, other: HookedLM, complaint: str) -> None:
     with on(lm):
         hooked = lm.logits(*_probe(lm)).float()
-    gap = float((hooked - other().float()).abs().max())
+    gap = float((hooked - other.logits(*_probe(lm)).to(hooked.device).float()).abs().max())
     if not gap <= _slack(lm) * float(hooked.abs().max()):
         raise ValueError(f"{complaint} (logits differ by {gap:.2g})")
 
@@ -214,40 +261,47 @@ def _slack(lm: HookedLM) -> float:
     return {torch.float32: 1e-4, torch.float64: 1e-4}.get(lm.dtype, 5e-2)
 
 
-def _with_biases(model: Any, name: str, scaled: bool) -> Any:
-    """The model written as a Llama with biases of zero on its MLPs.
+def _with_biases(model: Any) -> Any:
+    """The model with biases of zero on its MLPs: in its own class where that has them, else written as a Llama.
 
     Raises:
-        ValueError: its family is not a Llama with other settings.
+        ValueError: neither is possible, and why.
     """
-    config = model.config
-    windowed = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    weights, text = model.state_dict(), model.config.get_text_config()
+    # Made in its own precision: casting would round the rotary frequencies too.
+    if hasattr(text, "mlp_bias"):
+        config = copy.deepcopy(model.config)
+        config.get_text_config().mlp_bias = True
+        biased = type(model)._from_config(config, dtype=model.dtype).to(model.device)
+    else:
+        biased = _as_llama(model.config, model.dtype, "model.layers.0.self_attn.q_proj.bias" in weights)
+        biased = biased.to(model.device)
+    missing, unexpected = biased.load_state_dict(weights, strict=False)
+    strange = [key for key in missing if not key.endswith(".bias")] + list(unexpected)
+    if strange:
+        raise ValueError(f"with biases it would lack {strange[0]}")
+    added = dict(biased.named_parameters())
+    with torch.no_grad():
+        for key in missing:
+            added[key].zero_()
+    biased.generation_config = model.generation_config
+    return biased.eval()
+
+
+def _as_llama(config: Any, dtype: torch.dtype, attention_bias: bool) -> Any:
+    """A Llama of these sizes, with biases on its MLPs."""
     kind = config.model_type
-    if kind not in _LLAMA_LIKE or (windowed is not None and windowed < config.max_position_embeddings):
-        reason = "its attention has a sliding window" if kind in _LLAMA_LIKE else f"{kind} has no bias there"
-        raise ValueError(
-            f"an offset cannot be baked into {name}: the down-projection has no bias, and {reason}. "
-            + ("Run it with edit.on(lm), or scale only" if scaled else "Use control_vectors(lm), or scale instead")
-        )
-    weights = model.state_dict()
+    windowed = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if kind not in _LLAMA_LIKE:
+        raise ValueError(f"the down-projection has no bias, and {kind} has no place for one")
+    if windowed is not None and windowed < config.max_position_embeddings:
+        raise ValueError("the down-projection has no bias, and its attention has a sliding window, which no Llama has")
     settings = {
         key: value
         for key, value in config.to_dict().items()
         if key not in ("model_type", "architectures", "transformers_version", "mlp_bias", "attention_bias")
         and not key.startswith("_")
     }
-    biased = "model.layers.0.self_attn.q_proj.bias" in weights
-    # Made in its own precision: casting would round the rotary frequencies too.
-    as_llama = transformers.LlamaConfig(**settings, mlp_bias=True, attention_bias=biased)
-    make: Any = transformers.AutoModelForCausalLM.from_config
-    llama = make(as_llama, dtype=model.dtype).to(model.device)
-    missing, unexpected = llama.load_state_dict(weights, strict=False)
-    strange = [key for key in missing if not key.endswith(".bias")] + list(unexpected)
-    if strange:
-        raise ValueError(f"an offset cannot be baked into {name}: as a Llama it would lack {strange[0]}")
-    own = dict(llama.named_parameters())
-    with torch.no_grad():
-        for key in missing:
-            own[key].zero_()
-    llama.generation_config = model.generation_config
-    return llama.eval()
+    as_llama = transformers.LlamaConfig(**settings, mlp_bias=True, attention_bias=attention_bias)
+    make: Any = transformers.LlamaForCausalLM._from_config
+    return make(as_llama, dtype=dtype)

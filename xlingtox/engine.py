@@ -76,7 +76,12 @@ class PlainEngine:
     def check_attention(self) -> None:
         """Raise ValueError where a layer keeps something else than keys and values of tokens that were read."""
         kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers}
-        if strange := sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer}):
+        strange = sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer})
+        if shared := list(getattr(self.model.config.get_text_config(), "kv_sharing_modes", None) or ()).count("reuse"):
+            raise ValueError(
+                f"{shared} of its layers share keys and values of earlier ones: expected layers with their own"
+            )
+        if strange:
             raise ValueError(f"expected attention in every layer; there are state-space or linear ones ({strange[0]})")
 
     def run(

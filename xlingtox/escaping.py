@@ -40,6 +40,11 @@ def escaped_for_plotly(value: object) -> str:
     return html.escape(seen(value), quote=False)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of another library says, or the error's kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def well_formed(text: str) -> str:
     """Text that can be encoded: surrogate pairs joined, lone ones (as half an emoji in JSON) replaced by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _SURROGATE.search(text) else text

@@ -125,7 +125,7 @@ def generate(
     prompt, sample number and seed, not on what else is in the batch; in 16 bits, whose rounding differs with the size
     of a batch, only mostly so.
     A continuation ends with the tokenizer's end of sequence, or with another that the model's generation settings name.
-    With `greedy` there is one continuation a prompt.
+    With `greedy` there is one continuation a prompt. Rows of the vocabulary that are no token are never written.
 
     Args:
         batch_size: continuations that are decoded at once (default: as many as the free memory allows). When memory
@@ -229,6 +229,7 @@ def decode(
         rows = torch.arange(len(ids), device=lm.device)
         watch(0, rows, torch.ones_like(rows, dtype=torch.bool))
     logits, held = lm.extend(ids, mask, languages=languages)
+    logits = lm.only_tokens(logits)
     if samples > 1:
         logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
         held = lm.repeated(held, samples)
@@ -256,6 +257,7 @@ def decode(
         if watch:
             watch(step + 1, rows, going)
         logits, held = lm.extend(chosen[:, None], mask, held)
+        logits = lm.only_tokens(logits)
     return tokens, counts
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from xlingtox.anatomy import Anatomy
 from xlingtox.engine import Hook, PlainEngine, Remove
+from xlingtox.escaping import first_line
 
 
 def lens(tl: Any) -> Lens:
@@ -48,7 +49,11 @@ def beside(model: Any) -> tuple[Lens, PlainEngine]:
     try:
         bridge = build_bridge_from_module(twin, architectures[0], hf_config=twin.config)
     except Exception as error:
-        reason = f"TransformerLens cannot hook {architectures[0]} as a decoder with dense MLPs: {error}"
+        why = first_line(error)
+        if "torchvision" in why:
+            # Asked for by name wherever a family sees pictures, and not used to read text.
+            why = "it asks for the package torchvision, also to read text alone: pip install torchvision"
+        reason = f"TransformerLens cannot hook {architectures[0]} as a decoder with dense MLPs: {why}"
         try:
             return unbridged(model, reason)
         except ValueError:
@@ -139,6 +144,11 @@ class Lens:
                     f"layer {layer} has no dense MLP with a down-projection "
                     "(mixture-of-experts and state-space layers have no neurons to read)"
                 )
+            if experts := self._experts_beside(layer):
+                raise ValueError(
+                    f"layer {layer} has experts beside its dense MLP ({experts}), and their neurons are not counted: "
+                    "expected dense MLPs alone"
+                )
             reads = self._weight(mlp, "gate", "W_gate"), self._weight(mlp, "in", "W_in")
             if any(each is not None and each.shape != weight.T.shape for each in reads):
                 raise ValueError(f"TransformerLens does not tell gate from up in layer {layer}'s MLP")
@@ -146,6 +156,12 @@ class Lens:
         if len(shapes) != 1:
             raise ValueError("layers differ in their number of neurons, or there are none")
         return shapes.pop()[0]
+
+    def _experts_beside(self, layer: int) -> str | None:
+        """The name of the first module in a layer that holds or chooses experts; None where there is none."""
+        block = getattr(self.tl.blocks[layer], "original_component", None)
+        names = [] if block is None else [name for name, _ in block.named_modules()]
+        return next((name for name in names if "expert" in name.rpartition(".")[2].lower()), None)
 
     @property
     def n_positions(self) -> int:

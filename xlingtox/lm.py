@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from xlingtox.adapters import check_merged, is_adapted
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.escaping import in_line
 from xlingtox.lens import Lens, beside, lens, unbridged
+from xlingtox.multipliers import multipliers
+from xlingtox.rereading import differing, stored_weights
 from xlingtox.running import HookNeverFired as HookNeverFired
 from xlingtox.running import Running
 from xlingtox.tokenizing import token_ids
@@ -80,6 +83,8 @@ class HookedLM(Running):
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
         n_positions: the longest sequence in tokens, prompt and continuation together; of a model that turns positions
             otherwise from some length on (Phi-3 of 128k), that length.
+        multipliers: by layer, the constant times which the residual stream gets what the MLP writes: 1 in most
+            families, `residual_multiplier` in Granite, None where a norm stands between (Gemma 2).
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class HookedLM(Running):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         self._check_runs()
+        self.multipliers = multipliers(self, self._written)
 
     # --- ways in
 
@@ -226,6 +232,10 @@ class HookedLM(Running):
         model: Any = copy.deepcopy(self._plain.model)
         loading.without_hooks(model)
         return model
+
+    def altered(self, folder: Path) -> str | None:
+        """The first weight that is not as in the files of `folder`, from which the model was read; None without one."""
+        return None if self._plain is None else differing(stored_weights(folder), self._plain.model)
 
     def check_unwrappable(self) -> None:
         """Raise ValueError if the model was given as a TransformerLens model: no plain one stands behind it."""
@@ -355,11 +365,21 @@ class HookedLM(Running):
     def write_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The direction in which each neuron of `layer` really writes to the residual stream.
 
-        The value vectors themselves, unless a norm stands behind the MLP's output (Gemma 2 and 3) or behind its sum
-        with the stream (OPT of 350 million parameters): then times that norm's gain. Its division by the token's own
-        scale is left out, as it turns nothing.
+        The value vectors themselves, times the constant that the block multiplies its MLP's output by (Granite). Where
+        a norm stands behind that output (Gemma 2 and 3) or behind its sum with the stream (OPT of 350 million
+        parameters), they are times the norm's gain. Its division by the token's own scale is left out, as it turns
+        nothing.
         """
-        return self._lens.write_vectors(self._checked_layer(layer))
+        vectors, constant = self._lens.write_vectors(self._checked_layer(layer)), self.multipliers[layer]
+        return vectors if constant is None or constant == 1 else vectors * constant
+
+    def _written(self, layer: int, activations: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
+        """What the down-projection of `layer` makes of activations, without its bias."""
+        if self._plain is None:
+            return activations @ self.value_vectors(layer)
+        down = self._plain.downs[layer]
+        written: Tensor = down.forward(activations) - down.forward(torch.zeros_like(activations))
+        return written
 
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of `layer` responds to; of a gated MLP the gate's rows (a view of the weights)."""
@@ -384,6 +404,21 @@ class HookedLM(Running):
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
         """Rows of the output embedding: the direction in the residual stream that promotes each token."""
         return self._lens.unembedding().T
+
+    @cached_property
+    def without_text(self) -> Int[Tensor, "row"] | None:
+        """Rows of the unembedding that are no token of the tokenizer, so that no text can hold them; None without any.
+
+        Families pad their vocabulary to a round number (Qwen 2.5: 152,064 rows, 151,665 tokens), or leave holes in it.
+        What ends a text is not among them.
+        """
+        rows = loading.rows_without_text(self.tokenizer, self.unembedding().shape[0], self.ends)
+        return torch.tensor(rows, device=self.unembedding().device) if rows else None
+
+    def only_tokens(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits, changed in place to minus infinity at `without_text`."""
+        rows = self.without_text
+        return logits if rows is None else logits.index_fill_(-1, rows.to(logits.device), -torch.inf)
 
     # --- text
 

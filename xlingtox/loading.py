@@ -8,7 +8,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from xlingtox import bits as packing
 from xlingtox import ggufs
 from xlingtox.adapters import adapter_folder, base_of, check_merged, checked_adapter, is_adapted, merged, unloaded
+from xlingtox.architectures import check_architecture, class_of, text_alone
 from xlingtox.bits import Bits
-from xlingtox.escaping import in_line
+from xlingtox.escaping import first_line, in_line
 from xlingtox.precision import computed_in
 from xlingtox.weightfiles import check_weight_files
 
@@ -100,6 +101,7 @@ def from_memory(
         model = unloaded(model, type(model.get_base_model()).__name__)
     check_architecture(model.config, type(model).__name__)
     check_merged(model)
+    model = text_alone(model)
     name = getattr(source.config, "_name_or_path", "") or type(model).__name__
     if without_hooks(model):
         _LOG.warning("%s: hooks that stand on the given model are not taken along", in_line(name))
@@ -166,13 +168,14 @@ def from_checkpoint(
         path, where = str(folder), where | {"gguf_file": packed.name}
     try:
         with ggufs.readable(packed):
-            config = AutoConfig.from_pretrained(path, **where)
+            config = _config(path, where)
         check_architecture(config)
+        kind = class_of(config)
         with ggufs.readable(packed):
             own = tokenizer or _own_tokenizer(path, adapter, where)
     except OSError as error:
         what = "checkpoint folder" if folder.exists() else "folder, nor a model that the hub gives us"
-        raise FileNotFoundError(f"{source} is no {what}: {str(error).splitlines()[0]}") from error
+        raise FileNotFoundError(f"{source} is no {what}: {first_line(error)}") from error
     if len(own) <= len(own.all_special_ids):
         raise FileNotFoundError(f"{path} has no tokenizer: give one with tokenizer=...")
     packing.check_stored(config, bits, source, adapter)
@@ -188,12 +191,12 @@ def from_checkpoint(
             place = default_device() if device is None else device
             read_in = computed_in(config.dtype, place, name)
         with packing.ordinary_layers(config, bits):
-            model = read_weights(AutoModelForCausalLM, path, dtype=read_in, **where, **placed)
+            model = read_weights(kind, path, dtype=read_in, **where, **placed)
         packing.check_taken(packing.steady(model), bits, source)
     else:
         with ggufs.no_bars(), ggufs.readable(packed):
             held = placed | ggufs.held_plain()
-            model = read_weights(AutoModelForCausalLM, path, dtype=dtype or torch.float32, **where, **held)
+            model = read_weights(kind, path, dtype=dtype or torch.float32, **where, **held)
         model = ggufs.as_plain(model)
     if "device_map" not in placed:
         model = model.to(device or default_device())
@@ -263,22 +266,22 @@ def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
     except OSError as error:
         raise FileNotFoundError(
             f"{source} has no weights in safetensors, and pickled ones (.bin), which can run code, are not read: "
-            f"if you trust them, convert them with transformers' save_pretrained ({str(error).splitlines()[0]})"
+            f"if you trust them, convert them with transformers' save_pretrained ({first_line(error)})"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be read by transformers: {first_line(error)}") from error
     if missing := sorted(told["missing_keys"]):
         raise ValueError(f"{source} lacks {len(missing)} of the model's weights, {missing[0]} the first of them")
     return model
 
 
-def check_architecture(config: Any, otherwise: str = "") -> None:
-    """Raise ValueError unless a configuration names a decoder with a language-model head."""
-    names = list(getattr(config, "architectures", None) or filter(None, [otherwise]))
-    what = names[0] if names else type(config).__name__
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{what} is an encoder-decoder: expected a decoder-only causal language model")
-    # The last is what transformers calls a decoder that also sees pictures, as Gemma 3 from four billion on.
-    if names and not what.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        raise ValueError(f"{what} is not a causal language model: expected a decoder with a language-model head")
+def _config(path: str, where: Mapping[str, Any]) -> Any:
+    """The configuration of a checkpoint; where transformers does not know its family, that in a line."""
+    try:
+        return AutoConfig.from_pretrained(path, **where)
+    except (ValueError, ImportError) as error:
+        advice = " (give trust_remote_code=True if you trust it)" if "trust_remote_code" in str(error) else ""
+        raise ValueError(f"{path} cannot be read by transformers: {first_line(error)}{advice}") from error
 
 
 def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
@@ -301,6 +304,14 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Pr
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def rows_without_text(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Iterable[int] = ()) -> list[int]:
+    """Return the numbers below `rows` that are no token of the tokenizer, but for those that end a text."""
+    if len(tokenizer) == rows and max(tokenizer.added_tokens_decoder, default=0) < rows:
+        return []
+    known = {*tokenizer.get_vocab().values(), *ends}
+    return [row for row in range(rows) if row not in known]
 
 
 def without_added_start(held: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

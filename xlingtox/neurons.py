@@ -145,19 +145,22 @@ class NeuronSet:
     def promoted_tokens(self, lm: HookedLM, k: int = 10) -> pd.DataFrame:
         """The k tokens that each value vector promotes most: `W_U v`, no final norm (paper, section 4.2).
 
+        Rows of the unembedding that are no token of the tokenizer are left out.
+
         Returns:
             columns `layer, index, score, rank, token_id, token, logit`; `token` is the text of the single token, with
             U+FFFD where it is part of a character.
         """
-        if not 1 <= k <= lm.unembedding().shape[0]:
-            raise ValueError(f"k is {k}: expected 1 to {lm.unembedding().shape[0]} tokens")
+        known = lm.unembedding().shape[0] - (0 if lm.without_text is None else len(lm.without_text))
+        if not 1 <= k <= known:
+            raise ValueError(f"k is {k}: expected 1 to {known} tokens")
         tokens = lm.unembedding().float()
         if tokens.shape[1] != lm.d_model:
             raise ValueError(
                 f"{lm.name} has a projection between the residual stream ({lm.d_model}) and its unembedding "
                 f"({tokens.shape[1]}): its value vectors cannot be read as tokens"
             )
-        top = (self.vectors(lm).float().to(tokens.device) @ tokens.T).topk(k)
+        top = lm.only_tokens(self.vectors(lm).float().to(tokens.device) @ tokens.T).topk(k)
         rows = []
         for (layer, index), score, ids, values in zip(
             self.neurons, self.scores, top.indices.tolist(), top.values.tolist(), strict=True

@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from xlingtox import files
 from xlingtox._version import __version__
-from xlingtox.folders import writable_folder
+from xlingtox.folders import appearing, writable_folder
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 _ARGUMENTS = "training_args.bin"
@@ -98,10 +98,8 @@ class RunFolder:
         """What `write` makes at `place` below the folder, written once, by the main process, and never half."""
         with PartialState().main_process_first():
             if not place.exists():
-                part = place.with_name(place.name + ".partial")
-                shutil.rmtree(part, ignore_errors=True)
-                write(part)
-                part.replace(place)
+                with appearing(place) as part:
+                    write(part)
         return place
 
     def whole_checkpoints(self) -> dict[int, Path]:

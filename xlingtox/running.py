@@ -84,6 +84,11 @@ class Running:
         return self._lens.device_of(0)
 
     @property
+    def exact(self) -> bool:
+        """Whether weights are held in 32 bits or more, so that two ways to the same number differ little."""
+        return self._lens.packed is None and self._lens.unembedding().dtype.itemsize >= 4
+
+    @property
     def hooked(self) -> bool:
         """Whether hooks stand on the model now, edits among them, so that its answers may not be its own."""
         return any(self._standing) or self._lens.hooked_by_hand()

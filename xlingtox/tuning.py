@@ -116,7 +116,10 @@ def tune_dpo(
         PartialState().wait_for_everyone()
         # Where the model was computed in another dtype than it is stored in, so is the tuned one.
         dtype = run.dtype if run.dtype == run.saved_in else None
-        return HookedLM.load(run.folder.path, dtype=dtype, device=run.device, trust_remote_code=run.remote_code)
+        tuned = HookedLM.load(run.folder.path, dtype=dtype, device=run.device, trust_remote_code=run.remote_code)
+        if altered := tuned.altered(run.folder.path):
+            _LOG.warning("%s: transformers alters %s while it reads what was trained", run.folder.path, altered)
+        return tuned
 
 
 def check_recipe(lm: HookedLM, recipe: Recipe) -> None:
