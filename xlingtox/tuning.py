@@ -254,7 +254,7 @@ class _Run:
 def _train(run: _Run, progress: bool) -> None:
     from trl import DPOConfig, DPOTrainer
 
-    class OnTokens(DPOTrainer):
+    class OnTokens(DPOTrainer):  # type: ignore[misc]
         """TRL's trainer on tokens that are ready: its own would have two beginnings, or ends that nobody wrote."""
 
         def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
