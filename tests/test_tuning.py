@@ -172,10 +172,11 @@ class Begun(BaseException):
 
 @pytest.fixture
 def untrained(monkeypatch):
-    def fail(*_, **__):
-        raise Begun
+    class Trainer:
+        def __init__(self, *_, **__):
+            raise Begun
 
-    monkeypatch.setattr("trl.DPOTrainer", fail)
+    monkeypatch.setattr("trl.DPOTrainer", Trainer)
 
 
 def but(**columns):
@@ -1047,11 +1048,12 @@ class Reached(KeyboardInterrupt):
 def reached(monkeypatch):
     found = {}
 
-    def trainer(**options):
-        found.update(options)
-        raise Reached
+    class Trainer:
+        def __init__(self, **options):
+            found.update(options)
+            raise Reached
 
-    monkeypatch.setattr("trl.DPOTrainer", trainer)
+    monkeypatch.setattr("trl.DPOTrainer", Trainer)
     return found
 
 

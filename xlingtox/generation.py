@@ -128,6 +128,7 @@ def generate(
     With `greedy` there is one continuation a prompt. Rows of the vocabulary that are no token are never written.
 
     Args:
+        prompts: texts, conversations or a table of them, as `data.as_prompts` takes them.
         batch_size: continuations that are decoded at once (default: as many as the free memory allows). When memory
             runs out it is halved, with a warning.
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from xlingtox.data import PreferencePairs, are_conversations, checked_pairs, row_numbers
 from xlingtox.lm import HookedLM
 from xlingtox.recipes import MINI, Recipe
-from xlingtox.tokenizing import n_shared, token_ids
+from xlingtox.tokenizing import n_shared
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,13 +41,13 @@ class Pairs:
     validation_left_out: tuple[int, ...] = ()
     conversations: tuple[Part, ...] = ()
 
-    def tokenized(self, part: Part, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    def tokenized(self, part: Part, lm: HookedLM) -> Dataset:
         """Return pairs as the tokens that are tuned on; columns `prompt_ids, chosen_ids, rejected_ids`.
 
         The prompt ends where a side goes on otherwise than the prompt alone does.
         """
         rows = []
-        for prompt, *sides in _tokens(tokenizer, getattr(self, part), part in self.conversations):
+        for prompt, *sides in _tokens(lm, getattr(self, part), part in self.conversations):
             begin = min(n_shared(prompt, side) for side in sides)
             rows.append((prompt[:begin], *(side[begin:] for side in sides)))
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -107,7 +106,7 @@ def _fitting(lm: HookedLM, given: PreferencePairs, recipe: Recipe, what: str) ->
     talks = are_conversations(given)
     longest = min(recipe.max_prompt_length or recipe.max_length, room - 1)
     long, alike, cut, merged = [], [], [], []
-    for row, (prompt, chosen, rejected) in enumerate(_tokens(lm.tokenizer, pairs, talks)):
+    for row, (prompt, chosen, rejected) in enumerate(_tokens(lm, pairs, talks)):
         if len(prompt) > longest:
             long.append(row)
         elif chosen[:room] == rejected[:room]:
@@ -144,15 +143,15 @@ def _fitting(lm: HookedLM, given: PreferencePairs, recipe: Recipe, what: str) ->
 
 
 def _tokens(
-    tokenizer: PreTrainedTokenizerBase, pairs: Dataset, conversations: bool
+    lm: HookedLM, pairs: Dataset, conversations: bool = False
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """Yield each pair's prompt, and the prompt with either side, as tokens.
 
     As in TRL, an end of sequence follows a side that is plain text. A conversation ends as its chat template ends it.
     """
-    end, prompts = "" if conversations else str(tokenizer.eos_token), list(pairs["prompt"])
+    end, prompts = "" if conversations else str(lm.tokenizer.eos_token), list(pairs["prompt"])
     texts = [prompts]
     for side in ("chosen", "rejected"):
         ended = (text if text.endswith(end) else text + end for text in pairs[side])
         texts.append([prompt + text for prompt, text in zip(prompts, ended, strict=True)])
-    return zip(*(token_ids(tokenizer, column) for column in texts), strict=True)
+    return zip(*(lm.token_ids(column) for column in texts), strict=True)

@@ -186,6 +186,8 @@ class _Run:
         self.own = own
         self.source, self.recipe, self.room = source, recipe, room_of(lm, recipe)
         self.pairs = tunable_pairs(lm, pairs, recipe, validation)
+        parts: tuple[Part, ...] = ("train",) if self.pairs.validation is None else ("train", "validation")
+        self.ids = {part: self.pairs.tokenized(part, lm) for part in parts}
         self.dtype, self.saved_in, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer
         self.remote_code = lm.remote_code
         self.about: dict[str, Any] = {
@@ -193,10 +195,10 @@ class _Run:
             "model": dataclasses.asdict(lm.identity()),
             "tokenizer": _tokenizer_hash(lm.tokenizer),
             "pairs": len(self.pairs.train),
-            "pairs_hash": _pairs_hash(self.pairs.train),
+            "pairs_hash": _pairs_hash(self.pairs, "train"),
             "left_out": len(self.pairs.left_out),
             "validation": 0 if self.pairs.validation is None else len(self.pairs.validation),
-            "validation_hash": None if self.pairs.validation is None else _pairs_hash(self.pairs.validation),
+            "validation_hash": None if self.pairs.validation is None else _pairs_hash(self.pairs, "validation"),
         }
         self.folder = RunFolder(folder)
 
@@ -214,7 +216,7 @@ class _Run:
         """
 
         def write(at: Path) -> None:
-            self.pairs.tokenized(part, self.tokenizer).save_to_disk(at)
+            self.ids[part].save_to_disk(at)
 
         return datasets.load_from_disk(self.folder.whole(self.folder.checkpoints / f"{part}_ids", write))
 
@@ -268,7 +270,7 @@ class _Run:
 def _train(run: _Run, progress: bool) -> None:
     from trl import DPOConfig, DPOTrainer
 
-    class OnTokens(DPOTrainer):
+    class OnTokens(DPOTrainer):  # type: ignore[misc]
         """TRL's trainer on tokens that are ready: its own would have two beginnings, or ends that nobody wrote."""
 
         def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
@@ -391,8 +393,10 @@ def _lora(model: Any, lora: Lora) -> tuple[Any, list[str]]:
     return config, instead
 
 
-def _pairs_hash(pairs: Dataset) -> str:
-    rows = json.dumps([list(row.values()) for row in pairs], ensure_ascii=True)
+def _pairs_hash(pairs: Pairs, part: Part) -> str:
+    rows = json.dumps([list(row.values()) for row in getattr(pairs, part)], ensure_ascii=True)
+    # The same texts end otherwise where a chat template made them.
+    rows += " conversations" if part in pairs.conversations else ""
     return hashlib.sha256(rows.encode("ascii")).hexdigest()[:16]
 
 

@@ -70,7 +70,7 @@ def as_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None = Non
                 raise ValueError(f"the prompts of {language!r} are one {kind}: give a list of {kind}s")
         pairs = [(language, text) for language, texts in prompts.items() for text in items(texts)]
     else:
-        pairs = [tuple(item) if isinstance(item, Prompt) else ("en", item) for item in items(prompts)]
+        pairs = [item if isinstance(item, Prompt) else ("en", item) for item in items(prompts)]
     if not pairs:
         raise ValueError("there are no prompts: expected at least one")
     languages.check({language: None for language, _ in pairs})

@@ -101,7 +101,7 @@ def _common_start(texts: Sequence[str]) -> str:
     return texts[0][: next(differ, min(map(len, texts)))]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Conversation, what: str, **how: bool) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Conversation, what: str, **how: Any) -> str:
     # Tables fill the keys that a message does not have with None.
     said = [{key: item for key, item in row.items() if item is not None or key == "content"} for row in messages]
     try:

@@ -51,6 +51,8 @@ def columns(table: Table, names: Sequence[str], what: str) -> dict[str, list[Any
         ValueError: a column is missing, or it is no table; the message names what is there.
     """
     there = column_names(table)
+    if isinstance(table, list | tuple) and not table:
+        return {name: [] for name in names}
     if there is None:
         raise ValueError(
             f"{what}: expected a datasets.Dataset, a pandas frame or a list of dicts, got {type(table).__name__}"
