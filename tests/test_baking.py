@@ -1,6 +1,7 @@
 """Edits in weights: baked equals hooked, in every family that has the place for it, and is refused elsewhere."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import gguf
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from families import LAYOUTS, N_LAYERS
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -20,6 +22,7 @@ from xlingtox.generation import decode, generate, greediest
 from xlingtox.interventions import Offset, Scale, Set
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
+from xlingtox.tuning import MINI, tune_dpo
 
 TEXTS = ["the cat sat on the mat", "la casa es grande", "кот"]
 NEURONS = NeuronSet.of([(1, 0), (1, 39), (2, 5), (0, 7)])
@@ -325,6 +328,30 @@ def test_what_a_fresh_process_would_read_otherwise_is_refused(tokenizer, tmp_pat
         model.model.embed_tokens.weight[1] = 0
     lm = HookedLM.load(model, tokenizer=tokenizer)
     equal(SCALE, lm, SCALE.bake(lm, tmp_path / "out"))
+
+
+def test_a_tuned_checkpoint_that_is_read_otherwise_is_told(tokenizer, tmp_path, caplog):
+    pairs = Dataset.from_dict({"prompt": ["the cat"] * 2, "chosen": [" sat"] * 2, "rejected": [" ran"] * 2})
+    recipe = dataclasses.replace(MINI, steps=1)
+    lm = HookedLM.load(youtu(), tokenizer=tokenizer)
+    tune_dpo(lm, pairs, tmp_path / "youtu", recipe, progress=False)
+    assert "transformers alters model.embed_tokens.weight (row 1 of 300) while it reads what was trained" in caplog.text
+    caplog.clear()
+    lm = HookedLM.load(families.build("llama"), tokenizer=tokenizer)
+    tune_dpo(lm, pairs, tmp_path / "llama", recipe, progress=False)
+    assert "alters" not in caplog.text
+
+
+def test_rounding_is_called_rounding(tokenizer, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    size = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(num_attention_heads=4, max_position_embeddings=64, pad_token_id=1, **size)
+    families.randomised(transformers.LlamaForCausalLM(config)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lm = HookedLM.load(tmp_path, bits=4)
+    assert lm.multipliers == (1.0, 1.0)
+    with pytest.raises(ValueError, match="rounds: in packed weights"):
+        Offset(NeuronSet.of([(1, 0)]), -1.5).control_vectors(lm)
 
 
 def test_a_setting_that_a_configuration_does_not_hold_is_seen_in_the_logits(tokenizer, tmp_path):
