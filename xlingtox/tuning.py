@@ -108,10 +108,10 @@ def tune_dpo(
         run.own = None
         gc.collect()
         PartialState().wait_for_everyone()
-        loaded = HookedLM.load(run.folder.path, dtype=run.dtype, device=run.device, trust_remote_code=run.remote_code)
-        if altered := loaded.altered(run.folder.path):
+        tuned = HookedLM.load(run.folder.path, dtype=run.dtype, device=run.device, trust_remote_code=run.remote_code)
+        if altered := tuned.altered(run.folder.path):
             _LOG.warning("%s: transformers alters %s while it reads what was trained", run.folder.path, altered)
-        return loaded
+        return tuned
 
 
 def _require_packages(recipe: Recipe) -> None:
