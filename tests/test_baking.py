@@ -1,6 +1,7 @@
 """Edits in weights: baked equals hooked, in every family that has the place for it, and is refused elsewhere."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import gguf
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from families import LAYOUTS, N_LAYERS
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -20,6 +22,7 @@ from xlingtox.generation import decode, generate, greediest
 from xlingtox.interventions import Offset, Scale, Set
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
+from xlingtox.tuning import MINI, tune_dpo
 
 TEXTS = ["the cat sat on the mat", "la casa es grande", "кот"]
 NEURONS = NeuronSet.of([(1, 0), (1, 39), (2, 5), (0, 7)])
@@ -63,7 +66,8 @@ def test_scaling_is_baked_everywhere(family):
 def test_offsets_are_baked_where_a_bias_can_be(family, edit):
     name, _, lm = family
     if name in WITHOUT:
-        instead = "control_vectors" if edit is OFFSET else r"edit\.on\(lm\)"
+        # What is advised must not be refused next.
+        instead = "control_vectors" if edit is OFFSET and not name.startswith("gemma") else r"edit\.on\(lm\)"
         with pytest.raises(ValueError, match=rf"cannot be baked into.*{instead}"):
             edit.bake(lm)
         return
@@ -119,7 +123,7 @@ def test_a_fresh_process_with_plain_transformers_writes_the_same(tokenizer, tmp_
 def test_control_vectors_where_a_constant_is_the_same(family, tmp_path):
     name, model, lm = family
     if name.startswith("gemma"):
-        with pytest.raises(ValueError, match="norm or a scale after its MLP: no constant fits"):
+        with pytest.raises(ValueError, match="norm after its MLP: no constant fits"):
             OFFSET.control_vectors(lm)
         return
     found = OFFSET.control_vectors(lm)
@@ -242,6 +246,176 @@ def test_settings_of_sampling_beside_greedy_decoding_are_no_obstacle(tokenizer, 
     assert model.generation_config.temperature == 0.9
     written = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
     assert (written.temperature, written.top_p, written.max_length) == (None, None, 50)
+
+
+def granite(**settings):
+    size = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3}
+    config = transformers.GraniteConfig(
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        residual_multiplier=0.22,
+        embedding_multiplier=3.0,
+        attention_multiplier=0.2,
+        logits_scaling=4.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+        **size,
+        **settings,
+    )
+    return families.randomised(transformers.GraniteForCausalLM(config))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_constant_multiplier_is_folded_in(tokenizer, tmp_path, dtype):
+    model = granite()
+    lm = HookedLM.load(model, tokenizer=tokenizer, dtype=dtype)
+    assert lm.multipliers == pytest.approx([0.22] * 3, rel=1e-5 if dtype == torch.float32 else 5e-3)
+    if dtype == torch.float32:
+        equal(OFFSET, lm, OFFSET.bake(lm, tmp_path / "out"))
+        assert json.loads((tmp_path / "out" / "bake.json").read_text("utf-8"))["written_as"] == "mlp_bias"
+    found = OFFSET.control_vectors(lm)
+    plain, ids = copy.deepcopy(model), lm.encode(TEXTS[:1])[0]
+    for layer, vector in found.vectors.items():
+        values = model.model.layers[layer].mlp.down_proj.weight.T.detach()
+        by_hand = {0: -1.5 * values[7], 1: -1.25 * values[0] - 1.5 * values[39], 2: -1.5 * values[5]}[layer]
+        assert_close(vector, 0.22 * by_hand, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=1e-5)
+        plain.model.layers[layer].mlp.down_proj.register_forward_hook(lambda _, args, out, push=by_hand: out + push)
+    if dtype == torch.float32:
+        with torch.no_grad(), found.on(lm):
+            assert_close(lm.logits(ids, torch.ones_like(ids) > 0), plain(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_family_with_biases_keeps_its_class(tokenizer, tmp_path):
+    size = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3}
+    config = transformers.SmolLM3Config(
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, pad_token_id=1, **size
+    )
+    lm = HookedLM.load(families.randomised(transformers.SmolLM3ForCausalLM(config)), tokenizer=tokenizer)
+    baked = MIXED.bake(lm, tmp_path / "out")
+    equal(MIXED, lm, baked)
+    assert type(baked.unwrapped()) is transformers.SmolLM3ForCausalLM
+
+
+def youtu():
+    """A family that zeroes the row of its padding when it is read."""
+    size = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3}
+    config = transformers.YoutuConfig(
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+        **size,
+    )
+    return families.randomised(transformers.YoutuForCausalLM(config))
+
+
+def test_what_a_fresh_process_would_read_otherwise_is_refused(tokenizer, tmp_path):
+    model = youtu()
+    lm = HookedLM.load(model, tokenizer=tokenizer)
+    equal(SCALE, lm, SCALE.bake(lm))
+    with pytest.raises(ValueError, match=r"read again, model.embed_tokens.weight \(row 1 of 300\) is not what was"):
+        SCALE.bake(lm, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    with torch.no_grad():
+        model.model.embed_tokens.weight[1] = 0
+    lm = HookedLM.load(model, tokenizer=tokenizer)
+    equal(SCALE, lm, SCALE.bake(lm, tmp_path / "out"))
+
+
+def test_a_tuned_checkpoint_that_is_read_otherwise_is_told(tokenizer, tmp_path, caplog):
+    pairs = Dataset.from_dict({"prompt": ["the cat"] * 2, "chosen": [" sat"] * 2, "rejected": [" ran"] * 2})
+    recipe = dataclasses.replace(MINI, steps=1)
+    lm = HookedLM.load(youtu(), tokenizer=tokenizer)
+    tune_dpo(lm, pairs, tmp_path / "youtu", recipe, progress=False)
+    assert "transformers alters model.embed_tokens.weight (row 1 of 300) while it reads what was trained" in caplog.text
+    caplog.clear()
+    lm = HookedLM.load(families.build("llama"), tokenizer=tokenizer)
+    tune_dpo(lm, pairs, tmp_path / "llama", recipe, progress=False)
+    assert "alters" not in caplog.text
+
+
+def test_rounding_is_called_rounding(tokenizer, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    size = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(num_attention_heads=4, max_position_embeddings=64, pad_token_id=1, **size)
+    families.randomised(transformers.LlamaForCausalLM(config)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lm = HookedLM.load(tmp_path, bits=4)
+    assert lm.multipliers == (1.0, 1.0)
+    with pytest.raises(ValueError, match="rounds: in packed weights"):
+        Offset(NeuronSet.of([(1, 0)]), -1.5).control_vectors(lm)
+
+
+def test_a_setting_that_a_configuration_does_not_hold_is_seen_in_the_logits(tokenizer, tmp_path):
+    model = families.build("llama")
+    model.model.rotary_emb.inv_freq *= 3
+    lm = HookedLM.load(model, tokenizer=tokenizer)
+    equal(SCALE, lm, SCALE.bake(lm))
+    with pytest.raises(ValueError, match=r"what is read again differs .logits differ by"):
+        SCALE.bake(lm, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bake_that_is_killed_leaves_a_model_or_none(tokenizer, tmp_path):
+    """At random moments and just before the tokenizer, the record and the folder itself are there."""
+    base = tmp_path / "base"
+    families.build("llama").save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    code = f"""
+        import os, pathlib, random, shutil, signal, time, torch, transformers
+        from xlingtox import baking
+        from xlingtox.interventions import Scale
+        from xlingtox.lm import HookedLM
+        from xlingtox.neurons import NeuronSet
+        lm, target = HookedLM.load({str(base)!r}), pathlib.Path({str(tmp_path / "out" / "baked")!r})
+        edit = Scale(NeuronSet.of([(1, 0)]), 3.0)
+        ids = torch.tensor([[5, 6, 7, 8]])
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        with edit.on(lm):
+            wanted = lm.logits(ids, mask)
+        started = time.monotonic()
+        edit.bake(lm, target)
+        lasts = time.monotonic() - started
+        shutil.rmtree(target)
+        places = [(type(lm.tokenizer), "save_pretrained"), (baking.json, "dumps"), (pathlib.Path, "replace")]
+        left = 0
+        for kill in [*places, *random.Random(0).sample(range(100), 5)]:
+            child = os.fork()
+            if child == 0:
+                if isinstance(kill, tuple):
+                    setattr(*kill, lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL))
+                edit.bake(lm, target)
+                os._exit(0)
+            if not isinstance(kill, tuple):
+                time.sleep(lasts * kill / 100)
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            left += len([path for path in target.parent.iterdir() if path != target])
+            if target.exists():
+                read = transformers.AutoModelForCausalLM.from_pretrained(target).eval()
+                torch.testing.assert_close(read(input_ids=ids).logits, wanted)
+                shutil.rmtree(target)
+        baked = edit.bake(lm, target)
+        torch.testing.assert_close(baked.logits(ids, mask), wanted)
+        print(left >= 3, [path.name for path in target.parent.iterdir()])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["True ['baked']"], done.stderr
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(lm, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine", "utf-8")
+    with pytest.raises(ValueError, match=r"is not empty .notes.txt.: give a new folder"):
+        Scale(NeuronSet.of([(1, 0)]), 0.5).bake(lm, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("held", ["config.json", "adapter_config.json", "model-00001-of-00002.safetensors"])

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from xlingtox import data
 from xlingtox.activations import Activations, collect_activations
 from xlingtox.baking import ControlVectors
 from xlingtox.comparison import Comparison, compare
-from xlingtox.folders import writable_folder
+from xlingtox.folders import appearing, writable_folder
 from xlingtox.generation import Continuations, generate
 from xlingtox.interventions import Intervention, Offset
 from xlingtox.lm import HookedLM
@@ -32,6 +34,40 @@ def test_several_may_ask_for_one_folder_at_once(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(writable_folder, [tmp_path] * 800)) == {tmp_path}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "new" / "runs [1]"
+    with appearing(target) as part:
+        (part / "sub").mkdir()
+        (part / "sub" / "a").write_text("a", "utf-8")
+        (part / "sub" / "a").chmod(0o600)
+        assert not target.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["runs [1]"]
+    plain = tmp_path / "plain"
+    plain.write_text("", "utf-8")
+    assert (target / "sub" / "a").stat().st_mode == plain.stat().st_mode
+    with pytest.raises(KeyboardInterrupt), appearing(tmp_path / "other") as part:  # noqa: PT012
+        (part / "a").write_text("a", "utf-8")
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "plain"]
+    with pytest.raises(OSError), appearing(target) as part:
+        (part / "b").write_text("b", "utf-8")
+    assert [path.name for path in target.iterdir()] == ["sub"]
+    assert [path.name for path in target.parent.iterdir()] == ["runs [1]"]
+
+
+def test_what_a_killed_process_left_is_removed_and_no_others(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f".runs.partial-{gone.pid}-0123abcd", f".runs.partial-{os.getpid()}-0123abcd"]
+    names += [f".other.partial-{gone.pid}-0123abcd", ".runs.partial-mine", "runs2"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}", "utf-8")
+    with appearing(tmp_path / "runs"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "runs"])
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import raw
 import torch
+import transformers
 from scipy.stats import chisquare, kstest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from xlingtox.data import Prompt
 from xlingtox.generation import Continuations, _Sampler, decode, generate, greediest
 from xlingtox.lm import HookedLM
+from xlingtox.neurons import NeuronSet
 
 PROMPTS = ["the cat", "la casa es grande y el gato", "a", "кот сидит на", "das ist", "the dog ran away from"]
 
@@ -268,3 +270,64 @@ def test_long_work_shows_how_far_it_is(lm, capsys, shown):
     assert (f"/{2 * len(PROMPTS)}" in told) == shown
     if not shown:
         assert told == ""
+
+
+@pytest.fixture(scope="module")
+def padded(tokenizer):
+    """A model with 40 rows beyond the tokenizer's tokens, and a hole among those; the rows have the largest logits."""
+    pieces = tokenizer.get_vocab()
+    words = {word: place for word, place in pieces.items() if place < 290} | {"<late>": 295}
+    level = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    holed = PreTrainedTokenizerFast(tokenizer_object=level, eos_token="<eos>", pad_token="<pad>")
+    config = families.build("llama").config
+    config.vocab_size = 340
+    model = families.randomised(transformers.LlamaForCausalLM(config))
+    with torch.no_grad():
+        model.lm_head.weight[290:] *= 30
+    return model, HookedLM.load(model, tokenizer=holed)
+
+
+def test_rows_without_a_token_are_known(padded, lm):
+    assert padded[1].without_text.tolist() == [*range(290, 295), *range(296, 340)]
+    assert lm.without_text is None
+
+
+def test_what_is_no_token_is_never_written(padded):
+    model, lm = padded
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    none = set(lm.without_text.tolist())
+    greedy, _ = decode(lm, ids, mask, 6, greediest)
+    for row, written in zip(ids.tolist(), greedy.tolist(), strict=True):
+        for i, token in enumerate(written):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([row + written[:i]])).logits[0, -1]
+            assert int(logits.argmax()) in none
+            assert token == max(set(range(340)) - none, key=lambda each: float(logits[each]))
+    chance = torch.rand(40, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for top_p in (0.8, 1.0):
+        tokens, _ = decode(lm, ids, mask, 6, _Sampler(chance, 5.0, top_p), 20)
+        assert not set(tokens.flatten().tolist()) & none
+    read = lm.logits(ids, mask)
+    assert bool(read.isfinite().all())
+
+
+def test_an_end_that_the_tokenizer_does_not_name_is_written(tokenizer):
+    config = families.build("llama").config
+    config.vocab_size = 310
+    model = families.randomised(transformers.LlamaForCausalLM(config))
+    model.generation_config.eos_token_id = [0, 305]
+    lm = HookedLM.load(model, tokenizer=tokenizer)
+    assert lm.without_text.tolist() == [*range(300, 305), *range(306, 310)]
+
+
+def test_what_is_no_token_is_not_promoted(padded):
+    model, lm = padded
+    table = NeuronSet.of([(1, 4)]).promoted_tokens(lm, k=291)
+    logits = model.lm_head.weight.detach() @ families.values(model, "llama", 1)[4]
+    assert int(logits.argmax()) in lm.without_text.tolist()
+    kept = sorted({*range(290), 295}, key=lambda each: -float(logits[each]))
+    assert table["token_id"].tolist() == kept
+    with pytest.raises(ValueError, match="k is 292: expected 1 to 291 tokens"):
+        NeuronSet.of([(1, 4)]).promoted_tokens(lm, k=292)

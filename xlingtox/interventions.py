@@ -65,15 +65,15 @@ class Intervention:
         """A new model with this edit in its weights: what `on` does, at no cost, for any server of checkpoints.
 
         An offset becomes a bias of the down-projection; a scale multiplies its rows. Mistral and Qwen 2 have no such
-        bias and are written as Llama, which can have one.
+        bias and are written as Llama, which can have one. A checkpoint is read again and compared before it appears.
 
         Args:
-            output_dir: where an ordinary checkpoint is written, with its tokenizer and `bake.json`, which says what was
-                done (default: the model is only in memory).
+            output_dir: a new or empty folder for an ordinary checkpoint, with its tokenizer and `bake.json`, which says
+                what was done (default: the model is only in memory). A process that is killed leaves no such folder.
 
         Raises:
             ValueError: this edit has no exact place in this model's weights (`control_vectors` may do); other hooks act
-                on it; the folder holds a model already.
+                on it; the folder is not empty; transformers reads what was written otherwise.
             OSError: the folder cannot be written.
         """
         self._check(lm)
