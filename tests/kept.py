@@ -101,6 +101,6 @@ def save_all(lm: HookedLM, value: float, folder: Path, n: int = 40) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Relative path to content, of all files that are not hidden."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
+    """Relative path to content, of all files that are not hidden, and in no hidden folder."""
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if not f"/{name}".count("/.")}

@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_old_file(lm, saved, monkeypatch, fault):
     for name, save in saves.items():
         with monkeypatch.context() as patched:
             if fault == "the disk is full":
-                patched.setattr("xlingtox.files.os.open", full)
+                patched.setattr("xlingtox.files.Path.mkdir", full)
             elif fault == "the disk is full at the end":
                 patched.setattr("xlingtox.files.os.fsync", full)
             else:
@@ -163,7 +163,8 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     kept = {f".xlingtox-{host}-{os.getpid()}-{'0' * 8}.partial": now, f".xlingtox-{'f' * 8}-1-{'1' * 8}.partial": now}
     kept |= {".xlingtox-notes": now - 1e6, ".xlingtox-1-2-3.partial.json": now - 1e6, "a.partial": now - 1e6}
     for name, written in (left | kept).items():
-        (tmp_path / name).write_text("half")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("half")
         os.utime(tmp_path / name, (written, written))
     files.write_text(tmp_path / "a", "x")
     assert set(os.listdir(tmp_path)) == {"a", *kept}

@@ -552,8 +552,12 @@ def test_a_run_killed_in_its_last_moment_is_cleared(tuned, tmp_path, monkeypatch
         with pytest.raises(Interrupted):
             tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
     assert (tmp_path / "checkpoints").exists()
-    tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
-    assert not (tmp_path / "checkpoints").exists()
+    for left in (False, True):
+        tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
+        record = json.loads((tmp_path / "recipe.json").read_text("utf-8"))
+        assert (record["finished"], "clearing" in record, "name" in record["model"]) == (True, False, True)
+        assert (tmp_path / "checkpoints").exists() == left
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)  # later, it is the user's
 
 
 def test_what_is_written_has_ordinary_permissions(tuned):

@@ -6,13 +6,16 @@ A process that is killed while it writes, or a disk that is full, leaves the old
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import platform
 import re
 import secrets
+import shutil
 import stat
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,7 +24,7 @@ from typing import Any
 
 import psutil
 import safetensors
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 AGAIN = "save it again"
@@ -32,7 +35,7 @@ _ABOUT = "xlingtox"
 
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _PARTIAL = re.compile(r"\.xlingtox-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.partial")
-"""The name of a file that is not whole yet: the machine and the process that write it, and a random number."""
+"""The name of the folder of a file that is not whole yet: whose machine and process write it, and a random number."""
 
 _DAY = 24 * 60 * 60
 _CLOCKS = 60
@@ -43,8 +46,9 @@ _CLOCKS = 60
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write to the yielded path; after the block, that file is moved to `path` in one step.
 
-    The yielded path is hidden, in the same folder, and nobody else's. If the block raises, it is removed and `path` is
-    as it was. A link stays a link: the file that it names is replaced. Files have the permissions that `open` gives.
+    The yielded path is in a hidden folder beside `path`, which is nobody else's: what writes the file may put temporary
+    files of its own there. If the block raises, all that is removed and `path` is as it was. A link stays a link: the
+    file that it names is replaced. Files have the permissions that `open` gives.
 
     Raises:
         OSError: the disk refused it, or `path` is a folder or a device. It names `path`.
@@ -55,9 +59,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if target.exists() and not target.is_file():
             raise OSError(f"cannot write {shown}: it is a folder or a device, not a file")
         _sweep(target.parent)
-        partial = _hidden(target.parent)
-        mode = _created(partial)
+        hidden = target.parent / f".xlingtox-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+        hidden.mkdir()
         try:
+            partial = hidden / target.name
+            mode = _created(partial)
             yield partial
             with partial.open("rb+") as written:
                 os.fsync(written.fileno())
@@ -65,9 +71,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             if stat.S_IMODE(partial.stat().st_mode) != mode:
                 partial.chmod(mode)
             os.replace(partial, target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
     except OSError as error:
         if error.errno is None:
             raise
@@ -81,11 +86,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def ordinary_permissions(folder: str | Path) -> None:
     """Give the safetensors files of a checkpoint, which that library makes for us alone, those that `open` gives."""
-    made = _hidden(Path(folder))
-    try:
-        mode = _created(made)
-    finally:
-        made.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        mode = _created(Path(elsewhere, "file"))
     for weights in Path(folder).glob("*.safetensors"):
         weights.chmod(mode)
 
@@ -118,7 +120,14 @@ def write_results(path: str | Path, value: Any) -> None:
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
     """Write tensors as one safetensors file, with `about`, as JSON, in the metadata of its header."""
     named = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(named, None if about is None else {_ABOUT: json.dumps(about)}))
+    with replacing(path) as partial:
+        try:
+            save_file(named, partial, None if about is None else {_ABOUT: json.dumps(about)})
+        except safetensors.SafetensorError as error:
+            # Its text has the number of the system's reason.
+            found = re.search(r"\(os error (\d+)\)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number)) from error
 
 
 def read_text(path: str | Path, remedy: str = AGAIN) -> str:
@@ -225,21 +234,16 @@ def _created(file: Path) -> int:
         os.close(descriptor)
 
 
-def _hidden(folder: Path) -> Path:
-    """The path of a partial file of this process."""
-    return folder / f".xlingtox-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
-
-
 def _sweep(folder: Path) -> None:
     """Remove what killed writers left in a folder; what cannot be removed does no harm."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if (name := _PARTIAL.fullmatch(entry.name)) and _abandoned(name[1], int(name[2]), entry.stat().st_mtime):
-                Path(entry.path).unlink(missing_ok=True)
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _abandoned(host: str, process: int, written: float) -> bool:
-    """Whether nobody writes a partial file any more: its process is gone, or its number went to a later one."""
+    """Whether nobody writes a file any more: its process is gone, or the number of that went to a later one."""
     if time.time() - written > _DAY:
         return True
     if host != _HOST:

@@ -63,12 +63,13 @@ class RunFolder:
         """
         with PartialState().main_process_first():
             if self._recipe.is_file():
-                found, own = _known_by(self._read()), _known_by(json.loads(json.dumps(about)))
+                record = self._read()
+                found, own = _known_by(record), _known_by(json.loads(json.dumps(about)))
                 if other := [name for name in own if found.get(name) != own[name]]:
                     raise ValueError(f"{self.path} holds another run (other {', '.join(other)}): give a new folder")
-                if finished := bool(found.get("finished")):
-                    self.clear()  # what a run that was killed in its last moment left
-                return finished
+                if found.get("clearing"):
+                    self._clear(record)
+                return bool(found.get("finished"))
             if (self.path / "config.json").is_file():
                 raise ValueError(f"{self.path} holds a checkpoint that is not of this run: give a new folder")
             theirs = [self.checkpoints, self.base, self.adapter, self.log, self.path / _ARGUMENTS]
@@ -93,6 +94,19 @@ class RunFolder:
         if PartialState().is_main_process:
             whole = {**about, "versions": _versions(), "finished": finished}
             files.write_json(self._recipe, whole)
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """Say in `recipe.json` that the run is over, and remove what it needed only on its way.
+
+        If it is killed in between, the next call removes the rest.
+        """
+        record = {**about, "versions": _versions(), "finished": True}
+        files.write_json(self._recipe, record | {"clearing": True})
+        self._clear(record)
+
+    def _clear(self, record: Mapping[str, Any]) -> None:
+        self.clear()
+        files.write_json(self._recipe, {name: value for name, value in record.items() if name != "clearing"})
 
     def whole(self, place: Path, write: Callable[[Path], Any]) -> Path:
         """What `write` makes at `place` below the folder, written once, by the main process, and never half."""

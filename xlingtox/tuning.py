@@ -341,8 +341,7 @@ def _train(run: _Run, progress: bool) -> None:
         for saved in (folder.path, *([] if adapter is None else [folder.adapter])):
             files.ordinary_permissions(saved)
         files.write_results(folder.log, log)
-        run.write(finished=True)
-        folder.clear()
+        folder.finish(run.about)
 
 
 def _without_dropout(model: Any) -> dict[str, Any]:

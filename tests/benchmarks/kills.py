@@ -102,7 +102,7 @@ def killed(work: Callable[[], None], folder: Path, seconds: float | None = None,
 
 
 def debris(folder: Path) -> list[str]:
-    """Hidden files: what is not moved into place."""
+    """Hidden files and folders: what was not moved into place."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
 
 
