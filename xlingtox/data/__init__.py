@@ -3,6 +3,9 @@
 Every loader gives a `datasets.Dataset` that lies on disk, read row by row; what it leaves out is logged as a warning,
 and `skipped` tells how much, why and where. A lone surrogate in a text becomes U+FFFD; only in the JSON of a hub
 repository, which the datasets library reads, it is an error.
+
+What is no text, or a trap, is a ValueError before it fills the memory. A line or a row has at most 64 MiB. A file in an
+archive unpacks to at most 8 GiB, and to at most 100 times its archive where that is more than 64 MiB.
 """
 
 from xlingtox.data.columns import (

@@ -268,7 +268,8 @@ class _Stopped(Exception):
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
-    grown = tenacity.wait_exponential_jitter(initial=_FIRST_WAIT, max=_LONGEST_WAIT, jitter=_FIRST_WAIT)(state)
+    jitter = tenacity.wait_random(0, _FIRST_WAIT)
+    grown = (tenacity.wait_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT) + jitter)(state)
     problem = state.outcome.exception() if state.outcome else None
     return max(grown, min(getattr(problem, "after", 0.0), _LONGEST_WAIT))
 
