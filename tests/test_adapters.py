@@ -296,3 +296,40 @@ def test_a_bridge_over_an_unmerged_adapter_is_refused(tokenizer, targets):
     bridge = build_bridge_from_module(model, "LlamaForCausalLM", hf_config=model.config)
     with pytest.raises(ValueError, match="not merged"):
         HookedLM.load(bridge, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("way", ["folder", "memory"])
+def test_biases_of_an_adapter_that_the_base_has_no_place_for(base, tokenizer, tmp_path, way):
+    model, folder = base
+    config = peft.LoraConfig(r=2, target_modules=["down_proj"], lora_bias=True)
+    lora = peft.get_peft_model(copy.deepcopy(model), config)
+    lora.save_pretrained(tmp_path / "lora")
+    source, how = (folder, {"adapter": tmp_path / "lora"}) if way == "folder" else (lora, {"tokenizer": tokenizer})
+    with pytest.raises(ValueError, match=r"it has biases \(lora_bias\), and .*layers\.0\.mlp\.down_proj has none"):
+        HookedLM.load(source, **how)
+
+
+def test_biases_of_an_adapter_are_merged_where_there_is_a_place(tokenizer, tmp_path):
+    model = families.build("llama tied, biased")
+    config = peft.LoraConfig(r=2, target_modules=["down_proj"], lora_bias=True)
+    lora = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.3)
+    lora.save_pretrained(tmp_path / "lora")
+    theirs, ours = logits(lora, HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora"))
+    assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_is_looked_at_before_its_base_is_read(base, tmp_path, monkeypatch):
+    model, folder = base
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    peft.get_peft_model(copy.deepcopy(model), config).save_pretrained(tmp_path / "prompt")
+
+    def read(*_, **__):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("xlingtox.loading.read_weights", read)
+    with pytest.raises(ValueError, match="puts something before the text"):
+        HookedLM.load(folder, adapter=tmp_path / "prompt")

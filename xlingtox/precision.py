@@ -41,7 +41,8 @@ def multiplies_bfloat16() -> bool:
 
     The processor is looked at, not timed: a busy machine would otherwise decide which numbers come out.
     """
-    if sys.platform == "darwin" or not torch.backends.mkldnn.is_available():
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if sys.platform == "darwin" or not onednn:
         return False
     if hasattr(torch.cpu, "get_capabilities"):
         known = torch.cpu.get_capabilities()
