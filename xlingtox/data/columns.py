@@ -1,6 +1,6 @@
 """What goes into the work, checked before it starts: prompts, labels, preference pairs, parallel sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from datasets import Dataset
@@ -44,6 +44,19 @@ def as_prompts(prompts: Prompts) -> list[Prompt]:
         if not isinstance(prompt.text, str) or not prompt.text.strip():
             raise ValueError(f"prompt {i} is blank: expected text, got {prompt.text!r}")
     return [Prompt(prompt.language, well_formed(prompt.text)) for prompt in found]
+
+
+def meanings(prompts: Prompts) -> dict[str, list[Hashable]] | None:
+    """Return the ids by which a table of prompts tells translations of each other, by language; None if it has none.
+
+    Such ids stand in its column `index`, as `rtp_lx` and the miniature give them.
+    """
+    if not isinstance(prompts, Dataset) or "index" not in prompts.column_names:
+        return None
+    by_language: dict[str, list[Hashable]] = {}
+    for language, index in zip(prompts["language"], prompts["index"], strict=True):
+        by_language.setdefault(language, []).append(index)
+    return by_language
 
 
 def labelled_texts(labelled: Dataset) -> tuple[list[str], list[int]]:
