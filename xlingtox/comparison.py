@@ -65,7 +65,8 @@ class Comparison:
     Attributes:
         before, after: language to measures, in the house's order of languages.
         changes: language to measure to the 95 % interval of after minus before, over prompts
-            (`metrics.paired_changes`): every measure but `perplexity`. Prompts without a value on either side do not count.
+            (`metrics.paired_changes`): every measure but `perplexity`. Prompts without a value on either side do not
+            count.
         scorer: which scorer, and what it covers.
         models: which models they were, before and after; None where that is not known.
         mean_changes: the same measures to the change in their mean over languages; empty where that is not known.

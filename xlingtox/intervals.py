@@ -7,6 +7,7 @@ what it saw: 20 prompts that all went from 1 to 0 would prove that every prompt 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -35,6 +36,9 @@ PerPrompt: TypeAlias = Float[np.ndarray, "prompt"]
 
 _FEW = 3
 """While no more prompts than about this many differ from the commonest change, they do not tell how far prompts go."""
+
+_FARTHER = 2 / 3
+"""How much of the way to its bounds a change that is farther than all others goes, on average."""
 
 _NONE = np.empty(0)
 
@@ -77,7 +81,7 @@ def paired_changes(
         groups = by_meaning(meanings, {code: len(sample.changes) for code, sample in samples.items()})
         joint = _Weighted.of(_joint(samples, groups), n_resamples, *streams(seed, "all languages")).drawn()
         alone = min(len(sample.changes) for sample in samples.values()) < 2
-        overall = [dataclasses.replace(joint, n_prompts=1) if alone else joint]
+        overall = [dataclasses.replace(joint, freedom=0) if alone else joint]
     return by_language, summary(overall, level)
 
 
@@ -101,8 +105,9 @@ def paired_interval(
       values that are all 0 or 1 this is near the exact interval of Clopper and Pearson (1934) where ties are many, and
       near its mid-P version where they are few (for bounded values: Gaffke 2005, *Three Test Statistics for a
       Nonparametric One-Sided Hypothesis on the Mean of a Nonnegative Variable*).
-    - Quantiles are taken where the normal distribution has those of Student's t, against few prompts (Hesterberg 2015,
-      *What Teachers Should Know About the Bootstrap*).
+    - Against few prompts, quantiles are taken where the normal distribution has those of Student's t (Hesterberg 2015,
+      *What Teachers Should Know About the Bootstrap*), with twice the degrees of freedom, as the one
+      more prompt widens too.
 
     `tests/benchmarks/coverage.py` simulates how often 95 % intervals hold the truth.
 
@@ -126,7 +131,7 @@ def sign_flip_test(before: PerPrompt, after: PerPrompt, n_resamples: int = 2000,
     """
     changes = _paired(before, after)
     flipped = _flipped(changes, n_resamples, default_rng(seed))
-    return p_value([Drawn(float(changes.mean()), len(changes), math.nan, _NONE, _NONE, flipped)])
+    return p_value([Drawn(float(changes.mean()), 0, math.nan, _NONE, _NONE, flipped)])
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class _Sample:
         common = int(np.unique(self.changes.round(12), return_counts=True)[1].max())
         # Of so many changes that are not the commonest, a next one goes farther than all at a chance of 1 in `rank`.
         rank = 1 + n - common
-        reach = max(1 / rank, min(1.0, (_FEW / rank) ** 2))
+        reach = max(_FARTHER / rank, min(1.0, (_FEW / rank) ** 2))
         least = self.least if math.isfinite(self.least) else 2 * low - high
         most = self.most if math.isfinite(self.most) else 2 * high - low
         return low + reach * (least - low), high + reach * (most - high), (common - 1) / max(1, n - 1)
@@ -192,14 +197,16 @@ class _Weighted:
         """The change with one more prompt, or a part of one, where there is one for several languages."""
         changes, n = self.sample.changes, len(self.sample.changes)
         least, most, tied = self.sample.further()
-        weight = self.further.standard_gamma(part, len(self.sums))
-        outwards = self.further.random(len(self.sums)) < (1 + tied) / 2
+        rng = copy.deepcopy(self.further)  # the same numbers whenever it is asked
+        weight = rng.standard_gamma(part, len(self.sums))
+        outwards = rng.random(len(self.sums)) < (1 + tied) / 2
         lows, highs = (
             (self.sums + weight * np.where(outwards, end, other)) / (self.totals + weight)
             for end, other in ((least, most), (most, least))
         )
         variance = float(changes.var(ddof=1)) / n if n > 1 else math.nan
-        return Drawn(float(changes.mean()), n, variance, lows, highs, self.flipped)
+        # One more prompt makes up for about half of what few prompts tell too little.
+        return Drawn(float(changes.mean()), 2 * (n - 1), variance, lows, highs, self.flipped)
 
 
 def _joint(samples: Mapping[str, _Sample], groups: Mapping[str, Int[np.ndarray, "prompt"]]) -> _Sample:

@@ -77,7 +77,8 @@ def by_auroc(lm: HookedLM, labelled: Dataset, batch_size: int | None = None, pro
     """Experts: neurons that tell toxic from other sentences better than chance (Suau et al. 2024, section 3).
 
     A neuron's answer to a sentence is its highest post-activation over the tokens; its score is the area under the ROC
-    curve of these answers, in (0.5, 1], highest first. `Scale.damping` makes AurA of them.
+    curve of these answers, in (0.5, 1], highest first. `Scale.damping` damps them by it. AurA, as
+    published, takes the outputs of both projections of the MLP in place of post-activations.
 
     Args:
         labelled: columns `text, label` (1 is toxic). Of a text longer than the model's context the beginning is read.

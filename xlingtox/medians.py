@@ -128,7 +128,7 @@ class _Medians:
         width = max(len(self.values), n_groups)
         means, signed = (in_chunks(n, n_groups, draw, width) for draw in (resampled, flipped))
         ends = mean + (means - mean) * math.sqrt(n_prompts / max(1, n_prompts - 1))
-        return Drawn(mean, n_prompts, float(np.var(means)), ends, ends, signed)
+        return Drawn(mean, n_prompts - 1, float(np.var(means)), ends, ends, signed)
 
 
 def _medians(values: Float[np.ndarray, "value"], times: Int[np.ndarray, "resample value"]) -> np.ndarray:

@@ -113,7 +113,7 @@ def distinct_n_per_unigram(samples: Sequence[Sequence[Sequence[Hashable]]], n: i
     """The authors' variant: distinct n-grams over all *unigrams* of a prompt's samples, for every n (their code).
 
     A text of m tokens has m - n + 1 n-grams, so this is at most (m - n + 1) / m even where no n-gram comes twice: short
-    texts look less diverse than they are, the more so the larger n is. The paper's Table 1 has this figure, over the
+    texts look less diverse than they are, the more so the larger n is. The paper's Table 2 has this figure, over the
     tokens of mT5.
 
     Args:

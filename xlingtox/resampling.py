@@ -41,10 +41,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Drawn:
-    """An estimated change, and what it was in draws: for either end of its interval, and under flipped signs."""
+    """An estimated change, and what it was in draws: for either end of its interval, and under flipped signs.
+
+    Attributes:
+        freedom: degrees of freedom of Student's t, by which its interval is widened for few prompts; 0 for a single
+            prompt, which has no interval.
+    """
 
     mean: float
-    n_prompts: int
+    freedom: int
     variance: float
     for_low: Float[np.ndarray, "resample"]
     for_high: Float[np.ndarray, "resample"]
@@ -60,13 +65,13 @@ def interval(drawn: Sequence[Drawn], level: float) -> tuple[float, float]:
     """The interval of the mean over languages."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level}: expected a number between 0 and 1, like 0.95")
-    sizes = np.array([language.n_prompts for language in drawn])
-    if sizes.min() < 2:
+    freedoms = np.array([language.freedom for language in drawn])
+    if freedoms.min() < 1:
         return math.nan, math.nan
-    # Degrees of freedom of a sum of means: Welch and Satterthwaite; of one mean, its prompts less one.
+    # Welch and Satterthwaite: degrees of freedom of a sum.
     variances = np.array([language.variance for language in drawn])
-    spread = (variances**2 / (sizes - 1)).sum()
-    freedom = variances.sum() ** 2 / spread if spread > 0 else (sizes - 1).sum()
+    spread = (variances**2 / freedoms).sum()
+    freedom = variances.sum() ** 2 / spread if spread > 0 else freedoms.sum()
     tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, freedom))
     low = np.quantile(np.mean([language.for_low for language in drawn], axis=0), tail)
     high = np.quantile(np.mean([language.for_high for language in drawn], axis=0), 1 - tail)
@@ -101,16 +106,12 @@ def by_meaning(meanings: Meanings, sizes: Mapping[str, int]) -> dict[str, Int[np
     return dict(zip(sizes, np.split(numbers, np.cumsum(list(sizes.values()))[:-1]), strict=True))
 
 
-def joined(drawn: Sequence[Drawn], n_prompts: int) -> Drawn:
-    """The change in the mean over languages whose prompts were drawn together, as translations of each other.
-
-    Args:
-        n_prompts: the number of their meanings.
-    """
+def joined(drawn: Sequence[Drawn], n_meanings: int) -> Drawn:
+    """The change in the mean over languages whose prompts were drawn together, as translations of each other."""
     columns = ("mean", "for_low", "for_high", "flipped")
     mean, low, high, flipped = (np.mean([getattr(language, name) for language in drawn], axis=0) for name in columns)
-    alone = min(language.n_prompts for language in drawn) < 2
-    return Drawn(float(mean), 1 if alone else n_prompts, float(low.var()), low, high, flipped)
+    freedom = n_meanings - 1 if min(language.freedom for language in drawn) else 0
+    return Drawn(float(mean), freedom, float(low.var()), low, high, flipped)
 
 
 def check_same_languages(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
