@@ -510,7 +510,7 @@ RARE = {
 @pytest.mark.parametrize("simulated", RARE.values(), ids=RARE)
 @pytest.mark.parametrize("n", [20, 40, 100])
 def test_95_percent_intervals_of_rare_and_bounded_outcomes_cover_at_least_93_percent(simulated, n):
-    rng, rounds, held = np.random.default_rng(n), 500, 0
+    rng, rounds, held = np.random.default_rng(n), 1000, 0
     for trial in range(rounds):
         before, after, truth = simulated(rng, n)
         low, high = metrics.paired_interval(before, after, n_resamples=300, seed=trial)
