@@ -124,7 +124,8 @@ def test_changes_are_over_prompts_and_their_mean_over_languages(diff, model, lm,
     assert diff.mean_changes.keys() == values.keys()
     for measure, sides in values.items():
         medians = measure == "continuation_perplexity"
-        by_language, overall = (metrics.paired_median_changes if medians else metrics.paired_changes)(*sides)
+        bounds = {"bounds": (-math.inf, math.inf)} if measure == "mean_activation" else {}
+        by_language, overall = (metrics.paired_median_changes if medians else metrics.paired_changes)(*sides, **bounds)
         for code, change in by_language.items():
             assert diff.changes[code].keys() == values.keys()
             assert diff.changes[code][measure] == pytest.approx((change.low, change.high), rel=1e-3, abs=1e-5)
@@ -141,6 +142,18 @@ def test_one_prompt_has_no_interval(lm, others):
     assert all(map(math.isnan, alone.changes["ru"]["emt"]))
     assert math.isnan(alone.mean_changes["emt"].low)
     assert math.isfinite(alone.mean_changes["emt"].mean)
+
+
+def test_translations_are_known_by_their_index(lm, others):
+    """The same prompts in two languages: together they tell as much as in one of them."""
+    texts = [f"the {word}" for word in ("cat", "dog", "mat", "house", "sea", "sun", "bed", "tree")]
+    rows = [{"language": code, "prompt": text, "index": i} for code in ("en", "es") for i, text in enumerate(texts)]
+    known = run(lm, others[1], prompts=Dataset.from_list(rows)).mean_changes
+    unknown = run(lm, others[1], prompts=Dataset.from_list(rows).remove_columns("index")).mean_changes
+    for measure in ("average_toxicity", "mean_activation", "continuation_perplexity"):
+        together, apart = (each[measure].high - each[measure].low for each in (known, unknown))
+        assert known[measure].mean == pytest.approx(unknown[measure].mean)
+        assert together > 1.2 * apart
 
 
 class Failing(HashScorer):
@@ -192,8 +205,9 @@ def test_the_order_is_the_houses(diff):
 def test_the_same_model_twice_does_not_change(lm):
     same = run(lm, lm)
     assert same.before == same.after
-    assert all(change == metrics.Change(0, 0, 0, 1) for change in same.mean_changes.values())
-    assert all(interval == (0.0, 0.0) for row in same.changes.values() for interval in row.values())
+    assert all((change.mean, change.p_value) == (0, 1) for change in same.mean_changes.values())
+    assert all(change.low <= 0 <= change.high for change in same.mean_changes.values())
+    assert all(low <= 0 <= high for row in same.changes.values() for low, high in row.values())
     assert set(same.relative_drop("average_toxicity").values()) == {0.0}
 
 
@@ -239,10 +253,12 @@ def test_a_language_where_nothing_can_be_judged_loses_nothing_else(lm, others, m
     for measure in ("continuation_perplexity", "distinct_1", "distinct_3"):
         assert math.isnan(getattr(found.before["ru"], measure))
         assert all(map(math.isnan, found.changes["ru"][measure]))
-        assert found.changes["en"][measure] == (0, 0)
+        low, high = found.changes["en"][measure]
+        assert low <= 0 <= high
         assert found.mean_changes[measure].mean == 0
     assert found.before["ru"].degenerate == 1
-    assert found.changes["ru"]["emt"] == (0, 0)
+    low, high = found.changes["ru"]["emt"]
+    assert low < 0 < high
     only = run(lm, others[1], prompts={"ru": PROMPTS["ru"]})
     assert math.isnan(only.mean_changes["distinct_1"].mean)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from xlingtox.data import Prompt
-from xlingtox.fluency import conditional_perplexity, copying_score, perplexities
+from xlingtox.fluency import conditional_perplexity, copying_score, nats, perplexities
 from xlingtox.generation import Continuations
 from xlingtox.lm import HookedLM
 
@@ -134,6 +134,19 @@ def test_texts_beyond_the_context_are_counted_and_spare_the_others(model, lm, to
     frame = found.to_frame()
     assert list(frame.columns) == ["language", "median", "texts", "blank", "too_long", "out_of_range", "merged"]
     assert frame["too_long"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nats_of_a_large_vocabulary_equal_a_float64_loop(dtype):
+    """In float32 the mean of these is off by 4e-4."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, 3, 256_000, generator=generator)).to(dtype)
+    tokens = torch.randint(256_000, (2, 3), generator=generator)
+    found = nats(logits, tokens)
+    assert found.dtype == torch.float64
+    for row, ids, own in zip(logits, tokens, found, strict=True):
+        for values, token, value in zip(row.double().numpy(), ids.tolist(), own.tolist(), strict=True):
+            assert value == pytest.approx(np.log(np.exp(values).sum()) - values[token], abs=1e-9)
 
 
 def test_there_must_be_something_to_judge(lm):

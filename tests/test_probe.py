@@ -6,6 +6,7 @@ from conftest import N_LAYERS, N_POSITIONS
 from datasets import Dataset
 from torch.testing import assert_close
 
+from xlingtox import localize
 from xlingtox.probe import Probe, mean_states
 
 TEXTS = ["the cat", "la casa es grande y el gato duerme en la cama", "a", "кот сидит"]
@@ -85,6 +86,90 @@ def test_the_same_seed_gives_the_same_direction(lm, sentences, probe):
 def test_labels_of_one_class(lm):
     with pytest.raises(ValueError, match="both classes"):
         Probe.fit(lm, Dataset.from_dict({"text": ["a", "b"], "label": [1, 1]}), progress=False)
+
+
+def test_a_direction_found_elsewhere_says_what_is_not_known(lm, tmp_path):
+    direction = torch.linspace(-1, 1, lm.d_model)
+    found = Probe.from_direction(direction.tolist(), bias=0.5, model=lm)
+    assert (found.bias, found.model) == (0.5, lm.identity())
+    assert_close(found.direction, direction)
+    assert (found.accuracy, found.auc, found.baseline, found.n_train, found.n_held_out) == (None,) * 5
+    assert (
+        repr(found) == f"Probe(d_model {lm.d_model}: held-out accuracy unknown, AUC unknown, majority baseline unknown)"
+    )
+    found.save(tmp_path / "probe.safetensors")
+    again = Probe.load(tmp_path / "probe.safetensors")
+    assert repr(again) == repr(found)
+    assert torch.equal(again.direction, found.direction)
+    assert len(localize.by_cosine(lm, found, 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("vector", "bias", "words"),
+    [
+        (torch.ones(2, 32), 0.0, "expected a row of finite numbers"),
+        ([1.0, float("nan")], 0.0, "expected a row of finite numbers"),
+        ([], 0.0, "expected a row of finite numbers"),
+        ([1.0], float("inf"), "finite bias"),
+        ([0.0, 0.0], 0.0, "the direction is zero"),
+        ([1.0, 2.0], 0.0, "d_model 32"),
+    ],
+)
+def test_what_is_no_direction(lm, vector, bias, words):
+    with pytest.raises(ValueError, match=words):
+        Probe.from_direction(vector, bias, lm)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_numbers_of_a_torch_file(tmp_path, bias, whole):
+    layer = torch.nn.Linear(8, 1, bias=bias)
+    torch.save(layer if whole else layer.state_dict(), tmp_path / "probe.pt")
+    found = Probe.from_torch_file(tmp_path / "probe.pt")
+    assert torch.equal(found.direction, layer.weight.detach()[0])
+    assert found.bias == (float(layer.bias.detach()) if bias else 0.0)
+
+
+class Hostile:
+    """Makes a file when it is read."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+def test_a_torch_file_runs_no_code(tmp_path):
+    trace, file = tmp_path / "trace", tmp_path / "probe.pt"
+    hidden = torch.nn.Linear(8, 1)
+    hidden.extra = Hostile(trace)
+    for held in (Hostile(trace), {"weight": Hostile(trace)}, hidden):
+        torch.save(held, file)
+        with pytest.raises(ValueError, match=r"probe\.pt holds something else"):
+            Probe.from_torch_file(file)
+        assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        (torch.nn.Linear(8, 2), "no linear layer with one output"),
+        (torch.nn.Sequential(torch.nn.Linear(8, 1)), "holds something else"),
+        ({"weights": torch.ones(8)}, "no linear layer"),
+        ({"weight": torch.ones(8), "bias": torch.ones(2)}, "2 biases"),
+        ([torch.ones(8)], "no linear layer"),
+    ],
+)
+def test_other_torch_files(tmp_path, held, words):
+    torch.save(held, tmp_path / "probe.pt")
+    with pytest.raises(ValueError, match=words):
+        Probe.from_torch_file(tmp_path / "probe.pt")
+    (tmp_path / "probe.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="holds something else"):
+        Probe.from_torch_file(tmp_path / "probe.pt")
+    with pytest.raises(FileNotFoundError):
+        Probe.from_torch_file(tmp_path / "none.pt")
 
 
 def test_a_probe_that_was_never_saved(tmp_path):

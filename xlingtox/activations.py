@@ -140,6 +140,7 @@ def collect_activations(
     n_new_tokens: int = 20,
     batch_size: int | None = None,
     progress: bool = True,
+    stop_at_end: bool = True,
 ) -> Activations:
     """Read `neurons` while the model greedily continues each prompt by `n_new_tokens` (paper, section 4.1).
 
@@ -148,6 +149,8 @@ def collect_activations(
 
     Args:
         batch_size: prompts that are continued at once (default: as many as the free memory allows).
+        stop_at_end: leave out what follows an end of sequence. The authors' code goes on to `n_new_tokens` and
+            counts it (`published.collect_activations`).
 
     Raises:
         ValueError: a neuron outside the model, no prompts, or one that is blank or too long, or a number below 1.
@@ -172,7 +175,16 @@ def collect_activations(
             reader = _Reader(lm, neurons, [codes.index(own[i]) for i in rows], len(codes), n_new_tokens, few)
             with lm.hooks(post=reader.hooks(), edit=None):
                 spoken = [own[i] for i in rows]
-                _, counts = decode(lm, ids, attention, n_new_tokens, greediest, watch=reader.watch, languages=spoken)
+                _, counts = decode(
+                    lm,
+                    ids,
+                    attention,
+                    n_new_tokens,
+                    greediest,
+                    watch=reader.watch,
+                    languages=spoken,
+                    stop_at_end=stop_at_end,
+                )
             mask[rows] = counts.cpu()
             sums.add_(reader.sums.cpu())
             if kept is not None and reader.values is not None:

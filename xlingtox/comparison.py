@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from xlingtox import degenerate, files, languages, metrics, tables
 from xlingtox.activations import collect_activations, few_enough
-from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.drift import LayerDrift, by_layer, weight_drift
 from xlingtox.escaping import escaped
 from xlingtox.fluency import check_held_out, conditional_perplexity, perplexities
@@ -64,8 +64,9 @@ class Comparison:
 
     Attributes:
         before, after: language to measures, in the house's order of languages.
-        changes: language to measure to the 95 % paired bootstrap interval of after minus before, over prompts: every
-            measure but `perplexity`. Prompts without a value on either side do not count.
+        changes: language to measure to the 95 % interval of after minus before, over prompts
+            (`metrics.paired_changes`): every measure but `perplexity`. Prompts without a value on either side do not
+            count.
         scorer: which scorer, and what it covers.
         models: which models they were, before and after, and under which edits; None where that is not known.
         mean_changes: the same measures to the change in their mean over languages; empty where that is not known.
@@ -193,12 +194,13 @@ def compare(
     folder: str | Path | None = None,
     identify: degenerate.Identifier | None = None,
 ) -> Comparison:
-    """Measure both models on the same prompts with the same random numbers (paper, Table 1 and Figure 3).
+    """Measure both models on the same prompts with the same random numbers (paper, Table 2 and Figure 3).
 
     What both wrote is also judged by the model before: how fluent it finds what the other now writes.
 
     Args:
-        prompts: with their languages; only the continuations are scored.
+        prompts: with their languages; only the continuations are scored. Where they are a table with a column `index`,
+            prompts of the same index are translations, and are resampled together in the mean over languages.
         neurons: whose mean activation is compared, in both models.
         scorer: any; as `scoring.Cached(scorer)` it scores no text twice, and goes on where it was interrupted.
         held_out: columns `language, text`, for perplexity.
@@ -248,7 +250,10 @@ def compare(
         {code: _summary(side[code], fluent.get(code)) for code in codes}
         for side, fluent in zip(sides, fluency, strict=True)
     ]
-    compared = {measure: _changes(sides[0], sides[1], measure) for measure in (*_PER_PROMPT, "continuation_perplexity")}
+    aligned = meanings(prompts)
+    compared = {
+        measure: _changes(sides[0], sides[1], measure, aligned) for measure in (*_PER_PROMPT, "continuation_perplexity")
+    }
     return Comparison(
         measures[0],
         measures[1],
@@ -375,10 +380,11 @@ def _measure(
 
 
 def _changes(
-    before: Mapping[str, _Raw], after: Mapping[str, _Raw], measure: str
+    before: Mapping[str, _Raw], after: Mapping[str, _Raw], measure: str, aligned: metrics.Meanings | None
 ) -> tuple[dict[str, tuple[float, float]], Change]:
     """Language to the interval of the change, and the change in the mean over languages, where there are values."""
     sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+    kept: dict[str, list[Hashable]] = {}
     # Of a perplexity the median over all continuations is shown, of what else there is the mean over prompts.
     medians = measure not in _PER_PROMPT
     for code in before:
@@ -387,10 +393,16 @@ def _changes(
         there = (~np.isnan(values)).reshape(*values.shape[:2], -1).any(2).all(0)
         if there.any():
             sides[0][code], sides[1][code] = values[:, there]
+            if aligned is not None:
+                kept[code] = [meaning for meaning, has_value in zip(aligned[code], there, strict=True) if has_value]
     none = dict.fromkeys(before, (math.nan, math.nan))
     if not sides[0]:
         return none, Change(*[math.nan] * 4)
-    by_language, overall = (metrics.paired_median_changes if medians else metrics.paired_changes)(*sides)
+    together = None if aligned is None else kept
+    if medians:
+        by_language, overall = metrics.paired_median_changes(*sides, meanings=together)
+    else:
+        by_language, overall = metrics.paired_changes(*sides, bounds=tables.ends(measure), meanings=together)
     return none | {code: (change.low, change.high) for code, change in by_language.items()}, overall
 
 

@@ -22,7 +22,7 @@ from xlingtox import files, languages, localize, metrics, retrieval, transfer, t
 from xlingtox._version import __version__
 from xlingtox.activations import collect_activations
 from xlingtox.comparison import Comparison, compare, toxicity_scores
-from xlingtox.data import as_prompts, labelled_texts, require_columns
+from xlingtox.data import as_prompts, labelled_texts, meanings, require_columns
 from xlingtox.degenerate import Identifier
 from xlingtox.dose import check_offsets, dose_response
 from xlingtox.fluency import check_held_out
@@ -359,10 +359,11 @@ def _changes_of_others(study: _Study) -> dict[str, dict[str, float]]:
     others = [code for code in before if code != "en"]
     if not others:
         return {}
-    found = {}
+    aligned, found = meanings(study.materials.hostile), {}
+    together = aligned and {code: aligned[code] for code in others}
     for measure, of in (("emt", metrics.prompt_maxima), ("average_toxicity", metrics.prompt_means)):
         first, then = ({code: of(scores[code]) for code in others} for scores in (before, after))
-        found[measure] = dataclasses.asdict(metrics.paired_changes(first, then)[1])
+        found[measure] = dataclasses.asdict(metrics.paired_changes(first, then, meanings=together)[1])
     return found
 
 

@@ -215,17 +215,19 @@ def decode(
     samples: int = 1,
     watch: Watch | None = None,
     languages: Sequence[str] | None = None,
+    stop_at_end: bool = True,
 ) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
     """Continue a left-padded batch, `samples` rows a prompt; rows that have ended are left out of later passes.
 
     Args:
         watch: for hooks that need to know whose activations they see; the first pass has the prompts as its rows.
         languages: of the prompts, for edits that differ by language.
+        stop_at_end: whether a row ends with an end of sequence; if not, all rows go on.
 
     Returns:
         the new tokens (end-of-sequence once a row has ended), and where they count: the row had not ended before.
     """
-    end, ends = lm.ends[0], torch.tensor(lm.ends, device=lm.device)
+    end, ends = lm.ends[0], torch.tensor(lm.ends if stop_at_end else (), dtype=torch.long, device=lm.device)
     if watch:
         rows = torch.arange(len(ids), device=lm.device)
         watch(0, rows, torch.ones_like(rows, dtype=torch.bool))

@@ -276,11 +276,13 @@ class Scale(_Constant):
 
     @classmethod
     def damping(cls, experts: NeuronSet) -> Scale:
-        """AurA: the better a neuron tells toxic sentences, the more it is damped, by `1 - 2 (AUROC - 0.5)`.
+        """Multiply each expert's post-activation by `1 - 2 (AUROC - 0.5)`: the better it tells toxic text, the less.
+
+        The factor is that of AurA (Suau et al. 2024, equation 4), and this is not AurA, which damps the outputs of both
+        projections of the MLP. Here a neuron is damped once, at the input of the down-projection.
 
         Args:
-            experts: with their areas under the ROC curve as scores, as `localize.by_auroc` gives them (Suau et al.
-                2024, equation 4).
+            experts: neurons with their areas under the ROC curve as scores, as `localize.by_auroc` gives them.
 
         Raises:
             ValueError: a score is not in [0.5, 1].

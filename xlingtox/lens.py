@@ -222,6 +222,11 @@ class Lens:
         weight: Tensor = self.tl.W_U
         return weight.detach()
 
+    def after_final_norm(self, states: Tensor) -> Tensor:
+        """The residual stream after the last block as the unembedding reads it."""
+        norm = getattr(self.tl, "ln_final", None)
+        return states if norm is None else getattr(norm, "original_component", norm)(states)
+
     def write_vectors(self, layer: int) -> Tensor:
         """`[d_mlp, d_model]`: rows of the down-projection, through the norm between them and the next block's input."""
         values, norm = self.down_projection(layer), getattr(self.tl.blocks[layer], "ln2_post", None)

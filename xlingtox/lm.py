@@ -401,6 +401,11 @@ class HookedLM(Running):
             raise ValueError(f"{self.name} has no gated MLP: its neurons have a key and a value vector only")
         return self._lens.up_projection(layer).T
 
+    @torch.no_grad()
+    def after_final_norm(self, states: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+        """The residual stream after the last block as the unembedding reads it: through the final norm, if any."""
+        return self._lens.after_final_norm(states)
+
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
         """Rows of the output embedding: the direction in the residual stream that promotes each token."""
         return self._lens.unembedding().T

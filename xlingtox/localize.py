@@ -74,7 +74,8 @@ def by_auroc(lm: HookedLM, labelled: Labelled, batch_size: int | None = None, pr
     """Experts: neurons that tell toxic from other sentences better than chance (Suau et al. 2024, section 3).
 
     A neuron's answer to a sentence is its highest post-activation over the tokens; its score is the area under the ROC
-    curve of these answers, in (0.5, 1], highest first. `Scale.damping` makes AurA of them.
+    curve of these answers, in (0.5, 1], highest first. `Scale.damping` damps them by it. AurA, as
+    published, takes the outputs of both projections of the MLP in place of post-activations.
 
     Args:
         labelled: a table with the columns `text, label` (1 is toxic). Only the beginning is read of a text that is

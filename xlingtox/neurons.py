@@ -143,7 +143,7 @@ class NeuronSet:
         return out
 
     def promoted_tokens(self, lm: HookedLM, k: int = 10) -> pd.DataFrame:
-        """The k tokens that each value vector promotes most: `W_U v`, no final norm (paper, section 4.2).
+        """The k tokens that each value vector promotes most: `W_U v`, no final norm (paper, Table 4).
 
         Rows of the unembedding that are no token of the tokenizer are left out.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,13 +37,15 @@ def mean_states(
 ) -> Float[Tensor, "layer text d_model"]:
     """Mean over each text's tokens of the residual stream at `layers` (0: the embedding's output, n: the n-th block's).
 
+    `lm.n_layers + 1` stands for the state after the final norm.
+
     One pass, texts of like length together; each state is averaged where it arises and not kept. Of a text longer than
     the model's context only the beginning is read. Float32, on the CPU.
 
     Raises:
         ValueError: no texts, or one without tokens.
     """
-    out = torch.empty(len(layers), len(texts), lm.d_model)
+    out, last = torch.empty(len(layers), len(texts), lm.d_model), lm.n_layers
     with tqdm(total=len(texts), desc="reading states", unit="text", disable=not progress, leave=False) as bar:
 
         def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
@@ -51,8 +54,11 @@ def mean_states(
 
             def keep(layer: int, state: Tensor) -> None:
                 means[layer] = (weight.to(state.device) @ state.float()).squeeze(1)
+                if layer == last and last + 1 in layers:
+                    keep(last + 1, lm.after_final_norm(state))
 
-            with lm.hooks(residual={layer: partial(keep, layer) for layer in layers}, edit=None):
+            hooks = {min(layer, last): partial(keep, min(layer, last)) for layer in layers}
+            with lm.hooks(residual=hooks, edit=None):
                 lm.logits(ids, mask, last_only=True)
             # Copied after the pass: a copy within it would make a GPU wait at every layer.
             for place, layer in enumerate(layers):
@@ -83,7 +89,8 @@ class Probe:
     Attributes:
         direction: weights of the logistic regression; more along it is more toxic. Not normalised.
         bias: its intercept.
-        accuracy, auc: on held-out sentences, in [0, 1].
+        accuracy, auc: on held-out sentences, in [0, 1]; None where they were not measured, as of a direction that was
+            found elsewhere.
         baseline: accuracy of always answering the larger class, on the same held-out sentences.
         n_train, n_held_out: sentences in each part.
         model: which model's states it reads, and under which edit; None where that is not known.
@@ -91,11 +98,11 @@ class Probe:
 
     direction: Float[Tensor, "d_model"]
     bias: float
-    accuracy: float
-    auc: float
-    baseline: float
-    n_train: int
-    n_held_out: int
+    accuracy: float | None = None
+    auc: float | None = None
+    baseline: float | None = None
+    n_train: int | None = None
+    n_held_out: int | None = None
     model: Identity | None = None
 
     @classmethod
@@ -131,6 +138,46 @@ class Probe:
             model=lm.identity(),
         )
 
+    @classmethod
+    def from_direction(
+        cls, vector: Float[Tensor, "d_model"] | Sequence[float], bias: float = 0.0, model: HookedLM | None = None
+    ) -> Probe:
+        """Take a direction that was found elsewhere: a published probe, a difference of means, a steering vector.
+
+        Args:
+            vector: one number for each dimension of the residual stream; more along it is more toxic.
+            bias: what is added to the projection on it.
+            model: the model whose states it reads, where that is known.
+
+        Raises:
+            ValueError: no single row of finite numbers, only zeros, or another width than the model's.
+        """
+        direction = torch.as_tensor(vector, dtype=torch.float32).detach().cpu().clone()
+        if direction.ndim != 1 or not len(direction) or not bool(direction.isfinite().all()) or not math.isfinite(bias):
+            raise ValueError(
+                f"a direction of shape {tuple(direction.shape)} with bias {bias}: expected a row of finite numbers, "
+                "one for each dimension of the residual stream, and a finite bias"
+            )
+        if not bool(direction.any()):
+            raise ValueError("the direction is zero: it points nowhere")
+        probe = cls(direction, float(bias), model=None if model is None else model.identity())
+        if model is not None:
+            probe.check(model)
+        return probe
+
+    @classmethod
+    def from_torch_file(cls, path: str | Path, model: HookedLM | None = None) -> Probe:
+        """Take the numbers of a linear layer with one output that `torch.save` wrote, as the paper's probe is.
+
+        The file is a pickle, which can hold code: only an `nn.Linear`, or a dictionary of tensors, is read.
+
+        Raises:
+            ValueError: the file holds anything else, or a layer with several outputs.
+            OSError: the file cannot be read.
+        """
+        weight, bias = _linear(Path(path).expanduser())
+        return cls.from_direction(weight, bias, model)
+
     def check(self, lm: HookedLM) -> None:
         """Raise ValueError unless the direction has the model's width."""
         if self.direction.shape != (lm.d_model,):
@@ -140,9 +187,12 @@ class Probe:
             )
 
     def __repr__(self) -> str:
+        accuracy, auc, baseline = (
+            "unknown" if figure is None else f"{figure:.3f}" for figure in (self.accuracy, self.auc, self.baseline)
+        )
         return (
-            f"Probe(d_model {len(self.direction)}: held-out accuracy {self.accuracy:.3f}, "
-            f"AUC {self.auc:.3f}, majority baseline {self.baseline:.3f})"
+            f"Probe(d_model {len(self.direction)}: held-out accuracy {accuracy}, AUC {auc}, "
+            f"majority baseline {baseline})"
         )
 
     def save(self, path: str | Path) -> None:
@@ -158,6 +208,29 @@ class Probe:
         with files.understood(path, "probe"):
             model = figures.pop("model")
             return cls(direction=tensors["direction"], model=model and Identity(**model), **figures)
+
+
+def _linear(file: Path) -> tuple[Float[Tensor, "d_model"], float]:
+    """The weights and the bias of a linear layer with one output, from a torch file that is not trusted."""
+    try:
+        with torch.serialization.safe_globals([torch.nn.Linear, set]):
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{file} holds something else than a linear layer or a dictionary of tensors, and was not read: "
+            "a torch file can hold code"
+        ) from error
+    # Only attributes are looked up, past whatever the file may have set, and nothing of it is called.
+    tensors = vars(held).get("_parameters") if type(held) is torch.nn.Linear else held
+    weight, bias = (tensors.get(name) if isinstance(tensors, dict) else None for name in ("weight", "bias"))
+    if not isinstance(weight, Tensor) or weight.squeeze().ndim != 1 or not isinstance(bias, Tensor | None):
+        shape = f" of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else ""
+        raise ValueError(f"{file} has no linear layer with one output: its weight is {type(weight).__name__}{shape}")
+    if bias is not None and bias.numel() != 1:
+        raise ValueError(f"{file} has {bias.numel()} biases: expected a linear layer with one output")
+    return weight.detach().float().squeeze(), 0.0 if bias is None else float(bias.detach())
 
 
 _FIGURES = ("bias", "accuracy", "auc", "baseline", "n_train", "n_held_out")

@@ -99,7 +99,7 @@ interval of that line, not of a language. Points along a rising line mean that t
 cloud means that it does not.
 
 Figure 5. Amplifying the sources
-The same neurons pushed up after friendly prompts, as in the paper’s Table 4. Toxicity that rises to the right, where
+The same neurons pushed up after friendly prompts, as in the paper’s Table 5. Toxicity that rises to the right, where
 nothing hostile was said, is the other half of the evidence that they cause it, as long as perplexity and degenerate
 text below it stay low: where they shoot up, what is toxic is no longer text.
 

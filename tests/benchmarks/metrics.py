@@ -22,7 +22,7 @@ def made_up(toxic: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def toxicity(sides: list[dict[str, np.ndarray]]) -> None:
-    """Everything of Table 1 about toxicity, with intervals and tests, by language and in the mean."""
+    """Everything of the paper's Table 2 about toxicity, with intervals and tests, by language and in the mean."""
     ids = np.repeat(np.arange(PROMPTS), SAMPLES)
     for side in sides:
         for scores in side.values():

@@ -1,6 +1,6 @@
 """What goes into the work, checked before it starts: prompts, labels, preference pairs, parallel sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -96,6 +96,21 @@ def _prompt_text(text: Any, number: int, tokenizer: PreTrainedTokenizerBase | No
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"prompt {number} is blank: expected text, got {text!r}")
     return well_formed(text)
+
+
+def meanings(prompts: Prompts) -> dict[str, list[Hashable]] | None:
+    """Return the ids by which a table of prompts tells translations of each other, by language; None if it has none.
+
+    Such ids stand in its column `index`, as `rtp_lx` and the miniature give them.
+    """
+    names = column_names(prompts) or []
+    if not {"language", "index"} <= set(names):
+        return None
+    table = columns(prompts, ("language", "index"), "prompts")
+    by_language: dict[str, list[Hashable]] = {}
+    for language, index in zip(table["language"], table["index"], strict=True):
+        by_language.setdefault(language, []).append(index)
+    return by_language
 
 
 def labelled_texts(labelled: Labelled) -> tuple[list[str], list[int]]:

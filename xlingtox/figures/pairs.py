@@ -25,7 +25,7 @@ from xlingtox.tables import ends, possible
 
 
 def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Figure:
-    """Toxicity per language before and after (paper, Figure 1).
+    """Toxicity per language before and after (paper, Figure 1, a mean over five runs of DPO).
 
     The error bar on `after` is the 95 % interval of the change, set upon the value before; it ends at 0 and 1, beyond
     which there is no toxicity.

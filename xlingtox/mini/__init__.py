@@ -29,16 +29,18 @@ def prompts(
     split: Split = "test",
     seed: int = 0,
 ) -> Dataset:
-    """n contexts a language, the same meanings in each, in the role of RTP-LX; columns `language, prompt`.
+    """n contexts a language, the same meanings in each, in the role of RTP-LX; columns `language, prompt, index`.
+
+    Prompts with the same `index` are translations of each other.
 
     Raises:
         ValueError: an unknown language, or more prompts than the split has meanings for.
     """
     contexts = _distinct(_contexts(f"prompts {split} {seed}", kind, split), n)
     rows = [
-        {"language": code, "prompt": world.render(clause, code)}
+        {"language": code, "prompt": world.render(clause, code), "index": index}
         for code in languages.check(codes, languages.CODES)
-        for clause in contexts
+        for index, clause in enumerate(contexts)
     ]
     return Dataset.from_list(rows)
 

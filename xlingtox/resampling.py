@@ -1,0 +1,135 @@
+"""Draws of a change and what they tell: intervals and p-values, in one language and in the mean over languages."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from numpy.random import Generator, default_rng
+from scipy import stats
+
+Meanings: TypeAlias = Mapping[str, Sequence[Hashable]]
+"""Language to the id of each prompt's meaning: prompts that are translations of each other have the same one, and None
+is a meaning that no other prompt has."""
+
+_AT_ONCE = 2**22
+"""Random numbers held in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a mean over prompts changed.
+
+    Attributes:
+        mean: the mean of `after - before`.
+        low, high: its interval; NaN where some language has a single prompt, which tells nothing.
+        p_value: the two-sided sign-flip test: how often a mean at least as far from 0 comes about if each prompt's
+            change is as likely to be negative as positive.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An estimated change, and what it was in draws: for either end of its interval, and under flipped signs.
+
+    Attributes:
+        freedom: degrees of freedom of Student's t, by which its interval is widened for few prompts; 0 for a single
+            prompt, which has no interval.
+    """
+
+    mean: float
+    freedom: int
+    variance: float
+    for_low: Float[np.ndarray, "resample"]
+    for_high: Float[np.ndarray, "resample"]
+    flipped: Float[np.ndarray, "resample"]
+
+
+def summary(drawn: Sequence[Drawn], level: float) -> Change:
+    """The change in the mean over languages."""
+    return Change(float(np.mean([language.mean for language in drawn])), *interval(drawn, level), p_value(drawn))
+
+
+def interval(drawn: Sequence[Drawn], level: float) -> tuple[float, float]:
+    """The interval of the mean over languages."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: expected a number between 0 and 1, like 0.95")
+    freedoms = np.array([language.freedom for language in drawn])
+    if freedoms.min() < 1:
+        return math.nan, math.nan
+    # Welch and Satterthwaite: degrees of freedom of a sum.
+    variances = np.array([language.variance for language in drawn])
+    spread = (variances**2 / freedoms).sum()
+    freedom = variances.sum() ** 2 / spread if spread > 0 else freedoms.sum()
+    tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, freedom))
+    low = np.quantile(np.mean([language.for_low for language in drawn], axis=0), tail)
+    high = np.quantile(np.mean([language.for_high for language in drawn], axis=0), 1 - tail)
+    return float(low), float(high)
+
+
+def p_value(drawn: Sequence[Drawn]) -> float:
+    observed = abs(np.mean([language.mean for language in drawn]))
+    means = np.abs(np.mean([language.flipped for language in drawn], axis=0))
+    # Rounding must not tell apart what is equal, as many flips of few or of equal changes are.
+    slack = 1e-12 * max(np.abs(language.flipped).max() for language in drawn)
+    return float((1 + (means >= observed - slack).sum()) / (1 + len(means)))
+
+
+def count(groups: Mapping[str, Int[np.ndarray, "prompt"]]) -> int:
+    """The number of meanings."""
+    return 1 + max(int(group.max()) for group in groups.values())
+
+
+def by_meaning(meanings: Meanings, sizes: Mapping[str, int]) -> dict[str, Int[np.ndarray, "prompt"]]:
+    """The number of each prompt's meaning, counted over all languages."""
+    wrong = [code for code, n in sizes.items() if len(meanings.get(code, ())) != n]
+    if wrong:
+        raise ValueError(
+            f"there are {len(meanings.get(wrong[0], ()))} meanings for {sizes[wrong[0]]} prompts in {wrong[0]}: "
+            "expected an id for each prompt of each language"
+        )
+    ids = [meaning for code in sizes for meaning in meanings[code]]
+    unknown = pd.isna(pd.Series(ids, dtype=object)).to_numpy()
+    numbers = pd.factorize(pd.Series(ids, dtype=object))[0]
+    numbers[unknown] = numbers.max() + 1 + np.arange(unknown.sum())
+    return dict(zip(sizes, np.split(numbers, np.cumsum(list(sizes.values()))[:-1]), strict=True))
+
+
+def joined(drawn: Sequence[Drawn], n_meanings: int) -> Drawn:
+    """The change in the mean over languages whose prompts were drawn together, as translations of each other."""
+    columns = ("mean", "for_low", "for_high", "flipped")
+    mean, low, high, flipped = (np.mean([getattr(language, name) for language in drawn], axis=0) for name in columns)
+    freedom = n_meanings - 1 if min(language.freedom for language in drawn) else 0
+    return Drawn(float(mean), freedom, float(low.var()), low, high, flipped)
+
+
+def check_same_languages(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    if not before or before.keys() != after.keys():
+        raise ValueError(f"the sides need the same languages: got {sorted(before)} and {sorted(after)}")
+
+
+def streams(seed: int, name: str) -> tuple[Generator, Generator, Generator]:
+    """For weights or draws of prompts, for signs, and for the further prompt."""
+    weights, signs, further = (default_rng([seed, zlib.crc32(name.encode()), use]) for use in range(3))
+    return weights, signs, further
+
+
+def in_chunks(
+    n: int, n_prompts: int, draw: Callable[[tuple[int, int]], np.ndarray], width: int | None = None
+) -> np.ndarray:
+    """Make n draws, some at a time; each takes `width` numbers (default: one a prompt)."""
+    if n < 1:
+        raise ValueError(f"n_resamples is {n}: expected at least 1")
+    rows = max(1, _AT_ONCE // (width or n_prompts))
+    return np.concatenate([draw((min(rows, n - start), n_prompts)) for start in range(0, n, rows)])
