@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import languages, strictjson, tables
 from xlingtox.batching import by_length, in_batches, rows_that_fit
+from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.engine import Hook
 from xlingtox.escaping import escaped
@@ -27,6 +28,7 @@ _MOST_BYTES = 2**30
 """Of more than these, values of single steps are not kept."""
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Activations:
     """Post-activations of `neurons` over the steps of a greedy continuation.
@@ -70,6 +72,7 @@ class Activations:
             )
         return self.kept
 
+    @checked
     def mean(self, language: str | None = None) -> Float[Tensor, "neuron"]:
         """Mean of each neuron over steps and prompts, of one language or of all.
 
@@ -101,6 +104,7 @@ class Activations:
         caption = f"Activations of {len(self.neurons)} neurons of {escaped(self.model.name)}"
         return tables.table(caption, ["Language", "Prompts", "Steps", "Mean", "Neurons with a mean above 0"], rows)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write `path` (safetensors) and what it means beside it (JSON)."""
         file = Path(path).expanduser()
@@ -117,6 +121,7 @@ class Activations:
         strictjson.beside(file).write_text(json.dumps(about), "utf-8")
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Activations:
         file = Path(path).expanduser()
         tensors = load_file(file)
@@ -137,6 +142,7 @@ def few_enough(n_prompts: int, n_steps: int, n_neurons: int) -> bool:
     return 4 * n_prompts * n_steps * n_neurons <= _MOST_BYTES
 
 
+@checked
 def collect_activations(
     lm: HookedLM,
     prompts: Prompts,

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from xlingtox.checking import checked
 from xlingtox.engine import Hook
 from xlingtox.folders import writable_folder
 from xlingtox.lm import HookedLM
@@ -94,12 +95,14 @@ def _new_folder(path: str | Path) -> Path:
     return folder
 
 
+@checked
 @dataclass(frozen=True)
 class ControlVectors:
     """A constant for each block's output, `[d_model]`, by layer (0 is the first block)."""
 
     vectors: Mapping[int, Float[Tensor, "d_model"]]
 
+    @checked
     @contextlib.contextmanager
     def on(self, lm: HookedLM) -> Any:
         """Run the model with the vectors added to its blocks' outputs.
@@ -121,16 +124,19 @@ class ControlVectors:
         with lm.hooks(residual={layer + 1: adding(vector) for layer, vector in self.vectors.items()}):
             yield
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write safetensors, `layer.N` a block."""
         named = {f"layer.{layer}": vector.contiguous() for layer, vector in self.vectors.items()}
         save_file(named, Path(path).expanduser())
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> ControlVectors:
         found = load_file(Path(path).expanduser())
         return cls({int(name.removeprefix("layer.")): vector for name, vector in found.items()})
 
+    @checked
     def save_gguf(self, path: str | Path, architecture: str) -> None:
         """Write a control vector for llama.cpp, which steers every block but the first.
 

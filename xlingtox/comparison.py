@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from xlingtox import degenerate, languages, metrics, strictjson, tables
 from xlingtox.activations import collect_activations, few_enough
+from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.drift import LayerDrift, by_layer, weight_drift
 from xlingtox.escaping import escaped
@@ -58,6 +59,7 @@ class Measures:
     mean_activation: float
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """Before and after, per language.
@@ -98,6 +100,7 @@ class Comparison:
     def languages(self) -> tuple[str, ...]:
         return tuple(self.before)
 
+    @checked
     def relative_drop(self, measure: str = "emt") -> dict[str, float]:
         """Language to (before - after) / before of one measure."""
         return {
@@ -139,11 +142,13 @@ class Comparison:
         caption = f"Before → after, scored by {escaped(self.scorer.name)}"
         return tables.table(caption, [*columns, "Perplexity", "Mean activation"], rows)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write as one JSON file; null stands for NaN."""
         strictjson.write(path, dataclasses.asdict(self))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Comparison:
         return cls.of(strictjson.read(path))
 
@@ -181,6 +186,7 @@ def _layer_drift(row: Mapping[str, Any]) -> LayerDrift:
     return LayerDrift(**dict(row) | {name: tuple(row[name]) for name in ("cosine_range", "norm_change_range")})
 
 
+@checked
 def compare(
     before: HookedLM,
     after: HookedLM,
@@ -278,6 +284,7 @@ def _check_same_tokens(before: HookedLM, after: HookedLM, prompts: Iterable[Prom
             )
 
 
+@checked
 def toxicity_scores(written: Continuations, scorer: Scorer) -> dict[str, Float[np.ndarray, "prompt sample"]]:
     """Scores of continuations by language."""
     scores = checked_scores(scorer, written.texts, written.row_languages).reshape(-1, written.n_samples)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from xlingtox.checking import checked
 from xlingtox.lm import HookedLM
 
 
@@ -34,6 +35,7 @@ class LayerDrift:
     norm_change_range: tuple[float, float]
 
 
+@checked
 @torch.no_grad()
 def weight_drift(before: HookedLM, after: HookedLM) -> pd.DataFrame:
     """Cosine and change in norm of every key and value vector between two models (Lee et al. 2024, section 5).
@@ -59,6 +61,7 @@ def weight_drift(before: HookedLM, after: HookedLM) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+@checked
 def by_layer(vectors: pd.DataFrame) -> tuple[LayerDrift, ...]:
     """The table of `weight_drift`, layer by layer and kind by kind; vectors without a number do not count."""
     found = []

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import strictjson
 from xlingtox.batching import over_texts
+from xlingtox.checking import checked
 from xlingtox.data import labelled_texts
 from xlingtox.lm import HookedLM, Identity
 
@@ -79,6 +80,7 @@ def split(labels: Sequence[int], held_out: float = 0.1, seed: int = 0) -> tuple[
     return train, test
 
 
+@checked
 @dataclass(frozen=True)
 class Probe:
     """A toxicity direction with the evidence for it.
@@ -102,6 +104,7 @@ class Probe:
     model: Identity | None = None
 
     @classmethod
+    @checked
     def fit(cls, lm: HookedLM, labelled: Dataset, held_out: float = 0.1, seed: int = 0, progress: bool = True) -> Probe:
         """Fit on the mean over tokens of the last layer's residual stream, before the final norm (paper, section 4.1).
 
@@ -132,6 +135,7 @@ class Probe:
             model=lm.identity(),
         )
 
+    @checked
     def check(self, lm: HookedLM) -> None:
         """Raise ValueError unless the direction has the model's width."""
         if self.direction.shape != (lm.d_model,):
@@ -146,6 +150,7 @@ class Probe:
             f"AUC {self.auc:.3f}, majority baseline {self.baseline:.3f})"
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write `path` (safetensors) and the figures beside it (JSON)."""
         file = Path(path).expanduser()
@@ -155,6 +160,7 @@ class Probe:
         strictjson.beside(file).write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Probe:
         file = Path(path).expanduser()
         figures = json.loads(strictjson.beside(file).read_text("utf-8"))

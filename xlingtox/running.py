@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from xlingtox.checking import checked
 from xlingtox.engine import Engine, Hook, PlainEngine
 from xlingtox.lens import Lens
 
@@ -87,6 +88,7 @@ class Running:
         """Whether hooks stand on the model now, edits among them, so that its answers may not be its own."""
         return any(self._standing) or self._lens.hooked_by_hand()
 
+    @checked
     @torch.no_grad()
     def logits(
         self,
@@ -223,6 +225,7 @@ class Running:
             )
         return self._lens
 
+    @checked
     @contextlib.contextmanager
     def hooks(
         self, post: Mapping[int, Hook] | None = None, residual: Mapping[int, Hook] | None = None

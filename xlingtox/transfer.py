@@ -15,6 +15,7 @@ from scipy import stats
 
 from xlingtox import languages, metrics, strictjson
 from xlingtox.activations import Activations
+from xlingtox.checking import checked
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.correlation import FEWEST, Correlation, Interval, pearson, pearson_p, spearman
 from xlingtox.lm import HookedLM
@@ -44,6 +45,7 @@ Observed: TypeAlias = Comparison | Mapping[str, float]
 """What tuning did: a comparison, or language to relative drop, (before - after) / before, as a paper gives them."""
 
 
+@checked
 @dataclass(frozen=True)
 class Line:
     """Least squares of y on x, and what it leaves open under normal errors of equal size.
@@ -64,6 +66,7 @@ class Line:
     spread: float
 
     @classmethod
+    @checked
     def fit(cls, x: Sequence[float], y: Sequence[float]) -> Line:
         """Raises ValueError: sides of unequal length, or fewer than two points."""
         if len(x) != len(y) or len(x) < 2:
@@ -140,6 +143,7 @@ class Predictor:
     coverage: float
 
 
+@checked
 @dataclass(frozen=True)
 class Transfer:
     """Retrieval accuracy, and other predictors, against the relative drop over the languages that were not tuned.
@@ -162,6 +166,7 @@ class Transfer:
     drop_intervals: Mapping[str, Interval] = field(default_factory=dict)
     predictors: Mapping[str, Predictor] = field(default_factory=dict)
 
+    @checked
     def predict(self, language: str, predictor: str = "retrieval", level: float = 0.95) -> Prediction:
         """The drop to expect in a language, by least squares over the other languages.
 
@@ -225,11 +230,13 @@ class Transfer:
             f"languages; predictors {', '.join(self.predictors) or 'none'}. {self.caveat})"
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write as one JSON file; null stands for NaN."""
         strictjson.write(path, dataclasses.asdict(self))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Transfer:
         whole = strictjson.read(path)
         for name in ("retrieval_intervals", "drop_intervals"):
@@ -240,6 +247,7 @@ class Transfer:
         return cls(**whole)
 
 
+@checked
 def relate(
     retrieval: Mapping[str, float],
     observed: Observed,
@@ -333,6 +341,7 @@ def require_enough(
 # --- predictors that need no training
 
 
+@checked
 def tokens_per_character(lm: HookedLM, texts: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Language to tokens over characters of its texts: how finely the tokenizer has to cut it.
 
@@ -348,11 +357,13 @@ def tokens_per_character(lm: HookedLM, texts: Mapping[str, Sequence[str]]) -> di
     return found
 
 
+@checked
 def active_share(activations: Activations) -> dict[str, float]:
     """Language to the share of the neurons, as a rule the actual sources, whose mean activation is above 0 there."""
     return {code: float((activations.mean(code) > 0).float().mean()) for code in activations.language_codes}
 
 
+@checked
 def promoted_share(
     lm: HookedLM, neurons: NeuronSet, texts: Mapping[str, Sequence[str]], k: int = 10
 ) -> dict[str, float]:

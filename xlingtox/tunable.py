@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
+from xlingtox.checking import checked
 from xlingtox.data import checked_pairs, row_numbers
 from xlingtox.lm import HookedLM
 from xlingtox.recipes import MINI, Recipe
@@ -36,6 +37,7 @@ class Pairs:
     validation_left_out: tuple[int, ...] = ()
 
 
+@checked
 def tunable_pairs(lm: HookedLM, pairs: Dataset, recipe: Recipe = MINI, validation: Dataset | None = None) -> Pairs:
     """Preference pairs after all that `tune_dpo` checks before it trains.
 

@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from xlingtox import languages
 from xlingtox.appearance import appearance, visible
+from xlingtox.checking import checked
 from xlingtox.escaping import well_formed
 
 Prompts: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | Dataset
@@ -17,6 +18,7 @@ class Prompt(NamedTuple):
     text: str
 
 
+@checked
 def as_prompts(prompts: Prompts) -> list[Prompt]:
     """Prompts with their language, in the given order; a plain list is taken as English.
 
@@ -46,6 +48,7 @@ def as_prompts(prompts: Prompts) -> list[Prompt]:
     return [Prompt(prompt.language, well_formed(prompt.text)) for prompt in found]
 
 
+@checked
 def labelled_texts(labelled: Dataset) -> tuple[list[str], list[int]]:
     """Texts and labels (1 is toxic) of a data set with columns `text, label`.
 
@@ -71,6 +74,7 @@ PAIR_FIELDS = ("prompt", "chosen", "rejected")
 _EQUAL = "chosen equal to rejected"
 
 
+@checked
 def checked_pairs(pairs: Dataset, what: str = "preference pairs") -> Dataset:
     """Preference pairs, reduced to their three columns.
 
@@ -102,6 +106,7 @@ def row_numbers(rows: Sequence[int]) -> str:
     return f" (rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''})"
 
 
+@checked
 def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
     """Language to sentences, aligned by row, the pivot among them.
 

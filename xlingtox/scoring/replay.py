@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from xlingtox.checking import checked
 from xlingtox.scoring.perspective import ATTRIBUTE, LANGUAGES, attribute_score
 from xlingtox.scoring.protocol import Described, UnscoredError, require_scorable
 
@@ -27,6 +28,7 @@ class PerspectiveReplay(Described):
     revision is twelve hex digits of the files, the languages are those of the stored responses.
     """
 
+    @checked
     def __init__(self, source: str | Path | Sequence[str | Path], language: str | None = None) -> None:
         """
         Args:
@@ -57,6 +59,7 @@ class PerspectiveReplay(Described):
         covered = frozenset(code for code, _ in self._scores)
         super().__init__("Perspective, stored", digest.hexdigest()[:12], covered)
 
+    @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Stored scores.
 
