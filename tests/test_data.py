@@ -45,16 +45,12 @@ def test_any_text_is_a_prompt_or_blank(text):
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
-        ("one string", "one string"),
-        ({"en": "one string"}, "string"),
-        ({"en": "word"}, "string"),
         ([], "no prompts"),
         ({}, "no prompts"),
         ({"en": []}, "no prompts"),
         ({"xx": ["cat"]}, "unknown language 'xx'"),
         (["cat", ""], "prompt 1 is blank"),
         ([" \n\t"], "prompt 0 is blank"),
-        ([None], "prompt 0 is blank"),
         (Dataset.from_dict({"text": ["cat"]}), "no column language, prompt: they have text"),
         (Dataset.from_dict({"language": ["en"], "prompt": [None]}), "prompt 0 is blank"),
     ],
@@ -85,7 +81,6 @@ def test_labels_are_zero_or_one(labels):
         (labelled([0, 1, None]), "label"),
         (labelled([0, 1], ["fine", "  "]), "sentence 1 is blank"),
         (Dataset.from_dict({"text": ["a"]}), "no column label"),
-        ([("a", 1)], "expected a datasets.Dataset, got list"),
     ],
 )
 def test_bad_labels(table, words):

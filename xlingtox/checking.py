@@ -65,7 +65,7 @@ _WORDS: Mapping[Any, str] = {
     "device": "a torch.device",
     "dtype": "a dtype (torch.float32)",
     "ndarray": "an array",
-    Mapping[str, Sequence[str]]: "a dict of them by language",
+    Mapping[str, Sequence[str]]: "a dict from language to a list of strings",
     Callable[[Sequence[str]], Sequence[str | None]]: "a function from texts to their languages (xt.mini.identify)",
     bool: "True or False",
     float: "a number",
@@ -173,13 +173,13 @@ class _Parameter:
         if call.__name__ == "__init__" and args:
             name = type(args[0]).__name__
         path, wrong = _culprit(self.name, value, self.hint)
-        shown = _typed(wrong) if self.name in _SECRET else _shown(wrong)
+        given = _typed(wrong) if self.name in _SECRET else shown(wrong)
         with jaxtyping.jaxtyped("context"):
             alone = _bearable(value, self.accepted) and not isinstance(value, type)
         expected = self._expected() + (", with axes as long as those of the other arguments" if alone else "")
         listed = {type(word) for word in _listed(self.hint)}
         kind: type[Exception] = ValueError if type(value) in listed else TypeError
-        return kind(f"{name}: {path} is {shown}, expected {expected}")
+        return kind(f"{name}: {path} is {given}, expected {expected}")
 
     def _expected(self) -> str:
         written = self.written if isinstance(self.written, str) else ""
@@ -360,7 +360,7 @@ def _culprit(path: str, value: Any, hint: Any) -> tuple[str, Any]:
     return path, value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for a message, in one short line."""
     if value is None:
         return "None"

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xlingtox import loading
 from xlingtox.adapters import check_merged, is_adapted
-from xlingtox.checking import checked
+from xlingtox.checking import checked, shown
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.lens import Lens, beside, lens
 from xlingtox.running import HookNeverFired as HookNeverFired
@@ -145,7 +145,7 @@ class HookedLM(Running):
             own = tokenizer or loading.without_added_start(held, trust_remote_code)
             return cls(lens(source), own, str(getattr(source.cfg, "model_name", "TransformerLens model")))
         raise TypeError(
-            f"HookedLM.load: source is a {type(source).__name__}, expected 'mini', a checkpoint folder, a hub name, a "
+            f"HookedLM.load: source is {shown(source)}, expected 'mini', a checkpoint folder, a hub name, a "
             "Hugging Face model, or a TransformerLens model"
         )
 

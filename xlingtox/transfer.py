@@ -301,7 +301,7 @@ def shared(values: Mapping[str, float], observed: Observed, measure: str) -> dic
         if measure not in known:
             raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(known)}")
         drops: Mapping[str, float] = observed.relative_drop(measure)
-    elif isinstance(observed, Mapping):
+    else:
         languages.check(observed)
         drops = observed
         above = [code for code, drop in drops.items() if drop > 1]
@@ -309,8 +309,6 @@ def shared(values: Mapping[str, float], observed: Observed, measure: str) -> dic
             raise ValueError(
                 f"the drop of {above[0]} is {drops[above[0]]}: expected (before - after) / before, which is at most 1"
             )
-    else:
-        raise ValueError(f"observed is a {type(observed).__name__}: expected a Comparison, or language to drop")
     return {code: float(drops[code]) for code in values if math.isfinite(drops.get(code, math.nan))}
 
 

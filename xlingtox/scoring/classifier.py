@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from xlingtox.batching import by_length, each_batch
-from xlingtox.checking import checked
+from xlingtox.checking import checked, shown
 from xlingtox.escaping import well_formed
 from xlingtox.lm import fingerprint
 from xlingtox.loading import cast, default_device, read_weights, tokenizer_rules
@@ -183,7 +183,7 @@ def _loaded(
     if not isinstance(source, str | Path):
         if not isinstance(source, torch.nn.Module):
             raise TypeError(
-                f"ClassifierScorer: source is a {type(source).__name__}, expected a hub name, a folder, or a model in "
+                f"ClassifierScorer: source is {shown(source)}, expected a hub name, a folder, or a model in "
                 "memory with its tokenizer"
             )
         if tokenizer is None:
