@@ -95,9 +95,8 @@ def checked(call: Checked) -> Checked:
 
 def is_whole(value: object) -> bool:
     """Whether this is a whole number, of Python, numpy or torch; True and False are none."""
-    return (
-        type(value) is int or type(_unboxed(value)) is int or (isinstance(value, int) and not isinstance(value, bool))
-    )
+    number = _unboxed(value)
+    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def is_number(value: object) -> bool:
@@ -136,6 +135,8 @@ class _Parameter:
         written: its annotation as it stands in the source, for `_WORDS`.
         hint: the annotation.
         plain: types whose every value is accepted; beartype is not asked.
+        words: what the hint lists, if it is a choice.
+        callable: whether a function is meant.
         row: the part of the hint that is kept as a tuple of any length, if there is one.
         boxed: whether no tensor is meant, so that one without an axis is a number.
     """
@@ -143,6 +144,7 @@ class _Parameter:
     def __init__(self, name: str, written: Any, hint: Any) -> None:
         self.name, self.written, self.hint = name, written, hint
         self.plain = _Everything() if {Any, object}.intersection(_parts(hint)) else _plain(hint)
+        self.words = _listed(hint)
         self.callable = any(typing.get_origin(part) is Callable for part in _parts(hint))
         self.boxed = not any(_is_array(part) for part in _parts(hint))
 
@@ -152,15 +154,13 @@ class _Parameter:
 
     @functools.cached_property
     def row(self) -> _Row | None:
-        tuples = [
-            part for part in _parts(self.hint) if typing.get_origin(part) is tuple and ... in typing.get_args(part)
-        ]
-        return _Row(tuple, typing.get_args(tuples[0])[0]) if tuples else None
+        tuples = [typing.get_args(part) for part in _parts(self.hint) if typing.get_origin(part) is tuple]
+        return next((_Row(tuple, inner[0]) for inner in tuples if ... in inner), None)
 
     def taken(self, value: Any, call: Any, args: tuple[Any, ...]) -> Any:
         """The value as the call gets it: numbers as Python's, rows as tuples where those are kept."""
         kept = _unboxed(value) if self.boxed else value
-        if type(kept) in self.plain:
+        if type(kept) in self.plain or (type(kept) is str and kept in self.words):
             return kept
         if self.row is not None:
             kept = self.row.kept(kept)
@@ -177,7 +177,7 @@ class _Parameter:
         with jaxtyping.jaxtyped("context"):
             alone = _bearable(value, self.accepted) and not isinstance(value, type)
         expected = self._expected() + (", with axes as long as those of the other arguments" if alone else "")
-        listed = {type(word) for word in _listed(self.hint)}
+        listed = {type(word) for word in self.words}
         kind: type[Exception] = ValueError if type(value) in listed else TypeError
         return kind(f"{name}: {path} is {given}, expected {expected}")
 

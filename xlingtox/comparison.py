@@ -29,6 +29,7 @@ from xlingtox.neurons import Neuron, NeuronSet
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, checked_scores, require_covered
 
 
+@checked
 @dataclass(frozen=True)
 class Measures:
     """What one model does in one language.
@@ -153,6 +154,7 @@ class Comparison:
         return cls.of(strictjson.read(path))
 
     @classmethod
+    @checked
     def of(cls, whole: Mapping[str, Any]) -> Comparison:
         """From the content of such a file, or of a study's `results.json`, with NaN for null."""
         before, after = ({code: Measures(**row) for code, row in whole[side].items()} for side in ("before", "after"))

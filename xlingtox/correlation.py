@@ -32,6 +32,7 @@ _N_ORDERS, _N_RESAMPLES = 99_999, 2000
 Interval = tuple[float, float]
 
 
+@checked
 @dataclass(frozen=True)
 class Correlation:
     """A correlation over a few points, as of languages; NaN throughout where one side does not vary.

@@ -15,6 +15,7 @@ from xlingtox.checking import checked
 from xlingtox.lm import HookedLM
 
 
+@checked
 @dataclass(frozen=True)
 class LayerDrift:
     """How far one kind of a layer's vectors moved: the mean over them, and the least and the greatest.

@@ -178,6 +178,7 @@ def relative_drop(before: float, after: float) -> float:
     return float((before - after) / before) if before > 0 else float("nan")
 
 
+@checked
 @dataclass(frozen=True)
 class Change:
     """How a mean over prompts changed.

@@ -35,6 +35,7 @@ one comes near the difference of the class means, which a model's own computatio
 """
 
 
+@checked
 def mean_states(
     lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int | None = None, progress: bool = True
 ) -> Float[Tensor, "layer text d_model"]:

@@ -52,8 +52,7 @@ def embed(
     block's, the last before the final norm (paper, section 5). Float32, on the CPU, in one pass.
 
     Raises:
-        ValueError: no sentences, one string in place of a list, a sentence without tokens, or a state that is not
-            finite.
+        ValueError: no sentences, a sentence without tokens, or a state that is not finite.
     """
     states = mean_states(lm, sentences, range(lm.n_layers + 1), batch_size, progress)
     _require_finite(states, "these sentences")
@@ -207,6 +206,7 @@ class Retrieval:
         )
 
 
+@checked
 @dataclass(frozen=True)
 class BestLayer:
     """A block chosen on one half of the sentences, with its means and 95 % intervals by language on the other."""

@@ -80,9 +80,11 @@ class Line:
         deviation = math.sqrt(left / (len(a) - 2)) if len(a) > 2 else math.nan
         return cls(slope, intercept, deviation, len(a), float(a.mean()), spread)
 
+    @checked
     def at(self, x: float) -> float:
         return self.intercept + self.slope * x
 
+    @checked
     def interval(self, x: float, level: float = 0.95, new: bool = False) -> Interval:
         """Interval of the line at x, or of a new point there, from Student's t.
 
@@ -101,6 +103,7 @@ class Line:
 # --- what it says of languages
 
 
+@checked
 @dataclass(frozen=True)
 class Prediction:
     """A relative drop that is foretold, with its prediction interval.
@@ -122,6 +125,7 @@ class Prediction:
     extrapolated: bool = False
 
 
+@checked
 @dataclass(frozen=True)
 class Predictor:
     """One quantity that is known before tuning, against the drops.

@@ -12,11 +12,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.data import parallel_columns, require_columns
 
 Parallel: TypeAlias = Dataset | Mapping[str, Sequence[str]]
 
 
+@checked
 def sentence_pairs(parallel: Parallel, pivot: str = "en") -> dict[str, tuple[list[str], list[str]]]:
     """Language to sentences of the pivot and their translations, in the house's order of languages.
 

@@ -16,6 +16,7 @@ from xlingtox.recipes import MINI, Recipe
 _LOG = logging.getLogger(__name__)
 
 
+@checked
 @dataclass(frozen=True)
 class Pairs:
     """Preference pairs that can be tuned on, and what became of the others.

@@ -28,6 +28,7 @@ _NARROW, _WIDE, _LINE = 390, 1000, 29
 """Pixels: of pages, and of a line of text."""
 
 
+@checked
 @dataclass(frozen=True)
 class TokenView:
     """A page that shows tokens; a notebook shows it in a frame of its own, whose scripts reach nothing outside.

@@ -32,6 +32,7 @@ class Disagreement(NamedTuple):
     ranks_apart: float
 
 
+@checked
 @dataclass(frozen=True)
 class PairAgreement:
     """Two scorers on one language.
@@ -50,6 +51,7 @@ class PairAgreement:
     disagreements: tuple[Disagreement, ...]
 
 
+@checked
 @dataclass(frozen=True)
 class Agreement:
     """Every pair of scorers on every language."""

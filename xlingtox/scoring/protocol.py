@@ -59,6 +59,7 @@ class ScorerIdentity:
     languages: tuple[str, ...]
 
     @classmethod
+    @checked
     def of(cls, scorer: Scorer) -> ScorerIdentity:
         return cls(scorer.name, scorer.revision, in_order(scorer.languages))
 
