@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import math
 import reprlib
 import types
 import typing
@@ -27,6 +28,9 @@ Checked = TypeVar("Checked", bound=Callable[..., Any])
 
 _READ = 1000
 """Rows of up to so many values are read to their end; of longer ones, one value is drawn."""
+
+_TRIED = 64
+"""The same of values that take longer to look at."""
 
 _SECRET = frozenset({"api_key", "password"})
 """Arguments that no message shows."""
@@ -114,8 +118,8 @@ def _guarded(call: Any) -> Any:
         if not plan:
             plan.append(_parameters(call))
         with together:
-            for place, parameter in enumerate(plan[0]):
-                if place < len(args):
+            for parameter in plan[0]:
+                if (place := parameter.place) < len(args):
                     if type(args[place]) not in parameter.plain:
                         taken = parameter.taken(args[place], call, args)
                         args = (*args[:place], taken, *args[place + 1 :])
@@ -132,6 +136,7 @@ class _Parameter:
 
     Attributes:
         name: of the argument.
+        place: of the argument among those that are given without their names.
         written: its annotation as it stands in the source, for `_WORDS`.
         hint: the annotation.
         plain: types whose every value is accepted; beartype is not asked.
@@ -139,14 +144,16 @@ class _Parameter:
         callable: whether a function is meant.
         row: the part of the hint that is kept as a tuple of any length, if there is one.
         boxed: whether no tensor is meant, so that one without an axis is a number.
+        numpy: whether only numpy's arrays are meant, so that a tensor becomes one.
     """
 
-    def __init__(self, name: str, written: Any, hint: Any) -> None:
-        self.name, self.written, self.hint = name, written, hint
+    def __init__(self, name: str, place: float, written: Any, hint: Any) -> None:
+        self.name, self.place, self.written, self.hint = name, place, written, hint
         self.plain = _Everything() if {Any, object}.intersection(_parts(hint)) else _plain(hint)
         self.words = _listed(hint)
         self.callable = any(typing.get_origin(part) is Callable for part in _parts(hint))
-        self.boxed = not any(_is_array(part) for part in _parts(hint))
+        arrays = {part.array_type for part in _parts(hint) if _is_array(part)}
+        self.boxed, self.numpy = not arrays, arrays == {np.ndarray}
 
     @functools.cached_property
     def accepted(self) -> Any:
@@ -162,14 +169,16 @@ class _Parameter:
         kept = _unboxed(value) if self.boxed else value
         if type(kept) in self.plain or (type(kept) is str and kept in self.words):
             return kept
+        if isinstance(kept, torch.Tensor) and self.numpy:
+            kept = kept.numpy(force=True)
         if self.row is not None:
             kept = self.row.kept(kept)
         if not _bearable(kept, self.accepted) or (isinstance(kept, type) and not self.callable):
             raise self._refusal(value, call, args)
-        return kept
+        return kept.tolist() if isinstance(kept, torch.Tensor) and self.boxed else kept
 
     def _refusal(self, value: Any, call: Any, args: tuple[Any, ...]) -> Exception:
-        name = call.__qualname__
+        name = call.__qualname__.rpartition("<locals>.")[2]
         if call.__name__ == "__init__" and args:
             name = type(args[0]).__name__
         path, wrong = _culprit(self.name, value, self.hint)
@@ -199,12 +208,13 @@ class _Everything(frozenset[type]):
 def _parameters(call: Any) -> tuple[_Parameter, ...]:
     """The arguments of a call in their order; those without an annotation, as `self`, may be anything."""
     hints, written = typing.get_type_hints(call), inspect.unwrap(call).__annotations__
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return tuple(
-        _Parameter(name, written.get(name), hints.get(name, Any))
-        for name, parameter in inspect.signature(call).parameters.items()
-        if parameter.kind not in kinds
-    )
+    parameters = []
+    for place, (name, parameter) in enumerate(inspect.signature(call).parameters.items()):
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            by_name = parameter.kind == parameter.KEYWORD_ONLY
+            hint = hints.get(name, Any)
+            parameters.append(_Parameter(name, math.inf if by_name else place, written.get(name), hint))
+    return tuple(parameters)
 
 
 def _bearable(value: object, hint: Any) -> bool:
@@ -260,7 +270,7 @@ class _Row:
             return value.ndim == 1 and all(_bearable(item, self.item) for item in list(value[:1]))
         if not isinstance(value, Sequence):
             return self.kind is Iterable and self._in_order(value)
-        if self.plain and isinstance(value, list | tuple) and len(value) <= _READ:
+        if isinstance(value, list | tuple) and len(value) <= (_READ if self.plain else _TRIED):
             return self.plain.issuperset(map(type, value)) or all(_bearable(item, self.item) for item in value)
         return _bearable(value, self.sequence)
 
@@ -303,7 +313,7 @@ def _is_array(hint: Any) -> bool:
 
 def _is_array_like(hint: Any, value: Any) -> bool:
     """Whether numpy makes an array of this dtype and shape of it; whole numbers are numbers."""
-    if isinstance(value, list | tuple | pd.Series | torch.Tensor):
+    if isinstance(value, list | tuple | pd.Series):
         try:
             value = np.asarray(value)
         except (ValueError, TypeError, RuntimeError):
@@ -370,7 +380,8 @@ def shown(value: Any) -> str:
         kind = "a tensor" if isinstance(value, torch.Tensor) else "an array"
         return f"{kind} of {str(value.dtype).removeprefix('torch.')} with shape {list(value.shape)}"
     if isinstance(value, str | bytes | bool | int | float | list | tuple | dict | set | frozenset):
-        return f"{_SHORT.repr(value)} ({_typed(value)})"
+        written = _SHORT.repr(value)
+        return f"{written if len(written) <= 80 else written[:77] + '...'} ({_typed(value)})"
     return _typed(value)
 
 

@@ -301,8 +301,8 @@ def _check_device(device: Any, option: str = "device") -> None:
 
 
 def _check_dtype(dtype: Any) -> None:
-    """Raise ValueError unless weights can be cast to it: transformers takes names too, torch does not."""
-    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+    """Raise ValueError unless weights can be cast to it."""
+    if dtype is None or (dtype.is_floating_point and dtype.itemsize > 1):
         return
     raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or None as stored")
 
@@ -333,8 +333,6 @@ def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
 def _quantised(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
     if bits is None:
         return {}
-    if bits not in (4, 8):
-        raise ValueError(f"bits is {bits!r}: expected 4 or 8")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"{bits}-bit weights need the package bitsandbytes: pip install bitsandbytes")
     # As QLoRA has it (Dettmers et al. 2023); the library's own defaults are another 4-bit number, and float32.
