@@ -207,7 +207,7 @@ F32, I64 = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
 
 WRONG: list[tuple[str, str, Any, str]] = [
     # A model.
-    ("collect_activations", "lm", "mini", 'a HookedLM (xt.HookedLM.load("mini"))'),
+    ("collect_activations", "lm", "mini", 'a HookedLM (xt.HookedLM.load("mini")'),
     ("collect_activations", "lm", None, "a HookedLM"),
     ("generate", "lm", 3, "a HookedLM"),
     ("generate", "lm", tiny, "a HookedLM"),
@@ -370,6 +370,10 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("Recipe", "steps", True, "a whole number"),
     ("Recipe", "batch_size", None, "a whole number"),
     ("Recipe", "learning_rate", "1e-4", "a number"),
+    ("Recipe", "lora", {"rank": 4}, "a Lora"),
+    ("Recipe", "validation_share", None, "a number"),
+    ("Recipe", "loss_type", ["sigmoid"], "one of 'sigmoid', 'hinge'"),
+    ("Lora", "dropout", None, "a number"),
     ("Recipe", "lora", 64, "a Lora (xt.tuning.Lora(rank=64))"),
     ("Recipe", "loss_type", None, "one of 'sigmoid', 'hinge'"),
     ("Lora", "rank", 64.0, "a whole number"),
@@ -492,7 +496,8 @@ def test_secrets_are_not_shown():
 def test_what_is_shown_is_short():
     with pytest.raises(TypeError) as caught:
         xt.generate(3, "x")
-    assert str(caught.value) == 'generate: lm is 3 (an int), expected a HookedLM (xt.HookedLM.load("mini"))'
+    model = 'a HookedLM (xt.HookedLM.load("mini"), or of a model in memory load(model, tokenizer=...))'
+    assert str(caught.value) == f"generate: lm is 3 (an int), expected {model}"
     for value in ("line\nbreak " * 500, [["deep" * 100] * 50] * 50, dict.fromkeys(range(100), "x" * 100), object()):
         with pytest.raises(TypeError) as caught:
             xt.Offset(value, 1.0)

@@ -43,7 +43,7 @@ _WORDS: Mapping[Any, str] = {
     "DataFrame": "a pandas DataFrame",
     "Dataset": "a Dataset (xt.data and xt.mini give them; datasets.Dataset.from_list(rows))",
     "Dose": "a Dose (xt.dose_response gives a list of them)",
-    "HookedLM": 'a HookedLM (xt.HookedLM.load("mini"))',
+    "HookedLM": 'a HookedLM (xt.HookedLM.load("mini"), or of a model in memory load(model, tokenizer=...))',
     "Identity": "an Identity (lm.identity())",
     "Intervention": "an edit (xt.Offset(neurons, -1.0))",
     "LayerDrift": "a LayerDrift (xt.drift.by_layer gives them)",
