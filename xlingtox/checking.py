@@ -11,8 +11,8 @@ import contextlib
 import functools
 import inspect
 import itertools
-import math
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -147,7 +147,7 @@ class _Parameter:
         numpy: whether only numpy's arrays are meant, so that a tensor becomes one.
     """
 
-    def __init__(self, name: str, place: float, written: Any, hint: Any) -> None:
+    def __init__(self, name: str, place: int, written: Any, hint: Any) -> None:
         self.name, self.place, self.written, self.hint = name, place, written, hint
         self.plain = _Everything() if {Any, object}.intersection(_parts(hint)) else _plain(hint)
         self.words = _listed(hint)
@@ -213,7 +213,7 @@ def _parameters(call: Any) -> tuple[_Parameter, ...]:
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             by_name = parameter.kind == parameter.KEYWORD_ONLY
             hint = hints.get(name, Any)
-            parameters.append(_Parameter(name, math.inf if by_name else place, written.get(name), hint))
+            parameters.append(_Parameter(name, sys.maxsize if by_name else place, written.get(name), hint))
     return tuple(parameters)
 
 
@@ -259,7 +259,7 @@ class _Row:
         self.kind = kind
         self.plain = _plain(item)
         self.item = _accepted(item)
-        self.sequence = Sequence[self.item]
+        self.sequence: Any = Sequence[self.item]  # type: ignore[name-defined]
 
     def __call__(self, value: Any) -> bool:
         if isinstance(value, str | bytes):
