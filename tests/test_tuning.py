@@ -203,7 +203,6 @@ def but(**columns):
             r"1 of 4 have no prompt \(rows 0\); 2 of 4 have no chosen \(rows 0, 1\); 1 of 4 have no rejected "
             r"\(rows 1\); 1 of 4 have chosen equal to rejected \(rows 2\)$",
         ),
-        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "expected a datasets.Dataset"),
     ],
 )
 def test_bad_pairs(tuned, untrained, tmp_path, pairs, words):
