@@ -95,7 +95,6 @@ def test_mean_of_a_language_that_is_not_there():
     [
         ([], NEURONS, 3, "no prompts"),
         ([" "], NEURONS, 3, "prompt 0 is blank"),
-        ("the cat", NEURONS, 3, "one string"),
         (["a" * 62], NEURONS, 3, "room for 61"),
         (["cat"], NEURONS, 0, "at least 1"),
         (["cat"], NeuronSet.of([(5, 0)]), 3, r"neuron \(5, 0\) is outside the model"),

@@ -264,7 +264,6 @@ def test_pickled_weights_are_not_read(tmp_path):
     [
         (HEADS["softmax"], {"languages": None}, "say which languages"),
         (HEADS["softmax"], {"languages": []}, "say which languages"),
-        (HEADS["softmax"], {"languages": "en"}, "say which languages"),
         (
             HEADS["softmax"],
             {"languages": ["en", "EN", "klingon"]},
@@ -274,7 +273,7 @@ def test_pickled_weights_are_not_read(tmp_path):
         (HEADS["softmax"], {"tokenizer": None}, "in memory needs its tokenizer"),
         (HEADS["softmax"], {"toxic_label": "spam"}, "no label 'spam': give toxic_label, one of 0: 'neutral', 1: 'tox"),
         (HEADS["softmax"], {"toxic_label": 2}, "no label 2"),
-        (HEADS["softmax"], {"activation": "tanh"}, "activation is 'tanh': expected 'sigmoid' or 'softmax'"),
+        (HEADS["softmax"], {"activation": "tanh"}, "activation is 'tanh' .*expected one of 'sigmoid', 'softmax'"),
         ({"id2label": {0: "LABEL_0", 1: "LABEL_1"}}, {}, "not clear: give toxic_label, one of 0: 'LABEL_0'"),
         ({"id2label": {0: "toxic", 1: "toxicity"}}, {}, "not clear"),
         ({"id2label": {0: "non-toxic"}}, {}, "not clear"),

@@ -45,9 +45,6 @@ def test_any_text_is_a_prompt_or_blank(text):
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
-        ("one string", "one string"),
-        ({"en": "one string"}, "string"),
-        ({"en": "word"}, "string"),
         ([], "no prompts"),
         ({}, "no prompts"),
         ({"en": []}, "no prompts"),

@@ -14,7 +14,7 @@ import torch
 from studies import HOSTILE
 
 from xlingtox import Activations, NeuronSet, TokenActivations, figures
-from xlingtox.comparison import Comparison
+from xlingtox.comparison import Comparison, Measures
 from xlingtox.drift import LayerDrift
 from xlingtox.figures.neurons import script
 from xlingtox.lm import Identity
@@ -39,7 +39,7 @@ def activations(means=MEANS, name="mini", neurons=4):
 
 def comparison(**change):
     own = {"en": ((3.0, 1.0), (0.5, 1.5)), "ar": ((4.0, 2.0), (4.0, 0.0))}
-    sides = [dict.fromkeys(("ar", "en")) for _ in range(2)]
+    sides = [dict.fromkeys(("ar", "en"), Measures(*[0.0] * 10)) for _ in range(2)]
     known = {"models": (MINI, MINI), "neurons": ((1, 0), (1, 3)), "neuron_activations": own}
     return Comparison(*sides, {}, ScorerIdentity("wordlist", "1", ("en", "ar")), **(known | change))
 

@@ -181,15 +181,19 @@ def test_positions(family):
     [
         ((1.0, 2.0), "all", "2 values for 4 neurons"),
         ((1.0, 2.0, float("nan"), 3.0), "all", "expected a finite number"),
-        ("1234", "all", "Offset by '1234': expected a number, or a row of one for each neuron"),
-        (None, "all", "Offset by None: expected a number"),
-        (torch.ones(4, 1), "all", r"Offset by \[\[1.0\], .*: expected a number, or a row"),
-        (1.0, "last", "expected 'all', 'prompt' or 'new'"),
+        (1.0, "last", "positions is 'last' .*expected one of 'all', 'prompt', 'new'"),
     ],
 )
 def test_what_an_edit_cannot_be(value, positions, words):
     with pytest.raises(ValueError, match=words):
         Offset(NEURONS, value, positions)
+
+
+@pytest.mark.parametrize("kind", [Offset, Scale, Set])
+@pytest.mark.parametrize("value", ["1234", None, True, dict.fromkeys(range(4), 0.0), {0.0, 1.0}, torch.ones(4, 1)])
+def test_an_edit_is_by_a_number_or_by_a_row_of_them(kind, value):
+    with pytest.raises(TypeError, match=f"^{kind.__name__}: value.* is .*, expected a number or a list of numbers$"):
+        kind(NEURONS, value)
 
 
 def test_a_value_is_one_that_the_model_has(lm):
@@ -446,7 +450,7 @@ def test_numbers_of_numpy_and_torch(lm):
     assert [Offset(NEURONS, kind(1.5)).value for kind in (np.float32, np.float64, torch.tensor)] == [one.value] * 3
     assert Offset(NEURONS, np.full(len(NEURONS), 1.5)).value == row.value
     assert Offset(NEURONS, torch.full((len(NEURONS),), 1.5)).value == row.value
-    with pytest.raises(ValueError, match="expected a NeuronSet"):
+    with pytest.raises(TypeError, match="expected a NeuronSet"):
         Offset([(0, 1)], 1.0)
     with pytest.raises(TypeError):
         one + 3
@@ -544,9 +548,11 @@ def test_a_patch_from_cached_activations(pair):
         lm.logits(ids[:1], mask[:1])
     with pytest.raises(ValueError, match=r"no activations of neuron \(1, 5\)"):
         Patch(NEURONS, {0: seen[0]}).on(lm).__enter__()
-    for wrong in (seen[0][..., :-1], seen[0][0], seen[0].numpy()):
-        with pytest.raises(ValueError, match=r"cached activations of layer 0 are .*expected a tensor"):
-            Patch(NEURONS, dict(seen) | {0: wrong}).on(lm).__enter__()
+    with pytest.raises(ValueError, match=r"cached activations of layer 1 are .*expected \[batch, pos, 48\]"):
+        Patch(NEURONS, dict(seen) | {1: seen[1][..., :-1]}).on(lm).__enter__()
+    for wrong in (seen[1][0], seen[1].numpy(), seen[1].long()):
+        with pytest.raises(TypeError, match=r"source\[1\] is .*a tensor of floats, \[batch pos d_mlp\]"):
+            Patch(NEURONS, dict(seen) | {1: wrong})
     # One token each: else the first would serve all that are generated.
     with raw.watching(source, range(2)) as seen:
         raw.forward(source, ids[-1:, -1:])
@@ -649,7 +655,7 @@ def test_what_a_patch_cannot_be(pair, tmp_path):
     _, held = lm.extend(ids[:, :2], mask[:, :2])
     with pytest.raises(ValueError, match="set the patch before the first pass"), patch.on(lm):
         lm.extend(ids[:, 2:], mask, held)
-    with pytest.raises(ValueError, match="cannot patch from a str"):
+    with pytest.raises(TypeError, match="Patch: source is 'model'"):
         Patch(NEURONS, "model")
     with pytest.raises(ValueError, match="differ in shape"):
         Patch(NEURONS, HookedLM.load(tiny("llama"), tokenizer=lm.tokenizer)).on(lm).__enter__()

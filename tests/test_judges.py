@@ -78,9 +78,8 @@ def test_what_does_not_fit_is_refused(lm, probe):
         ProbeScorer(lm, dataclasses.replace(probe, model=other), ["en"])
     with pytest.raises(ValueError, match="unknown language 'EN'"):
         ProbeScorer(lm, probe, ["EN"])
-    for languages in ([], "en"):
-        with pytest.raises(ValueError, match="say which languages"):
-            ProbeScorer(lm, probe, languages)
+    with pytest.raises(ValueError, match="say which languages"):
+        ProbeScorer(lm, probe, [])
     with pytest.raises(UncoveredLanguage, match="does not cover fr: it covers en"):
         ProbeScorer(lm, probe, ["en"]).score(["a"], ["fr"])
 
@@ -198,7 +197,6 @@ def test_bad_input_is_refused_before_work():
     for texts, languages, words in [
         ([], [], "no texts"),
         (["a"], ["en", "en"], "1 texts and 2 languages"),
-        ([None], ["en"], "text 0 is None"),
         (["a", "b"], ["en", "sv"], "none of hash, other covers sv"),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -223,7 +223,6 @@ def test_saved_and_loaded_is_equal(pair, probe, tmp_path):
         ({"some": GROUP}, {}, "nothing to measure by"),
         ({}, {"toxic_tokens": [1]}, "expected at least one"),
         ({"base": GROUP}, {"toxic_tokens": [1]}, "none called base"),
-        (GROUP, {"toxic_tokens": [1]}, "groups is a NeuronSet: expected a name to each"),
         ({"some": NeuronSet.of([(5, 0)])}, {"toxic_tokens": [1]}, "outside the model"),
         ({"some": GROUP}, {"toxic_tokens": [-1]}, "vocabulary"),
         ({"some": GROUP}, {"toxic_tokens": [300]}, "vocabulary"),

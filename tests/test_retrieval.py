@@ -166,17 +166,14 @@ def rows(*given):
         ({"en": ["a", "b"]}, "two languages"),
         ({"en": ["a"], "es": ["b"]}, "two rows"),
         ({"en": ["a", "b"], "es": ["a", " "]}, "parallel sentence 1 in es is blank"),
-        ({"en": ["a", "b"], "es": ["a", None]}, "parallel sentence 1 in es is blank"),
+        (Dataset.from_dict({"en": ["a", "b"], "es": ["a", None]}), "parallel sentence 1 in es is blank"),
         ({"en": ["a", "b"], "xx": ["a", "b"]}, "unknown language 'xx'"),
         ({"en": ["a", "b", "c"], "es": ["a", "b"]}, "misaligned parallel sentences: 3 in en, 2 in es"),
         ({"en": ["a", "b"], "es": []}, "misaligned parallel sentences: 2 in en, 0 in es"),
         ({"en": ["a", "b"], "es": ["a", "a"]}, "all 2 sentences of es are the same"),
-        ({"en": "abc", "es": "def"}, "parallel sentences of 'en' are one string: give a list"),
-        ({"en": ["a", 1, "c"], "es": ["a", "b", "c"]}, r"sentences of 'en' must be text: got 1 \(int\)"),
         ({"en": ["a", "b"], "es": ["c", "d"], "id": ["0", "1"]}, "'id' of the parallel sentences, taken as Indonesian"),
         ({"en": ["a", "a", "b"], "es": ["c", "d", "c"]}, "every sentence of es is a translation of 'a'"),
         (Dataset.from_dict({"en": ["a", "b"], "es": ["c", "d"], "id": [0, 1]}), "row numbers are to be dropped"),
-        (["a", "b"], "expected a datasets.Dataset, got list"),
         (rows(("es", "a", "b"), ("es", "c", None)), r"row 1 of the parallel sentences \(es\) has no translation"),
         (rows(("es", "a", "b"), ("es", " ", "c")), "has no sentence"),
         (rows(("es", "a", "b"), ("es", "c", "d"), ("ru", "a", "b")), "ru has no second one"),
@@ -192,15 +189,12 @@ def test_bad_parallel_sentences_get_one_clear_line(lm, parallel, words):
 
 
 def test_other_bad_input(lm):
-    for wrong in (0, 2.5):
-        with pytest.raises(ValueError, match=f"n_neighbours is {wrong}: expected a whole number, at least 1"):
-            accuracy(lm, SENTENCES, n_neighbours=wrong)
+    with pytest.raises(ValueError, match="n_neighbours is 0: expected at least 1"):
+        accuracy(lm, SENTENCES, n_neighbours=0)
     with pytest.raises(ValueError, match="batch_size is 0"):
         accuracy(lm, SENTENCES, batch_size=0)
     with pytest.raises(ValueError, match="batch_size is 0"):
         retrieval.embed(lm, ["cat"], batch_size=0, progress=False)
-    with pytest.raises(ValueError, match="one string, 'cat': give a list"):
-        retrieval.embed(lm, "cat", progress=False)
     with pytest.raises(ValueError, match="unknown measure 'rank': expected one of top1"):
         accuracy(lm, SENTENCES).mean("rank")
     with pytest.raises(ValueError, match="no texts"):

@@ -118,11 +118,13 @@ def test_bad_input_is_refused_before_work(file):
     cached = Cached(NeverAsked("en"), file, progress=False)
     with pytest.raises(UncoveredLanguage, match="does not cover sv: it covers en"):
         cached.score(["a", "b"], ["en", "sv"])
-    with pytest.raises(ValueError, match="text 1 is None: expected text"):
+    with pytest.raises(TypeError, match=r"texts\[1\] is None, expected a list of strings"):
         cached.score(["a", None], ["en", "en"])
+    with pytest.raises(TypeError, match="text 2000 is None: expected text"):
+        cached.score(["a"] * 2000 + [None], ["en"] * 2001)
     with pytest.raises(ValueError, match="2 texts and 1 languages"):
         cached.score(["a", "b"], ["en"])
-    with pytest.raises(ValueError, match="are lists"):
+    with pytest.raises(TypeError, match=r"texts is 'ab' \(a str\), expected a list of strings"):
         cached.score("ab", ["en", "en"])
     assert cached.score([], []).shape == (0,)
 

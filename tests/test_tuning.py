@@ -204,7 +204,6 @@ def but(**columns):
             r"1 of 4 have no prompt \(rows 0\); 2 of 4 have no chosen \(rows 0, 1\); 1 of 4 have no rejected "
             r"\(rows 1\); 1 of 4 have chosen equal to rejected \(rows 2\)$",
         ),
-        (["a", "b"], "expected a datasets.Dataset, a pandas frame or a list of dicts, got list"),
     ],
 )
 def test_bad_pairs(tuned, untrained, tmp_path, pairs, words):
@@ -280,23 +279,15 @@ def test_the_papers_recipes_say_what_trl_would_choose_otherwise():
         ({"patience": 0}, "patience is 0"),
         ({"learning_rate": math.inf}, "learning_rate is inf"),
         ({"validation_share": 1.0}, "validation_share is 1"),
-        ({"steps": 2.5}, "steps is 2.5: expected a whole number of at least 1"),
-        ({"batch_size": None}, "batch_size is None"),
-        ({"warm_up": -1}, "warm_up is -1: expected a whole number of at least 0"),
-        ({"warm_up": 2.5}, "warm_up is 2.5"),
+        ({"batch_size": -1}, "batch_size is -1: expected at least 1"),
+        ({"warm_up": -1}, "warm_up is -1: expected at least 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"seed": None}, "seed is None"),
         ({"seed": 2**32}, "seed is 4294967296"),
-        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'"),
-        ({"loss_type": "nonsense"}, "loss_type is 'nonsense': expected one of sigmoid, "),
-        ({"loss_type": ["sigmoid"]}, "loss_type is"),
+        ({"loss_type": "nonsense"}, "loss_type is 'nonsense' .*expected one of 'sigmoid', "),
         ({"optimizer": "adamw"}, "optimizer is 'adamw': expected one of .*adamw_torch"),
         ({"loss_type": "robust"}, r"label_smoothing is 0\.0 with loss_type 'robust': robust needs it"),
         ({"label_smoothing": 0.1}, "label_smoothing is 0.1 with loss_type 'sigmoid'"),
         ({"loss_type": "robust", "label_smoothing": 0.5}, "label_smoothing is 0.5"),
-        ({"validation_share": None}, "validation_share is None: expected a number"),
-        ({"label_smoothing": None}, "label_smoothing is None: expected a number"),
-        ({"lora": {"rank": 4}}, r"lora is {'rank': 4}: expected a Lora"),
     ],
 )
 def test_bad_recipes(changes, words):
@@ -310,8 +301,7 @@ def test_bad_recipes(changes, words):
         ({"rank": 0}, "lora's rank is 0"),
         ({"alpha": 0}, "lora's alpha is 0"),
         ({"dropout": 2.0}, "lora's dropout is 2.0"),
-        ({"dropout": None}, "lora's dropout is None"),
-        ({"bits": 3}, "lora's bits is 3: expected 4, 8 or None"),
+        ({"bits": 3}, "Lora: bits is 3 .*expected one of 4, 8 or None"),
     ],
 )
 def test_bad_adapters(changes, words):
@@ -331,9 +321,9 @@ def test_a_missing_package_is_said_before_anything_is_written(tuned, untrained, 
 
 
 def test_what_is_no_model_and_what_is_no_recipe(tuned, untrained, tmp_path):
-    with pytest.raises(TypeError, match=r"cannot tune a GPT2LMHeadModel: wrap it, HookedLM\.load\(model, tokenizer="):
+    with pytest.raises(TypeError, match=r"lm is a GPT2LMHeadModel, expected .*load\(model, tokenizer=\.\.\.\)"):
         tune_dpo(tuned[0], PAIRS, tmp_path, RECIPE)
-    with pytest.raises(TypeError, match=r"the recipe is 'MINI': expected one like xt\.tuning\.MINI"):
+    with pytest.raises(TypeError, match=r"recipe is 'MINI' .*expected a recipe \(xt\.tuning\.MINI"):
         tune_dpo(tuned[1], PAIRS, tmp_path, "MINI")
 
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import files, languages, tables
 from xlingtox.batching import by_length, in_batches, rows_that_fit
+from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.engine import Hook
 from xlingtox.escaping import escaped
@@ -25,6 +26,7 @@ _MOST_BYTES = 2**30
 """Of more than these, values of single steps are not kept."""
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Activations:
     """Post-activations of `neurons` over the steps of a greedy continuation.
@@ -68,6 +70,7 @@ class Activations:
             )
         return self.kept
 
+    @checked
     def mean(self, language: str | None = None) -> Float[Tensor, "neuron"]:
         """Mean of each neuron over steps and prompts, of one language or of all.
 
@@ -99,6 +102,7 @@ class Activations:
         caption = f"Activations of {len(self.neurons)} neurons of {escaped(self.model)}"
         return tables.table(caption, ["Language", "Prompts", "Steps", "Mean", "Neurons with a mean above 0"], rows)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, with the prompts' languages and the model's identity in its metadata."""
         tensors = {"sums": self.sums, "steps": self.steps, "mask": self.mask}
@@ -109,6 +113,7 @@ class Activations:
         files.write_tensors(path, tensors, {"languages": self.languages, "model": dataclasses.asdict(self.model)})
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Activations:
         """Read activations that were saved; raises ValueError, with its path, where the file holds none."""
         tensors, about = files.read_tensors(path)
@@ -133,6 +138,7 @@ def few_enough(n_prompts: int, n_steps: int, n_neurons: int) -> bool:
     return 4 * n_prompts * n_steps * n_neurons <= _MOST_BYTES
 
 
+@checked
 def collect_activations(
     lm: HookedLM,
     prompts: Prompts,

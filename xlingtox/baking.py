@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox import files
+from xlingtox.checking import checked
 from xlingtox.engine import Hook
 from xlingtox.folders import appearing, writable_folder
 from xlingtox.lm import HookedLM, fingerprint
@@ -132,12 +133,14 @@ def _new_folder(path: str | Path) -> Path:
     return folder
 
 
+@checked
 @dataclass(frozen=True)
 class ControlVectors:
     """A constant for each block's output, `[d_model]`, by layer (0 is the first block)."""
 
     vectors: Mapping[int, Float[Tensor, "d_model"]]
 
+    @checked
     @contextlib.contextmanager
     def on(self, lm: HookedLM) -> Any:
         """Run the model with the vectors added to its blocks' outputs.
@@ -160,18 +163,21 @@ class ControlVectors:
         with lm.hooks(residual={layer + 1: adding(vector) for layer, vector in self.vectors.items()}, edit=said):
             yield
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write safetensors, `layer.N` a block."""
         named = {f"layer.{layer}": vector for layer, vector in self.vectors.items()}
         files.write_tensors(path, named)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> ControlVectors:
         """Read vectors that were saved; raises ValueError, with its path, where the file holds none."""
         tensors, _ = files.read_tensors(path)
         with files.understood(path, "control vectors"):
             return cls({int(name.removeprefix("layer.")): vector for name, vector in tensors.items()})
 
+    @checked
     def save_gguf(self, path: str | Path, architecture: str) -> None:
         """Write a control vector for llama.cpp, which steers every block but the first.
 

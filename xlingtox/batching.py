@@ -104,11 +104,9 @@ def over_texts(
     Of a text longer than the model's context only the beginning is read.
 
     Raises:
-        ValueError: no texts, one string in place of a list, a text without tokens, or `size` below 1.
+        ValueError: no texts, a text without tokens, or `size` below 1.
         MemoryError: a single text does not fit.
     """
-    if isinstance(texts, str):
-        raise ValueError(f"the texts are one string, {texts!r}: give a list of strings")
     if size is not None and size < 1:
         raise ValueError(f"batch_size is {size}: expected at least 1")
     if not texts:

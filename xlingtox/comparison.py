@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from xlingtox import degenerate, files, languages, metrics, tables
 from xlingtox.activations import collect_activations, few_enough
+from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.drift import LayerDrift, by_layer, weight_drift
 from xlingtox.escaping import escaped
@@ -28,6 +29,7 @@ from xlingtox.neurons import Neuron, NeuronSet
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, checked_scores, require_covered
 
 
+@checked
 @dataclass(frozen=True)
 class Measures:
     """What one model does in one language.
@@ -58,6 +60,7 @@ class Measures:
     mean_activation: float
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """Before and after, per language.
@@ -100,6 +103,7 @@ class Comparison:
     def languages(self) -> tuple[str, ...]:
         return tuple(self.before)
 
+    @checked
     def relative_drop(self, measure: str = "emt") -> dict[str, float]:
         """Language to (before - after) / before of one measure."""
         return {
@@ -141,17 +145,20 @@ class Comparison:
         caption = f"Before → after, scored by {escaped(self.scorer.name)}"
         return tables.table(caption, [*columns, "Perplexity", "Mean activation"], rows)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write as one JSON file; null stands for NaN."""
         files.write_results(path, dataclasses.asdict(self))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Comparison:
         content = files.read_results(path)
         with files.understood(path, "comparison"):
             return cls.of(content)
 
     @classmethod
+    @checked
     def of(cls, whole: Mapping[str, Any]) -> Comparison:
         """From the content of such a file, or of a study's `results.json`, with NaN for null."""
         before, after = ({code: Measures(**row) for code, row in whole[side].items()} for side in ("before", "after"))
@@ -180,6 +187,7 @@ def _layer_drift(row: Mapping[str, Any]) -> LayerDrift:
     return LayerDrift(**dict(row) | {name: tuple(row[name]) for name in ("cosine_range", "norm_change_range")})
 
 
+@checked
 def compare(
     before: HookedLM,
     after: HookedLM,
@@ -280,6 +288,7 @@ def _check_same_tokens(before: HookedLM, after: HookedLM, prompts: Iterable[Prom
             )
 
 
+@checked
 def toxicity_scores(written: Continuations, scorer: Scorer) -> dict[str, Float[np.ndarray, "prompt sample"]]:
     """Scores of continuations by language."""
     scores = checked_scores(scorer, written.texts, written.row_languages).reshape(-1, written.n_samples)

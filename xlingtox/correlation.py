@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from xlingtox import metrics
+from xlingtox.checking import checked
 
 FEWEST = 3
 """Points for a correlation."""
@@ -31,6 +32,7 @@ _N_ORDERS, _N_RESAMPLES = 99_999, 2000
 Interval = tuple[float, float]
 
 
+@checked
 @dataclass(frozen=True)
 class Correlation:
     """A correlation over a few points, as of languages; NaN throughout where one side does not vary.
@@ -67,12 +69,14 @@ def pearson_p(r: float, n: int) -> float:
     return 0.0 if abs(r) == 1 else float(2 * stats.t.sf(abs(r) * math.sqrt((n - 2) / (1 - r * r)), n - 2))
 
 
+@checked
 def pearson(x: Sequence[float], y: Sequence[float]) -> Correlation:
     """Pearson's r, with the p of `pearson_p`."""
     r, p = metrics.pearson(x, y)
     return Correlation(r, p, *fisher(r, len(x), 1.0), *_bootstrapped(x, y, ranked=False))
 
 
+@checked
 def spearman(x: Sequence[float], y: Sequence[float]) -> Correlation:
     """Spearman's rho, ties at their mean rank.
 

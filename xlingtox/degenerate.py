@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import regex
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.escaping import well_formed
 
 Kind: TypeAlias = Literal["sound", "empty", "repeated", "wrong script", "wrong language"]
@@ -67,6 +68,7 @@ _OWN = {code: regex.compile(rf"(?V1)[\p{{L}}&&[{own}]]") for code, own in _FROM.
 _FOREIGN = {code: regex.compile(rf"(?V1)[\p{{L}}--[{_SHARED}{own}]]") for code, own in _FROM.items()}
 
 
+@checked
 def kinds(texts: Sequence[str], codes: Sequence[str], identify: Identifier | None = None) -> list[Kind]:
     """What each text is, the first of these that holds, else "sound".
 
@@ -101,6 +103,7 @@ def kinds(texts: Sequence[str], codes: Sequence[str], identify: Identifier | Non
     return found
 
 
+@checked
 def shares(texts: Sequence[str], codes: Sequence[str], identify: Identifier | None = None) -> dict[str, float]:
     """Language to the share of its texts that are not sound; like `kinds`."""
     total, unsound = dict.fromkeys(languages.in_order(codes), 0), dict.fromkeys(codes, 0)
@@ -110,6 +113,7 @@ def shares(texts: Sequence[str], codes: Sequence[str], identify: Identifier | No
     return {code: unsound[code] / n for code, n in total.items()}
 
 
+@checked
 def lingua(least_lead: float = 0.25) -> Identifier:
     """The identifier of the package lingua-language-detector, among the 17 languages: it is of no use for others.
 

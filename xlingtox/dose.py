@@ -12,6 +12,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from xlingtox import degenerate, metrics
+from xlingtox.checking import checked
 from xlingtox.comparison import toxicity_scores
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.fluency import check_held_out, perplexities
@@ -22,6 +23,7 @@ from xlingtox.neurons import NeuronSet
 from xlingtox.scoring.protocol import Scorer, require_covered
 
 
+@checked
 @dataclass(frozen=True)
 class Dose:
     """The response to one offset.
@@ -44,6 +46,7 @@ class Dose:
     high: float
 
 
+@checked
 def dose_response(
     lm: HookedLM,
     sets: Sequence[NeuronSet],

@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from xlingtox.checking import checked
 from xlingtox.lm import HookedLM
 
 
+@checked
 @dataclass(frozen=True)
 class LayerDrift:
     """How far one kind of a layer's vectors moved: the mean over them, and the least and the greatest.
@@ -34,6 +36,7 @@ class LayerDrift:
     norm_change_range: tuple[float, float]
 
 
+@checked
 @torch.no_grad()
 def weight_drift(before: HookedLM, after: HookedLM) -> pd.DataFrame:
     """Cosine and change in norm of every key and value vector between two models (Lee et al. 2024, section 5).
@@ -61,6 +64,7 @@ def weight_drift(before: HookedLM, after: HookedLM) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+@checked
 def by_layer(vectors: pd.DataFrame) -> tuple[LayerDrift, ...]:
     """The table of `weight_drift`, layer by layer and kind by kind; vectors without a number do not count."""
     found = []

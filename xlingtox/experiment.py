@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from xlingtox import files, languages, localize, metrics, retrieval, transfer, tuning
 from xlingtox._version import __version__
 from xlingtox.activations import collect_activations
+from xlingtox.checking import checked
 from xlingtox.comparison import Comparison, compare, toxicity_scores
 from xlingtox.data import as_prompts, labelled_texts, meanings, require_columns
 from xlingtox.degenerate import Identifier
@@ -37,6 +38,7 @@ from xlingtox.studyfolder import StudyFolder
 _LOG = logging.getLogger(__name__)
 
 
+@checked
 @dataclass(frozen=True)
 class Materials:
     """What a study needs besides a model; the tables are as their loaders give them.
@@ -66,6 +68,7 @@ class Materials:
     given: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
+@checked
 @dataclass(frozen=True)
 class Settings:
     """The sizes and doses of a study.
@@ -93,7 +96,18 @@ class Settings:
     recipe: tuning.Recipe = tuning.MINI
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        counts = ("k", "n_random", "n_random_amplified", "dose_prompts", "dose_texts", "n_samples", "n_new_tokens")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: expected 0 or more, and less than 2**32")
+        check_offsets(self.offsets)
+        check_offsets(self.amplifications)
 
+
+@checked
 def run(
     lm: HookedLM, materials: Materials, out: str | Path, settings: Settings, progress: bool = True
 ) -> dict[str, Any]:
@@ -121,17 +135,10 @@ def run(
 
 def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     """Refuse at once what a stage would refuse, and before the folder is claimed by a study that cannot be done."""
-    for name in ("n_random", "n_random_amplified", "dose_prompts", "dose_texts", "n_samples", "n_new_tokens"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} is {getattr(settings, name)}: expected at least 1")
-    if settings.seed < 0:
-        raise ValueError(f"seed is {settings.seed}: expected 0 or more")
     lm.check_unedited("a study's folder does not show")
     for name in ("labelled", "hostile", "friendly", "pairs", "parallel", "held_out"):
         require_columns(getattr(materials, name), (), f"the materials' {name}")
     localize.check_k(lm, settings.k)
-    check_offsets(settings.offsets)
-    check_offsets(settings.amplifications)
     _, labels = labelled_texts(materials.labelled)
     split(labels, seed=settings.seed)
     for what, table in (("hostile prompts", materials.hostile), ("friendly prompts", materials.friendly)):
@@ -401,6 +408,7 @@ def _transfer(found: retrieval.Retrieval, observed: Comparison, measure: str) ->
     return retrieval.transfer(found, observed, measure)
 
 
+@checked
 def main_measure(observed: Comparison) -> str:
     """EMT as in the paper, unless it saturates: in a quarter or more of the languages its drop is under a tenth.
 

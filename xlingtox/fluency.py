@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xlingtox import languages, metrics
 from xlingtox.batching import by_length, in_batches, rows_that_fit
+from xlingtox.checking import checked
 from xlingtox.data import require_columns
 from xlingtox.escaping import well_formed
 from xlingtox.generation import Continuations
@@ -35,6 +36,7 @@ _CONVERTED = 2**18
 """Logits in float64 at a time: a few rows of a large vocabulary, which a processor's cache holds."""
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Fluency:
     """How likely a judge finds what was written.
@@ -75,6 +77,7 @@ class _Row(NamedTuple):
     begin: int
 
 
+@checked
 def conditional_perplexity(
     judge: HookedLM, continuations: Continuations, batch_size: int | None = None, progress: bool = True
 ) -> Fluency:
@@ -117,6 +120,7 @@ def conditional_perplexity(
     return _summed_up(judge.identity(), continuations.row_languages, values, faults, ~blank & ~too_long)
 
 
+@checked
 @torch.no_grad()
 def copying_score(
     model: PreTrainedModel,
@@ -173,6 +177,7 @@ def copying_score(
     return _summed_up(str(model.config.name_or_path), continuations.row_languages, values, faults, kept)
 
 
+@checked
 def perplexities(
     lm: HookedLM, held_out: Dataset, progress: bool = True, batch_size: int | None = None
 ) -> dict[str, float]:

@@ -6,7 +6,6 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import files, languages, tables
 from xlingtox.batching import by_length, each_batch, in_batches, rows_that_fit
+from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.lm import HookedLM
 
@@ -40,6 +40,7 @@ _SHRUNK = 0.75
 """A batch is cut down to the rows that go on once they are at most this share of it."""
 
 
+@checked
 @dataclass(frozen=True)
 class Continuations:
     """What a model wrote: `n_samples` rows a prompt, samples of a prompt together, prompts in the given order.
@@ -94,12 +95,14 @@ class Continuations:
         caption = f"{len(self)} continuations, {self.n_samples} a prompt; the first of each language"
         return tables.table(caption, ["Language", "Prompts", "Prompt", "Continuation"], rows)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write as one JSON file."""
         whole = {"settings": self.settings, "n_samples": self.n_samples, "prompts": self.prompts, "texts": self.texts}
         files.write_json(path, whole)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Continuations:
         whole = files.read_json(path)
         with files.understood(path, "continuations"):
@@ -107,6 +110,7 @@ class Continuations:
             return cls(prompts, whole["n_samples"], tuple(whole["texts"]), whole["settings"])
 
 
+@checked
 def generate(
     lm: HookedLM,
     prompts: Prompts,
@@ -142,9 +146,8 @@ def generate(
         raise ValueError(
             f"temperature {temperature} must be at least {_COLDEST} (or use greedy=True) and top_p {top_p} in (0, 1]"
         )
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed is {seed!r}: expected a whole number from 0 on")
-    seed = int(seed)
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: expected 0 or more")
     given = as_prompts(prompts, lm.tokenizer)
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(given) * samples)

@@ -6,16 +6,17 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox import baking, files
+from xlingtox.checking import checked
 from xlingtox.engine import Hook
 from xlingtox.lm import HookedLM, HookNeverFired
 from xlingtox.neurons import NeuronSet
@@ -34,6 +35,7 @@ class Intervention:
     def __add__(self, other: Intervention) -> Intervention:
         return _Sum(self.steps() + other.steps()) if isinstance(other, Intervention) else NotImplemented
 
+    @checked
     @contextlib.contextmanager
     def on(self, lm: HookedLM) -> Iterator[None]:
         """Run the model under this edit; afterwards it is as before, also after an exception.
@@ -61,6 +63,7 @@ class Intervention:
                 "from its cache is 'new'"
             )
 
+    @checked
     def bake(self, lm: HookedLM, output_dir: str | Path | None = None) -> HookedLM:
         """A new model with this edit in its weights: what `on` does, at no cost, for any server of checkpoints.
 
@@ -84,6 +87,7 @@ class Intervention:
         ]
         return baking.bake(lm, *affine, self.on, {"edit": repr(self), "steps": steps}, output_dir)
 
+    @checked
     def control_vectors(self, lm: HookedLM) -> baking.ControlVectors:
         """A vector a layer which, added to the block's output, does what `on` does.
 
@@ -93,6 +97,7 @@ class Intervention:
         self._check(lm)
         return baking.control_vectors(lm, *self._affine(lm, "be a control vector"))
 
+    @checked
     def save(self, path: str | Path, lm: HookedLM) -> None:
         """Write one safetensors file, whose metadata say which edits these are and for which model they were made."""
         self._check(lm)
@@ -110,6 +115,7 @@ class Intervention:
         files.write_tensors(path, tensors, about)
 
     @staticmethod
+    @checked
     def load(path: str | Path, lm: HookedLM, any_model: bool = False) -> Intervention:
         """Read an edit that was saved for this model.
 
@@ -205,6 +211,7 @@ class Step(Intervention):
         return f"{type(self).__name__}({self.neurons!r}, {what}{where})"
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class _Constant(Step):
     """An edit by numbers.
@@ -221,20 +228,12 @@ class _Constant(Step):
     positions: Positions = "all"
 
     def __post_init__(self) -> None:
-        check_neurons(self.neurons)
-        # Of Python, of numpy or of torch: what has one number or a row of them.
-        given: Any = self.value.tolist() if hasattr(self.value, "tolist") else self.value
-        single = isinstance(given, int | float)
-        several = isinstance(given, Iterable) and not isinstance(given, str)
-        row = [each.item() if hasattr(each, "item") else each for each in (given if several else [given])]
-        if not all(isinstance(each, int | float) for each in row):
-            raise ValueError(f"{type(self).__name__} by {given!r}: expected a number, or a row of one for each neuron")
-        numbers = [float(each) for each in row]
+        single = not isinstance(self.value, tuple)
+        numbers = [float(number) for number in (self.value if isinstance(self.value, tuple) else (self.value,))]
         if wrong := [number for number in numbers if not math.isfinite(number)]:
             raise ValueError(f"{type(self).__name__} by {wrong[0]}: expected a finite number")
         if not single and len(numbers) != len(self.neurons):
             raise ValueError(f"{len(numbers)} values for {len(self.neurons)} neurons: expected one, or one for each")
-        check_positions(self.positions)
         object.__setattr__(self, "value", numbers[0] if single else tuple(numbers))
 
     def __repr__(self) -> str:
@@ -275,6 +274,7 @@ class Scale(_Constant):
     """Multiply the post-activations of `neurons` by `value`; 0 ablates them."""
 
     @classmethod
+    @checked
     def damping(cls, experts: NeuronSet) -> Scale:
         """Multiply each expert's post-activation by `1 - 2 (AUROC - 0.5)`: the better it tells toxic text, the less.
 
@@ -331,18 +331,6 @@ class _Sum(Intervention):
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))
-
-
-def check_neurons(neurons: object) -> None:
-    if not isinstance(neurons, NeuronSet):
-        raise ValueError(
-            f"neurons is a {type(neurons).__name__}: expected a NeuronSet, as NeuronSet.of([(layer, index)])"
-        )
-
-
-def check_positions(positions: str) -> None:
-    if positions not in ("all", "prompt", "new"):
-        raise ValueError(f"positions is {positions!r}: expected 'all', 'prompt' or 'new'")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ import re
 from collections.abc import Collection, Iterable
 from types import MappingProxyType
 
+from xlingtox.checking import checked
+
 # Code, English name, and how else data sets spell it: ISO 639-3, also of the main member, and what RTP-LX calls BCMS.
 _PAPER = (
     ("en", "English", "eng"),
@@ -91,11 +93,13 @@ _SPELLED = {other: code for code, _, others in _PAPER + _MORE for other in other
 _TRADITIONAL = frozenset({"hant", "tw", "hk", "mo"})
 
 
+@checked
 def name(code: str) -> str:
     """The language's English name; the code itself where it is none that is known."""
     return NAMES.get(code, code)
 
 
+@checked
 def check(languages: str | Iterable[str], among: Collection[str] = NAMES) -> tuple[str, ...]:
     """Return `languages` as a tuple of known codes, in the given order.
 
@@ -110,12 +114,14 @@ def check(languages: str | Iterable[str], among: Collection[str] = NAMES) -> tup
     return codes
 
 
+@checked
 def in_order(languages: Iterable[str]) -> tuple[str, ...]:
     """Distinct codes in the house's order; codes that are not among the 17 follow, sorted."""
     given = set(languages)
     return tuple(c for c in CODES if c in given) + tuple(sorted(given - set(CODES)))
 
 
+@checked
 def spelled(spelling: str) -> str | None:
     """The code of a language as a data set spells it, or None where it is not known.
 

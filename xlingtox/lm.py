@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xlingtox import loading
 from xlingtox.adapters import check_merged, is_adapted
+from xlingtox.checking import checked, shown
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.escaping import in_line
 from xlingtox.lens import Lens, beside, lens, unbridged
@@ -114,6 +115,7 @@ class HookedLM(Running):
     # --- ways in
 
     @classmethod
+    @checked
     def load(
         cls,
         source: Any,
@@ -146,6 +148,7 @@ class HookedLM(Running):
             trust_remote_code: run the code that a checkpoint brings along.
 
         Raises:
+            TypeError: no model, and no name of one.
             FileNotFoundError: a folder that is no checkpoint or no adapter.
             ValueError: not a decoder with a dense MLP; a tokenizer is missing or has no end-of-sequence token; an
                 adapter for another base; processed weights; a device that is not there; a package that is missing;
@@ -176,9 +179,9 @@ class HookedLM(Running):
             check_merged(source)
             own = tokenizer or loading.without_added_start(held, trust_remote_code)
             return cls(lens(source), own, str(getattr(source.cfg, "model_name", "TransformerLens model")))
-        raise ValueError(
-            f"cannot load a {type(source).__name__}: expected 'mini', a checkpoint folder, a hub name, a Hugging Face "
-            "model, or a TransformerLens model"
+        raise TypeError(
+            f"HookedLM.load: source is {shown(source)}, expected 'mini', a checkpoint folder, a hub name, a "
+            "Hugging Face model, or a TransformerLens model"
         )
 
     @classmethod
@@ -355,6 +358,7 @@ class HookedLM(Running):
 
     # --- neurons
 
+    @checked
     def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of `layer` adds to the MLP's output per unit of activation.
 
@@ -362,6 +366,7 @@ class HookedLM(Running):
         """
         return self._lens.down_projection(self._checked_layer(layer))
 
+    @checked
     def write_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The direction in which each neuron of `layer` really writes to the residual stream.
 
@@ -381,6 +386,7 @@ class HookedLM(Running):
         written: Tensor = down.forward(activations) - down.forward(torch.zeros_like(activations))
         return written
 
+    @checked
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of `layer` responds to; of a gated MLP the gate's rows (a view of the weights)."""
         gate = self._lens.gate_projection(self._checked_layer(layer))
@@ -391,6 +397,7 @@ class HookedLM(Running):
         """Whether a neuron multiplies what its key vector gives by what an up vector gives."""
         return self._lens.gate_projection(0) is not None
 
+    @checked
     def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """Of a gated MLP, what each neuron of `layer` multiplies its gate by (a view of the weights).
 
@@ -434,6 +441,7 @@ class HookedLM(Running):
         """
         return token_ids(self.tokenizer, texts)
 
+    @checked
     def encode(
         self, texts: Sequence[str], max_length: int | None = None
     ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
@@ -445,6 +453,7 @@ class HookedLM(Running):
         # Cut before padding: a slice of a padded batch would cut its short texts too.
         return self.pad([ids[:max_length] for ids in self.token_ids(texts)])
 
+    @checked
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
         """Token ids, padded on the left, with their mask."""
         own = [torch.tensor(ids, dtype=torch.long) for ids in rows]
@@ -458,10 +467,12 @@ class HookedLM(Running):
         mask = pad_sequence([torch.ones_like(row) for row in own], batch_first=True, padding_side="left")
         return ids.to(self.device), mask.to(self.device, torch.bool)
 
+    @checked
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of token ids, special tokens left out."""
         return list(self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True))
 
+    @checked
     def decode_after(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of token ids that follow a prompt's: some tokenizers, as Llama 2's, leave out a text's first space."""
         before = self.decode(prompts)

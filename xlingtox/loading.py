@@ -365,8 +365,8 @@ def _check_device(device: Any, option: str = "device") -> None:
 
 
 def _check_dtype(dtype: Any) -> None:
-    """Raise ValueError unless weights can be cast to it: transformers takes names too, torch does not."""
-    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+    """Raise ValueError unless weights can be cast to it."""
+    if dtype is None or (dtype.is_floating_point and dtype.itemsize > 1):
         return
     raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or None as stored")
 

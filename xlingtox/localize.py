@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from xlingtox.activations import Activations
 from xlingtox.batching import over_texts
+from xlingtox.checking import checked
 from xlingtox.data import Labelled, labelled_texts
 from xlingtox.engine import Hook
 from xlingtox.lm import HookedLM
@@ -21,6 +22,7 @@ _MOST_BYTES = 2**30
 """Of answers that are held at once."""
 
 
+@checked
 def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
     """The k neurons whose writing to the residual stream has the highest signed cosine with the probe (section 4.1).
 
@@ -42,6 +44,7 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
     return NeuronSet.of(pairs, cosines[:k].tolist())
 
 
+@checked
 def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int = 100) -> NeuronSet:
     """The k neurons that write most along the probe: mean activation times the value vector's part in its direction.
 
@@ -70,6 +73,7 @@ def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int
     return NeuronSet.of([neurons.neurons[i] for i in order[:k].tolist()], values[:k].tolist())
 
 
+@checked
 def by_auroc(lm: HookedLM, labelled: Labelled, batch_size: int | None = None, progress: bool = True) -> NeuronSet:
     """Experts: neurons that tell toxic from other sentences better than chance (Suau et al. 2024, section 3).
 

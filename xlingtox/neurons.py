@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xlingtox import tables
+from xlingtox.checking import checked, is_whole
 from xlingtox.lm import HookedLM
 
 Neuron = tuple[int, int]
 
+Mask: TypeAlias = Bool[Tensor, "neuron"] | Bool[np.ndarray, "neuron"] | Sequence[bool]
+"""One of True and False for each neuron."""
 
+
+@checked
 @dataclass(frozen=True)
 class NeuronSet:
     """Distinct neurons `(layer, index)` in a fixed order, each with a score (0 where none was given)."""
@@ -28,23 +36,36 @@ class NeuronSet:
     def __post_init__(self) -> None:
         if len(self.neurons) != len(self.scores):
             raise ValueError(f"{len(self.neurons)} neurons but {len(self.scores)} scores")
+        if not {int}.issuperset(map(type, itertools.chain.from_iterable(self.neurons))):
+            raise TypeError(
+                "NeuronSet: neurons has what is no (layer, index), expected two whole numbers: NeuronSet.of"
+            )
         if len(set(self.neurons)) != len(self.neurons):
             raise ValueError("a neuron is named twice")
         if not all(math.isfinite(score) for score in self.scores):
             raise ValueError("a score is not finite")
 
     @classmethod
+    @checked
     def of(cls, neurons: Iterable[Sequence[int]], scores: Iterable[float] | None = None) -> NeuronSet:
-        """Neurons from `(layer, index)` pairs, with a score each if `scores` are given."""
+        """Neurons from `(layer, index)` pairs, with a score each if `scores` are given.
+
+        Raises:
+            TypeError: a layer or an index is no whole number.
+            ValueError: a pair has more or fewer than two numbers, or as many scores as neurons are not given.
+        """
         pairs = []
         for pair in neurons:
             if len(pair) != 2:
                 raise ValueError(f"a neuron is (layer, index), not {pair!r}")
+            if not (is_whole(pair[0]) and is_whole(pair[1])):
+                raise TypeError(f"NeuronSet.of: neurons has {pair!r}, expected (layer, index), two whole numbers")
             pairs.append((int(pair[0]), int(pair[1])))
         given = [0.0] * len(pairs) if scores is None else [float(score) for score in scores]
         return cls(tuple(pairs), tuple(given))
 
     @classmethod
+    @checked
     def all(cls, lm: HookedLM) -> NeuronSet:
         """Every MLP neuron of the model."""
         return cls.of((layer, index) for layer in range(lm.n_layers) for index in range(lm.d_mlp))
@@ -86,10 +107,12 @@ class NeuronSet:
         theirs = set(other.neurons)
         return self.where([neuron not in theirs for neuron in self])
 
-    def where(self, mask: Bool[Tensor, "neuron"] | Sequence[bool]) -> NeuronSet:
+    @checked
+    def where(self, mask: Mask) -> NeuronSet:
         """The neurons for which `mask` is true, in the same order.
 
         Raises:
+            TypeError: the mask is not of True and False, as `activations.mean()` without `> 0`.
             ValueError: the mask has another length than the set.
         """
         keep = [bool(flag) for flag in mask]
@@ -107,6 +130,7 @@ class NeuronSet:
             columns.append(column)
         return layers
 
+    @checked
     def check(self, lm: HookedLM) -> None:
         """Raise ValueError unless every neuron exists in `lm`, and there is at least one."""
         if not self.neurons:
@@ -118,6 +142,7 @@ class NeuronSet:
                     f"with neurons 0 to {lm.d_mlp - 1}"
                 )
 
+    @checked
     def random_like(self, lm: HookedLM, seed: int) -> NeuronSet:
         """As many neurons in the same layers, drawn at random from those outside this set: a control.
 
@@ -134,6 +159,7 @@ class NeuronSet:
             drawn.extend((layer, index) for index in sorted(rng.sample(others, len(indices))))
         return NeuronSet.of(drawn)
 
+    @checked
     def vectors(self, lm: HookedLM) -> Float[Tensor, "neuron d_model"]:
         """The value vectors of these neurons, as they reach the residual stream."""
         self.check(lm)
@@ -142,6 +168,7 @@ class NeuronSet:
             out[columns] = lm.write_vectors(layer)[indices].to(out.device)
         return out
 
+    @checked
     def promoted_tokens(self, lm: HookedLM, k: int = 10) -> pd.DataFrame:
         """The k tokens that each value vector promotes most: `W_U v`, no final norm (paper, Table 4).
 

@@ -10,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox.activations import Activations
-from xlingtox.interventions import Amount, Positions, Seen, Step, check_neurons, check_positions
+from xlingtox.checking import checked
+from xlingtox.interventions import Amount, Positions, Seen, Step
 from xlingtox.lm import HookedLM, fingerprint
 from xlingtox.neurons import NeuronSet
 
 
+@checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Patch(Step):
     """Activation patching: hold the post-activations of `neurons` at what they are in another run.
@@ -37,13 +39,6 @@ class Patch(Step):
     language: str | None = None
 
     def __post_init__(self) -> None:
-        check_neurons(self.neurons)
-        check_positions(self.positions)
-        if not isinstance(self.source, HookedLM | Mapping | Activations):
-            raise ValueError(
-                f"cannot patch from a {type(self.source).__name__}: expected a HookedLM, Activations, or cached "
-                "activations by layer"
-            )
         if self.language is not None and not isinstance(self.source, Activations):
             raise ValueError("language is for a Patch from Activations, which have a mean per language")
 
@@ -75,9 +70,9 @@ class Patch(Step):
         elif isinstance(self.source, Mapping):
             missing = next((neuron for neuron in self.neurons if neuron[0] not in self.source), None)
             for layer, values in self.source.items():
-                if not isinstance(values, Tensor) or values.ndim != 3 or values.shape[-1] != lm.d_mlp:
+                if values.shape[-1] != lm.d_mlp:
                     raise ValueError(
-                        f"cached activations of layer {layer} are {_shape(values)}: expected a tensor "
+                        f"cached activations of layer {layer} are {list(values.shape)}: expected "
                         f"[batch, pos, {lm.d_mlp}]"
                     )
         if missing is not None:
@@ -130,7 +125,3 @@ class Patch(Step):
                 "positions: they serve passes over their own tokens"
             )
         return amount.expand_as(activation)
-
-
-def _shape(values: object) -> str:
-    return f"{list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import files, languages, tables
 from xlingtox.batching import by_length, in_batches, rows_that_fit
+from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.escaping import escaped
 from xlingtox.generation import checked_lengths, generate
@@ -34,6 +35,7 @@ Values = Mapping[str, Float[np.ndarray, "prompt"]]
 _BASE, _TUNED, _RANDOM = "base", "tuned", " (random)"
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class PatchEffect:
     """How a model's behaviour moves towards another's as groups of its neurons act as they do there.
@@ -50,6 +52,7 @@ class PatchEffect:
     runs: Mapping[str, Values]
     models: tuple[Identity, Identity] | None = None
 
+    @checked
     def to_frame(self, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
         """One row a measure, group and language, and one for `all`, the mean over languages.
 
@@ -97,6 +100,7 @@ class PatchEffect:
         names = [run for run in self.runs if run not in (_BASE, _TUNED) and not run.endswith(_RANDOM)]
         return {name: name + _RANDOM if name + _RANDOM in self.runs else None for name in names}
 
+    @checked
     def shares(self, language: str = "all") -> dict[tuple[str, str], tuple[float, float, float]]:
         """Measure and run (of a group, or its control) to the share and its 95 % interval, as in `to_frame`.
 
@@ -132,6 +136,7 @@ class PatchEffect:
         columns = ["Group", "Measured by", "Share of the change (95 % interval)", "Random neurons"]
         return tables.table("What patched neurons carry of the change, over all languages", columns, rows)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write as one JSON file."""
         runs = {run: {name: each.tolist() for name, each in values.items()} for run, values in self.runs.items()}
@@ -139,6 +144,7 @@ class PatchEffect:
         files.write_results(path, {"languages": self.languages, "runs": runs, "models": models})
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> PatchEffect:
         whole = files.read_results(path)
         with files.understood(path, "effect of patching"):
@@ -148,6 +154,7 @@ class PatchEffect:
             return cls(tuple(whole["languages"]), runs, both)
 
 
+@checked
 def patch_effect(
     base: HookedLM,
     tuned: HookedLM,
@@ -198,8 +205,6 @@ def patch_effect(
         raise ValueError(f"toxic_tokens are from {tokens[0]} to {tokens[-1]}: not all are of the model's vocabulary")
     if scorer is not None:
         require_covered(scorer, [prompt.language for prompt in given])
-    if not isinstance(groups, Mapping):
-        raise ValueError(f"groups is a {type(groups).__name__}: expected a name to each, as {{'sources': neurons}}")
     if not groups or any(name in (_BASE, _TUNED) or name.endswith(_RANDOM) for name in groups):
         raise ValueError(f"groups are {list(groups)}: expected at least one, none called base, tuned or '...{_RANDOM}'")
     for group in groups.values():

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import files
 from xlingtox.batching import over_texts
+from xlingtox.checking import checked
 from xlingtox.data import Labelled, labelled_texts
 from xlingtox.lm import HookedLM, Identity
 
@@ -32,6 +33,7 @@ one comes near the difference of the class means, which a model's own computatio
 """
 
 
+@checked
 def mean_states(
     lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int | None = None, progress: bool = True
 ) -> Float[Tensor, "layer text d_model"]:
@@ -82,6 +84,7 @@ def split(labels: Sequence[int], held_out: float = 0.1, seed: int = 0) -> tuple[
     return train, test
 
 
+@checked
 @dataclass(frozen=True)
 class Probe:
     """A toxicity direction with the evidence for it.
@@ -106,6 +109,7 @@ class Probe:
     model: Identity | None = None
 
     @classmethod
+    @checked
     def fit(
         cls, lm: HookedLM, labelled: Labelled, held_out: float = 0.1, seed: int = 0, progress: bool = True
     ) -> Probe:
@@ -139,6 +143,7 @@ class Probe:
         )
 
     @classmethod
+    @checked
     def from_direction(
         cls, vector: Float[Tensor, "d_model"] | Sequence[float], bias: float = 0.0, model: HookedLM | None = None
     ) -> Probe:
@@ -166,6 +171,7 @@ class Probe:
         return probe
 
     @classmethod
+    @checked
     def from_torch_file(cls, path: str | Path, model: HookedLM | None = None) -> Probe:
         """Take the numbers of a linear layer with one output that `torch.save` wrote, as the paper's probe is.
 
@@ -178,6 +184,7 @@ class Probe:
         weight, bias = _linear(Path(path).expanduser())
         return cls.from_direction(weight, bias, model)
 
+    @checked
     def check(self, lm: HookedLM) -> None:
         """Raise ValueError unless the direction has the model's width."""
         if self.direction.shape != (lm.d_model,):
@@ -195,6 +202,7 @@ class Probe:
             f"majority baseline {baseline})"
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, with the figures in its metadata."""
         figures = {name: getattr(self, name) for name in _FIGURES}
@@ -202,6 +210,7 @@ class Probe:
         files.write_tensors(path, {"direction": self.direction}, figures)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Probe:
         """Read a probe that was saved; raises ValueError, with its path, where the file holds none."""
         tensors, figures = files.read_tensors(path)

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from xlingtox import figures, files, languages, numbers, pages
+from xlingtox.checking import checked
 from xlingtox.escaping import escaped, escaped_for_plotly, seen
 from xlingtox.findings import Study, findings
 from xlingtox.masking import mask
@@ -25,11 +26,13 @@ from xlingtox.tables import in_language, language_name, number, percent, scrolli
 ToxicWords = Mapping[str, Sequence[str]]
 
 
+@checked
 def write(results: Mapping[str, Any], path: str | Path, toxic_words: ToxicWords | None = None) -> None:
     """Write the page of `results` to `path`; see `render`."""
     files.write_text(path, render(results, toxic_words))
 
 
+@checked
 def render(results: Mapping[str, Any], toxic_words: ToxicWords | None = None) -> str:
     """The page of a study, from the content of its `results.json`; null stands for a number that is not defined.
 

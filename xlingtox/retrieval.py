@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xlingtox import files
+from xlingtox.checking import checked
 from xlingtox.comparison import Comparison
 from xlingtox.lm import HookedLM, Identity
 from xlingtox.neighbours import MEASURES, SHARES, scored
@@ -42,6 +42,7 @@ _MOST_BYTES = 2**28
 """Of the states that are held of several languages at once; one language may take more."""
 
 
+@checked
 def embed(
     lm: HookedLM, sentences: Sequence[str], batch_size: int = 64, progress: bool = True
 ) -> Float[Tensor, "layer sentence d_model"]:
@@ -49,8 +50,7 @@ def embed(
     block's, the last before the final norm (paper, section 5). Float32, on the CPU, in one pass.
 
     Raises:
-        ValueError: no sentences, one string in place of a list, a sentence without tokens, or a state that is not
-            finite.
+        ValueError: no sentences, a sentence without tokens, or a state that is not finite.
     """
     states = mean_states(lm, sentences, range(lm.n_layers + 1), batch_size, progress)
     _require_finite(states, "these sentences")
@@ -68,6 +68,7 @@ def _require_finite(states: Float[Tensor, "layer sentence d_model"], of: str) ->
         )
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Retrieval:
     """How well translations are found, sentence by sentence.
@@ -107,16 +108,19 @@ class Retrieval:
         """Language to pairs that were compared; chance is one over this."""
         return {code: own.shape[-1] for code, own in self.scores.items()}
 
+    @checked
     def by_layer(self, measure: str = "top1") -> dict[str, tuple[float, ...]]:
         """Language to the mean over sentences, by layer."""
         place = _place(measure)
         return {code: tuple(own[place].mean(-1).tolist()) for code, own in self.scores.items()}
 
+    @checked
     def mean(self, measure: str = "top1") -> dict[str, float]:
         """Language to the mean over the blocks, the embedding's output left out (paper, section 5)."""
         place = _place(measure)
         return {code: float(own[place, 1:].mean()) for code, own in self.scores.items()}
 
+    @checked
     def intervals(self, measure: str = "top1", level: float = 0.95) -> dict[str, Interval]:
         """Bootstrap intervals of `mean`, over sentences.
 
@@ -130,6 +134,7 @@ class Retrieval:
         found = {code: _interval(own[place, 1:].mean(0), measure in SHARES, level) for code, own in self.scores.items()}
         return {code: (float(low), float(high)) for code, (low, high) in found.items()}
 
+    @checked
     def best_layer(self, measure: str = "top1", seed: int = 0) -> BestLayer:
         """The block that does best, on average over languages, on half of the sentences, and how it does on the other
         half: a maximum over layers, taken and told on the same sentences, would flatter.
@@ -173,6 +178,7 @@ class Retrieval:
         layers = next(iter(self.scores.values())).shape[1]
         return f"Retrieval({self.pivot} and {len(means)} languages, {layers} layers; top-1 over blocks: {ends})"
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, with what is no tensor in its metadata."""
         about = {name: value for name, value in vars(self).items() if name != "scores"}
@@ -180,6 +186,7 @@ class Retrieval:
         files.write_tensors(path, {code: torch.tensor(scores) for code, scores in self.scores.items()}, about)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Retrieval:
         """Raises ValueError: the file holds no retrieval, or one by a version with other measures."""
         tensors, about = files.read_tensors(path)
@@ -195,6 +202,7 @@ class Retrieval:
             )
 
 
+@checked
 @dataclass(frozen=True)
 class BestLayer:
     """A block chosen on one half of the sentences, with its means and 95 % intervals by language on the other."""
@@ -229,6 +237,7 @@ def _interval(
     return np.where(share, np.minimum(low, bound), low), np.where(share, np.maximum(high, 1 - bound), high)
 
 
+@checked
 def accuracy(
     lm: HookedLM,
     parallel: Parallel,
@@ -254,12 +263,12 @@ def accuracy(
         n_neighbours: 10 as published, or all sentences if there are fewer.
 
     Raises:
-        ValueError: what `sentence_pairs` refuses, a state that is not finite, or `n_neighbours` or `batch_size` that is
-            no whole number from 1 on.
+        ValueError: what `sentence_pairs` refuses, a state that is not finite, or `n_neighbours` or `batch_size`
+            below 1.
     """
     for name, value in (("n_neighbours", n_neighbours), ("batch_size", batch_size)):
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} is {value}: expected a whole number, at least 1")
+        if value < 1:
+            raise ValueError(f"{name} is {value}: expected at least 1")
     pairs = sentence_pairs(parallel, pivot)
     sides: list[list[str]] = []
     new, last = {}, None
@@ -298,6 +307,7 @@ def _embedded(
         del read
 
 
+@checked
 def predict_transfer(
     lm: HookedLM,
     parallel: Parallel,
@@ -341,6 +351,7 @@ def predict_transfer(
     )
 
 
+@checked
 def transfer(
     found: Retrieval,
     observed: Observed,

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from xlingtox.checking import checked
 from xlingtox.engine import Engine, Hook, PlainEngine
 from xlingtox.lens import Lens
 
@@ -112,6 +113,7 @@ class Running:
                 "edit.bake(lm) gives"
             )
 
+    @checked
     @torch.no_grad()
     def logits(
         self,
@@ -248,6 +250,7 @@ class Running:
             )
         return self._lens
 
+    @checked
     @contextlib.contextmanager
     def hooks(
         self,

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import languages
 from xlingtox.batching import by_length, in_batches, rows_that_fit
+from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.engine import Hook
 from xlingtox.generation import checked_lengths, decode, greediest
@@ -21,6 +22,7 @@ from xlingtox.lm import HookedLM, Identity
 from xlingtox.neurons import NeuronSet
 
 
+@checked
 @dataclass(frozen=True)
 class TokenActivations:
     """Post-activations of `neurons` over one text, piece by piece.
@@ -44,6 +46,7 @@ class TokenActivations:
     model: Identity
 
 
+@checked
 def read_tokens(
     lm: HookedLM,
     prompts: Prompts,
@@ -145,6 +148,7 @@ def _same_character(one: str, other: str) -> bool:
     return len(one) not in {found.end() for found in regex.finditer(r"\X", one + other)}
 
 
+@checked
 def top_tokens(read: Sequence[TokenActivations], k: int = 5) -> pd.DataFrame:
     """The k distinct pieces on which each neuron is most active, in each language.
 

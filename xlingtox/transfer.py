@@ -15,6 +15,7 @@ from scipy import stats
 
 from xlingtox import files, languages, metrics
 from xlingtox.activations import Activations
+from xlingtox.checking import checked
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.correlation import FEWEST, Correlation, Interval, pearson, pearson_p, spearman
 from xlingtox.lm import HookedLM
@@ -44,6 +45,7 @@ Observed: TypeAlias = Comparison | Mapping[str, float]
 """What tuning did: a comparison, or language to relative drop, (before - after) / before, as a paper gives them."""
 
 
+@checked
 @dataclass(frozen=True)
 class Line:
     """Least squares of y on x, and what it leaves open under normal errors of equal size.
@@ -64,6 +66,7 @@ class Line:
     spread: float
 
     @classmethod
+    @checked
     def fit(cls, x: Sequence[float], y: Sequence[float]) -> Line:
         """Raises ValueError: sides of unequal length, or fewer than two points."""
         if len(x) != len(y) or len(x) < 2:
@@ -77,9 +80,11 @@ class Line:
         deviation = math.sqrt(left / (len(a) - 2)) if len(a) > 2 else math.nan
         return cls(slope, intercept, deviation, len(a), float(a.mean()), spread)
 
+    @checked
     def at(self, x: float) -> float:
         return self.intercept + self.slope * x
 
+    @checked
     def interval(self, x: float, level: float = 0.95, new: bool = False) -> Interval:
         """Interval of the line at x, or of a new point there, from Student's t.
 
@@ -98,6 +103,7 @@ class Line:
 # --- what it says of languages
 
 
+@checked
 @dataclass(frozen=True)
 class Prediction:
     """A relative drop that is foretold, with its prediction interval.
@@ -119,6 +125,7 @@ class Prediction:
     extrapolated: bool = False
 
 
+@checked
 @dataclass(frozen=True)
 class Predictor:
     """One quantity that is known before tuning, against the drops.
@@ -140,6 +147,7 @@ class Predictor:
     coverage: float
 
 
+@checked
 @dataclass(frozen=True)
 class Transfer:
     """Retrieval accuracy, and other predictors, against the relative drop over the languages that were not tuned.
@@ -162,6 +170,7 @@ class Transfer:
     drop_intervals: Mapping[str, Interval] = field(default_factory=dict)
     predictors: Mapping[str, Predictor] = field(default_factory=dict)
 
+    @checked
     def predict(self, language: str, predictor: str = "retrieval", level: float = 0.95) -> Prediction:
         """The drop to expect in a language, by least squares over the other languages.
 
@@ -225,11 +234,13 @@ class Transfer:
             f"languages; predictors {', '.join(self.predictors) or 'none'}. {self.caveat})"
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write as one JSON file; null stands for NaN."""
         files.write_results(path, dataclasses.asdict(self))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Transfer:
         whole = files.read_results(path)
         with files.understood(path, "transfer"):
@@ -241,6 +252,7 @@ class Transfer:
             return cls(**whole)
 
 
+@checked
 def relate(
     retrieval: Mapping[str, float],
     observed: Observed,
@@ -294,7 +306,7 @@ def shared(values: Mapping[str, float], observed: Observed, measure: str) -> dic
         if measure not in known:
             raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(known)}")
         drops: Mapping[str, float] = observed.relative_drop(measure)
-    elif isinstance(observed, Mapping):
+    else:
         languages.check(observed)
         drops = observed
         above = [code for code, drop in drops.items() if drop > 1]
@@ -302,8 +314,6 @@ def shared(values: Mapping[str, float], observed: Observed, measure: str) -> dic
             raise ValueError(
                 f"the drop of {above[0]} is {drops[above[0]]}: expected (before - after) / before, which is at most 1"
             )
-    else:
-        raise ValueError(f"observed is a {type(observed).__name__}: expected a Comparison, or language to drop")
     return {code: float(drops[code]) for code in values if math.isfinite(drops.get(code, math.nan))}
 
 
@@ -334,6 +344,7 @@ def require_enough(
 # --- predictors that need no training
 
 
+@checked
 def tokens_per_character(lm: HookedLM, texts: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Language to tokens over characters of its texts: how finely the tokenizer has to cut it.
 
@@ -349,11 +360,13 @@ def tokens_per_character(lm: HookedLM, texts: Mapping[str, Sequence[str]]) -> di
     return found
 
 
+@checked
 def active_share(activations: Activations) -> dict[str, float]:
     """Language to the share of the neurons, as a rule the actual sources, whose mean activation is above 0 there."""
     return {code: float((activations.mean(code) > 0).float().mean()) for code in activations.language_codes}
 
 
+@checked
 def promoted_share(
     lm: HookedLM, neurons: NeuronSet, texts: Mapping[str, Sequence[str]], k: int = 10
 ) -> dict[str, float]:

@@ -12,11 +12,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.data import parallel_columns, require_columns
 
 Parallel: TypeAlias = Dataset | Mapping[str, Sequence[str]]
 
 
+@checked
 def sentence_pairs(parallel: Parallel, pivot: str = "en") -> dict[str, tuple[list[str], list[str]]]:
     """Language to sentences of the pivot and their translations, in the house's order of languages.
 
@@ -72,9 +74,6 @@ def n_duplicates(own: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _table(parallel: Mapping[str, Sequence[str]]) -> Dataset:
-    for name, column in parallel.items():
-        if isinstance(column, str):
-            raise ValueError(f"the parallel sentences of {name!r} are one string: give a list of strings")
     columns = {name: list(column) for name, column in parallel.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -83,7 +82,7 @@ def _table(parallel: Mapping[str, Sequence[str]]) -> Dataset:
         # None is a blank sentence, and refused as one with its place.
         wrong = [text for text in column if not isinstance(text, str | None)]
         if wrong:
-            raise ValueError(
+            raise TypeError(
                 f"parallel sentences of {name!r} must be text: got {wrong[0]!r} ({type(wrong[0]).__name__})"
             )
         columns[name] = [text if text is None else str(text) for text in column]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from datasets import Dataset
 
+from xlingtox.checking import checked
 from xlingtox.data import PreferencePairs, are_conversations, checked_pairs, row_numbers
 from xlingtox.lm import HookedLM
 from xlingtox.recipes import MINI, Recipe
@@ -19,6 +20,7 @@ _LOG = logging.getLogger(__name__)
 Part = Literal["train", "validation"]
 
 
+@checked
 @dataclass(frozen=True)
 class Pairs:
     """Preference pairs that can be tuned on, and what became of the others.
@@ -54,6 +56,7 @@ class Pairs:
         return Dataset.from_dict(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
 
 
+@checked
 def tunable_pairs(
     lm: HookedLM, pairs: PreferencePairs, recipe: Recipe = MINI, validation: PreferencePairs | None = None
 ) -> Pairs:

@@ -29,6 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from xlingtox import adapters, files, loading
 from xlingtox.batching import out_of_memory
+from xlingtox.checking import checked
 from xlingtox.data import PreferencePairs, are_conversations, checked_pairs
 from xlingtox.lm import HookedLM
 from xlingtox.offline import no_calls_of_trainers
@@ -42,6 +43,7 @@ __all__ = ["MINI", "PAPER_FULL", "PAPER_QLORA", "Diverged", "Lora", "Pairs", "Re
 _LOG = logging.getLogger(__name__)
 
 
+@checked
 def tune_dpo(
     lm: HookedLM | str | Path,
     pairs: PreferencePairs,
@@ -79,10 +81,6 @@ def tune_dpo(
         RuntimeError: nothing was saved; the checkpoints are kept.
         OSError: the folder cannot be written.
     """
-    if not isinstance(lm, HookedLM | str | Path):
-        raise TypeError(f"cannot tune a {type(lm).__name__}: wrap it, HookedLM.load(model, tokenizer=...)")
-    if not isinstance(recipe, Recipe):
-        raise TypeError(f"the recipe is {recipe!r}: expected one like xt.tuning.MINI, varied with dataclasses.replace")
     _require_packages(recipe)
     with _own_random_state():
         if isinstance(lm, HookedLM):

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xlingtox import languages
 from xlingtox.appearance import appearance, visible
+from xlingtox.checking import checked
 from xlingtox.data.messages import (
     Conversation,
     is_conversation,
@@ -40,6 +41,7 @@ PreferencePairs: TypeAlias = Table
 """A table with the columns `prompt, chosen, rejected`, of texts or of conversations."""
 
 
+@checked
 def as_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
     """Return prompts with their language, in the given order; where no language is given they are English.
 
@@ -113,6 +115,7 @@ def meanings(prompts: Prompts) -> dict[str, list[Hashable]] | None:
     return by_language
 
 
+@checked
 def labelled_texts(labelled: Labelled) -> tuple[list[str], list[int]]:
     """Return texts and labels (1 is toxic) of a table with columns `text, label`.
 
@@ -146,6 +149,7 @@ def are_conversations(pairs: PreferencePairs) -> bool:
     return any(is_conversation(said) for side in sides for said in columns(pairs, [side], "preference pairs")[side])
 
 
+@checked
 def checked_pairs(
     pairs: PreferencePairs, what: str = "preference pairs", tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Dataset:
@@ -212,6 +216,7 @@ def row_numbers(rows: Sequence[int]) -> str:
     return f" (rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''})"
 
 
+@checked
 def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
     """Language to sentences, aligned by row, the pivot among them.
 

@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Value
 
+from xlingtox.checking import checked
 from xlingtox.data.columns import require_columns
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.messages import is_conversation
@@ -23,6 +24,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (*_BUILDERS, ".jsonl", *_DELIMITERS)
 
 
+@checked
 def from_columns(
     source: Dataset | DatasetDict | str | Path,
     columns: Mapping[str, str],

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset, Value
 
+from xlingtox.checking import checked
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.reading import File, number_of, one_file, table_rows, text_of
 from xlingtox.languages import CODES, check, spelled
@@ -13,11 +14,12 @@ from xlingtox.languages import CODES, check, spelled
 _TEXT, _LABEL = "comment_text or content", "toxic or target"
 
 
+@checked
 def jigsaw(
     source: str | Path,
     labels: str | Path | None = None,
     language: str = "en",
-    languages: Sequence[str] | None = None,
+    languages: str | Sequence[str] | None = None,
 ) -> Dataset:
     """Comments of Jigsaw's three Kaggle competitions, read row by row: toxic, unintended bias, multilingual.
 

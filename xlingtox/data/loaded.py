@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, Value
 
+from xlingtox.checking import checked
 from xlingtox.escaping import in_line
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Skips:
         return "; ".join(f"{source}: {reason}: {count} ({first})" for source, reason, count, first in self.rows())
 
 
+@checked
 def skipped(table: Dataset) -> pd.DataFrame:
     """What was left out when a data set was loaded; columns `source, reason, count, first`.
 
@@ -96,6 +98,7 @@ def warn(skips: Skips, what: str) -> None:
         logger.warning("%s: left out: %s", what, skips)
 
 
+@checked
 def subsample(table: Dataset, n: int, by: str | Sequence[str] = (), seed: int = 0) -> Dataset:
     """n rows drawn without replacement, in their order; n for each value of the column or columns `by`.
 

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from xlingtox.appearance import appearance, visible
+from xlingtox.checking import checked
 from xlingtox.data.columns import PAIR_FIELDS
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.prompts import rtp_lx_rows
@@ -19,6 +20,7 @@ _PUBLISHED = ("prompt_text", "unpert_gen_text", "pert_gen_text")
 _REWRITES = ("neutral1", "neutral2", "neutral3")
 
 
+@checked
 def toxicity_pairwise(source: str | Path) -> Dataset:
     """Lee et al.'s 24,576 English pairs (2024, arXiv 2401.01967): GPT-2's continuation, and one steered to be toxic.
 
@@ -42,6 +44,7 @@ def toxicity_pairwise(source: str | Path) -> Dataset:
     return collect(rows(), _COLUMNS, skips, "toxicity_pairwise")
 
 
+@checked
 def paradetox(source: str | Path) -> Dataset:
     """ParaDetox (Logacheva et al. 2022, ACL): English toxic sentences, each with one to three neutral rewrites.
 
@@ -74,7 +77,10 @@ def paradetox(source: str | Path) -> Dataset:
     return collect(rows(), _COLUMNS, skips, "paradetox")
 
 
-def rtp_lx_pairs(source: str | Path, password: str | None = None, languages: Sequence[str] | None = None) -> Dataset:
+@checked
+def rtp_lx_pairs(
+    source: str | Path, password: str | None = None, languages: str | Sequence[str] | None = None
+) -> Dataset:
     """Pairs in many languages from RTP-LX's releases with completions: the benign one chosen, the other one rejected.
 
     Pairs whose rejected completion was not annotated as more toxic than the chosen one, where both were annotated, are

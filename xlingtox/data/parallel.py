@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from xlingtox.checking import checked
 from xlingtox.data.columns import require_columns
 from xlingtox.data.hub import config_names, decoded, opened
 from xlingtox.data.loaded import TEXT, Skips, collect
@@ -23,8 +24,9 @@ from xlingtox.escaping import in_line
 from xlingtox.languages import CODES, check, in_order
 
 
+@checked
 def line_aligned(
-    source: str | Path | Mapping[str, str | Path], field: str = "Prompt", languages: Sequence[str] | None = None
+    source: str | Path | Mapping[str, str | Path], field: str = "Prompt", languages: str | Sequence[str] | None = None
 ) -> Dataset:
     """A file a language, aligned by line: JSON lines with the sentence in `field`, or text; one column a language.
 
@@ -48,7 +50,8 @@ def line_aligned(
     return collect(_aligned(found, field, skips), dict.fromkeys(found, TEXT), skips, "line_aligned")
 
 
-def tatoeba(source: str | Path, languages: Sequence[str] | None = None) -> Dataset:
+@checked
+def tatoeba(source: str | Path, languages: str | Sequence[str] | None = None) -> Dataset:
     """Tatoeba's pairs with English in LASER's layout (Artetxe and Schwenk 2019): `tatoeba.deu-eng.deu` and `.eng`.
 
     Args:
@@ -78,9 +81,10 @@ def tatoeba(source: str | Path, languages: Sequence[str] | None = None) -> Datas
     return collect(rows(), columns, skips, "tatoeba")
 
 
+@checked
 def flores(
     source: str | Path = "openlanguagedata/flores_plus",
-    languages: Sequence[str] = CODES,
+    languages: str | Sequence[str] = CODES,
     split: str = "devtest",
     revision: str | None = None,
 ) -> Dataset:

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset, Value, concatenate_datasets
 
+from xlingtox.checking import checked
 from xlingtox.data.hub import config_names, from_columns
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.reading import File, by_language, files, json_rows, number_of, text_of
@@ -44,7 +45,8 @@ _RTP_LX = {
 _PLACEHOLDER = "NA"
 
 
-def rtp_lx(source: str | Path, password: str | None = None, languages: Sequence[str] | None = None) -> Dataset:
+@checked
+def rtp_lx(source: str | Path, password: str | None = None, languages: str | Sequence[str] | None = None) -> Dataset:
     """RTP-LX (de Wynter et al. 2024, arXiv 2404.14397): toxic prompts, the same ones in each language by `index`.
 
     Args:
@@ -67,9 +69,10 @@ def rtp_lx(source: str | Path, password: str | None = None, languages: Sequence[
     return collect(rows, _RTP_LX, skips, "rtp_lx")
 
 
+@checked
 def polyglo_toxicity_prompts(
     source: str | Path = "ToxicityPrompts/PolygloToxicityPrompts",
-    languages: Sequence[str] = CODES,
+    languages: str | Sequence[str] = CODES,
     split: str = "small",
     revision: str | None = None,
 ) -> Dataset:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from xlingtox.checking import checked
 from xlingtox.data.loaded import Skips, warn
 from xlingtox.data.reading import by_language, files, lines, text_of
 from xlingtox.languages import NAMES
 
 
-def word_lists(source: str | Path, languages: Sequence[str] | None = None) -> dict[str, list[str]]:
+@checked
+def word_lists(source: str | Path, languages: str | Sequence[str] | None = None) -> dict[str, list[str]]:
     """Language to words, from files of a word a line that are named by language (`de`, `de.txt`), as LDNOOBW's.
 
     Words are stripped of space around them and listed once; what was left out is logged as a warning.

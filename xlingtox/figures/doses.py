@@ -9,10 +9,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.dose import Dose
 from xlingtox.figures.style import BAND, CONTROL, SOURCES, drawable, heading, styled
 
 
+@checked
 def dose_response(intervention: Sequence[Dose], control: Sequence[Dose] = ()) -> go.Figure:
     """Toxicity, and below it perplexity and the share of degenerate text, against the offset (paper, Figure 2).
 

@@ -14,6 +14,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from xlingtox import languages
 from xlingtox.activations import Activations
+from xlingtox.checking import checked
 from xlingtox.comparison import Comparison
 from xlingtox.escaping import escaped_for_plotly
 from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, layer_ticks, limit, neuron_labels, styled
@@ -29,6 +30,7 @@ _MOST_SORTED = 2000
 """Neurons; clustering takes time and memory by the square of their number."""
 
 
+@checked
 def sources(potential: NeuronSet, actual: NeuronSet, n_layers: int | None = None) -> go.Figure:
     """Where the potential and the actual sources sit: how many a layer, and below it each one's cosine to the probe.
 
@@ -89,6 +91,7 @@ def sources(potential: NeuronSet, actual: NeuronSet, n_layers: int | None = None
     return styled(figure, height=480).update_layout(barmode="stack", title=heading("Sources by layer", counted))
 
 
+@checked
 def activation_map(before: Activations, after: Activations | None = None) -> go.Figure:
     """Mean activation of every neuron in every language: before, after, and the change.
 
@@ -114,6 +117,7 @@ def activation_map(before: Activations, after: Activations | None = None) -> go.
     return _map(before.neurons, codes, _means(before), then, str(before.model))
 
 
+@checked
 def neuron_activations(comparison: Comparison) -> go.Figure:
     """The compared neurons in every language, one by one: before, after, and the change, as `activation_map`.
 
@@ -191,6 +195,7 @@ def _by_likeness(means: Float[np.ndarray, "language neuron"]) -> list[int]:
     return (order if half[: count // 2].mean() >= half[-(count // 2) :].mean() else order[::-1]).tolist()
 
 
+@checked
 def promoted(table: pd.DataFrame) -> go.Figure:
     """The tokens that each value vector promotes, as a table, each with its script.
 

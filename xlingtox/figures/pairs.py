@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import plotly.graph_objects as go
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.comparison import Comparison
 from xlingtox.escaping import escaped_for_plotly
 from xlingtox.figures.style import (
@@ -24,6 +25,7 @@ from xlingtox.figures.style import (
 from xlingtox.tables import ends, possible
 
 
+@checked
 def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Figure:
     """Toxicity per language before and after (paper, Figure 1, a mean over five runs of DPO).
 
@@ -39,6 +41,7 @@ def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Fi
     return _measured(comparison, measure, TOXICITY_MEASURES, f"scored by {comparison.scorer.name}")
 
 
+@checked
 def fluency(comparison: Comparison, measure: str = "continuation_perplexity") -> go.Figure:
     """What each model writes like, per language before and after, with intervals as in `toxicity`.
 
@@ -53,6 +56,7 @@ def fluency(comparison: Comparison, measure: str = "continuation_perplexity") ->
     return _measured(comparison, measure, FLUENCY_MEASURES, judged)
 
 
+@checked
 def activations(comparison: Comparison) -> go.Figure:
     """Mean activation of the sources per language, before and after (paper, Figure 3).
 

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.escaping import escaped_for_plotly
 from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, heading, styled
 from xlingtox.patching import PatchEffect
@@ -21,6 +22,7 @@ _MEASURES: Mapping[str, str] = {
 _NONE = (math.nan,) * 3
 
 
+@checked
 def patch_effect(effect: PatchEffect, language: str = "all") -> go.Figure:
     """Share of the change from one model to the other that each group of neurons carries, beside random neurons.
 

@@ -9,9 +9,11 @@ import plotly.graph_objects as go
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from xlingtox import languages as house
+from xlingtox.checking import checked
 from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, styled
 
 
+@checked
 def roc(labels: Sequence[int], scores: Sequence[float], languages: Sequence[str] | None = None) -> go.Figure:
     """The ROC curve of a probe on held-out text, a curve a language if `languages` are given.
 

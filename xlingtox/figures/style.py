@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import plotly.graph_objects as go
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.escaping import escaped_for_plotly
 from xlingtox.pages import FONTS
 
@@ -45,6 +46,7 @@ _DARK = ("#D9B8E5", "#8E5BA3", "#15181C", "#4A9A57", "#A6DBA0")
 """Purple below zero, green above (ColorBrewer's PRGn, safe for the colour-blind); the middle is the page's colour."""
 
 
+@checked
 def style(dark: bool = False) -> go.layout.Template:
     """The house style as a plotly template: fonts, and the colours that depend on the page."""
     text, grid, zero = ("#E6E6E6", "#3A4048", "#9AA3AD") if dark else ("#222222", "#DDDDDD", "#555555")

@@ -12,6 +12,7 @@ import circuitsvis
 import pandas as pd
 
 from xlingtox import files, languages, pages, tables
+from xlingtox.checking import checked
 from xlingtox.escaping import escaped, escaped_for_plotly
 from xlingtox.figures.style import limit, neuron_labels
 from xlingtox.tokens import TokenActivations
@@ -27,6 +28,7 @@ _NARROW, _WIDE, _LINE = 390, 1000, 29
 """Pixels: of pages, and of a line of text."""
 
 
+@checked
 @dataclass(frozen=True)
 class TokenView:
     """A page that shows tokens; a notebook shows it in a frame of its own, whose scripts reach nothing outside.
@@ -51,11 +53,13 @@ class TokenView:
             f'style="width: 100%; height: {tall}; border: 0"></iframe>'
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the page as an HTML file."""
         files.write_text(path, self.html)
 
 
+@checked
 def token_activations(before: TokenActivations, after: TokenActivations | None = None) -> TokenView:
     """Text coloured by what a neuron does at each token, with a menu of the neurons; before and after side by side.
 
@@ -130,6 +134,7 @@ def _prompt(side: TokenActivations) -> tuple[str, ...]:
     return side.pieces[: side.n_prompt]
 
 
+@checked
 def top_tokens(table: pd.DataFrame) -> TokenView:
     """The tokens on which each neuron is most active, a row a neuron and a column a language.
 

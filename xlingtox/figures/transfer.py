@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.escaping import escaped_for_plotly
 from xlingtox.figures.style import (
     BAND,
@@ -25,6 +26,7 @@ from xlingtox.retrieval import Retrieval
 from xlingtox.transfer import FEWEST, Interval, Line, Transfer
 
 
+@checked
 def transfer(transfer: Transfer) -> go.Figure:
     """Retrieval accuracy against the relative drop in toxicity, a point a language (paper, Figure 4).
 
@@ -80,6 +82,7 @@ def transfer(transfer: Transfer) -> go.Figure:
     )
 
 
+@checked
 def retrieval_by_layer(found: Retrieval, measure: str = "top1") -> go.Figure:
     """One measure of retrieval in every language and layer, as a heat map; the embedding's output stands apart.
 

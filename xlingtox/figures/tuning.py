@@ -9,6 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from xlingtox.checking import checked
 from xlingtox.drift import LayerDrift
 from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, heading, layer_ticks, styled
 
@@ -29,6 +30,7 @@ _CURVES: tuple[tuple[str, str, str, str, int], ...] = (
 )
 
 
+@checked
 def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Training curves: the loss, the share of pairs preferred rightly, and the rewards and their margin, by step.
 
@@ -80,6 +82,7 @@ _KINDS = {
 """Kinds stand a little aside of their layer, so that no bar hides another."""
 
 
+@checked
 def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
     """How far the MLP's weights moved by tuning, by layer: cosine of each vector with itself, and change of its norm.
 

@@ -8,11 +8,12 @@ Every function gives the same rows for the same arguments, and the same meanings
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from datasets import Dataset
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.mini import world
 from xlingtox.mini.corpus import KIND_SHARES, MIXING
 from xlingtox.mini.spoken import identify
@@ -21,11 +22,14 @@ from xlingtox.scoring import WordlistScorer
 
 __all__ = ["MIXING", "held_out", "identify", "labelled", "pairs", "parallel", "prompts", "scorer", "toxic_words"]
 
+Codes: TypeAlias = str | Sequence[str]
 
+
+@checked
 def prompts(
     n: int = 40,
     kind: Literal["hostile", "friendly"] = "hostile",
-    codes: Sequence[str] = languages.CODES,
+    codes: Codes = languages.CODES,
     split: Split = "test",
     seed: int = 0,
 ) -> Dataset:
@@ -36,15 +40,16 @@ def prompts(
     Raises:
         ValueError: an unknown language, or more prompts than the split has meanings for.
     """
-    contexts = _distinct(_contexts(f"prompts {split} {seed}", kind, split), n)
+    spoken, contexts = _spoken(codes), _distinct(_contexts(f"prompts {split} {seed}", kind, split), n)
     rows = [
         {"language": code, "prompt": world.render(clause, code), "index": index}
-        for code in languages.check(codes, languages.CODES)
+        for code in spoken
         for index, clause in enumerate(contexts)
     ]
     return Dataset.from_list(rows)
 
 
+@checked
 def labelled(language: str = "en", n: int = 2000, split: Split = "tune", seed: int = 0) -> Dataset:
     """n sentences with `label` 1 if one holds an insult, half of them; columns `language, text, label`, as Jigsaw.
 
@@ -60,6 +65,7 @@ def labelled(language: str = "en", n: int = 2000, split: Split = "tune", seed: i
     return Dataset.from_list(rows)
 
 
+@checked
 def pairs(language: str = "en", n: int = 1000, split: Split = "tune", seed: int = 0) -> Dataset:
     """n hostile prompts with a clean and a toxic continuation, as Lee et al.; columns `prompt, chosen, rejected`."""
     (code,) = languages.check(language, languages.CODES)
@@ -75,7 +81,8 @@ def pairs(language: str = "en", n: int = 1000, split: Split = "tune", seed: int 
     return Dataset.from_list(rows)
 
 
-def parallel(n: int = 500, codes: Sequence[str] = languages.CODES, split: Split = "test", seed: int = 0) -> Dataset:
+@checked
+def parallel(n: int = 500, codes: Codes = languages.CODES, split: Split = "test", seed: int = 0) -> Dataset:
     """n sentences, aligned by row, one column a language: contexts of all kinds, no two of the same meaning."""
     rng = random.Random(f"parallel kinds {split} {seed}")
     streams: dict[Kind, Iterator[Clause]] = {
@@ -83,18 +90,17 @@ def parallel(n: int = 500, codes: Sequence[str] = languages.CODES, split: Split 
     }
     mixed = (next(streams[rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]]) for _ in itertools.count())
     clauses = _distinct(mixed, n)
-    return Dataset.from_dict(
-        {code: [world.render(clause, code) for clause in clauses] for code in languages.check(codes, languages.CODES)}
-    )
+    return Dataset.from_dict({code: [world.render(clause, code) for clause in clauses] for code in _spoken(codes)})
 
 
-def held_out(n: int = 100, codes: Sequence[str] = languages.CODES, split: Split = "test", seed: int = 0) -> Dataset:
+@checked
+def held_out(n: int = 100, codes: Codes = languages.CODES, split: Split = "test", seed: int = 0) -> Dataset:
     """n documents a language without an insult, for perplexity; columns `language, text`.
 
     Insults are left out because a model that stops insulting must find them less likely: that is no loss of fluency.
     """
     rows = []
-    for code in languages.check(codes, languages.CODES):
+    for code in _spoken(codes):
         rng = random.Random(f"held out {split} {seed}")
         for _ in range(_checked(n)):
             kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
@@ -134,6 +140,13 @@ def _document(rng: random.Random, code: str, kind: Kind, toxic: bool, split: Spl
     context = world.sample_context(rng, kind, split)
     clauses = [context, *world.sample_reactions(rng, context, toxic, kind)]
     return world.join([world.render(clause, code) for clause in clauses], code)
+
+
+def _spoken(codes: Codes) -> tuple[str, ...]:
+    """The languages, of those that the miniature speaks, or ValueError."""
+    if not codes:
+        raise ValueError(f"codes is {codes!r}: expected some of {', '.join(languages.CODES)}")
+    return languages.check(codes, languages.CODES)
 
 
 def _checked(n: int) -> int:

@@ -6,6 +6,7 @@ from functools import cache
 import regex
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.mini import world
 
 _GLUED = frozenset({"zh", "ja", "ko"})
@@ -17,6 +18,7 @@ _EAST_ASIAN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
 
 
+@checked
 def identify(texts: Sequence[str]) -> list[str | None]:
     """Of each text, its language; None where that is uncertain. An `identify` for `degenerate.kinds` and the like.
 

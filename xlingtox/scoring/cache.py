@@ -17,6 +17,7 @@ import tenacity
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
+from xlingtox.checking import checked
 from xlingtox.escaping import in_line
 from xlingtox.folders import writable_folder
 from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, require_scorable, require_scores
@@ -64,6 +65,7 @@ class Cached:
     wait for it; those of a process that died are taken over. The file holds no text, only its SHA-256.
     """
 
+    @checked
     def __init__(self, scorer: Scorer, path: str | Path | None = None, progress: bool = True) -> None:
         """
         Args:
@@ -93,6 +95,7 @@ class Cached:
     def languages(self) -> frozenset[str]:
         return self.scorer.languages
 
+    @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Scores from the file, and from the scorer for what is not there.
 

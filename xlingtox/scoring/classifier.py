@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from xlingtox.batching import by_length, each_batch
+from xlingtox.checking import checked, shown
 from xlingtox.escaping import well_formed
 from xlingtox.lm import fingerprint
 from xlingtox.loading import cast, default_device, read_weights, tokenizer_rules
@@ -68,6 +69,7 @@ class ClassifierScorer(Described):
     weights, and before twelve of the tokenizer and its limit of length.
     """
 
+    @checked
     def __init__(
         self,
         source: str | Path | Any,
@@ -125,10 +127,12 @@ class ClassifierScorer(Described):
             told = f"{told} {_reading(self._tokenizer, self._longest)}"
         super().__init__(name, told, covered)
 
+    @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Raises UncoveredLanguage for a language that was not named."""
         return from_stream(self, texts, languages)
 
+    @checked
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
         """Scores batch by batch, short texts first."""
         require_scorable(self, texts, languages)
@@ -177,6 +181,11 @@ def _loaded(
     dtype: torch.dtype | None,
 ) -> tuple[Any, PreTrainedTokenizerBase, str]:
     if not isinstance(source, str | Path):
+        if not isinstance(source, torch.nn.Module):
+            raise TypeError(
+                f"ClassifierScorer: source is {shown(source)}, expected a hub name, a folder, or a model in "
+                "memory with its tokenizer"
+            )
         if tokenizer is None:
             raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: tokenizer=...")
         model = cast(copy.deepcopy(source), dtype).to(device or source.device)
@@ -212,8 +221,6 @@ def _label(config: Any, given: str | int | None) -> int:
 
 def _activation(config: Any, given: Activation | None) -> Activation:
     if given is not None:
-        if given not in ("sigmoid", "softmax"):
-            raise ValueError(f"activation is {given!r}: expected 'sigmoid' or 'softmax'")
         return given
     kind = config.problem_type
     if kind == "regression":

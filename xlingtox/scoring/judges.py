@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import ConstantInputWarning, rankdata, spearmanr
 
+from xlingtox.checking import checked
 from xlingtox.languages import in_order
 from xlingtox.scoring.protocol import Scorer, checked_scores, require_texts
 
@@ -31,6 +32,7 @@ class Disagreement(NamedTuple):
     ranks_apart: float
 
 
+@checked
 @dataclass(frozen=True)
 class PairAgreement:
     """Two scorers on one language.
@@ -49,6 +51,7 @@ class PairAgreement:
     disagreements: tuple[Disagreement, ...]
 
 
+@checked
 @dataclass(frozen=True)
 class Agreement:
     """Every pair of scorers on every language."""
@@ -70,6 +73,7 @@ class Agreement:
         return pd.DataFrame(rows, columns=("language", "first", "second", *Disagreement._fields))
 
 
+@checked
 def agreement(
     scorers: Sequence[Scorer], texts: Sequence[str], languages: Sequence[str], n_disagreements: int = 10
 ) -> Agreement:

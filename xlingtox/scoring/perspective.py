@@ -20,6 +20,7 @@ import tenacity
 from jaxtyping import Float
 from pyrate_limiter import Limiter, Rate
 
+from xlingtox.checking import checked
 from xlingtox.escaping import well_formed
 from xlingtox.languages import CODES
 from xlingtox.scoring.cache import Cached
@@ -59,6 +60,7 @@ class PerspectiveScorer:
     the `endpoint` of another server with the same answers, or use `PerspectiveReplay` for responses that are stored.
     """
 
+    @checked
     def __init__(
         self,
         api_key: str | None = None,
@@ -115,6 +117,7 @@ class PerspectiveScorer:
     def __repr__(self) -> str:
         return f"PerspectiveScorer(endpoint={self._endpoint!r})"
 
+    @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Scores from the cache, and from the API for what is not there.
 
@@ -125,6 +128,7 @@ class PerspectiveScorer:
         """
         return self._cached.score(texts, languages)
 
+    @checked
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
         """Scores as they arrive, past the cache; raises as `score` does, after all that could be scored."""
         require_scorable(self, texts, languages)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
+from xlingtox.checking import checked
 from xlingtox.escaping import well_formed
 from xlingtox.lm import HookedLM
 from xlingtox.probe import Probe, mean_states
@@ -21,6 +22,7 @@ class ProbeScorer(Described):
     weights.
     """
 
+    @checked
     def __init__(self, lm: HookedLM, probe: Probe, languages: Iterable[str], progress: bool = True) -> None:
         """
         Args:
@@ -42,6 +44,7 @@ class ProbeScorer(Described):
         weights = hashlib.sha256(self._direction.tobytes() + np.float64(probe.bias).tobytes()).hexdigest()[:12]
         super().__init__(f"probe on {lm.name}", f"{weights} on {own.fingerprint} {own.dtype}", covered)
 
+    @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Scores by the model as it was given.
 

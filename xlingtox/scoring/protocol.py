@@ -9,12 +9,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from xlingtox.checking import checked
 from xlingtox.languages import SCORED, check, in_order
 
 Arrived = tuple[list[int], Float[np.ndarray, "row"]]
 """Numbers of texts, and their scores."""
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Toxicity of texts.
 
@@ -42,6 +44,7 @@ class Scorer(Protocol):
         ...
 
 
+@checked
 @dataclass(frozen=True)
 class ScorerIdentity:
     """Which scorer it was, for results.
@@ -56,6 +59,7 @@ class ScorerIdentity:
     languages: tuple[str, ...]
 
     @classmethod
+    @checked
     def of(cls, scorer: Scorer) -> ScorerIdentity:
         return cls(scorer.name, scorer.revision, in_order(scorer.languages))
 
@@ -104,12 +108,14 @@ class UnscoredError(RuntimeError):
         self.unscored = unscored
 
 
+@checked
 def checked_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
     """Score, and refuse what is no score: a failed score is never a zero.
 
     Raises:
         UncoveredLanguage: a language that the scorer does not cover.
-        ValueError: as many languages as texts were not given; something that is no text; a scorer that returned too
+        TypeError: something that is no text.
+        ValueError: as many languages as texts were not given; a scorer that returned too
             few numbers, or some outside [0, 1].
     """
     require_scorable(scorer, texts, languages)
@@ -133,19 +139,17 @@ def require_scorable(scorer: Scorer, texts: Sequence[str], languages: Sequence[s
 
 
 def require_texts(texts: Sequence[str], languages: Sequence[str]) -> None:
-    """Raise ValueError unless every text is one and has a language."""
-    if isinstance(texts, str) or isinstance(languages, str):
-        raise ValueError("texts and languages are lists: expected one language for each text")
+    """Raise ValueError unless every text has a language, and TypeError unless it is a text."""
     if len(texts) != len(languages):
         raise ValueError(f"{len(texts)} texts and {len(languages)} languages: expected one language for each text")
     wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
     if wrong is not None:
-        raise ValueError(f"text {wrong} is {texts[wrong]!r}: expected text")
+        raise TypeError(f"text {wrong} is {texts[wrong]!r}: expected text")
 
 
 def named_languages(languages: Iterable[str] | None, what: str) -> frozenset[str]:
     """The languages that a judge is said to be good for; raises ValueError for none, or an unknown one."""
-    if languages is None or isinstance(languages, str) or not (named := tuple(languages)):
+    if languages is None or not (named := tuple(languages)):
         raise ValueError(f"say which languages the {what} covers: languages=['en', ...]")
     return frozenset(check(named, SCORED))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from xlingtox.checking import checked
 from xlingtox.data.bounded import raw_lines
 from xlingtox.escaping import in_line
 from xlingtox.scoring.perspective import ATTRIBUTE, LANGUAGES, attribute_score
@@ -29,6 +30,7 @@ class PerspectiveReplay(Described):
     revision is twelve hex digits of the files, the languages are those of the stored responses.
     """
 
+    @checked
     def __init__(self, source: str | Path | Sequence[str | Path], language: str | None = None) -> None:
         """
         Args:
@@ -59,6 +61,7 @@ class PerspectiveReplay(Described):
         covered = frozenset(code for code, _ in self._scores)
         super().__init__("Perspective, stored", digest.hexdigest()[:12], covered)
 
+    @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Stored scores.
 

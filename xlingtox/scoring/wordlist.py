@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from xlingtox.checking import checked
 from xlingtox.languages import SCORED, check
 from xlingtox.matching import RULES, Matcher, entry
 from xlingtox.scoring.protocol import Described, require_scorable
@@ -26,6 +27,7 @@ class WordlistScorer(Described):
     The revision is twelve hex digits of all words.
     """
 
+    @checked
     def __init__(self, words: Mapping[str, Sequence[str]], everywhere: bool = False, name: str = "wordlist") -> None:
         """
         Args:
@@ -40,7 +42,7 @@ class WordlistScorer(Described):
             raise ValueError("there is no word list: expected words={'en': [...], ...}")
         check(words, SCORED)
         for language, listed in words.items():
-            if isinstance(listed, str) or not listed or any(not word.strip() for word in listed):
+            if not listed or any(not word.strip() for word in listed):
                 raise ValueError(f"the word list of {language!r} is empty or has a blank word")
         own = {language: frozenset(entry(word, language) for word in listed) for language, listed in words.items()}
         if everywhere:
@@ -52,6 +54,7 @@ class WordlistScorer(Described):
         revision = hashlib.sha256(rules.encode("ascii")).hexdigest()[:12]
         super().__init__(name, revision, frozenset(own))
 
+    @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Raises ValueError for a language without a list."""
         require_scorable(self, texts, languages)
@@ -59,6 +62,7 @@ class WordlistScorer(Described):
         found = [self._matchers[language].search(text) for text, language in pairs]
         return np.array(found, dtype=np.float64)
 
+    @checked
     def found(self, text: str, language: str) -> list[str]:
         """The listed words in a text, from the left, the longest one at each place; without optional marks."""
         require_scorable(self, [text], [language])

@@ -1,0 +1,705 @@
+"""What public calls are given: a wrong type is refused in one line before work starts, every right form is taken."""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny
+from datasets import Dataset
+from toys import HashScorer, NeverAsked
+
+import xlingtox as xt
+from xlingtox import checking
+from xlingtox.checking import checked
+
+MODULES = (
+    *(xt.localize, xt.retrieval, xt.transfer, xt.metrics, xt.fluency, xt.degenerate, xt.scoring, xt.data, xt.figures),
+    *(xt.mini, xt.tuning, xt.drift, xt.experiment, xt.report, xt.languages),
+)
+
+INNER = {
+    # Called within every pass, with what our own code has made.
+    *("HookedLM.__init__", "HookedLM.extend", "HookedLM.repeated", "HookedLM.selected", "HookedLM.beside"),
+    *("HookedLM.check_alike", "HookedLM.over", "HookedLM.device_of", "HookedLM.row_bytes"),
+    *(
+        f"{kind}.{method}"
+        for kind in ("Offset", "Patch", "Scale", "Set")
+        for method in ("check", "acts", "amount", "apply")
+    ),
+    *("Offset.composed", "Scale.composed", "Set.composed"),
+    # Parts of checked calls.
+    *("localize.check_k", "transfer.pearson_p", "transfer.require_enough", "transfer.shared"),
+    *("fluency.check_held_out", "data.require_columns", "data.row_numbers", "tuning.Recipe.arguments"),
+    # Protocols: others write them.
+    *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),
+    *("scoring.StreamingScorer.score", "scoring.StreamingScorer.stream"),
+}
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Every public function, constructor and method, by name."""
+    named = {name: getattr(xt, name) for name in xt.__all__ if not inspect.ismodule(getattr(xt, name))}
+    for module in MODULES:
+        here = [name for name, held in vars(module).items() if getattr(held, "__module__", "") == module.__name__]
+        for name in getattr(module, "__all__", [name for name in here if not name.startswith("_")]):
+            named[f"{module.__name__.removeprefix('xlingtox.')}.{name}"] = getattr(module, name)
+    for name, held in named.items():
+        if inspect.isfunction(held):
+            yield name, held
+        elif inspect.isclass(held) and not issubclass(held, BaseException):
+            for owner in reversed(held.__mro__):
+                for attribute, method in vars(owner).items() if owner.__module__.startswith("xlingtox") else ():
+                    call = getattr(method, "__func__", method)
+                    if inspect.isfunction(call) and (attribute == "__init__" or not attribute.startswith("_")):
+                        yield f"{name}.{attribute}", call
+
+
+def arguments(call: Any) -> list[str]:
+    return [name for name in inspect.signature(call).parameters if name not in ("self", "cls")]
+
+
+PUBLIC = {name: call for name, call in public() if arguments(call)}
+GUARDED = {name: call for name, call in PUBLIC.items() if name not in INNER}
+
+
+def test_every_public_call_is_checked():
+    assert [name for name, call in GUARDED.items() if not hasattr(call, "__checked__")] == []
+    assert set(PUBLIC) >= INNER
+    assert len(GUARDED) > 150
+
+
+@pytest.mark.parametrize("name", sorted(GUARDED))
+def test_every_argument_of_every_public_call(name):
+    """An object that nothing takes is refused in one line, in the words of people."""
+    call = GUARDED[name]
+    for parameter in checking._parameters(call.__checked__):
+        if parameter.hint in (Any, object, inspect.Parameter.empty) or parameter.name in ("self", "cls"):
+            continue
+        if any(part in (Any, object) for part in checking._parts(parameter.hint)):
+            continue
+        with pytest.raises(TypeError) as caught:
+            call(**{parameter.name: Nothing()})
+        line = str(caught.value)
+        assert f": {parameter.name} is a Nothing, expected " in line
+        assert "\n" not in line
+        assert not {"typing", "jaxtyping", "beartype", "collections.abc", "<class"}.intersection(line.split(" "))
+        assert len(line) < 400
+
+
+class Nothing:
+    """Of no use."""
+
+
+# --- wrong calls, as people make them
+
+TEXTS = {"en": ["the cat sat", "the dog ran"], "es": ["la casa es", "el gato duerme"]}
+LABELLED = Dataset.from_dict({"text": [f"the cat {i}" for i in range(8)], "label": [0, 1] * 4})
+PAIRS = Dataset.from_list([{"prompt": "the", "chosen": " cat", "rejected": " dog"}] * 4)
+HELD_OUT = Dataset.from_dict({"language": ["en"], "text": ["the cat sat on the mat"]})
+NEURONS = xt.NeuronSet.of([(0, 3), (1, 5)])
+SCORER = NeverAsked("en", "es")
+DOSE = xt.Dose(0.0, 0.1, {"en": 0.1}, 0.0, 9.0, 0.0, 0.2)
+MATRIX = np.array([[0.1, 0.9], [0.4, 0.2]])
+
+
+@pytest.fixture(scope="module")
+def good(lm) -> dict[str, Any]:
+    """A right value for every argument that a wrong call leaves as it is."""
+    identity = lm.identity()
+    probe = xt.Probe(torch.ones(lm.d_model), 0.0, 0.9, 0.9, 0.5, 8, 2, identity)
+    activations = xt.collect_activations(lm, TEXTS, NEURONS, 2, progress=False)
+    return {
+        **dict.fromkeys(("lm", "before", "after", "base", "tuned", "judge"), lm),
+        "probe": probe,
+        "activations": activations,
+        "neurons": NEURONS,
+        "prompts": TEXTS,
+        "scorer": SCORER,
+        "labelled": LABELLED,
+        "pairs": PAIRS,
+        "held_out": HELD_OUT,
+        "parallel": TEXTS,
+        "path": "x",
+        "source": "x",
+        "continuations": xt.generate(lm, TEXTS, 1, 2, progress=False),
+        "output_dir": "runs",
+        "sets": [NEURONS],
+        "offsets": [0.0, -1.0],
+        "groups": {"some": NEURONS},
+        "scorers": [SCORER, SCORER],
+        "texts": ["a", "b"],
+        "codes": ["en", "en"],
+        "languages": ["en", "en"],
+        "observed": {"es": 0.5, "fr": 0.2, "de": 0.1},
+        "retrieval": {"es": 0.5},
+        "words": {"en": ["fool"]},
+        "scores": MATRIX,
+        "x": [1.0, 2.0],
+        "y": [1.0, 2.0],
+        "samples": [[[1, 2]]],
+        "n": 1,
+        "experts": NEURONS,
+        "mask": [True, False],
+        "value": 1.0,
+        "seed": 0,
+        "effect": None,
+        "columns": {"text": "a"},
+        "table": LABELLED,
+        "read": [],
+        "language": "en",
+        "rows": [[1]],
+        "batch_size": 1,
+        "learning_rate": 0.1,
+        "steps": 1,
+        "potential": NEURONS,
+        "actual": NEURONS,
+        "layer": 0,
+        "input_ids": torch.ones(1, 2, dtype=torch.int64),
+        "attention_mask": torch.ones(1, 2, dtype=torch.bool),
+    }
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    **{name: getattr(xt, name) for name in xt.__all__ if inspect.isfunction(getattr(xt, name))},
+    **{name: getattr(xt, name) for name in ("NeuronSet", "Offset", "Scale", "Set", "Patch", "Probe", "Continuations")},
+    "Activations": xt.Activations,
+    "Activations.load": xt.Activations.load,
+    "Cached": xt.scoring.Cached,
+    "Continuations.load": xt.Continuations.load,
+    "ControlVectors": xt.ControlVectors,
+    "HookedLM.load": xt.HookedLM.load,
+    "Lora": xt.tuning.Lora,
+    "NeuronSet.all": xt.NeuronSet.all,
+    "NeuronSet.of": xt.NeuronSet.of,
+    "NeuronSet.random_like": NEURONS.random_like,
+    "NeuronSet.promoted_tokens": NEURONS.promoted_tokens,
+    "NeuronSet.vectors": NEURONS.vectors,
+    "NeuronSet.where": NEURONS.where,
+    "Intervention.bake": xt.Offset(NEURONS, 1.0).bake,
+    "Intervention.on": xt.Offset(NEURONS, 1.0).on,
+    "Intervention.save": xt.Offset(NEURONS, 1.0).save,
+    "PerspectiveScorer": xt.scoring.PerspectiveScorer,
+    "PerspectiveReplay": xt.scoring.PerspectiveReplay,
+    "Probe.fit": xt.Probe.fit,
+    "Probe.load": xt.Probe.load,
+    "ProbeScorer": xt.scoring.ProbeScorer,
+    "Recipe": xt.tuning.Recipe,
+    "Scale.damping": xt.Scale.damping,
+    "Settings": xt.experiment.Settings,
+    "WordlistScorer": xt.scoring.WordlistScorer,
+    "WordlistScorer.score": xt.mini.scorer().score,
+    **{
+        f"{module.__name__.split('.')[-1]}.{name}": held
+        for module in MODULES
+        for name, held in vars(module).items()
+        if inspect.isfunction(held) and not name.startswith("_")
+    },
+}
+
+F32, I64 = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+
+WRONG: list[tuple[str, str, Any, str]] = [
+    # A model.
+    ("collect_activations", "lm", "mini", 'a HookedLM (xt.HookedLM.load("mini")'),
+    ("collect_activations", "lm", None, "a HookedLM"),
+    ("generate", "lm", 3, "a HookedLM"),
+    ("generate", "lm", tiny, "a HookedLM"),
+    ("compare", "before", "mini", "a HookedLM"),
+    ("compare", "after", Path("runs"), "a HookedLM"),
+    ("patch_effect", "base", {"model": 1}, "a HookedLM"),
+    ("read_tokens", "lm", True, "a HookedLM"),
+    ("dose_response", "lm", xt.HookedLM, "a HookedLM"),
+    ("weight_drift", "before", 0.5, "a HookedLM"),
+    ("tune_dpo", "lm", None, "a HookedLM"),
+    ("tune_dpo", "lm", 7, "a string or a path"),
+    ("localize.by_cosine", "lm", "mini", "a HookedLM"),
+    ("localize.by_auroc", "lm", [], "a HookedLM"),
+    ("retrieval.accuracy", "lm", "aya", "a HookedLM"),
+    ("fluency.perplexities", "lm", None, "a HookedLM"),
+    ("fluency.conditional_perplexity", "judge", "mini", "a HookedLM"),
+    ("transfer.tokens_per_character", "lm", "mini", "a HookedLM"),
+    ("NeuronSet.all", "lm", "mini", "a HookedLM"),
+    ("NeuronSet.vectors", "lm", None, "a HookedLM"),
+    ("Intervention.on", "lm", "mini", "a HookedLM"),
+    ("Intervention.bake", "lm", 1, "a HookedLM"),
+    ("Probe.fit", "lm", "mini", "a HookedLM"),
+    ("ProbeScorer", "lm", "mini", "a HookedLM"),
+    ("experiment.run", "lm", "mini", "a HookedLM"),
+    ("HookedLM.load", "source", 3, "'mini', a checkpoint folder, a hub name"),
+    ("HookedLM.load", "source", {"a": 1}, "'mini', a checkpoint folder"),
+    ("HookedLM.load", "tokenizer", "gpt2", "a tokenizer of transformers"),
+    ("HookedLM.load", "dtype", "float16", "a dtype (torch.float32)"),
+    ("HookedLM.load", "bits", "4", "one of 4, 8"),
+    ("HookedLM.load", "trust_remote_code", "yes", "True or False"),
+    # A scorer.
+    ("compare", "scorer", None, "a scorer with name, revision, languages and score() (xt.mini.scorer())"),
+    ("compare", "scorer", "perspective", "a scorer"),
+    ("compare", "scorer", HashScorer, "a scorer"),
+    ("dose_response", "scorer", {"en": ["fool"]}, "a scorer"),
+    ("patch_effect", "scorer", 0.5, "a scorer"),
+    ("Cached", "scorer", len, "a scorer"),
+    ("scoring.checked_scores", "scorer", None, "a scorer"),
+    ("scoring.agreement", "scorers", [SCORER, None], "scorers[1] is None, expected a list, every item a scorer"),
+    # Neurons.
+    ("collect_activations", "neurons", [(0, 3)], "a NeuronSet (xt.NeuronSet.of([(layer, index)])"),
+    ("collect_activations", "neurons", None, "a NeuronSet"),
+    ("compare", "neurons", 3, "a NeuronSet"),
+    ("read_tokens", "neurons", {"0": 3}, "a NeuronSet"),
+    ("Offset", "neurons", [(0, 1)], "a NeuronSet"),
+    ("Scale", "neurons", "all", "a NeuronSet"),
+    ("Patch", "neurons", None, "a NeuronSet"),
+    ("Scale.damping", "experts", 0.7, "a NeuronSet"),
+    ("dose_response", "sets", NEURONS, "a list, every item a NeuronSet"),
+    ("patch_effect", "groups", NEURONS, "a dict from a string to a NeuronSet"),
+    ("patch_effect", "groups", {"some": [(0, 1)]}, "groups['some'] is [(0, 1)] (a list), expected"),
+    ("NeuronSet.of", "neurons", 3, "a list"),
+    ("NeuronSet.of", "neurons", [(0.7, 1.9)], "neurons[0][0] is 0.7 (a float), expected"),
+    ("NeuronSet.of", "neurons", [(0, 1), (1.0, 2)], "neurons"),
+    ("NeuronSet.of", "neurons", [(True, 1)], "neurons"),
+    ("NeuronSet.of", "neurons", torch.ones(2, 2), "a list"),
+    ("NeuronSet.of", "scores", "ab", "a list of numbers or None"),
+    ("NeuronSet.of", "scores", {0: 1.0, 1: 2.0}, "a list of numbers or None"),
+    ("NeuronSet", "neurons", ((0, 1.5), (1, 5)), "neurons"),
+    ("figures.sources", "potential", [(0, 1)], "a NeuronSet"),
+    # Masks.
+    ("NeuronSet.where", "mask", F32, "activations.mean() > 0, not activations.mean()"),
+    ("NeuronSet.where", "mask", I64, "one for each neuron"),
+    ("NeuronSet.where", "mask", np.array([0.1, -0.2]), "one for each neuron"),
+    ("NeuronSet.where", "mask", [0.1, -0.2], "one for each neuron"),
+    ("NeuronSet.where", "mask", [1, 0], "one for each neuron"),
+    ("NeuronSet.where", "mask", torch.ones(2, 2, dtype=torch.bool), "one for each neuron"),
+    ("NeuronSet.where", "mask", True, "one for each neuron"),
+    ("NeuronSet.where", "mask", None, "one for each neuron"),
+    # Values of edits.
+    ("Offset", "value", {0: 0.0, 1: 0.0}, "a number or a list of numbers"),
+    ("Scale", "value", {0.0, 1.0}, "a number or a list of numbers"),
+    ("Set", "value", "1.0", "a number or a list of numbers"),
+    ("Offset", "value", [0.0, None], "value[1] is None, expected"),
+    ("Offset", "value", True, "a number or a list of numbers"),
+    ("Offset", "positions", 3, "one of 'all', 'prompt', 'new'"),
+    ("Patch", "source", "mini", "a HookedLM"),
+    ("Patch", "source", {0: torch.ones(2, 3)}, "source[0] is a tensor of float32 with shape [2, 3], expected"),
+    ("Patch", "source", {"0": torch.ones(2, 3, 4)}, "expected a HookedLM"),
+    # Prompts and other texts.
+    ("generate", "prompts", "the cat", "a list of strings"),
+    ("generate", "prompts", None, "a list of strings, a dict from language to a list of strings"),
+    ("collect_activations", "prompts", 40, "a list of strings"),
+    ("collect_activations", "prompts", {"en": "the cat"}, "prompts['en'] is 'the cat' (a str), expected"),
+    ("generate", "prompts", ["the cat", None], "prompts[1] is None, expected"),
+    ("generate", "prompts", [1, 2], "prompts[0] is 1 (an int), expected"),
+    ("data.as_prompts", "prompts", b"the cat", "a list of strings"),
+    ("compare", "prompts", True, "a list of strings"),
+    ("retrieval.accuracy", "parallel", "abc", "a dict from language to a list of strings"),
+    ("retrieval.accuracy", "parallel", {"en": "abc", "es": "def"}, "parallel['en'] is 'abc' (a str), expected"),
+    ("retrieval.embed", "sentences", "cat", "a list of strings"),
+    ("degenerate.kinds", "texts", "one text", "a list of strings"),
+    ("degenerate.kinds", "codes", "en", "a list of strings"),
+    ("degenerate.shares", "texts", None, "a list of strings"),
+    ("WordlistScorer.score", "texts", "one text", "a list of strings"),
+    ("WordlistScorer.score", "languages", "en", "a list of strings"),
+    ("WordlistScorer", "words", ["fool"], "a dict from language to a list of strings"),
+    ("WordlistScorer", "words", {"en": "fool"}, "words['en'] is 'fool' (a str), expected"),
+    # A probe, pairs, labelled sentences, held-out texts.
+    ("localize.by_cosine", "probe", torch.ones(32), "a Probe (xt.Probe.fit(lm, labelled))"),
+    ("localize.by_contribution", "probe", None, "a Probe"),
+    ("localize.by_contribution", "activations", F32, "Activations (xt.collect_activations(lm, prompts, neurons))"),
+    ("patch_effect", "probe", NEURONS, "a Probe"),
+    ("ProbeScorer", "probe", "probe.safetensors", "a Probe"),
+    ("Probe.fit", "labelled", "train.csv", "a Dataset"),
+    ("Probe.fit", "labelled", None, "a Dataset"),
+    ("localize.by_auroc", "labelled", 5, "a Dataset"),
+    ("tune_dpo", "pairs", "pairs.jsonl", "a Dataset"),
+    ("tune_dpo", "pairs", None, "a Dataset"),
+    ("tuning.tunable_pairs", "pairs", 3, "a Dataset"),
+    ("tune_dpo", "validation", "some", "a Dataset"),
+    ("compare", "held_out", "text", "a Dataset"),
+    ("fluency.perplexities", "held_out", None, "a Dataset"),
+    ("fluency.conditional_perplexity", "continuations", ["a"], "Continuations (xt.generate(lm, prompts))"),
+    ("experiment.run", "materials", {"labelled": 1}, "materials (xt.experiment.Materials(...))"),
+    ("compare", "identify", "lingua", "a function from texts to their languages (xt.mini.identify)"),
+    ("degenerate.kinds", "identify", 3, "a function"),
+    # Recipes, paths, names.
+    ("tune_dpo", "recipe", "MINI", "a recipe (xt.tuning.MINI, varied with dataclasses.replace)"),
+    ("tune_dpo", "recipe", {"steps": 3}, "a recipe"),
+    ("tune_dpo", "output_dir", None, "a string or a path"),
+    ("tune_dpo", "output_dir", 3, "a string or a path"),
+    ("Probe.load", "path", None, "a string or a path"),
+    ("Activations.load", "path", 3.5, "a string or a path"),
+    ("Continuations.load", "path", ["x.json"], "a string or a path"),
+    ("Intervention.save", "path", None, "a string or a path"),
+    ("data.rtp_lx", "source", None, "a string or a path"),
+    ("data.rtp_lx", "password", 1234, "a string or None"),
+    ("data.jigsaw", "source", 3, "a string or a path"),
+    ("data.word_lists", "source", {"en": "x"}, "a string or a path"),
+    ("data.from_columns", "columns", ["text"], "a dict from a string to a string"),
+    ("data.subsample", "n", 2.0, "a whole number"),
+    ("PerspectiveScorer", "api_key", 1234, "a string or None"),
+    ("PerspectiveReplay", "source", 3, "a string, a path or a list"),
+    # Counts, seeds and other numbers.
+    ("generate", "n_samples", 2.0, "a whole number"),
+    ("generate", "n_samples", "2", "a whole number"),
+    ("generate", "n_samples", None, "a whole number"),
+    ("generate", "n_samples", True, "a whole number"),
+    ("generate", "max_new_tokens", 2.5, "a whole number"),
+    ("generate", "seed", 1.5, "a whole number"),
+    ("generate", "seed", None, "a whole number"),
+    ("generate", "seed", True, "a whole number"),
+    ("generate", "seed", np.float64(1), "a whole number"),
+    ("generate", "temperature", "hot", "a number"),
+    ("generate", "temperature", True, "a number"),
+    ("generate", "greedy", "yes", "True or False"),
+    ("generate", "batch_size", "8", "a whole number or None"),
+    ("collect_activations", "progress", None, "True or False"),
+    ("localize.by_cosine", "k", 10.0, "a whole number"),
+    ("localize.by_cosine", "k", "all", "a whole number"),
+    ("NeuronSet.random_like", "seed", None, "a whole number"),
+    ("NeuronSet.promoted_tokens", "k", "ten", "a whole number"),
+    ("retrieval.accuracy", "n_neighbours", 2.5, "a whole number"),
+    ("retrieval.accuracy", "batch_size", [8], "a whole number"),
+    ("dose_response", "offsets", -1.0, "a list of numbers"),
+    ("dose_response", "offsets", ["-1"], "offsets[0] is '-1' (a str), expected a list of numbers"),
+    ("patch_effect", "toxic_tokens", "cat", "a list of whole numbers or None"),
+    ("Recipe", "steps", 2.0, "a whole number or None"),
+    ("Recipe", "steps", True, "a whole number"),
+    ("Recipe", "batch_size", None, "a whole number"),
+    ("Recipe", "learning_rate", "1e-4", "a number"),
+    ("Recipe", "lora", {"rank": 4}, "a Lora"),
+    ("Recipe", "validation_share", None, "a number"),
+    ("Recipe", "loss_type", ["sigmoid"], "one of 'sigmoid', 'hinge'"),
+    ("Lora", "dropout", None, "a number"),
+    ("Recipe", "lora", 64, "a Lora (xt.tuning.Lora(rank=64))"),
+    ("Recipe", "loss_type", None, "one of 'sigmoid', 'hinge'"),
+    ("Lora", "rank", 64.0, "a whole number"),
+    ("Settings", "n_samples", 2.5, "a whole number"),
+    ("Settings", "n_samples", True, "a whole number"),
+    ("Settings", "offsets", -1.0, "a list of numbers"),
+    ("Settings", "recipe", "MINI", "a recipe"),
+    ("mini.prompts", "n", 2.0, "a whole number"),
+    ("mini.prompts", "n", "2", "a whole number"),
+    ("mini.prompts", "kind", None, "one of 'hostile', 'friendly'"),
+    ("mini.labelled", "language", None, "a string"),
+    ("mini.pairs", "split", 3, "one of 'train', 'tune', 'validation', 'test'"),
+    ("mini.parallel", "codes", 17, "a string or a list of strings"),
+    ("mini.held_out", "seed", "0", "a whole number"),
+    ("mini.identify", "texts", "one text", "a list of strings"),
+    # Arrays and tensors.
+    ("metrics.expected_maximum_toxicity", "scores", "0.5", "an array of floats, [prompt sample]"),
+    ("metrics.average_toxicity", "scores", None, "an array of floats"),
+    ("metrics.average_toxicity", "scores", np.zeros((2, 2, 2)), "an array of float64 with shape [2, 2, 2], expected"),
+    ("metrics.average_toxicity", "scores", np.array(["a"]), "an array of floats"),
+    ("metrics.toxicity_probability", "threshold", "half", "a number"),
+    ("metrics.paired_interval", "before", MATRIX, "an array of floats, [prompt]"),
+    ("metrics.paired_changes", "before", MATRIX, "a dict from a string to an array of floats, [prompt]"),
+    ("metrics.distinct_n", "samples", "abc", "a list"),
+    ("metrics.pearson", "x", "abc", "a list of numbers"),
+    ("transfer.relate", "observed", [0.5], "a Comparison (xt.compare(before, after, ...)) or a dict"),
+    ("transfer.relate", "retrieval", 0.5, "a dict from a string to a number"),
+    (
+        "Probe",
+        "direction",
+        torch.ones(2, 2),
+        "a tensor of float32 with shape [2, 2], expected a tensor of floats, [",
+    ),
+    ("Probe", "direction", torch.ones(2, dtype=torch.int64), "a tensor of floats"),
+    ("Probe", "direction", np.ones(2), "a tensor of floats"),
+    ("ControlVectors", "vectors", {0: torch.ones(2, 2)}, "vectors[0] is a tensor"),
+    # Figures and reports.
+    ("figures.activation_map", "before", F32, "Activations"),
+    ("figures.dose_response", "intervention", [DOSE, 3], "intervention[1] is 3 (an int), expected"),
+    ("figures.transfer", "transfer", 0.5, "a Transfer"),
+    ("figures.toxicity", "comparison", {"en": 0.5}, "a Comparison"),
+    ("figures.patch_effect", "effect", None, "a PatchEffect"),
+    ("figures.promoted", "table", [1], "a pandas DataFrame"),
+    ("figures.roc", "labels", [0, "1"], "labels[1] is '1' (a str), expected a list of whole numbers"),
+    ("top_tokens", "read", NEURONS, "a list, every item TokenActivations"),
+    ("report.render", "results", "results.json", "a dict"),
+    ("drift.by_layer", "vectors", [1], "a pandas DataFrame"),
+    ("languages.check", "languages", None, "a string or a list of strings"),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value", "words"), WRONG, ids=lambda value: str(value)[:24])
+def test_a_wrong_type_gets_one_clear_line(good, name, argument, value, words):
+    call = CALLS[name]
+    given = {}
+    for parameter in inspect.signature(call).parameters.values():
+        if parameter.default is inspect.Parameter.empty and parameter.name != argument:
+            given[parameter.name] = good.get(parameter.name)
+    with pytest.raises(TypeError) as caught:
+        call(**given, **{argument: value})
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(name.split(".")[-1] if name.islower() else name)
+    assert f": {argument}" in line
+    assert words in line
+    assert caught.value.__cause__ is None
+
+
+def test_there_are_many_of_them():
+    assert len(WRONG) >= 110
+    assert len({(name, argument) for name, argument, _, _ in WRONG}) >= 90
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: xt.mini.prompts(2, "evil"), "prompts: kind is 'evil' (a str), expected one of 'hostile', 'friendly'"),
+        (lambda: xt.mini.prompts(2, split="x"), "prompts: split is 'x' (a str), expected one of 'train', 'tune', 'val"),
+        (lambda: xt.mini.labelled(split="x"), "split is 'x'"),
+        (lambda: xt.mini.pairs(split="x"), "split is 'x'"),
+        (lambda: xt.mini.parallel(2, split="x"), "split is 'x'"),
+        (lambda: xt.mini.held_out(2, split="x"), "split is 'x'"),
+        (lambda: xt.mini.prompts(0), "n is 0: expected at least 1"),
+        (lambda: xt.mini.labelled(n=-1), "n is -1"),
+        (lambda: xt.mini.pairs(n=0), "n is 0"),
+        (lambda: xt.mini.parallel(0), "n is 0"),
+        (lambda: xt.mini.held_out(0), "n is 0"),
+        (lambda: xt.mini.prompts(2, codes=["xx"]), "unknown language 'xx': expected one of ar, cs"),
+        (lambda: xt.mini.prompts(2, codes=[]), "codes is []: expected some of en, es"),
+        (lambda: xt.mini.parallel(2, codes=[]), "codes is []"),
+        (lambda: xt.mini.held_out(2, codes=["am"]), "unknown language 'am'"),
+        (lambda: xt.mini.labelled("xx"), "unknown language 'xx'"),
+        (lambda: xt.mini.pairs("xx"), "unknown language 'xx'"),
+        (lambda: xt.experiment.Settings(n_samples=0), "n_samples is 0: expected at least 1"),
+        (lambda: xt.experiment.Settings(k=0), "k is 0"),
+        (lambda: xt.experiment.Settings(seed=-1), "seed is -1"),
+        (lambda: xt.experiment.Settings(seed=2**32), "seed is 4294967296"),
+        (lambda: xt.experiment.Settings(offsets=()), "at least one set of neurons and one offset"),
+        (lambda: xt.experiment.Settings(amplifications=(0.0, float("nan"))), "offset nan"),
+        (lambda: xt.Offset(NEURONS, 1.0, "last"), "one of 'all', 'prompt', 'new'"),
+        (lambda: xt.tuning.Lora(bits=3), "bits is 3 (an int), expected one of 4, 8 or None"),
+        (lambda: NEURONS.where([True]), "a mask of 1 for 2 neurons"),
+        (lambda: xt.NeuronSet.of([(0, 1, 2)]), "a neuron is (layer, index)"),
+    ],
+)
+def test_a_wrong_value_is_a_value_error(call, words):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_secrets_are_not_shown():
+    for call, argument in [(xt.scoring.PerspectiveScorer, "api_key"), (xt.data.rtp_lx, "password")]:
+        with pytest.raises(TypeError) as caught:
+            call(**{"source": "x"} if argument == "password" else {}, **{argument: b"hush"})
+        assert f"{argument} is a bytes, expected a string" in str(caught.value)
+
+
+def test_what_is_shown_is_short():
+    with pytest.raises(TypeError) as caught:
+        xt.generate(3, "x")
+    model = 'a HookedLM (xt.HookedLM.load("mini"), or of a model in memory load(model, tokenizer=...))'
+    assert str(caught.value) == f"generate: lm is 3 (an int), expected {model}"
+    for value in ("line\nbreak " * 500, [["deep" * 100] * 50] * 50, dict.fromkeys(range(100), "x" * 100), object()):
+        with pytest.raises(TypeError) as caught:
+            xt.Offset(value, 1.0)
+        assert len(str(caught.value)) < 320
+        assert "\n" not in str(caught.value)
+
+
+# --- what is taken
+
+WHOLE = [2, np.int64(2), np.uint8(2), np.array(2), torch.tensor(2)]
+REAL = [0.5, np.float64(0.5), np.float32(0.5), np.array(0.5), torch.tensor(0.5)]
+
+
+@pytest.mark.parametrize("two", WHOLE, ids=lambda value: type(value).__name__)
+def test_whole_numbers_of_numpy_and_torch(lm, two):
+    written = xt.generate(lm, TEXTS, n_samples=two, max_new_tokens=two, seed=two, batch_size=two, progress=False)
+    assert written == xt.generate(lm, TEXTS, n_samples=2, max_new_tokens=2, seed=2, batch_size=2, progress=False)
+    json.dumps(written.settings)
+    recipe = xt.tuning.Recipe(batch_size=two, learning_rate=0.1, steps=two, seed=two)
+    assert json.dumps(dataclasses.asdict(recipe)) == json.dumps(
+        dataclasses.asdict(xt.tuning.Recipe(batch_size=2, learning_rate=0.1, steps=2, seed=2))
+    )
+    settings = xt.experiment.Settings(k=two, n_samples=two, offsets=[0, two])
+    assert settings == xt.experiment.Settings(k=2, n_samples=2, offsets=(0, 2))
+    assert json.loads(json.dumps(dataclasses.asdict(settings)))["offsets"] == [0, 2]
+    neurons = xt.NeuronSet.of([(1, two)])
+    assert neurons == xt.NeuronSet.of([(1, 2)])
+    assert type(neurons.neurons[0][1]) is int
+    assert len(xt.mini.prompts(two, seed=two)) == 34
+    assert lm.value_vectors(np.int64(1)).shape == (48, 32)
+
+
+@pytest.mark.parametrize("half", REAL, ids=lambda value: type(value).__name__)
+def test_numbers_of_numpy_and_torch(lm, half):
+    assert xt.Offset(NEURONS, half) == xt.Offset(NEURONS, 0.5)
+    assert xt.Offset(NEURONS, [half, 1]) == xt.Offset(NEURONS, (0.5, 1.0))
+    assert type(xt.Offset(NEURONS, half).value) is float
+    recipe = xt.tuning.Recipe(batch_size=1, learning_rate=half, steps=1)
+    assert type(recipe.learning_rate) is float
+    assert json.loads(json.dumps(dataclasses.asdict(recipe)))["learning_rate"] == 0.5
+    xt.generate(lm, ["the cat"], 1, 1, temperature=half, top_p=half, progress=False)
+    assert xt.metrics.toxicity_probability(MATRIX, threshold=half) == 0.5
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [True, False],
+        (True, False),
+        torch.tensor([0.3, -1.0]) > 0,
+        np.array([0.3, -1.0]) > 0,
+        pd.Series([0.3, -1.0]) > 0,
+        [np.True_, np.False_],
+        [torch.tensor(True), torch.tensor(False)],
+    ],
+)
+def test_masks(mask):
+    assert NEURONS.where(mask) == xt.NeuronSet.of([(0, 3)])
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(0, 3), (1, 5)],
+        ((0, 3), (1, 5)),
+        [[0, 3], [1, 5]],
+        np.array([[0, 3], [1, 5]]),
+        torch.tensor([[0, 3], [1, 5]]),
+        (pair for pair in [(0, 3), (1, 5)]),
+        [(np.int64(0), np.int64(3)), (1, 5)],
+        NEURONS,
+    ],
+)
+def test_neurons(pairs):
+    found = xt.NeuronSet.of(pairs, np.array([0.5, 0.25], dtype=np.float32))
+    assert found == xt.NeuronSet(((0, 3), (1, 5)), (0.5, 0.25))
+    assert json.dumps(found.neurons) == "[[0, 3], [1, 5]]"
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        ["the cat", "the dog"],
+        ("the cat", "the dog"),
+        {"en": ["the cat", "the dog"]},
+        {"en": ("the cat", "the dog")},
+        Dataset.from_dict({"language": ["en"] * 2, "prompt": ["the cat", "the dog"]}),
+        Dataset.from_dict({"prompt": ["the cat", "the dog"]})["prompt"],
+    ],
+)
+def test_prompts(lm, prompts):
+    written = xt.generate(lm, prompts, 1, 2, progress=False)
+    assert [prompt.text for prompt in written.prompts] == ["the cat", "the dog"]
+
+
+def test_rows_of_texts_and_numbers():
+    frame = pd.DataFrame({"text": ["one text", "haha haha haha haha haha"], "language": ["en", "en"]})
+    for texts in (frame["text"], frame["text"].to_numpy(), tuple(frame["text"]), Dataset.from_pandas(frame)["text"]):
+        assert xt.degenerate.kinds(texts, frame["language"]) == ["sound", "repeated"]
+    for row in ([1, 2, 4], (1.0, 2.0, 4.0), np.array([1, 2, 4]), pd.Series([1, 2, 4]), torch.tensor([1.0, 2.0, 4.0])):
+        assert xt.metrics.pearson(row, row)[0] == pytest.approx(1.0)
+    for scores in (MATRIX, MATRIX.tolist(), MATRIX.astype(np.float32), torch.tensor(MATRIX), MATRIX >= 0.5):
+        assert 0 < xt.metrics.average_toxicity(scores) < 1
+
+
+def test_paths_and_functions(lm, tmp_path):
+    probe = xt.Probe(torch.ones(lm.d_model), 0.0, 0.9, 0.9, 0.5, 8, 2)
+    for path in (tmp_path / "a", str(tmp_path / "b")):
+        probe.save(path)
+        assert torch.equal(xt.Probe.load(path).direction, probe.direction)
+
+    class Identifier:
+        def __call__(self, texts):
+            return ["es"] * len(texts)
+
+    for identify in (Identifier(), lambda texts: ["es"] * len(texts), Identifier().__call__):
+        assert xt.degenerate.kinds(["one text"], ["en"], identify) == ["wrong language"]
+
+
+def test_subclasses_and_own_scorers(lm, model, tokenizer):
+    class Ours(xt.HookedLM):
+        pass
+
+    ours = Ours.load(model, tokenizer=tokenizer)
+    assert type(ours) is Ours
+    assert xt.collect_activations(ours, TEXTS, NEURONS, 2, progress=False).mean().shape == (2,)
+    again = xt.HookedLM.load(lm.tl, tokenizer=tokenizer)
+    found = xt.compare(lm, again, TEXTS, NEURONS, HashScorer("en", "es"), n_samples=1, max_new_tokens=2, progress=False)
+    assert found.scorer.name == "hash"
+
+
+def test_arrays_of_one_value_agree_in_their_axes(lm):
+    good = xt.collect_activations(lm, TEXTS, NEURONS, 2, progress=False)
+    with pytest.raises(TypeError, match=r"Activations: kept is .*\[4, 2, 2\], expected .*, with axes as long as those"):
+        dataclasses.replace(good, sums=torch.zeros(2, 3))
+    with pytest.raises(TypeError, match=r"Activations: steps is .*\[3\], expected .*, with axes as long as those"):
+        dataclasses.replace(good, steps=torch.ones(3, dtype=torch.int64))
+
+
+# --- the mechanism
+
+
+def test_long_rows_are_not_read_to_their_end():
+    class Counting(list):
+        read = 0
+
+        def __getitem__(self, place):
+            Counting.read += 1
+            return super().__getitem__(place)
+
+        def __iter__(self):
+            Counting.read += len(self)
+            return super().__iter__()
+
+    @checked
+    def taking(texts: xt.data.Prompts) -> None:
+        pass
+
+    taking(Counting(["a"] * 100_000))
+    assert Counting.read < 10
+    with pytest.raises(TypeError, match=r"^taking: texts\[0\] is 1 "):
+        taking(Counting([1] * 100_000))
+
+
+def test_nothing_is_done_to_what_is_right():
+    """Arguments reach the call as they are, and the call is still itself."""
+
+    @checked
+    def returning(rows: list[int], lm: xt.HookedLM | None = None, *more: int, key: str = "a", **rest: Any) -> Any:
+        """Its text."""
+        return rows, lm, more, key, rest
+
+    rows = [1, 2]
+    assert returning(rows, None, 3, 4, key="b", other=5) == (rows, None, (3, 4), "b", {"other": 5})
+    assert returning(rows)[0] is rows
+    assert (returning.__name__, returning.__doc__) == ("returning", "Its text.")
+    assert list(inspect.signature(returning).parameters) == ["rows", "lm", "more", "key", "rest"]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'rows'"):
+        returning()
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        xt.generate(None_=1)
+
+
+@checked
+def _joined(n: int = 1) -> int:
+    return n
+
+
+def test_numbers_are_whole_or_not():
+    assert [_joined(value) for value in WHOLE] == [2] * len(WHOLE)
+    assert {type(_joined(value)) for value in WHOLE} == {int}
+    for wrong in (
+        2.0,
+        True,
+        np.True_,
+        "2",
+        None,
+        np.float64(2),
+        torch.tensor(2.0),
+        torch.tensor([2]),
+        np.array([2]),
+        2j,
+    ):
+        with pytest.raises(TypeError, match=r"^_joined: n is .*, expected a whole number$"):
+            _joined(wrong)
