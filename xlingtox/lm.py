@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xlingtox import loading
 from xlingtox.adapters import check_merged, is_adapted
+from xlingtox.bits import Bits
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.lens import Lens, beside, lens, unbridged
 from xlingtox.running import HookNeverFired as HookNeverFired
@@ -98,7 +99,7 @@ class HookedLM(Running):
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: loading.DeviceMap | None = None,
-        bits: loading.Bits | None = None,
+        bits: Bits | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> HookedLM:
