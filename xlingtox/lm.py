@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xlingtox import loading
 from xlingtox.adapters import check_merged, is_adapted
+from xlingtox.bits import Bits
 from xlingtox.checking import checked, shown
 from xlingtox.engine import Engine, PlainEngine, alike
 from xlingtox.escaping import in_line
@@ -125,7 +126,7 @@ class HookedLM(Running):
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: loading.DeviceMap | None = None,
-        bits: loading.Bits | None = None,
+        bits: Bits | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> HookedLM:

@@ -29,7 +29,7 @@ def check_weight_files(source: str, config: Any, revision: str | None = None) ->
         _check_name(named, f"{source}: config.json's transformers_weights")
     folder = Path(source)
     if not folder.is_dir():
-        from transformers.utils import cached_file
+        from transformers.utils.hub import cached_file
 
         index = cached_file(
             source, named or _INDEX, revision=revision or "main", _raise_exceptions_for_missing_entries=False
