@@ -259,9 +259,9 @@ def nats(logits: Float[Tensor, "row pos vocab"], tokens: Int[Tensor, "row pos"])
     some = max(1, (_CONVERTED if logits.device.type == "cpu" else 64 * _CONVERTED) // logits.shape[-1])
     parts = [
         part.double().logsumexp(-1) - part.gather(-1, wanted[:, None]).squeeze(-1).double()
-        for part, wanted in zip(flat.split(some), asked.split(some), strict=True)
+        for part, wanted in zip(torch.split(flat, some), torch.split(asked, some), strict=True)
     ]
-    return torch.cat(parts).unflatten(0, tokens.shape)
+    return torch.cat(parts).view(tokens.shape)
 
 
 def _summed_up(

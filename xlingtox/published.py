@@ -61,9 +61,9 @@ def fit_probe(
     adam, best = torch.optim.Adam(layer.parameters(), lr=learning_rate), (float("inf"), layer)
     rows = torch.tensor(train)
     for _ in tqdm(range(epochs), desc="fitting", unit="epoch", disable=not progress, leave=False):
-        for batch in rows[torch.randperm(len(rows), generator=rng)].split(batch_size):
+        for batch in torch.split(rows[torch.randperm(len(rows), generator=rng)], batch_size):
             adam.zero_grad()
-            binary_cross_entropy_with_logits(layer(states[batch])[:, 0], labels[batch]).backward()
+            torch.autograd.backward(binary_cross_entropy_with_logits(layer(states[batch])[:, 0], labels[batch]))
             adam.step()
         with torch.no_grad():
             loss = float(binary_cross_entropy_with_logits(layer(states[test])[:, 0], labels[test]))
