@@ -45,7 +45,7 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
     neurons = NeuronSet.of([(0, i) for i in range(n)], [value] * n)
     table = dict.fromkeys(codes, value)
     measures = {code: Measures(*[value] * len(dataclasses.fields(Measures))) for code in codes}
-    correlation = Correlation(*[value] * len(dataclasses.fields(Correlation)))
+    correlation = Correlation(*[value] * (len(dataclasses.fields(Correlation)) - 1), exact=False)
     prompts = tuple(Prompt("en", f"{value} {i}") for i in range(n))
     return {
         "probe": Probe(torch.full((50 * n,), value), value, value, value, value, int(value), int(value), model),
