@@ -15,8 +15,9 @@ from xlingtox.correlation import Correlation
 from xlingtox.data import Prompt
 from xlingtox.figures.tokens import TokenView
 from xlingtox.generation import Continuations
+from xlingtox.identity import Identity
 from xlingtox.interventions import Offset
-from xlingtox.lm import HookedLM, Identity
+from xlingtox.lm import HookedLM
 from xlingtox.metrics import Change
 from xlingtox.neurons import NeuronSet
 from xlingtox.patching import PatchEffect

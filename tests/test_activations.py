@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from xlingtox.activations import Activations, collect_activations
+from xlingtox.identity import Identity
 from xlingtox.interventions import Offset
-from xlingtox.lm import Identity
 from xlingtox.neurons import NeuronSet
 
 PROMPTS = {"ru": ["кот сидит"], "en": ["the cat", "a", "the dog ran away from the"]}

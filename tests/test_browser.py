@@ -10,7 +10,7 @@ from browsing import visiting
 from studies import HOSTILE, hostile, made_up
 
 from xlingtox import NeuronSet, TokenActivations, figures, files, picture, report
-from xlingtox.lm import Identity
+from xlingtox.identity import Identity
 
 
 def test_what_is_wrong_with_a_page_is_seen(browser, tmp_path):

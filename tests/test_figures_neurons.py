@@ -17,7 +17,7 @@ from xlingtox import Activations, NeuronSet, TokenActivations, figures
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.drift import LayerDrift
 from xlingtox.figures.neurons import script
-from xlingtox.lm import Identity
+from xlingtox.identity import Identity
 from xlingtox.scoring import ScorerIdentity
 
 MINI = Identity("mini", None, "float32", "0")

@@ -19,7 +19,7 @@ from xlingtox import NeuronSet, TokenActivations, figures, languages
 from xlingtox.data import Prompt
 from xlingtox.findings import Study
 from xlingtox.generation import Continuations
-from xlingtox.lm import Identity
+from xlingtox.identity import Identity
 
 
 def rendered(notebook: nbformat.NotebookNode, folder: Path) -> Path:

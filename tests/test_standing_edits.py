@@ -18,8 +18,9 @@ from xlingtox.dose import dose_response
 from xlingtox.drift import weight_drift
 from xlingtox.fluency import conditional_perplexity
 from xlingtox.generation import Continuations, generate
+from xlingtox.identity import Identity
 from xlingtox.interventions import Offset, Scale, Set
-from xlingtox.lm import HookedLM, Identity
+from xlingtox.lm import HookedLM
 from xlingtox.localize import by_auroc, by_contribution, by_cosine
 from xlingtox.neurons import NeuronSet
 from xlingtox.patch import Patch

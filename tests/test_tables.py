@@ -9,7 +9,7 @@ from studies import HOSTILE
 from xlingtox import Activations, Comparison, Continuations, NeuronSet
 from xlingtox.comparison import Measures
 from xlingtox.data import Prompt
-from xlingtox.lm import Identity
+from xlingtox.identity import Identity
 from xlingtox.scoring import ScorerIdentity
 
 NEURONS = NeuronSet.of([(3, 7), (0, 2), (3, 1)], [0.5, 0.25, 0.75])

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from xlingtox import NeuronSet, TokenActivations, read_tokens, top_tokens
-from xlingtox.lm import Identity
+from xlingtox.identity import Identity
 from xlingtox.tokens import whole_characters
 
 NEURONS = NeuronSet.of([(1, 3), (0, 5), (1, 0)])

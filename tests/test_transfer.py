@@ -17,7 +17,7 @@ from xlingtox import NeuronSet, correlation, retrieval, transfer
 from xlingtox.activations import Activations
 from xlingtox.comparison import Comparison, Measures
 from xlingtox.correlation import rank_products
-from xlingtox.lm import Identity
+from xlingtox.identity import Identity
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer import Line, Transfer, relate
 

@@ -19,7 +19,8 @@ from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.engine import Hook
 from xlingtox.folders import appearing, writable_folder
-from xlingtox.lm import HookedLM, fingerprint
+from xlingtox.identity import fingerprint
+from xlingtox.lm import HookedLM
 from xlingtox.loading import Loaded, from_checkpoint
 from xlingtox.rereading import differing
 

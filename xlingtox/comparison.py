@@ -23,7 +23,8 @@ from xlingtox.escaping import escaped
 from xlingtox.fluency import check_held_out, conditional_perplexity, perplexities
 from xlingtox.folders import writable_folder
 from xlingtox.generation import Continuations, checked_lengths, generate
-from xlingtox.lm import HookedLM, Identity
+from xlingtox.identity import Identity
+from xlingtox.lm import HookedLM
 from xlingtox.metrics import Change
 from xlingtox.neurons import Neuron, NeuronSet
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, checked_scores, require_covered

@@ -22,7 +22,8 @@ from xlingtox.checking import checked
 from xlingtox.data import require_columns
 from xlingtox.escaping import well_formed
 from xlingtox.generation import Continuations
-from xlingtox.lm import HookedLM, Identity
+from xlingtox.identity import Identity
+from xlingtox.lm import HookedLM
 from xlingtox.tokenizing import n_shared
 
 LIMIT = 1e4

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from xlingtox.activations import Activations
 from xlingtox.checking import checked
+from xlingtox.identity import fingerprint
 from xlingtox.interventions import Amount, Positions, Seen, Step
-from xlingtox.lm import HookedLM, fingerprint
+from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 
 

@@ -23,7 +23,8 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.escaping import escaped
 from xlingtox.generation import checked_lengths, generate
-from xlingtox.lm import HookedLM, Identity
+from xlingtox.identity import Identity
+from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.patch import Patch
 from xlingtox.probe import Probe

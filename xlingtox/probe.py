@@ -22,7 +22,8 @@ from xlingtox import files
 from xlingtox.batching import over_texts
 from xlingtox.checking import checked
 from xlingtox.data import Labelled, labelled_texts
-from xlingtox.lm import HookedLM, Identity
+from xlingtox.identity import Identity
+from xlingtox.lm import HookedLM
 
 _PENALTY = 0.01
 """Inverse strength of the L2 penalty, on standardised states.

@@ -18,7 +18,8 @@ from torch import Tensor
 from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.comparison import Comparison
-from xlingtox.lm import HookedLM, Identity
+from xlingtox.identity import Identity
+from xlingtox.lm import HookedLM
 from xlingtox.neighbours import MEASURES, SHARES, scored
 from xlingtox.probe import mean_states
 from xlingtox.transfer import Interval, Observed, Transfer, relate, require_enough, shared, tokens_per_character

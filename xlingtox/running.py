@@ -118,7 +118,7 @@ class Running:
     def logits(
         self,
         input_ids: Int[Tensor, "batch pos"],
-        attention_mask: Bool[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"],
         languages: Sequence[str] | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch pos vocab"]:
@@ -137,7 +137,7 @@ class Running:
     def extend(
         self,
         input_ids: Int[Tensor, "batch new"],
-        attention_mask: Bool[Tensor, "batch all"],
+        attention_mask: Bool[Tensor, "batch all"] | Int[Tensor, "batch all"],
         held: Held | None = None,
         languages: Sequence[str] | None = None,
     ) -> tuple[Float[Tensor, "batch vocab"], Held]:

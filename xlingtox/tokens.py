@@ -18,7 +18,8 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.engine import Hook
 from xlingtox.generation import checked_lengths, decode, greediest
-from xlingtox.lm import HookedLM, Identity
+from xlingtox.identity import Identity
+from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 
 

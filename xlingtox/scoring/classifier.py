@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from xlingtox.batching import by_length, each_batch
 from xlingtox.checking import checked, shown
 from xlingtox.escaping import well_formed
-from xlingtox.lm import fingerprint
+from xlingtox.identity import fingerprint
 from xlingtox.loading import cast, default_device, read_weights, tokenizer_rules
 from xlingtox.scoring.protocol import Arrived, Described, from_stream, named_languages, require_scorable
 
