@@ -51,8 +51,8 @@ class Study:
         self.transfer = Transfer(
             drop={code: drop[code] for code in both},
             retrieval=retrieval,
-            retrieval_intervals=results["retrieval_intervals"],
-            drop_intervals=own.get("drop_intervals", {}),
+            retrieval_intervals=_intervals(results["retrieval_intervals"]),
+            drop_intervals=_intervals(own.get("drop_intervals", {})),
             **found,
         )
 
@@ -61,6 +61,11 @@ class Study:
         sides = (self.comparison.before, self.comparison.after)
         first, then = (fmean(getattr(side[code], measure) for code in codes) for side in sides)
         return first, then
+
+
+def _intervals(stored: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """Return intervals as pairs: in JSON they are lists."""
+    return {code: (low, high) for code, (low, high) in stored.items()}
 
 
 def findings(study: Study) -> list[str]:
