@@ -16,18 +16,19 @@ from datasets import Dataset
 from toys import HashScorer, NeverAsked
 
 import xlingtox as xt
-from xlingtox import checking
+from xlingtox import checking, intervals, medians
 from xlingtox.checking import checked
 
 MODULES = (
     *(xt.localize, xt.retrieval, xt.transfer, xt.metrics, xt.fluency, xt.degenerate, xt.scoring, xt.data, xt.figures),
-    *(xt.mini, xt.tuning, xt.drift, xt.experiment, xt.report, xt.languages),
+    *(xt.mini, xt.tuning, xt.drift, xt.experiment, xt.report, xt.languages, xt.published, intervals, medians),
 )
 
 INNER = {
     # Called within every pass, with what our own code has made.
     *("HookedLM.__init__", "HookedLM.extend", "HookedLM.repeated", "HookedLM.selected", "HookedLM.beside"),
-    *("HookedLM.check_alike", "HookedLM.over", "HookedLM.device_of", "HookedLM.row_bytes"),
+    *("HookedLM.check_alike", "HookedLM.over", "HookedLM.device_of", "HookedLM.row_bytes", "HookedLM.only_tokens"),
+    *("HookedLM.altered", "HookedLM.check_unedited", "HookedLM.unbridged", "tuning.Pairs.tokenized", "fluency.nats"),
     *(
         f"{kind}.{method}"
         for kind in ("Offset", "Patch", "Scale", "Set")

@@ -51,7 +51,6 @@ def test_any_text_is_a_prompt_or_blank(text):
         ({"xx": ["cat"]}, "unknown language 'xx'"),
         (["cat", ""], "prompt 1 is blank"),
         ([" \n\t"], "prompt 0 is blank"),
-        ([None], "prompt 0 is blank"),
         (Dataset.from_dict({"text": ["cat"]}), "no column prompt: they have text"),
         (Dataset.from_dict({"language": ["en"], "prompt": [None]}), "prompt 0 is blank"),
     ],
@@ -82,7 +81,6 @@ def test_labels_are_zero_or_one(labels):
         (labelled([0, 1, None]), "label"),
         (labelled([0, 1], ["fine", "  "]), "sentence 1 is blank"),
         (Dataset.from_dict({"text": ["a"]}), "no column label"),
-        ([("a", 1)], "expected a datasets.Dataset, a pandas frame or a list of dicts, got list"),
     ],
 )
 def test_bad_labels(table, words):

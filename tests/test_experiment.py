@@ -310,7 +310,7 @@ def test_bad_materials_are_refused_before_any_stage_is_done(lm, tmp_path, materi
 def test_an_edited_model_is_refused_before_any_stage_is_done(lm, tmp_path):
     with Offset(NeuronSet.of([(0, 1)]), 1.0).on(lm):
         lm.logits(*lm.encode(["the cat"]))
-        with pytest.raises(ValueError, match="has hooks on it"):
+        with pytest.raises(ValueError, match="which a study's folder does not show"):
             run(lm, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -321,7 +321,11 @@ def test_an_edited_model_is_refused_before_any_stage_is_done(lm, tmp_path):
 def test_the_study_is_written_down_once(lm, study):
     file = study[0] / "study.json"
     before = file.stat()
+    left = study[0] / "written" / f".xlingtox-{'0' * 8}-1-{'0' * 8}.partial"
+    left.mkdir()
+    os.utime(left, (0, 0))
     run(lm, study[0])
+    assert not left.exists(), "what a killed run left is removed"
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 

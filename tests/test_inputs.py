@@ -276,13 +276,36 @@ def test_prompts_that_were_taken_are_taken_again():
         (pd.Series([], dtype=object), "no prompts"),
         (pd.DataFrame({"prompt": []}), "no prompts"),
         ([{"prompt": "a"}, {"language": "es", "prompt": "b"}], "unknown language None"),
-        ([("es", "hola")], "prompt 0 is blank: expected text, got"),
-        ([["cat"]], "prompt 0 is blank: expected text, got"),
     ],
 )
 def test_tables_that_hold_no_prompts(prompts, words):
     with pytest.raises(ValueError, match=words):
         as_prompts(prompts)
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong", "words"),
+    [
+        (as_prompts, [("es", "hola")], "prompts[0] is ('es', 'hola') (a tuple), expected a list of strings, a dict"),
+        (as_prompts, [["cat"]], "prompts[0] is ['cat'] (a list), expected a list of strings, a dict"),
+        (as_prompts, [None], "prompts[0] is None, expected a list of strings, a dict"),
+        (labelled_texts, pd.Series(["a"]), "labelled is a Series, expected a table with the columns text, label"),
+        (
+            labelled_texts,
+            [("a", 1)],
+            "labelled[0] is ('a', 1) (a tuple), expected a table with the columns text, label",
+        ),
+        (
+            checked_pairs,
+            pd.Series(["a"]),
+            "pairs is a Series, expected a table with the columns prompt, chosen, rejected",
+        ),
+    ],
+)
+def test_what_is_neither_text_nor_table(call, wrong, words):
+    with pytest.raises(TypeError) as refused:
+        call(wrong)
+    assert words in str(refused.value)
 
 
 def test_a_frame_is_continued_as_its_prompts_are(lm):
@@ -312,10 +335,6 @@ def test_labelled_sentences_and_pairs_in_a_table(lm, kind):
     ("call", "words"),
     [
         (lambda: labelled_texts([{"text": "a"}]), "labelled sentences have no column label: they have text"),
-        (
-            lambda: labelled_texts(pd.Series(["a"])),
-            "labelled sentences: expected a datasets.Dataset, a pandas frame or",
-        ),
         (lambda: labelled_texts([{"text": "a", "label": 1}, {"text": "b"}]), "labels must be 0 or 1, got None"),
         (lambda: checked_pairs(pd.DataFrame({"prompt": ["a"]})), "no column chosen, rejected: they have prompt"),
         (lambda: checked_pairs([{"prompt": "a", "chosen": "b", "rejected": "b"}]), "1 of 1 have chosen equal"),

@@ -107,7 +107,6 @@ def test_a_direction_found_elsewhere_says_what_is_not_known(lm, tmp_path):
 @pytest.mark.parametrize(
     ("vector", "bias", "words"),
     [
-        (torch.ones(2, 32), 0.0, "expected a row of finite numbers"),
         ([1.0, float("nan")], 0.0, "expected a row of finite numbers"),
         ([], 0.0, "expected a row of finite numbers"),
         ([1.0], float("inf"), "finite bias"),
@@ -116,6 +115,8 @@ def test_a_direction_found_elsewhere_says_what_is_not_known(lm, tmp_path):
     ],
 )
 def test_what_is_no_direction(lm, vector, bias, words):
+    with pytest.raises(TypeError, match=r"vector is a tensor of float32 with shape \[2, 32\], expected a tensor"):
+        Probe.from_direction(torch.ones(2, 32), bias, lm)
     with pytest.raises(ValueError, match=words):
         Probe.from_direction(vector, bias, lm)
 

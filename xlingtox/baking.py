@@ -196,8 +196,10 @@ class ControlVectors:
             import gguf
         except ImportError as error:
             raise ValueError("a GGUF file needs the package gguf: pip install gguf") from error
-        with files.replacing(path) as partial:
-            writer = gguf.GGUFWriter(str(partial), "controlvector")
+        with (
+            files.replacing(path) as partial,
+            contextlib.closing(gguf.GGUFWriter(str(partial), "controlvector")) as writer,
+        ):
             writer.add_string("controlvector.model_hint", architecture)
             writer.add_uint32("controlvector.layer_count", len(self.vectors))
             for layer, vector in sorted(self.vectors.items()):
@@ -205,7 +207,6 @@ class ControlVectors:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
-            writer.close()
 
 
 def control_vectors(lm: HookedLM, gains: Mapping[int, Tensor], shifts: Mapping[int, Tensor]) -> ControlVectors:

@@ -43,9 +43,11 @@ _WORDS: Mapping[Any, str] = {
     "DataFrame": "a pandas DataFrame",
     "Dataset": "a Dataset (xt.data and xt.mini give them; datasets.Dataset.from_list(rows))",
     "Dose": "a Dose (xt.dose_response gives a list of them)",
+    "Frame": "a data frame",
     "HookedLM": 'a HookedLM (xt.HookedLM.load("mini"), or of a model in memory load(model, tokenizer=...))',
     "Identity": "an Identity (lm.identity())",
     "Intervention": "an edit (xt.Offset(neurons, -1.0))",
+    "Labelled": "a table with the columns text, label (a Dataset, a data frame, a list of dicts)",
     "LayerDrift": "a LayerDrift (xt.drift.by_layer gives them)",
     "Lora": "a Lora (xt.tuning.Lora(rank=64))",
     "Mask": "a mask of True and False, one for each neuron (activations.mean() > 0, not activations.mean())",
@@ -56,7 +58,12 @@ _WORDS: Mapping[Any, str] = {
     "PreTrainedModel": "a Hugging Face model",
     "PreTrainedTokenizerBase": "a tokenizer of transformers",
     "Probe": "a Probe (xt.Probe.fit(lm, labelled))",
+    "PreferencePairs": "a table with the columns prompt, chosen, rejected (a Dataset, a data frame, a list of dicts)",
     "Prompt": "a Prompt(language, text)",
+    "Prompts": (
+        "a list of strings, a dict from language to a list of strings, or a table with the columns language, prompt (a "
+        "Dataset, a data frame, a list of dicts); a conversation stands where a string does"
+    ),
     "Recipe": "a recipe (xt.tuning.MINI, varied with dataclasses.replace)",
     "Retrieval": "a Retrieval (xt.retrieval.accuracy(lm, parallel))",
     "Scorer": "a scorer with name, revision, languages and score() (xt.mini.scorer())",
@@ -355,19 +362,24 @@ def _listed(hint: Any) -> tuple[Any, ...]:
 
 
 def _culprit(path: str, value: Any, hint: Any) -> tuple[str, Any]:
-    """Where in a value the wrong thing is, and that thing."""
+    """Where in a value the wrong thing is, and that thing; of a union, by the member that fits farthest."""
+    wrong: list[tuple[int, Any, Any, Any]] = []
     for part in _parts(hint):
         origin, inner = typing.get_origin(part), typing.get_args(part)
         items: Iterable[tuple[Any, Any]] = ()
+        inside: Any = None
         if isinstance(value, list | tuple) and (origin in (Sequence, Iterable) or (origin is tuple and ... in inner)):
-            items = enumerate(value[:_READ])
+            items, inside = enumerate(value[:_READ]), inner[0]
         elif origin in (Mapping, dict) and isinstance(value, Mapping):
-            items = itertools.islice(value.items(), _READ)
-        for key, item in items:
-            inside = inner[1] if isinstance(value, Mapping) else inner[0]
+            items, inside = itertools.islice(value.items(), _READ), inner[1]
+        for place, (key, item) in enumerate(items):
             if not _bearable(item, _accepted(inside)):
-                return _culprit(f"{path}[{key!r}]", item, inside)
-    return path, value
+                wrong.append((place, key, item, inside))
+                break
+    if not wrong:
+        return path, value
+    _, key, item, inside = max(wrong, key=lambda one: one[0])
+    return _culprit(f"{path}[{key!r}]", item, inside)
 
 
 def shown(value: Any) -> str:

@@ -58,7 +58,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         if target.exists() and not target.is_file():
             raise OSError(f"cannot write {shown}: it is a folder or a device, not a file")
-        _sweep(target.parent)
+        sweep(target.parent)
         hidden = target.parent / f".xlingtox-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
         hidden.mkdir()
         try:
@@ -90,6 +90,14 @@ def ordinary_permissions(folder: str | Path) -> None:
         mode = _created(Path(elsewhere, "file"))
     for weights in Path(folder).glob("*.safetensors"):
         weights.chmod(mode)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder; what cannot be removed does no harm."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if (name := _PARTIAL.fullmatch(entry.name)) and _abandoned(name[1], int(name[2]), entry.stat().st_mtime):
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -232,14 +240,6 @@ def _created(file: Path) -> int:
         return stat.S_IMODE(os.fstat(descriptor).st_mode)
     finally:
         os.close(descriptor)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder; what cannot be removed does no harm."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if (name := _PARTIAL.fullmatch(entry.name)) and _abandoned(name[1], int(name[2]), entry.stat().st_mtime):
-                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _abandoned(host: str, process: int, written: float) -> bool:

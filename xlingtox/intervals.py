@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.random import Generator, default_rng
 
+from xlingtox.checking import checked
 from xlingtox.resampling import (
     Change,
     Drawn,
@@ -43,6 +44,7 @@ _FARTHER = 2 / 3
 _NONE = np.empty(0)
 
 
+@checked
 def paired_changes(
     before: Mapping[str, PerPrompt],
     after: Mapping[str, PerPrompt],
@@ -85,6 +87,7 @@ def paired_changes(
     return by_language, summary(overall, level)
 
 
+@checked
 def paired_interval(
     before: PerPrompt,
     after: PerPrompt,
@@ -121,6 +124,7 @@ def paired_interval(
     return interval([weighted.drawn()], level)
 
 
+@checked
 def sign_flip_test(before: PerPrompt, after: PerPrompt, n_resamples: int = 2000, seed: int = 0) -> float:
     """Return the two-sided p-value of the mean of `after - before`, by flipping the signs of changes at random.
 

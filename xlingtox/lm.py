@@ -374,6 +374,7 @@ class HookedLM(Running):
         return self._lens.up_projection(layer).T
 
     @torch.no_grad()
+    @checked
     def after_final_norm(self, states: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """The residual stream after the last block as the unembedding reads it: through the final norm, if any."""
         return self._lens.after_final_norm(states)
@@ -399,6 +400,7 @@ class HookedLM(Running):
 
     # --- text
 
+    @checked
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's tokens: one beginning where the tokenizer has one, and no end that it would add.
 

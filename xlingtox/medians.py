@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.random import Generator
 
+from xlingtox.checking import checked
 from xlingtox.resampling import (
     Change,
     Drawn,
@@ -27,6 +28,7 @@ from xlingtox.resampling import (
 PerSample: TypeAlias = Float[np.ndarray, "prompt sample"]
 
 
+@checked
 def paired_median_changes(
     before: Mapping[str, PerSample],
     after: Mapping[str, PerSample],

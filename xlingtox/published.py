@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from xlingtox import activations
 from xlingtox.activations import Activations
+from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts, labelled_texts
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
@@ -26,6 +27,7 @@ _LONGEST = 256
 """Characters of a sentence; pairs with a longer one are left out."""
 
 
+@checked
 def fit_probe(
     lm: HookedLM,
     labelled: Dataset,
@@ -83,6 +85,7 @@ def fit_probe(
     )
 
 
+@checked
 def collect_activations(
     lm: HookedLM,
     prompts: Prompts,
@@ -105,6 +108,7 @@ def collect_activations(
     )
 
 
+@checked
 def with_start(lm: HookedLM, prompts: Prompts) -> Dataset:
     """Return the prompts with a beginning of text before each, unless the tokenizer puts one there by itself.
 
@@ -126,6 +130,7 @@ def with_start(lm: HookedLM, prompts: Prompts) -> Dataset:
     return Dataset.from_list(rows)
 
 
+@checked
 def aligned_cosines(
     lm: HookedLM, parallel: Parallel, *, pivot: str = "en", batch_size: int = 64, progress: bool = True
 ) -> dict[str, float]:

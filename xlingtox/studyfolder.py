@@ -54,6 +54,9 @@ class StudyFolder:
     def claim(self, study: Mapping[str, Any]) -> None:
         """Take the folder for this study; `study.json` is written once, and not at each start."""
         self._stages.mkdir(exist_ok=True)
+        # What a killed run left lies where nothing may be written any more.
+        for folder in (self.path, *(place for place in self.path.iterdir() if place.is_dir())):
+            files.sweep(folder)
         if not self._study.exists():
             files.write_json(self._study, study)
 

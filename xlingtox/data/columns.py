@@ -1,5 +1,7 @@
 """What goes into the work, checked before it starts: prompts, labels, preference pairs, parallel sentences."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -31,7 +33,7 @@ class Prompt(NamedTuple):
 Texts: TypeAlias = Sequence[str | Conversation] | Series | np.ndarray
 """Texts or conversations, one after the other: a list, a pandas Series, an array."""
 
-Prompts: TypeAlias = Table | Texts | Sequence[Prompt] | Mapping[str, Texts]
+Prompts: TypeAlias = Table | Texts | Sequence[str | Conversation | Prompt] | Mapping[str, Texts | Conversation]
 """A table with a column `prompt` and, unless all are English, `language`; English texts; or language to texts."""
 
 Labelled: TypeAlias = Table
@@ -100,6 +102,7 @@ def _prompt_text(text: Any, number: int, tokenizer: PreTrainedTokenizerBase | No
     return well_formed(text)
 
 
+@checked
 def meanings(prompts: Prompts) -> dict[str, list[Hashable]] | None:
     """Return the ids by which a table of prompts tells translations of each other, by language; None if it has none.
 
@@ -143,6 +146,7 @@ _EQUAL = "chosen equal to rejected"
 _Row = tuple[str | None, str | None, str | None]
 
 
+@checked
 def are_conversations(pairs: PreferencePairs) -> bool:
     """Whether the sides of preference pairs are lists of messages, and not texts."""
     sides = [side for side in ("chosen", "rejected") if side in (column_names(pairs) or ())]
