@@ -297,6 +297,7 @@ def test_a_study_without_any_toxicity_has_results_without_nan(lm, tmp_path):
         ({"parallel": MATERIALS.parallel.remove_columns("en")}, {}, "pivot 'en'"),
         ({"held_out": MATERIALS.hostile}, {}, "no column text"),
         ({"friendly": MATERIALS.held_out}, {}, "no column prompt"),
+        ({"friendly": MATERIALS.friendly.select([0])}, {}, "friendly has nothing in "),
     ],
 )
 def test_bad_materials_are_refused_before_any_stage_is_done(lm, tmp_path, materials, settings, words):

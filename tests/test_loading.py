@@ -342,3 +342,27 @@ def test_quantised_weights_are_read_for_what_they_do(tokenizer, tmp_path, bits):
         moved = (seen[2.0] - seen[0.0])[mask]
         expected = 2.0 * lm.value_vectors(layer)[[5, 190]].sum(0).expand_as(moved)
         assert_close(moved, expected, atol=2e-2 * float(expected.abs().max()) + 1e-3, rtol=5e-2)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_a_broken_file_of_a_checkpoint_is_named_in_a_line(base, file):
+    folder = base[1]
+    (folder / file).write_text("{", "utf-8")
+    with pytest.raises(ValueError, match="cannot be read") as refused:
+        HookedLM.load(folder)
+    assert str(folder) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_weights_of_other_shapes_than_the_configuration_says(base):
+    folder = base[1]
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    width = next(name for name in ("intermediate_size", "n_inner") if config.get(name))
+    (folder / "config.json").write_text(json.dumps(config | {width: config[width] + 8}), "utf-8")
+    with pytest.raises(ValueError, match="has weights of other shapes than its configuration says"):
+        HookedLM.load(folder)
+
+
+def test_a_model_is_wrapped_by_load_and_not_by_the_constructor(model, tokenizer):
+    with pytest.raises(TypeError, match=r"HookedLM\.load\(model, tokenizer=\.\.\.\)"):
+        HookedLM(model, tokenizer, "mine")

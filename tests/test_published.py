@@ -125,3 +125,29 @@ def test_their_retrieval_figure_by_hand(family, tokenizer):
     assert found == {"es": pytest.approx(np.mean(cosines), abs=1e-5)}
     with pytest.raises(ValueError, match="every pair in es"):
         published.aligned_cosines(family.lm, {"en": ["x" * 300, "y" * 300], "es": ["a b", "c"]}, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"epochs": 0}, "epochs is 0: expected at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: expected at least 1"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan: expected a finite number above 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+    ],
+)
+def test_impossible_fits_are_refused(lm, how, words):
+    with pytest.raises(ValueError, match=words):
+        published.fit_probe(lm, [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS * 10)], **how)
+
+
+def test_what_their_choices_do_not_fit_is_refused(lm, tmp_path):
+    labelled = [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS * 10)]
+    published.fit_probe(lm, labelled, epochs=1, progress=False).save(tmp_path / "probe")
+    with pytest.raises(ValueError, match="reads states after the final norm"):
+        xt.scoring.ProbeScorer(lm, xt.Probe.load(tmp_path / "probe"), ["en"])
+    parallel = Dataset.from_dict({"en": ["the cat"], "es": ["la casa"]})
+    with xt.Offset(xt.NeuronSet.of([(0, 1)]), 1.0).on(lm):
+        lm.logits(*lm.encode(["the cat"]))
+        with pytest.raises(ValueError, match="which these figures do not show"):
+            published.aligned_cosines(lm, parallel, progress=False)

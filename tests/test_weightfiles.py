@@ -89,11 +89,18 @@ def test_a_missing_shard(sharded, unread):
         HookedLM.load(sharded)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": ["b"]}}', "{}"])
+@pytest.mark.parametrize("text", ["[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": ["b"]}}', "{}", "[" * 100_000])
 def test_a_broken_index(sharded, unread, text):
     (sharded / "model.safetensors.index.json").write_text(text, "utf-8")
     unread()
     with pytest.raises(ValueError, match=r"index\.json is broken"):
+        HookedLM.load(sharded)
+
+
+def test_an_index_of_nothing(sharded, unread):
+    (sharded / "model.safetensors.index.json").write_text('{"weight_map": {}}', "utf-8")
+    unread()
+    with pytest.raises(ValueError, match="has a weight_map that names no file"):
         HookedLM.load(sharded)
 
 

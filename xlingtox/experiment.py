@@ -150,6 +150,11 @@ def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
         raise ValueError("there are no English hostile prompts: the actual sources are found on them")
     check_held_out(lm, materials.held_out)
     check_held_out(lm, _few(materials.held_out, settings.dose_texts))
+    for name in ("friendly", "held_out"):
+        if lacking := sorted(set(materials.hostile["language"]) - set(getattr(materials, name)["language"])):
+            raise ValueError(
+                f"the materials' {name} has nothing in {', '.join(lacking)}, which the hostile prompts have"
+            )
     recipe = _recipe(settings)
     tuning.check_recipe(lm, recipe)
     tuning.tunable_pairs(lm, materials.pairs, recipe, materials.validation)

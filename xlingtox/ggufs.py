@@ -26,7 +26,8 @@ def gguf_file(source: str) -> Path | None:
     path = Path(source).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
-            raise FileNotFoundError(f"{source} is no checkpoint: there is no such file")
+            reason = "it is a folder" if path.is_dir() else "there is no such file"
+            raise FileNotFoundError(f"{source} is no checkpoint: {reason}")
         return path
     if not path.is_dir() or (path / "config.json").exists():
         return None

@@ -63,6 +63,8 @@ class HookedLM(Running):
         stored: torch.dtype | None = None,
         unpacked_from: str | None = None,
     ) -> None:
+        if not isinstance(side, Lens):
+            raise TypeError(f"HookedLM of a {type(side).__name__}: wrap it, HookedLM.load(model, tokenizer=...)")
         super().__init__(side, plain)
         self.stored_dtype, self._unpacked_from = stored or self.dtype, unpacked_from
         self.name, self.revision = name, revision

@@ -174,6 +174,8 @@ def from_checkpoint(
         with ggufs.readable(packed):
             own = tokenizer or _own_tokenizer(path, adapter, where)
     except OSError as error:
+        if "valid JSON" in str(error):
+            raise ValueError(f"{source} has a configuration that cannot be read: {first_line(error)}") from error
         what = "checkpoint folder" if folder.exists() else "folder, nor a model that the hub gives us"
         raise FileNotFoundError(f"{source} is no {what}: {first_line(error)}") from error
     if len(own) <= len(own.all_special_ids):
@@ -270,6 +272,10 @@ def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
         ) from error
     except ValueError as error:
         raise ValueError(f"{source} cannot be read by transformers: {first_line(error)}") from error
+    except RuntimeError as error:
+        if "mismatched" not in str(error):
+            raise
+        raise ValueError(f"{source} has weights of other shapes than its configuration says: fetch it anew") from error
     if missing := sorted(told["missing_keys"]):
         raise ValueError(f"{source} lacks {len(missing)} of the model's weights, {missing[0]} the first of them")
     return model
@@ -399,5 +405,10 @@ def _own_tokenizer(path: str, adapter: str | Path | None, where: Mapping[str, An
     if beside is not None and (beside / "tokenizer_config.json").is_file():
         rest = {option: value for option, value in where.items() if option != "gguf_file"}
         path, where = str(beside), rest | {"local_files_only": True}
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **where)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **where)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # tokenizers raises no narrower one
+        raise ValueError(f"{path} has a tokenizer that cannot be read: {first_line(error)}") from error
     return tokenizer

@@ -98,6 +98,7 @@ class Probe:
         baseline: accuracy of always answering the larger class, on the same held-out sentences.
         n_train, n_held_out: sentences in each part.
         model: which model's states it reads, and under which edit; None where that is not known.
+        after_final_norm: whether it reads states after the final norm, as the authors' does, and not before it.
     """
 
     direction: Float[Tensor, "d_model"]
@@ -108,6 +109,7 @@ class Probe:
     n_train: int | None = None
     n_held_out: int | None = None
     model: Identity | None = None
+    after_final_norm: bool = False
 
     @classmethod
     @checked
@@ -243,4 +245,4 @@ def _linear(file: Path) -> tuple[Float[Tensor, "d_model"], float]:
     return weight.detach().float().squeeze(), 0.0 if bias is None else float(bias.detach())
 
 
-_FIGURES = ("bias", "accuracy", "auc", "baseline", "n_train", "n_held_out")
+_FIGURES = ("bias", "accuracy", "auc", "baseline", "n_train", "n_held_out", "after_final_norm")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from xlingtox import activations
 from xlingtox.activations import Activations
 from xlingtox.checking import checked
-from xlingtox.data import Prompts, as_prompts, labelled_texts
+from xlingtox.data import Labelled, Prompts, as_prompts, labelled_texts
 from xlingtox.lm import HookedLM
 from xlingtox.neurons import NeuronSet
 from xlingtox.probe import Probe, mean_states, split
@@ -30,7 +30,7 @@ _LONGEST = 256
 @checked
 def fit_probe(
     lm: HookedLM,
-    labelled: Dataset,
+    labelled: Labelled,
     *,
     learning_rate: float = 1e-4,
     epochs: int = 20,
@@ -42,16 +42,22 @@ def fit_probe(
     """Fit the authors' probe: a direction without a bias, on mean states after the final norm.
 
     It is trained with Adam on the binary cross-entropy, and the epoch with the lowest loss on the held-out sentences is
-    kept. Accuracy and AUC are measured on the same sentences, which flatters them. A `ProbeScorer` reads states before
-    the final norm: it is no scorer for this probe.
+    kept. Accuracy and AUC are measured on the same sentences, which flatters them. A `ProbeScorer`, which reads states
+    before the final norm, refuses this probe.
 
     Args:
         labelled: columns `text, label` (1 is toxic).
         learning_rate: 1e-4 in the paper; 1e-6 in the authors' code.
 
     Raises:
-        ValueError: labels of one class only, too few of one to split, or a missing column.
+        ValueError: labels of one class only, too few of one to split, or a missing column; less than one epoch or
+            sentence a batch, or a learning rate that is no positive number.
     """
+    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{name} is {count}: expected at least 1")
+    if not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate is {learning_rate}: expected a finite number above 0")
     texts, given = labelled_texts(labelled)
     train, test = split(given, held_out, seed)
     states = mean_states(lm, texts, [lm.n_layers + 1], progress=progress)[0]
@@ -82,6 +88,7 @@ def fit_probe(
         n_train=len(train),
         n_held_out=len(test),
         model=lm.identity(),
+        after_final_norm=True,
     )
 
 
@@ -143,8 +150,10 @@ def aligned_cosines(
         parallel: in either form of `retrieval.sentence_pairs`.
 
     Raises:
-        ValueError: what `sentence_pairs` refuses, or a language of which no pair is left.
+        ValueError: what `sentence_pairs` refuses, a language of which no pair is left, or an edit that stands on the
+            model.
     """
+    lm.check_unedited("these figures do not show")
     found = {}
     for code, sides in sentence_pairs(parallel, pivot).items():
         pairs = [pair for pair in zip(*sides, strict=True) if max(map(len, pair)) <= _LONGEST]

@@ -50,10 +50,12 @@ def _shards(index: Path) -> list[str]:
     try:
         told = json.loads(index.read_text("utf-8"))["weight_map"]
         shards = sorted(set(told.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{index} is broken ({error}): expected a JSON object with a weight_map, from weights to files"
         ) from error
+    if not shards:
+        raise ValueError(f"{index} has a weight_map that names no file: fetch it anew")
     for shard in shards:
         _check_name(shard, str(index))
     return shards

@@ -98,7 +98,9 @@ def _prompt_text(text: Any, number: int, tokenizer: PreTrainedTokenizerBase | No
         with_template = template_of(tokenizer, f"prompt {number} is a conversation (a list of messages)")
         text = rendered_prompt(with_template, text, f"prompt {number}") if says_something(text) else ""
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"prompt {number} is blank: expected text, got {text!r}")
+        # Tables hold None or NaN where nothing stands.
+        blank = isinstance(text, str) or text is None or text != text
+        raise ValueError(f"prompt {number} is {'blank' if blank else 'no text'}: expected text, got {text!r}")
     return well_formed(text)
 
 

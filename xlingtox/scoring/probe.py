@@ -29,10 +29,12 @@ class ProbeScorer(Described):
             languages: in which the probe was found good, for instance by its AUC on labelled sentences of each.
 
         Raises:
-            ValueError: the probe is of another width, or was fitted on other weights or under an edit; no languages, or
-                unknown ones.
+            ValueError: the probe is of another width, reads states after the final norm, or was fitted on other weights
+                or under an edit; no languages, or unknown ones.
         """
         probe.check(lm)
+        if probe.after_final_norm:
+            raise ValueError("the probe reads states after the final norm, a scorer those before it: use Probe.fit")
         fitted, own = probe.model, lm.identity()
         if fitted is not None and fitted.fingerprint != own.fingerprint:
             raise ValueError(f"the probe was fitted on {fitted.name}, whose weights are not those of {own.name}")
