@@ -13,6 +13,8 @@ from typing import Any
 
 import transformers
 
+from xlingtox.escaping import first_line
+
 _HEAD, _KIND = 2**20, b"general.file_type"
 """Bytes in which a file says of what kind it is, and the key under which it does."""
 
@@ -75,8 +77,7 @@ def readable(file: Path | None) -> Iterator[None]:
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
         if file is None:
             raise
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{file} cannot be read as GGUF: {reason[0]}") from error
+        raise ValueError(f"{file} cannot be read as GGUF: {first_line(error)}") from error
 
 
 def is_from_gguf(model: Any) -> bool:

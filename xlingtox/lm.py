@@ -21,7 +21,7 @@ from xlingtox.adapters import check_merged, is_adapted
 from xlingtox.bits import Bits
 from xlingtox.checking import checked, shown
 from xlingtox.engine import Engine, PlainEngine, alike
-from xlingtox.escaping import in_line
+from xlingtox.escaping import first_line, in_line
 from xlingtox.identity import Identity, fingerprint
 from xlingtox.lens import Lens, beside, lens, unbridged
 from xlingtox.multipliers import multipliers
@@ -263,8 +263,7 @@ class HookedLM(Running):
             engine.run(ids[:, :-1], mask[:, :-1], cache)
             return torch.cat([whole, engine.run(ids[:, -1:], mask, cache)[0]], 1)
         except (RuntimeError, TypeError, AttributeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(f"{self.name} does not run token by token from a cache: {first}") from error
+            raise ValueError(f"{self.name} does not run token by token from a cache: {first_line(error)}") from error
 
     def device_of(self, layer: int) -> torch.device:
         """Where the neurons of `layer` are: a model may be spread over several devices."""

@@ -366,8 +366,7 @@ def _check_device(device: Any, option: str = "device") -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{option} {str(device)!r} is not to be had on this machine: {reason}") from error
+        raise ValueError(f"{option} {str(device)!r} is not to be had on this machine: {first_line(error)}") from error
 
 
 def _check_dtype(dtype: Any) -> None:
