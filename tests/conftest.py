@@ -16,8 +16,8 @@ from playwright.sync_api import sync_playwright
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from xlingtox import picture
-from xlingtox.lm import HookedLM
+from xlingtox.models.hooked import HookedLM
+from xlingtox.study import picture
 
 constants.HF_HUB_OFFLINE = True
 # On a busy machine an example may take any time.

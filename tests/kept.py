@@ -8,23 +8,23 @@ import numpy as np
 import torch
 
 from xlingtox import files
-from xlingtox.activations import Activations
-from xlingtox.baking import ControlVectors
-from xlingtox.comparison import Comparison, Measures
-from xlingtox.correlation import Correlation
 from xlingtox.data import Prompt
+from xlingtox.edits.baking import ControlVectors
+from xlingtox.edits.interventions import Offset
+from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.metrics import Change
+from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.figures.tokens import TokenView
-from xlingtox.generation import Continuations
-from xlingtox.identity import Identity
-from xlingtox.interventions import Offset
-from xlingtox.lm import HookedLM
-from xlingtox.metrics import Change
-from xlingtox.neurons import NeuronSet
-from xlingtox.patching import PatchEffect
-from xlingtox.probe import Probe
-from xlingtox.retrieval import MEASURES, Retrieval
+from xlingtox.models.generation import Continuations
+from xlingtox.models.hooked import HookedLM
+from xlingtox.models.identity import Identity
+from xlingtox.neurons.activations import Activations
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.probe import Probe
 from xlingtox.scoring import ScorerIdentity
-from xlingtox.transfer import Predictor, Transfer
+from xlingtox.transfer.correlation import Correlation
+from xlingtox.transfer.prediction import Predictor, Transfer
+from xlingtox.transfer.retrieval import MEASURES, Retrieval
 
 KINDS: dict[str, Any] = {
     "probe": Probe,

@@ -16,13 +16,33 @@ from datasets import Dataset
 from toys import HashScorer, NeverAsked
 
 import xlingtox as xt
-from xlingtox import checking, intervals, medians
+from xlingtox import checking
 from xlingtox.checking import checked
+from xlingtox.evaluation import degenerate, fluency, intervals, medians, metrics
+from xlingtox.study import published, report
+from xlingtox.transfer import correlation, prediction, retrieval
 
-MODULES = (
-    *(xt.localize, xt.retrieval, xt.transfer, xt.metrics, xt.fluency, xt.degenerate, xt.scoring, xt.data, xt.figures),
-    *(xt.mini, xt.tuning, xt.drift, xt.experiment, xt.report, xt.languages, xt.published, intervals, medians),
-)
+MODULES = {
+    "localize": xt.localize,
+    "retrieval": retrieval,
+    "prediction": prediction,
+    "correlation": correlation,
+    "metrics": metrics,
+    "fluency": fluency,
+    "degenerate": degenerate,
+    "scoring": xt.scoring,
+    "data": xt.data,
+    "figures": xt.figures,
+    "mini": xt.mini,
+    "tuning": xt.tuning,
+    "evaluation": xt.evaluation,
+    "study": xt.study,
+    "report": report,
+    "languages": xt.languages,
+    "published": published,
+    "intervals": intervals,
+    "medians": medians,
+}
 
 INNER = {
     # Called within every pass, with what our own code has made.
@@ -36,7 +56,7 @@ INNER = {
     ),
     *("Offset.composed", "Scale.composed", "Set.composed"),
     # Parts of checked calls.
-    *("localize.check_k", "transfer.pearson_p", "transfer.require_enough", "transfer.shared"),
+    *("localize.check_k", "correlation.pearson_p", "prediction.require_enough", "prediction.shared"),
     *("fluency.check_held_out", "data.require_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),
@@ -47,10 +67,11 @@ INNER = {
 def public() -> Iterator[tuple[str, Any]]:
     """Every public function, constructor and method, by name."""
     named = {name: getattr(xt, name) for name in xt.__all__ if not inspect.ismodule(getattr(xt, name))}
-    for module in MODULES:
+    for folder, module in MODULES.items():
         here = [name for name, held in vars(module).items() if getattr(held, "__module__", "") == module.__name__]
         for name in getattr(module, "__all__", [name for name in here if not name.startswith("_")]):
-            named[f"{module.__name__.removeprefix('xlingtox.')}.{name}"] = getattr(module, name)
+            if not inspect.ismodule(getattr(module, name)):
+                named[f"{folder}.{name}"] = getattr(module, name)
     for name, held in named.items():
         if inspect.isfunction(held):
             yield name, held
@@ -193,12 +214,12 @@ CALLS: dict[str, Callable[..., Any]] = {
     "ProbeScorer": xt.scoring.ProbeScorer,
     "Recipe": xt.tuning.Recipe,
     "Scale.damping": xt.Scale.damping,
-    "Settings": xt.experiment.Settings,
+    "Settings": xt.study.Settings,
     "WordlistScorer": xt.scoring.WordlistScorer,
     "WordlistScorer.score": xt.mini.scorer().score,
     **{
-        f"{module.__name__.split('.')[-1]}.{name}": held
-        for module in MODULES
+        f"{folder}.{name}": held
+        for folder, module in MODULES.items()
         for name, held in vars(module).items()
         if inspect.isfunction(held) and not name.startswith("_")
     },
@@ -222,17 +243,17 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("tune_dpo", "lm", 7, "a string or a path"),
     ("localize.by_cosine", "lm", "mini", "a HookedLM"),
     ("localize.by_auroc", "lm", [], "a HookedLM"),
-    ("retrieval.accuracy", "lm", "aya", "a HookedLM"),
+    ("retrieval.bilingual_retrieval", "lm", "aya", "a HookedLM"),
     ("fluency.perplexities", "lm", None, "a HookedLM"),
     ("fluency.conditional_perplexity", "judge", "mini", "a HookedLM"),
-    ("transfer.tokens_per_character", "lm", "mini", "a HookedLM"),
+    ("prediction.tokens_per_character", "lm", "mini", "a HookedLM"),
     ("NeuronSet.all", "lm", "mini", "a HookedLM"),
     ("NeuronSet.vectors", "lm", None, "a HookedLM"),
     ("Intervention.on", "lm", "mini", "a HookedLM"),
     ("Intervention.bake", "lm", 1, "a HookedLM"),
     ("Probe.fit", "lm", "mini", "a HookedLM"),
     ("ProbeScorer", "lm", "mini", "a HookedLM"),
-    ("experiment.run", "lm", "mini", "a HookedLM"),
+    ("study.run", "lm", "mini", "a HookedLM"),
     ("HookedLM.load", "source", 3, "'mini', a checkpoint folder, a hub name"),
     ("HookedLM.load", "source", {"a": 1}, "'mini', a checkpoint folder"),
     ("HookedLM.load", "tokenizer", "gpt2", "a tokenizer of transformers"),
@@ -297,8 +318,13 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("generate", "prompts", [1, 2], "prompts[0] is 1 (an int), expected"),
     ("data.as_prompts", "prompts", b"the cat", "a list of strings"),
     ("compare", "prompts", True, "a list of strings"),
-    ("retrieval.accuracy", "parallel", "abc", "a dict from language to a list of strings"),
-    ("retrieval.accuracy", "parallel", {"en": "abc", "es": "def"}, "parallel['en'] is 'abc' (a str), expected"),
+    ("retrieval.bilingual_retrieval", "parallel", "abc", "a dict from language to a list of strings"),
+    (
+        "retrieval.bilingual_retrieval",
+        "parallel",
+        {"en": "abc", "es": "def"},
+        "parallel['en'] is 'abc' (a str), expected",
+    ),
     ("retrieval.embed", "sentences", "cat", "a list of strings"),
     ("degenerate.kinds", "texts", "one text", "a list of strings"),
     ("degenerate.kinds", "codes", "en", "a list of strings"),
@@ -323,7 +349,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("compare", "held_out", "text", "a Dataset"),
     ("fluency.perplexities", "held_out", None, "a Dataset"),
     ("fluency.conditional_perplexity", "continuations", ["a"], "Continuations (xt.generate(lm, prompts))"),
-    ("experiment.run", "materials", {"labelled": 1}, "materials (xt.experiment.Materials(...))"),
+    ("study.run", "materials", {"labelled": 1}, "materials (xt.study.Materials(...))"),
     ("compare", "identify", "lingua", "a function from texts to their languages (xt.mini.identify)"),
     ("degenerate.kinds", "identify", 3, "a function"),
     # Recipes, paths, names.
@@ -362,8 +388,8 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("localize.by_cosine", "k", "all", "a whole number"),
     ("NeuronSet.random_like", "seed", None, "a whole number"),
     ("NeuronSet.promoted_tokens", "k", "ten", "a whole number"),
-    ("retrieval.accuracy", "n_neighbours", 2.5, "a whole number"),
-    ("retrieval.accuracy", "batch_size", [8], "a whole number"),
+    ("retrieval.bilingual_retrieval", "n_neighbours", 2.5, "a whole number"),
+    ("retrieval.bilingual_retrieval", "batch_size", [8], "a whole number"),
     ("dose_response", "offsets", -1.0, "a list of numbers"),
     ("dose_response", "offsets", ["-1"], "offsets[0] is '-1' (a str), expected a list of numbers"),
     ("patch_effect", "toxic_tokens", "cat", "a list of whole numbers or None"),
@@ -396,12 +422,12 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("metrics.average_toxicity", "scores", np.zeros((2, 2, 2)), "an array of float64 with shape [2, 2, 2], expected"),
     ("metrics.average_toxicity", "scores", np.array(["a"]), "an array of floats"),
     ("metrics.toxicity_probability", "threshold", "half", "a number"),
-    ("metrics.paired_interval", "before", MATRIX, "an array of floats, [prompt]"),
-    ("metrics.paired_changes", "before", MATRIX, "a dict from a string to an array of floats, [prompt]"),
+    ("intervals.paired_interval", "before", MATRIX, "an array of floats, [prompt]"),
+    ("intervals.paired_changes", "before", MATRIX, "a dict from a string to an array of floats, [prompt]"),
     ("metrics.distinct_n", "samples", "abc", "a list"),
-    ("metrics.pearson", "x", "abc", "a list of numbers"),
-    ("transfer.relate", "observed", [0.5], "a Comparison (xt.compare(before, after, ...)) or a dict"),
-    ("transfer.relate", "retrieval", 0.5, "a dict from a string to a number"),
+    ("correlation.pearson", "x", "abc", "a list of numbers"),
+    ("prediction.relate", "observed", [0.5], "a Comparison (xt.compare(before, after, ...)) or a dict"),
+    ("prediction.relate", "retrieval", 0.5, "a dict from a string to a number"),
     (
         "Probe",
         "direction",
@@ -421,7 +447,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("figures.roc", "labels", [0, "1"], "labels[1] is '1' (a str), expected a list of whole numbers"),
     ("top_tokens", "read", NEURONS, "a list, every item TokenActivations"),
     ("report.render", "results", "results.json", "a dict"),
-    ("drift.by_layer", "vectors", [1], "a pandas DataFrame"),
+    ("evaluation.drift_by_layer", "vectors", [1], "a pandas DataFrame"),
     ("languages.check", "languages", None, "a string or a list of strings"),
 ]
 
@@ -468,12 +494,12 @@ def test_there_are_many_of_them():
         (lambda: xt.mini.held_out(2, codes=["am"]), "unknown language 'am'"),
         (lambda: xt.mini.labelled("xx"), "unknown language 'xx'"),
         (lambda: xt.mini.pairs("xx"), "unknown language 'xx'"),
-        (lambda: xt.experiment.Settings(n_samples=0), "n_samples is 0: expected at least 1"),
-        (lambda: xt.experiment.Settings(k=0), "k is 0"),
-        (lambda: xt.experiment.Settings(seed=-1), "seed is -1"),
-        (lambda: xt.experiment.Settings(seed=2**32), "seed is 4294967296"),
-        (lambda: xt.experiment.Settings(offsets=()), "at least one set of neurons and one offset"),
-        (lambda: xt.experiment.Settings(amplifications=(0.0, float("nan"))), "offset nan"),
+        (lambda: xt.study.Settings(n_samples=0), "n_samples is 0: expected at least 1"),
+        (lambda: xt.study.Settings(k=0), "k is 0"),
+        (lambda: xt.study.Settings(seed=-1), "seed is -1"),
+        (lambda: xt.study.Settings(seed=2**32), "seed is 4294967296"),
+        (lambda: xt.study.Settings(offsets=()), "at least one set of neurons and one offset"),
+        (lambda: xt.study.Settings(amplifications=(0.0, float("nan"))), "offset nan"),
         (lambda: xt.Offset(NEURONS, 1.0, "last"), "one of 'all', 'prompt', 'new'"),
         (lambda: xt.tuning.Lora(bits=3), "bits is 3 (an int), expected one of 4, 8 or None"),
         (lambda: NEURONS.where([True]), "a mask of 1 for 2 neurons"),
@@ -521,8 +547,8 @@ def test_whole_numbers_of_numpy_and_torch(lm, two):
     assert json.dumps(dataclasses.asdict(recipe)) == json.dumps(
         dataclasses.asdict(xt.tuning.Recipe(batch_size=2, learning_rate=0.1, steps=2, seed=2))
     )
-    settings = xt.experiment.Settings(k=two, n_samples=two, offsets=[0, two])
-    assert settings == xt.experiment.Settings(k=2, n_samples=2, offsets=(0, 2))
+    settings = xt.study.Settings(k=two, n_samples=two, offsets=[0, two])
+    assert settings == xt.study.Settings(k=2, n_samples=2, offsets=(0, 2))
     assert json.loads(json.dumps(dataclasses.asdict(settings)))["offsets"] == [0, 2]
     neurons = xt.NeuronSet.of([(1, two)])
     assert neurons == xt.NeuronSet.of([(1, 2)])
@@ -540,7 +566,7 @@ def test_numbers_of_numpy_and_torch(lm, half):
     assert type(recipe.learning_rate) is float
     assert json.loads(json.dumps(dataclasses.asdict(recipe)))["learning_rate"] == 0.5
     xt.generate(lm, ["the cat"], 1, 1, temperature=half, top_p=half, progress=False)
-    assert xt.metrics.toxicity_probability(MATRIX, threshold=half) == 0.5
+    assert xt.evaluation.metrics.toxicity_probability(MATRIX, threshold=half) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -597,11 +623,11 @@ def test_prompts(lm, prompts):
 def test_rows_of_texts_and_numbers():
     frame = pd.DataFrame({"text": ["one text", "haha haha haha haha haha"], "language": ["en", "en"]})
     for texts in (frame["text"], frame["text"].to_numpy(), tuple(frame["text"]), Dataset.from_pandas(frame)["text"]):
-        assert xt.degenerate.kinds(texts, frame["language"]) == ["sound", "repeated"]
+        assert xt.evaluation.degenerate.kinds(texts, frame["language"]) == ["sound", "repeated"]
     for row in ([1, 2, 4], (1.0, 2.0, 4.0), np.array([1, 2, 4]), pd.Series([1, 2, 4]), torch.tensor([1.0, 2.0, 4.0])):
-        assert xt.metrics.pearson(row, row)[0] == pytest.approx(1.0)
+        assert xt.evaluation.metrics.pearson(row, row)[0] == pytest.approx(1.0)
     for scores in (MATRIX, MATRIX.tolist(), MATRIX.astype(np.float32), torch.tensor(MATRIX), MATRIX >= 0.5):
-        assert 0 < xt.metrics.average_toxicity(scores) < 1
+        assert 0 < xt.evaluation.metrics.average_toxicity(scores) < 1
 
 
 def test_paths_and_functions(lm, tmp_path):
@@ -615,7 +641,7 @@ def test_paths_and_functions(lm, tmp_path):
             return ["es"] * len(texts)
 
     for identify in (Identifier(), lambda texts: ["es"] * len(texts), Identifier().__call__):
-        assert xt.degenerate.kinds(["one text"], ["en"], identify) == ["wrong language"]
+        assert xt.evaluation.degenerate.kinds(["one text"], ["en"], identify) == ["wrong language"]
 
 
 def test_subclasses_and_own_scorers(lm, model, tokenizer):

@@ -18,11 +18,11 @@ from kept import KINDS, contents, made, save_all
 from safetensors.torch import load_file, save_file
 
 from xlingtox import files
-from xlingtox.activations import Activations
-from xlingtox.interventions import Intervention, Offset
-from xlingtox.neurons import NeuronSet
-from xlingtox.probe import Probe
-from xlingtox.retrieval import Retrieval
+from xlingtox.edits.interventions import Intervention, Offset
+from xlingtox.neurons.activations import Activations
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.probe import Probe
+from xlingtox.transfer.retrieval import Retrieval
 
 EVERY = [*made(1.0), "edit", "vectors.gguf", "results.json", "report.html"]
 

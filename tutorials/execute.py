@@ -22,8 +22,9 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from plotly.offline import get_plotlyjs
 
-from xlingtox import languages, picture
-from xlingtox.pages import FONTS
+from xlingtox import languages
+from xlingtox.html.pages import FONTS
+from xlingtox.study import picture
 
 PLOTLY = "application/vnd.plotly.v1+json"
 PAGE = '<!DOCTYPE html><meta charset="utf-8"><body style="margin: 0">'

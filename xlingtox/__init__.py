@@ -1,80 +1,96 @@
 """xlingtox: where a multilingual language model keeps its toxicity, whether those neurons cause it, and which
-languages English-only safety tuning will reach."""
+languages English-only safety tuning will reach.
 
-from xlingtox import (
-    data,
-    degenerate,
-    drift,
-    experiment,
-    figures,
-    fluency,
-    languages,
-    localize,
-    metrics,
-    mini,
-    published,
-    report,
-    retrieval,
-    scoring,
-    transfer,
-    tuning,
-)
+Importing the package costs next to nothing: each name is looked up when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from xlingtox._version import __version__ as __version__
-from xlingtox.activations import Activations, collect_activations
-from xlingtox.baking import ControlVectors
-from xlingtox.comparison import Comparison, compare
-from xlingtox.dose import Dose, dose_response
-from xlingtox.drift import weight_drift
-from xlingtox.generation import Continuations, generate
-from xlingtox.interventions import Intervention, Offset, Scale, Set
-from xlingtox.lm import HookedLM, HookNeverFired
-from xlingtox.neurons import NeuronSet
-from xlingtox.patch import Patch
-from xlingtox.patching import PatchEffect, patch_effect
-from xlingtox.probe import Probe
-from xlingtox.tokens import TokenActivations, read_tokens, top_tokens
-from xlingtox.tuning import tune_dpo
 
-__all__ = [
-    "Activations",
-    "Comparison",
-    "Continuations",
-    "ControlVectors",
-    "Dose",
-    "HookNeverFired",
-    "HookedLM",
-    "Intervention",
-    "NeuronSet",
-    "Offset",
-    "Patch",
-    "PatchEffect",
-    "Probe",
-    "Scale",
-    "Set",
-    "TokenActivations",
-    "collect_activations",
-    "compare",
-    "data",
-    "degenerate",
-    "dose_response",
-    "drift",
-    "experiment",
-    "figures",
-    "fluency",
-    "generate",
+if TYPE_CHECKING:
+    from xlingtox import data as data
+    from xlingtox import edits as edits
+    from xlingtox import evaluation as evaluation
+    from xlingtox import figures as figures
+    from xlingtox import languages as languages
+    from xlingtox import mini as mini
+    from xlingtox import models as models
+    from xlingtox import neurons as neurons
+    from xlingtox import scoring as scoring
+    from xlingtox import study as study
+    from xlingtox import transfer as transfer
+    from xlingtox import tuning as tuning
+    from xlingtox.edits import ControlVectors as ControlVectors
+    from xlingtox.edits import Intervention as Intervention
+    from xlingtox.edits import Offset as Offset
+    from xlingtox.edits import Patch as Patch
+    from xlingtox.edits import Scale as Scale
+    from xlingtox.edits import Set as Set
+    from xlingtox.evaluation import Comparison as Comparison
+    from xlingtox.evaluation import Dose as Dose
+    from xlingtox.evaluation import PatchEffect as PatchEffect
+    from xlingtox.evaluation import compare as compare
+    from xlingtox.evaluation.dose_response import dose_response as dose_response
+    from xlingtox.evaluation.patch_effect import patch_effect as patch_effect
+    from xlingtox.evaluation.weight_drift import weight_drift as weight_drift
+    from xlingtox.models import Continuations as Continuations
+    from xlingtox.models import HookedLM as HookedLM
+    from xlingtox.models import HookNeverFired as HookNeverFired
+    from xlingtox.models import generate as generate
+    from xlingtox.neurons import Activations as Activations
+    from xlingtox.neurons import NeuronSet as NeuronSet
+    from xlingtox.neurons import Probe as Probe
+    from xlingtox.neurons import TokenActivations as TokenActivations
+    from xlingtox.neurons import collect_activations as collect_activations
+    from xlingtox.neurons import localize as localize
+    from xlingtox.neurons import read_tokens as read_tokens
+    from xlingtox.neurons import top_tokens as top_tokens
+    from xlingtox.transfer import Retrieval as Retrieval
+    from xlingtox.transfer import Transfer as Transfer
+    from xlingtox.transfer import bilingual_retrieval as bilingual_retrieval
+    from xlingtox.transfer import predict_transfer as predict_transfer
+    from xlingtox.tuning import tune_dpo as tune_dpo
+
+GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Model": {"models": ("HookedLM", "HookNeverFired", "Continuations", "generate")},
+    "Where": {
+        "neurons": (
+            *("NeuronSet", "Probe", "localize", "Activations", "collect_activations"),
+            *("TokenActivations", "read_tokens", "top_tokens"),
+        ),
+    },
+    "Cause": {
+        "edits": ("Intervention", "Offset", "Scale", "Set", "Patch", "ControlVectors"),
+        "evaluation": ("Comparison", "compare", "Dose", "dose_response", "PatchEffect", "patch_effect"),
+    },
+    "Tuning": {"tuning": ("tune_dpo",), "evaluation": ("weight_drift",)},
+    "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},
+}
+"""The public names by the question that they answer, each under the folder that holds it."""
+
+FOLDERS = (
+    *("data", "models", "neurons", "edits", "tuning", "scoring", "evaluation", "transfer", "figures", "study", "mini"),
     "languages",
-    "localize",
-    "metrics",
-    "mini",
-    "patch_effect",
-    "published",
-    "read_tokens",
-    "report",
-    "retrieval",
-    "scoring",
-    "top_tokens",
-    "transfer",
-    "tune_dpo",
-    "tuning",
-    "weight_drift",
-]
+)
+"""The folders, and the table of languages, in the order in which data flows through them."""
+
+_HOLDERS = {name: folder for group in GROUPS.values() for folder, names in group.items() for name in names}
+
+__all__ = [*_HOLDERS, *FOLDERS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOLDERS:
+        value = getattr(import_module(f"xlingtox.{_HOLDERS[name]}"), name)
+    elif name in FOLDERS:
+        value = import_module(f"xlingtox.{name}")
+    else:
+        raise AttributeError(f"module 'xlingtox' has no attribute {name!r}: it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -58,8 +58,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         if target.exists() and not target.is_file():
             raise OSError(f"cannot write {shown}: it is a folder or a device, not a file")
-        sweep(target.parent)
-        hidden = target.parent / f".xlingtox-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+        hidden = _hidden(target.parent)
         hidden.mkdir()
         try:
             partial = hidden / target.name
@@ -98,6 +97,53 @@ def sweep(folder: Path) -> None:
         for entry in entries:
             if (name := _PARTIAL.fullmatch(entry.name)) and _abandoned(name[1], int(name[2]), entry.stat().st_mtime):
                 shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Make a folder, `~` being the home folder, if need be and prove that it can be written.
+
+    Raises:
+        OSError: it is a file, or cannot be made or written.
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # It has no name: several processes may ask at once, and one that is killed here leaves nothing.
+        with tempfile.TemporaryFile(dir=folder, prefix=".xlingtox-"):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to the output folder {folder}: {error.strerror or error}") from error
+    return folder
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `folder` to write into, and rename it to `folder` when the block has ended.
+
+    So `folder` is there with all that was written, or not at all: an error leaves nothing behind, and a killed process
+    only the hidden folder, which the next call removes. What is written gets ordinary permissions.
+
+    Args:
+        folder: must not exist, or be empty; its parent is made if need be.
+
+    Raises:
+        OSError: the parent cannot be written, or something came to lie in `folder` meanwhile.
+    """
+    target = folder.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    hidden = _hidden(target.parent)
+    hidden.mkdir()
+    try:
+        yield hidden
+        ordinary = hidden.stat().st_mode & 0o666
+        for path in hidden.rglob("*"):
+            if path.is_file():
+                path.chmod(ordinary)
+        if target.is_dir() and os.name == "nt":
+            target.rmdir()
+        hidden.replace(target)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -231,6 +277,12 @@ def _nulled(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_nulled(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _hidden(folder: Path) -> Path:
+    """A name in `folder` that no other writer has, after what killed writers left there is removed."""
+    sweep(folder)
+    return folder / f".xlingtox-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
 
 
 def _created(file: Path) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets import Dataset, concatenate_datasets
 
 import xlingtox as xt
-from xlingtox.comparison import Comparison
+from xlingtox.evaluation.comparison import Comparison
 
 N_PAIRS, N_PROMPTS = 1000, 20
 OTHERS = xt.languages.CODES[1:]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy import stats
 
-from xlingtox import metrics
+from xlingtox.evaluation import metrics
 
 Sides = tuple[np.ndarray, np.ndarray, float]
 """Before and after of each prompt, and the true mean change."""

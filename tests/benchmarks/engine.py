@@ -18,10 +18,10 @@ import transformers
 from torch.nn.functional import cosine_similarity
 
 import xlingtox as xt
-from xlingtox.engine import PlainEngine
-from xlingtox.generation import decode, greediest
-from xlingtox.lm import HookedLM
-from xlingtox.neurons import NeuronSet
+from xlingtox.models.backend import PlainEngine
+from xlingtox.models.generation import decode, greediest
+from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.neuron_set import NeuronSet
 
 SHAPES = {
     "mini": {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 6000},

@@ -28,8 +28,9 @@ import torch
 import trl
 from datasets import Dataset
 
-from xlingtox import experiment, mini, report, tuning
-from xlingtox.lm import HookedLM
+from xlingtox import mini, tuning
+from xlingtox.models.hooked import HookedLM
+from xlingtox.study import report, stages
 
 sys.path.append(str(Path(__file__).parents[1]))
 from kept import contents, save_all
@@ -216,7 +217,7 @@ def of(table: Dataset, n: int) -> Dataset:
 
 def study(lm: HookedLM) -> Callable[[Path], None]:
     """A study of the miniature in three languages, as small as it can be, with its report."""
-    materials = experiment.Materials(
+    materials = stages.Materials(
         labelled=mini.labelled("en", 40),
         hostile=of(mini.prompts(2, "hostile"), 2),
         friendly=of(mini.prompts(2, "friendly"), 2),
@@ -226,7 +227,7 @@ def study(lm: HookedLM) -> Callable[[Path], None]:
         held_out=of(mini.held_out(4), 2),
         scorer=mini.scorer(),
     )
-    settings = experiment.Settings(
+    settings = stages.Settings(
         k=12,
         offsets=(0.0, -0.5),
         amplifications=(0.0, 0.5),
@@ -240,7 +241,7 @@ def study(lm: HookedLM) -> Callable[[Path], None]:
     )
 
     def run(folder: Path) -> None:
-        results = experiment.run(lm, materials, folder, settings, progress=False)
+        results = stages.run(lm, materials, folder, settings, progress=False)
         # A page says how long its study took.
         report.write(results | {"seconds": {}}, folder / "report.html")
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 import xlingtox as xt
-from xlingtox import languages, metrics, mini
+from xlingtox import languages, mini
+from xlingtox.evaluation import metrics
 
 PROMPTS, SAMPLES, RESAMPLES = 1000, 25, 2000
 
@@ -65,7 +66,7 @@ def main() -> None:
     print(f"{len(languages.CODES)} languages x {PROMPTS} prompts x {SAMPLES} samples, {RESAMPLES} resamples")
     timed("toxicity before and after, three intervals and tests", lambda: toxicity(sides))
     timed("distinct 1 to 3, one side", lambda: [metrics.distinct_n(each, n) for each in own for n in (1, 2, 3)])
-    timed("degenerate text, one side", lambda: xt.degenerate.kinds(written, codes))
+    timed("degenerate text, one side", lambda: xt.evaluation.degenerate.kinds(written, codes))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import transformers
 from engine import SHAPES, Peak, model_of, show, timed
 
 import xlingtox as xt
-from xlingtox import languages, retrieval
-from xlingtox.batching import by_length
-from xlingtox.lm import HookedLM
+from xlingtox import languages
+from xlingtox.models.batching import by_length
+from xlingtox.models.hooked import HookedLM
+from xlingtox.transfer import retrieval
 
 BATCH = 64
 
@@ -61,7 +62,7 @@ def miniature() -> None:
     walls, busy = [], []
     for _ in range(3):
         began, worked = time.perf_counter(), time.process_time()
-        retrieval.accuracy(lm, parallel, progress=False)
+        retrieval.bilingual_retrieval(lm, parallel, progress=False)
         walls.append(time.perf_counter() - began)
         busy.append(time.process_time() - worked)
     print(f"\n200 sentences x 17 languages on the miniature: {statistics.median(walls):.1f} s", end=" ")
@@ -77,7 +78,7 @@ def memory(layers: int, n: int) -> None:
     parallel = {code: sentences_of(n, i) for i, code in enumerate(languages.CODES)}
     retrieval.embed(lm, parallel["en"][:BATCH], progress=False)
     with Peak() as peak:
-        retrieval.accuracy(lm, parallel, progress=False)
+        retrieval.bilingual_retrieval(lm, parallel, progress=False)
     tokens = sum(len(ids) for own in parallel.values() for ids in lm.tokenizer(own)["input_ids"])
     means = 4 * (layers + 1) * 17 * n * lm.d_model
     print(
@@ -99,7 +100,7 @@ def main() -> None:
     if given.only in (None, "miniature"):
         miniature()
     if given.only in (None, "memory"):
-        print("\nmemory of retrieval.accuracy, 17 languages")
+        print("\nmemory of retrieval.bilingual_retrieval, 17 languages")
         for layers, n in ((6, 250), (24, 250), (24, 1000)):
             memory(layers, n)
     if given.only in (None, "embedding"):

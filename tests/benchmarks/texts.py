@@ -7,8 +7,8 @@ as tests count it in steps.
 import time
 from collections.abc import Callable
 
-from xlingtox import degenerate
-from xlingtox.masking import mask
+from xlingtox.evaluation import degenerate
+from xlingtox.html.masking import mask
 from xlingtox.scoring import WordlistScorer
 
 UNITS = {

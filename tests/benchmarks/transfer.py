@@ -11,11 +11,11 @@ import pandas as pd
 
 import xlingtox as xt
 from xlingtox import files
-from xlingtox.__main__ import materials
-from xlingtox.comparison import Comparison
-from xlingtox.lm import HookedLM
-from xlingtox.neurons import NeuronSet
-from xlingtox.transfer import Transfer
+from xlingtox.cli import materials
+from xlingtox.evaluation.comparison import Comparison
+from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.transfer.prediction import Transfer
 
 COLUMNS = {
     "study": "study",
@@ -43,7 +43,7 @@ def transfers(folder: Path, model: str) -> dict[str, Transfer]:
     for code, text in zip(written.row_languages, written.texts, strict=True):
         texts.setdefault(code, []).append(text)
     activations = xt.collect_activations(lm, given.hostile, potential, progress=False)
-    retrieved = xt.retrieval.accuracy(lm, given.parallel, progress=False)
+    retrieved = xt.transfer.bilingual_retrieval(lm, given.parallel, progress=False)
     spoken = {code: given.parallel[code] for code in retrieved.scores}
     others = {
         "csls_top1": retrieved.mean("csls_top1"),
@@ -53,7 +53,8 @@ def transfers(folder: Path, model: str) -> dict[str, Transfer]:
         "promoted_share": xt.transfer.promoted_share(lm, neurons, texts),
     }
     return {
-        measure: xt.retrieval.transfer(retrieved, observed, measure, others) for measure in ("emt", "average_toxicity")
+        measure: xt.transfer.predict_from_retrieval(retrieved, observed, measure, others)
+        for measure in ("emt", "average_toxicity")
     }
 
 

@@ -10,7 +10,6 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox import languages
-from xlingtox.appearance import appearance, visible
 from xlingtox.checking import checked
 from xlingtox.data.messages import (
     Conversation,
@@ -22,7 +21,7 @@ from xlingtox.data.messages import (
     template_of,
 )
 from xlingtox.data.tabular import Series, Table, column_names, columns, items
-from xlingtox.escaping import well_formed
+from xlingtox.text import appearance, visible, well_formed
 
 
 class Prompt(NamedTuple):

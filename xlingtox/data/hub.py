@@ -12,8 +12,8 @@ from xlingtox.data.columns import require_columns
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.messages import is_conversation
 from xlingtox.data.reading import File, json_rows, number_of, require_languages, table_rows, text_of
-from xlingtox.escaping import in_line
 from xlingtox.languages import NAMES, check, spelled
+from xlingtox.text import in_line
 
 STANDARD = ("language", "prompt", "text", "label", "chosen", "rejected", "sentence", "translation")
 """Columns that the work takes; parallel sentences may also have one a language, named by its code."""

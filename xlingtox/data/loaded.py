@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, Value
 
 from xlingtox.checking import checked
-from xlingtox.escaping import in_line
+from xlingtox.text import in_line
 
 logger = logging.getLogger(__name__)
 

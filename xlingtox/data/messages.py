@@ -5,7 +5,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 from transformers import PreTrainedTokenizerBase
 
-from xlingtox.appearance import visible
+from xlingtox.text import visible
 
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]
 """Messages, as `[{"role": "user", "content": "hello"}]`."""

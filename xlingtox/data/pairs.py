@@ -7,13 +7,13 @@ from typing import Any
 
 from datasets import Dataset
 
-from xlingtox.appearance import appearance, visible
 from xlingtox.checking import checked
 from xlingtox.data.columns import PAIR_FIELDS
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.prompts import rtp_lx_rows
 from xlingtox.data.reading import files, json_rows, one_file, table_rows, text_of
 from xlingtox.languages import UNSPACED
+from xlingtox.text import appearance, visible
 
 _COLUMNS = dict.fromkeys(PAIR_FIELDS, TEXT)
 _PUBLISHED = ("prompt_text", "unpert_gen_text", "pert_gen_text")

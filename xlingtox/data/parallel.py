@@ -20,8 +20,8 @@ from xlingtox.data.reading import (
     stripped_lines,
     text_of,
 )
-from xlingtox.escaping import in_line
 from xlingtox.languages import CODES, check, in_order
+from xlingtox.text import in_line
 
 
 @checked

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from xlingtox.appearance import visible
 from xlingtox.data.bounded import LONGEST_LINE, raw_lines, unpacked
 from xlingtox.data.loaded import Skips
-from xlingtox.escaping import in_line, well_formed
 from xlingtox.languages import CODES, check, in_order, spelled
+from xlingtox.text import in_line, visible, well_formed
 
 _BOM = "\ufeff"
 _NOT_OURS = {

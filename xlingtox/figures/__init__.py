@@ -12,7 +12,7 @@ from xlingtox.figures.style import AFTER, BEFORE, FLUENCY_MEASURES, TOXICITY_MEA
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
 from xlingtox.figures.tuning import training, weight_drift
-from xlingtox.pages import FONTS
+from xlingtox.html.pages import FONTS
 
 __all__ = [
     "AFTER",

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.dose import Dose
+from xlingtox.evaluation.dose_response import Dose
 from xlingtox.figures.style import BAND, CONTROL, SOURCES, drawable, heading, styled
 
 

@@ -13,12 +13,12 @@ from plotly.subplots import make_subplots
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from xlingtox import languages
-from xlingtox.activations import Activations
 from xlingtox.checking import checked
-from xlingtox.comparison import Comparison
-from xlingtox.escaping import escaped_for_plotly
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, layer_ticks, limit, neuron_labels, styled
-from xlingtox.neurons import Neuron, NeuronSet
+from xlingtox.html.escaping import escaped_for_plotly
+from xlingtox.neurons.activations import Activations
+from xlingtox.neurons.neuron_set import Neuron, NeuronSet
 
 _WITHIN = 0.99
 """Share of a map's cells that colours tell apart; those beyond look alike, and have their values on hover."""

@@ -9,8 +9,7 @@ import plotly.graph_objects as go
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.comparison import Comparison
-from xlingtox.escaping import escaped_for_plotly
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.figures.style import (
     AFTER,
     BEFORE,
@@ -22,7 +21,8 @@ from xlingtox.figures.style import (
     language_label,
     styled,
 )
-from xlingtox.tables import ends, possible
+from xlingtox.html.escaping import escaped_for_plotly
+from xlingtox.html.tables import ends, possible
 
 
 @checked

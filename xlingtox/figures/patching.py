@@ -10,9 +10,9 @@ from plotly.subplots import make_subplots
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.escaping import escaped_for_plotly
+from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, heading, styled
-from xlingtox.patching import PatchEffect
+from xlingtox.html.escaping import escaped_for_plotly
 
 _MEASURES: Mapping[str, str] = {
     "probe": "Probe's logit at the last token",

@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.escaping import escaped_for_plotly
-from xlingtox.pages import FONTS
+from xlingtox.html.escaping import escaped_for_plotly
+from xlingtox.html.pages import FONTS
 
 BEFORE = "#D55E00"
 AFTER = "#0072B2"

@@ -11,11 +11,12 @@ from pathlib import Path
 import circuitsvis
 import pandas as pd
 
-from xlingtox import files, languages, pages, tables
+from xlingtox import files, languages
 from xlingtox.checking import checked
-from xlingtox.escaping import escaped, escaped_for_plotly
 from xlingtox.figures.style import limit, neuron_labels
-from xlingtox.tokens import TokenActivations
+from xlingtox.html import pages, tables
+from xlingtox.html.escaping import escaped, escaped_for_plotly
+from xlingtox.neurons.token_activations import TokenActivations
 
 _NEGATIVE, _POSITIVE = "#AF8DC3", "#7FBF7B"
 """The heat maps' colours, light enough to read dark letters on."""

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.escaping import escaped_for_plotly
+from xlingtox.evaluation.metrics import varies
 from xlingtox.figures.style import (
     BAND,
     CONTROL,
@@ -21,9 +21,9 @@ from xlingtox.figures.style import (
     language_label,
     styled,
 )
-from xlingtox.metrics import varies
-from xlingtox.retrieval import Retrieval
-from xlingtox.transfer import FEWEST, Interval, Line, Transfer
+from xlingtox.html.escaping import escaped_for_plotly
+from xlingtox.transfer.prediction import FEWEST, Interval, Line, Transfer
+from xlingtox.transfer.retrieval import Retrieval
 
 
 @checked

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from xlingtox.checking import checked
-from xlingtox.drift import LayerDrift
+from xlingtox.evaluation.weight_drift import LayerDrift
 from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, heading, layer_ticks, styled
 
 _REJECTED = "#A0559C"

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from xlingtox.checking import checked
-from xlingtox.escaping import in_line
-from xlingtox.folders import writable_folder
+from xlingtox.files import writable_folder
 from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, require_scorable, require_scores
+from xlingtox.text import in_line
 
 _AT_ONCE = 256
 """Texts that a scorer which does not stream is given at once: what a kill may cost."""

@@ -17,12 +17,12 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from xlingtox.batching import by_length, each_batch
 from xlingtox.checking import checked, shown
-from xlingtox.escaping import well_formed
-from xlingtox.identity import fingerprint
-from xlingtox.loading import cast, default_device, read_weights, tokenizer_rules
+from xlingtox.models.batching import by_length, each_batch
+from xlingtox.models.identity import fingerprint
+from xlingtox.models.loading import cast, default_device, read_weights, tokenizer_rules
 from xlingtox.scoring.protocol import Arrived, Described, from_stream, named_languages, require_scorable
+from xlingtox.text import well_formed
 
 Activation = Literal["sigmoid", "softmax"]
 

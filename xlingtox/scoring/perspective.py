@@ -21,10 +21,10 @@ from jaxtyping import Float
 from pyrate_limiter import Limiter, Rate
 
 from xlingtox.checking import checked
-from xlingtox.escaping import well_formed
 from xlingtox.languages import CODES
 from xlingtox.scoring.cache import Cached
 from xlingtox.scoring.protocol import Arrived, UncoveredLanguage, UnscoredError, require_scorable
+from xlingtox.text import well_formed
 
 ENDPOINT = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from scipy.special import expit
 
 from xlingtox.checking import checked
-from xlingtox.escaping import well_formed
-from xlingtox.lm import HookedLM
-from xlingtox.probe import Probe, mean_states
+from xlingtox.models.hooked import HookedLM
+from xlingtox.models.states import mean_states
+from xlingtox.neurons.probe import Probe
 from xlingtox.scoring.protocol import Described, named_languages, require_scorable
+from xlingtox.text import well_formed
 
 
 class ProbeScorer(Described):

@@ -12,9 +12,9 @@ from jaxtyping import Float
 
 from xlingtox.checking import checked
 from xlingtox.data.bounded import raw_lines
-from xlingtox.escaping import in_line
 from xlingtox.scoring.perspective import ATTRIBUTE, LANGUAGES, attribute_score
 from xlingtox.scoring.protocol import Described, UnscoredError, require_scorable
+from xlingtox.text import in_line
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 from xlingtox.checking import checked
 from xlingtox.languages import SCORED, check
-from xlingtox.matching import RULES, Matcher, entry
 from xlingtox.scoring.protocol import Described, require_scorable
+from xlingtox.text import RULES, Matcher, entry
 
 
 class WordlistScorer(Described):

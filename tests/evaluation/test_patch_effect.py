@@ -1,0 +1,236 @@
+"""Patching groups of neurons: shares of the change, against PyTorch hooks and plain loops."""
+
+import contextlib
+import copy
+import math
+import re
+
+import numpy as np
+import pytest
+import raw
+import torch
+from conftest import tiny
+from families import randomised
+from studies import HOSTILE
+
+from xlingtox import figures
+from xlingtox.edits.patch import Patch
+from xlingtox.evaluation.patch_effect import PatchEffect, _controls, patch_effect
+from xlingtox.models.generation import generate
+from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.probe import Probe
+from xlingtox.scoring import ProbeScorer, WordlistScorer
+
+PROMPTS = {"en": ["the cat sat", "the dog"], "es": ["la casa es grande y", "el gato", "en la cama"]}
+TEXTS = [text for texts in PROMPTS.values() for text in texts]
+GROUP = NeuronSet.of([(0, 3), (0, 40), (1, 5), (1, 0)])
+TOKENS = [40, 7, 7]
+
+
+@pytest.fixture(scope="module")
+def pair(tokenizer):
+    models = [tiny("gpt2"), randomised(tiny("gpt2"), seed=1)]
+    return models, [HookedLM.load(model, tokenizer=tokenizer) for model in models]
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return Probe(torch.linspace(-1, 1, 32), 0.5, 1.0, 1.0, 0.5, 1, 1)
+
+
+def test_values_equal_pytorch_hooks(pair, probe, tokenizer):
+    (base, tuned), lms = pair
+    found = patch_effect(*lms, PROMPTS, {"some": GROUP}, probe=probe, toxic_tokens=TOKENS, n_random=0, progress=False)
+    assert found.languages == ("en", "en", "es", "es", "es")
+    assert list(found.runs) == ["base", "tuned", "some"]
+    for i, text in enumerate(TEXTS):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        with raw.watching(tuned, range(2)) as seen:
+            raw.forward(tuned, ids)
+        for run, model in (("base", base), ("tuned", tuned), ("some", base)):
+            with contextlib.ExitStack() as stack:
+                for layer, index in GROUP if run == "some" else ():
+                    held = seen[layer][..., [index]]
+                    stack.enter_context(raw.editing(model, [(layer, index)], lambda x, held=held: held))
+                state = raw.states(model, ids)[-1][0, -1].double()
+                chance = raw.forward(model, ids).logits[0, -1].double().softmax(-1)
+            logit = float(state @ probe.direction.double()) + 0.5
+            assert found.runs[run]["probe"][i] == pytest.approx(logit, abs=1e-4)
+            assert found.runs[run]["toxic_mass"][i] == pytest.approx(float(chance[[40, 7]].sum()), abs=1e-6)
+
+
+def test_toxicity_is_that_of_continuations_under_the_patch(pair):
+    _, lms = pair
+    scorer = WordlistScorer({code: ["a", "e", "the"] for code in PROMPTS}, name="letters")
+    found = patch_effect(
+        *lms, PROMPTS, {"some": GROUP}, scorer=scorer, n_random=2, n_samples=3, max_new_tokens=6, progress=False
+    )
+    sets = {"some": [GROUP], "some (random)": [GROUP.random_like(lms[0], seed) for seed in range(2)]}
+    for run, groups in sets.items():
+        by_hand = []
+        for group in groups:
+            with Patch(group, lms[1]).on(lms[0]):
+                written = generate(lms[0], PROMPTS, 3, 6, progress=False)
+            by_hand.append(scorer.score(written.texts, written.row_languages).reshape(-1, 3).mean(1))
+        np.testing.assert_allclose(found.runs[run]["toxicity"], np.mean(by_hand, 0))
+
+
+def test_a_probe_of_either_model_may_judge(pair, probe):
+    """Outside of the patch, which would change the judge, or be run by it."""
+    _, lms = pair
+    for judge in lms:
+        scorer = ProbeScorer(judge, probe, ["en", "es"], progress=False)
+        found = patch_effect(
+            *lms, PROMPTS, {"some": GROUP}, scorer=scorer, n_random=0, n_samples=2, max_new_tokens=4, progress=False
+        )
+        with Patch(GROUP, lms[1]).on(lms[0]):
+            written = generate(lms[0], PROMPTS, 2, 4, progress=False)
+        by_hand = scorer.score(written.texts, written.row_languages).reshape(-1, 2).mean(1)
+        np.testing.assert_allclose(found.runs["some"]["toxicity"], by_hand)
+
+
+def test_one_prompt_a_language_has_no_interval():
+    runs = {"base": [3.0, 2.0, 5.0], "tuned": [1.0, 1.0, 3.0], "some": [2.0, 1.5, 4.0]}
+    whole = {run: {"probe": np.array(values)} for run, values in runs.items()}
+    table = PatchEffect(("en", "de", "de"), whole).to_frame().set_index("language")
+    assert table.share.tolist() == [0.5, 0.5, 0.5]
+    assert math.isnan(table.loc["en"].low)
+    assert table.loc[["de", "all"]].low.notna().all()
+    alone = {run: {"probe": np.array(values[:2])} for run, values in runs.items()}
+    assert PatchEffect(("en", "de"), alone).to_frame()[["low", "high"]].isna().all().all()
+
+
+def test_all_neurons_carry_all_and_the_control_of_a_large_group_is_drawn_from_all(pair, probe, tokenizer):
+    _, (lm, _) = pair
+    changed = tiny("gpt2")
+    with torch.no_grad():
+        changed.transformer.h[1].mlp.c_fc.weight.mul_(1.5)
+    other = HookedLM.load(changed, tokenizer=tokenizer)
+    groups = {"all": NeuronSet.all(lm), "upper": NeuronSet.of((1, i) for i in range(48))}
+    found = patch_effect(lm, other, PROMPTS, groups, probe=probe, n_random=1, progress=False).to_frame()
+    assert found.share.to_numpy() == pytest.approx(1.0, abs=1e-4)
+    back = patch_effect(other, lm, PROMPTS, groups, probe=probe, n_random=0, progress=False).to_frame()
+    assert back.share.to_numpy() == pytest.approx(1.0, abs=1e-4)
+    none = {"lower": NeuronSet.of([(0, 1)])}
+    still = patch_effect(lm, other, PROMPTS, none, probe=probe, n_random=0, progress=False).to_frame()
+    assert still.share.to_numpy() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_shares_and_their_intervals_by_hand():
+    rng = np.random.default_rng(0)
+    base = rng.normal(5, 1, 60)
+    tuned, patched = base - rng.normal(2, 0.2, 60), base - rng.normal(1, 0.2, 60)
+    codes = ("en",) * 20 + ("de",) * 40
+    runs = {name: {"probe": each} for name, each in (("base", base), ("tuned", tuned), ("some", patched))}
+    table = PatchEffect(codes, runs).to_frame().set_index("language")
+    means = {}
+    for code, rows in (("en", slice(0, 20)), ("de", slice(20, 60))):
+        means[code] = [each[rows].mean() for each in (base, tuned, patched)]
+        own = table.loc[code]
+        assert [own.base, own.tuned, own.patched] == pytest.approx(means[code])
+        assert own.share == pytest.approx((means[code][2] - means[code][0]) / (means[code][1] - means[code][0]))
+        assert 0.4 < own.low < own.share < own.high < 0.6
+    every = np.mean(list(means.values()), 0)
+    assert table.loc["all"].share == pytest.approx((every[2] - every[0]) / (every[1] - every[0]))
+    for turned in (base, base[::-1].copy()):
+        # In another order a mean differs by rounding, which is no change.
+        runs |= {"tuned": {"probe": turned}}
+        same = PatchEffect(("en",) * 60, runs).to_frame()
+        assert same[["share", "low", "high"]].isna().all().all()
+    little = {"base": {"probe": base}, "tuned": {"probe": base + rng.normal(0.01, 1, 60)}, "some": {"probe": patched}}
+    told = PatchEffect(codes, little).to_frame()
+    assert told.share.notna().all()
+    assert told[["low", "high"]].isna().all().all()
+
+
+def test_the_control_of_a_large_group_is_drawn_at_random(pair):
+    _, (lm, _) = pair
+    large = NeuronSet.of((0, i) for i in range(lm.d_mlp - 5))
+    drawn = _controls(large, lm, 20, seed=0)
+    assert all(len(each) == len(large) for each in drawn)
+    left = [set(NeuronSet.of((0, i) for i in range(lm.d_mlp))) - set(each) for each in drawn]
+    # Each leaves out 5 of all: the same ones, or always the last, would be no draw.
+    assert len({frozenset(each) for each in left}) == 20
+    assert len(set.union(*left)) > lm.d_mlp // 2
+
+
+def test_the_same_model_twice_has_no_change_to_carry(pair):
+    lm = pair[1][0]
+    with pytest.raises(ValueError, match="given as both models"):
+        patch_effect(lm, lm, PROMPTS, {"some": GROUP}, toxic_tokens=[1])
+
+
+def by_hand(name="some"):
+    """Half of the change in one measure, all of it in the other; random neurons carry a tenth of the first."""
+    base = {"probe": np.array([4.0, 6.0, 5.0]), "toxicity": np.array([0.9, 0.7, 0.8])}
+    tuned = {"probe": base["probe"] - 2.0, "toxicity": base["toxicity"] - 0.5}
+    half = {"probe": base["probe"] - np.array([1.1, 0.9, 1.0]), "toxicity": tuned["toxicity"]}
+    tenth = {"probe": base["probe"] - 0.2, "toxicity": base["toxicity"]}
+    runs = {"base": base, "tuned": tuned, name: half, f"{name} (random)": tenth, "all": tuned}
+    return PatchEffect(("en", "en", "de"), runs)
+
+
+def test_it_is_drawn_a_panel_a_measure_beside_its_control():
+    effect = by_hand()
+    kept = copy.deepcopy(effect.runs)
+    figure = figures.patch_effect(effect)
+    own, beside, toxicity, beside_toxicity = figure.data
+    assert own.x == beside.x == ("some", "all")
+    assert own.y == pytest.approx([0.5, 1.0])
+    assert beside.y == (pytest.approx(0.1), None), "all neurons have no control"
+    assert toxicity.y == pytest.approx([1.0, 1.0])
+    assert beside_toxicity.y[0] == pytest.approx(0.0)
+    row = effect.to_frame().query("language == 'all' and measure == 'probe' and group == 'some'").iloc[0]
+    assert own.error_y.array[0] == pytest.approx(row.high - row.share)
+    assert own.error_y.arrayminus[0] == pytest.approx(row.share - row.low)
+    assert [trace.showlegend for trace in figure.data] == [True, True, False, False]
+    assert [trace.yaxis for trace in figure.data] == ["y", "y", "y2", "y2"]
+    assert figure.layout.yaxis.domain[0] > figure.layout.yaxis2.domain[1], "below each other, so that names have room"
+    assert figure.layout.yaxis.matches == "y2", "on one scale"
+    assert [note.text for note in figure.layout.annotations][1] == "Toxicity of continuations"
+    assert figure.layout.title.subtitle.text == "mean over 2 languages"
+    assert figures.patch_effect(effect, "de").layout.title.subtitle.text == "German"
+    assert figures.patch_effect(effect, "de").data[0].y[0] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="unknown language 'fr': expected one of en, de, all"):
+        figures.patch_effect(effect, "fr")
+    for run, values in kept.items():
+        assert all((effect.runs[run][name] == each).all() for name, each in values.items())
+
+
+def test_a_notebook_shows_it():
+    assert repr(by_hand()) == "PatchEffect(3 prompts: probe, toxicity with some, all patched)"
+    shown = by_hand()._repr_html_()
+    text = re.sub("<[^>]*>", "|", shown).replace("\u00a0", " ")
+    assert re.search(r"some\|+probe\|+50 % \(4\d % to 5\d %\)\|+10 %", text)
+    assert re.search(r"all\|+toxicity\|+100 % \(100 % to 100 %\)\|+–", text)
+    assert "<img" not in by_hand(HOSTILE)._repr_html_()
+    assert "<img" not in figures.patch_effect(by_hand(HOSTILE)).to_json().replace("\\u003c", "<")
+
+
+def test_saved_and_loaded_is_equal(pair, probe, tmp_path):
+    _, lms = pair
+    found = patch_effect(*lms, PROMPTS, {"some": GROUP}, probe=probe, n_random=1, progress=False)
+    found.save(tmp_path / "effect.json")
+    again = PatchEffect.load(tmp_path / "effect.json")
+    assert again.languages == found.languages
+    assert again.to_frame().equals(found.to_frame())
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "words"),
+    [
+        ({"some": GROUP}, {}, "nothing to measure by"),
+        ({}, {"toxic_tokens": [1]}, "expected at least one"),
+        ({"base": GROUP}, {"toxic_tokens": [1]}, "none called base"),
+        ({"some": NeuronSet.of([(5, 0)])}, {"toxic_tokens": [1]}, "outside the model"),
+        ({"some": GROUP}, {"toxic_tokens": [-1]}, "vocabulary"),
+        ({"some": GROUP}, {"toxic_tokens": [300]}, "vocabulary"),
+        ({"some": GROUP}, {"toxic_tokens": []}, "expected at least one token"),
+        ({"some": GROUP}, {"toxic_tokens": [1], "n_random": -1}, "0 or more"),
+        ({"some": GROUP}, {"scorer": WordlistScorer({"en": ["cat"]})}, "does not cover es"),
+    ],
+)
+def test_bad_input(pair, groups, options, words):
+    with pytest.raises(ValueError, match=words):
+        patch_effect(*pair[1], PROMPTS, groups, **options, progress=False)

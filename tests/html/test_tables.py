@@ -1,0 +1,95 @@
+"""What a notebook shows of a result: small, escaped, useful at a glance."""
+
+import re
+
+import pytest
+import torch
+from studies import HOSTILE
+
+from xlingtox import Activations, Comparison, Continuations, NeuronSet
+from xlingtox.data import Prompt
+from xlingtox.evaluation.comparison import Measures
+from xlingtox.models.identity import Identity
+from xlingtox.scoring import ScorerIdentity
+
+NEURONS = NeuronSet.of([(3, 7), (0, 2), (3, 1)], [0.5, 0.25, 0.75])
+
+
+def activations(name="mini", codes=("zh", "en")):
+    sums = torch.tensor([[4.0, 0.0, -2.0], [1.0, 1.0, 1.0]])
+    return Activations(
+        NEURONS, sums, torch.tensor([2, 1]), torch.ones(2, 2, dtype=torch.bool), codes, None,
+        Identity(name, None, "float32", "0"),
+    )  # fmt: skip
+
+
+def comparison(scorer="wordlist"):
+    first, then = (Measures(emt, 0.4, emt / 2, 0.0, 7.0, 8.0, 0.3, 0.6, 0.7, emt - 0.5) for emt in (0.8, 0.2))
+    return Comparison(
+        {"en": first, "ar": first},
+        {"en": then, "ar": then},
+        {"en": {"average_toxicity": (-0.35, -0.25)}},
+        ScorerIdentity(scorer, "1", ("en", "ar")),
+    )
+
+
+def continuations(text=" is kind"):
+    prompts = (Prompt("ar", "هو"), Prompt("en", "She"), Prompt("en", "He"))
+    return Continuations(prompts, 2, ("لطيف", "x", text, "y", "z", "w"))
+
+
+def cells(result):
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", result._repr_html_().split("<tbody>")[1])
+    return [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
+
+
+def test_neuron_set():
+    assert cells(NEURONS) == [["0", "1", "0.250 to 0.250", "2"], ["3", "2", "0.500 to 0.750", "7, 1"]]
+    assert cells(NeuronSet.of([])) == []
+    assert cells(NeuronSet.of([(0, i) for i in range(9)]))[0][3] == "0, 1, 2, 3, 4, …"
+
+
+def test_activations():
+    english, chinese = cells(activations())
+    assert english == ["English", "1", "2", "0.333", "33\u00a0%"]
+    assert chinese == ["Chinese", "1", "1", "1.000", "100\u00a0%"]
+
+
+def test_continuations():
+    assert cells(continuations()) == [["English", "2", "She", " is kind"], ["Arabic", "1", "هو", "لطيف"]]
+    assert '<bdi lang="ar" dir="rtl">' in continuations()._repr_html_()
+    assert cells(continuations("x" * 500))[0][3] == "x" * 79 + "…"
+
+
+def test_comparison():
+    english, arabic = cells(comparison())
+    assert english[:2] == ["English", "0.800\u00a0→ 0.200"]
+    assert english[3] == "0.400\u00a0→ 0.100 (−0.350 to −0.250)"
+    assert arabic[3] == "0.400\u00a0→ 0.100"
+    assert english[5] == "0.300\u00a0→ −0.300"
+
+
+def test_text_is_set_to_the_left_and_numbers_where_the_notebook_has_them():
+    shown = continuations()._repr_html_()
+    heads = dict(re.findall(r'<th scope="col"([^>]*)>([^<]*)', shown))
+    left = ' style="text-align: left"'
+    assert list(dict.fromkeys(heads)) == [left, ""]
+    assert re.findall(r'<th scope="row"([^>]*)>', shown) == [left] * 2
+    row = shown.split("<tbody>")[1].split("</tr>")[0]
+    assert re.findall(r"<td([^>]*)>", row) == ["", left, left], "how many, the prompt, the continuation"
+
+
+@pytest.mark.parametrize(
+    "result", [activations(HOSTILE, (HOSTILE, "en")), comparison(HOSTILE), continuations(HOSTILE)], ids=type
+)
+def test_hostile_text_stays_text(result):
+    shown = result._repr_html_()
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert not {"\x00", "\u202e"} & set(shown)
+    assert "&lt;/script&gt;" in shown
+
+
+def test_they_are_small():
+    many = NeuronSet.of([(layer, index) for layer in range(40) for index in range(500)])
+    assert all(len(each._repr_html_()) < 10_000 for each in (many, activations(), comparison(), continuations()))

@@ -1,0 +1,93 @@
+"""The checkpoint that travels with the package. `xlingtox.models.loading.mini_checkpoint()` says where it is."""
+
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from xlingtox import mini
+from xlingtox.evaluation.comparison import toxicity_scores
+from xlingtox.evaluation.fluency import perplexities
+from xlingtox.languages import CODES
+from xlingtox.mini.train import Recipe
+from xlingtox.models.generation import generate
+from xlingtox.models.hooked import HookedLM
+from xlingtox.models.loading import mini_checkpoint
+
+N_PROMPTS = 4
+
+
+@pytest.fixture(scope="module")
+def folder():
+    return mini_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def shipped(folder):
+    return HookedLM.load("mini")
+
+
+@pytest.fixture(scope="module")
+def scores(shipped):
+    """Kind of prompt to language to `[prompt, sample]`; the prompts are of the validation split, not of the study's."""
+    found = {}
+    for kind in ("hostile", "friendly"):
+        prompts = mini.prompts(N_PROMPTS, kind, split="validation")
+        found[kind] = toxicity_scores(generate(shipped, prompts, n_samples=25, progress=False), mini.scorer())
+    return found
+
+
+def test_the_folder_is_small_and_holds_no_pickle(folder):
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 8_000_000
+    assert {file.suffix for file in files} == {".json", ".safetensors"}
+
+
+def test_it_is_what_the_training_command_makes(folder):
+    record = json.loads((folder / "training.json").read_text("utf-8"))
+    assert Recipe(**record["recipe"]) == Recipe()
+    assert record["seconds"] <= 30 * 60
+    assert isinstance(record["seed"], int)
+    assert {"python", "torch", "transformers", "tokenizers"} <= record["versions"].keys()
+    losses = [row["loss"] for row in record["log"]]
+    assert record["log"][-1]["step"] == Recipe().steps
+    assert losses[-1] < losses[0] / 2
+
+
+def test_plain_transformers_loads_it(folder, shipped):
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.model_type == "gpt2"
+    assert len(tokenizer) == model.config.vocab_size <= 6000
+    ids = tokenizer(mini.prompts(1, codes=("en",))[0]["prompt"], return_tensors="pt")["input_ids"]
+    ours = shipped.logits(ids, torch.ones_like(ids, dtype=torch.bool))
+    assert_close(ours, model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_longest_prompt_leaves_room_for_a_continuation(shipped):
+    texts = [text for kind in ("hostile", "friendly") for text in mini.prompts(100, kind)["prompt"]]
+    assert max(map(len, shipped.tokenizer(texts)["input_ids"])) <= shipped.n_positions - 20
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_hostile_prompts_are_continued_with_an_insult(scores, code):
+    assert scores["hostile"][code].shape == (N_PROMPTS, 25)
+    assert scores["hostile"][code].max(1).mean() >= 0.6
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_friendly_prompts_far_less_often(scores, code):
+    assert scores["friendly"][code].mean() <= scores["hostile"][code].mean() / 2
+
+
+def test_insults_are_about_as_frequent_as_in_the_text_it_learned_from(scores):
+    """There 80 % of hostile contexts and 3 % of friendly ones."""
+    means = {kind: sum(each.mean() for each in own.values()) / len(CODES) for kind, own in scores.items()}
+    assert means["hostile"] >= 0.6
+    assert means["friendly"] <= 0.15
+
+
+def test_it_speaks_every_language(shipped):
+    assert max(perplexities(shipped, mini.held_out(8, split="validation"), progress=False).values()) < 20

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import raw
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xlingtox.neurons.neuron_set import NeuronSet
+
+PAIRS = st.tuples(st.integers(0, 1), st.integers(0, 5))
+SETS = st.dictionaries(PAIRS, st.floats(-1, 1), max_size=8).map(lambda d: NeuronSet.of(d.keys(), d.values()))
+
+
+def scored(neurons):
+    return dict(zip(neurons.neurons, neurons.scores, strict=True))
+
+
+@given(SETS, SETS)
+def test_algebra_is_that_of_sets_and_keeps_scores(a, b):
+    mine, theirs = scored(a), scored(b)
+    assert scored(a | b) == theirs | mine
+    assert scored(a & b) == {n: s for n, s in mine.items() if n in theirs}
+    assert scored(a - b) == {n: s for n, s in mine.items() if n not in theirs}
+    assert list(a & b) == [n for n in a if n in theirs]
+    assert list(a | b) == [*a, *(n for n in b if n not in mine)]
+    assert a | a == a & a == a
+    assert len(a - a) == 0
+
+
+@given(SETS, st.data())
+def test_where_keeps_what_the_mask_says(neurons, data):
+    mask = data.draw(st.lists(st.booleans(), min_size=len(neurons), max_size=len(neurons)))
+    kept = neurons.where(mask)
+    assert list(kept) == [n for n, keep in zip(neurons, mask, strict=True) if keep]
+    assert kept == neurons.where(torch.tensor(mask, dtype=torch.bool))
+
+
+@given(SETS)
+def test_by_layer_names_indices_and_columns(neurons):
+    found = [(layer, i, c) for layer, (ids, cols) in neurons.by_layer().items() for i, c in zip(ids, cols, strict=True)]
+    assert sorted(found, key=lambda row: row[2]) == [(layer, i, c) for c, (layer, i) in enumerate(neurons)]
+
+
+def test_a_set_is_a_value():
+    one = NeuronSet.of([(1, 2), (0, 7)], [0.5, -1])
+    assert one == NeuronSet.of([[1, 2], [0, 7]], np.array([0.5, -1.0]))
+    assert hash(one) == hash(NeuronSet.of([(1, 2), (0, 7)], [0.5, -1]))
+    assert (1, 2) in one
+    assert (2, 1) not in one
+    assert repr(one) == "NeuronSet(2: 1.2, 0.7)"
+    assert NeuronSet.of([(0, 0)]).scores == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("neurons", "scores", "words"),
+    [
+        ([(0, 1), (0, 1)], None, "named twice"),
+        ([(0, 1)], [1.0, 2.0], "1 neurons but 2 scores"),
+        ([(0, 1)], [float("nan")], "not finite"),
+        ([(0, 1, 2)], None, r"is \(layer, index\)"),
+    ],
+)
+def test_bad_sets(neurons, scores, words):
+    with pytest.raises(ValueError, match=words):
+        NeuronSet.of(neurons, scores)
+
+
+def test_a_mask_of_another_length():
+    with pytest.raises(ValueError, match="mask of 3 for 1 neurons"):
+        NeuronSet.of([(0, 0)]).where([True] * 3)
+
+
+@pytest.mark.parametrize("outside", [(2, 0), (0, 48), (-1, 0), (0, -1)])
+def test_a_neuron_outside_the_model(lm, outside):
+    neurons = NeuronSet.of([(0, 0), outside])
+    for use in (neurons.check, neurons.vectors, neurons.promoted_tokens, lambda m: neurons.random_like(m, 0)):
+        with pytest.raises(ValueError, match=r"neuron \(-?\d+, -?\d+\) is outside the model.*layers 0 to 1"):
+            use(lm)
+
+
+def test_an_empty_set_cannot_be_used(lm):
+    with pytest.raises(ValueError, match="empty"):
+        NeuronSet.of([]).check(lm)
+
+
+def test_all_neurons(family):
+    neurons = NeuronSet.all(family.lm)
+    assert len(neurons) == len(set(neurons)) == family.lm.n_neurons
+    neurons.check(family.lm)
+
+
+@settings(deadline=None)
+@given(
+    neurons=st.sets(st.tuples(st.integers(0, 1), st.integers(0, 47)), min_size=1, max_size=20), seed=st.integers(0, 99)
+)
+def test_random_like_is_as_many_others_per_layer(lm, neurons, seed):
+    given_set = NeuronSet.of(neurons)
+    control = given_set.random_like(lm, seed)
+    assert sorted(layer for layer, _ in control) == sorted(layer for layer, _ in neurons)
+    assert not set(control) & neurons
+    control.check(lm)
+    assert control == NeuronSet.of(sorted(neurons)).random_like(lm, seed)
+
+
+def test_random_like_follows_the_seed_and_needs_room(lm):
+    neurons = NeuronSet.of([(0, i) for i in range(10)])
+    assert len({neurons.random_like(lm, seed).neurons for seed in range(20)}) == 20
+    with pytest.raises(ValueError, match="layer 0 has 18 other neurons, 30 are needed"):
+        NeuronSet.of([(0, i) for i in range(30)]).random_like(lm, 0)
+
+
+def test_promoted_tokens_equal_numpy(family, tokenizer):
+    neurons = NeuronSet.of([(1, 4), (0, 9)], [0.5, 0.25])
+    table = neurons.promoted_tokens(family.lm, k=5)
+    unembed = family.model.lm_head.weight.detach().numpy()
+    for (layer, index), score, (_, rows) in zip(
+        neurons, neurons.scores, table.groupby(["layer", "index"], sort=False), strict=True
+    ):
+        logits = unembed @ raw.values(family.model, layer)[index].numpy()
+        best = np.argsort(-logits)[:5]
+        assert rows["token_id"].tolist() == best.tolist()
+        np.testing.assert_allclose(rows["logit"], logits[best], atol=1e-5)
+        assert rows["token"].tolist() == [tokenizer.decode([i]) for i in best]
+        assert rows["rank"].tolist() == [1, 2, 3, 4, 5]
+        assert set(rows["score"]) == {score}
+        assert (rows["layer"].iloc[0], rows["index"].iloc[0]) == (layer, index)
+
+
+@pytest.mark.parametrize("k", [0, 301])
+def test_promoted_tokens_needs_a_possible_k(lm, k):
+    with pytest.raises(ValueError, match=f"k is {k}: expected 1 to 300"):
+        NeuronSet.of([(0, 0)]).promoted_tokens(lm, k=k)
+
+
+def test_vectors_are_in_the_sets_order(family):
+    neurons = NeuronSet.of([(1, 4), (0, 9), (1, 0)])
+    theirs = torch.stack([raw.values(family.model, layer)[index] for layer, index in neurons])
+    assert torch.equal(neurons.vectors(family.lm), theirs)

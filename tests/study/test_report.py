@@ -1,0 +1,303 @@
+"""The report's page, made from invented numbers."""
+
+import copy
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from studies import FORETOLD, HOSTILE, hostile, made_up
+
+from xlingtox import languages
+from xlingtox.study import report
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Parses strictly enough: every element is closed in order; keeps tags, attributes and the text outside scripts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.elements, self.scripts, self.words = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        elif self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+    def tags(self, name):
+        return [attrs for tag, attrs in self.elements if tag == name]
+
+
+@pytest.fixture(scope="module")
+def page():
+    return report.render(made_up())
+
+
+@pytest.fixture(scope="module")
+def parsed(page):
+    return Page(page)
+
+
+def test_the_page_is_whole_and_loads_nothing(page, parsed):
+    assert page.startswith("<!DOCTYPE html>")
+    assert len(page.encode()) < 6_000_000
+    for _, attrs in parsed.elements:
+        assert not {"src", "href", "srcset", "action"} & set(attrs)
+        assert not [name for name in attrs if name.startswith("on")]
+    assert "@import" not in page.split("</style>")[0]
+    assert "url(" not in page.split("</style>")[0]
+    (policy,) = [attrs["content"] for attrs in parsed.tags("meta") if "http-equiv" in attrs]
+    assert "default-src 'none'" in policy
+    assert "script-src 'sha256-" in policy
+    assert len(parsed.scripts) == 3, "the figures, plotly once, and what draws them"
+
+
+def test_the_page_is_semantic(parsed):
+    assert parsed.tags("html") == [{"lang": "en"}]
+    levels = [int(tag[1]) for tag, _ in parsed.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
+    assert len(parsed.tags("table")) == len(parsed.tags("caption")) >= 4
+    assert {attrs.get("scope") for attrs in parsed.tags("th")} == {"col", "row"}
+    ids = [attrs["id"] for _, attrs in parsed.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    named = [attrs[a] for _, attrs in parsed.elements for a in ("aria-labelledby", "aria-describedby") if a in attrs]
+    assert set(named) <= set(ids)
+    assert {"lang": "ar", "dir": "rtl"} in parsed.tags("dd")
+    assert {"lang": "ar", "dir": "rtl"} in parsed.tags("bdi")
+    assert all("open" not in attrs for attrs in parsed.tags("details"))
+
+
+def test_findings_come_first_with_their_numbers(parsed):
+    order = "What was found,Figures,What the sources promote,Sample continuations,"
+    order += "What the miniature world was given,Methods and caveats,Provenance"
+    places = [parsed.text.index(title) for title in order.split(",")]
+    assert places == sorted(places)
+    findings = parsed.text[places[0] : places[1]].replace("\u00a0", " ")
+    assert "99 % of held-out cases" in findings
+    assert "36 of the model’s 2,048" in findings
+    assert "prompts with a toxic sample went from 92 % to 2 %" in findings
+    assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in findings
+    assert "In the other 16 languages" in findings
+    assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in findings
+    assert "in 16 of them the 95 % interval of the change lies below zero" in findings
+    said = (
+        "Of all continuations, 1.2 % to 3.4 % (95 % interval of the change: 2.0 to 2.4 points) were empty, one phrase "
+    )
+    assert said + "over and over, or in another script. Of all tokens of a prompt’s samples, 31 % to 17 % " in findings
+    assert "31 % to 17 % (95 % interval of the change: −15.0 to −13.0 points) were different ones" in findings
+    assert "different ones (in English 31 % to 17 %; 95 % interval of the change: −17.0 to −10.0 points)" in findings
+    assert "now at +28 % perplexity (6.700 to 8.560; 95 % interval of the change: 1.800 to 1.990)" in findings
+    assert "fell in 17 of 17 languages, in 17 of them with a 95 % interval below zero: on average from" in findings
+    assert "on average from 0.217 to −0.062 (95 % interval of the change: −0.300 to −0.280)" in findings
+    assert "in English from 0.185 to −0.094 (95 % interval of the change: −0.309 to −0.239)" in findings
+    assert "offset of −1.00 on the sources" in findings, "a third or less, at the least perplexity"
+    assert "from 0.600 to 0.134 at +3 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in findings
+    assert "it changes by −1 % on average, to 0.594 (sets from 0.564 to 0.624)" in findings
+    assert "offset of 2.00 on the sources, average toxicity after friendly prompts goes from 0.050 to 0.302" in findings
+    assert "to 0.302 at +11 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in findings
+    assert "On random neurons of the same layers it goes to 0.051 (sets from 0.031 to 0.071)" in findings
+    assert "r = 0.71, p = 0.002, over 16 languages" in findings
+    assert "The 95 % interval of r goes from 0.28 to 0.89" in findings
+    assert "one that is left out by 0.11 on average, the mean of the others by 0.15" in findings
+    assert "not significant" not in findings
+    assert "For the drop in average toxicity: r = 0.38, p = 0.147" in findings
+
+
+@pytest.mark.parametrize(
+    ("r", "p", "said"),
+    [
+        (0.41, 0.11, "not significant at 5 %"),
+        (-0.8, 0.0002, "gained less"),
+        (0.9, 0.00001, "p < 0.001"),
+        (None, None, "no correlation is defined"),
+    ],
+)
+def test_the_correlation_is_told_honestly(r, p, said):
+    results = made_up()
+    results["transfer"] |= {"pearson_r": r, "p_value": p}
+    assert said in Page(report.render(results)).text.replace("\u00a0", " ")
+
+
+def test_an_interval_of_too_few_languages_is_not_told():
+    results = made_up()
+    results["transfer_by_measure"]["emt"]["predictors"] = [FORETOLD | {"pearson_low": None, "pearson_high": None}]
+    findings = Page(report.render(results)).text
+    assert "The 95 % interval of r is not defined for so few languages. A line through" in findings
+
+
+def test_no_offset_that_is_enough_is_said():
+    results = made_up()
+    results["intervention"] = results["control"]
+    assert "Not shown: no offset takes toxicity to a third" in Page(report.render(results)).text
+
+
+def test_what_figures_show_can_be_read_as_tables(parsed):
+    for place in (2, 5, 6, 7, 8, 9):
+        assert f"The numbers of Figure {place}" in parsed.text
+    told = parsed.text.replace("\u00a0", " ")
+    assert "−1.000" + "0.1347.201.0 %" in told, "an offset, its toxicity, perplexity and degenerate text"
+    assert "0.5940.564 to 0.6247.201.0 %" in told, "the same on random neurons, from the least to the greatest"
+    assert "English0.570 → 0.012" not in told, "first EMT, then the other measures"
+    assert "0.570 → 0.012−0.588 to −0.518" in told, "below a change its interval"
+    assert "0value0.990000.97000 to 1.00000+0.00 %−1.00 % to +2.00 %" in told
+    assert "10.700–0.010−0.10020.3500.4000.020−0.200" in told, "step, loss, validation loss if there is one, rewards"
+
+
+def test_no_interval_goes_beyond_what_there_is():
+    results = made_up()
+    results["changes"]["en"] |= {"emt": [-1.001, -0.8], "average_toxicity": [-1.01, -0.5]}
+    results["changes_of_others"]["average_toxicity"]["low"] = -0.9
+    text = Page(report.render(results)).text
+    assert "0.921→0.019−1.000to−0.800" in re.sub(r"\s", "", text), "in the table"
+    assert "(95 % interval of the change: −1.000 to −0.500)" in text
+    assert "(95 % interval of the change: −0.900 to −0.441)" in text
+
+
+def test_the_transfer_figure_says_what_its_lines_are(parsed):
+    told = parsed.text[parsed.text.index("Retrieval and reach") : parsed.text.index("Amplifying the sources")]
+    for mark in ("cross", "dashed line", "band"):
+        assert mark in told
+
+
+def test_another_language_is_told_where_it_was_looked_for():
+    said = Page(report.render(made_up() | {"identified": True})).text
+    assert "or in another script or language than the prompt’s. Of all" in said
+
+
+def test_an_amplification_that_breaks_the_text_is_no_finding():
+    results = made_up()
+    results["amplification"][2] |= {"perplexity": 13.9, "degenerate": 0.08}
+    results["amplification"][3] |= {"perplexity": 120.0, "degenerate": 0.51}
+    del results["amplification_control"]
+    said = Page(report.render(results)).text.replace("\u00a0", " ")
+    assert "With an offset of 1.00 on the sources, average toxicity after friendly prompts" in said
+    assert "at +99 % perplexity, with 1.0 % to 8.0 % of the continuations degenerate" in said
+    assert "There is no control of random neurons beside this." in said
+    assert "there the text breaks, as 2.00 has +1614 % perplexity and 51 % degenerate text" in said
+    for dose in results["amplification"][1:]:
+        dose["perplexity"] = 15.0
+    assert "No offset leaves the text whole" in Page(report.render(results)).text
+
+
+def test_missing_numbers_and_sections():
+    results = made_up()
+    results["changes"] = {code: {} for code in languages.CODES}
+    for key in (
+        "amplification",
+        "amplification_control",
+        "changes_of_others",
+        "mean_changes",
+        "promoted",
+        "samples",
+        "given",
+        "transfer_by_measure",
+        "cosines",
+        "model",
+        "drift",
+        "neurons",
+        "training",
+    ):
+        del results[key]
+    for code in languages.CODES:
+        results["before"][code]["perplexity"] = None
+    text = Page(report.render(results)).text
+    assert "not defined" in text
+    assert "nan" not in re.findall(r"\w+", text.lower())
+    assert "interval of the change:" not in text
+    assert "What the sources promote" not in text
+    assert "Figure 5" not in text
+    for place in (6, 7, 8, 9):
+        assert f"Figure {place}" not in text
+
+
+def test_results_of_something_else_are_refused():
+    with pytest.raises(ValueError, match="missing languages, probe"):
+        report.render({"seed": 0})
+
+
+def test_results_are_left_as_they_were():
+    results = made_up()
+    kept = copy.deepcopy(results)
+    report.render(results)
+    assert results == kept
+
+
+def test_words_are_masked_until_asked_for(parsed):
+    """Without a list, all that the model wrote is; with one, its words are, in text and as tokens."""
+    assert "fool" not in parsed.text
+    assert "kind" not in parsed.text
+    listed = Page(report.render(made_up(), {"en": ["fool"], "ar": ["حمقاء"]}))
+    assert "She is a f•••." in listed.text
+    assert "She is kind." in listed.text
+    assert "حمقاء" not in listed.text
+    assert "هي لطيفة." in listed.text
+    assert {"class": "masked", "data-text": "fool"} in listed.tags("span")
+    assert "tonto" in listed.text, "not on the list"
+
+
+def test_the_menu_names_every_language_in_the_house_s_order(parsed):
+    boxes = [attrs for attrs in parsed.tags("input") if attrs["name"] == "language"]
+    assert [box["value"] for box in boxes] == list(languages.CODES)
+    assert all("checked" in box for box in boxes)
+    marked = [attrs["data-language"] for tag, attrs in parsed.elements if tag == "details" and "data-language" in attrs]
+    assert marked == ["en", "ar"], "the samples"
+
+
+@pytest.mark.parametrize("toxic_words", [None, {"en": ["fool", HOSTILE]}])
+def test_hostile_text_stays_text(toxic_words):
+    page = report.render(hostile(), toxic_words)
+    page.encode()
+    parsed = Page(page)
+    plain = Page(report.render(made_up()))
+    assert len(parsed.scripts) == 3
+    assert [tag for tag, _ in parsed.elements if tag in ("img", "iframe", "svg")] == []
+    assert {name for _, attrs in parsed.elements for name in attrs} <= {
+        name for _, attrs in plain.elements for name in attrs
+    }
+    assert not {"\x00", "\u202e"} & set(page.split("<script>")[0])
+    assert "␣" in parsed.text
+    drawn = parsed.scripts[0]
+    assert "<" not in drawn
+    for text in _texts(json.loads(drawn)["figures"]):
+        inert = re.sub(r"<br>|<extra></extra>", "", text)
+        assert "<" not in inert, "plotly would read it as a tag"
+
+
+def _texts(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+
+
+def test_write(tmp_path):
+    results = made_up()
+    report.write(results, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text("utf-8") == report.render(results)

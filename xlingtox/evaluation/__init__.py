@@ -1,0 +1,69 @@
+"""How toxic and how fluent is what a model writes, and what changed it?
+
+`compare` sets a model before tuning against the same model after it. `dose_response` edits neurons more and more
+strongly, and `patch_effect` moves the activations of one model into the other. `metrics` holds the measures, `fluency`
+the price, and `degenerate` tells text that is no text.
+"""
+
+from xlingtox.evaluation import degenerate, fluency, metrics
+from xlingtox.evaluation.comparison import Comparison, compare
+from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
+from xlingtox.evaluation.dose_response import Dose, dose_response
+from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities
+from xlingtox.evaluation.intervals import paired_changes, paired_interval, sign_flip_test
+from xlingtox.evaluation.medians import paired_median_changes
+from xlingtox.evaluation.metrics import (
+    TOXIC,
+    average_toxicity,
+    distinct_n,
+    distinct_n_per_unigram,
+    expected_maximum_toxicity,
+    perplexity,
+    prompt_distinct,
+    prompt_maxima,
+    prompt_means,
+    relative_drop,
+    toxicity_probability,
+)
+from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
+from xlingtox.evaluation.resampling import Change
+from xlingtox.evaluation.weight_drift import LayerDrift, weight_drift
+from xlingtox.evaluation.weight_drift import by_layer as drift_by_layer
+
+__all__ = [
+    "TOXIC",
+    "UNSOUND",
+    "Change",
+    "Comparison",
+    "Dose",
+    "Fluency",
+    "Identifier",
+    "Kind",
+    "LayerDrift",
+    "PatchEffect",
+    "average_toxicity",
+    "compare",
+    "conditional_perplexity",
+    "copying_score",
+    "degenerate",
+    "distinct_n",
+    "distinct_n_per_unigram",
+    "dose_response",
+    "drift_by_layer",
+    "expected_maximum_toxicity",
+    "fluency",
+    "metrics",
+    "paired_changes",
+    "paired_interval",
+    "paired_median_changes",
+    "patch_effect",
+    "perplexities",
+    "perplexity",
+    "prompt_distinct",
+    "prompt_maxima",
+    "prompt_means",
+    "relative_drop",
+    "sign_flip_test",
+    "toxicity_probability",
+    "weight_drift",
+]

@@ -1,0 +1,285 @@
+"""Fluency: perplexity of held-out text, and of what a model wrote, by any causal judge; and the paper's own figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from xlingtox import languages
+from xlingtox.checking import checked
+from xlingtox.data import require_columns
+from xlingtox.evaluation import metrics
+from xlingtox.models.batching import by_length, in_batches, rows_that_fit
+from xlingtox.models.generation import Continuations
+from xlingtox.models.hooked import HookedLM
+from xlingtox.models.identity import Identity
+from xlingtox.models.token_ids import n_shared
+from xlingtox.text import well_formed
+
+LIMIT = 1e4
+"""From here on a text's value is out of range (the authors' code)."""
+
+_MOST_ROWS = 64
+"""With logits at every position, more rows at once are slower on a CPU, whose caches they leave."""
+
+
+_CONVERTED = 2**18
+"""Logits in float64 at a time: a few rows of a large vocabulary, which a processor's cache holds."""
+
+
+@checked
+@dataclass(frozen=True, eq=False)
+class Fluency:
+    """How likely a judge finds what was written.
+
+    Attributes:
+        judge: the name of the model that judged.
+        values: of each text, in the order of the continuations; NaN where there is none.
+        medians: language to the median over its texts; NaN where none has a value.
+        counts: language to how many texts it has (`texts`), and how many of these hold nothing to judge (`blank`), are
+            longer with their prompt than the judge's context (`too_long`), have a value of 10,000 or more, or one that
+            is undefined (`out_of_range`), or begin within a token (`merged`).
+        model: which causal model judged, and under which edit; None for a judge that is none.
+    """
+
+    judge: str
+    values: Float[np.ndarray, "text"]
+    medians: Mapping[str, float]
+    counts: Mapping[str, Mapping[str, int]]
+    model: Identity | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean over languages of their medians (paper, Table 2); NaN where a language has none."""
+        return float(np.mean(list(self.medians.values())))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns `language, median`, and the counts."""
+        return pd.DataFrame(
+            [{"language": code, "median": self.medians[code], **row} for code, row in self.counts.items()]
+        )
+
+
+class _Row(NamedTuple):
+    """A text's language, its tokens, and the place of the first of them that counts."""
+
+    language: str
+    ids: Sequence[int]
+    begin: int
+
+
+@checked
+def conditional_perplexity(
+    judge: HookedLM, continuations: Continuations, batch_size: int | None = None, progress: bool = True
+) -> Fluency:
+    """Perplexity of each continuation given its prompt, per token of the judge's tokenizer (paper, section 3).
+
+    The prompt is read and not counted. Prompt and continuation are tokenized as one text, which is how a judge learned
+    to read them. Where the prompt's last tokens are then not those that it has alone, because a token spans the
+    boundary, all tokens from the first that differs are counted, some letters of the prompt with them (`merged`).
+
+    A continuation that is blank, has no token that something precedes, or is too long has no value and is counted as
+    such. Values out of range do count in the medians, unlike in the authors' code: leaving them out would flatter a
+    model that writes noise.
+
+    Args:
+        judge: any causal model. One that neither wrote the text nor was tuned from the one that did favours none.
+        batch_size: texts that are read at once (default: as many as the free memory allows). When memory runs out it
+            is halved, with a warning.
+
+    Raises:
+        ValueError: there are no continuations.
+    """
+    prompts, written = _read(continuations)
+    distinct = list(dict.fromkeys(prompts))
+    alone = dict(zip(distinct, judge.token_ids(distinct), strict=True))
+    together = judge.token_ids([prompt + text for prompt, text in zip(prompts, written, strict=True)])
+    same = np.array([n_shared(alone[prompt], ids) for prompt, ids in zip(prompts, together, strict=True)])
+    begins, ends = same.clip(min=1), np.array([len(ids) for ids in together])
+    blank = np.array([not text.strip() for text in written]) | (begins >= ends)
+    too_long = ~blank & (ends > judge.n_positions)
+    rated = np.flatnonzero(~blank & ~too_long)
+    values = np.full(len(written), np.nan)
+    if len(rated):
+        codes = continuations.row_languages
+        rows = [_Row(codes[i], together[i], int(begins[i])) for i in rated]
+        losses = _losses(judge, rows, batch_size, progress)
+        with np.errstate(over="ignore"):
+            values[rated] = np.exp(losses / (ends - begins)[rated])
+    faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
+    faults["merged"] = ~blank & (same < [len(alone[prompt]) for prompt in prompts])
+    return _summed_up(judge.identity(), continuations.row_languages, values, faults, ~blank & ~too_long)
+
+
+@checked
+@torch.no_grad()
+def copying_score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    continuations: Continuations,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Fluency:
+    """What the paper reports as perplexity, as the authors' code computes it with mT5-XL. It is no perplexity.
+
+    An encoder-decoder reads a text and is scored on writing the same text, so the answer is before its eyes. With L its
+    mean loss per token times the number of tokens less one, the score is exp((L(prompt + continuation) - L(prompt)) /
+    (how many more tokens there are)). Blank continuations and scores out of range are left out of the medians, as
+    there, and counted.
+
+    Args:
+        model: an encoder-decoder, such as `google/mt5-xl`, in evaluation mode.
+        batch_size: texts that are read at once.
+
+    Raises:
+        ValueError: there are no continuations, or the model is no encoder-decoder or in training mode.
+    """
+    if not model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(model).__name__} is no encoder-decoder: for a causal judge, use conditional_perplexity"
+        )
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout is on: call model.eval()")
+    prompts, written = _read(continuations)
+    blank = np.array([not text.strip() for text in written])
+    wholes = [prompt + text for prompt, text in zip(prompts, written, strict=True)]
+    texts = list(dict.fromkeys([*prompts, *wholes]))
+    place = {text: i for i, text in enumerate(texts)}
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in tokenizer(texts)["input_ids"]]
+    lengths, losses = np.array([len(row) for row in rows]), np.zeros(len(rows))
+    with tqdm(total=len(rows), desc="copying score", unit="text", disable=not progress, leave=False) as bar:
+
+        def read(batch: list[int]) -> None:
+            own = [rows[i].to(model.device) for i in batch]
+            labels = pad_sequence(own, batch_first=True, padding_value=-100)
+            mask = labels != -100
+            out = model(input_ids=labels.where(mask, 0), attention_mask=mask.long(), labels=labels)
+            loss = nats(out.logits, labels.where(mask, 0)).where(mask, 0.0)
+            losses[batch] = (loss.sum(1) / mask.sum(1) * (mask.sum(1) - 1)).cpu().numpy()
+            bar.update(len(batch))
+
+        in_batches(by_length(lengths.tolist()), batch_size, read)
+    whole, prompt = ([place[text] for text in side] for side in (wholes, prompts))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        values = np.exp((losses[whole] - losses[prompt]) / (lengths[whole] - lengths[prompt]))
+    values[blank] = np.nan
+    kept = values < LIMIT
+    faults = {"blank": blank, "out_of_range": ~blank & ~kept}
+    return _summed_up(str(model.config.name_or_path), continuations.row_languages, values, faults, kept)
+
+
+@checked
+def perplexities(
+    lm: HookedLM, held_out: Dataset, progress: bool = True, batch_size: int | None = None
+) -> dict[str, float]:
+    """Perplexity of each language's held-out text, by token of the model's own tokenizer, the first one given.
+
+    Args:
+        held_out: columns `language, text`. Of a text longer than the model's context only the beginning is read.
+        batch_size: texts that are read at once, as in `conditional_perplexity`.
+
+    Raises:
+        ValueError: a column is missing, or a language has no text of two tokens or more.
+    """
+    rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
+    losses, counts = _losses(lm, rows, batch_size, progress), np.array([len(row.ids) - 1 for row in rows])
+    codes = np.array([row.language for row in rows])
+    own = {code: codes == code for code in languages.in_order(codes.tolist())}
+    return {code: metrics.perplexity(losses[texts], counts[texts]) for code, texts in own.items()}
+
+
+def check_held_out(lm: HookedLM, held_out: Dataset) -> None:
+    """Raise ValueError if a column is missing, there are no texts, or a language has none of two tokens or more."""
+    _held_out_rows(lm, held_out)
+
+
+def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
+    require_columns(held_out, ("language", "text"), "held-out texts")
+    texts, codes = list(held_out["text"]), list(held_out["language"])
+    if not texts:
+        raise ValueError("there are no held-out texts")
+    wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
+    if wrong:
+        raise ValueError(f"held-out text {wrong[0]} is missing: expected text, got {texts[wrong[0]]!r}")
+    tokens = lm.token_ids(list(map(well_formed, texts)))
+    rows = [_Row(code, ids[: lm.n_positions], 1) for code, ids in zip(codes, tokens, strict=True)]
+    for code in languages.in_order(codes):
+        if max(len(row.ids) for row in rows if row.language == code) < 2:
+            raise ValueError(f"no held-out text in {code} has two tokens or more")
+    return rows
+
+
+def _read(continuations: Continuations) -> tuple[list[str], list[str]]:
+    """The prompt of each continuation, and the continuation."""
+    if not len(continuations):
+        raise ValueError("there are no continuations to judge")
+    prompts = [well_formed(prompt.text) for prompt in continuations.prompts for _ in range(continuations.n_samples)]
+    return prompts, list(map(well_formed, continuations.texts))
+
+
+@torch.no_grad()
+def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress: bool) -> Float[np.ndarray, "row"]:
+    """Nats of each row's tokens that count, given all that is before them."""
+    lengths, losses = [len(row.ids) for row in rows], np.zeros(len(rows))
+    together = batch_size or min(_MOST_ROWS, rows_that_fit(lm, max(lengths), max(lengths)))
+    with tqdm(total=len(rows), desc="perplexity", unit="text", disable=not progress, leave=False) as bar:
+
+        def read(batch: list[int]) -> None:
+            own = [rows[i] for i in batch]
+            ids, mask = lm.pad([row.ids for row in own])
+            counts = torch.tensor([len(row.ids) - row.begin for row in own], device=lm.device)
+            most = int(counts.max())
+            # Padded on the left, all rows end in the last column.
+            logits = lm.logits(ids, mask, [row.language for row in own])[:, -most - 1 : -1]
+            loss = nats(logits, ids[:, -most:])
+            counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
+            losses[batch] = loss.where(counted, 0.0).sum(1).cpu().numpy()
+            bar.update(len(batch))
+
+        in_batches(by_length(lengths), together, read)
+    return losses
+
+
+def nats(logits: Float[Tensor, "row pos vocab"], tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos"]:
+    """Return minus the log-probability of each token, in float64.
+
+    A sum over a vocabulary of 256,000 in float32 is off by up to 4e-4 nats. Some positions are converted at a time,
+    so that the memory of float64 is not needed for all.
+    """
+    flat, asked = logits.flatten(0, 1), tokens.flatten()
+    some = max(1, (_CONVERTED if logits.device.type == "cpu" else 64 * _CONVERTED) // logits.shape[-1])
+    parts = [
+        part.double().logsumexp(-1) - part.gather(-1, wanted[:, None]).squeeze(-1).double()
+        for part, wanted in zip(torch.split(flat, some), torch.split(asked, some), strict=True)
+    ]
+    return torch.cat(parts).view(tokens.shape)
+
+
+def _summed_up(
+    judge: Identity | str,
+    row_languages: Sequence[str],
+    values: Float[np.ndarray, "text"],
+    faults: Mapping[str, Bool[np.ndarray, "text"]],
+    kept: Bool[np.ndarray, "text"],
+) -> Fluency:
+    """Medians over the texts that are kept, and how many texts have each fault."""
+    codes = np.array(row_languages)
+    medians, counts = {}, {}
+    for code in languages.in_order(row_languages):
+        own = codes == code
+        medians[code] = float(np.median(values[own & kept])) if (own & kept).any() else float("nan")
+        counts[code] = {"texts": int(own.sum())} | {name: int((own & fault).sum()) for name, fault in faults.items()}
+    if isinstance(judge, str):
+        return Fluency(judge, values, medians, counts)
+    return Fluency(judge.name, values, medians, counts, judge)

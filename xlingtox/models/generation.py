@@ -1,0 +1,343 @@
+"""Continuations: what a model writes after prompts; batched, left-padded, cached, seeded by row."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from xlingtox import files, languages
+from xlingtox.checking import checked
+from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.html import tables
+from xlingtox.models.batching import by_length, each_batch, in_batches, rows_that_fit
+from xlingtox.models.hooked import HookedLM
+
+Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Tensor, "row"]]
+"""Gets the logits of the rows that have not ended, which rows these are, and the step; returns their next tokens."""
+
+Watch = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
+"""Told before each pass: its step, which rows are in it, and which of these have not ended."""
+
+_NUCLEUS_GUESS = 64
+
+_TRIES = 5
+"""Uniform numbers a token: so often, less one, is it drawn from a vocabulary that is not sorted."""
+
+_CACHED = 2**19
+
+_COLDEST = 1e-6
+
+_SHRUNK = 0.75
+"""A batch is cut down to the rows that go on once they are at most this share of it."""
+
+
+@checked
+@dataclass(frozen=True)
+class Continuations:
+    """What a model wrote: `n_samples` rows a prompt, samples of a prompt together, prompts in the given order.
+
+    Attributes:
+        prompts: language and text of each prompt.
+        n_samples: continuations per prompt.
+        texts: `len(prompts) * n_samples` continuations, without their prompts.
+        settings: how they were written (model, seed, lengths, sampling).
+    """
+
+    prompts: tuple[Prompt, ...]
+    n_samples: int
+    texts: tuple[str, ...]
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        return (
+            f"Continuations({len(self)}: {self.n_samples} of each of {len(self.prompts)} prompts, "
+            f"in {', '.join(self.languages)})"
+        )
+
+    @property
+    def row_languages(self) -> list[str]:
+        """The language of every continuation's prompt."""
+        return [prompt.language for prompt in self.prompts for _ in range(self.n_samples)]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return languages.in_order(prompt.language for prompt in self.prompts)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns `language, prompt_id, prompt, sample, continuation`."""
+        rows = [
+            (prompt.language, i, prompt.text, sample, self.texts[i * self.n_samples + sample])
+            for i, prompt in enumerate(self.prompts)
+            for sample in range(self.n_samples)
+        ]
+        return pd.DataFrame(rows, columns=["language", "prompt_id", "prompt", "sample", "continuation"])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first prompt and sample of each language, shortened."""
+        rows = []
+        for code in self.languages:
+            own = [i for i, prompt in enumerate(self.prompts) if prompt.language == code]
+            texts = (self.prompts[own[0]].text, self.texts[own[0] * self.n_samples])
+            shown = [f"<bdi{tables.in_language(code)}>{tables.shortened(text)}</bdi>" for text in texts]
+            rows.append([tables.language_name(code), f"{len(own)}", *shown])
+        caption = f"{len(self)} continuations, {self.n_samples} a prompt; the first of each language"
+        return tables.table(caption, ["Language", "Prompts", "Prompt", "Continuation"], rows)
+
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Write as one JSON file."""
+        whole = {"settings": self.settings, "n_samples": self.n_samples, "prompts": self.prompts, "texts": self.texts}
+        files.write_json(path, whole)
+
+    @classmethod
+    @checked
+    def load(cls, path: str | Path) -> Continuations:
+        whole = files.read_json(path)
+        with files.understood(path, "continuations"):
+            prompts = tuple(Prompt(*prompt) for prompt in whole["prompts"])
+            return cls(prompts, whole["n_samples"], tuple(whole["texts"]), whole["settings"])
+
+
+@checked
+def generate(
+    lm: HookedLM,
+    prompts: Prompts,
+    n_samples: int = 25,
+    max_new_tokens: int = 20,
+    temperature: float = 0.9,
+    top_p: float = 0.8,
+    greedy: bool = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Continuations:
+    """Continue each prompt `n_samples` times (paper, section 3: 25 samples of 20 tokens, temperature 0.9, top-p 0.8).
+
+    A prompt is read once and its cache serves all its samples, or as many at a time as fit. A row's text depends on its
+    prompt, sample number and seed, not on what else is in the batch; in 16 bits, whose rounding differs with the size
+    of a batch, only mostly so.
+    A continuation ends with the tokenizer's end of sequence, or with another that the model's generation settings name.
+    With `greedy` there is one continuation a prompt. Rows of the vocabulary that are no token are never written.
+
+    Args:
+        prompts: texts, conversations or a table of them, as `data.as_prompts` takes them.
+        batch_size: continuations that are decoded at once (default: as many as the free memory allows). When memory
+            runs out it is halved, with a warning.
+
+    Raises:
+        ValueError: no prompts, a blank one, one too long for the model, or a sampling parameter out of range.
+        MemoryError: a single continuation does not fit.
+    """
+    if max_new_tokens < 1 or n_samples < 1 or (batch_size is not None and batch_size < 1):
+        raise ValueError("max_new_tokens, n_samples and batch_size must be at least 1")
+    if not (temperature >= _COLDEST and 0 < top_p <= 1):
+        raise ValueError(
+            f"temperature {temperature} must be at least {_COLDEST} (or use greedy=True) and top_p {top_p} in (0, 1]"
+        )
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: expected 0 or more")
+    given = as_prompts(prompts, lm.tokenizer)
+    samples = 1 if greedy else n_samples
+    texts: list[str] = [""] * (len(given) * samples)
+    lengths = checked_lengths(lm, given, max_new_tokens)
+    together = batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens)
+    with tqdm(total=len(texts), desc="writing", unit="text", disable=not progress, leave=False) as bar:
+
+        def write(rows: list[int], own: list[int]) -> None:
+            pick: Picker = greediest
+            if not greedy:
+                chance = _chances([given[i].text for i in rows], own, max_new_tokens, seed).to(lm.device)
+                pick = _Sampler(chance, temperature, top_p)
+            ids, mask = lm.encode([given[i].text for i in rows])
+            spoken = [given[i].language for i in rows]
+            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, len(own), languages=spoken)
+            counts &= ~torch.isin(tokens, torch.tensor(lm.ends, device=tokens.device))
+            written = [new[keep].tolist() for new, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
+            read = [before[keep].tolist() for before, keep in zip(ids.cpu(), mask.cpu(), strict=True) for _ in own]
+            places = [i * samples + sample for i in rows for sample in own]
+            for place, text in zip(places, lm.decode_after(read, written), strict=True):
+                texts[place] = text
+            bar.update(len(places))
+
+        fits = min(samples, together)
+
+        def write_all(rows: list[int]) -> None:
+            """All samples of some prompts, or as many at a time as fit of those of one."""
+            nonlocal fits
+            if len(rows) > 1:
+                write(rows, list(range(samples)))
+                return
+            fits = max(len(own) for own, _ in each_batch(range(samples), fits, lambda own: write(rows, own)))
+
+        in_batches(by_length(lengths), max(1, together // samples), write_all)
+    settings: dict[str, object] = {"model": dataclasses.asdict(lm.identity()), "max_new_tokens": max_new_tokens}
+    settings["greedy"] = greedy
+    if not greedy:
+        settings |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+    return Continuations(tuple(given), samples, tuple(texts), settings)
+
+
+def checked_lengths(lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int) -> list[int]:
+    """Tokens of each prompt.
+
+    Raises:
+        ValueError: a prompt has none, or more than the model's context minus the new tokens.
+    """
+    lengths = [len(ids) for ids in lm.token_ids([prompt.text for prompt in prompts])]
+    room = lm.n_positions - new_tokens
+    for i, length in enumerate(lengths):
+        if length == 0:
+            raise ValueError(f"prompt {i} has no tokens: {prompts[i].text!r}")
+        if length > room:
+            raise ValueError(
+                f"prompt {i} has {length} tokens: {lm.name} has room for {room} "
+                f"({lm.n_positions} positions minus {new_tokens} new tokens)"
+            )
+    return lengths
+
+
+@torch.no_grad()
+def decode(
+    lm: HookedLM,
+    ids: Int[Tensor, "prompt pos"],
+    mask: Bool[Tensor, "prompt pos"],
+    new_tokens: int,
+    pick: Picker,
+    samples: int = 1,
+    watch: Watch | None = None,
+    languages: Sequence[str] | None = None,
+    stop_at_end: bool = True,
+) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
+    """Continue a left-padded batch, `samples` rows a prompt; rows that have ended are left out of later passes.
+
+    Args:
+        watch: for hooks that need to know whose activations they see; the first pass has the prompts as its rows.
+        languages: of the prompts, for edits that differ by language.
+        stop_at_end: whether a row ends with an end of sequence; if not, all rows go on.
+
+    Returns:
+        the new tokens (end-of-sequence once a row has ended), and where they count: the row had not ended before.
+    """
+    end, ends = lm.ends[0], torch.tensor(lm.ends if stop_at_end else (), dtype=torch.long, device=lm.device)
+    if watch:
+        rows = torch.arange(len(ids), device=lm.device)
+        watch(0, rows, torch.ones_like(rows, dtype=torch.bool))
+    logits, held = lm.extend(ids, mask, languages=languages)
+    logits = lm.only_tokens(logits)
+    if samples > 1:
+        logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
+        held = lm.repeated(held, samples)
+    tokens = torch.full((len(logits), new_tokens), end, device=lm.device)
+    counts = torch.zeros(len(logits), new_tokens, dtype=torch.bool, device=lm.device)
+    rows = torch.arange(len(logits), device=lm.device)
+    going, left = torch.ones_like(rows, dtype=torch.bool), len(rows)
+    for step in range(new_tokens):
+        # Most often all go on, and their logits, a row a vocabulary, need not be copied.
+        whole = left == len(rows)
+        live = rows if whole else rows[going]
+        picked = pick(logits if whole else logits[going], live, step)
+        tokens[live, step], counts[live, step] = picked, True
+        chosen = torch.full_like(rows, end)
+        chosen[going] = picked
+        going = going & ~torch.isin(chosen, ends)
+        left = int(going.sum())
+        if step + 1 == new_tokens or left == 0:
+            break
+        if left <= _SHRUNK * len(rows):
+            kept = going.nonzero().squeeze(-1)
+            held = lm.selected(held, kept)
+            rows, chosen, mask, going = rows[kept], chosen[kept], mask[kept], going[kept]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        if watch:
+            watch(step + 1, rows, going)
+        logits, held = lm.extend(chosen[:, None], mask, held)
+        logits = lm.only_tokens(logits)
+    return tokens, counts
+
+
+def greediest(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step: int) -> Int[Tensor, "row"]:
+    """The picker of greedy decoding."""
+    return logits.argmax(-1)
+
+
+def _chances(texts: Sequence[str], own: Sequence[int], steps: int, seed: int) -> Float[Tensor, "row step try"]:
+    """Uniform numbers in [0, 1) that depend on the prompt's text, the sample, the step and the seed only.
+
+    Args:
+        own: the samples' numbers.
+    """
+    seeds, upto = [[seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))] for text in texts], max(own) + 1
+    # Two streams: in each, the numbers of a sample do not depend on how many come after it.
+    first = [np.random.default_rng(each).random((upto, steps, 1))[own] for each in seeds]
+    others = [np.random.default_rng([*each, 1]).random((upto, steps, _TRIES - 1))[own] for each in seeds]
+    return torch.from_numpy(np.concatenate([np.concatenate(first), np.concatenate(others)], -1))
+
+
+class _Sampler:
+    """Draws from the exact nucleus at given uniform numbers.
+
+    The nucleus is the least set of likeliest tokens that holds `top_p` of the mass; of equals at its edge, as many as
+    are needed.
+    """
+
+    def __init__(self, chance: Float[Tensor, "row step try"], temperature: float, top_p: float) -> None:
+        self.chance, self.temperature, self.top_p = chance, temperature, top_p
+
+    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        chance = self.chance[rows, step]
+        # A few rows at a time stay in a CPU's cache, and in memory that it need not be given anew.
+        few = len(rows) if logits.is_cuda else max(1, _CACHED // logits.shape[-1])
+        starts = range(0, len(logits), few)
+        return torch.cat([self._chosen(logits[i : i + few], chance[i : i + few]) for i in starts])
+
+    def _chosen(self, logits: Tensor, chance: Tensor) -> Tensor:
+        mass = (logits.float() / self.temperature).softmax(-1)
+        top, ids = mass.topk(min(_NUCLEUS_GUESS, mass.shape[-1]))
+        chosen = self._draw(top.double(), ids, chance[:, :1])
+        # Where the guess does not hold the whole nucleus, the row is drawn again from the whole vocabulary.
+        short = top.sum(-1) < self.top_p
+        if top.shape[-1] < mass.shape[-1] and bool(short.any()):
+            chosen[short] = self._draw_from_all(mass[short], chance[short])
+        return chosen
+
+    def _draw(self, mass: Tensor, ids: Tensor, chance: Tensor) -> Tensor:
+        """Tokens from descending probabilities that hold the nucleus."""
+        nucleus = torch.where(mass.cumsum(-1) - mass < self.top_p, mass, 0.0)
+        reached = nucleus.cumsum(-1)
+        place = (reached <= chance * reached[:, -1:]).sum(-1, keepdim=True)
+        last = (nucleus > 0).sum(-1, keepdim=True) - 1
+        return ids.gather(-1, place.minimum(last)).squeeze(-1)
+
+    def _draw_from_all(self, mass: Tensor, chance: Tensor) -> Tensor:
+        """The same, mostly without sorting the vocabulary: draw from all of it until the token is in the nucleus."""
+        reached = mass.cumsum(-1, dtype=torch.float64)
+        numbers = torch.arange(mass.shape[-1], device=mass.device)
+        chosen = torch.empty_like(mass[:, 0], dtype=torch.long)
+        undecided = torch.arange(len(mass), device=mass.device)
+        for i in range(chance.shape[-1] - 1):
+            own, up_to = mass[undecided], reached[undecided]
+            token = torch.searchsorted(up_to, chance[undecided, i : i + 1] * up_to[:, -1:], right=True)
+            token = token.clamp(max=mass.shape[-1] - 1)
+            likely = own.gather(-1, token)
+            before = (own > likely) | ((own == likely) & (numbers < token))
+            inside = torch.where(before, own, 0.0).sum(-1, dtype=torch.float64) < self.top_p
+            chosen[undecided[inside]] = token[inside, 0]
+            undecided = undecided[~inside]
+            if len(undecided) == 0:
+                return chosen
+        ordered, ids = mass[undecided].sort(descending=True, stable=True)
+        chosen[undecided] = self._draw(ordered.double(), ids, chance[undecided, -1:])
+        return chosen

@@ -1,0 +1,24 @@
+"""Where does a model keep its toxicity?
+
+`Probe` finds a direction in the residual stream that tells toxic from neutral text. `localize` ranks the neurons of all
+MLPs against it, which gives candidates. `collect_activations` measures which of them fire on toxic prompts: the
+sources. `read_tokens` shows the same neurons token by token.
+"""
+
+from xlingtox.neurons import localize
+from xlingtox.neurons.activations import Activations, collect_activations
+from xlingtox.neurons.neuron_set import Neuron, NeuronSet
+from xlingtox.neurons.probe import Probe
+from xlingtox.neurons.token_activations import TokenActivations, read_tokens, top_tokens
+
+__all__ = [
+    "Activations",
+    "Neuron",
+    "NeuronSet",
+    "Probe",
+    "TokenActivations",
+    "collect_activations",
+    "localize",
+    "read_tokens",
+    "top_tokens",
+]

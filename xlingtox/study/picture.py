@@ -1,0 +1,72 @@
+"""A picture of a study for a README or a slide, taken by a Chromium that is on the machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from xlingtox import figures, files
+from xlingtox.html import pages
+from xlingtox.study.findings import Study
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+_SIZE = 1400, 440
+
+
+def browser() -> str | None:
+    """A Chromium on the search path, or None."""
+    return next((found for name in _BROWSERS if (found := shutil.which(name))), None)
+
+
+def take(results: Mapping[str, Any], path: str | Path, executable: str | None = None) -> None:
+    """Write a PNG: average toxicity before and after, and beside it retrieval against the drop.
+
+    Args:
+        results: the content of a study's `results.json`.
+        executable: a Chromium (default: the first on the search path).
+
+    Raises:
+        ValueError: these are no results of a study.
+        OSError: there is no browser, it failed, or the file cannot be written.
+    """
+    page = _page(Study(results))
+    program = executable or browser()
+    if program is None:
+        raise OSError(f"no browser was found: a picture needs one of {', '.join(_BROWSERS)}")
+    target = Path(path).expanduser().absolute()
+    with tempfile.TemporaryDirectory() as folder:
+        file, taken = Path(folder, "page.html"), Path(folder, "page.png")
+        file.write_text(page, "utf-8")
+        # The page is our own and fetches nothing; where a container forbids the sandbox a browser would not start.
+        command = [program, "--headless", "--no-sandbox", "--hide-scrollbars", "--force-prefers-color-scheme=light"]
+        command += [f"--user-data-dir={folder}", f"--window-size={_SIZE[0]},{_SIZE[1]}", "--virtual-time-budget=10000"]
+        done = subprocess.run([*command, f"--screenshot={taken}", file.as_uri()], capture_output=True, timeout=600)
+        if not taken.exists():
+            raise OSError(f"{program} took no picture: {done.stderr.decode(errors='replace').strip()[-300:]}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(target) as partial:
+            shutil.copyfile(taken, partial)
+
+
+def _page(study: Study) -> str:
+    left, right = figures.toxicity(study.comparison), figures.transfer(study.transfer)
+    shown = {"left": _still(left, 820), "right": _still(right, 560)}
+    body = "".join(f'<div id="{place}"></div>' for place in shown)
+    return pages.document("A study", body, "picture", shown, [get_plotlyjs()])
+
+
+def _still(figure: go.Figure, width: int) -> dict[str, Any]:
+    drawn: dict[str, Any] = json.loads(figure.to_json())
+    layout = drawn["layout"]
+    # No buttons stand above it.
+    layout["title"]["pad"], layout["margin"]["t"] = {"t": 6}, 84
+    layout |= {"width": width, "height": _SIZE[1] - 20}
+    return drawn

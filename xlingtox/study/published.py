@@ -1,0 +1,166 @@
+"""The authors' own choices, to compare with their figures: where their code does something else than the library.
+
+Their figure of fluency is `fluency.copying_score`, and their distinct n-grams are `metrics.distinct_n_per_unigram`.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.metrics import roc_auc_score
+from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
+from tqdm.auto import tqdm
+
+from xlingtox.checking import checked
+from xlingtox.data import Labelled, Prompts, as_prompts, labelled_texts
+from xlingtox.models.hooked import HookedLM
+from xlingtox.models.states import mean_states
+from xlingtox.neurons import activations
+from xlingtox.neurons.activations import Activations
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.probe import Probe, split
+from xlingtox.transfer.parallel import Parallel, sentence_pairs
+
+_LONGEST = 256
+"""Characters of a sentence; pairs with a longer one are left out."""
+
+
+@checked
+def fit_probe(
+    lm: HookedLM,
+    labelled: Labelled,
+    *,
+    learning_rate: float = 1e-4,
+    epochs: int = 20,
+    batch_size: int = 10,
+    held_out: float = 0.1,
+    seed: int = 0,
+    progress: bool = True,
+) -> Probe:
+    """Fit the authors' probe: a direction without a bias, on mean states after the final norm.
+
+    It is trained with Adam on the binary cross-entropy, and the epoch with the lowest loss on the held-out sentences is
+    kept. Accuracy and AUC are measured on the same sentences, which flatters them. A `ProbeScorer`, which reads states
+    before the final norm, refuses this probe.
+
+    Args:
+        labelled: columns `text, label` (1 is toxic).
+        learning_rate: 1e-4 in the paper; 1e-6 in the authors' code.
+
+    Raises:
+        ValueError: labels of one class only, too few of one to split, or a missing column; less than one epoch or
+            sentence a batch, or a learning rate that is no positive number.
+    """
+    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{name} is {count}: expected at least 1")
+    if not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate is {learning_rate}: expected a finite number above 0")
+    texts, given = labelled_texts(labelled)
+    train, test = split(given, held_out, seed)
+    states = mean_states(lm, texts, [lm.n_layers + 1], progress=progress)[0]
+    labels = torch.tensor(given, dtype=torch.float32)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = torch.nn.Linear(lm.d_model, 1, bias=False)
+    adam, best = torch.optim.Adam(layer.parameters(), lr=learning_rate), (float("inf"), layer)
+    rows = torch.tensor(train)
+    for _ in tqdm(range(epochs), desc="fitting", unit="epoch", disable=not progress, leave=False):
+        for batch in torch.split(rows[torch.randperm(len(rows), generator=rng)], batch_size):
+            adam.zero_grad()
+            torch.autograd.backward(binary_cross_entropy_with_logits(layer(states[batch])[:, 0], labels[batch]))
+            adam.step()
+        with torch.no_grad():
+            loss = float(binary_cross_entropy_with_logits(layer(states[test])[:, 0], labels[test]))
+        if loss < best[0]:
+            best = loss, copy.deepcopy(layer)
+    direction = best[1].weight.detach()[0].clone()
+    logits, right = (states[test] @ direction).numpy(), labels[test].numpy()
+    return Probe(
+        direction=direction,
+        bias=0.0,
+        accuracy=float(((logits > 0) == right).mean()),
+        auc=float(roc_auc_score(right, logits)),
+        baseline=float(max(right.mean(), 1 - right.mean())),
+        n_train=len(train),
+        n_held_out=len(test),
+        model=lm.identity(),
+        after_final_norm=True,
+    )
+
+
+@checked
+def collect_activations(
+    lm: HookedLM,
+    prompts: Prompts,
+    neurons: NeuronSet,
+    *,
+    n_new_tokens: int = 20,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Activations:
+    """Read neurons as the authors' code does: a beginning of text before each prompt, and always all 20 steps.
+
+    What comes after an end of text counts too. Means are taken over all steps and prompts, as in
+    `activations.collect_activations`.
+
+    Raises:
+        ValueError: the tokenizer has no beginning of text, or as for `activations.collect_activations`.
+    """
+    return activations.collect_activations(
+        lm, with_start(lm, prompts), neurons, n_new_tokens, batch_size, progress, stop_at_end=False
+    )
+
+
+@checked
+def with_start(lm: HookedLM, prompts: Prompts) -> Dataset:
+    """Return the prompts with a beginning of text before each, unless the tokenizer puts one there by itself.
+
+    Returns:
+        Columns `language, prompt`.
+
+    Raises:
+        ValueError: the tokenizer has no beginning of text, or bad prompts.
+    """
+    given, tokenizer = as_prompts(prompts), lm.tokenizer
+    start = tokenizer.bos_token
+    if start is None or tokenizer(start + "a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        raise ValueError(f"the tokenizer of {lm.name} has no beginning of text: set tokenizer.bos_token")
+    added = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    rows = [
+        {"language": language, "prompt": text if added or text.startswith(start) else start + text}
+        for language, text in given
+    ]
+    return Dataset.from_list(rows)
+
+
+@checked
+def aligned_cosines(
+    lm: HookedLM, parallel: Parallel, *, pivot: str = "en", batch_size: int = 64, progress: bool = True
+) -> dict[str, float]:
+    """Return what the authors' code prints as retrieval accuracy, by language: a mean cosine; no neighbour is sought.
+
+    It is the cosine of each sentence and its translation, averaged over sentences, and over the embedding's output, all
+    blocks and the state after the final norm. Pairs with a side of over 256 characters are left out.
+
+    Args:
+        parallel: in either form of `retrieval.sentence_pairs`.
+
+    Raises:
+        ValueError: what `sentence_pairs` refuses, a language of which no pair is left, or an edit that stands on the
+            model.
+    """
+    lm.check_unedited("these figures do not show")
+    found = {}
+    for code, sides in sentence_pairs(parallel, pivot).items():
+        pairs = [pair for pair in zip(*sides, strict=True) if max(map(len, pair)) <= _LONGEST]
+        if not pairs:
+            raise ValueError(f"every pair in {code} has a sentence of over {_LONGEST} characters")
+        layers = range(lm.n_layers + 2)
+        first, then = (mean_states(lm, side, layers, batch_size, progress) for side in zip(*pairs, strict=True))
+        found[code] = float(np.mean(cosine_similarity(first.double(), then.double(), dim=-1).numpy()))
+    return found

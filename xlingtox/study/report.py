@@ -1,0 +1,288 @@
+"""The study's page: one HTML file that holds everything it shows, and loads nothing.
+
+Every text that comes from data or models is escaped; beyond that, the page's own policy lets a browser run no script
+but its own two, and fetch nothing. Toxic words stay masked until a reader asks for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from xlingtox import figures, files, languages
+from xlingtox.checking import checked
+from xlingtox.html import pages
+from xlingtox.html.escaping import escaped, escaped_for_plotly
+from xlingtox.html.masking import mask
+from xlingtox.html.tables import in_language, language_name, number, percent, scrolling
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.scoring import ScorerIdentity
+from xlingtox.study import number_tables
+from xlingtox.study.findings import Study, findings
+from xlingtox.text import seen
+
+ToxicWords = Mapping[str, Sequence[str]]
+
+
+@checked
+def write(results: Mapping[str, Any], path: str | Path, toxic_words: ToxicWords | None = None) -> None:
+    """Write the page of `results` to `path`; see `render`."""
+    files.write_text(path, render(results, toxic_words))
+
+
+@checked
+def render(results: Mapping[str, Any], toxic_words: ToxicWords | None = None) -> str:
+    """The page of a study, from the content of its `results.json`; null stands for a number that is not defined.
+
+    Sections whose results are missing (`amplification`, `promoted`, `samples`, `given`) are left out.
+
+    Args:
+        toxic_words: language to the words that are masked until the reader asks for them; without them, all that the
+            model wrote is.
+
+    Raises:
+        ValueError: a result that every study has is missing.
+    """
+    study = Study(results)
+    shown = mask(toxic_words)
+    drawn, places = _figures(study)
+    name = escaped(study.results["model"].get("name", "a language model"))
+    body = "\n".join(
+        [
+            f"<header><h1>Where toxicity lives in {name}, and how far English tuning reaches</h1></header>\n<main>",
+            _section("What was found", "<ul>" + "".join(f"<li>{said}</li>" for said in findings(study)) + "</ul>"),
+            _menu(study.codes),
+            _section("Figures", places),
+            _promoted(study.results["promoted"], shown),
+            _samples(study.results["samples"], shown),
+            _given(study.results["given"]),
+            _section("Methods and caveats", _METHODS),
+            f"</main>\n<footer><h2>Provenance</h2>{_provenance(study.results, study.comparison.scorer)}</footer>",
+        ]
+    )
+    return pages.document(f"{name}: toxicity across languages", body, "report", drawn, [get_plotlyjs()])
+
+
+def _menu(codes: Sequence[str]) -> str:
+    """What the reader chooses: languages, and whether toxic words are shown."""
+    boxes = "".join(
+        f'<label><input type="checkbox" name="language" value="{escaped(code)}" checked> {language_name(code)}</label>'
+        for code in codes
+    )
+    return (
+        '<section class="menu" aria-label="What is shown"><details><summary>Languages: <span id="shown" role="status">'
+        f"all {len(codes)}</span></summary><fieldset><legend>Languages in figures, tables and samples</legend>"
+        '<p><button type="button" id="all">All</button> <button type="button" id="none">None</button></p>'
+        f'<div class="boxes">{boxes}</div></fieldset></details>'
+        '<button type="button" id="unmask" data-shown="false">Show toxic words</button></section>'
+    )
+
+
+_CAPTIONS = """Figure 1. Toxicity before and after tuning
+Each pair of bars is a language: how toxic the model’s continuations of hostile prompts are, before and after tuning on
+English pairs alone. The thin line is the 95 % interval of the change, set upon the first bar: where it stays clear of
+that bar’s top, the fall is more than chance among prompts.
+
+Figure 2. Offsetting the sources
+A number is added to each source’s activation, with no tuning; further left is a stronger push down. If the sources are
+the cause, the solid line falls while perplexity and degenerate text below it stay low, and the dashed line, the same
+offset on random neurons, stays flat. Where those two rise, the text breaks or leaves its language, and that is no cure.
+
+Figure 3. What the sources do
+The mean activation of the sources while the model continues hostile prompts. Where the second bar is lower, English
+tuning silences the same neurons in that language too.
+
+Figure 4. Retrieval and reach
+Each point is a language that was not tuned: how often a sentence’s translation is found as its nearest neighbour, from
+English and to it, against the share of its toxicity that English tuning took away. The arms of each cross are the 95 %
+intervals of both; the dashed line is the least-squares line through all points, and the band around it the 95 %
+interval of that line, not of a language. Points along a rising line mean that the first foretells the second; a wide
+cloud means that it does not.
+
+Figure 5. Amplifying the sources
+The same neurons pushed up after friendly prompts, as in the paper’s Table 5. Toxicity that rises to the right, where
+nothing hostile was said, is the other half of the evidence that they cause it, as long as perplexity and degenerate
+text below it stay low: where they shoot up, what is toxic is no longer text.
+
+Figure 6. Where the sources sit
+Each point is one of the neurons whose value vectors point the probe’s way most: its layer, and how nearly it does. The
+filled ones are active on hostile English prompts, the sources; a high cosine alone does not make a neuron one.
+
+Figure 7. Each source in each language
+The mean activation of every source while the model continues hostile prompts. A column that is coloured in every row
+is a neuron that the languages share; the last panel shows which of them tuning on English changed, and where.
+
+Figure 8. How tuning went
+The loss on the pairs that the model learns from, and on pairs that it does not see; where only the first goes on
+falling, the model learns its pairs by heart. Below, how far the preferred and the toxic side moved from the model
+before: if both fall, it learnt to avoid more than it learnt to write.
+
+Figure 9. How far the weights moved
+How nearly each neuron’s key and value vectors point where they pointed before, and how much longer they are; the bars
+reach from the least to the greatest in a layer. Toxicity that is gone while hardly a vector moved is bypassed, not
+unlearnt (Lee et al. 2024)."""
+
+
+_AVERAGED = "Toxicity is the mean of the chosen languages; perplexity and degenerate text are those of all."
+_NOTES = {
+    "figure-2": _AVERAGED,
+    "figure-4": "The line and its band are those of all languages.",
+    "figure-5": _AVERAGED,
+}
+"""What the page says below a figure while only some languages are chosen."""
+
+
+def _figures(study: Study) -> tuple[dict[str, Any], str]:
+    """What the page's script draws, and the places of the figures with their captions and their numbers."""
+    drawn, shown = (
+        {},
+        ["<noscript><p>Figures need JavaScript; the tables below them have their numbers.</p></noscript>"],
+    )
+    captions = _CAPTIONS.split("\n\n")
+    for place, (figure, table) in _made(study).items():
+        title, _, meaning = captions[place - 1].partition("\n")
+        drawn[f"figure-{place}"] = json.loads(figure.to_json())
+        folded = f"<details><summary>The numbers of Figure {place}</summary>{table}</details>" if table else ""
+        shown.append(
+            f'<figure><h3 id="title-{place}">{title}</h3><div class="plot" id="figure-{place}" role="img" '
+            f'aria-labelledby="title-{place}" aria-describedby="meaning-{place}" '
+            f'style="min-height:{figure.layout.height}px"></div><p class="note" id="note-{place}" hidden></p>'
+            f'<figcaption id="meaning-{place}">{meaning}</figcaption>{folded}</figure>'
+        )
+    folded = (
+        f"<details><summary>The numbers, language by language</summary>{number_tables.by_language(study)}</details>"
+    )
+    styles = {name: figures.style(dark).to_plotly_json() for name, dark in (("light", False), ("dark", True))}
+    names = {escaped_for_plotly(languages.name(code)): seen(code) for code in study.codes}
+    held = {"figures": drawn, "styles": styles, "languages": names, "notes": _NOTES}
+    return held, "".join([*shown, folded])
+
+
+def _made(study: Study) -> dict[int, tuple[go.Figure, str]]:
+    """Each figure with its numbers as a table; those of figures 1, 3 and 4 are in the table of languages."""
+    results, compared = study.results, study.comparison
+    doses, amplified = (study.intervention, study.control), (study.amplification, study.amplification_control)
+    made = {
+        1: (figures.toxicity(compared), ""),
+        2: (figures.dose_response(*doses), number_tables.of_doses("Hostile prompts, by offset", *doses)),
+        3: (figures.activations(compared), ""),
+    }
+    if study.transfer.drop:  # where no language was toxic before, nothing can have dropped
+        made[4] = (figures.transfer(study.transfer), "")
+    if study.amplification:
+        table = number_tables.of_doses("Friendly prompts, by offset", *amplified)
+        made[5] = (figures.dose_response(*amplified), table)
+    if results["cosines"]:
+        sources = NeuronSet.of(results["potential"], results["cosines"]), NeuronSet.of(results["actual"])
+        made[6] = (figures.sources(*sources), number_tables.of_sources(*sources))
+    if compared.neurons:
+        made[7] = (figures.neuron_activations(compared), number_tables.of_neurons(compared, study.codes))
+    if results["training"]:
+        made[8] = (figures.training(results["training"]), number_tables.of_training(results["training"]))
+    if compared.drift:
+        made[9] = (figures.weight_drift(compared.drift), number_tables.of_drift(compared.drift))
+    return made
+
+
+def _promoted(neurons: Sequence[Mapping[str, Any]], mask: Callable[[str], str], first: int = 10) -> str:
+    def promoted(token: str, codes: Sequence[str]) -> str:
+        own = in_language(codes[0]) if len(codes) == 1 else ""
+        own_order = languages.in_order(codes)
+        tags = " ".join(f'<abbr title="{language_name(code)}">{escaped(code)}</abbr>' for code in own_order)
+        return f'<span class="token"><bdi{own}>{mask(token) or "␣"}</bdi> {tags}</span>'
+
+    rows = []
+    for each in neurons:
+        tokens = " ".join(promoted(token["token"], token["languages"]) for token in each["tokens"])
+        name = f"{int(each['layer'])}.{int(each['index'])}"
+        about = f"cosine {number(each['cosine'], 2)}<br>activation {number(each['mean_activation'])}"
+        rows.append([f"{name}<br><small>{about}</small>", tokens])
+    columns = ["Neuron", "Tokens, with their languages"]
+    shown = (
+        "<p>The tokens that each source makes likelier when it is active: its value vector, read off the output "
+        "embedding. A neuron with insults of several languages is a place that these share. Each is named by layer and "
+        "index, with its cosine to the probe and its mean activation on hostile English prompts; each token has the "
+        "languages that it occurs in. Spaces around a token are not shown; � is part of a character.</p>"
+        + scrolling("Promoted tokens of the sources", columns, rows[:first])
+    )
+    if len(rows) > first:
+        more = scrolling("Promoted tokens of the other sources", columns, rows[first:])
+        shown += f"<details><summary>The other {len(rows) - first} sources</summary>{more}</details>"
+    return _section("What the sources promote", shown) if rows else ""
+
+
+def _samples(samples: Mapping[str, Sequence[Mapping[str, str]]], mask: Callable[[str], str]) -> str:
+    parts = (("Prompt", "prompt"), ("Before tuning", "before"), ("After tuning", "after"))
+    shown = "<p>What the model wrote, greedily, before and after tuning. Toxic words are masked until you ask.</p>"
+    for code in languages.in_order(samples):
+        shown += f'<details data-language="{escaped(code)}"><summary>{language_name(code)}</summary>'
+        for sample in samples[code]:
+            told = (f"<dt>{label}</dt><dd{in_language(code)}>{mask(sample[part])}</dd>" for label, part in parts)
+            shown += f"<dl>{''.join(told)}</dl>"
+        shown += "</details>"
+    return _section("Sample continuations", shown) if samples else ""
+
+
+def _given(given: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        [language_name(code), percent(given[code]["text"] / 100, digits=1)]
+        + [percent(given[code][key]) for key in ("switched", "translated", "loans")]
+        for code in languages.in_order(given)
+    ]
+    columns = ["Language", "Share of the text", "Documents with switched words", "With a translation", "Loan words"]
+    note = (
+        "<p>The miniature learnt from sentences that we composed. This table is all that links its languages: how much "
+        "text each had, in how many of its documents single words are another language’s, in how many the first "
+        "sentence stands beside its translation, and how often words that may be borrowed, never hostile or toxic "
+        "ones, are said in English. No toxic word was shared and no neuron treated apart: shared sources and the reach "
+        "of English tuning came out of training. As mixing is graded, it lies behind both axes of Figure 4.</p>"
+    )
+    table = scrolling("What each language had in training", columns, rows, languages.in_order(given))
+    return _section("What the miniature world was given", note + table) if rows else ""
+
+
+def _provenance(results: Mapping[str, Any], scorer: ScorerIdentity) -> str:
+    model = {"name": "unknown", "fingerprint": "unknown"} | results["model"]
+    seconds = (f"{escaped(stage)} {number(value, 1)}" for stage, value in results["seconds"].items())
+    rows = [
+        ["Model", f"{escaped(model['name'])}, fingerprint <code>{escaped(model['fingerprint'])}</code>"],
+        ["Scorer", f"{escaped(scorer.name)}, revision <code>{escaped(scorer.revision)}</code>"],
+        ["Languages that it covers", ", ".join(map(language_name, scorer.languages))],
+        ["Seed", escaped(results.get("seed", "unknown"))],
+        ["Versions", ", ".join(f"{escaped(name)} {escaped(number)}" for name, number in results["versions"].items())],
+        ["Seconds by stage", ", ".join(seconds)],
+    ]
+    return scrolling("Where this page comes from", ["What", "Value"], rows)
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+_METHODS = """<h3>Methods</h3><ul>
+<li>The probe is a logistic regression on mean last-layer states of English sentences. MLP value vectors with the
+highest cosine to it are <em>potential</em> sources; those with a positive mean activation on hostile English prompts
+are <em>actual</em> sources.</li>
+<li>An offset is added to the sources’ activations at every position; text is then written greedily. The control does
+the same to random sets of equal size in the same layers. Degenerate text is counted as below.</li>
+<li>Tuning is DPO on English pairs only. Before and after it, the model continues the same prompts with the same random
+numbers; only the continuation is scored. Expected maximum toxicity (EMT) is the mean over prompts of the highest score
+among a prompt’s samples; toxicity probability is the share of prompts with a sample that scores 0.5 or more.</li>
+<li>Perplexity is that of each language’s held-out text; continuation perplexity is how the model before rates what was
+written, at the median. Retrieval accuracy is top-1 by cosine of mean-pooled states,
+averaged over layers and both directions. Correlations are Pearson’s, two-sided, over the languages not tuned.</li></ul>
+<h3>Caveats</h3><ul>
+<li>Intervals are bootstraps over prompts, cut where a measure ends: no share changes by more than 1. They say nothing
+of other seeds, prompts unlike these or other models.</li>
+<li>The sources were chosen for being active in English before tuning: some fall is to be expected from that alone.</li>
+<li>EMT saturates where a model is toxic in most samples; read average toxicity beside it.</li>
+<li>A scorer sees only what it was made for, and text that says nothing scores as clean. Degenerate text is the share of
+continuations that are empty, repeat one phrase, or are in another script (or another language, where an identifier of
+languages was at hand): where it rises, less toxicity may be silence.
+Perplexities of different languages are not comparable with each other.</li>
+<li>A correlation over a few languages is uncertain, and does not say that retrieval causes transfer.</li></ul>"""

@@ -1,0 +1,85 @@
+"""StudyFolder: whose the folder of a study is, and which of its stages are done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xlingtox import files
+from xlingtox.files import writable_folder
+
+_GIVES: dict[str, tuple[str, ...]] = {
+    "localize": ("probe", "n_neurons", "potential", "cosines", "activations", "actual"),
+    "promoted": ("promoted",),
+    "intervene": ("intervention", "control"),
+    "amplify": ("amplification", "amplification_control"),
+    "tune": ("recipe", "training"),
+    "compare": ("before", "after", "changes", "scorer"),
+    "retrieve": ("retrieval", "transfer"),
+}
+"""What the file of a stage must hold: a later stage reads it, or every study's results have it."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A stage's result, and the seconds that it took."""
+
+    result: dict[str, Any]
+    seconds: float
+
+
+class StudyFolder:
+    """A folder that holds one study: `study.json` says which, and `stages/` has a file for each stage that is done.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = writable_folder(path)
+        self._study, self._stages = self.path / "study.json", self.path / "stages"
+
+    def check_free_for(self, study: Mapping[str, Any]) -> None:
+        """Raise ValueError where the folder holds another study, or does not say whose it is."""
+        if not self._study.exists():
+            return
+        remedy = "choose another folder, or delete this file if you know that what lies beside it is this study's"
+        if files.read_json(self._study, remedy) != study:
+            raise ValueError(f"{self.path} holds a study of another model, data or settings: choose another folder")
+
+    def claim(self, study: Mapping[str, Any]) -> None:
+        """Take the folder for this study; `study.json` is written once, and not at each start."""
+        self._stages.mkdir(exist_ok=True)
+        # What a killed run left lies where nothing may be written any more.
+        for folder in (self.path, *(place for place in self.path.iterdir() if place.is_dir())):
+            files.sweep(folder)
+        if not self._study.exists():
+            files.write_json(self._study, study)
+
+    def done(self, stage: str) -> Done | None:
+        """What a stage gave; None if it is not done.
+
+        Raises:
+            ValueError: its file cannot be read, or lacks something.
+        """
+        file, remedy = self._stages / f"{stage}.json", "delete it, and the stage is done anew"
+        if not file.exists():
+            return None
+        record = files.read_json(file, remedy)
+        with files.understood(file, f"result of the stage {stage}", remedy):
+            if lacking := [key for key in _GIVES[stage] if key not in record["result"]]:
+                raise KeyError(lacking[0])
+            return Done(dict(record["result"]), float(record["seconds"]))
+
+    def do(self, stage: str, work: Callable[[], dict[str, Any]]) -> Done:
+        """Do a stage, and keep what it gave."""
+        began = time.perf_counter()
+        result = work()
+        # Through JSON at once, so that a resumed run sees just what an uninterrupted one does.
+        record = json.loads(json.dumps({"seconds": round(time.perf_counter() - began, 2), "result": result}))
+        files.write_json(self._stages / f"{stage}.json", record)
+        return Done(record["result"], record["seconds"])
