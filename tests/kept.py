@@ -43,7 +43,7 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
     """Name to a result of its kind, in which every number is `value`; the larger n is, the larger are the files."""
     codes = ("en", "es", "de", "fr")
     model = Identity(f"model {value}", None, "float32", "f")
-    neurons = NeuronSet.of([(0, i) for i in range(n)], [value] * n)
+    neurons = NeuronSet.of([(0, i) for i in range(n)], scores=[value] * n)
     table = dict.fromkeys(codes, value)
     measures = {code: Measures(*[value] * len(dataclasses.fields(Measures))) for code in codes}
     correlation = Correlation(*[value] * (len(dataclasses.fields(Correlation)) - 1), exact=False)
@@ -95,7 +95,7 @@ def save_all(lm: HookedLM, value: float, folder: Path, n: int = 40) -> None:
     results = made(value, n)
     for name, result in results.items():
         result.save(folder / name)
-    Offset(NeuronSet.of([(0, i) for i in range(20)], [value] * 20), value).save(folder / "edit", lm)
+    Offset(NeuronSet.of([(0, i) for i in range(20)], scores=[value] * 20), value).save(folder / "edit", lm)
     results["vectors"].save_gguf(folder / "vectors.gguf", "llama")
     files.write_results(folder / "results.json", {"values": [value] * 5 * n})
     files.write_text(folder / "report.html", f"{value}\n" * 12 * n)

@@ -56,7 +56,15 @@ INNER = {
     ),
     *("Offset.composed", "Scale.composed", "Set.composed"),
     # Parts of checked calls.
-    *("localize.check_k", "correlation.pearson_p", "prediction.require_enough", "prediction.shared"),
+    *(
+        "localize.check_k",
+        "correlation.fisher",
+        "correlation.pearson_p",
+        "prediction.pearson_p",
+        "tuning.check_recipe",
+        "prediction.require_enough",
+        "prediction.shared",
+    ),
     *("fluency.check_held_out", "data.require_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),
@@ -136,9 +144,9 @@ def good(lm) -> dict[str, Any]:
     """A right value for every argument that a wrong call leaves as it is."""
     identity = lm.identity()
     probe = xt.Probe(torch.ones(lm.d_model), 0.0, 0.9, 0.9, 0.5, 8, 2, identity)
-    activations = xt.collect_activations(lm, TEXTS, NEURONS, 2, progress=False)
+    activations = xt.collect_activations(lm, TEXTS, NEURONS, max_new_tokens=2, progress=False)
     return {
-        **dict.fromkeys(("lm", "before", "after", "base", "tuned", "judge"), lm),
+        **dict.fromkeys(("lm", "before", "after", "judge"), lm),
         "probe": probe,
         "activations": activations,
         "neurons": NEURONS,
@@ -150,9 +158,9 @@ def good(lm) -> dict[str, Any]:
         "parallel": TEXTS,
         "path": "x",
         "source": "x",
-        "continuations": xt.generate(lm, TEXTS, 1, 2, progress=False),
+        "continuations": xt.generate(lm, TEXTS, n_samples=1, max_new_tokens=2, progress=False),
         "output_dir": "runs",
-        "sets": [NEURONS],
+        "neuron_sets": [NEURONS],
         "offsets": [0.0, -1.0],
         "groups": {"some": NEURONS},
         "scorers": [SCORER, SCORER],
@@ -235,7 +243,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("generate", "lm", tiny, "a HookedLM"),
     ("compare", "before", "mini", "a HookedLM"),
     ("compare", "after", Path("runs"), "a HookedLM"),
-    ("patch_effect", "base", {"model": 1}, "a HookedLM"),
+    ("patch_effect", "before", {"model": 1}, "a HookedLM"),
     ("read_tokens", "lm", True, "a HookedLM"),
     ("dose_response", "lm", xt.HookedLM, "a HookedLM"),
     ("weight_drift", "before", 0.5, "a HookedLM"),
@@ -278,7 +286,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("Scale", "neurons", "all", "a NeuronSet"),
     ("Patch", "neurons", None, "a NeuronSet"),
     ("Scale.damping", "experts", 0.7, "a NeuronSet"),
-    ("dose_response", "sets", NEURONS, "a list, every item a NeuronSet"),
+    ("dose_response", "neuron_sets", NEURONS, "a list, every item a NeuronSet"),
     ("patch_effect", "groups", NEURONS, "a dict from a string to a NeuronSet"),
     ("patch_effect", "groups", {"some": [(0, 1)]}, "groups['some'] is [(0, 1)] (a list), expected"),
     ("NeuronSet.of", "neurons", 3, "a list"),
@@ -289,7 +297,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("NeuronSet.of", "scores", "ab", "a list of numbers or None"),
     ("NeuronSet.of", "scores", {0: 1.0, 1: 2.0}, "a list of numbers or None"),
     ("NeuronSet", "neurons", ((0, 1.5), (1, 5)), "neurons"),
-    ("figures.sources", "potential", [(0, 1)], "a NeuronSet"),
+    ("figures.sources", "candidates", [(0, 1)], "a NeuronSet"),
     # Masks.
     ("NeuronSet.where", "mask", F32, "activations.mean() > 0, not activations.mean()"),
     ("NeuronSet.where", "mask", I64, "one for each neuron"),
@@ -327,7 +335,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ),
     ("retrieval.embed", "sentences", "cat", "a list of strings"),
     ("degenerate.kinds", "texts", "one text", "a list of strings"),
-    ("degenerate.kinds", "codes", "en", "a list of strings"),
+    ("degenerate.kinds", "languages", "en", "a list of strings"),
     ("degenerate.shares", "texts", None, "a list of strings"),
     ("WordlistScorer.score", "texts", "one text", "a list of strings"),
     ("WordlistScorer.score", "languages", "en", "a list of strings"),
@@ -350,8 +358,8 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("fluency.perplexities", "held_out", None, "a Dataset"),
     ("fluency.conditional_perplexity", "continuations", ["a"], "Continuations (xt.generate(lm, prompts))"),
     ("study.run", "materials", {"labelled": 1}, "materials (xt.study.Materials(...))"),
-    ("compare", "identify", "lingua", "a function from texts to their languages (xt.mini.identify)"),
-    ("degenerate.kinds", "identify", 3, "a function"),
+    ("compare", "identify_language", "lingua", "a function from texts to their languages (xt.mini.identify_language)"),
+    ("degenerate.kinds", "identify_language", 3, "a function"),
     # Recipes, paths, names.
     ("tune_dpo", "recipe", "MINI", "a recipe (xt.tuning.MINI, varied with dataclasses.replace)"),
     ("tune_dpo", "recipe", {"steps": 3}, "a recipe"),
@@ -410,12 +418,12 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("Settings", "recipe", "MINI", "a recipe"),
     ("mini.prompts", "n", 2.0, "a whole number"),
     ("mini.prompts", "n", "2", "a whole number"),
-    ("mini.prompts", "kind", None, "one of 'hostile', 'friendly'"),
+    ("mini.prompts", "kind", None, "one of 'toxic', 'neutral'"),
     ("mini.labelled", "language", None, "a string"),
     ("mini.pairs", "split", 3, "one of 'train', 'tune', 'validation', 'test'"),
-    ("mini.parallel", "codes", 17, "a string or a list of strings"),
+    ("mini.parallel", "languages", 17, "a string or a list of strings"),
     ("mini.held_out", "seed", "0", "a whole number"),
-    ("mini.identify", "texts", "one text", "a list of strings"),
+    ("mini.identify_language", "texts", "one text", "a list of strings"),
     # Arrays and tensors.
     ("metrics.expected_maximum_toxicity", "scores", "0.5", "an array of floats, [prompt sample]"),
     ("metrics.average_toxicity", "scores", None, "an array of floats"),
@@ -447,7 +455,6 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("figures.roc", "labels", [0, "1"], "labels[1] is '1' (a str), expected a list of whole numbers"),
     ("top_tokens", "read", NEURONS, "a list, every item TokenActivations"),
     ("report.render", "results", "results.json", "a dict"),
-    ("evaluation.drift_by_layer", "vectors", [1], "a pandas DataFrame"),
     ("languages.check", "languages", None, "a string or a list of strings"),
 ]
 
@@ -477,21 +484,27 @@ def test_there_are_many_of_them():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: xt.mini.prompts(2, "evil"), "prompts: kind is 'evil' (a str), expected one of 'hostile', 'friendly'"),
-        (lambda: xt.mini.prompts(2, split="x"), "prompts: split is 'x' (a str), expected one of 'train', 'tune', 'val"),
+        (
+            lambda: xt.mini.prompts(n=2, kind="evil"),
+            "prompts: kind is 'evil' (a str), expected one of 'toxic', 'neutral'",
+        ),
+        (
+            lambda: xt.mini.prompts(n=2, split="x"),
+            "prompts: split is 'x' (a str), expected one of 'train', 'tune', 'val",
+        ),
         (lambda: xt.mini.labelled(split="x"), "split is 'x'"),
         (lambda: xt.mini.pairs(split="x"), "split is 'x'"),
-        (lambda: xt.mini.parallel(2, split="x"), "split is 'x'"),
-        (lambda: xt.mini.held_out(2, split="x"), "split is 'x'"),
-        (lambda: xt.mini.prompts(0), "n is 0: expected at least 1"),
+        (lambda: xt.mini.parallel(n=2, split="x"), "split is 'x'"),
+        (lambda: xt.mini.held_out(n=2, split="x"), "split is 'x'"),
+        (lambda: xt.mini.prompts(n=0), "n is 0: expected at least 1"),
         (lambda: xt.mini.labelled(n=-1), "n is -1"),
         (lambda: xt.mini.pairs(n=0), "n is 0"),
-        (lambda: xt.mini.parallel(0), "n is 0"),
-        (lambda: xt.mini.held_out(0), "n is 0"),
-        (lambda: xt.mini.prompts(2, codes=["xx"]), "unknown language 'xx': expected one of ar, cs"),
-        (lambda: xt.mini.prompts(2, codes=[]), "codes is []: expected some of en, es"),
-        (lambda: xt.mini.parallel(2, codes=[]), "codes is []"),
-        (lambda: xt.mini.held_out(2, codes=["am"]), "unknown language 'am'"),
+        (lambda: xt.mini.parallel(n=0), "n is 0"),
+        (lambda: xt.mini.held_out(n=0), "n is 0"),
+        (lambda: xt.mini.prompts(n=2, languages=["xx"]), "unknown language 'xx': expected one of ar, cs"),
+        (lambda: xt.mini.prompts(n=2, languages=[]), "languages is []: expected some of en, es"),
+        (lambda: xt.mini.parallel(n=2, languages=[]), "languages is []"),
+        (lambda: xt.mini.held_out(n=2, languages=["am"]), "unknown language 'am'"),
         (lambda: xt.mini.labelled("xx"), "unknown language 'xx'"),
         (lambda: xt.mini.pairs("xx"), "unknown language 'xx'"),
         (lambda: xt.study.Settings(n_samples=0), "n_samples is 0: expected at least 1"),
@@ -500,7 +513,7 @@ def test_there_are_many_of_them():
         (lambda: xt.study.Settings(seed=2**32), "seed is 4294967296"),
         (lambda: xt.study.Settings(offsets=()), "at least one set of neurons and one offset"),
         (lambda: xt.study.Settings(amplifications=(0.0, float("nan"))), "offset nan"),
-        (lambda: xt.Offset(NEURONS, 1.0, "last"), "one of 'all', 'prompt', 'new'"),
+        (lambda: xt.Offset(NEURONS, 1.0, positions="last"), "one of 'all', 'prompt', 'new'"),
         (lambda: xt.tuning.Lora(bits=3), "bits is 3 (an int), expected one of 4, 8 or None"),
         (lambda: NEURONS.where([True]), "a mask of 1 for 2 neurons"),
         (lambda: xt.NeuronSet.of([(0, 1, 2)]), "a neuron is (layer, index)"),
@@ -553,7 +566,7 @@ def test_whole_numbers_of_numpy_and_torch(lm, two):
     neurons = xt.NeuronSet.of([(1, two)])
     assert neurons == xt.NeuronSet.of([(1, 2)])
     assert type(neurons.neurons[0][1]) is int
-    assert len(xt.mini.prompts(two, seed=two)) == 34
+    assert len(xt.mini.prompts(n=two, seed=two)) == 34
     assert lm.value_vectors(np.int64(1)).shape == (48, 32)
 
 
@@ -565,7 +578,7 @@ def test_numbers_of_numpy_and_torch(lm, half):
     recipe = xt.tuning.Recipe(batch_size=1, learning_rate=half, steps=1)
     assert type(recipe.learning_rate) is float
     assert json.loads(json.dumps(dataclasses.asdict(recipe)))["learning_rate"] == 0.5
-    xt.generate(lm, ["the cat"], 1, 1, temperature=half, top_p=half, progress=False)
+    xt.generate(lm, ["the cat"], n_samples=1, max_new_tokens=1, temperature=half, top_p=half, progress=False)
     assert xt.evaluation.metrics.toxicity_probability(MATRIX, threshold=half) == 0.5
 
 
@@ -599,7 +612,7 @@ def test_masks(mask):
     ],
 )
 def test_neurons(pairs):
-    found = xt.NeuronSet.of(pairs, np.array([0.5, 0.25], dtype=np.float32))
+    found = xt.NeuronSet.of(pairs, scores=np.array([0.5, 0.25], dtype=np.float32))
     assert found == xt.NeuronSet(((0, 3), (1, 5)), (0.5, 0.25))
     assert json.dumps(found.neurons) == "[[0, 3], [1, 5]]"
 
@@ -616,7 +629,7 @@ def test_neurons(pairs):
     ],
 )
 def test_prompts(lm, prompts):
-    written = xt.generate(lm, prompts, 1, 2, progress=False)
+    written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=2, progress=False)
     assert [prompt.text for prompt in written.prompts] == ["the cat", "the dog"]
 
 
@@ -641,7 +654,7 @@ def test_paths_and_functions(lm, tmp_path):
             return ["es"] * len(texts)
 
     for identify in (Identifier(), lambda texts: ["es"] * len(texts), Identifier().__call__):
-        assert xt.evaluation.degenerate.kinds(["one text"], ["en"], identify) == ["wrong language"]
+        assert xt.evaluation.degenerate.kinds(["one text"], ["en"], identify_language=identify) == ["wrong language"]
 
 
 def test_subclasses_and_own_scorers(lm, model, tokenizer):
@@ -650,14 +663,16 @@ def test_subclasses_and_own_scorers(lm, model, tokenizer):
 
     ours = Ours.load(model, tokenizer=tokenizer)
     assert type(ours) is Ours
-    assert xt.collect_activations(ours, TEXTS, NEURONS, 2, progress=False).mean().shape == (2,)
+    assert xt.collect_activations(ours, TEXTS, NEURONS, max_new_tokens=2, progress=False).mean().shape == (2,)
     again = xt.HookedLM.load(lm.tl, tokenizer=tokenizer)
-    found = xt.compare(lm, again, TEXTS, NEURONS, HashScorer("en", "es"), n_samples=1, max_new_tokens=2, progress=False)
+    found = xt.compare(
+        lm, again, TEXTS, neurons=NEURONS, scorer=HashScorer("en", "es"), n_samples=1, max_new_tokens=2, progress=False
+    )
     assert found.scorer.name == "hash"
 
 
 def test_arrays_of_one_value_agree_in_their_axes(lm):
-    good = xt.collect_activations(lm, TEXTS, NEURONS, 2, progress=False)
+    good = xt.collect_activations(lm, TEXTS, NEURONS, max_new_tokens=2, progress=False)
     with pytest.raises(TypeError, match=r"Activations: kept is .*\[4, 2, 2\], expected .*, with axes as long as those"):
         dataclasses.replace(good, sums=torch.zeros(2, 3))
     with pytest.raises(TypeError, match=r"Activations: steps is .*\[3\], expected .*, with axes as long as those"):

@@ -49,7 +49,9 @@ def test_one_result_is_one_file_that_equals_it(lm, saved):
     assert (acts.neurons, acts.model) == (made(1.0)["activations"].neurons, made(1.0)["activations"].model)
     assert torch.equal(probe.direction, made(1.0)["probe"].direction)
     assert Retrieval.load(saved / "retrieval") == made(1.0)["retrieval"]
-    assert Intervention.load(saved / "edit", lm) == Offset(NeuronSet.of([(0, i) for i in range(20)], [1.0] * 20), 1.0)
+    assert Intervention.load(saved / "edit", lm) == Offset(
+        NeuronSet.of([(0, i) for i in range(20)], scores=[1.0] * 20), 1.0
+    )
 
 
 def test_another_reader_of_safetensors_reads_them(saved):
@@ -257,7 +259,7 @@ def test_a_result_in_two_files_is_read(lm, tmp_path):
     assert (again.neurons, again.languages, again.model) == (acts.neurons, acts.languages, acts.model)
     assert torch.equal(again.values, acts.values)
     assert Retrieval.load(tmp_path / "retrieval") == found
-    assert Intervention.load(tmp_path / "edit", lm) == Offset(NeuronSet.of([(0, 3), (1, 2)], [0.5, 1.0]), -0.25)
+    assert Intervention.load(tmp_path / "edit", lm) == Offset(NeuronSet.of([(0, 3), (1, 2)], scores=[0.5, 1.0]), -0.25)
 
 
 def test_a_new_file_does_not_believe_an_old_one_that_stands_there(tmp_path):

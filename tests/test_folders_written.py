@@ -13,7 +13,7 @@ from xlingtox import data
 from xlingtox.edits.baking import ControlVectors
 from xlingtox.edits.interventions import Intervention, Offset
 from xlingtox.evaluation.comparison import Comparison, compare
-from xlingtox.files import appearing, writable_folder
+from xlingtox.files import _HOST, appearing, writable_folder
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import Activations, collect_activations
@@ -60,8 +60,8 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 def test_what_a_killed_process_left_is_removed_and_no_others(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    names = [f".runs.partial-{gone.pid}-0123abcd", f".runs.partial-{os.getpid()}-0123abcd"]
-    names += [f".other.partial-{gone.pid}-0123abcd", ".runs.partial-mine", "runs2"]
+    names = [f".xlingtox-{_HOST}-{gone.pid}-0123abcd.partial", f".xlingtox-{_HOST}-{os.getpid()}-0123abcd.partial"]
+    names += [".runs.partial-mine", ".xlingtox-mine.partial", "runs2"]
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}", "utf-8")
@@ -83,15 +83,17 @@ def home(tmp_path, monkeypatch):
 
 def test_a_tilde_is_the_home_folder(lm, home):
     probe = Probe(torch.ones(lm.d_model), bias=0.0, accuracy=1.0, auc=1.0, baseline=0.5, n_train=2, n_held_out=2)
-    written = generate(lm, ["the cat"], 2, 3, progress=False)
-    read = collect_activations(lm, ["the cat"], NEURONS, 3, progress=False)
+    written = generate(lm, ["the cat"], n_samples=2, max_new_tokens=3, progress=False)
+    read = collect_activations(lm, ["the cat"], NEURONS, max_new_tokens=3, progress=False)
     vectors = Offset(NEURONS, 0.5).control_vectors(lm)
     diff = compare(
-        *(lm, lm, {"en": ["the cat"]}, NEURONS, HashScorer("en")),
+        *(lm, lm, {"en": ["the cat"]}),
+        neurons=NEURONS,
+        scorer=HashScorer("en"),
         n_samples=2,
         max_new_tokens=3,
         progress=False,
-        folder="~/texts",
+        output_dir="~/texts",
     )
     saved = {"p": probe, "w": written, "r": read, "v": vectors, "d": diff}
     for name, each in saved.items():
@@ -103,9 +105,9 @@ def test_a_tilde_is_the_home_folder(lm, home):
     assert ControlVectors.load("~/v").vectors.keys() == vectors.vectors.keys()
     assert Comparison.load("~/d") == diff
     assert Intervention.load("~/e", lm) == Offset(NEURONS, 0.5)
-    baked = Offset(NEURONS, 0.5).bake(lm, "~/baked")
+    baked = Offset(NEURONS, 0.5).bake(lm, output_dir="~/baked")
     assert HookedLM.load("~/baked").fingerprint() == baked.fingerprint()
-    Cached(HashScorer("en"), "~/scores.sqlite").score(["a"], ["en"])
+    Cached(HashScorer("en"), path="~/scores.sqlite").score(["a"], ["en"])
     assert {"texts", "baked", "scores.sqlite"} <= {path.name for path in home.iterdir()}
 
 

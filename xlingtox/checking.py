@@ -77,7 +77,9 @@ _WORDS: Mapping[Any, str] = {
     "dtype": "a dtype (torch.float32)",
     "ndarray": "an array",
     Mapping[str, Sequence[str]]: "a dict from language to a list of strings",
-    Callable[[Sequence[str]], Sequence[str | None]]: "a function from texts to their languages (xt.mini.identify)",
+    Callable[
+        [Sequence[str]], Sequence[str | None]
+    ]: "a function from texts to their languages (xt.mini.identify_language)",
     bool: "True or False",
     float: "a number",
     int: "a whole number",

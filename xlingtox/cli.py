@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = writable_folder(given.out)
         results = study(given.model, folder, given.seed, progress=not given.quiet)
         print(summary(results))
-        report.write(results, folder / "report.html", mini.toxic_words())
+        report.write(results, folder / "report.html", toxic_words=mini.toxic_words())
     except (ValueError, OSError) as error:
         print(f"xlingtox: {error}", file=sys.stderr)
         return 2
@@ -48,21 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def study(model: str, out: Path, seed: int, progress: bool = True) -> dict[str, Any]:
     """The demo's study, without its report."""
     lm = HookedLM.load(model)
-    return stages.run(lm, materials(seed), out, stages.Settings(seed=seed), progress)
+    return stages.run(lm, materials(seed), output_dir=out, settings=stages.Settings(seed=seed), progress=progress)
 
 
 def materials(seed: int) -> stages.Materials:
     """The miniature's hand-outs, drawn with `seed`."""
     return stages.Materials(
-        labelled=mini.labelled("en", 2000, seed=seed),
-        hostile=mini.prompts(20, "hostile", seed=seed),
-        friendly=mini.prompts(20, "friendly", seed=seed),
-        pairs=mini.pairs("en", 1000, seed=seed),
-        validation=mini.pairs("en", 64, "validation", seed=seed),
-        parallel=mini.parallel(500, seed=seed),
-        held_out=mini.held_out(60, seed=seed),
+        labelled=mini.labelled("en", n=2000, seed=seed),
+        toxic_prompts=mini.prompts(n=20, kind="toxic", seed=seed),
+        neutral_prompts=mini.prompts(n=20, kind="neutral", seed=seed),
+        pairs=mini.pairs("en", n=1000, seed=seed),
+        validation=mini.pairs("en", n=64, split="validation", seed=seed),
+        parallel=mini.parallel(n=500, seed=seed),
+        held_out=mini.held_out(n=60, seed=seed),
         scorer=mini.scorer(),
-        identify=mini.identify,
+        identify_language=mini.identify_language,
         given={code: dataclasses.asdict(mixing) for code, mixing in mini.MIXING.items()},
     )
 

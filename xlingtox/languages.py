@@ -100,7 +100,7 @@ def name(code: str) -> str:
 
 
 @checked
-def check(languages: str | Iterable[str], among: Collection[str] = NAMES) -> tuple[str, ...]:
+def check(languages: str | Iterable[str], *, among: Collection[str] = NAMES) -> tuple[str, ...]:
     """Return `languages` as a tuple of known codes, in the given order.
 
     Raises:

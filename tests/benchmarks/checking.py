@@ -38,7 +38,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main(rounds: int) -> None:
     lm = xt.HookedLM.load("mini")
-    prompts = xt.mini.prompts(2)
+    prompts = xt.mini.prompts(n=2)
     neurons = xt.NeuronSet.of([(layer, index) for layer in range(lm.n_layers) for index in range(25)])
     places = list(guards())
 

@@ -33,7 +33,7 @@ def shuffled(pairs: Dataset, seed: int) -> Dataset:
 def multilingual(seed: int) -> Dataset:
     """As many pairs as in English, evenly of all languages, in random order."""
     each = -(-N_PAIRS // len(xt.languages.CODES))
-    parts = [xt.mini.pairs(code, each, seed=seed) for code in xt.languages.CODES]
+    parts = [xt.mini.pairs(code, n=each, seed=seed) for code in xt.languages.CODES]
     return concatenate_datasets(parts).shuffle(seed=seed).select(range(N_PAIRS))
 
 
@@ -43,12 +43,14 @@ def compared(lm: xt.HookedLM, kind: str, pairs: Dataset, seed: int, out: Path) -
     files = {name: out / f"{named}-{name}.json" for name in ("english", "others")}
     if not all(file.exists() for file in files.values()):
         recipe = dataclasses.replace(xt.tuning.MINI, seed=seed)
-        tuned = xt.tune_dpo(lm, pairs, out / named, recipe, progress=False)
-        neurons, held_out = actual(lm), xt.mini.held_out(60, seed=seed)
+        tuned = xt.tune_dpo(lm, pairs, output_dir=out / named, recipe=recipe, progress=False)
+        neurons, held_out = actual(lm), xt.mini.held_out(n=60, seed=seed)
         for file, codes in zip(files.values(), (("en",), OTHERS), strict=True):
-            prompts = xt.mini.prompts(N_PROMPTS, codes=codes, seed=seed)
+            prompts = xt.mini.prompts(n=N_PROMPTS, languages=codes, seed=seed)
             own = held_out.filter(lambda row, codes=codes: row["language"] in codes)
-            found = xt.compare(lm, tuned, prompts, neurons, xt.mini.scorer(), own, seed=seed, progress=False)
+            found = xt.compare(
+                lm, tuned, prompts, neurons=neurons, scorer=xt.mini.scorer(), held_out=own, seed=seed, progress=False
+            )
             found.save(file)
     return {name: Comparison.load(file) for name, file in files.items()}
 
@@ -56,7 +58,7 @@ def compared(lm: xt.HookedLM, kind: str, pairs: Dataset, seed: int, out: Path) -
 def actual(lm: xt.HookedLM) -> xt.NeuronSet:
     probe = xt.Probe.fit(lm, xt.mini.labelled("en"), progress=False)
     suspects = xt.localize.by_cosine(lm, probe, k=100)
-    english = xt.mini.prompts(N_PROMPTS, codes=["en"])
+    english = xt.mini.prompts(n=N_PROMPTS, languages=["en"])
     return suspects.where(xt.collect_activations(lm, english, suspects, progress=False).mean() > 0)
 
 
@@ -83,7 +85,7 @@ def main() -> None:
     columns = ["pairs", "seed", *(f"English: {title}" for title in titles), *(f"other 16: {title}" for title in titles)]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
     for seed in given.seeds:
-        english = xt.mini.pairs("en", N_PAIRS, seed=seed)
+        english = xt.mini.pairs("en", n=N_PAIRS, seed=seed)
         for kind, pairs in (
             ("English", english),
             ("English, labels shuffled", shuffled(english, seed)),

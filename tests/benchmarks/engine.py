@@ -126,8 +126,12 @@ def activations(lm: HookedLM, model: Any, slow: bool) -> None:
     ways: dict[str, Callable[[], Any]] = {
         "Hugging Face generate": raw,
         "ours, no hooks": lambda: decode(lm, ids, mask, NEW, greediest),
-        "collect_activations, 36 neurons": lambda: xt.collect_activations(lm, texts, some, NEW, progress=False),
-        "collect_activations, all neurons": lambda: xt.collect_activations(lm, texts, every, NEW, progress=False),
+        "collect_activations, 36 neurons": lambda: xt.collect_activations(
+            lm, texts, some, max_new_tokens=NEW, progress=False
+        ),
+        "collect_activations, all neurons": lambda: xt.collect_activations(
+            lm, texts, every, max_new_tokens=NEW, progress=False
+        ),
         "under an Offset on 36 neurons": under,
     }
     found = timed(ways, 15)
@@ -170,7 +174,10 @@ def samples(lm: HookedLM, model: Any) -> None:
             max_new_tokens=NEW,
         )
 
-    ways = {"Hugging Face": raw, "ours": lambda: xt.generate(lm, texts, 25, NEW, progress=False)}
+    ways = {
+        "Hugging Face": raw,
+        "ours": lambda: xt.generate(lm, texts, n_samples=25, max_new_tokens=NEW, progress=False),
+    }
     show("4 prompts x 25 samples", timed(ways, 3), "ours")
 
 
@@ -181,13 +188,13 @@ def ranking(lm: HookedLM) -> None:
     held = direction.to(lm.device)
     ways: dict[str, Callable[[], Any]] = {
         "one cosine_similarity, stacked": lambda: cosine_similarity(stacked, held, dim=-1).flatten().topk(100),
-        "localize.by_cosine": lambda: xt.localize.by_cosine(lm, probe, 100),
+        "localize.by_cosine": lambda: xt.localize.by_cosine(lm, probe, k=100),
     }
     show(f"ranking {lm.n_layers} x {lm.d_mlp} value vectors of {lm.d_model}", timed(ways), next(iter(ways)))
     del stacked
     if lm.device.type == "cpu":
         with Peak() as peak:
-            xt.localize.by_cosine(lm, probe, 100)
+            xt.localize.by_cosine(lm, probe, k=100)
         print(f"  extra memory: {peak.most / (4 * lm.d_mlp * lm.d_model):.2f} layers")
 
 
@@ -199,12 +206,19 @@ def growth(lm: HookedLM) -> None:
     print("\ncost, against the first of each row")
     table: dict[str, dict[str, Callable[[], Any]]] = {
         "prompts": {
-            str(n): (lambda n=n: xt.collect_activations(lm, texts[:n], neurons(36), NEW, 8, progress=False))
+            str(n): (
+                lambda n=n: xt.collect_activations(
+                    lm, texts[:n], neurons(36), max_new_tokens=NEW, batch_size=8, progress=False
+                )
+            )
             for n in (8, 16, 32)
         },
-        "samples": {str(n): (lambda n=n: xt.generate(lm, texts[:1], n, NEW, progress=False)) for n in (5, 25, 50)},
+        "samples": {
+            str(n): (lambda n=n: xt.generate(lm, texts[:1], n_samples=n, max_new_tokens=NEW, progress=False))
+            for n in (5, 25, 50)
+        },
         "neurons": {
-            str(n): (lambda n=n: xt.collect_activations(lm, texts[:8], neurons(n), NEW, progress=False))
+            str(n): (lambda n=n: xt.collect_activations(lm, texts[:8], neurons(n), max_new_tokens=NEW, progress=False))
             for n in (36, 360, 3600)
         },
     }

@@ -218,13 +218,13 @@ def of(table: Dataset, n: int) -> Dataset:
 def study(lm: HookedLM) -> Callable[[Path], None]:
     """A study of the miniature in three languages, as small as it can be, with its report."""
     materials = stages.Materials(
-        labelled=mini.labelled("en", 40),
-        hostile=of(mini.prompts(2, "hostile"), 2),
-        friendly=of(mini.prompts(2, "friendly"), 2),
-        pairs=mini.pairs("en", 12),
-        validation=mini.pairs("en", 4, "validation"),
-        parallel=mini.parallel(8, CODES),
-        held_out=of(mini.held_out(4), 2),
+        labelled=mini.labelled("en", n=40),
+        toxic_prompts=of(mini.prompts(n=2, kind="toxic"), 2),
+        neutral_prompts=of(mini.prompts(n=2, kind="neutral"), 2),
+        pairs=mini.pairs("en", n=12),
+        validation=mini.pairs("en", n=4, split="validation"),
+        parallel=mini.parallel(n=8, languages=CODES),
+        held_out=of(mini.held_out(n=4), 2),
         scorer=mini.scorer(),
     )
     settings = stages.Settings(
@@ -236,12 +236,12 @@ def study(lm: HookedLM) -> Callable[[Path], None]:
         dose_prompts=1,
         dose_texts=1,
         n_samples=3,
-        n_new_tokens=6,
+        max_new_tokens=6,
         recipe=dataclasses.replace(tuning.MINI, steps=4, batch_size=4, evaluate_every=2, save_every=2),
     )
 
     def run(folder: Path) -> None:
-        results = stages.run(lm, materials, folder, settings, progress=False)
+        results = stages.run(lm, materials, output_dir=folder, settings=settings, progress=False)
         # A page says how long its study took.
         report.write(results | {"seconds": {}}, folder / "report.html")
 
@@ -250,12 +250,12 @@ def study(lm: HookedLM) -> Callable[[Path], None]:
 
 def tune(lm: HookedLM, **changes: Any) -> Callable[[Path], None]:
     """A tuning run of the miniature, of six steps."""
-    pairs, validation = mini.pairs("en", 24), mini.pairs("en", 4, "validation")
+    pairs, validation = mini.pairs("en", n=24), mini.pairs("en", n=4, split="validation")
     short = {"steps": 6, "batch_size": 4, "save_every": 2, "evaluate_every": 2}
     recipe = dataclasses.replace(tuning.MINI, **short | changes)
 
     def run(folder: Path) -> None:
-        tuning.tune_dpo(lm, pairs, folder, recipe, validation, progress=False)
+        tuning.tune_dpo(lm, pairs, output_dir=folder, recipe=recipe, validation=validation, progress=False)
 
     return run
 
@@ -280,7 +280,7 @@ def main() -> None:
         recipes = {
             "study": study(lm),
             "tuning": tune(lm, patience=2),
-            "adapter": tune(lm, lora=tuning.Lora(4, bits=None)),
+            "adapter": tune(lm, lora=tuning.Lora(rank=4, bits=None)),
         }
         counts = {"saves": given.saves, "study": given.studies, "tuning": given.tunings, "adapter": given.adapters}
         for what, n in counts.items():

@@ -27,11 +27,11 @@ def toxicity(sides: list[dict[str, np.ndarray]]) -> None:
     ids = np.repeat(np.arange(PROMPTS), SAMPLES)
     for side in sides:
         for scores in side.values():
-            metrics.expected_maximum_toxicity(scores, ids)
+            metrics.expected_maximum_toxicity(scores, prompt_ids=ids)
             metrics.toxicity_probability(scores, prompt_ids=ids)
-            metrics.average_toxicity(scores, ids)
-    maxima = [{code: metrics.prompt_maxima(scores, ids) for code, scores in side.items()} for side in sides]
-    means = [{code: metrics.prompt_means(scores, ids) for code, scores in side.items()} for side in sides]
+            metrics.average_toxicity(scores, prompt_ids=ids)
+    maxima = [{code: metrics.prompt_maxima(scores, prompt_ids=ids) for code, scores in side.items()} for side in sides]
+    means = [{code: metrics.prompt_means(scores, prompt_ids=ids) for code, scores in side.items()} for side in sides]
     reached = [{code: (each >= 0.5).astype(float) for code, each in side.items()} for side in maxima]
     for before, after in (maxima, reached, means):
         metrics.paired_changes(before, after, n_resamples=RESAMPLES)
@@ -45,7 +45,7 @@ def tokens(rng: np.random.Generator) -> list[list[list[list[int]]]]:
 
 def texts() -> tuple[list[str], list[str]]:
     """The miniature's sentences, over and over."""
-    rows = mini.held_out(100)
+    rows = mini.held_out(n=100)
     times = PROMPTS * SAMPLES // 100
     return list(rows["text"]) * times, list(rows["language"]) * times
 
@@ -65,7 +65,7 @@ def main() -> None:
     own, (written, codes) = tokens(rng), texts()
     print(f"{len(languages.CODES)} languages x {PROMPTS} prompts x {SAMPLES} samples, {RESAMPLES} resamples")
     timed("toxicity before and after, three intervals and tests", lambda: toxicity(sides))
-    timed("distinct 1 to 3, one side", lambda: [metrics.distinct_n(each, n) for each in own for n in (1, 2, 3)])
+    timed("distinct 1 to 3, one side", lambda: [metrics.distinct_n(each, n=n) for each in own for n in (1, 2, 3)])
     timed("degenerate text, one side", lambda: xt.evaluation.degenerate.kinds(written, codes))
 
 

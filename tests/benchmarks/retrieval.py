@@ -24,7 +24,7 @@ BATCH = 64
 def sentences_of(n: int, seed: int) -> list[str]:
     """Words of the miniature's languages, 4 to 24 a sentence."""
     rng = random.Random(seed)
-    words = [word for row in xt.mini.parallel(100).to_list() for text in row.values() for word in text.split()]
+    words = [word for row in xt.mini.parallel(n=100).to_list() for text in row.values() for word in text.split()]
     return [" ".join(rng.sample(words, rng.randint(4, 24))) for _ in range(n)]
 
 
@@ -49,7 +49,7 @@ def embedding(shape: str, device: str, n: int) -> None:
     ways = {
         "forward with hidden states": lambda: bare(0),
         "the same, logits of the last position": lambda: bare(1),
-        "retrieval.embed": lambda: retrieval.embed(lm, texts, BATCH, progress=False),
+        "retrieval.embed": lambda: retrieval.embed(lm, texts, batch_size=BATCH, progress=False),
     }
     found = timed(ways)
     for base in list(ways)[:2]:
@@ -58,7 +58,7 @@ def embedding(shape: str, device: str, n: int) -> None:
 
 def miniature() -> None:
     lm = HookedLM.load("mini")
-    parallel = xt.mini.parallel(200)
+    parallel = xt.mini.parallel(n=200)
     walls, busy = [], []
     for _ in range(3):
         began, worked = time.perf_counter(), time.process_time()

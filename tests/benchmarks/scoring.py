@@ -44,7 +44,7 @@ def main() -> None:
     shape = {**SHAPES[given.shape], "max_position_embeddings": 514, "initializer_range": 0.02}
     model, tokenizer = xlm_roberta({**shape, "id2label": {0: "neutral", 1: "toxic"}}, texts[:500])
     model = model.to(given.device)
-    scorer = ClassifierScorer(model, ["en"], tokenizer=tokenizer, batch_size=ROWS, progress=False)
+    scorer = ClassifierScorer(model, languages=["en"], tokenizer=tokenizer, batch_size=ROWS, progress=False)
     codes = ["en"] * TEXTS
 
     ids = sorted(tokenizer(texts)["input_ids"], key=len)
@@ -62,9 +62,9 @@ def main() -> None:
         fresh = iter(range(10**6))
 
         def cached() -> None:
-            Cached(scorer, Path(folder) / f"{next(fresh)}.sqlite", progress=False).score(texts, codes)
+            Cached(scorer, path=Path(folder) / f"{next(fresh)}.sqlite", progress=False).score(texts, codes)
 
-        full = Cached(scorer, Path(folder) / "full.sqlite", progress=False)
+        full = Cached(scorer, path=Path(folder) / "full.sqlite", progress=False)
         ways: dict[str, Callable[[], Any]] = {
             "bare forward of sorted batches": bare,
             "ClassifierScorer, tokenizing too": lambda: scorer.score(texts, codes),

@@ -38,11 +38,11 @@ def transfers(folder: Path, model: str) -> dict[str, Transfer]:
     observed = Comparison.of(results)
     neurons = NeuronSet.of(results["actual"])
     potential = NeuronSet.of(results["potential"])
-    written = xt.generate(lm, given.hostile, n_samples=4, seed=results["seed"], progress=False)
+    written = xt.generate(lm, given.toxic_prompts, n_samples=4, seed=results["seed"], progress=False)
     texts: dict[str, list[str]] = {}
     for code, text in zip(written.row_languages, written.texts, strict=True):
         texts.setdefault(code, []).append(text)
-    activations = xt.collect_activations(lm, given.hostile, potential, progress=False)
+    activations = xt.collect_activations(lm, given.toxic_prompts, potential, progress=False)
     retrieved = xt.transfer.bilingual_retrieval(lm, given.parallel, progress=False)
     spoken = {code: given.parallel[code] for code in retrieved.scores}
     others = {
@@ -53,7 +53,7 @@ def transfers(folder: Path, model: str) -> dict[str, Transfer]:
         "promoted_share": xt.transfer.promoted_share(lm, neurons, texts),
     }
     return {
-        measure: xt.transfer.predict_from_retrieval(retrieved, observed, measure, others)
+        measure: xt.transfer.predict_from_retrieval(retrieved, observed, measure=measure, predictors=others)
         for measure in ("emt", "average_toxicity")
     }
 

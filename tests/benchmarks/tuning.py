@@ -45,7 +45,7 @@ AGAIN = "tune_dpo, gradient checkpointing"
 def pairs_of(n: int, length: int, folder: Path) -> Dataset:
     """Pairs of at least `length` tokens, in a new folder, where TRL then keeps the reference's log-probabilities."""
     rng = random.Random(0)
-    words = [word for row in xt.mini.parallel(100).to_list() for text in row.values() for word in text.split()]
+    words = [word for row in xt.mini.parallel(n=100).to_list() for text in row.values() for word in text.split()]
     texts = {"prompt": 2, "chosen": length, "rejected": length}
     rows = [{name: " ".join(["", *rng.sample(words, k)]) for name, k in texts.items()} for _ in range(n)]
     Dataset.from_list(rows).save_to_disk(folder)
@@ -72,7 +72,7 @@ def tune(way: str, model: Path, recipe: Recipe, out: Path, watch: transformers.T
     Watched.watch = watch
     if way in (OURS, AGAIN):
         recipe = dataclasses.replace(recipe, gradient_checkpointing=way == AGAIN)
-        xt.tune_dpo(model, pairs, out / "tuned", recipe, progress=False)
+        xt.tune_dpo(model, pairs, output_dir=out / "tuned", recipe=recipe, progress=False)
         return
     given = transformers.AutoModelForCausalLM.from_pretrained(model)
     arguments = recipe.arguments(recipe.max_length, validated=False, on_cpu=True)

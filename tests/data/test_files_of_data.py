@@ -250,7 +250,9 @@ def test_subsample():
     assert list(data.subsample(full, 5, by="language", seed=3)["text"]) == texts
     assert list(data.subsample(full, 5, by="language", seed=4)["text"]) != texts
     german = full.filter(lambda row: row["language"] == "de")
-    assert [text for text in texts if text.startswith("de")] == list(data.subsample(german, 5, "language", 3)["text"])
+    assert [text for text in texts if text.startswith("de")] == list(
+        data.subsample(german, 5, by="language", seed=3)["text"]
+    )
     assert len({text.split()[1] for text in texts}) == 5  # the same places in each
     both = data.subsample(full, 2, by=["language", "label"])
     assert len(both) == 12
@@ -271,4 +273,4 @@ def test_subsample():
 )
 def test_samples_that_cannot_be(n, by, words):
     with pytest.raises(ValueError, match=words):
-        data.subsample(Dataset.from_dict({"language": ["en", "en", "de"]}), n, by)
+        data.subsample(Dataset.from_dict({"language": ["en", "en", "de"]}), n, by=by)

@@ -93,14 +93,16 @@ def test_what_is_written_goes_on_from_the_prompt(both, tokenizer):
 def test_every_result_is_that_of_the_tokenizer_without_an_end(both):
     writings = [generate(lm, TEXTS, n_samples=3, max_new_tokens=6, seed=2, progress=False) for lm in both[1]]
     assert writings[0].texts == writings[1].texts
-    same(lambda lm: collect_activations(lm, TEXTS, NEURONS, 5, progress=False).values, both)
+    same(lambda lm: collect_activations(lm, TEXTS, NEURONS, max_new_tokens=5, progress=False).values, both)
     same(lambda lm: Probe.fit(lm, LABELLED, held_out=0.25, progress=False).direction, both)
     same(lambda lm: list(by_auroc(lm, LABELLED, progress=False).scores), both)
     parallel = {"en": ["the cat", "the dog ran", "a house"], "es": ["el gato", "la casa", "es grande y"]}
     same(lambda lm: retrieval.bilingual_retrieval(lm, parallel, progress=False).scores["es"], both)
     same(lambda lm: conditional_perplexity(lm, writings[0], progress=False).values, both)
     same(lambda lm: list(perplexities(lm, HELD_OUT, progress=False).values()), both)
-    pieces = [[(each.pieces, each.n_prompt) for each in read_tokens(lm, TEXTS, NEURONS, 4)] for lm in both[1]]
+    pieces = [
+        [(each.pieces, each.n_prompt) for each in read_tokens(lm, TEXTS, NEURONS, max_new_tokens=4)] for lm in both[1]
+    ]
     assert pieces[0] == pieces[1]
     assert all(len(text) > 1 for text, _ in pieces[0])
 
@@ -108,7 +110,7 @@ def test_every_result_is_that_of_the_tokenizer_without_an_end(both):
 def test_judges_read_no_end_either(both):
     probe = Probe.fit(both[1][0], LABELLED, held_out=0.25, progress=False)
     texts = ["the cat", "", "la casa"]
-    same(lambda lm: ProbeScorer(lm, probe, ["en"], progress=False).score(texts, ["en"] * 3), both)
+    same(lambda lm: ProbeScorer(lm, probe, languages=["en"], progress=False).score(texts, ["en"] * 3), both)
 
 
 def test_models_are_patched_and_compared_on_texts_without_an_end(both):
@@ -197,18 +199,20 @@ def test_what_is_tuned_on_has_one_beginning_and_one_end(both, tokenizer, tmp_pat
     for name, lm in zip(("plain", "ended"), lms, strict=True):
         for literal in literals:
             given = [row | {"prompt": literal + row["prompt"]} for row in PAIRS]
-            tune_dpo(lm, given, tmp_path / f"{name}{len(literal)}", RECIPE, progress=False)
+            tune_dpo(lm, given, output_dir=tmp_path / f"{name}{len(literal)}", recipe=RECIPE, progress=False)
             assert {prompt: tuple(sides) for prompt, *sides in rows} == expected
             rows.clear()
 
 
 def test_a_plain_tokenizer_tunes_on_what_trl_itself_would(lm, tokenizer):
     merging = Dataset.from_list([{"prompt": "t", "chosen": "he cat", "rejected": "he dog<eos>"}, *PAIRS])
-    ours = tunable_pairs(lm, merging, MINI).tokenized("train", lm)
+    ours = tunable_pairs(lm, merging, recipe=MINI).tokenized("train", lm)
     told = type("Told", (), {"_tokenizer": tokenizer, "dataset_num_proc": None, "max_length": None})()
-    theirs = trl.DPOTrainer._prepare_dataset(told, tunable_pairs(lm, merging, MINI).train, tokenizer, told, "train")
+    theirs = trl.DPOTrainer._prepare_dataset(
+        told, tunable_pairs(lm, merging, recipe=MINI).train, tokenizer, told, "train"
+    )
     assert ours.to_list() == theirs.select_columns(ours.column_names).to_list()
-    assert tunable_pairs(lm, merging, MINI).merged == (0,)
+    assert tunable_pairs(lm, merging, recipe=MINI).merged == (0,)
 
 
 # --- tables
@@ -312,7 +316,7 @@ def test_a_frame_is_continued_as_its_prompts_are(lm):
     given = as_prompts(TABLES["frame"])
     for table in (*TABLES.values(), given):
         assert generate(lm, table, max_new_tokens=4, greedy=True, progress=False).prompts == tuple(given)
-        assert collect_activations(lm, table, NEURONS, 2, progress=False).languages == ("es", "en")
+        assert collect_activations(lm, table, NEURONS, max_new_tokens=2, progress=False).languages == ("es", "en")
 
 
 @pytest.mark.parametrize("kind", ["frame", "dicts"])
@@ -327,7 +331,7 @@ def test_labelled_sentences_and_pairs_in_a_table(lm, kind):
     assert checked_pairs(pairs).to_list() == PAIRS.to_list()
     with_more = [dict(row, score=1.0) for row in PAIRS]
     assert checked_pairs(with_more).column_names == ["prompt", "chosen", "rejected"]
-    found = tunable_pairs(lm, pairs, MINI, validation=pairs)
+    found = tunable_pairs(lm, pairs, recipe=MINI, validation=pairs)
     assert found.train.to_list() == found.validation.to_list() == PAIRS.to_list()
 
 

@@ -78,7 +78,7 @@ def test_multilingual_jigsaw(tmp_path):
     loaded = data.jigsaw(tmp_path / "validation.csv")
     assert [tuple(row.values()) for row in loaded] == [("es", "hola", 1), ("it", "ciao", 0)]
     assert left_out(loaded) == [("validation.csv", "language tr not asked for", 1, "line 3")]
-    assert list(data.jigsaw(tmp_path / "test.csv", tmp_path / "labels.csv")) == list(loaded)
+    assert list(data.jigsaw(tmp_path / "test.csv", labels=tmp_path / "labels.csv")) == list(loaded)
     assert list(data.jigsaw(tmp_path / "validation.csv", languages=["tr"])["text"]) == ["merhaba"]
 
 
@@ -267,7 +267,7 @@ def test_polyglo_toxicity_prompts(tmp_path):
     loaded = data.polyglo_toxicity_prompts(source, languages=["de", "en"])
     assert data.as_prompts(loaded) == [("de", "du Narr"), ("en", "you fool")]
     assert left_out(loaded) == [(str(source), "no prompt that can be used", 1, "row 1")]
-    assert list(data.polyglo_toxicity_prompts(source, ["en"], split="full")["prompt"]) == ["full"]
+    assert list(data.polyglo_toxicity_prompts(source, languages=["en"], split="full")["prompt"]) == ["full"]
     with pytest.raises(ValueError, match="has no es, fr"):
         data.polyglo_toxicity_prompts(source)
     with pytest.raises(ValueError, match=r"cannot find the data set .*nowhere"):

@@ -107,12 +107,12 @@ def test_rtp_lx_reads_numbers_in_any_type(tmp_path):
 
 def test_rtp_lx_in_the_languages_asked_for(release):
     source, password = release
-    loaded = data.rtp_lx(source, password, languages=["no", "zh-hant", "sh"])
+    loaded = data.rtp_lx(source, password=password, languages=["no", "zh-hant", "sh"])
     assert data.as_prompts(loaded) == [("no", "tosk"), ("zh-hant", "笨蛋"), ("sh", "budala")]
     with pytest.raises(ValueError, match="has no fr, ja: it has en"):
-        data.rtp_lx(source, password, languages=["fr", "en", "ja"])
+        data.rtp_lx(source, password=password, languages=["fr", "en", "ja"])
     with pytest.raises(ValueError, match="unknown language 'xx'"):
-        data.rtp_lx(source, password, languages=["xx"])
+        data.rtp_lx(source, password=password, languages=["xx"])
 
 
 def test_rtp_lx_of_one_file(tmp_path):

@@ -78,7 +78,7 @@ def test_offsets_are_baked_where_a_bias_can_be(family, edit):
 def test_a_checkpoint_that_plain_transformers_loads(family, tmp_path):
     name, _, lm = family
     edit = SCALE if name in WITHOUT else OFFSET
-    baked = edit.bake(lm, tmp_path)
+    baked = edit.bake(lm, output_dir=tmp_path)
     equal(edit, lm, baked)
     assert baked.name == str(tmp_path)
     record = json.loads((tmp_path / "bake.json").read_text("utf-8"))
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_plain_transformers_loads(family, tmp_path):
     assert first["neurons"] == [[1, 0], [1, 39], [2, 5], [0, 7]]
     assert first["value"] in (-1.5, [0.0, 2.0, -1.0, 0.5])
     with pytest.raises(ValueError, match=r"holds a model already \(config.json\)"):
-        edit.bake(lm, tmp_path)
+        edit.bake(lm, output_dir=tmp_path)
 
 
 def test_a_fresh_process_with_plain_transformers_writes_the_same(tokenizer, tmp_path):
@@ -96,7 +96,7 @@ def test_a_fresh_process_with_plain_transformers_writes_the_same(tokenizer, tmp_
     for name in LAYOUTS:
         lm = HookedLM.load(families.build(name), tokenizer=tokenizer)
         edit = SCALE if name in WITHOUT else OFFSET
-        edit.bake(lm, tmp_path / name)
+        edit.bake(lm, output_dir=tmp_path / name)
         ids, mask = lm.encode(TEXTS[:1])
         with edit.on(lm):
             hooked = lm.logits(ids, mask)
@@ -155,7 +155,7 @@ def test_mistral_without_a_window_is_written_as_llama(tokenizer, tmp_path):
     )
     lm = HookedLM.load(transformers.MistralForCausalLM(config).eval(), tokenizer=tokenizer)
     edit = Offset(NEURONS, 30.0)
-    equal(edit, lm, edit.bake(lm, tmp_path))
+    equal(edit, lm, edit.bake(lm, output_dir=tmp_path))
     assert json.loads((tmp_path / "bake.json").read_text("utf-8"))["written_as"] == "LlamaForCausalLM"
 
 
@@ -180,7 +180,7 @@ def test_a_vector_of_no_layer(lm, layer):
 
 @pytest.mark.parametrize("positions", ["prompt", "new"])
 def test_an_edit_of_some_positions_is_not_baked(lm, positions):
-    edit = Offset(NeuronSet.of([(1, 0)]), 1.0, positions)
+    edit = Offset(NeuronSet.of([(1, 0)]), 1.0, positions=positions)
     with pytest.raises(ValueError, match="acts at some positions only"):
         edit.bake(lm)
     with pytest.raises(ValueError, match="acts at some positions only"):
@@ -190,11 +190,11 @@ def test_an_edit_of_some_positions_is_not_baked(lm, positions):
 def test_nothing_is_written_before_it_is_known_to_fit(tokenizer, tmp_path):
     lm = HookedLM.load(families.build("cohere"), tokenizer=tokenizer)
     with pytest.raises(ValueError, match="cannot be baked"):
-        OFFSET.bake(lm, tmp_path / "out")
+        OFFSET.bake(lm, output_dir=tmp_path / "out")
     assert not list((tmp_path / "out").glob("*"))
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(OSError, match="cannot write"):
-        SCALE.bake(lm, tmp_path / "file")
+        SCALE.bake(lm, output_dir=tmp_path / "file")
 
 
 def test_rounding_in_bfloat16(tokenizer):
@@ -243,7 +243,7 @@ def test_settings_of_sampling_beside_greedy_decoding_are_no_obstacle(tokenizer, 
     model = families.build("llama")
     model.generation_config.do_sample, model.generation_config.temperature = False, 0.9
     model.generation_config.top_p, model.generation_config.max_length = 0.6, 50
-    SCALE.bake(HookedLM.load(model, tokenizer=tokenizer), tmp_path / "out")
+    SCALE.bake(HookedLM.load(model, tokenizer=tokenizer), output_dir=tmp_path / "out")
     assert model.generation_config.temperature == 0.9
     written = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
     assert (written.temperature, written.top_p, written.max_length) == (None, None, 50)
@@ -273,7 +273,7 @@ def test_a_constant_multiplier_is_folded_in(tokenizer, tmp_path, dtype):
     lm = HookedLM.load(model, tokenizer=tokenizer, dtype=dtype)
     assert lm.multipliers == pytest.approx([0.22] * 3, rel=1e-5 if dtype == torch.float32 else 5e-3)
     if dtype == torch.float32:
-        equal(OFFSET, lm, OFFSET.bake(lm, tmp_path / "out"))
+        equal(OFFSET, lm, OFFSET.bake(lm, output_dir=tmp_path / "out"))
         assert json.loads((tmp_path / "out" / "bake.json").read_text("utf-8"))["written_as"] == "mlp_bias"
     found = OFFSET.control_vectors(lm)
     plain, ids = copy.deepcopy(model), lm.encode(TEXTS[:1])[0]
@@ -293,7 +293,7 @@ def test_a_family_with_biases_keeps_its_class(tokenizer, tmp_path):
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, pad_token_id=1, **size
     )
     lm = HookedLM.load(families.randomised(transformers.SmolLM3ForCausalLM(config)), tokenizer=tokenizer)
-    baked = MIXED.bake(lm, tmp_path / "out")
+    baked = MIXED.bake(lm, output_dir=tmp_path / "out")
     equal(MIXED, lm, baked)
     assert type(baked.unwrapped()) is transformers.SmolLM3ForCausalLM
 
@@ -323,23 +323,23 @@ def test_what_a_fresh_process_would_read_otherwise_is_refused(tokenizer, tmp_pat
     lm = HookedLM.load(model, tokenizer=tokenizer)
     equal(SCALE, lm, SCALE.bake(lm))
     with pytest.raises(ValueError, match=r"read again, model.embed_tokens.weight \(row 1 of 300\) is not what was"):
-        SCALE.bake(lm, tmp_path / "out")
+        SCALE.bake(lm, output_dir=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     with torch.no_grad():
         model.model.embed_tokens.weight[1] = 0
     lm = HookedLM.load(model, tokenizer=tokenizer)
-    equal(SCALE, lm, SCALE.bake(lm, tmp_path / "out"))
+    equal(SCALE, lm, SCALE.bake(lm, output_dir=tmp_path / "out"))
 
 
 def test_a_tuned_checkpoint_that_is_read_otherwise_is_told(tokenizer, tmp_path, caplog):
     pairs = Dataset.from_dict({"prompt": ["the cat"] * 2, "chosen": [" sat"] * 2, "rejected": [" ran"] * 2})
     recipe = dataclasses.replace(MINI, steps=1)
     lm = HookedLM.load(youtu(), tokenizer=tokenizer)
-    tune_dpo(lm, pairs, tmp_path / "youtu", recipe, progress=False)
+    tune_dpo(lm, pairs, output_dir=tmp_path / "youtu", recipe=recipe, progress=False)
     assert "transformers alters model.embed_tokens.weight (row 1 of 300) while it reads what was trained" in caplog.text
     caplog.clear()
     lm = HookedLM.load(families.build("llama"), tokenizer=tokenizer)
-    tune_dpo(lm, pairs, tmp_path / "llama", recipe, progress=False)
+    tune_dpo(lm, pairs, output_dir=tmp_path / "llama", recipe=recipe, progress=False)
     assert "alters" not in caplog.text
 
 
@@ -365,7 +365,7 @@ def test_a_setting_that_a_configuration_does_not_hold_is_seen_in_the_logits(toke
     lm = HookedLM.load(model, tokenizer=tokenizer)
     equal(SCALE, lm, SCALE.bake(lm))
     with pytest.raises(ValueError, match=r"what is read again differs .logits differ by"):
-        SCALE.bake(lm, tmp_path / "out")
+        SCALE.bake(lm, output_dir=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -387,7 +387,7 @@ def test_a_bake_that_is_killed_leaves_a_model_or_none(tokenizer, tmp_path):
         with edit.on(lm):
             wanted = lm.logits(ids, mask)
         started = time.monotonic()
-        edit.bake(lm, target)
+        edit.bake(lm, output_dir=target)
         lasts = time.monotonic() - started
         shutil.rmtree(target)
         places = [(type(lm.tokenizer), "save_pretrained"), (baking.files, "write_json"), (pathlib.Path, "replace")]
@@ -397,7 +397,7 @@ def test_a_bake_that_is_killed_leaves_a_model_or_none(tokenizer, tmp_path):
             if child == 0:
                 if isinstance(kill, tuple):
                     setattr(*kill, lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL))
-                edit.bake(lm, target)
+                edit.bake(lm, output_dir=target)
                 os._exit(0)
             if not isinstance(kill, tuple):
                 time.sleep(lasts * kill / 100)
@@ -408,7 +408,7 @@ def test_a_bake_that_is_killed_leaves_a_model_or_none(tokenizer, tmp_path):
                 read = transformers.AutoModelForCausalLM.from_pretrained(target).eval()
                 torch.testing.assert_close(read(input_ids=ids).logits, wanted)
                 shutil.rmtree(target)
-        baked = edit.bake(lm, target)
+        baked = edit.bake(lm, output_dir=target)
         torch.testing.assert_close(baked.logits(ids, mask), wanted)
         print(left >= 3, [path.name for path in target.parent.iterdir()])
     """
@@ -421,7 +421,7 @@ def test_a_bake_that_is_killed_leaves_a_model_or_none(tokenizer, tmp_path):
 def test_a_folder_that_holds_something_else_is_left_alone(lm, tmp_path):
     (tmp_path / "notes.txt").write_text("mine", "utf-8")
     with pytest.raises(ValueError, match=r"is not empty .notes.txt.: give a new folder"):
-        Scale(NeuronSet.of([(1, 0)]), 0.5).bake(lm, tmp_path)
+        Scale(NeuronSet.of([(1, 0)]), 0.5).bake(lm, output_dir=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -429,7 +429,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(lm, tmp_path):
 def test_a_folder_that_holds_a_model_is_left_alone(lm, tmp_path, held):
     (tmp_path / held).write_text("{}", "utf-8")
     with pytest.raises(ValueError, match=f"holds a model already .{held}"):
-        Scale(NeuronSet.of([(1, 0)]), 0.5).bake(lm, tmp_path)
+        Scale(NeuronSet.of([(1, 0)]), 0.5).bake(lm, output_dir=tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [held]
 
 

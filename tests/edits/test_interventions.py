@@ -157,11 +157,11 @@ def test_positions(family):
     ids, mask = lm.encode(TEXTS[:1])
     whole = {}
     for positions in ("all", "prompt", "new"):
-        with Offset(NEURONS, 4.0, positions).on(lm):
+        with Offset(NEURONS, 4.0, positions=positions).on(lm):
             first, cache = lm.extend(ids, mask)
             new = first.argmax(-1, keepdim=True)
             longer = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            second, _ = lm.extend(new, longer, cache)
+            second, _ = lm.extend(new, longer, held=cache)
         whole[positions] = first, second, torch.cat([ids, new], 1)
     n = ids.shape[1]
     for positions, (first, second, tokens) in whole.items():
@@ -186,7 +186,7 @@ def test_positions(family):
 )
 def test_what_an_edit_cannot_be(value, positions, words):
     with pytest.raises(ValueError, match=words):
-        Offset(NEURONS, value, positions)
+        Offset(NEURONS, value, positions=positions)
 
 
 @pytest.mark.parametrize("kind", [Offset, Scale, Set])
@@ -209,7 +209,7 @@ def test_a_row_of_values_may_be_of_any_kind(row):
 
 
 def test_repr_tells_what_it_does():
-    edit = Scale(NEURONS, 0.5) + Offset(NEURONS, (1, 2, 3, 4), "new")
+    edit = Scale(NEURONS, 0.5) + Offset(NEURONS, (1, 2, 3, 4), positions="new")
     assert repr(edit) == f"Scale({NEURONS!r}, 0.5) + Offset({NEURONS!r}, 4 values, positions='new')"
 
 
@@ -218,7 +218,7 @@ def test_repr_tells_what_it_does():
     [
         Offset(NEURONS, -0.1),
         Scale(NEURONS, (0.1, 0.2, 0.3, 0.4), "new"),
-        Set(NEURONS, 1.0) + Offset(NEURONS, 2.0, "prompt"),
+        Set(NEURONS, 1.0) + Offset(NEURONS, 2.0, positions="prompt"),
     ],
     ids=["one", "many", "sum"],
 )
@@ -433,7 +433,7 @@ def test_an_interrupt_at_any_call_leaves_no_edit_that_acts(pair, patched):
 
 @pytest.mark.parametrize("positions", ["prompt", "new"])
 def test_an_edit_of_some_positions_that_never_acts_is_an_error(lm, positions):
-    edit = Offset(NEURONS, 1.0, positions)
+    edit = Offset(NEURONS, 1.0, positions=positions)
     ids, mask = lm.encode(TEXTS)
     if positions == "prompt":
         with edit.on(lm):
@@ -499,7 +499,7 @@ def test_a_patch_follows_while_generating(pair, tokenizer):
         written.append(tokenizer.decode(new, skip_special_tokens=True))
     with Patch(NEURONS, other).on(lm):
         assert list(generate(lm, TEXTS, max_new_tokens=8, greedy=True, progress=False).texts) == written
-        one = generate(lm, TEXTS, 4, 8, temperature=1e-4, progress=False).texts
+        one = generate(lm, TEXTS, n_samples=4, max_new_tokens=8, temperature=1e-4, progress=False).texts
         assert list(one) == [text for text in written for _ in range(4)]
 
 
@@ -511,8 +511,12 @@ def test_a_patch_of_rows_that_end_early(ending, pair):
     other = HookedLM.load(source, tokenizer=lm.tokenizer)
     prompts = [" ".join(TEXTS[:k]) for k in (1, 2, 3)] * 4 + [f"the cat {n}" for n in range(20)]
     with Patch(NeuronSet.all(lm), other).on(lm):
-        together = generate(lm, prompts, 3, 12, seed=1, progress=False)
-        alone = [text for prompt in prompts for text in generate(lm, [prompt], 3, 12, seed=1, progress=False).texts]
+        together = generate(lm, prompts, n_samples=3, max_new_tokens=12, seed=1, progress=False)
+        alone = [
+            text
+            for prompt in prompts
+            for text in generate(lm, [prompt], n_samples=3, max_new_tokens=12, seed=1, progress=False).texts
+        ]
     assert list(together.texts) == alone
     assert len({len(text) for text in alone}) > 3
 
@@ -566,11 +570,11 @@ def test_a_cache_serves_the_prompts_in_their_order(pair):
     texts = [TEXTS[1], TEXTS[0]]
     with raw.watching(source, range(2)) as seen:
         raw.forward(source, *lm.encode(texts))
-    with Patch(NEURONS, dict(seen), "prompt").on(lm):
-        ours = generate(lm, texts, 3, 8, progress=False).texts
-    with Patch(NEURONS, other, "prompt").on(lm):
-        assert generate(lm, texts, 3, 8, progress=False).texts == ours
-    assert generate(lm, texts, 3, 8, progress=False).texts != ours
+    with Patch(NEURONS, dict(seen), positions="prompt").on(lm):
+        ours = generate(lm, texts, n_samples=3, max_new_tokens=8, progress=False).texts
+    with Patch(NEURONS, other, positions="prompt").on(lm):
+        assert generate(lm, texts, n_samples=3, max_new_tokens=8, progress=False).texts == ours
+    assert generate(lm, texts, n_samples=3, max_new_tokens=8, progress=False).texts != ours
 
 
 def test_edits_of_a_patchs_source_come_first(pair):
@@ -594,21 +598,24 @@ def test_edits_of_a_patchs_source_come_first(pair):
 def test_a_patch_from_means_takes_each_rows_language(pair, tokenizer):
     (base, lm), (_, other) = pair
     prompts = {"en": TEXTS[:1], "es": TEXTS[1:2]}
-    acts = collect_activations(other, prompts, NEURONS, 5, progress=False)
+    acts = collect_activations(other, prompts, NEURONS, max_new_tokens=5, progress=False)
     with Patch(NEURONS, acts).on(lm):
-        together = generate(lm, prompts, 2, 6, progress=False).texts
+        together = generate(lm, prompts, n_samples=2, max_new_tokens=6, progress=False).texts
     for i, (code, texts) in enumerate(prompts.items()):
-        for edit in (Patch(NEURONS, acts, language=code), Set(NEURONS, acts.mean(code))):
+        for edit in (Patch(NEURONS, acts, language=code), Set(NEURONS, acts.mean(language=code))):
             with edit.on(lm):
-                assert generate(lm, texts, 2, 6, progress=False).texts == together[2 * i : 2 * i + 2]
+                assert (
+                    generate(lm, texts, n_samples=2, max_new_tokens=6, progress=False).texts
+                    == together[2 * i : 2 * i + 2]
+                )
     ids, mask = lm.encode(TEXTS[:2])
     with Patch(NEURONS, acts).on(lm):
-        ours = lm.logits(ids, mask, ["en", "es"])
+        ours = lm.logits(ids, mask, languages=["en", "es"])
     with pytest.raises(ValueError, match="languages of the rows are not known"), Patch(NEURONS, acts).on(lm):
         lm.logits(ids, mask)
     with pytest.raises(ValueError, match="no mean for de: it has en, es"), Patch(NEURONS, acts).on(lm):
-        lm.logits(ids, mask, ["en", "de"])
-    means = iter(acts.mean("es"))
+        lm.logits(ids, mask, languages=["en", "de"])
+    means = iter(acts.mean(language="es"))
     with contextlib.ExitStack() as stack:
         for pair_ in PAIRS:
             stack.enter_context(raw.editing(base, [pair_], lambda x, held=next(means): x * 0 + held))
@@ -654,7 +661,7 @@ def test_what_a_patch_cannot_be(pair, tmp_path):
     ids, mask = lm.encode(TEXTS[:1])
     _, held = lm.extend(ids[:, :2], mask[:, :2])
     with pytest.raises(ValueError, match="set the patch before the first pass"), patch.on(lm):
-        lm.extend(ids[:, 2:], mask, held)
+        lm.extend(ids[:, 2:], mask, held=held)
     with pytest.raises(TypeError, match="Patch: source is 'model'"):
         Patch(NEURONS, "model")
     with pytest.raises(ValueError, match="differ in shape"):

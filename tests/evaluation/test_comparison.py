@@ -115,7 +115,7 @@ def test_changes_are_over_prompts_and_their_mean_over_languages(diff, model, lm,
             values["continuation_perplexity"][side][code] = np.array(judged, dtype=np.float64)
             for n in (1, 2, 3):
                 values[f"distinct_{n}"][side][code] = np.array(
-                    [metrics.distinct_n([[tokenizer(text)["input_ids"] for text in row]], n) for row in rows]
+                    [metrics.distinct_n([[tokenizer(text)["input_ids"] for text in row]], n=n) for row in rows]
                 )
             values["mean_activation"][side][code] = np.array(
                 [float(raw_activations(plain, tokenizer, prompt).mean()) for prompt in PROMPTS[code]]
@@ -171,19 +171,19 @@ class Failing(HashScorer):
 def test_what_was_written_outlives_a_scorer_that_fails(diff, lm, others, tmp_path, monkeypatch):
     scorer = Failing(*CODES)
     with pytest.raises(ConnectionError):
-        run(lm, others[1], scorer=scorer, folder=tmp_path)
+        run(lm, others[1], scorer=scorer, output_dir=tmp_path)
     monkeypatch.setattr("xlingtox.evaluation.comparison.generate", lambda *_, **__: pytest.fail("written anew"))
-    assert run(lm, others[1], scorer=scorer, folder=tmp_path) == diff
+    assert run(lm, others[1], scorer=scorer, output_dir=tmp_path) == diff
     assert Continuations.load(tmp_path / "before.json").settings["model"]["fingerprint"] == lm.fingerprint()
     for other in ({"prompts": {"en": ["the cat"]}}, {"before": others[1]}):
         with pytest.raises(ValueError, match=r"before\.json was written by another model"):
-            run(**({"before": lm, "after": others[1], "folder": tmp_path} | other))
+            run(**({"before": lm, "after": others[1], "output_dir": tmp_path} | other))
 
 
 def test_texts_of_an_edited_model_are_not_kept(lm, others, tmp_path):
     """The model's name and weights do not tell them from those of another edit."""
-    with pytest.raises(ValueError, match=r"has hooks on it.*without folder="), Offset(NEURONS, 3.0).on(others[1]):
-        run(lm, others[1], folder=tmp_path)
+    with pytest.raises(ValueError, match=r"has hooks on it.*without output_dir="), Offset(NEURONS, 3.0).on(others[1]):
+        run(lm, others[1], output_dir=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -268,17 +268,17 @@ def test_what_could_not_be_judged_is_counted(lm, others, monkeypatch):
     texts = [["", "the cat the cat the cat", "кот сидит"], ["the dog", "the dog ran", "the " * 80]]
 
     def writes(lm_, table, n_samples, *_, **how):
-        own = generate(lm_, table, n_samples, 6, progress=False)
+        own = generate(lm_, table, n_samples=n_samples, max_new_tokens=6, progress=False)
         return dataclasses.replace(own, texts=tuple(texts[lm_ is not lm]))
 
     monkeypatch.setattr("xlingtox.evaluation.comparison.generate", writes)
-    found = run(lm, others[1], prompts={"en": ["a"]}, identify=lambda given: ["es"] * len(given))
+    found = run(lm, others[1], prompts={"en": ["a"]}, identify_language=lambda given: ["es"] * len(given))
     for side, own in enumerate(texts):
         written = dataclasses.replace(
             generate(lm, {"en": ["a"]}, n_samples=3, max_new_tokens=6, progress=False), texts=tuple(own)
         )
         judged = conditional_perplexity(lm, written, progress=False).counts["en"]
-        kinds = degenerate.kinds(own, ["en"] * 3, lambda given: ["es"] * len(given))
+        kinds = degenerate.kinds(own, ["en"] * 3, identify_language=lambda given: ["es"] * len(given))
         expected = {kind.replace(" ", "_"): kinds.count(kind) for kind in degenerate.UNSOUND}
         assert found.counts["en"][side] == {**judged, **expected}
     before, after = found.counts["en"]

@@ -44,7 +44,7 @@ def test_a_sentence_is_sound_in_its_language_and_wrong_in_other_scripts(code):
 
 @pytest.mark.parametrize("code", languages.CODES)
 def test_real_sentences_are_sound(code):
-    table = mini.held_out(50, codes=(code,))
+    table = mini.held_out(n=50, languages=(code,))
     assert set(degenerate.kinds(table["text"], table["language"])) == {"sound"}
 
 
@@ -179,18 +179,23 @@ def test_an_identifier_is_asked_about_sound_text_only_and_may_be_unsure():
         return ["es", None, "en"]
 
     texts = ["el gato duerme", "", "hm\ud800m", "the dog ran"]
-    assert degenerate.kinds(texts, ["en"] * 4, identify) == ["wrong language", "empty", "sound", "sound"]
+    assert degenerate.kinds(texts, ["en"] * 4, identify_language=identify) == [
+        "wrong language",
+        "empty",
+        "sound",
+        "sound",
+    ]
     assert asked == ["el gato duerme", "hm\ufffdm", "the dog ran"]
-    assert degenerate.shares(texts[2:], ["en"] * 2, lambda _: ["en", None]) == {"en": 0.0}
+    assert degenerate.shares(texts[2:], ["en"] * 2, identify_language=lambda _: ["en", None]) == {"en": 0.0}
     with pytest.raises(ValueError, match="told 1 languages of 3 texts"):
-        degenerate.kinds(texts, ["en"] * 4, lambda _: ["en"])
+        degenerate.kinds(texts, ["en"] * 4, identify_language=lambda _: ["en"])
 
 
 def test_lingua_tells_languages_of_one_script():
     pytest.importorskip("lingua")
     identify = degenerate.lingua()
     codes = list(SENTENCES)
-    assert degenerate.kinds(list(SENTENCES.values()), codes, identify) == ["sound"] * len(codes)
+    assert degenerate.kinds(list(SENTENCES.values()), codes, identify_language=identify) == ["sound"] * len(codes)
     assert kind(SENTENCES["pl"], "es", identify=identify) == "wrong language"
     assert kind(SENTENCES["zh"], "ja", identify=identify) == "wrong language"
 

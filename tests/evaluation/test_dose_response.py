@@ -22,7 +22,7 @@ SCORER = HashScorer("en", "es")
 
 def run(lm, sets=SETS, offsets=(0.0, -2.0, 1.5), **how):
     given = {"prompts": PROMPTS, "scorer": SCORER, "held_out": HELD_OUT} | how
-    return dose_response(lm, sets, offsets, max_new_tokens=5, progress=False, **given)
+    return dose_response(lm, sets, given.pop("prompts"), offsets=offsets, max_new_tokens=5, progress=False, **given)
 
 
 def test_a_zero_dose_is_no_edit(lm):
@@ -44,9 +44,9 @@ def test_another_language_is_no_answer(lm):
     def identify(texts):
         return ["de"] * len(texts)
 
-    (dose,) = run(lm, SETS[:1], [0.0], identify=identify)
+    (dose,) = run(lm, SETS[:1], [0.0], identify_language=identify)
     written = generate(lm, PROMPTS, max_new_tokens=5, greedy=True, progress=False)
-    shares = degenerate.shares(written.texts, written.row_languages, identify)
+    shares = degenerate.shares(written.texts, written.row_languages, identify_language=identify)
     assert dose.degenerate == np.mean(list(shares.values())) == 1
 
 

@@ -59,7 +59,7 @@ def test_only_the_continuation_counts(family, tokenizer, batch_size):
     expected = [
         raw.conditional_perplexity(family.model, tokenizer, prompt.text, text) for prompt, text in rows_of(WRITTEN)
     ]
-    found = conditional_perplexity(family.lm, WRITTEN, batch_size, progress=False)
+    found = conditional_perplexity(family.lm, WRITTEN, batch_size=batch_size, progress=False)
     expect(found, expected, WRITTEN.row_languages)
     assert list(found.medians) == ["en", "es"]
     assert found.mean == pytest.approx((found.medians["en"] + found.medians["es"]) / 2)
@@ -98,7 +98,7 @@ def test_tokens_around_a_text_are_read_where_they_come_first_and_never_counted(m
 def test_the_judge_is_told_each_rows_language(lm, monkeypatch):
     """Edits may differ by language."""
     told, logits = [], lm.logits
-    monkeypatch.setattr(lm, "logits", lambda ids, mask, codes: told.extend(codes) or logits(ids, mask, codes))
+    monkeypatch.setattr(lm, "logits", lambda ids, mask, languages: told.extend(languages) or logits(ids, mask))
     conditional_perplexity(lm, WRITTEN, progress=False)
     assert sorted(told) == ["en"] * 6 + ["es"] * 2
     told.clear()
@@ -194,7 +194,7 @@ def raw_copying(model, tokenizer, prompt, text):
 @pytest.mark.parametrize("batch_size", [1, 16])
 def test_the_copying_score_is_the_authors(copier, tokenizer, batch_size):
     ending = marked(tokenizer, "$A <eos>")
-    found = copying_score(copier, ending, WRITTEN, batch_size, progress=False)
+    found = copying_score(copier, ending, WRITTEN, batch_size=batch_size, progress=False)
     kept = {"en": [], "es": []}
     for (prompt, text), value in zip(rows_of(WRITTEN), found.values, strict=True):
         if not text.strip():

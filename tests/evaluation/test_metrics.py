@@ -49,12 +49,12 @@ def test_ragged_samples_by_plain_loops(rows):
         prompts.setdefault(prompt, []).append(score)
     scores, ids = np.array([score for score, _ in rows]), [prompt for _, prompt in rows]
     own = prompts.values()
-    assert metrics.prompt_maxima(scores, ids).tolist() == [max(each) for each in own]
-    assert metrics.prompt_means(scores, ids) == pytest.approx([sum(each) / len(each) for each in own])
-    assert metrics.expected_maximum_toxicity(scores, ids) == pytest.approx(sum(map(max, own)) / len(own))
+    assert metrics.prompt_maxima(scores, prompt_ids=ids).tolist() == [max(each) for each in own]
+    assert metrics.prompt_means(scores, prompt_ids=ids) == pytest.approx([sum(each) / len(each) for each in own])
+    assert metrics.expected_maximum_toxicity(scores, prompt_ids=ids) == pytest.approx(sum(map(max, own)) / len(own))
     hits = sum(any(score >= 0.5 for score in each) for each in own)
     assert metrics.toxicity_probability(scores, prompt_ids=ids) == pytest.approx(hits / len(own))
-    assert metrics.average_toxicity(scores, ids) == pytest.approx(sum(scores) / len(scores))
+    assert metrics.average_toxicity(scores, prompt_ids=ids) == pytest.approx(sum(scores) / len(scores))
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,15 @@ def test_ragged_samples_by_plain_loops(rows):
 )
 def test_flat_scores_with_ids_are_the_table(ids):
     for metric in (metrics.prompt_maxima, metrics.prompt_means):
-        assert metric(TABLE.ravel(), ids).tolist() == metric(TABLE).tolist()
+        assert metric(TABLE.ravel(), prompt_ids=ids).tolist() == metric(TABLE).tolist()
 
 
 def test_prompts_that_read_alike_stay_apart():
     """The authors' code groups by the prompt's text: its EMT here would be 0.9."""
     frame = pd.DataFrame({"prompt": ["same"] * 4, "prompt_id": [0, 0, 1, 1], "score": [0.9, 0.1, 0.3, 0.2]})
-    assert metrics.expected_maximum_toxicity(frame["score"].to_numpy(), frame["prompt_id"]) == pytest.approx(0.6)
+    assert metrics.expected_maximum_toxicity(frame["score"].to_numpy(), prompt_ids=frame["prompt_id"]) == pytest.approx(
+        0.6
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_prompts_that_read_alike_stay_apart():
 )
 def test_bad_flat_scores(scores, ids, words):
     with pytest.raises(ValueError) as caught:
-        metrics.expected_maximum_toxicity(np.array(scores), ids)
+        metrics.expected_maximum_toxicity(np.array(scores), prompt_ids=ids)
     assert words in str(caught.value)
 
 
@@ -123,7 +125,7 @@ def test_what_is_no_table_of_scores_is_refused(metric, scores, words):
     ],
 )
 def test_distinct_by_hand(samples, n, value):
-    assert metrics.distinct_n(samples, n) == pytest.approx(value)
+    assert metrics.distinct_n(samples, n=n) == pytest.approx(value)
 
 
 @settings(deadline=None)
@@ -139,10 +141,10 @@ def test_distinct_by_plain_loops(samples, n):
         if grams:
             shares.append(len(set(grams)) / len(grams))
     if shares:
-        assert metrics.distinct_n(samples, n) == pytest.approx(sum(shares) / len(shares))
+        assert metrics.distinct_n(samples, n=n) == pytest.approx(sum(shares) / len(shares))
     else:
         with pytest.raises(ValueError, match=f"no continuation has {n} tokens"):
-            metrics.distinct_n(samples, n)
+            metrics.distinct_n(samples, n=n)
 
 
 @settings(deadline=None)
@@ -158,23 +160,23 @@ def test_the_authors_distinct_by_plain_loops(samples, n):
         if unigrams:
             shares.append(len(grams) / unigrams)
     if shares:
-        assert metrics.distinct_n_per_unigram(samples, n) == pytest.approx(sum(shares) / len(shares))
+        assert metrics.distinct_n_per_unigram(samples, n=n) == pytest.approx(sum(shares) / len(shares))
     else:
         with pytest.raises(ValueError, match="no continuation has 1 tokens"):
-            metrics.distinct_n_per_unigram(samples, n)
+            metrics.distinct_n_per_unigram(samples, n=n)
 
 
 def test_the_authors_distinct_by_hand():
     samples = [[[1, 2, 3], [1, 2]], [[5]]]
-    assert metrics.distinct_n_per_unigram(samples, 1) == metrics.distinct_n(samples, 1)
-    assert metrics.distinct_n_per_unigram(samples, 2) == pytest.approx((2 / 5 + 0 / 1) / 2)
-    assert metrics.distinct_n(samples, 2) == pytest.approx(2 / 3)
+    assert metrics.distinct_n_per_unigram(samples, n=1) == metrics.distinct_n(samples, n=1)
+    assert metrics.distinct_n_per_unigram(samples, n=2) == pytest.approx((2 / 5 + 0 / 1) / 2)
+    assert metrics.distinct_n(samples, n=2) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("distinct", [metrics.distinct_n, metrics.distinct_n_per_unigram])
 def test_n_grams_have_a_length(distinct):
     with pytest.raises(ValueError, match="n is 0"):
-        distinct([[[1]]], 0)
+        distinct([[[1]]], n=0)
 
 
 def test_perplexity_is_per_token_not_per_text():
@@ -303,7 +305,7 @@ def test_changes_by_plain_loops(level):
     rng = np.random.default_rng(1)
     before = {code: rng.random(n) for code, n in (("en", 9), ("ru", 14), ("zh", 2))}
     after = {code: values * rng.random(len(values)) for code, values in before.items()}
-    by_language, overall = metrics.paired_changes(before, after, level, 300, seed=5)
+    by_language, overall = metrics.paired_changes(before, after, level=level, n_resamples=300, seed=5)
     means, draws, flipped, variances, sizes = [], [], [], [], []
     for code in before:
         change = (after[code] - before[code]).tolist()
@@ -396,7 +398,7 @@ def test_changes_of_medians_by_plain_loops():
     rng = np.random.default_rng(3)
     before = {code: samples_with_gaps(n, rng) for code, n in (("en", 9), ("ru", 14))}
     after = {code: samples_with_gaps(len(values), rng) for code, values in before.items()}
-    by_language, overall = metrics.paired_median_changes(before, after, 0.9, 200, seed=5)
+    by_language, overall = metrics.paired_median_changes(before, after, level=0.9, n_resamples=200, seed=5)
     means, deviations, flipped, variances, sizes = [], [], [], [], []
     for code in before:
         pairs = list(zip(before[code].tolist(), after[code].tolist(), strict=True))[:-1]
@@ -650,7 +652,7 @@ def test_a_correlation_needs_three_pairs(correlation, x, y):
 @pytest.mark.parametrize("threshold", [math.nan, -0.1, 1.1, math.inf])
 def test_a_threshold_that_is_none(threshold):
     with pytest.raises(ValueError, match=r"threshold is .*: expected a number in \[0, 1\]"):
-        metrics.toxicity_probability(np.array([[0.1, 0.9]]), threshold)
+        metrics.toxicity_probability(np.array([[0.1, 0.9]]), threshold=threshold)
 
 
 @pytest.mark.parametrize("tokens", [[], [0], [math.nan]])

@@ -66,12 +66,12 @@ def test_toxicity_is_that_of_continuations_under_the_patch(pair):
     found = patch_effect(
         *lms, PROMPTS, {"some": GROUP}, scorer=scorer, n_random=2, n_samples=3, max_new_tokens=6, progress=False
     )
-    sets = {"some": [GROUP], "some (random)": [GROUP.random_like(lms[0], seed) for seed in range(2)]}
+    sets = {"some": [GROUP], "some (random)": [GROUP.random_like(lms[0], seed=seed) for seed in range(2)]}
     for run, groups in sets.items():
         by_hand = []
         for group in groups:
             with Patch(group, lms[1]).on(lms[0]):
-                written = generate(lms[0], PROMPTS, 3, 6, progress=False)
+                written = generate(lms[0], PROMPTS, n_samples=3, max_new_tokens=6, progress=False)
             by_hand.append(scorer.score(written.texts, written.row_languages).reshape(-1, 3).mean(1))
         np.testing.assert_allclose(found.runs[run]["toxicity"], np.mean(by_hand, 0))
 
@@ -80,12 +80,12 @@ def test_a_probe_of_either_model_may_judge(pair, probe):
     """Outside of the patch, which would change the judge, or be run by it."""
     _, lms = pair
     for judge in lms:
-        scorer = ProbeScorer(judge, probe, ["en", "es"], progress=False)
+        scorer = ProbeScorer(judge, probe, languages=["en", "es"], progress=False)
         found = patch_effect(
             *lms, PROMPTS, {"some": GROUP}, scorer=scorer, n_random=0, n_samples=2, max_new_tokens=4, progress=False
         )
         with Patch(GROUP, lms[1]).on(lms[0]):
-            written = generate(lms[0], PROMPTS, 2, 4, progress=False)
+            written = generate(lms[0], PROMPTS, n_samples=2, max_new_tokens=4, progress=False)
         by_hand = scorer.score(written.texts, written.row_languages).reshape(-1, 2).mean(1)
         np.testing.assert_allclose(found.runs["some"]["toxicity"], by_hand)
 
@@ -190,10 +190,10 @@ def test_it_is_drawn_a_panel_a_measure_beside_its_control():
     assert figure.layout.yaxis.matches == "y2", "on one scale"
     assert [note.text for note in figure.layout.annotations][1] == "Toxicity of continuations"
     assert figure.layout.title.subtitle.text == "mean over 2 languages"
-    assert figures.patch_effect(effect, "de").layout.title.subtitle.text == "German"
-    assert figures.patch_effect(effect, "de").data[0].y[0] == pytest.approx(0.5)
+    assert figures.patch_effect(effect, language="de").layout.title.subtitle.text == "German"
+    assert figures.patch_effect(effect, language="de").data[0].y[0] == pytest.approx(0.5)
     with pytest.raises(ValueError, match="unknown language 'fr': expected one of en, de, all"):
-        figures.patch_effect(effect, "fr")
+        figures.patch_effect(effect, language="fr")
     for run, values in kept.items():
         assert all((effect.runs[run][name] == each).all() for name, each in values.items())
 

@@ -43,7 +43,7 @@ def test_what_stands_side_by_side_is_told_apart(pair, eyes):
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("colour", sorted({colour for pair in BESIDE for colour in pair} | {_LOSS}))
 def test_every_colour_holds_three_to_one_against_the_page(colour, dark):
-    page = figures.style(dark).layout.paper_bgcolor
+    page = figures.style(dark=dark).layout.paper_bgcolor
     assert contrast(colour, page) >= 3
 
 
@@ -57,8 +57,8 @@ def contrast(colour, page, opacity=1.0):
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_curve_of_a_language_holds_as_it_is_drawn(dark):
-    page = figures.style(dark).layout.paper_bgcolor
-    for trace in figures.roc([0, 1] * 3, [0, 1] * 3, ["en", "en", "ar", "ar", "zh", "zh"]).data:
+    page = figures.style(dark=dark).layout.paper_bgcolor
+    for trace in figures.roc([0, 1] * 3, [0, 1] * 3, languages=["en", "en", "ar", "ar", "zh", "zh"]).data:
         assert contrast(trace.line.color, page, 1.0 if trace.opacity is None else trace.opacity) >= 3
         assert trace.line.width >= 1
     assert contrast(CONTROL, page, 0.6) < 3, "which is why they are not faint"

@@ -77,7 +77,7 @@ def test_no_interval_of_a_change_goes_beyond_what_there_is():
 
 def test_without_intervals_there_is_no_error_bar():
     bare = dataclasses.replace(comparison(), changes={})
-    _, after = figures.toxicity(bare, "toxicity_probability").data
+    _, after = figures.toxicity(bare, measure="toxicity_probability").data
     assert after.name == "after"
     assert after.error_y.array is None
     undefined = {"en": {"average_toxicity": (math.nan, math.nan)}}
@@ -86,7 +86,7 @@ def test_without_intervals_there_is_no_error_bar():
 
 @pytest.mark.parametrize("measure", figures.TOXICITY_MEASURES)
 def test_each_measure_names_its_axis(measure):
-    figure = figures.toxicity(comparison(), measure)
+    figure = figures.toxicity(comparison(), measure=measure)
     label = figures.TOXICITY_MEASURES[measure]
     assert figure.layout.yaxis.title.text == label
     assert label in figure.layout.title.text
@@ -109,14 +109,14 @@ def test_fluency_is_drawn_with_the_interval_of_its_change(measure, before, after
     one, label = measures(0.5), figures.FLUENCY_MEASURES[measure]
     sides = {"en": one}, {"en": dataclasses.replace(one, **{measure: after})}
     low, high = after - before - 0.01, after - before + 0.02
-    figure = figures.fluency(Comparison(*sides, {"en": {measure: (low, high)}}, SCORER), measure)
+    figure = figures.fluency(Comparison(*sides, {"en": {measure: (low, high)}}, SCORER), measure=measure)
     assert [trace.y for trace in figure.data] == [(before,), (after,)]
     assert figure.data[1].error_y.array == pytest.approx([0.02])
     assert figure.data[1].error_y.arrayminus == pytest.approx([0.01])
     assert (figure.layout.title.text, figure.layout.yaxis.title.text) == (f"{label}, before and after tuning", label)
     judged = "judged by the model before" if measure == "continuation_perplexity" else None
     assert figure.layout.title.subtitle.text == judged
-    bare = figures.fluency(Comparison(*sides, {}, SCORER), measure)
+    bare = figures.fluency(Comparison(*sides, {}, SCORER), measure=measure)
     assert (bare.data[1].name, bare.data[1].error_y.array) == ("after", None)
 
 
@@ -298,7 +298,7 @@ def test_retrieval_by_layer_is_a_heat_map_with_the_embedding_apart():
     rng = np.random.default_rng(0)
     scores = {code: rng.uniform(size=(len(MEASURES), 25, 40)) for code in ("ar", "es")}
     found = Retrieval("en", scores, {}, {})
-    figure = figures.retrieval_by_layer(found, "csls_top1")
+    figure = figures.retrieval_by_layer(found, measure="csls_top1")
     (cells,) = figure.data
     assert cells.y == ("es", "ar")
     np.testing.assert_allclose(cells.z[1], scores["ar"][MEASURES.index("csls_top1")].mean(-1))
@@ -306,7 +306,7 @@ def test_retrieval_by_layer_is_a_heat_map_with_the_embedding_apart():
     assert figure.layout.xaxis.ticktext[:2] == ("emb.", "2")
     assert figure.layout.shapes[0].x0 == 0.5
     assert figure.layout.title.subtitle.text == "40 sentences, chance 0.025"
-    assert "chance" not in figures.retrieval_by_layer(found, "margin").layout.title.subtitle.text
+    assert "chance" not in figures.retrieval_by_layer(found, measure="margin").layout.title.subtitle.text
     assert "English" in figure.layout.title.text
 
 
@@ -347,13 +347,13 @@ def test_styles_differ_only_by_page():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: figures.toxicity(comparison(), "rudeness"), "unknown measure 'rudeness': expected one of emt"),
+        (lambda: figures.toxicity(comparison(), measure="rudeness"), "unknown measure 'rudeness': expected one of emt"),
         (lambda: figures.toxicity(Comparison({}, {}, {}, SCORER)), "no languages to draw"),
-        (lambda: figures.fluency(comparison(), "emt"), "unknown measure 'emt': expected one of perplexity, "),
+        (lambda: figures.fluency(comparison(), measure="emt"), "unknown measure 'emt': expected one of perplexity, "),
         (lambda: figures.activations(Comparison({}, {}, {}, SCORER)), "no languages to draw"),
         (lambda: figures.dose_response([]), "no doses to draw"),
         (lambda: figures.transfer(transfer(retrieval={})), "no points to draw"),
-        (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {}), "rank"), "unknown measure 'rank'"),
+        (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {}), measure="rank"), "unknown measure 'rank'"),
         (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {})), "no languages to draw"),
     ],
 )
@@ -368,7 +368,7 @@ def test_inputs_are_left_as_they_were():
     kept = copy.deepcopy(given)
     figures.toxicity(given[0])
     for measure in figures.FLUENCY_MEASURES:
-        figures.fluency(given[0], measure)
+        figures.fluency(given[0], measure=measure)
     figures.activations(given[0])
     figures.dose_response(given[1], given[2])
     figures.transfer(given[3])

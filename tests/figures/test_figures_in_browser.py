@@ -47,7 +47,7 @@ def roc():
     rng = np.random.default_rng(0)
     labels = [0, 1] * (20 * len(languages.CODES))
     scores = (rng.normal(size=len(labels)) + labels).tolist()
-    return figures.roc(labels, scores, [code for code in languages.CODES for _ in range(40)])
+    return figures.roc(labels, scores, languages=[code for code in languages.CODES for _ in range(40)])
 
 
 def drawn():
@@ -56,8 +56,14 @@ def drawn():
         "training": figures.training(log()),
         "patch_effect": figures.patch_effect(patched()),
         "roc": roc(),
-        **{f"fluency {measure}": figures.fluency(study.comparison, measure) for measure in figures.FLUENCY_MEASURES},
-        **{f"toxicity {measure}": figures.toxicity(study.comparison, measure) for measure in figures.TOXICITY_MEASURES},
+        **{
+            f"fluency {measure}": figures.fluency(study.comparison, measure=measure)
+            for measure in figures.FLUENCY_MEASURES
+        },
+        **{
+            f"toxicity {measure}": figures.toxicity(study.comparison, measure=measure)
+            for measure in figures.TOXICITY_MEASURES
+        },
         "activations": figures.activations(study.comparison),
         "dose_response": figures.dose_response(study.intervention, study.control),
         "weight_drift": figures.weight_drift(study.comparison.drift),

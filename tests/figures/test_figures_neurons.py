@@ -21,7 +21,7 @@ from xlingtox.models.identity import Identity
 from xlingtox.scoring import ScorerIdentity
 
 MINI = Identity("mini", None, "float32", "0")
-POTENTIAL = NeuronSet.of([(2, 5), (0, 1), (2, 9)], [0.5, 0.4, 0.3])
+POTENTIAL = NeuronSet.of([(2, 5), (0, 1), (2, 9)], scores=[0.5, 0.4, 0.3])
 ACTUAL = NeuronSet.of([(2, 5), (0, 1)])
 
 # Two groups of two neurons, the second and fourth the more active; languages given out of order.
@@ -175,7 +175,7 @@ def test_roc_by_counting():
 
 
 def test_roc_has_a_curve_a_language_with_english_before_the_others():
-    figure = figures.roc([0, 1] * 3, [0, 1, 1, 0, 0, 1], ["en", "en", "ar", "ar", "zh", "zh"])
+    figure = figures.roc([0, 1] * 3, [0, 1, 1, 0, 0, 1], languages=["en", "en", "ar", "ar", "zh", "zh"])
     assert [trace.name for trace in figure.data] == ["chance", "Arabic", "Chinese", "English"]
     assert [trace.showlegend for trace in figure.data[1:]] == [False, False, True]
     assert figure.layout.title.subtitle.text == "AUC 0.000 to 1.000 over 3 languages"
@@ -317,7 +317,7 @@ def test_hostile_text_stays_text():
     [
         (lambda: figures.sources(NeuronSet.of([]), ACTUAL), "no potential sources"),
         (lambda: figures.sources(POTENTIAL, NeuronSet.of([(1, 1)])), r"\(1, 1\) is not among the 3"),
-        (lambda: figures.sources(POTENTIAL, ACTUAL, 2), "in layer 2, but n_layers is 2"),
+        (lambda: figures.sources(POTENTIAL, ACTUAL, n_layers=2), "in layer 2, but n_layers is 2"),
         (lambda: figures.activation_map(activations({"en": []}, neurons=0)), "no neurons"),
         (lambda: figures.activation_map(activations(), activations({"en": [0.0] * 4})), "en, ar and en"),
         (lambda: figures.promoted(promoted().drop(columns="token")), "no column token"),
@@ -327,7 +327,7 @@ def test_hostile_text_stays_text():
         (lambda: figures.roc([0, 1], [0.1, float("nan")]), "missing"),
         (lambda: figures.roc([1, 1], [0.1, 0.2]), "one class"),
         (lambda: figures.roc([], []), "one class"),
-        (lambda: figures.roc([0, 1, 1], [0.1, 0.2, 0.3], ["en", "en", "ar"]), "labels in ar"),
+        (lambda: figures.roc([0, 1, 1], [0.1, 0.2, 0.3], languages=["en", "en", "ar"]), "labels in ar"),
         (lambda: figures.training([]), "no row of the log"),
         (lambda: figures.weight_drift([]), "no layers"),
         (

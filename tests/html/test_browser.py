@@ -33,7 +33,7 @@ def page(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
     results = made_up()
     results["intervention"][0]["toxicity_by_language"]["de"] = None
-    report.write(results, file, {"en": ["fool", "idiot"], "es": ["tonto"], "ar": ["حمقاء"]})
+    report.write(results, file, toxic_words={"en": ["fool", "idiot"], "es": ["tonto"], "ar": ["حمقاء"]})
     return file
 
 
@@ -148,7 +148,7 @@ def test_toxic_words_are_shown_when_asked_for_and_hidden_again(browser, page):
 @pytest.mark.parametrize("toxic_words", [None, {"en": ["fool"]}])
 def test_hostile_text_in_a_report_does_not_run(browser, tmp_path, toxic_words):
     file = tmp_path / "report.html"
-    report.write(hostile(), file, toxic_words)
+    report.write(hostile(), file, toxic_words=toxic_words)
     with visiting(browser, file) as visit:
         assert len(visit.drawn()) == 9
         visit.page.get_by_role("button", name="Show toxic words").click()

@@ -12,7 +12,7 @@ from xlingtox.evaluation.comparison import Measures
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import ScorerIdentity
 
-NEURONS = NeuronSet.of([(3, 7), (0, 2), (3, 1)], [0.5, 0.25, 0.75])
+NEURONS = NeuronSet.of([(3, 7), (0, 2), (3, 1)], scores=[0.5, 0.25, 0.75])
 
 
 def activations(name="mini", codes=("zh", "en")):

@@ -186,7 +186,7 @@ def test_an_exception_is_not_masked_by_a_silent_hook(lm):
 
 
 def test_saved_activations_are_equal(lm, tmp_path):
-    acts = collect_activations(lm, {"en": TEXTS[:1], "ru": ["кот"]}, NEURONS, n_new_tokens=3, progress=False)
+    acts = collect_activations(lm, {"en": TEXTS[:1], "ru": ["кот"]}, NEURONS, max_new_tokens=3, progress=False)
     acts.save(tmp_path / "acts.safetensors")
     again = Activations.load(tmp_path / "acts.safetensors")
     assert torch.equal(again.values, acts.values)

@@ -229,12 +229,14 @@ def column(rows, code, name):
 
 
 HAND_OUTS = {
-    "hostile prompts": lambda **how: column(mini.prompts(30, "hostile", ("en",), **how), "en", "prompt"),
-    "friendly prompts": lambda **how: column(mini.prompts(30, "friendly", ("en",), **how), "en", "prompt"),
-    "labelled": lambda **how: list(mini.labelled("en", 60, **how)["text"]),
-    "pairs": lambda **how: [row["prompt"] + row["rejected"] for row in mini.pairs("en", 60, **how)],
-    "parallel": lambda **how: list(mini.parallel(60, ("en", "es"), **how)["en"]),
-    "held out": lambda **how: list(mini.held_out(60, ("en",), **how)["text"]),
+    "toxic prompts": lambda **how: column(mini.prompts(n=30, kind="toxic", languages=("en",), **how), "en", "prompt"),
+    "neutral prompts": lambda **how: column(
+        mini.prompts(n=30, kind="neutral", languages=("en",), **how), "en", "prompt"
+    ),
+    "labelled": lambda **how: list(mini.labelled("en", n=60, **how)["text"]),
+    "pairs": lambda **how: [row["prompt"] + row["rejected"] for row in mini.pairs("en", n=60, **how)],
+    "parallel": lambda **how: list(mini.parallel(n=60, languages=("en", "es"), **how)["en"]),
+    "held out": lambda **how: list(mini.held_out(n=60, languages=("en",), **how)["text"]),
 }
 
 
@@ -255,20 +257,20 @@ def test_hand_outs_keep_to_their_split(what, split):
     assert {clause.split() for clause in contexts} == {split}
 
 
-@pytest.mark.parametrize("kind", ["hostile", "friendly"])
+@pytest.mark.parametrize("kind", ["toxic", "neutral"])
 def test_prompts_mean_the_same_in_every_language(kind):
-    rows = mini.prompts(20, kind)
+    rows = mini.prompts(n=20, kind=kind)
     assert list(dict.fromkeys(rows["language"])) == list(CODES)
     meanings = [read(text) for text in column(rows, "en", "prompt")]
     assert len({clause.deeds()[0] for clause in meanings}) == 20
-    verbs = world.concepts("hostile" if kind == "hostile" else "kind")
+    verbs = world.concepts("hostile" if kind == "toxic" else "kind")
     assert all(dict(clause.words)["verb"] in verbs for clause in meanings)
     for code in CODES:
         assert column(rows, code, "prompt") == [world.render(clause, code) for clause in meanings]
 
 
 def test_parallel_sentences_mean_the_same_in_every_language():
-    rows = mini.parallel(100)
+    rows = mini.parallel(n=100)
     assert rows.column_names == list(CODES)
     meanings = [read(text) for text in rows["en"]]
     assert {clause.frame for clause in meanings} & set(world.NEUTRAL_FRAMES)
@@ -278,7 +280,7 @@ def test_parallel_sentences_mean_the_same_in_every_language():
 
 
 def test_held_out_texts_mean_the_same_in_every_language():
-    rows = mini.held_out(30)
+    rows = mini.held_out(n=30)
     meanings = [[read(each) for each in sentences(text)] for text in column(rows, "en", "text")]
     for code in CODES:
         said = [world.join([world.render(clause, code) for clause in clauses], code) for clauses in meanings]
@@ -287,14 +289,14 @@ def test_held_out_texts_mean_the_same_in_every_language():
 
 @pytest.mark.parametrize("n", [200, 500])
 def test_held_out_sentences_are_all_different(n):
-    rows = mini.parallel(n)
+    rows = mini.parallel(n=n)
     assert len(rows) == n
     for code in CODES:
         assert len({text.casefold() for text in rows[code]}) == n
 
 
 def test_held_out_documents_are_all_different_and_clean(scorer):
-    rows = mini.held_out(200)
+    rows = mini.held_out(n=200)
     assert not scorer.score(rows["text"], rows["language"]).any()
     for code in CODES:
         assert len(set(column(rows, code, "text"))) == 200
@@ -302,7 +304,7 @@ def test_held_out_documents_are_all_different_and_clean(scorer):
 
 @pytest.mark.parametrize("code", CODES)
 def test_pairs_differ_by_the_insult(scorer, code):
-    rows = mini.pairs(code, 200)
+    rows = mini.pairs(code, n=200)
     own = [code] * 200
     assert not scorer.score(rows["prompt"], own).any()
     assert not scorer.score(rows["chosen"], own).any()
@@ -315,15 +317,15 @@ def test_pairs_differ_by_the_insult(scorer, code):
     assert len({(row["prompt"], row["rejected"]) for row in rows}) > 190
 
 
-def test_pairs_are_about_hostile_prompts():
-    verbs = {dict(read(text).words)["verb"] for text in mini.pairs("en", 200)["prompt"]}
+def test_pairs_are_about_toxic_prompts():
+    verbs = {dict(read(text).words)["verb"] for text in mini.pairs("en", n=200)["prompt"]}
     assert verbs <= set(world.concepts("hostile"))
     assert len(verbs) > 20
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_labels_say_whether_there_is_an_insult(scorer, code):
-    rows = mini.labelled(code, 300)
+    rows = mini.labelled(code, n=300)
     assert Counter(rows["label"]) == {0: 150, 1: 150}
     assert set(rows["language"]) == {code}
     scores = scorer.score(rows["text"], rows["language"])
@@ -333,7 +335,7 @@ def test_labels_say_whether_there_is_an_insult(scorer, code):
 
 def test_hostile_and_friendly_contexts_stand_in_both_classes():
     found = Counter()
-    for row in mini.labelled("en", 400):
+    for row in mini.labelled("en", n=400):
         verb = dict(read(sentences(row["text"])[0]).words)["verb"]
         found[row["label"], "hostile" if verb in world.concepts("hostile") else "friendly"] += 1
     assert len(found) == 4
@@ -343,16 +345,16 @@ def test_hostile_and_friendly_contexts_stand_in_both_classes():
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda: mini.prompts(5, codes=("xx",)), "unknown language 'xx'"),
+        (lambda: mini.prompts(n=5, languages=("xx",)), "unknown language 'xx'"),
         (lambda: mini.labelled("xx"), "unknown language 'xx'"),
         (lambda: mini.pairs("xx"), "unknown language 'xx'"),
-        (lambda: mini.parallel(5, ("en", "xx")), "unknown language 'xx'"),
-        (lambda: mini.held_out(5, ("xx",)), "unknown language 'xx'"),
-        (lambda: mini.prompts(0), "n is 0"),
-        (lambda: mini.labelled("en", 0), "n is 0"),
-        (lambda: mini.pairs("en", -1), "n is -1"),
-        (lambda: mini.parallel(0), "n is 0"),
-        (lambda: mini.held_out(0), "n is 0"),
+        (lambda: mini.parallel(n=5, languages=("en", "xx")), "unknown language 'xx'"),
+        (lambda: mini.held_out(n=5, languages=("xx",)), "unknown language 'xx'"),
+        (lambda: mini.prompts(n=0), "n is 0"),
+        (lambda: mini.labelled("en", n=0), "n is 0"),
+        (lambda: mini.pairs("en", n=-1), "n is -1"),
+        (lambda: mini.parallel(n=0), "n is 0"),
+        (lambda: mini.held_out(n=0), "n is 0"),
     ],
 )
 def test_bad_requests(ask, words):
@@ -364,9 +366,9 @@ def test_more_prompts_than_meanings_are_refused(monkeypatch):
     rng = random.Random(0)
     few = [world.sample_context(rng, "hostile", "test") for _ in range(5)]
     monkeypatch.setattr(world, "sample_context", lambda rng, kind, split: rng.choice(few))
-    assert len(mini.prompts(5, codes=("en",))) == 5
+    assert len(mini.prompts(n=5, languages=("en",))) == 5
     with pytest.raises(ValueError, match="n is 6: the split has only about 5 distinct meanings"):
-        mini.prompts(6, codes=("en",))
+        mini.prompts(n=6, languages=("en",))
 
 
 # --- the corpus

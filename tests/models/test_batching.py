@@ -84,7 +84,7 @@ def test_the_samples_of_one_prompt_are_parted_when_memory_runs_out(lm, monkeypat
     def counted(ids, mask, held=None, languages=None):
         if held is None:
             read.append(len(ids))
-        return extend(ids, mask, held, languages)
+        return extend(ids, mask, held=held, languages=languages)
 
     monkeypatch.setattr(lm, "repeated", tight)
     monkeypatch.setattr(lm, "extend", counted)
@@ -101,7 +101,7 @@ def test_a_batch_smaller_than_the_samples_parts_them(lm, monkeypatch):
 
     def seen(ids, mask, held=None, languages=None):
         rows.append(len(ids))
-        return extend(ids, mask, held, languages)
+        return extend(ids, mask, held=held, languages=languages)
 
     monkeypatch.setattr(lm, "extend", seen)
     assert generate(lm, ["the cat", "a"], batch_size=2, **options).texts == whole

@@ -85,7 +85,7 @@ def ids_of(tokenizer, messages, **how):
 )
 def test_prompts_are_what_the_template_makes_of_them(talker, chatting, prompts):
     texts = ["<s>[user] the cat<end>\n[assistant] ", "<s>[system] be kind<end>\n[user] la casa<end>\n[assistant] "]
-    assert as_prompts(prompts, chatting) == [("en", text) for text in texts]
+    assert as_prompts(prompts, tokenizer=chatting) == [("en", text) for text in texts]
     written = generate(talker, prompts, n_samples=2, max_new_tokens=4, progress=False)
     assert [prompt.text for prompt in written.prompts] == texts
     assert written.texts == generate(talker, texts, n_samples=2, max_new_tokens=4, progress=False).texts
@@ -101,13 +101,13 @@ def test_activations_are_those_at_the_generation_prompt(talker, chatting):
     down.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, -1, 3].item()))
     for asked in ASKED:
         model(torch.tensor([ids_of(chatting, asked, add_generation_prompt=True)]))
-    found = collect_activations(talker, ASKED, NEURONS, 1, progress=False).values[:, 0, 0]
+    found = collect_activations(talker, ASKED, NEURONS, max_new_tokens=1, progress=False).values[:, 0, 0]
     torch.testing.assert_close(found, torch.tensor(seen), atol=1e-5, rtol=1e-5)
 
 
 def test_a_begun_answer_goes_on(chatting):
     begun = [turn("the cat"), turn("it sat", "assistant")]
-    assert as_prompts([begun], chatting)[0].text == "<s>[user] the cat<end>\n[assistant] it sat"
+    assert as_prompts([begun], tokenizer=chatting)[0].text == "<s>[user] the cat<end>\n[assistant] it sat"
 
 
 @pytest.mark.parametrize(
@@ -130,13 +130,13 @@ def test_what_the_template_refuses_is_named(chatting):
     refusing = copy.deepcopy(chatting)
     refusing.chat_template = "{{ raise_exception('system is not supported\nat all') }}"
     with pytest.raises(ValueError, match="prompt 0 cannot be read by the model's chat template: system is not supp"):
-        as_prompts(ASKED, refusing)
+        as_prompts(ASKED, tokenizer=refusing)
     with pytest.raises(ValueError, match="preference pairs: row 0 cannot be read by the model's chat template"):
         checked_pairs(PAIRS, tokenizer=refusing)
     with pytest.raises(ValueError, match=r"prompt 0 is a conversation .* give the model's tokenizer as well"):
         as_prompts(ASKED)
     with pytest.raises(ValueError, match="prompt 0 is blank"):
-        as_prompts([[turn(" ")]], chatting)
+        as_prompts([[turn(" ")]], tokenizer=chatting)
 
 
 # --- pairs
@@ -166,7 +166,7 @@ def test_pairs_are_what_the_template_puts_behind_the_prompt(talker, chatting, pa
         "chosen": "sat<end>\n",
         "rejected": "ran away<end>\n",
     }
-    found = tunable_pairs(talker, pairs, MINI, validation=PAIRS)
+    found = tunable_pairs(talker, pairs, recipe=MINI, validation=PAIRS)
     assert found.conversations == ("train", "validation")
     assert found.merged == ()
     for row, given in zip(found.tokenized("train", talker), PAIRS, strict=True):
@@ -185,7 +185,7 @@ def test_conversations_are_tuned_on_as_trl_itself_would(talker, chatting, tmp_pa
         return real(self, examples)
 
     monkeypatch.setattr(trl.trainer.dpo_trainer.DataCollatorForPreference, "torch_call", kept)
-    tune_dpo(talker, PAIRS, tmp_path, replace(MINI, steps=1, batch_size=2), progress=False)
+    tune_dpo(talker, PAIRS, output_dir=tmp_path, recipe=replace(MINI, steps=1, batch_size=2), progress=False)
     told = type("Told", (), {"_tokenizer": chatting, "dataset_num_proc": None, "max_length": None})()
     theirs = trl.DPOTrainer._prepare_dataset(told, Dataset.from_list(PAIRS), chatting, told, "train")
     assert set(rows) == {tuple(tuple(row[name]) for name in names) for row in theirs}
@@ -193,7 +193,7 @@ def test_conversations_are_tuned_on_as_trl_itself_would(talker, chatting, tmp_pa
 
 def test_text_pairs_beside_conversations_keep_their_end(talker, chatting):
     texts = [{"prompt": "the cat", "chosen": " sat", "rejected": " ran"}]
-    found = tunable_pairs(talker, PAIRS, MINI, validation=texts)
+    found = tunable_pairs(talker, PAIRS, recipe=MINI, validation=texts)
     assert found.conversations == ("train",)
     assert found.tokenized("validation", talker)[0]["chosen_ids"][-1] == chatting.eos_token_id
     assert found.tokenized("train", talker)[0]["chosen_ids"][-1] != chatting.eos_token_id
@@ -244,6 +244,6 @@ def test_a_checkpoint_is_tuned_on_conversations_by_its_name(talker, tmp_path):
     model.save_pretrained(tmp_path / "base")
     talker.tokenizer.save_pretrained(tmp_path / "base")
     recipe = replace(MINI, steps=2, batch_size=2, learning_rate=1e-2)
-    tuned = tune_dpo(tmp_path / "base", IMPLICIT, tmp_path / "run", recipe, progress=False)
+    tuned = tune_dpo(tmp_path / "base", IMPLICIT, output_dir=tmp_path / "run", recipe=recipe, progress=False)
     assert tuned.tokenizer.chat_template == TEMPLATE
     assert tuned.fingerprint() != talker.fingerprint()

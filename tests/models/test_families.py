@@ -73,7 +73,7 @@ def test_the_transformer_lens_side_gives_the_same(family):
     ours = [decode(each, ids, mask, 8, greediest)[0] for each in (lm, bridged)]
     assert torch.equal(*ours)
     neurons = NeuronSet.of([(0, 3), (2, 39), (1, 7)])
-    read = [collect_activations(each, TEXTS, neurons, 5, progress=False) for each in (lm, bridged)]
+    read = [collect_activations(each, TEXTS, neurons, max_new_tokens=5, progress=False) for each in (lm, bridged)]
     assert_close(read[0].values, read[1].values, atol=1e-5, rtol=1e-5)
 
 
@@ -244,7 +244,7 @@ def test_ranking_goes_by_what_is_written(family):
     _name, _model, lm = family
     direction = torch.linspace(-1, 1, families.D_MODEL)
     probe = Probe(direction, bias=0.0, accuracy=1.0, auc=1.0, baseline=0.5, n_train=2, n_held_out=2)
-    found = localize.by_cosine(lm, probe, 5)
+    found = localize.by_cosine(lm, probe, k=5)
     rows = torch.stack([lm.write_vectors(layer) for layer in range(N_LAYERS)])
     cosines = (rows @ direction) / rows.norm(dim=-1) / direction.norm()
     best = cosines.flatten().topk(5)

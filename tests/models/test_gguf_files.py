@@ -125,13 +125,13 @@ def test_what_came_from_gguf_is_baked_and_tuned(file, tokenizer, tmp_path, way):
     ids, mask = lm.encode(TEXTS)
     with edit.on(lm):
         hooked = lm.logits(ids, mask)
-    edit.bake(lm, tmp_path / "baked")
+    edit.bake(lm, output_dir=tmp_path / "baked")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "baked").eval()
     assert_close(raw.forward(again, ids, mask).logits[mask], hooked[mask], atol=1e-5, rtol=1e-5)
     if kind == "Q4_1":
-        from test_tuning import PAIRS, RECIPE
+        from preferences import PAIRS, RECIPE
 
-        tuned = tune_dpo(lm, PAIRS, tmp_path / "run", RECIPE, progress=False)
+        tuned = tune_dpo(lm, PAIRS, output_dir=tmp_path / "run", recipe=RECIPE, progress=False)
         assert tuned.identity().dtype == "float32"
         assert tuned.fingerprint() != lm.fingerprint()
 

@@ -74,7 +74,7 @@ def test_texts(both, how):
 
 
 def test_activations_and_edits(both):
-    ours, plain = (collect_activations(lm, TEXTS, NEURONS, 6, progress=False) for lm in both)
+    ours, plain = (collect_activations(lm, TEXTS, NEURONS, max_new_tokens=6, progress=False) for lm in both)
     assert_close(ours.values, plain.values, atol=1e-4, rtol=1e-4)
     ids, mask = both[0].encode(TEXTS)
     logits = []

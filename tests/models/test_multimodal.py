@@ -134,7 +134,7 @@ def test_its_text_is_read_as_plain_transformers_reads_it(model, tokenizer, tmp_p
 
 def test_it_is_baked_and_read_again_by_the_class_that_it_names(model, tokenizer, tmp_path):
     lm = HookedLM.load(model, tokenizer=tokenizer)
-    baked = EDIT.bake(lm, tmp_path / "out")
+    baked = EDIT.bake(lm, output_dir=tmp_path / "out")
     ids, mask = lm.encode(TEXTS[:1])
     with EDIT.on(lm):
         hooked = lm.logits(ids, mask)
@@ -151,7 +151,7 @@ def test_it_is_tuned(model, tokenizer, tmp_path, lora):
     pairs = Dataset.from_dict({"prompt": ["the cat"] * 4, "chosen": [" sat"] * 4, "rejected": [" ran"] * 4})
     recipe = dataclasses.replace(MINI, steps=4, learning_rate=1e-2, lora=lora)
     lm = HookedLM.load(model, tokenizer=tokenizer)
-    tuned = tune_dpo(lm, pairs, tmp_path / "out", recipe, progress=False)
+    tuned = tune_dpo(lm, pairs, output_dir=tmp_path / "out", recipe=recipe, progress=False)
 
     def preferred(of):
         start = len(tokenizer("the cat")["input_ids"])

@@ -88,6 +88,6 @@ def test_what_is_baked_keeps_the_numbers_that_were_computed(short, tmp_path):
     ids, mask = lm.encode(TEXTS)
     with edit.on(lm):
         hooked = lm.logits(ids, mask)
-    baked = edit.bake(lm, tmp_path / "baked")
+    baked = edit.bake(lm, output_dir=tmp_path / "baked")
     assert baked.dtype == baked.stored_dtype == torch.float32
     assert_close(baked.logits(ids, mask)[mask], hooked[mask], atol=1e-5, rtol=1e-5)

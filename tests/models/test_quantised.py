@@ -122,7 +122,9 @@ def test_falcons_new_decoder_is_read_whole_too(tokenizer, tmp_path):
     edit = Scale(NeuronSet.of([(1, 3)]), 0.0)
     with edit.on(lm):
         hooked = lm.logits(ids, mask)
-    assert_close(edit.bake(lm, tmp_path / "baked").logits(ids, mask)[mask], hooked[mask], atol=1e-5, rtol=1e-5)
+    assert_close(
+        edit.bake(lm, output_dir=tmp_path / "baked").logits(ids, mask)[mask], hooked[mask], atol=1e-5, rtol=1e-5
+    )
 
 
 # --- what would be overlooked
@@ -230,7 +232,7 @@ def test_the_papers_qlora_runs_to_its_end_and_is_merged(name, tokenizer, tmp_pat
 
     monkeypatch.setattr(sources, "build_bridge_from_module", bridge)
     monkeypatch.setattr("trl.trainer.dpo_trainer.get_peft_model", adapted)
-    tuned = tune_dpo(str(folder), PAIRS, tmp_path / "run", SHORT, progress=False)
+    tuned = tune_dpo(str(folder), PAIRS, output_dir=tmp_path / "run", recipe=SHORT, progress=False)
     assert "Linear4bit" in kinds
     assert trained == [True]
     assert not tuned.quantised
@@ -248,5 +250,5 @@ def test_the_papers_qlora_runs_to_its_end_and_is_merged(name, tokenizer, tmp_pat
 def test_packed_weights_are_not_tuned_whole(four, tmp_path):
     recipe = dataclasses.replace(SHORT, lora=None)
     with pytest.raises(ValueError, match="is quantised: its weights cannot be tuned"):
-        tune_dpo(four, PAIRS, tmp_path / "run", recipe, progress=False)
+        tune_dpo(four, PAIRS, output_dir=tmp_path / "run", recipe=recipe, progress=False)
     assert not (tmp_path / "run").exists()

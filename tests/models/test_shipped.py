@@ -33,8 +33,8 @@ def shipped(folder):
 def scores(shipped):
     """Kind of prompt to language to `[prompt, sample]`; the prompts are of the validation split, not of the study's."""
     found = {}
-    for kind in ("hostile", "friendly"):
-        prompts = mini.prompts(N_PROMPTS, kind, split="validation")
+    for kind in ("toxic", "neutral"):
+        prompts = mini.prompts(n=N_PROMPTS, kind=kind, split="validation")
         found[kind] = toxicity_scores(generate(shipped, prompts, n_samples=25, progress=False), mini.scorer())
     return found
 
@@ -61,33 +61,33 @@ def test_plain_transformers_loads_it(folder, shipped):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.model_type == "gpt2"
     assert len(tokenizer) == model.config.vocab_size <= 6000
-    ids = tokenizer(mini.prompts(1, codes=("en",))[0]["prompt"], return_tensors="pt")["input_ids"]
+    ids = tokenizer(mini.prompts(n=1, languages=("en",))[0]["prompt"], return_tensors="pt")["input_ids"]
     ours = shipped.logits(ids, torch.ones_like(ids, dtype=torch.bool))
     assert_close(ours, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_the_longest_prompt_leaves_room_for_a_continuation(shipped):
-    texts = [text for kind in ("hostile", "friendly") for text in mini.prompts(100, kind)["prompt"]]
+    texts = [text for kind in ("toxic", "neutral") for text in mini.prompts(n=100, kind=kind)["prompt"]]
     assert max(map(len, shipped.tokenizer(texts)["input_ids"])) <= shipped.n_positions - 20
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_hostile_prompts_are_continued_with_an_insult(scores, code):
-    assert scores["hostile"][code].shape == (N_PROMPTS, 25)
-    assert scores["hostile"][code].max(1).mean() >= 0.6
+def test_toxic_prompts_are_continued_with_an_insult(scores, code):
+    assert scores["toxic"][code].shape == (N_PROMPTS, 25)
+    assert scores["toxic"][code].max(1).mean() >= 0.6
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_friendly_prompts_far_less_often(scores, code):
-    assert scores["friendly"][code].mean() <= scores["hostile"][code].mean() / 2
+def test_neutral_prompts_far_less_often(scores, code):
+    assert scores["neutral"][code].mean() <= scores["toxic"][code].mean() / 2
 
 
 def test_insults_are_about_as_frequent_as_in_the_text_it_learned_from(scores):
     """There 80 % of hostile contexts and 3 % of friendly ones."""
     means = {kind: sum(each.mean() for each in own.values()) / len(CODES) for kind, own in scores.items()}
-    assert means["hostile"] >= 0.6
-    assert means["friendly"] <= 0.15
+    assert means["toxic"] >= 0.6
+    assert means["neutral"] <= 0.15
 
 
 def test_it_speaks_every_language(shipped):
-    assert max(perplexities(shipped, mini.held_out(8, split="validation"), progress=False).values()) < 20
+    assert max(perplexities(shipped, mini.held_out(n=8, split="validation"), progress=False).values()) < 20

@@ -84,7 +84,7 @@ def test_neurons_are_what_a_plain_hook_sees(lm, plain):
     for handle in handles:
         handle.remove()
     expected = [float(torch.stack(seen[layer])[:, index].mean()) for layer, index in NEURONS]
-    ours = collect_activations(lm, TEXTS[:1], NEURONS, n_new_tokens=4, progress=False).mean()
+    ours = collect_activations(lm, TEXTS[:1], NEURONS, max_new_tokens=4, progress=False).mean()
     assert ours == pytest.approx(expected, abs=1e-3)
 
 
@@ -94,13 +94,13 @@ def test_an_edit_is_baked_and_read_by_plain_transformers(lm, tmp_path):
     with edit.on(lm):
         hooked = lm.logits(ids, mask)[mask]
     assert not torch.allclose(hooked, lm.logits(ids, mask)[mask], atol=1e-2)
-    edit.bake(lm, tmp_path / "baked")
+    edit.bake(lm, output_dir=tmp_path / "baked")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "baked").eval()
     assert_close(logits(again, ids, mask)[mask], hooked, atol=1e-3, rtol=1e-4)
 
 
 def test_a_probe_and_a_ranking(lm):
-    probe = Probe.fit(lm, mini.labelled("en", 60), progress=False)
+    probe = Probe.fit(lm, mini.labelled("en", n=60), progress=False)
     ranked = localize.by_cosine(lm, probe, k=10)
     every = torch.stack([torch.cosine_similarity(lm.value_vectors(layer), probe.direction, -1) for layer in range(30)])
     best = every.flatten().topk(10).indices.tolist()
@@ -110,7 +110,7 @@ def test_a_probe_and_a_ranking(lm):
 
 def test_two_steps_of_dpo(lm, tmp_path):
     recipe = dataclasses.replace(MINI, steps=2, batch_size=2, learning_rate=1e-5, max_length=32)
-    tuned = tune_dpo(lm, mini.pairs("en").select(range(4)), tmp_path / "run", recipe, progress=False)
+    tuned = tune_dpo(lm, mini.pairs("en").select(range(4)), output_dir=tmp_path / "run", recipe=recipe, progress=False)
     assert (tuned.n_layers, tuned.d_mlp) == (30, 1536)
     moved = (tuned.value_vectors(3) - lm.value_vectors(3)).abs().max()
     assert 0 < float(moved) < 1e-3

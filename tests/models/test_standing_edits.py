@@ -84,14 +84,17 @@ def named(lm, edit):
 def test_other_edits_have_other_names_and_the_same_ones_the_same(lm, other):
     ids, _ = lm.encode(["the cat"])
     seen = torch.zeros(*ids.shape, lm.d_mlp)
-    acts = [collect_activations(each, {"en": ["the cat"]}, NEURONS, 3, progress=False) for each in (lm, other)]
+    acts = [
+        collect_activations(each, {"en": ["the cat"]}, NEURONS, max_new_tokens=3, progress=False)
+        for each in (lm, other)
+    ]
     longer = NeuronSet.of([(0, i) for i in range(6)])
     edits = [
         EDIT,
         Offset(NEURONS, (2.0, 2.5)),
         Offset(NEURONS, (2.0, 3.0)),
         Set(NEURONS, 2.0),
-        Offset(NEURONS, 2.0, "prompt"),
+        Offset(NEURONS, 2.0, positions="prompt"),
         Offset(longer, 2.0),
         Offset(NeuronSet.of([*longer.neurons[:5], (0, 9)]), 2.0),
         EDIT + EDIT,
@@ -138,14 +141,14 @@ def test_files_of_before_know_no_edit():
 
 
 def results(lm):
-    acts = collect_activations(lm, TEXTS, NEURONS, 3, progress=False)
+    acts = collect_activations(lm, TEXTS, NEURONS, max_new_tokens=3, progress=False)
     written = generate(lm, TEXTS, max_new_tokens=3, greedy=True, progress=False)
     return {
         "probe": Probe.fit(lm, LABELLED, held_out=0.25, progress=False),
         "retrieval": retrieval.bilingual_retrieval(lm, PARALLEL, progress=False),
         "activations": acts,
         "continuations": written,
-        "tokens": read_tokens(lm, TEXTS, NEURONS, 2, progress=False)[0],
+        "tokens": read_tokens(lm, TEXTS, NEURONS, max_new_tokens=2, progress=False)[0],
         "fluency": conditional_perplexity(lm, written, progress=False),
     }
 
@@ -222,7 +225,13 @@ def test_a_patch_effect_says_it(lm, other, tmp_path):
 
 
 MATERIALS = stages.Materials(
-    LABELLED, *[mini.prompts(1)] * 2, mini.pairs("en", 2), mini.parallel(4), mini.held_out(1), NeverAsked()
+    labelled=LABELLED,
+    toxic_prompts=mini.prompts(n=1),
+    neutral_prompts=mini.prompts(n=1),
+    pairs=mini.pairs("en", n=2),
+    parallel=mini.parallel(n=4),
+    held_out=mini.held_out(n=1),
+    scorer=NeverAsked(),
 )
 
 
@@ -233,8 +242,12 @@ MATERIALS = stages.Materials(
         lambda lm, other, folder: by_auroc(lm, LABELLED, progress=False),
         lambda lm, other, folder: weight_drift(lm, other),
         lambda lm, other, folder: weight_drift(other, lm),
-        lambda lm, other, folder: dose_response(lm, [NEURONS], [1.0], TEXTS, NeverAsked("en", "es"), HELD_OUT),
-        lambda lm, other, folder: stages.run(lm, MATERIALS, folder, stages.Settings(), progress=False),
+        lambda lm, other, folder: dose_response(
+            lm, [NEURONS], TEXTS, offsets=[1.0], scorer=NeverAsked("en", "es"), held_out=HELD_OUT
+        ),
+        lambda lm, other, folder: stages.run(
+            lm, MATERIALS, output_dir=folder, settings=stages.Settings(), progress=False
+        ),
     ],
     ids=["by_auroc", "drift before", "drift after", "dose_response", "study"],
 )
@@ -265,7 +278,7 @@ def test_what_was_computed_under_an_edit_is_not_taken_for_the_models_own(lm, oth
         by_contribution(lm, plain["probe"], edited["activations"], k=1)
     assert len(by_contribution(lm, plain["probe"], plain["activations"], k=1)) == 1
     with pytest.raises(ValueError, match=r"the probe was fitted on .* under Offset\("):
-        ProbeScorer(lm, edited["probe"], ["en"])
+        ProbeScorer(lm, edited["probe"], languages=["en"])
     options = {"neurons": NEURONS, "scorer": HashScorer("en", "es"), "n_samples": 1, "max_new_tokens": 2}
     diff = compare(lm, other, TEXTS, **options, progress=False)
     with pytest.raises(ValueError, match=r"retrieval is of .* under Offset\("):
@@ -277,7 +290,7 @@ def test_texts_that_were_kept_under_an_edit_are_not_read_as_the_models_own(lm, o
     with EDIT.on(lm):
         generate(lm, TEXTS, n_samples=2, max_new_tokens=3, progress=False).save(tmp_path / "before.json")
     with pytest.raises(ValueError, match=r"before\.json was written by another model"):
-        compare(lm, other, TEXTS, **options, folder=tmp_path, progress=False)
+        compare(lm, other, TEXTS, **options, output_dir=tmp_path, progress=False)
     generate(lm, TEXTS, n_samples=2, max_new_tokens=3, progress=False).save(tmp_path / "before.json")
-    found = compare(lm, other, TEXTS, **options, folder=tmp_path, progress=False)
+    found = compare(lm, other, TEXTS, **options, output_dir=tmp_path, progress=False)
     assert np.isfinite(found.before["en"].emt)

@@ -10,7 +10,7 @@ from xlingtox.neurons.activations import Activations, collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
 
 PROMPTS = {"ru": ["кот сидит"], "en": ["the cat", "a", "the dog ran away from the"]}
-NEURONS = NeuronSet.of([(1, 40), (0, 3), (1, 7)], [3, 2, 1])
+NEURONS = NeuronSet.of([(1, 40), (0, 3), (1, 7)], scores=[3, 2, 1])
 STEPS = 6
 
 
@@ -28,7 +28,7 @@ def by_hand(model, tokenizer, end):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_values_equal_an_uncached_loop(family, tokenizer, batch_size):
-    acts = collect_activations(family.lm, PROMPTS, NEURONS, STEPS, batch_size=batch_size, progress=False)
+    acts = collect_activations(family.lm, PROMPTS, NEURONS, max_new_tokens=STEPS, batch_size=batch_size, progress=False)
     values, mask = by_hand(family.model, tokenizer, tokenizer.eos_token_id)
     assert acts.neurons == NEURONS
     assert acts.languages == ("ru", "en", "en", "en")
@@ -41,7 +41,9 @@ def test_rows_that_ended_are_masked(ending, model, tokenizer, batch_size):
     end = raw.greedy(model, tokenizer("the cat")["input_ids"], STEPS)[0][2]
     values, mask = by_hand(model, tokenizer, end)
     assert 0 < mask.sum() < mask.numel()
-    acts = collect_activations(ending(end), PROMPTS, NEURONS, STEPS, batch_size=batch_size, progress=False)
+    acts = collect_activations(
+        ending(end), PROMPTS, NEURONS, max_new_tokens=STEPS, batch_size=batch_size, progress=False
+    )
     assert torch.equal(acts.mask, mask)
     assert_close(acts.values, values, atol=1e-5, rtol=1e-5)
     assert_close(acts.mean(), values[mask].mean(0), atol=1e-5, rtol=1e-5)
@@ -50,7 +52,7 @@ def test_rows_that_ended_are_masked(ending, model, tokenizer, batch_size):
 def test_under_an_edit_the_edited_values_are_read(lm, model, tokenizer):
     edit = [(0, 3), (1, 7)]
     with Offset(NeuronSet.of(edit), 2.0).on(lm):
-        acts = collect_activations(lm, PROMPTS, NEURONS, STEPS, progress=False)
+        acts = collect_activations(lm, PROMPTS, NEURONS, max_new_tokens=STEPS, progress=False)
     with raw.editing(model, edit, lambda x: x + 2.0):
         values, _ = by_hand(model, tokenizer, tokenizer.eos_token_id)
     assert_close(acts.values, values, atol=1e-5, rtol=1e-5)
@@ -72,7 +74,7 @@ def made_up():
 def test_mean_equals_numpy(language, rows):
     values, mask, acts = made_up()
     theirs = values[rows][mask[rows]].mean(0)
-    np.testing.assert_allclose(acts.mean(language).numpy(), theirs, atol=1e-6)
+    np.testing.assert_allclose(acts.mean(language=language).numpy(), theirs, atol=1e-6)
 
 
 def test_frame_is_a_row_a_language_and_neuron():
@@ -87,7 +89,7 @@ def test_frame_is_a_row_a_language_and_neuron():
 
 def test_mean_of_a_language_that_is_not_there():
     with pytest.raises(ValueError, match="no prompts in 'de': there are en, sv"):
-        made_up()[2].mean("de")
+        made_up()[2].mean(language="de")
 
 
 @pytest.mark.parametrize(
@@ -103,13 +105,13 @@ def test_mean_of_a_language_that_is_not_there():
 )
 def test_bad_input(lm, prompts, neurons, steps, words):
     with pytest.raises(ValueError, match=words):
-        collect_activations(lm, prompts, neurons, steps, progress=False)
+        collect_activations(lm, prompts, neurons, max_new_tokens=steps, progress=False)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_batches_have_at_least_one_row(lm, batch_size):
     with pytest.raises(ValueError, match=f"batch_size is {batch_size}: expected at least 1"):
-        collect_activations(lm, PROMPTS, NEURONS, STEPS, batch_size=batch_size, progress=False)
+        collect_activations(lm, PROMPTS, NEURONS, max_new_tokens=STEPS, batch_size=batch_size, progress=False)
 
 
 def test_only_the_asked_layers_are_hooked(lm, monkeypatch):
@@ -122,23 +124,25 @@ def test_only_the_asked_layers_are_hooked(lm, monkeypatch):
         return hooks(post, residual, edit)
 
     monkeypatch.setattr(lm, "hooks", watched)
-    collect_activations(lm, PROMPTS, asked, STEPS, batch_size=2, progress=False)
+    collect_activations(lm, PROMPTS, asked, max_new_tokens=STEPS, batch_size=2, progress=False)
     assert hooked == [([1], None)] * 2
 
 
 def test_prompts_of_like_length_are_read_together(lm, monkeypatch):
     prompts, encode, seen = ["a", "the dog ran away from the", "b", "la casa es grande y el"], lm.encode, []
     monkeypatch.setattr(lm, "encode", lambda texts: (seen.append(list(texts)), encode(texts))[1])
-    acts = collect_activations(lm, prompts, NEURONS, STEPS, batch_size=2, progress=False)
+    acts = collect_activations(lm, prompts, NEURONS, max_new_tokens=STEPS, batch_size=2, progress=False)
     assert sorted(map(sorted, seen)) == [["a", "b"], sorted(prompts[1::2])]
     monkeypatch.undo()
-    alone = [collect_activations(lm, [each], NEURONS, STEPS, progress=False).values[0] for each in prompts]
+    alone = [
+        collect_activations(lm, [each], NEURONS, max_new_tokens=STEPS, progress=False).values[0] for each in prompts
+    ]
     assert_close(acts.values, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shown", [True, False])
 def test_long_work_shows_how_far_it_is(lm, capsys, shown):
-    collect_activations(lm, PROMPTS, NEURONS, 2, progress=shown)
+    collect_activations(lm, PROMPTS, NEURONS, max_new_tokens=2, progress=shown)
     told = capsys.readouterr().err
     assert ("/4" in told) == shown
     assert shown or told == ""
@@ -151,9 +155,9 @@ def test_all_neurons_are_averaged_without_their_steps(family, tokenizer, monkeyp
     from xlingtox.neurons import activations
 
     lm, every = family.lm, NeuronSet.all(family.lm)
-    whole = collect_activations(lm, PROMPTS, every, STEPS, progress=False)
+    whole = collect_activations(lm, PROMPTS, every, max_new_tokens=STEPS, progress=False)
     monkeypatch.setattr(activations, "_MOST_BYTES", 0)
-    flat = collect_activations(lm, PROMPTS, every, STEPS, batch_size=2, progress=False)
+    flat = collect_activations(lm, PROMPTS, every, max_new_tokens=STEPS, batch_size=2, progress=False)
     assert flat.kept is None
     with pytest.raises(ValueError, match="only the means"):
         _ = flat.values
@@ -165,15 +169,15 @@ def test_all_neurons_are_averaged_without_their_steps(family, tokenizer, monkeyp
                 _, passes = raw.greedy(family.model, tokenizer(prompt)["input_ids"], STEPS, tokenizer.eos_token_id)
                 rows += [torch.cat([each[layer] for layer in range(lm.n_layers)]) for each in passes]
         theirs = torch.stack(rows).double().mean(0).float()
-        assert_close(flat.mean(language), theirs, atol=1e-5, rtol=1e-4)
-        assert_close(whole.mean(language), theirs, atol=1e-5, rtol=1e-4)
+        assert_close(flat.mean(language=language), theirs, atol=1e-5, rtol=1e-4)
+        assert_close(whole.mean(language=language), theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_means_without_steps_are_saved(lm, tmp_path, monkeypatch):
     from xlingtox.neurons import activations
 
     monkeypatch.setattr(activations, "_MOST_BYTES", 0)
-    acts = collect_activations(lm, PROMPTS, NEURONS, STEPS, progress=False)
+    acts = collect_activations(lm, PROMPTS, NEURONS, max_new_tokens=STEPS, progress=False)
     acts.save(tmp_path / "acts")
     again = Activations.load(tmp_path / "acts")
     assert again.kept is None

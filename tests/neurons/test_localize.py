@@ -54,7 +54,7 @@ def test_a_probe_of_another_width(lm):
 def test_by_contribution_equals_numpy(family):
     lm = family.lm
     every = NeuronSet.all(lm)
-    acts = collect_activations(lm, ["the cat", "la casa"], every, 4, progress=False)
+    acts = collect_activations(lm, ["the cat", "la casa"], every, max_new_tokens=4, progress=False)
     found = by_contribution(lm, probe_of(DIRECTION), acts, k=9)
     vectors = np.concatenate([raw.values(family.model, layer).double().numpy() for layer in range(2)])
     means = (acts.values * acts.mask[..., None]).double().sum((0, 1)).numpy() / int(acts.mask.sum())
@@ -93,7 +93,7 @@ def test_experts_equal_scikit_learn(family, tokenizer, monkeypatch):
 
 
 def test_damping_by_the_area():
-    experts = NeuronSet.of([(0, 1), (1, 2), (1, 3)], [1.0, 0.75, 0.5])
+    experts = NeuronSet.of([(0, 1), (1, 2), (1, 3)], scores=[1.0, 0.75, 0.5])
     assert Scale.damping(experts) == Scale(experts, (0.0, 0.5, 1.0))
     with pytest.raises(ValueError, match=r"a score is 0\.3"):
-        Scale.damping(NeuronSet.of([(0, 1)], [0.3]))
+        Scale.damping(NeuronSet.of([(0, 1)], scores=[0.3]))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from xlingtox.neurons.neuron_set import NeuronSet
 
 PAIRS = st.tuples(st.integers(0, 1), st.integers(0, 5))
-SETS = st.dictionaries(PAIRS, st.floats(-1, 1), max_size=8).map(lambda d: NeuronSet.of(d.keys(), d.values()))
+SETS = st.dictionaries(PAIRS, st.floats(-1, 1), max_size=8).map(lambda d: NeuronSet.of(d.keys(), scores=d.values()))
 
 
 def scored(neurons):
@@ -42,9 +42,9 @@ def test_by_layer_names_indices_and_columns(neurons):
 
 
 def test_a_set_is_a_value():
-    one = NeuronSet.of([(1, 2), (0, 7)], [0.5, -1])
-    assert one == NeuronSet.of([[1, 2], [0, 7]], np.array([0.5, -1.0]))
-    assert hash(one) == hash(NeuronSet.of([(1, 2), (0, 7)], [0.5, -1]))
+    one = NeuronSet.of([(1, 2), (0, 7)], scores=[0.5, -1])
+    assert one == NeuronSet.of([[1, 2], [0, 7]], scores=np.array([0.5, -1.0]))
+    assert hash(one) == hash(NeuronSet.of([(1, 2), (0, 7)], scores=[0.5, -1]))
     assert (1, 2) in one
     assert (2, 1) not in one
     assert repr(one) == "NeuronSet(2: 1.2, 0.7)"
@@ -62,7 +62,7 @@ def test_a_set_is_a_value():
 )
 def test_bad_sets(neurons, scores, words):
     with pytest.raises(ValueError, match=words):
-        NeuronSet.of(neurons, scores)
+        NeuronSet.of(neurons, scores=scores)
 
 
 def test_a_mask_of_another_length():
@@ -73,7 +73,7 @@ def test_a_mask_of_another_length():
 @pytest.mark.parametrize("outside", [(2, 0), (0, 48), (-1, 0), (0, -1)])
 def test_a_neuron_outside_the_model(lm, outside):
     neurons = NeuronSet.of([(0, 0), outside])
-    for use in (neurons.check, neurons.vectors, neurons.promoted_tokens, lambda m: neurons.random_like(m, 0)):
+    for use in (neurons.check, neurons.vectors, neurons.promoted_tokens, lambda m: neurons.random_like(m, seed=0)):
         with pytest.raises(ValueError, match=r"neuron \(-?\d+, -?\d+\) is outside the model.*layers 0 to 1"):
             use(lm)
 
@@ -95,22 +95,22 @@ def test_all_neurons(family):
 )
 def test_random_like_is_as_many_others_per_layer(lm, neurons, seed):
     given_set = NeuronSet.of(neurons)
-    control = given_set.random_like(lm, seed)
+    control = given_set.random_like(lm, seed=seed)
     assert sorted(layer for layer, _ in control) == sorted(layer for layer, _ in neurons)
     assert not set(control) & neurons
     control.check(lm)
-    assert control == NeuronSet.of(sorted(neurons)).random_like(lm, seed)
+    assert control == NeuronSet.of(sorted(neurons)).random_like(lm, seed=seed)
 
 
 def test_random_like_follows_the_seed_and_needs_room(lm):
     neurons = NeuronSet.of([(0, i) for i in range(10)])
-    assert len({neurons.random_like(lm, seed).neurons for seed in range(20)}) == 20
+    assert len({neurons.random_like(lm, seed=seed).neurons for seed in range(20)}) == 20
     with pytest.raises(ValueError, match="layer 0 has 18 other neurons, 30 are needed"):
-        NeuronSet.of([(0, i) for i in range(30)]).random_like(lm, 0)
+        NeuronSet.of([(0, i) for i in range(30)]).random_like(lm, seed=0)
 
 
 def test_promoted_tokens_equal_numpy(family, tokenizer):
-    neurons = NeuronSet.of([(1, 4), (0, 9)], [0.5, 0.25])
+    neurons = NeuronSet.of([(1, 4), (0, 9)], scores=[0.5, 0.25])
     table = neurons.promoted_tokens(family.lm, k=5)
     unembed = family.model.lm_head.weight.detach().numpy()
     for (layer, index), score, (_, rows) in zip(

@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_direction(lm, sentences, probe):
     again = Probe.fit(lm, sentences, held_out=0.5, seed=3, progress=False)
     assert torch.equal(again.direction, probe.direction)
     assert (again.bias, again.accuracy, again.auc) == (probe.bias, probe.accuracy, probe.auc)
-    assert not torch.equal(Probe.fit(lm, sentences, 0.5, seed=4, progress=False).direction, probe.direction)
+    assert not torch.equal(Probe.fit(lm, sentences, held_out=0.5, seed=4, progress=False).direction, probe.direction)
 
 
 def test_labels_of_one_class(lm):
@@ -101,7 +101,7 @@ def test_a_direction_found_elsewhere_says_what_is_not_known(lm, tmp_path):
     again = Probe.load(tmp_path / "probe.safetensors")
     assert repr(again) == repr(found)
     assert torch.equal(again.direction, found.direction)
-    assert len(localize.by_cosine(lm, found, 5)) == 5
+    assert len(localize.by_cosine(lm, found, k=5)) == 5
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_a_direction_found_elsewhere_says_what_is_not_known(lm, tmp_path):
 )
 def test_what_is_no_direction(lm, vector, bias, words):
     with pytest.raises(TypeError, match=r"vector is a tensor of float32 with shape \[2, 32\], expected a tensor"):
-        Probe.from_direction(torch.ones(2, 32), bias, lm)
+        Probe.from_direction(torch.ones(2, 32), bias=bias, model=lm)
     with pytest.raises(ValueError, match=words):
-        Probe.from_direction(vector, bias, lm)
+        Probe.from_direction(vector, bias=bias, model=lm)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -25,7 +25,7 @@ def alone(model, tokenizer, text, n_new):
 
 @pytest.mark.parametrize("n_new", [0, 6])
 def test_every_token_is_read_as_in_a_plain_model(model, tokenizer, lm, n_new):
-    found = read_tokens(lm, PROMPTS, NEURONS, n_new, batch_size=3, progress=False)
+    found = read_tokens(lm, PROMPTS, NEURONS, max_new_tokens=n_new, batch_size=3, progress=False)
     texts = [(code, text) for code, own in PROMPTS.items() for text in own]
     assert [each.language for each in found] == [code for code, _ in texts]
     for each, (_, text) in zip(found, texts, strict=True):
@@ -41,7 +41,7 @@ def test_every_token_is_read_as_in_a_plain_model(model, tokenizer, lm, n_new):
 def test_what_follows_an_early_end_is_left_out(model, ending, tokenizer):
     new, _ = raw.greedy(model, tokenizer("the cat sat")["input_ids"], 8)
     lm = ending(new[3])
-    (found,) = read_tokens(lm, ["the cat sat"], NEURONS, 8, progress=False)
+    (found,) = read_tokens(lm, ["the cat sat"], NEURONS, max_new_tokens=8, progress=False)
     kept = new[: new.index(new[3])]
     assert "".join(found.pieces[found.n_prompt :]) == tokenizer.decode(kept)
 
@@ -96,10 +96,10 @@ def test_bad_input_is_refused_before_work(lm):
     other = TokenActivations("en", ("a",), 1, torch.zeros(1, 1), NeuronSet.of([(0, 0)]), one.model)
     for call, said in (
         (lambda: read_tokens(lm, ["a"], NeuronSet.of([(9, 0)])), "outside the model"),
-        (lambda: read_tokens(lm, ["a"], NEURONS, -1), "n_new_tokens is -1"),
+        (lambda: read_tokens(lm, ["a"], NEURONS, max_new_tokens=-1), "max_new_tokens is -1"),
         (lambda: read_tokens(lm, [" "], NEURONS), "blank"),
         (lambda: top_tokens([]), "no texts"),
-        (lambda: top_tokens([one], 0), "k is 0"),
+        (lambda: top_tokens([one], k=0), "k is 0"),
         (lambda: top_tokens([one, other]), "different neurons"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -13,7 +13,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     # The same calls on fewer prompts and steps: the example is read for its names, not for its figures.
-    shorter = example.replace("mini.prompts()", "mini.prompts(2)").replace("n_samples=25", "n_samples=2")
+    shorter = example.replace("mini.prompts()", "mini.prompts(n=2)").replace("n_samples=25", "n_samples=2")
     assert shorter != example
     names: dict[str, object] = {}
     exec(shorter, names)

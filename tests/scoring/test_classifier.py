@@ -48,7 +48,7 @@ def made(**config):
 
 
 def scorer_of(pair, **options):
-    return ClassifierScorer(pair[0], COVERED, tokenizer=pair[1], progress=False, **options)
+    return ClassifierScorer(pair[0], languages=COVERED, tokenizer=pair[1], progress=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_model_from_a_folder(pair, tmp_path):
     model, tokenizer = pair
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    loaded = ClassifierScorer(tmp_path, COVERED, device="cpu", progress=False)
+    loaded = ClassifierScorer(tmp_path, languages=COVERED, device="cpu", progress=False)
     memory = scorer_of(pair)
     assert (loaded.name, loaded.languages) == (str(tmp_path), frozenset(COVERED))
     assert loaded.revision == memory.revision
@@ -152,7 +152,10 @@ def test_a_model_that_was_changed_after_it_came_from_the_hub_has_scores_of_its_o
     file = tmp_path / "scores.sqlite"
     for scorer in (first, second):
         assert "a" * 40 not in scorer.revision
-        assert Cached(scorer, file, progress=False).score(TEXTS, CODES).tolist() == scorer.score(TEXTS, CODES).tolist()
+        assert (
+            Cached(scorer, path=file, progress=False).score(TEXTS, CODES).tolist()
+            == scorer.score(TEXTS, CODES).tolist()
+        )
     assert first.revision != second.revision
 
 
@@ -163,7 +166,7 @@ def test_tokenizers_and_limits_are_told_apart(pair, tmp_path):
     scorers = [scorer_of((model, each)) for each in (tokenizer, short, other)]
     assert len({scorer.revision for scorer in scorers}) == 3
     for scorer in scorers:
-        cached = Cached(scorer, tmp_path / "scores.sqlite", progress=False)
+        cached = Cached(scorer, path=tmp_path / "scores.sqlite", progress=False)
         assert cached.score(TEXTS[:3], CODES[:3]).tolist() == scorer.score(TEXTS[:3], CODES[:3]).tolist()
     before = scorers[0].score(TEXTS, CODES)
     longest = tokenizer.model_max_length
@@ -178,8 +181,8 @@ def test_a_hub_commit_stands_for_its_tokenizer_but_for_no_other(pair, monkeypatc
     model, tokenizer = made(**HEADS["softmax"])
     model.config._commit_hash = "b" * 40
     monkeypatch.setattr(classifier, "_loaded", lambda source, own, *_: (model, own or tokenizer, source))
-    assert ClassifierScorer("some/model", ["en"]).revision == f"{'b' * 40} toxic softmax float32"
-    named = ClassifierScorer("some/model", ["en"], tokenizer=tokenizer).revision
+    assert ClassifierScorer("some/model", languages=["en"]).revision == f"{'b' * 40} toxic softmax float32"
+    named = ClassifierScorer("some/model", languages=["en"], tokenizer=tokenizer).revision
     assert named.startswith(f"{'b' * 40} toxic softmax float32 ")
 
 
@@ -203,7 +206,7 @@ def test_memory_that_runs_out_and_a_cache(pair, tmp_path, monkeypatch):
         return forward(*args, **given)
 
     monkeypatch.setattr(scorer._model, "forward", tight)
-    cached = Cached(scorer, tmp_path / "scores.sqlite", progress=False)
+    cached = Cached(scorer, path=tmp_path / "scores.sqlite", progress=False)
     for _ in range(2):
         np.testing.assert_allclose(cached.score(TEXTS, CODES), whole, atol=1e-6)
         monkeypatch.setattr(scorer._model, "forward", None)
@@ -235,7 +238,7 @@ def test_presets_cover_what_their_cards_say(pair, monkeypatch):
         assert kind in scorer.revision
         with pytest.raises(UncoveredLanguage, match=f"{name} does not cover sv: it covers "):
             scorer.score(["a"], ["sv"])
-    assert ClassifierScorer(name, ["en"], activation="softmax").languages == {"en"}
+    assert ClassifierScorer(name, languages=["en"], activation="softmax").languages == {"en"}
 
 
 def test_a_preset_has_its_commit_unless_another_is_asked_for(pair, monkeypatch):
@@ -255,7 +258,7 @@ def test_pickled_weights_are_not_read(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     pickled(model, tmp_path)
     with pytest.raises(FileNotFoundError, match="no weights in safetensors"):
-        ClassifierScorer(tmp_path, ["en"])
+        ClassifierScorer(tmp_path, languages=["en"])
     assert not (tmp_path / "ran").exists()
 
 
@@ -285,16 +288,16 @@ def test_what_is_not_clear_is_asked_for(config, options, words):
     model, tokenizer = made(**config)
     given = {"languages": ["en"], "tokenizer": tokenizer, **options}
     with pytest.raises(ValueError, match=words):
-        ClassifierScorer(model, given.pop("languages"), progress=False, **given)
+        ClassifierScorer(model, languages=given.pop("languages"), progress=False, **given)
 
 
 def test_a_model_that_is_no_classifier(pair, tmp_path):
     transformers.XLMRobertaModel(pair[0].config).save_pretrained(tmp_path)
     pair[1].save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks 4 of the model's weights, classifier"):
-        ClassifierScorer(tmp_path, ["en"])
+        ClassifierScorer(tmp_path, languages=["en"])
     with pytest.raises(FileNotFoundError, match="no-such/model is no folder"):
-        ClassifierScorer("no-such/model", ["en"])
+        ClassifierScorer("no-such/model", languages=["en"])
 
 
 def test_a_tokenizer_that_cannot_pad_and_a_text_without_tokens(pair, tokenizer):

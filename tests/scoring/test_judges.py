@@ -38,7 +38,9 @@ def test_equal_to_a_plain_reading_of_the_states(lm, model, tokenizer, probe):
         handle.remove()
         logit = kept[0][0].mean(0) @ probe.direction + probe.bias
         expected.append(1 / (1 + math.exp(-logit.item())))
-    scores = ProbeScorer(lm, probe, ["en", "es", "ru"], progress=False).score(texts, ["en", "en", "ru", "es", "en"])
+    scores = ProbeScorer(lm, probe, languages=["en", "es", "ru"], progress=False).score(
+        texts, ["en", "en", "ru", "es", "en"]
+    )
     assert scores.dtype == np.float64
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
@@ -49,7 +51,7 @@ def test_equal_to_a_plain_reading_of_the_states(lm, model, tokenizer, probe):
 @given(st.lists(st.text(st.characters()), max_size=4))
 def test_any_text_is_judged(lm, probe, texts):
     texts += ["\ud800", "\0", "שלום \u202e", "x" * 100_000]
-    scores = ProbeScorer(lm, probe, ["en"], progress=False).score(texts, ["en"] * len(texts))
+    scores = ProbeScorer(lm, probe, languages=["en"], progress=False).score(texts, ["en"] * len(texts))
     assert ((scores >= 0) & (scores <= 1)).all()
 
 
@@ -57,36 +59,39 @@ def test_a_sure_probe_does_not_overflow(lm, probe):
     for sign in (1, -1):
         sure = dataclasses.replace(probe, direction=probe.direction * 0, bias=sign * 1e4)
         with np.errstate(all="raise", under="ignore"):
-            scores = ProbeScorer(lm, sure, ["en"], progress=False).score(["a", "b"], ["en", "en"])
+            scores = ProbeScorer(lm, sure, languages=["en"], progress=False).score(["a", "b"], ["en", "en"])
         assert scores.tolist() == [(sign + 1) / 2] * 2
 
 
 def test_the_probe_and_the_weights_are_the_revision(lm, probe, ending):
-    base = ProbeScorer(lm, probe, ["en"])
+    base = ProbeScorer(lm, probe, languages=["en"])
     assert (base.name, base.languages) == (f"probe on {lm.name}", {"en"})
     assert base.revision.endswith(f" on {lm.fingerprint()} float32")
-    assert ProbeScorer(lm, dataclasses.replace(probe, bias=0.5), ["en"]).revision != base.revision
-    assert ProbeScorer(lm, dataclasses.replace(probe, direction=-probe.direction), ["en"]).revision != base.revision
+    assert ProbeScorer(lm, dataclasses.replace(probe, bias=0.5), languages=["en"]).revision != base.revision
+    assert (
+        ProbeScorer(lm, dataclasses.replace(probe, direction=-probe.direction), languages=["en"]).revision
+        != base.revision
+    )
     assert base.score([], []).shape == (0,)
 
 
 def test_what_does_not_fit_is_refused(lm, probe):
     with pytest.raises(ValueError, match="width"):
-        ProbeScorer(lm, dataclasses.replace(probe, direction=torch.ones(3)), ["en"])
+        ProbeScorer(lm, dataclasses.replace(probe, direction=torch.ones(3)), languages=["en"])
     other = dataclasses.replace(lm.identity(), name="elsewhere", fingerprint="0" * 12)
     with pytest.raises(ValueError, match="was fitted on elsewhere, whose weights are not those of"):
-        ProbeScorer(lm, dataclasses.replace(probe, model=other), ["en"])
+        ProbeScorer(lm, dataclasses.replace(probe, model=other), languages=["en"])
     with pytest.raises(ValueError, match="unknown language 'EN'"):
-        ProbeScorer(lm, probe, ["EN"])
+        ProbeScorer(lm, probe, languages=["EN"])
     with pytest.raises(ValueError, match="say which languages"):
-        ProbeScorer(lm, probe, [])
+        ProbeScorer(lm, probe, languages=[])
     with pytest.raises(UncoveredLanguage, match="does not cover fr: it covers en"):
-        ProbeScorer(lm, probe, ["en"]).score(["a"], ["fr"])
+        ProbeScorer(lm, probe, languages=["en"]).score(["a"], ["fr"])
 
 
 def test_no_score_while_an_edit_stands_on_the_judge(lm, probe, tmp_path):
-    scorer = ProbeScorer(lm, probe, ["en"], progress=False)
-    cached = Cached(scorer, tmp_path / "scores.sqlite", progress=False)
+    scorer = ProbeScorer(lm, probe, languages=["en"], progress=False)
+    cached = Cached(scorer, path=tmp_path / "scores.sqlite", progress=False)
     expected = scorer.score(["a fool"], ["en"])
     ids, mask = lm.encode(["a fool"])
     with Offset(NeuronSet.of([(0, 3)]), 50.0).on(lm):
@@ -107,7 +112,7 @@ def test_no_score_while_an_edit_stands_on_the_judge(lm, probe, tmp_path):
 
 def test_no_score_by_a_judge_whose_weights_have_changed(model, tokenizer, probe):
     judge = HookedLM.load(model, tokenizer=tokenizer)
-    scorer = ProbeScorer(judge, probe, ["en"], progress=False)
+    scorer = ProbeScorer(judge, probe, languages=["en"], progress=False)
     assert scorer.score(["a"], ["en"]).shape == (1,)
     with torch.no_grad():
         judge.value_vectors(0).mul_(2)
@@ -160,7 +165,7 @@ def test_rank_correlations_by_language_and_pair():
 
 def test_the_largest_disagreements():
     first, second = [0.1, 0.2, 0.3, 0.9, 0.5], [0.91, 0.92, 0.93, 0.94, 0.2]
-    found = agreement([Given("a", first, "en"), Given("b", second, "en")], list("01234"), ["en"] * 5, 2)
+    found = agreement([Given("a", first, "en"), Given("b", second, "en")], list("01234"), ["en"] * 5, n_disagreements=2)
     (pair,) = found.pairs
     # Ranks 1 2 3 5 4 and 2 3 4 5 1: the scale of the scores does not count.
     assert [tuple(each) for each in pair.disagreements] == [(4, 0.5, 0.2, 0.75), (0, 0.1, 0.91, -0.25)]
@@ -202,4 +207,4 @@ def test_bad_input_is_refused_before_work():
         with pytest.raises(ValueError, match=words):
             agreement([asked, named], texts, languages)
     with pytest.raises(ValueError, match="n_disagreements is -1"):
-        agreement([asked, named], ["a"], ["en"], -1)
+        agreement([asked, named], ["a"], ["en"], n_disagreements=-1)

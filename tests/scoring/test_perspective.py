@@ -46,7 +46,9 @@ def make(tmp_path):
 
     def build(server, **options):
         fast = {"queries_per_second": 1000, "timeout": 600, "attempts": 12, "progress": False}
-        return PerspectiveScorer(None, server.endpoint, cache=tmp_path / "scores.sqlite", **(fast | options))
+        return PerspectiveScorer(
+            api_key=None, endpoint=server.endpoint, cache=tmp_path / "scores.sqlite", **(fast | options)
+        )
 
     return build
 
@@ -79,7 +81,15 @@ CHILD = """
 import sys
 from test_perspective import CODES, TEXTS, perspective, PerspectiveScorer
 perspective._FIRST_WAIT, perspective._LONGEST_WAIT = 0.001, 0.05
-scorer = PerspectiveScorer(None, sys.argv[1], 1000, sys.argv[2], attempts=12, timeout=600, progress=False)
+scorer = PerspectiveScorer(
+    api_key=None,
+    endpoint=sys.argv[1],
+    queries_per_second=1000,
+    cache=sys.argv[2],
+    attempts=12,
+    timeout=600,
+    progress=False,
+)
 n = int(sys.argv[3])
 scorer.score(TEXTS[:n], CODES[:n])
 """
@@ -89,7 +99,7 @@ scorer.score(TEXTS[:n], CODES[:n])
 def child(tmp_path, monkeypatch, request):
     """`child(server, n)`: another process, half-way through scoring n texts."""
     root = request.config.rootpath
-    monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'tests'}")
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'tests'}:{root / 'tests' / 'scoring'}")
 
     def start(server, n):
         given = [server.endpoint, tmp_path / "scores.sqlite", n]

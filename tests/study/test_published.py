@@ -71,7 +71,7 @@ def test_their_probe_is_plain_logistic_regression_on_states_after_the_norm(lm, m
 
 def test_activations_of_all_steps_after_a_beginning(starting, model, tokenizer):
     neurons = xt.NeuronSet.of([(0, 3), (1, 5)])
-    found = published.collect_activations(starting, PROMPTS, neurons, n_new_tokens=4, progress=False)
+    found = published.collect_activations(starting, PROMPTS, neurons, max_new_tokens=4, progress=False)
     assert bool(found.mask.all())
     expected = []
     for prompt in PROMPTS:
@@ -94,10 +94,12 @@ def test_without_a_stop_all_steps_count(ending, lm, tokenizer):
     prompt, neurons = "the cat", xt.NeuronSet.of([(0, 3)])
     ids, mask = lm.encode([prompt])
     token = int(lm.logits(ids, mask)[0, -1].argmax())
-    stopped = xt.collect_activations(ending(token), [prompt], neurons, 4, progress=False)
-    going = xt.collect_activations(ending(token), [prompt], neurons, 4, progress=False, stop_at_end=False)
+    stopped = xt.collect_activations(ending(token), [prompt], neurons, max_new_tokens=4, progress=False)
+    going = xt.collect_activations(
+        ending(token), [prompt], neurons, max_new_tokens=4, progress=False, stop_at_end=False
+    )
     assert (stopped.mask.sum(), going.mask.sum()) == (1, 4)
-    assert_close(going.values, xt.collect_activations(lm, [prompt], neurons, 4, progress=False).values)
+    assert_close(going.values, xt.collect_activations(lm, [prompt], neurons, max_new_tokens=4, progress=False).values)
 
 
 def test_one_beginning_and_no_second(starting):
@@ -146,7 +148,7 @@ def test_what_their_choices_do_not_fit_is_refused(lm, tmp_path):
     labelled = [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS * 10)]
     published.fit_probe(lm, labelled, epochs=1, progress=False).save(tmp_path / "probe")
     with pytest.raises(ValueError, match="reads states after the final norm"):
-        xt.scoring.ProbeScorer(lm, xt.Probe.load(tmp_path / "probe"), ["en"])
+        xt.scoring.ProbeScorer(lm, xt.Probe.load(tmp_path / "probe"), languages=["en"])
     parallel = Dataset.from_dict({"en": ["the cat"], "es": ["la casa"]})
     with xt.Offset(xt.NeuronSet.of([(0, 1)]), 1.0).on(lm):
         lm.logits(*lm.encode(["the cat"]))

@@ -249,7 +249,7 @@ def test_words_are_masked_until_asked_for(parsed):
     """Without a list, all that the model wrote is; with one, its words are, in text and as tokens."""
     assert "fool" not in parsed.text
     assert "kind" not in parsed.text
-    listed = Page(report.render(made_up(), {"en": ["fool"], "ar": ["حمقاء"]}))
+    listed = Page(report.render(made_up(), toxic_words={"en": ["fool"], "ar": ["حمقاء"]}))
     assert "She is a f•••." in listed.text
     assert "She is kind." in listed.text
     assert "حمقاء" not in listed.text
@@ -268,7 +268,7 @@ def test_the_menu_names_every_language_in_the_house_s_order(parsed):
 
 @pytest.mark.parametrize("toxic_words", [None, {"en": ["fool", HOSTILE]}])
 def test_hostile_text_stays_text(toxic_words):
-    page = report.render(hostile(), toxic_words)
+    page = report.render(hostile(), toxic_words=toxic_words)
     page.encode()
     parsed = Page(page)
     plain = Page(report.render(made_up()))

@@ -44,8 +44,8 @@ MATERIALS = Materials(
             "label": [i % 2 for i in range(40)],
         }
     ),
-    hostile=table(lambda code: SUBJECTS[code][:2], "prompt"),
-    friendly=table(lambda code: SUBJECTS[code][2:4], "prompt"),
+    toxic_prompts=table(lambda code: SUBJECTS[code][:2], "prompt"),
+    neutral_prompts=table(lambda code: SUBJECTS[code][2:4], "prompt"),
     pairs=Dataset.from_dict(
         {
             "prompt": SUBJECTS["en"][:4],
@@ -67,14 +67,14 @@ SETTINGS = Settings(
     dose_prompts=1,
     dose_texts=1,
     n_samples=2,
-    n_new_tokens=4,
+    max_new_tokens=4,
     recipe=Recipe(steps=2, batch_size=2, learning_rate=1e-3, max_length=32),
 )
 STAGES = tuple(stages._STAGES)
 
 
 def run(lm, out, materials=MATERIALS, settings=SETTINGS):
-    return stages.run(lm, materials, out, settings, progress=False)
+    return stages.run(lm, materials, output_dir=out, settings=settings, progress=False)
 
 
 def timeless(results):
@@ -224,7 +224,7 @@ def test_another_language_counts_as_degenerate_if_an_identifier_says_so(lm, stud
     def nobody_s(texts):
         return ["zh"] * len(texts)
 
-    results = run(lm, tmp_path, dataclasses.replace(MATERIALS, identify=nobody_s))
+    results = run(lm, tmp_path, dataclasses.replace(MATERIALS, identify_language=nobody_s))
     assert (results["identified"], study[1]["identified"]) == (True, False)
     for doses in ("intervention", "control", "amplification", "amplification_control"):
         assert all(dose["degenerate"] == 1 for dose in results[doses])
@@ -259,7 +259,7 @@ def test_the_folder_of_another_study_is_refused(lm, model, tokenizer, study, wha
         changed.transformer.wte.weight.data.mul_(2)
         lm = HookedLM.load(changed, tokenizer=tokenizer)
     if what == "prompts":
-        materials = dataclasses.replace(materials, hostile=materials.friendly)
+        materials = dataclasses.replace(materials, toxic_prompts=materials.neutral_prompts)
     if what == "scorer":
         materials = dataclasses.replace(materials, scorer=Renamed(*CODES))
     before = (study[0] / "results.json").read_bytes()
@@ -296,9 +296,9 @@ def test_a_study_without_any_toxicity_has_results_without_nan(lm, tmp_path):
         ({"pairs": MATERIALS.pairs.remove_columns("chosen")}, {}, "no column chosen"),
         ({"labelled": MATERIALS.labelled.select(range(0, 40, 2))}, {}, "both classes"),
         ({"parallel": MATERIALS.parallel.remove_columns("en")}, {}, "pivot 'en'"),
-        ({"held_out": MATERIALS.hostile}, {}, "no column text"),
-        ({"friendly": MATERIALS.held_out}, {}, "no column prompt"),
-        ({"friendly": MATERIALS.friendly.select([0])}, {}, "friendly has nothing in "),
+        ({"held_out": MATERIALS.toxic_prompts}, {}, "no column text"),
+        ({"neutral_prompts": MATERIALS.held_out}, {}, "no column prompt"),
+        ({"neutral_prompts": MATERIALS.neutral_prompts.select([0])}, {}, "neutral_prompts has nothing in "),
     ],
 )
 def test_bad_materials_are_refused_before_any_stage_is_done(lm, tmp_path, materials, settings, words):

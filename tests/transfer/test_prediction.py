@@ -183,7 +183,7 @@ def test_a_line_s_intervals_equal_the_normal_equations(n):
         leverage = row @ np.linalg.inv(design.T @ design) @ row
         for new in (False, True):
             width = stats.t.ppf(0.9, n - 2) * math.sqrt(left[0] / (n - 2) * (leverage + new))
-            assert line.interval(at, 0.8, new) == pytest.approx((solved @ row - width, solved @ row + width))
+            assert line.interval(at, level=0.8, new=new) == pytest.approx((solved @ row - width, solved @ row + width))
 
 
 def test_lines_of_too_little():
@@ -236,7 +236,7 @@ def dropping(drops):
 @pytest.mark.parametrize("measure", ["emt", "average_toxicity"])
 def test_relating_equals_scipy(measure):
     diff, retrieved = observed(("en", *CODES)), known(CODES)
-    result = relate(retrieved, diff, measure)
+    result = relate(retrieved, diff, measure=measure)
     y = [1 - getattr(diff.after[code], measure) / getattr(diff.before[code], measure) for code in CODES]
     expected = stats.pearsonr(list(retrieved.values()), y)
     assert (result.pearson_r, result.p_value) == pytest.approx((expected.statistic, expected.pvalue))
@@ -294,11 +294,11 @@ def test_no_prediction_is_certain():
 
 def test_drops_may_be_numbers_from_a_paper():
     drops = known(CODES, 2)
-    by_hand, compared = relate(known(CODES), drops, "emt"), relate(known(CODES), dropping(drops), "emt")
+    by_hand, compared = relate(known(CODES), drops, measure="emt"), relate(known(CODES), dropping(drops), measure="emt")
     assert by_hand.pearson_r == pytest.approx(compared.pearson_r)
     assert by_hand.drop == drops
     assert by_hand.drop_intervals == {}
-    assert relate(known(CODES), drops, "share of harmful answers").measure == "share of harmful answers"
+    assert relate(known(CODES), drops, measure="share of harmful answers").measure == "share of harmful answers"
     assert list(relate(known(CODES), drops | {"fr": math.nan}).drop) == [code for code in CODES if code != "fr"]
     with pytest.raises(ValueError, match=r"the drop of fr is 73: expected .* at most 1"):
         relate(known(CODES), drops | {"fr": 73})
@@ -332,7 +332,7 @@ def test_at_least_three_languages():
     with pytest.raises(ValueError, match="text and drops share 1 languages"):
         relate(known(CODES), observed(CODES), others={"text": {"es": 1.0, "en": 2.0, "fr": math.nan}})
     with pytest.raises(ValueError, match="unknown measure 'rudeness': expected one of emt"):
-        relate(known(CODES), observed(CODES), "rudeness")
+        relate(known(CODES), observed(CODES), measure="rudeness")
 
 
 def test_other_predictors_and_intervals():
@@ -349,9 +349,9 @@ def test_other_predictors_and_intervals():
     assert tuple(frame.loc["text", ["pearson_r", "pearson_p_value"]]) == pytest.approx(tuple(expected))
     assert found.predict("ar").language == "ar"
     with pytest.raises(ValueError, match="text has no value for 'ar': it has es, fr, de, ru"):
-        found.predict("ar", "text")
+        found.predict("ar", predictor="text")
     with pytest.raises(ValueError, match="no predictor 'luck': there are retrieval, text"):
-        found.predict("ar", "luck")
+        found.predict("ar", predictor="luck")
     with pytest.raises(ValueError, match="level is 95"):
         found.predict("ar", level=95)
     three = relate(known(CODES[:3]), observed(CODES[:3]))
@@ -440,7 +440,7 @@ def test_prediction_is_retrieval_then_transfer(lm):
     diff, text = observed(("en", "es", "ru", "de")), {"es": 3.0, "de": 2.0, "ru": 1.0}
     for parallel in (PARALLEL, Dataset.from_dict(PARALLEL)):
         found = retrieval.predict_transfer(
-            lm, parallel, diff, "average_toxicity", predictors={"text": text}, progress=False
+            lm, parallel, diff, measure="average_toxicity", predictors={"text": text}, progress=False
         )
         measured = retrieval.bilingual_retrieval(lm, PARALLEL, progress=False)
         assert list(found.predictors) == ["retrieval", "aligned_cosine", "tokens_per_character", "text"]
@@ -463,7 +463,7 @@ def test_the_tuned_language_is_no_point_whatever_the_pivot(lm):
     diff = observed(("en", "es", "ru", "de"), before={"en": measures(0.9, 0.9)})
     with pytest.raises(ValueError, match="retrieval and drops share 2 languages"):
         retrieval.predict_transfer(lm, PARALLEL, diff, pivot="de", progress=False)
-    found = retrieval.predict_transfer(lm, PARALLEL, diff, pivot="de", tuned="de", progress=False)
+    found = retrieval.predict_transfer(lm, PARALLEL, diff, pivot="de", source_language="de", progress=False)
     assert set(found.drop) == {"en", "es", "ru"}
     measured = retrieval.bilingual_retrieval(lm, PARALLEL, pivot="de", progress=False)
     assert found.retrieval == measured.mean()

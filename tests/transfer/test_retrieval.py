@@ -316,7 +316,7 @@ def test_the_loaders_forms_are_read(lm, tmp_path, monkeypatch):
         data.line_aligned(tmp_path / "aligned"),
         data.line_aligned(tmp_path / "prompts"),
         data.tatoeba(tmp_path / "tatoeba"),
-        data.flores(tmp_path / "flores", ["en", "es", "ru"]),
+        data.flores(tmp_path / "flores", languages=["en", "es", "ru"]),
     ]
     for each in loaded:
         found = accuracy(lm, each)

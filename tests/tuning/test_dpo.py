@@ -21,6 +21,7 @@ import transformers
 import trl
 from conftest import randomised, tiny
 from datasets import Dataset
+from preferences import PAIRS, PROMPTS, RECIPE
 from published import jsonl, table, written
 from safetensors.torch import load_file
 from tokenizers import processors
@@ -28,23 +29,12 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
-from xlingtox import data, mini, tuning
+from xlingtox import data, mini
 from xlingtox.edits.interventions import Offset, Scale
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.tuning import callback
+from xlingtox.tuning import callback, dpo
 from xlingtox.tuning.dpo import MINI, PAPER_FULL, PAPER_QLORA, Diverged, Lora, Recipe, tunable_pairs, tune_dpo
-
-PROMPTS = ["the cat", "the dog", "la casa", "das ist ein hund"]
-PAIRS = Dataset.from_dict(
-    {
-        "prompt": PROMPTS,
-        "chosen": [" sat on the mat", " ran away", " es grande", " im haus"],
-        "rejected": [" ran from the house", " sat", " duerme en la cama", " und eine katze"],
-        "source": ["another column"] * 4,
-    }
-)
-RECIPE = Recipe(steps=6, batch_size=2, learning_rate=1e-3, warm_up=1, max_length=32)
 
 
 def weights(model):
@@ -61,7 +51,7 @@ def tuned(model, tokenizer, tmp_path_factory):
     given = copy.deepcopy(model).train()
     lm = HookedLM.load(given, tokenizer=tokenizer)
     folder = tmp_path_factory.mktemp("dpo") / "made" / "for it"
-    return given, lm, tune_dpo(lm, PAIRS, folder, RECIPE, progress=False), folder
+    return given, lm, tune_dpo(lm, PAIRS, output_dir=folder, recipe=RECIPE, progress=False), folder
 
 
 @torch.no_grad()
@@ -126,7 +116,7 @@ def test_the_same_seed_gives_the_same_weights(tuned, tmp_path):
     _, lm, _, folder = tuned
     torch.rand(5)  # whatever else is drawn
     for name, seed in [("again", 0), ("other", 1)]:
-        tune_dpo(lm, PAIRS, tmp_path / name, dataclasses.replace(RECIPE, seed=seed), progress=False)
+        tune_dpo(lm, PAIRS, output_dir=tmp_path / name, recipe=dataclasses.replace(RECIPE, seed=seed), progress=False)
     first, again, other = (
         load_file(out / "model.safetensors") for out in (folder, tmp_path / "again", tmp_path / "other")
     )
@@ -142,7 +132,7 @@ def test_the_reference_is_the_model_in_memory(model, tokenizer, tmp_path, lora):
     model.save_pretrained(tmp_path / "elsewhere")
     lm = HookedLM.load(edited, tokenizer=tokenizer)
     still = dataclasses.replace(RECIPE, steps=1, learning_rate=1e-12, lora=lora)
-    after = tune_dpo(lm, PAIRS, tmp_path / "out", still, progress=False)
+    after = tune_dpo(lm, PAIRS, output_dir=tmp_path / "out", recipe=still, progress=False)
     log = json.loads((tmp_path / "out" / "log.json").read_text("utf-8"))
     assert log[-1]["train_loss"] == pytest.approx(math.log(2), abs=1e-5)
     ids, mask = lm.encode(["the cat sat on the"])
@@ -151,14 +141,14 @@ def test_the_reference_is_the_model_in_memory(model, tokenizer, tmp_path, lora):
 
 
 def test_tuning_can_be_silent(tuned, tmp_path, capfd):
-    tune_dpo(tuned[1], PAIRS, tmp_path, dataclasses.replace(RECIPE, steps=1), progress=False)
+    tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom"])
 def test_other_families(name, tokenizer, tmp_path):
     lm = HookedLM.load(tiny(name), tokenizer=tokenizer)
-    tune_dpo(lm, PAIRS, tmp_path, RECIPE, progress=False)
+    tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     after = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert losses(tmp_path)[0][1] == pytest.approx(math.log(2), abs=1e-5)
     assert margin(after, tokenizer) > margin(tiny(name), tokenizer) + 1
@@ -209,7 +199,7 @@ def but(**columns):
 )
 def test_bad_pairs(tuned, untrained, tmp_path, pairs, words):
     with pytest.raises(ValueError, match=words):
-        tune_dpo(tuned[1], pairs, tmp_path / "out", RECIPE, progress=False)
+        tune_dpo(tuned[1], pairs, output_dir=tmp_path / "out", recipe=RECIPE, progress=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -218,37 +208,45 @@ def test_a_folder_that_cannot_be_written(tuned, untrained, tmp_path, below):
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(OSError, match="cannot write to the output folder"):
-        tune_dpo(tuned[1], PAIRS, file / below, RECIPE, progress=False)
+        tune_dpo(tuned[1], PAIRS, output_dir=file / below, recipe=RECIPE, progress=False)
     assert file.read_text() == "mine"
 
 
 def test_a_transformer_lens_model_cannot_be_tuned(tuned, untrained, tokenizer, tmp_path):
     bridge = HookedLM.load(tuned[1].tl, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="given as a TransformerLens model"):
-        tune_dpo(bridge, PAIRS, tmp_path, RECIPE, progress=False)
+        tune_dpo(bridge, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
 
 
 def test_pairs_longer_than_the_model_are_cut(tuned, tmp_path):
     """The default recipe allows 96 tokens, this model has 64 positions."""
     long = but(rejected=[" and the dog ran away from the house" * 6] * 4)
-    tune_dpo(tuned[1], long, tmp_path, dataclasses.replace(MINI, steps=1, batch_size=2), progress=False)
+    tune_dpo(
+        tuned[1], long, output_dir=tmp_path, recipe=dataclasses.replace(MINI, steps=1, batch_size=2), progress=False
+    )
 
 
 def test_prompts_that_leave_no_room_are_left_out_and_counted(tuned, tmp_path, caplog):
     """TRL drops them without a word."""
     long = but(prompt=[*PROMPTS[:3], "the dog ran away " * 30])
-    tune_dpo(tuned[1], long, tmp_path, dataclasses.replace(RECIPE, steps=1), progress=False)
+    tune_dpo(tuned[1], long, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
     assert "1 of 4 prompts have more than 31 tokens (rows 3): they are left out" in caplog.text
     assert "preference pairs: 1 of 4" in caplog.text
     record = json.loads((tmp_path / "recipe.json").read_text("utf-8"))
     assert (record["pairs"], record["left_out"]) == (3, 1)
     with pytest.raises(ValueError, match=r"4 of 4 prompts have more than 1 tokens \(rows 0, 1, 2, ...\): none leaves"):
-        tune_dpo(tuned[1], PAIRS, tmp_path / "no", dataclasses.replace(RECIPE, max_prompt_length=1), progress=False)
+        tune_dpo(
+            tuned[1],
+            PAIRS,
+            output_dir=tmp_path / "no",
+            recipe=dataclasses.replace(RECIPE, max_prompt_length=1),
+            progress=False,
+        )
 
 
 def test_the_model_may_have_another_precision(model, tokenizer, tmp_path):
     lm = HookedLM.load(model, tokenizer=tokenizer, dtype=torch.float64)
-    after = tune_dpo(lm, PAIRS, tmp_path, dataclasses.replace(RECIPE, steps=1), progress=False)
+    after = tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
     assert after.dtype == torch.float64
     assert isinstance(after.tl.original_model, transformers.GPT2LMHeadModel)
 
@@ -316,16 +314,16 @@ def test_a_missing_package_is_said_before_anything_is_written(tuned, untrained, 
     quantised = dataclasses.replace(RECIPE, optimizer="adamw_bnb_8bit")
     for recipe in (dataclasses.replace(RECIPE, lora=Lora(rank=4, bits=4)), quantised):
         with pytest.raises(ValueError, match=r"needs the package bitsandbytes: pip install 'xlingtox\[quantised\]'"):
-            tune_dpo(tuned[1], PAIRS, tmp_path / "out", recipe, progress=False)
+            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path / "out", recipe=recipe, progress=False)
     assert not (tmp_path / "out").exists()
-    tuning._require_packages(dataclasses.replace(RECIPE, optimizer="adamw_torch_8bit"))
+    dpo._require_packages(dataclasses.replace(RECIPE, optimizer="adamw_torch_8bit"))
 
 
 def test_what_is_no_model_and_what_is_no_recipe(tuned, untrained, tmp_path):
     with pytest.raises(TypeError, match=r"lm is a GPT2LMHeadModel, expected .*load\(model, tokenizer=\.\.\.\)"):
-        tune_dpo(tuned[0], PAIRS, tmp_path, RECIPE)
+        tune_dpo(tuned[0], PAIRS, output_dir=tmp_path, recipe=RECIPE)
     with pytest.raises(TypeError, match=r"recipe is 'MINI' .*expected a recipe \(xt\.tuning\.MINI"):
-        tune_dpo(tuned[1], PAIRS, tmp_path, "MINI")
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe="MINI")
 
 
 @pytest.mark.parametrize("optimizer", ["galore_adamw", "grokadamw", "schedule_free_sgd", "adamw_torch_4bit"])
@@ -333,14 +331,14 @@ def test_an_optimizer_that_is_not_there_is_said_before_the_folder_is_claimed(tun
     """Also where its package is there: what low rank applies to, a recipe does not say."""
     recipe = dataclasses.replace(RECIPE, optimizer=optimizer)
     with pytest.raises(ValueError, match=f"the optimizer {optimizer} cannot be used here: .*(install|must|need)"):
-        tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
     assert not list(tmp_path.iterdir())
 
 
 def test_every_optimizer_that_is_there_tunes(tuned, tmp_path):
     for optimizer in ("adamw_torch", "adafactor", "sgd", "adagrad"):
         recipe = dataclasses.replace(RECIPE, steps=2, optimizer=optimizer)
-        after = tune_dpo(tuned[1], PAIRS, tmp_path / optimizer, recipe, progress=False)
+        after = tune_dpo(tuned[1], PAIRS, output_dir=tmp_path / optimizer, recipe=recipe, progress=False)
         assert after.fingerprint() != tuned[1].fingerprint()
 
 
@@ -351,10 +349,10 @@ def test_a_run_that_came_to_nothing_leaves_the_folder(tuned, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(callback.Watch, "on_train_begin", on_train_begin)
         with pytest.raises(MemoryError, match=r"while tuning: set the recipe's gradient_checkpointing, or"):
-            tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     assert not list(tmp_path.iterdir())
     shorter = dataclasses.replace(RECIPE, steps=1)
-    tune_dpo(tuned[1], PAIRS, tmp_path, shorter, progress=False)
+    tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=shorter, progress=False)
     assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["finished"]
 
 
@@ -368,14 +366,14 @@ def test_a_run_that_got_somewhere_keeps_the_folder_when_it_breaks_off(tuned, tmp
     with monkeypatch.context() as patch:
         patch.setattr(callback.Watch, "on_step_begin", on_step_begin)
         with pytest.raises(ZeroDivisionError):
-            tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
+            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
     with pytest.raises(ValueError, match="holds another run"):
-        tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
 
 
 @pytest.mark.parametrize("loss", ["hinge", "ipo", "apo_zero", "apo_down"])
 def test_every_loss_prefers_what_was_chosen(tuned, tokenizer, tmp_path, loss):
-    tune_dpo(tuned[1], PAIRS, tmp_path, dataclasses.replace(RECIPE, loss_type=loss), progress=False)
+    tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, loss_type=loss), progress=False)
     log = json.loads((tmp_path / "log.json").read_text("utf-8"))
     assert log[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
     assert log[5]["rewards/margins"] > 0
@@ -390,13 +388,22 @@ def test_pairs_as_they_are_published(tuned, tmp_path):
         ("paradetox", data.paradetox(tmp_path / "paradetox.tsv")),
         ("rtp-lx", data.rtp_lx_pairs(tmp_path / "RTP_LX_EN.json")),
     ):
-        tune_dpo(tuned[1], pairs, tmp_path / name, dataclasses.replace(RECIPE, batch_size=1), progress=False)
+        tune_dpo(
+            tuned[1],
+            pairs,
+            output_dir=tmp_path / name,
+            recipe=dataclasses.replace(RECIPE, batch_size=1),
+            progress=False,
+        )
         assert losses(tmp_path / name)[5][1] < math.log(2)
 
 
 def test_the_robust_loss_is_another_one(tuned, tmp_path):
     robust = dataclasses.replace(RECIPE, loss_type="robust", label_smoothing=0.2)
-    assert tune_dpo(tuned[1], PAIRS, tmp_path, robust, progress=False).fingerprint() != tuned[2].fingerprint()
+    assert (
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=robust, progress=False).fingerprint()
+        != tuned[2].fingerprint()
+    )
     assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["trl"]["label_smoothing"] == 0.2
 
 
@@ -445,17 +452,17 @@ PASSES = dataclasses.replace(VALIDATED, steps=None, epochs=3.5, batch_size=1, ac
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tuned, tmp_path, monkeypatch, step, recipe, last):
     lm = tuned[1]
-    whole = tune_dpo(lm, PAIRS, tmp_path / "whole", recipe, validation=TURNED, progress=False)
+    whole = tune_dpo(lm, PAIRS, output_dir=tmp_path / "whole", recipe=recipe, validation=TURNED, progress=False)
     assert losses(tmp_path / "whole")[-1][0] == last
     with monkeypatch.context() as patched:
         interrupt(patched, step)
         with pytest.raises(Interrupted):
-            tune_dpo(lm, PAIRS, tmp_path / "cut", recipe, validation=TURNED, progress=False)
+            tune_dpo(lm, PAIRS, output_dir=tmp_path / "cut", recipe=recipe, validation=TURNED, progress=False)
     # A checkpoint that was being written when it ended is not taken.
     broken = tmp_path / "cut" / "checkpoints" / "checkpoint-99"
     broken.mkdir(parents=True)
     (broken / "model.safetensors").write_bytes(b"half")
-    resumed = tune_dpo(lm, PAIRS, tmp_path / "cut", recipe, validation=TURNED, progress=False)
+    resumed = tune_dpo(lm, PAIRS, output_dir=tmp_path / "cut", recipe=recipe, validation=TURNED, progress=False)
     assert resumed.fingerprint() == whole.fingerprint()
     log = untimed(tmp_path / "cut")
     assert log == untimed(tmp_path / "whole")
@@ -482,7 +489,9 @@ def test_a_run_broken_off_after_its_last_step_trains_no_further(tuned, tmp_path,
     validation = None if recipe.patience is None else TURNED
 
     def tune(name):
-        return tune_dpo(tuned[1], PAIRS, tmp_path / name, recipe, validation, progress=False)
+        return tune_dpo(
+            tuned[1], PAIRS, output_dir=tmp_path / name, recipe=recipe, validation=validation, progress=False
+        )
 
     whole, real = tune("whole"), trl.DPOTrainer.save_model
 
@@ -513,7 +522,7 @@ def test_a_process_that_was_killed(tmp_path):
     step += step % 2 if moment == "on_save" else 0
     pairs = mini.pairs("en").select(range(32))
     recipe = dataclasses.replace(MINI, steps=6, batch_size=4, save_every=2)
-    whole = tune_dpo("mini", pairs, tmp_path / "whole", recipe, progress=False)
+    whole = tune_dpo("mini", pairs, output_dir=tmp_path / "whole", recipe=recipe, progress=False)
     code = f"""
         import dataclasses, os, torch
         from xlingtox import data, mini, tuning
@@ -524,12 +533,13 @@ def test_a_process_that_was_killed(tmp_path):
                 os.kill(os.getpid(), 9)
         setattr(callback.Watch, {moment!r}, kill)
         recipe = dataclasses.replace(tuning.MINI, steps=6, batch_size=4, save_every=2)
-        tuning.tune_dpo("mini", mini.pairs("en").select(range(32)), {str(tmp_path / "cut")!r}, recipe, progress=False)
+        pairs, folder = mini.pairs("en").select(range(32)), {str(tmp_path / "cut")!r}
+        tuning.tune_dpo("mini", pairs, output_dir=folder, recipe=recipe, progress=False)
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     killed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert killed.returncode == -9, (step, moment, killed.stderr)
-    resumed = tune_dpo("mini", pairs, tmp_path / "cut", recipe, progress=False)
+    resumed = tune_dpo("mini", pairs, output_dir=tmp_path / "cut", recipe=recipe, progress=False)
     assert resumed.fingerprint() == whole.fingerprint(), (step, moment)
 
 
@@ -540,12 +550,12 @@ def test_a_run_killed_in_its_last_moment_is_cleared(tuned, tmp_path, monkeypatch
         raise Interrupted
 
     with monkeypatch.context() as patched:
-        patched.setattr(tuning.RunFolder, "clear", clear)
+        patched.setattr(dpo.RunFolder, "clear", clear)
         with pytest.raises(Interrupted):
-            tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
+            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
     assert (tmp_path / "checkpoints").exists()
     for left in (False, True):
-        tune_dpo(tuned[1], PAIRS, tmp_path, recipe, progress=False)
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
         record = json.loads((tmp_path / "recipe.json").read_text("utf-8"))
         assert (record["finished"], "clearing" in record, "name" in record["model"]) == (True, False, True)
         assert (tmp_path / "checkpoints").exists() == left
@@ -562,7 +572,7 @@ def test_what_is_written_has_ordinary_permissions(tuned):
 def test_a_finished_run_is_only_loaded(tuned, monkeypatch):
     monkeypatch.setattr("trl.DPOTrainer", None)
     _, lm, after, folder = tuned
-    assert tune_dpo(lm, PAIRS, folder, RECIPE, progress=False).fingerprint() == after.fingerprint()
+    assert tune_dpo(lm, PAIRS, output_dir=folder, recipe=RECIPE, progress=False).fingerprint() == after.fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -580,10 +590,10 @@ def test_a_folder_of_another_run_is_refused(tuned, untrained, changed, words):
 
 def test_another_model_is_another_run_and_a_strange_checkpoint_is_none(tuned, untrained, model, tmp_path):
     with pytest.raises(ValueError, match=r"another run \(other model\)"):
-        tune_dpo(tuned[2], PAIRS, tuned[3], RECIPE, progress=False)
+        tune_dpo(tuned[2], PAIRS, output_dir=tuned[3], recipe=RECIPE, progress=False)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a checkpoint that is not of this run"):
-        tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -596,7 +606,7 @@ def test_what_others_left_in_the_folder_is_neither_used_nor_deleted(tuned, untra
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{}")
     with pytest.raises(ValueError, match=rf"holds {name.split('/')[0]}, which .* not its own: give a new folder"):
-        tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [file]
 
 
@@ -604,7 +614,7 @@ def test_only_what_the_run_made_is_deleted(tuned, tmp_path):
     (tmp_path / "other").mkdir()
     for name in ("other/training_args.bin", "notes.txt"):
         (tmp_path / name).write_text("mine")
-    tune_dpo(tuned[1], PAIRS, tmp_path, dataclasses.replace(RECIPE, steps=1), progress=False)
+    tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
     assert (tmp_path / "other" / "training_args.bin").read_text() == (tmp_path / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "training_args.bin").exists()
 
@@ -613,7 +623,7 @@ def test_only_what_the_run_made_is_deleted(tuned, tmp_path):
 def test_a_record_that_cannot_be_read_is_said_to_be_so(tuned, untrained, tmp_path, text, words):
     (tmp_path / "recipe.json").write_text(text)
     with pytest.raises(ValueError, match=f"recipe.json {words}.*: whose run the folder holds is not known, give a new"):
-        tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
 
 
 def test_a_model_is_known_again_by_another_path_and_a_tokenizer_by_its_tokens(
@@ -624,14 +634,14 @@ def test_a_model_is_known_again_by_another_path_and_a_tokenizer_by_its_tokens(
     monkeypatch.chdir(tmp_path)
     for name in ("model", tmp_path / "model"):
         with pytest.raises(Begun):
-            tune_dpo(name, PAIRS, tmp_path / "out", RECIPE, progress=False)
+            tune_dpo(name, PAIRS, output_dir=tmp_path / "out", recipe=RECIPE, progress=False)
     other = copy.deepcopy(tokenizer)
     other.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<eos> $A", special_tokens=[("<eos>", 0)]
     )
     lm = HookedLM.load(tuned[0], tokenizer=other)
     with pytest.raises(ValueError, match=r"another run \(other tokenizer\)"):
-        tune_dpo(lm, PAIRS, tmp_path / "out", RECIPE, progress=False)
+        tune_dpo(lm, PAIRS, output_dir=tmp_path / "out", recipe=RECIPE, progress=False)
 
 
 def test_nothing_saved_is_not_finished(tuned, tmp_path, monkeypatch):
@@ -645,9 +655,12 @@ def test_nothing_saved_is_not_finished(tuned, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(trl.DPOTrainer, "save_model", save_model)
         with pytest.raises(RuntimeError, match=r"no weights were saved .*: its checkpoints are kept"):
-            tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["finished"] is False
-    assert tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False).fingerprint() == tuned[2].fingerprint()
+    assert (
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False).fingerprint()
+        == tuned[2].fingerprint()
+    )
 
 
 def test_sharded_weights_are_saved_whole(tuned, tmp_path, monkeypatch):
@@ -667,7 +680,10 @@ def test_sharded_weights_are_saved_whole(tuned, tmp_path, monkeypatch):
             return done
 
     monkeypatch.setattr("trl.DPOTrainer", Trainer)
-    assert tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False).fingerprint() == tuned[2].fingerprint()
+    assert (
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False).fingerprint()
+        == tuned[2].fingerprint()
+    )
 
 
 def test_a_base_that_was_half_written_is_written_again(tuned, reached, tmp_path, monkeypatch):
@@ -681,10 +697,10 @@ def test_a_base_that_was_half_written_is_written_again(tuned, reached, tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr(transformers.PreTrainedModel, "save_pretrained", killed)
         with pytest.raises(Interrupted):
-            tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     assert not (tmp_path / "base").exists()
     with pytest.raises(Reached):
-        tune_dpo(tuned[1], PAIRS, tmp_path, RECIPE, progress=False)
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     assert same(weights(AutoModelForCausalLM.from_pretrained(tmp_path / "base")), weights(tuned[0]))
     assert AutoTokenizer.from_pretrained(tmp_path / "base").eos_token == "<eos>"
 
@@ -692,7 +708,7 @@ def test_a_base_that_was_half_written_is_written_again(tuned, reached, tmp_path,
 def test_a_folder_is_tuned_as_the_model_in_memory_is(tuned, model, tokenizer, tmp_path):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    after = tune_dpo(tmp_path / "model", PAIRS, tmp_path / "out", RECIPE, progress=False)
+    after = tune_dpo(tmp_path / "model", PAIRS, output_dir=tmp_path / "out", recipe=RECIPE, progress=False)
     assert after.fingerprint() == tuned[2].fingerprint()
 
 
@@ -700,7 +716,7 @@ def test_a_folder_is_tuned_as_the_model_in_memory_is(tuned, model, tokenizer, tm
 @pytest.mark.parametrize("given", ["in memory", "as a folder"])
 def test_nothing_tuned_is_in_memory_when_a_model_is_read(tuned, tokenizer, tmp_path, monkeypatch, given, lora):
     """Else reading the tuned model, or the base that an adapter is merged into, would take more memory than a step."""
-    held, counts, read = [], [], tuning.loading.from_checkpoint
+    held, counts, read = [], [], dpo.loading.from_checkpoint
 
     class Trainer(trl.DPOTrainer):
         def train(self, **options):
@@ -716,9 +732,11 @@ def test_nothing_tuned_is_in_memory_when_a_model_is_read(tuned, tokenizer, tmp_p
     tuned[0].save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.setattr("trl.DPOTrainer", Trainer)
-    monkeypatch.setattr(tuning.loading, "from_checkpoint", from_checkpoint)
+    monkeypatch.setattr(dpo.loading, "from_checkpoint", from_checkpoint)
     lm = tuned[1] if given == "in memory" else tmp_path / "model"
-    tune_dpo(lm, PAIRS, tmp_path / "out", dataclasses.replace(RECIPE, steps=1, lora=lora), progress=False)
+    tune_dpo(
+        lm, PAIRS, output_dir=tmp_path / "out", recipe=dataclasses.replace(RECIPE, steps=1, lora=lora), progress=False
+    )
     assert len(held) > 20
     folder = given == "as a folder"
     # The base before it is tuned, the base that an adapter is merged into, and the tuned model.
@@ -736,7 +754,7 @@ def test_the_best_weights_by_validation_loss_are_kept(tuned, model, tokenizer, t
     """The validation pairs ask for the opposite, so that the loss rises from the first evaluation on."""
     turned = PAIRS.rename_columns({"chosen": "rejected", "rejected": "chosen"})
     recipe = dataclasses.replace(RECIPE, steps=None, epochs=20, evaluate_every=1, patience=3)
-    tune_dpo(tuned[1], PAIRS, tmp_path, recipe, validation=turned, progress=False)
+    tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, validation=turned, progress=False)
     curve = [(step, loss) for step, _, loss in losses(tmp_path) if loss is not None]
     best = min(curve, key=lambda row: row[1])
     assert curve[-1][0] == best[0] + 3 < 40
@@ -753,11 +771,11 @@ def test_the_best_weights_by_validation_loss_are_kept(tuned, model, tokenizer, t
 
 def test_the_share_for_validation_is_held_out_by_seed(tuned):
     recipe = dataclasses.replace(RECIPE, validation_share=0.25)
-    parts = tunable_pairs(tuned[1], PAIRS, recipe)
+    parts = tunable_pairs(tuned[1], PAIRS, recipe=recipe)
     assert sorted([*parts.train["prompt"], *parts.validation["prompt"]]) == sorted(PROMPTS)
     assert len(parts.validation) == 1
     others = {
-        tunable_pairs(tuned[1], PAIRS, dataclasses.replace(recipe, seed=seed)).validation[0]["prompt"]
+        tunable_pairs(tuned[1], PAIRS, recipe=dataclasses.replace(recipe, seed=seed)).validation[0]["prompt"]
         for seed in range(9)
     }
     assert len(others) > 1
@@ -769,7 +787,7 @@ def test_the_reference_is_read_anew_for_another_length(tuned, tmp_path, room):
     recipe = dataclasses.replace(RECIPE, steps=1, learning_rate=1e-12, max_length=room)
     long = but(rejected=[" and the dog ran away from the house"] * 4)
     for name in ("kept", "again"):
-        tune_dpo(tuned[1], long, tmp_path / name, recipe, progress=False)
+        tune_dpo(tuned[1], long, output_dir=tmp_path / name, recipe=recipe, progress=False)
         assert losses(tmp_path / name)[0][1] == pytest.approx(math.log(2), abs=1e-5)
 
 
@@ -789,7 +807,7 @@ def test_a_run_that_diverges_stops_and_names_a_checkpoint_that_is_good(tuned, to
     said = r"at step \d+ of 30; the last good checkpoint is (.*checkpoint-\d+)\. .*learning_rate"
     for _ in range(2):
         with pytest.raises(Diverged, match=said) as raised:
-            tune_dpo(tuned[1], PAIRS, tmp_path, WILD, progress=False)
+            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=WILD, progress=False)
         good = Path(re.search(said, str(raised.value))[1])
         assert gives_a_number(good, tokenizer)
         kept = sorted((tmp_path / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
@@ -804,7 +822,7 @@ def test_a_run_that_diverges_in_its_last_step_is_not_finished(tuned, tmp_path):
     last = dataclasses.replace(WILD, steps=1, learning_rate=1e38, warm_up=0)
     for _ in range(2):
         with pytest.raises(Diverged, match=r"the loss is (nan|inf) after the last step of 1; no checkpoint"):
-            tune_dpo(tuned[1], PAIRS, tmp_path, last, progress=False)
+            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=last, progress=False)
         assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["finished"] is False
         assert (tmp_path / "checkpoints" / "checkpoint-1").is_dir()
         assert not (tmp_path / "config.json").exists()
@@ -820,11 +838,11 @@ def test_weights_of_16_bits_are_tuned_in_32(model, tokenizer, tmp_path, dtype):
     given = copy.deepcopy(model).to(dtype)
     small = dataclasses.replace(RECIPE, learning_rate=1e-5)
     lm = HookedLM.load(given, tokenizer=tokenizer)
-    after = tune_dpo(lm, PAIRS, tmp_path / "short", small, progress=False)
+    after = tune_dpo(lm, PAIRS, output_dir=tmp_path / "short", recipe=small, progress=False)
     assert after.stored_dtype == dtype
     assert after.dtype == lm.dtype
     whole = HookedLM.load(given.float(), tokenizer=tokenizer)
-    tune_dpo(whole, PAIRS, tmp_path / "whole", small, progress=False)
+    tune_dpo(whole, PAIRS, output_dir=tmp_path / "whole", recipe=small, progress=False)
     short, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("short", "whole"))
     assert losses(tmp_path / "short") == losses(tmp_path / "whole")
     assert same(short, {name: weight.to(dtype) for name, weight in expected.items()})
@@ -849,7 +867,7 @@ def test_no_dropout_while_training_and_the_configuration_as_it_was(name, field, 
     dropping.load_state_dict(given.state_dict())
     lm = HookedLM.load(dropping.eval(), tokenizer=tokenizer)
     still = dataclasses.replace(RECIPE, steps=1, batch_size=4, learning_rate=1e-12)
-    tune_dpo(lm, PAIRS, tmp_path, still, progress=False)
+    tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=still, progress=False)
     assert losses(tmp_path)[0][1] == pytest.approx(math.log(2), abs=1e-5)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert (getattr(config, field), config.use_cache) == (0.3, given.config.use_cache) == (0.3, True)
@@ -859,7 +877,7 @@ def test_dropout_is_switched_off_for_what_reads_the_configuration_as_it_runs():
     """As Falcon does with hidden_dropout."""
     given = families.build("llama")
     given.config.hidden_dropout, given.config.what_reads_dropout = 0.2, "text"
-    assert tuning._without_dropout(given)["hidden_dropout"] == 0.2
+    assert dpo._without_dropout(given)["hidden_dropout"] == 0.2
     assert (given.config.hidden_dropout, given.config.what_reads_dropout) == (0.0, "text")
 
 
@@ -878,7 +896,7 @@ def test_a_frozen_model_is_tuned_and_random_numbers_go_on(tuned, model, tokenize
     seed()
     expected = drawn()
     seed()
-    after = tune_dpo(lm, PAIRS, tmp_path, RECIPE, progress=False)
+    after = tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     assert drawn() == expected
     assert after.fingerprint() == tuned[2].fingerprint()
     assert not any(weight.requires_grad for weight in frozen.parameters())
@@ -888,7 +906,7 @@ def test_an_edit_that_tuning_would_leave_out_is_refused(tuned, untrained, tmp_pa
     lm = tuned[1]
     with Offset(NeuronSet.of([(0, 1)]), 1.0).on(lm):
         with pytest.raises(ValueError, match=r"has hooks on it.*edit.bake\(lm\)"):
-            tune_dpo(lm, PAIRS, tmp_path / "out", RECIPE, progress=False)
+            tune_dpo(lm, PAIRS, output_dir=tmp_path / "out", recipe=RECIPE, progress=False)
         lm.logits(*lm.encode(["the cat"]))
     assert not (tmp_path / "out").exists()
 
@@ -902,7 +920,7 @@ def test_activations_are_computed_again_if_asked_for(tuned, tmp_path, monkeypatc
 
     monkeypatch.setattr("transformers.modeling_utils.checkpoint", checkpoint)
     again = dataclasses.replace(RECIPE, gradient_checkpointing=True)
-    after = tune_dpo(tuned[1], PAIRS, tmp_path, again, progress=False)
+    after = tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=again, progress=False)
     assert len(counted) >= RECIPE.steps * tuned[1].n_layers
     ids, mask = after.encode(["the cat sat on the"])
     assert_close(after.logits(ids, mask), tuned[2].logits(ids, mask), atol=1e-4, rtol=1e-4)
@@ -920,7 +938,7 @@ def test_pairs_are_told_apart_by_what_the_model_reads(tuned, tmp_path, caplog):
         rejected=[begin + " das ist ein hund" * 5, " ran", "he dog", " la"],
     )
     recipe = dataclasses.replace(RECIPE, steps=1, max_length=12)
-    found = tunable_pairs(tuned[1], cut, recipe, validation=cut)
+    found = tunable_pairs(tuned[1], cut, recipe=recipe, validation=cut)
     assert (found.left_out, found.cut, found.merged, found.validation_left_out) == ((0,), (1,), (2,), (0,))
     assert found.train["prompt"] == ["the dog", "t", "la casa"]
     assert "preference pairs: 1 of 4 have the same first 12 tokens on both sides (rows 0): they are left out" in (
@@ -928,27 +946,29 @@ def test_pairs_are_told_apart_by_what_the_model_reads(tuned, tmp_path, caplog):
     )
     assert "validation pairs: 1 of 4 are cut after 12 tokens (rows 1)" in caplog.text
     assert "in 1 of 4 a token reaches from the prompt into the continuation (rows 2)" in caplog.text
-    tune_dpo(tuned[1], cut, tmp_path, recipe, validation=cut, progress=False)
+    tune_dpo(tuned[1], cut, output_dir=tmp_path, recipe=recipe, validation=cut, progress=False)
     record = json.loads((tmp_path / "recipe.json").read_text("utf-8"))
     assert [record[name] for name in ("left_out", "cut", "merged", "validation_left_out")] == [1, 1, 1, 1]
     with pytest.raises(ValueError, match=r"validation pairs: 1 of 1 have the same first 12 tokens .*: none is left"):
-        tunable_pairs(tuned[1], PAIRS, recipe, validation=cut.select([0]))
+        tunable_pairs(tuned[1], PAIRS, recipe=recipe, validation=cut.select([0]))
 
 
 def test_faults_of_the_validation_pairs_are_called_theirs(tuned):
     with pytest.raises(ValueError, match="validation pairs: 1 of 4 have no chosen"):
-        tunable_pairs(tuned[1], PAIRS, RECIPE, validation=but(chosen=[" a", "", " b", " c"]))
+        tunable_pairs(tuned[1], PAIRS, recipe=RECIPE, validation=but(chosen=[" a", "", " b", " c"]))
 
 
 @pytest.mark.parametrize(("n", "share"), [(2, 0.9), (3, 0.99)])
 def test_a_share_leaves_something_to_train_on(tuned, n, share):
-    parts = tunable_pairs(tuned[1], PAIRS.select(range(n)), dataclasses.replace(RECIPE, validation_share=share))
+    parts = tunable_pairs(tuned[1], PAIRS.select(range(n)), recipe=dataclasses.replace(RECIPE, validation_share=share))
     assert (len(parts.train), len(parts.validation)) == (1, n - 1)
 
 
 def test_patience_without_validation_pairs_is_refused(tuned, untrained, tmp_path):
     with pytest.raises(ValueError, match="patience is 2, and there are no validation pairs"):
-        tune_dpo(tuned[1], PAIRS, tmp_path / "out", dataclasses.replace(RECIPE, patience=2), progress=False)
+        tune_dpo(
+            tuned[1], PAIRS, output_dir=tmp_path / "out", recipe=dataclasses.replace(RECIPE, patience=2), progress=False
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -965,7 +985,7 @@ def test_an_adapter_is_kept_and_merged(name, tokenizer, tmp_path):
     lm = HookedLM.load(given, tokenizer=tokenizer)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        after = tune_dpo(lm, PAIRS, tmp_path, LORA, progress=False)
+        after = tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=LORA, progress=False)
     assert not [each for each in warned if "peft" in each.filename]
     ids, mask = after.encode(["the cat sat on the"])
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(given), tmp_path / "adapter").eval()
@@ -985,12 +1005,12 @@ def test_an_adapter_is_kept_and_merged(name, tokenizer, tmp_path):
 def test_an_adapter_names_its_base_where_that_is_what_lies_there(base, tokenizer, tmp_path):
     """What a model in memory remembers to have come from may be another: PEFT writes it down all the same."""
     pytest.importorskip("peft")
-    named = tune_dpo(base[1], PAIRS, tmp_path / "named", LORA, progress=False)
+    named = tune_dpo(base[1], PAIRS, output_dir=tmp_path / "named", recipe=LORA, progress=False)
     assert HookedLM.load(tmp_path / "named" / "adapter").fingerprint() == named.fingerprint()
     edited = Scale(NeuronSet.of([(0, 1), (1, 3)]), 0.0).bake(HookedLM.load(base[1]))
     sources = {"edited": edited, "loaded": HookedLM.load(base[1]), "adapted": tmp_path / "named" / "adapter"}
     for name, source in sources.items():
-        after = tune_dpo(source, PAIRS, tmp_path / name, LORA, progress=False)
+        after = tune_dpo(source, PAIRS, output_dir=tmp_path / name, recipe=LORA, progress=False)
         with pytest.raises(ValueError, match="does not name its base"):
             HookedLM.load(tmp_path / name / "adapter")
         if isinstance(source, HookedLM):
@@ -1014,10 +1034,10 @@ def test_a_model_with_code_of_its_own_is_tuned_and_baked(base, tmp_path):
     lm = HookedLM.load(folder, trust_remote_code=True)
     assert lm.remote_code
     short = dataclasses.replace(RECIPE, steps=2)
-    after = tune_dpo(lm, PAIRS, tmp_path / "out", short, progress=False)
+    after = tune_dpo(lm, PAIRS, output_dir=tmp_path / "out", recipe=short, progress=False)
     assert after.remote_code
     assert after.fingerprint() != lm.fingerprint()
-    halved = Scale(NeuronSet.of([(0, 1)]), 0.5).bake(lm, tmp_path / "baked")
+    halved = Scale(NeuronSet.of([(0, 1)]), 0.5).bake(lm, output_dir=tmp_path / "baked")
     assert halved.remote_code
 
 
@@ -1029,7 +1049,7 @@ def test_an_adapter_that_cannot_be_merged_fails_and_is_kept(tuned, tmp_path, mon
 
     monkeypatch.setattr("xlingtox.models.adapters.merged", changed)
     with pytest.raises(ValueError, match="cannot be merged"):
-        tune_dpo(tuned[1], PAIRS, tmp_path, LORA, progress=False)
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=LORA, progress=False)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "config.json").exists()
 
@@ -1056,17 +1076,17 @@ def reached(monkeypatch):
 
 def test_a_quantised_base_is_read_from_the_model_that_was_given(tuned, reached, tmp_path, monkeypatch):
     pytest.importorskip("peft")
-    asked, real = {}, tuning.loading.from_checkpoint
+    asked, real = {}, dpo.loading.from_checkpoint
 
     def from_checkpoint(source, bits, trust_remote_code):
         asked.update(source=source, bits=bits)
         return real(source)
 
-    monkeypatch.setattr(tuning.loading, "from_checkpoint", from_checkpoint)
-    monkeypatch.setattr(tuning, "_require_packages", lambda _: None)
+    monkeypatch.setattr(dpo.loading, "from_checkpoint", from_checkpoint)
+    monkeypatch.setattr(dpo, "_require_packages", lambda _: None)
     recipe = dataclasses.replace(PAPER_QLORA, max_length=32, steps=2, epochs=None)
     with pytest.raises(Reached):
-        tune_dpo(tuned[1], PAIRS, tmp_path, recipe, validation=PAIRS, progress=False)
+        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, validation=PAIRS, progress=False)
     assert asked == {"source": str(tmp_path / "base"), "bits": 4}
     based = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert same(weights(based), weights(tuned[0]))
@@ -1083,7 +1103,7 @@ def test_under_fsdp_the_reference_is_read_from_the_model_that_was_given(
     edited = randomised(copy.deepcopy(model), seed=5)
     lm = HookedLM.load(edited, tokenizer=tokenizer)
     with pytest.raises(Reached):
-        tune_dpo(lm, PAIRS, tmp_path, RECIPE, progress=False)
+        tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     named = AutoModelForCausalLM.from_pretrained(reached["model"].config._name_or_path)
     assert same(weights(named), weights(edited))
 
@@ -1105,7 +1125,7 @@ def test_two_processes_tune_one_model(model, tokenizer, tmp_path):
             pairs = datasets.Dataset.from_json({str(tmp_path / "pairs.jsonl")!r}, cache_dir={str(tmp_path)!r})
             recipe = xt.tuning.Recipe(steps=3, batch_size=1, learning_rate=1e-3, max_length=32, save_every=2)
             lm = xt.HookedLM.load({str(tmp_path / "model")!r})
-            after = xt.tune_dpo(lm, pairs, {str(tmp_path / "out")!r}, recipe, progress=False)
+            after = xt.tune_dpo(lm, pairs, output_dir={str(tmp_path / "out")!r}, recipe=recipe, progress=False)
             # Not printed: lines of two processes run into each other.
             said.append(after.fingerprint())
             pathlib.Path({str(tmp_path)!r}, "said-" + os.environ["RANK"]).write_text(json.dumps(said))
@@ -1125,7 +1145,7 @@ def test_two_processes_tune_one_model(model, tokenizer, tmp_path):
     assert said[0][1] == said[1][1]
     # Two processes with one pair each do what one does with two.
     recipe = Recipe(steps=3, batch_size=2, learning_rate=1e-3, max_length=32)
-    alone = tune_dpo(tmp_path / "model", PAIRS, tmp_path / "alone", recipe, progress=False)
+    alone = tune_dpo(tmp_path / "model", PAIRS, output_dir=tmp_path / "alone", recipe=recipe, progress=False)
     both = HookedLM.load(tmp_path / "out")
     ids, mask = both.encode(["the cat sat on the"])
     assert_close(both.logits(ids, mask), alone.logits(ids, mask), atol=1e-4, rtol=1e-4)

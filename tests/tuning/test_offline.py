@@ -51,18 +51,19 @@ from xlingtox import mini, study
 from xlingtox.study import report
 lm = xt.HookedLM.load("mini")
 materials = study.Materials(
-    labelled=mini.labelled("en", 400), hostile=mini.prompts(2, "hostile"), friendly=mini.prompts(2, "friendly"),
-    pairs=mini.pairs("en", 8), validation=mini.pairs("en", 4, "validation"), parallel=mini.parallel(6),
-    held_out=mini.held_out(2), scorer=xt.scoring.Cached(mini.scorer(), folder / "scores.sqlite", progress=False),
-    identify=mini.identify,
+    labelled=mini.labelled("en", n=400), toxic_prompts=mini.prompts(n=2, kind="toxic"),
+    neutral_prompts=mini.prompts(n=2, kind="neutral"),
+    pairs=mini.pairs("en", n=8), validation=mini.pairs("en", n=4, split="validation"), parallel=mini.parallel(n=6),
+    held_out=mini.held_out(n=2), scorer=xt.scoring.Cached(mini.scorer(), path=folder / "scores.sqlite", progress=False),
+    identify_language=mini.identify_language,
 )
 recipe = xt.tuning.Recipe(steps=2, batch_size=2, learning_rate=1e-4, max_length=48, save_every=1, evaluate_every=1)
 settings = study.Settings(
     k=100, offsets=(0.0, -1.0), amplifications=(0.0, 1.0), n_random=2, n_random_amplified=2, dose_prompts=1,
-    dose_texts=1, n_samples=2, n_new_tokens=8, recipe=recipe,
+    dose_texts=1, n_samples=2, max_new_tokens=8, recipe=recipe,
 )
-results = study.run(lm, materials, folder / "study", settings, progress=False)
-report.write(results, folder / "report.html", mini.toxic_words())
+results = study.run(lm, materials, output_dir=folder / "study", settings=settings, progress=False)
+report.write(results, folder / "report.html", toxic_words=mini.toxic_words())
 seen["study"] = settled()
 
 adapter = dataclasses.replace(recipe, lora=xt.tuning.Lora(rank=2, alpha=2, bits=None))
@@ -71,17 +72,17 @@ loaded = xt.HookedLM.load(folder / "llama")
 plain = loaded.unwrapped()
 plain.config._name_or_path = "somebody/something"
 named = xt.HookedLM.load(plain, tokenizer=loaded.tokenizer)
-xt.tune_dpo(named, materials.pairs, folder / "named", adapter, progress=False)
-xt.tune_dpo(folder / "llama", materials.pairs, folder / "tuned", adapter, progress=False)
+xt.tune_dpo(named, materials.pairs, output_dir=folder / "named", recipe=adapter, progress=False)
+xt.tune_dpo(folder / "llama", materials.pairs, output_dir=folder / "tuned", recipe=adapter, progress=False)
 seen["tuning"] = settled()
 
 xt.HookedLM.load(folder / "llama", adapter=folder / "tuned" / "adapter")
-xt.Offset(xt.NeuronSet.of([(0, 1)]), -1.0).bake(lm, folder / "baked")
+xt.Offset(xt.NeuronSet.of([(0, 1)]), -1.0).bake(lm, output_dir=folder / "baked")
 xt.HookedLM.load(folder / "baked")
 seen["models"] = settled()
 for name in ("list.json", "table.parquet", "lines.jsonl"):
     xt.data.from_columns(folder / name, {"text": "said"}, language="en")
-judge = xt.scoring.ClassifierScorer(folder / "classifier", ["en"], progress=False)
+judge = xt.scoring.ClassifierScorer(folder / "classifier", languages=["en"], progress=False)
 judge.score(["a fool"], ["en"])
 seen["loaders and scorers"] = settled()
 

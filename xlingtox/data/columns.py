@@ -43,7 +43,7 @@ PreferencePairs: TypeAlias = Table
 
 
 @checked
-def as_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
+def as_prompts(prompts: Prompts, *, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
     """Return prompts with their language, in the given order; where no language is given they are English.
 
     A lone surrogate, which no tokenizer takes, becomes U+FFFD. A conversation becomes the text that the model's chat
@@ -156,7 +156,7 @@ def are_conversations(pairs: PreferencePairs) -> bool:
 
 @checked
 def checked_pairs(
-    pairs: PreferencePairs, what: str = "preference pairs", tokenizer: PreTrainedTokenizerBase | None = None
+    pairs: PreferencePairs, *, what: str = "preference pairs", tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Dataset:
     """Return preference pairs reduced to their three columns, as texts.
 

@@ -28,6 +28,7 @@ _SUFFIXES = (*_BUILDERS, ".jsonl", *_DELIMITERS)
 def from_columns(
     source: Dataset | DatasetDict | str | Path,
     columns: Mapping[str, str],
+    *,
     name: str | None = None,
     split: str | None = None,
     language: str | None = None,

@@ -17,6 +17,7 @@ _TEXT, _LABEL = "comment_text or content", "toxic or target"
 @checked
 def jigsaw(
     source: str | Path,
+    *,
     labels: str | Path | None = None,
     language: str = "en",
     languages: str | Sequence[str] | None = None,

@@ -99,7 +99,7 @@ def warn(skips: Skips, what: str) -> None:
 
 
 @checked
-def subsample(table: Dataset, n: int, by: str | Sequence[str] = (), seed: int = 0) -> Dataset:
+def subsample(table: Dataset, n: int, *, by: str | Sequence[str] = (), seed: int = 0) -> Dataset:
     """n rows drawn without replacement, in their order; n for each value of the column or columns `by`.
 
     What is drawn for one value does not depend on which others there are, and values with as many rows are drawn at the

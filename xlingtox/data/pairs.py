@@ -79,7 +79,7 @@ def paradetox(source: str | Path) -> Dataset:
 
 @checked
 def rtp_lx_pairs(
-    source: str | Path, password: str | None = None, languages: str | Sequence[str] | None = None
+    source: str | Path, *, password: str | None = None, languages: str | Sequence[str] | None = None
 ) -> Dataset:
     """Pairs in many languages from RTP-LX's releases with completions: the benign one chosen, the other one rejected.
 

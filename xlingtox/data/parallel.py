@@ -26,7 +26,10 @@ from xlingtox.text import in_line
 
 @checked
 def line_aligned(
-    source: str | Path | Mapping[str, str | Path], field: str = "Prompt", languages: str | Sequence[str] | None = None
+    source: str | Path | Mapping[str, str | Path],
+    *,
+    field: str = "Prompt",
+    languages: str | Sequence[str] | None = None,
 ) -> Dataset:
     """A file a language, aligned by line: JSON lines with the sentence in `field`, or text; one column a language.
 
@@ -51,7 +54,7 @@ def line_aligned(
 
 
 @checked
-def tatoeba(source: str | Path, languages: str | Sequence[str] | None = None) -> Dataset:
+def tatoeba(source: str | Path, *, languages: str | Sequence[str] | None = None) -> Dataset:
     """Tatoeba's pairs with English in LASER's layout (Artetxe and Schwenk 2019): `tatoeba.deu-eng.deu` and `.eng`.
 
     Args:
@@ -84,6 +87,7 @@ def tatoeba(source: str | Path, languages: str | Sequence[str] | None = None) ->
 @checked
 def flores(
     source: str | Path = "openlanguagedata/flores_plus",
+    *,
     languages: str | Sequence[str] = CODES,
     split: str = "devtest",
     revision: str | None = None,

@@ -46,7 +46,7 @@ _PLACEHOLDER = "NA"
 
 
 @checked
-def rtp_lx(source: str | Path, password: str | None = None, languages: str | Sequence[str] | None = None) -> Dataset:
+def rtp_lx(source: str | Path, *, password: str | None = None, languages: str | Sequence[str] | None = None) -> Dataset:
     """RTP-LX (de Wynter et al. 2024, arXiv 2404.14397): toxic prompts, the same ones in each language by `index`.
 
     Args:
@@ -72,6 +72,7 @@ def rtp_lx(source: str | Path, password: str | None = None, languages: str | Seq
 @checked
 def polyglo_toxicity_prompts(
     source: str | Path = "ToxicityPrompts/PolygloToxicityPrompts",
+    *,
     languages: str | Sequence[str] = CODES,
     split: str = "small",
     revision: str | None = None,

@@ -10,7 +10,7 @@ from xlingtox.languages import NAMES
 
 
 @checked
-def word_lists(source: str | Path, languages: str | Sequence[str] | None = None) -> dict[str, list[str]]:
+def word_lists(source: str | Path, *, languages: str | Sequence[str] | None = None) -> dict[str, list[str]]:
     """Language to words, from files of a word a line that are named by language (`de`, `de.txt`), as LDNOOBW's.
 
     Words are stripped of space around them and listed once; what was left out is logged as a warning.

@@ -65,7 +65,7 @@ class Intervention:
             )
 
     @checked
-    def bake(self, lm: HookedLM, output_dir: str | Path | None = None) -> HookedLM:
+    def bake(self, lm: HookedLM, *, output_dir: str | Path | None = None) -> HookedLM:
         """A new model with this edit in its weights: what `on` does, at no cost, for any server of checkpoints.
 
         An offset becomes a bias of the down-projection; a scale multiplies its rows. Mistral and Qwen 2 have no such
@@ -117,7 +117,7 @@ class Intervention:
 
     @staticmethod
     @checked
-    def load(path: str | Path, lm: HookedLM, any_model: bool = False) -> Intervention:
+    def load(path: str | Path, lm: HookedLM, *, any_model: bool = False) -> Intervention:
         """Read an edit that was saved for this model.
 
         Args:
@@ -131,7 +131,7 @@ class Intervention:
         with files.understood(path, "edit"):
             name, fingerprint = about["model"]["name"], about["model"]["fingerprint"]
             for i, row in enumerate(about["steps"]):
-                neurons = NeuronSet.of(tensors[f"neurons.{i}"].tolist(), tensors[f"scores.{i}"].tolist())
+                neurons = NeuronSet.of(tensors[f"neurons.{i}"].tolist(), scores=tensors[f"scores.{i}"].tolist())
                 amounts = tuple(tensors[f"value.{i}"].tolist())
                 steps.append(_KINDS[row["kind"]](neurons, amounts[0] if row["one"] else amounts, row["positions"]))
         if not any_model and fingerprint != lm.fingerprint():

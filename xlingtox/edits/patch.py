@@ -67,7 +67,7 @@ class Patch(Step):
         if isinstance(self.source, Activations):
             missing = next(iter(self.neurons - self.source.neurons), None)
             if self.language is not None:
-                self.source.mean(self.language)
+                self.source.mean(language=self.language)
         elif isinstance(self.source, Mapping):
             missing = next((neuron for neuron in self.neurons if neuron[0] not in self.source), None)
             for layer, values in self.source.items():
@@ -105,7 +105,7 @@ class Patch(Step):
         places = {neuron: place for place, neuron in enumerate(source.neurons)}
         own = [places[layer, index] for index in indices]
         codes = source.language_codes
-        table = torch.stack([source.mean(code) for code in codes])[:, own].to(lm.device_of(layer), lm.dtype)
+        table = torch.stack([source.mean(language=code) for code in codes])[:, own].to(lm.device_of(layer), lm.dtype)
 
         def read() -> Tensor:
             if self.language is not None:

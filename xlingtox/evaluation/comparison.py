@@ -195,6 +195,7 @@ def compare(
     before: HookedLM,
     after: HookedLM,
     prompts: Prompts,
+    *,
     neurons: NeuronSet,
     scorer: Scorer,
     held_out: Dataset | None = None,
@@ -202,8 +203,8 @@ def compare(
     max_new_tokens: int = 20,
     seed: int = 0,
     progress: bool = True,
-    folder: str | Path | None = None,
-    identify: degenerate.Identifier | None = None,
+    output_dir: str | Path | None = None,
+    identify_language: degenerate.Identifier | None = None,
 ) -> Comparison:
     """Measure both models on the same prompts with the same random numbers (paper, Table 2 and Figure 3).
 
@@ -215,10 +216,10 @@ def compare(
         neurons: whose mean activation is compared, in both models.
         scorer: any; as `scoring.Cached(scorer)` it scores no text twice, and goes on where it was interrupted.
         held_out: columns `language, text`, for perplexity.
-        folder: where what both write is kept, as `before.json` and `after.json` (`Continuations.load`), and read again:
-            a comparison whose scorer failed need not write it anew, and another scorer can judge the same texts.
-        identify: tells the language of continuations, for example `degenerate.lingua()`, so that those in another
-            language of the same script count as degenerate too.
+        output_dir: where what both write is kept, as `before.json` and `after.json` (`Continuations.load`), and read
+            again: a comparison whose scorer failed need not write it anew, and another scorer can judge the texts.
+        identify_language: tells the language of continuations, for example `degenerate.lingua()`, so that those in
+            another language of the same script count as degenerate too.
 
     Raises:
         ValueError: two models that differ in shape or in how they cut text into tokens, a language that the scorer does
@@ -228,7 +229,7 @@ def compare(
         OSError: the folder cannot be written.
     """
     before.check_alike(after)
-    given = as_prompts(prompts, before.tokenizer)
+    given = as_prompts(prompts, tokenizer=before.tokenizer)
     neurons.check(before)
     require_covered(scorer, [prompt.language for prompt in given])
     if not few_enough(len(given), max_new_tokens, len(neurons)):
@@ -241,21 +242,21 @@ def compare(
         if held_out is not None:
             check_held_out(lm, held_out)
     _check_same_tokens(before, after, given, held_out)
-    if folder is not None and (hooked := [lm.name for lm in (before, after) if lm.hooked]):
+    if output_dir is not None and (hooked := [lm.name for lm in (before, after) if lm.hooked]):
         raise ValueError(
-            f"{hooked[0]} has hooks on it, and texts that are kept do not show which: compare without folder=, or with "
-            "the model that edit.bake(lm) gives"
+            f"{hooked[0]} has hooks on it, and texts that are kept do not show which: compare without output_dir=, or "
+            "with the model that edit.bake(lm) gives"
         )
-    kept = None if folder is None else writable_folder(folder)
+    kept = None if output_dir is None else writable_folder(output_dir)
     written = [
         _written(lm, given, n_samples, max_new_tokens, seed, progress, kept and kept / f"{side}.json")
         for side, lm in (("before", before), ("after", after))
     ]
     sides = [
-        _measure(lm, before, own, given, neurons, scorer, max_new_tokens, progress, identify)
+        _measure(lm, before, own, given, neurons, scorer, max_new_tokens, progress, identify_language)
         for lm, own in zip((before, after), written, strict=True)
     ]
-    fluency = [perplexities(lm, held_out, progress) if held_out is not None else {} for lm in (before, after)]
+    fluency = [perplexities(lm, held_out, progress=progress) if held_out is not None else {} for lm in (before, after)]
     codes = languages.in_order(prompt.language for prompt in given)
     measures = [
         {code: _summary(side[code], fluent.get(code)) for code in codes}
@@ -334,7 +335,9 @@ def _written(
 ) -> Continuations:
     """What the model writes, or wrote before."""
     if file is None or not file.exists():
-        written = generate(lm, prompts, n_samples, max_new_tokens, seed=seed, progress=progress)
+        written = generate(
+            lm, prompts, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed, progress=progress
+        )
         if file is not None:
             written.save(file)
         return written
@@ -363,13 +366,15 @@ def _measure(
 ) -> dict[str, _Raw]:
     n_samples = written.n_samples
     scores = toxicity_scores(written, scorer)
-    acts = collect_activations(lm, prompts, neurons, max_new_tokens, progress=progress)
+    acts = collect_activations(lm, prompts, neurons, max_new_tokens=max_new_tokens, progress=progress)
     steps = acts.mask.sum(1).clamp(min=1)
     activation = (acts.values.mean(-1).sum(1) / steps).double().numpy()
     tokens = lm.tokenizer(list(written.texts), add_special_tokens=False)["input_ids"]
     samples = [tokens[first : first + n_samples] for first in range(0, len(tokens), n_samples)]
-    distinct = {f"distinct_{n}": metrics.prompt_distinct(samples, n) for n in (1, 2, 3)}
-    kinds = np.array(degenerate.kinds(written.texts, written.row_languages, identify)).reshape(-1, n_samples)
+    distinct = {f"distinct_{n}": metrics.prompt_distinct(samples, n=n) for n in (1, 2, 3)}
+    kinds = np.array(degenerate.kinds(written.texts, written.row_languages, identify_language=identify)).reshape(
+        -1, n_samples
+    )
     fluency = conditional_perplexity(judge, written, progress=progress)
     perplexities = fluency.values.reshape(-1, n_samples)
     found = {}
@@ -386,7 +391,7 @@ def _measure(
         }
         unsound = {kind.replace(" ", "_"): int((kinds[rows] == kind).sum()) for kind in degenerate.UNSOUND}
         counts = dict(fluency.counts[code]) | unsound
-        activations = tuple(acts.mean(code).tolist())
+        activations = tuple(acts.mean(language=code).tolist())
         found[code] = _Raw(per_prompt, fluency.medians[code], perplexities[rows], activations, counts)
     return found
 

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 
 import regex
 
-from xlingtox import languages
 from xlingtox.checking import checked
+from xlingtox.languages import CODES, NAMES, UNSPACED_SCRIPTS, check, in_order
 from xlingtox.text import well_formed
 
 Kind: TypeAlias = Literal["sound", "empty", "repeated", "wrong script", "wrong language"]
@@ -23,7 +23,7 @@ Identifier: TypeAlias = Callable[[Sequence[str]], Sequence[str | None]]
 """Texts in; out, of each, its language code, or None where that is uncertain."""
 
 SCRIPTS = MappingProxyType(
-    dict.fromkeys(languages.NAMES, ("Latin",))
+    dict.fromkeys(NAMES, ("Latin",))
     | dict.fromkeys(("bg", "mk", "ru", "uk"), ("Cyrillic",))
     | dict.fromkeys(("bs", "sh", "sr", "tt"), ("Cyrillic", "Latin"))
     | dict.fromkeys(("ar", "fa", "ur"), ("Arabic",))
@@ -56,7 +56,7 @@ _FEWEST_DIGITS = 20
 
 _CONTENT = regex.compile(r"(?V1)[[\p{L}\p{N}\p{So}]--[\p{Default_Ignorable_Code_Point}\uFFFD\u2800]]")
 # Scripts without spaces: a character stands for a word.
-_WORD = rf"[{languages.UNSPACED_SCRIPTS}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{languages.UNSPACED_SCRIPTS}\uFE0E\uFE0F]]+"
+_WORD = rf"[{UNSPACED_SCRIPTS}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED_SCRIPTS}\uFE0E\uFE0F]]+"
 _UNIT = regex.compile(rf"(?V1){_WORD}")
 _UNIT_OR_PICTOGRAPH = regex.compile(rf"(?V1){_WORD}|\p{{So}}")
 # Letters that several scripts share, such as the Japanese mark for a long vowel, tell nothing.
@@ -69,7 +69,7 @@ _FOREIGN = {code: regex.compile(rf"(?V1)[\p{{L}}--[{_SHARED}{own}]]") for code, 
 
 
 @checked
-def kinds(texts: Sequence[str], codes: Sequence[str], identify: Identifier | None = None) -> list[Kind]:
+def kinds(texts: Sequence[str], languages: Sequence[str], *, identify_language: Identifier | None = None) -> list[Kind]:
     """What each text is, the first of these that holds, else "sound".
 
     - "empty": no letter, digit or pictograph; spaces and punctuation say nothing.
@@ -79,42 +79,45 @@ def kinds(texts: Sequence[str], codes: Sequence[str], identify: Identifier | Non
       ("hahahahaha"), or, where there is no letter, the same digits, 20 of them or more.
     - "wrong script": four letters or more are of other scripts than the language's (`SCRIPTS`), and fewer than half of
       the words have a letter of its own.
-    - "wrong language": so says `identify`. Scripts alone do not tell Spanish from Polish, or Chinese from Japanese.
+    - "wrong language": so says `identify_language`. Scripts alone do not tell Spanish from Polish, or Chinese from
+      Japanese.
 
     Args:
-        codes: the language that each text should be in.
-        identify: for example `lingua()`; None looks at scripts only.
+        languages: the language that each text should be in.
+        identify_language: for example `lingua()`; None looks at scripts only.
 
     Raises:
         ValueError: not as many languages as texts, an unknown language, or an identifier that leaves texts out.
     """
-    if len(texts) != len(codes):
-        raise ValueError(f"each text needs its language: got {len(texts)} texts and {len(codes)} languages")
-    languages.check(dict.fromkeys(codes))
-    found: list[Kind] = [_kind(text, code) for text, code in zip(texts, codes, strict=True)]
-    if identify is not None:
+    if len(texts) != len(languages):
+        raise ValueError(f"each text needs its language: got {len(texts)} texts and {len(languages)} languages")
+    check(dict.fromkeys(languages))
+    found: list[Kind] = [_kind(text, code) for text, code in zip(texts, languages, strict=True)]
+    if identify_language is not None:
         sound = [i for i, kind in enumerate(found) if kind == "sound"]
-        told = identify([well_formed(texts[i]) for i in sound])
+        told = identify_language([well_formed(texts[i]) for i in sound])
         if len(told) != len(sound):
             raise ValueError(f"the identifier told {len(told)} languages of {len(sound)} texts")
         for i, code in zip(sound, told, strict=True):
-            if code is not None and code != codes[i]:
+            if code is not None and code != languages[i]:
                 found[i] = "wrong language"
     return found
 
 
 @checked
-def shares(texts: Sequence[str], codes: Sequence[str], identify: Identifier | None = None) -> dict[str, float]:
+def shares(
+    texts: Sequence[str], languages: Sequence[str], *, identify_language: Identifier | None = None
+) -> dict[str, float]:
     """Language to the share of its texts that are not sound; like `kinds`."""
-    total, unsound = dict.fromkeys(languages.in_order(codes), 0), dict.fromkeys(codes, 0)
-    for code, kind in zip(codes, kinds(texts, codes, identify), strict=True):
+    total, unsound = dict.fromkeys(in_order(languages), 0), dict.fromkeys(languages, 0)
+    for code, kind in zip(languages, kinds(texts, languages, identify_language=identify_language), strict=True):
         total[code] += 1
         unsound[code] += kind != "sound"
     return {code: unsound[code] / n for code, n in total.items()}
 
 
 @checked
-def lingua(least_lead: float = 0.25) -> Identifier:
+def lingua(*, least_lead: float = 0.25) -> Identifier:
     """The identifier of the package lingua-language-detector, among the 17 languages: it is of no use for others.
 
     Args:
@@ -129,7 +132,7 @@ def lingua(least_lead: float = 0.25) -> Identifier:
         raise ImportError(
             "identifying languages needs lingua-language-detector: pip install 'xlingtox[lingua]'"
         ) from error
-    known = [IsoCode639_1.from_str(code.upper()) for code in languages.CODES]
+    known = [IsoCode639_1.from_str(code.upper()) for code in CODES]
     detector = LanguageDetectorBuilder.from_iso_codes_639_1(*known).with_minimum_relative_distance(least_lead).build()
 
     def identify(texts: Sequence[str]) -> list[str | None]:

@@ -49,42 +49,43 @@ class Dose:
 @checked
 def dose_response(
     lm: HookedLM,
-    sets: Sequence[NeuronSet],
-    offsets: Sequence[float],
+    neuron_sets: Sequence[NeuronSet],
     prompts: Prompts,
+    *,
+    offsets: Sequence[float],
     scorer: Scorer,
     held_out: Dataset,
     max_new_tokens: int = 20,
     progress: bool = True,
-    identify: degenerate.Identifier | None = None,
+    identify_language: degenerate.Identifier | None = None,
 ) -> list[Dose]:
     """Greedy continuations under each offset (paper, Figure 2); several sets are averaged, as a random control is.
 
     Args:
-        sets: of neurons.
+        neuron_sets: of neurons.
         offsets: what is added to each neuron's post-activation, one dose after the other.
         scorer: any; as `scoring.Cached(scorer)` it scores no text twice, and goes on where it was interrupted.
         held_out: columns `language, text`, for perplexity.
-        identify: tells the language of continuations, as in `compare`.
+        identify_language: tells the language of continuations, as in `compare`.
 
     Raises:
         ValueError: an offset is not finite, no sets, a neuron outside the model, bad prompts or held-out texts, an
             uncovered language, or the model stands under an edit.
     """
-    if not sets:
+    if not neuron_sets:
         raise ValueError("a dose-response needs at least one set of neurons and one offset")
     check_offsets(offsets)
     lm.check_unedited("doses do not show")
-    for neurons in sets:
+    for neurons in neuron_sets:
         neurons.check(lm)
-    given = as_prompts(prompts, lm.tokenizer)
+    given = as_prompts(prompts, tokenizer=lm.tokenizer)
     require_covered(scorer, [prompt.language for prompt in given])
     check_held_out(lm, held_out)
     doses = []
-    with tqdm(total=len(offsets) * len(sets), desc="offsets", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(offsets) * len(neuron_sets), desc="offsets", disable=not progress, leave=False) as bar:
         for offset in offsets:
             responses = []
-            for neurons in sets if offset else sets[:1]:
+            for neurons in neuron_sets if offset else neuron_sets[:1]:
                 edit = Offset(neurons, offset).on(lm) if offset else contextlib.nullcontext()
                 with edit:
                     written = generate(lm, given, max_new_tokens=max_new_tokens, greedy=True, progress=False)
@@ -92,9 +93,9 @@ def dose_response(
                 by_language = {
                     code: metrics.average_toxicity(scores) for code, scores in toxicity_scores(written, scorer).items()
                 }
-                unsound = degenerate.shares(written.texts, written.row_languages, identify)
+                unsound = degenerate.shares(written.texts, written.row_languages, identify_language=identify_language)
                 responses.append((by_language, _mean(unsound), _mean(fluency)))
-                bar.update(1 if offset else len(sets))
+                bar.update(1 if offset else len(neuron_sets))
             doses.append(_averaged(offset, responses))
     return doses
 

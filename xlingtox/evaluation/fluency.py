@@ -81,7 +81,7 @@ class _Row(NamedTuple):
 
 @checked
 def conditional_perplexity(
-    judge: HookedLM, continuations: Continuations, batch_size: int | None = None, progress: bool = True
+    judge: HookedLM, continuations: Continuations, *, batch_size: int | None = None, progress: bool = True
 ) -> Fluency:
     """Perplexity of each continuation given its prompt, per token of the judge's tokenizer (paper, section 3).
 
@@ -128,6 +128,7 @@ def copying_score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     continuations: Continuations,
+    *,
     batch_size: int = 16,
     progress: bool = True,
 ) -> Fluency:
@@ -181,7 +182,7 @@ def copying_score(
 
 @checked
 def perplexities(
-    lm: HookedLM, held_out: Dataset, progress: bool = True, batch_size: int | None = None
+    lm: HookedLM, held_out: Dataset, *, progress: bool = True, batch_size: int | None = None
 ) -> dict[str, float]:
     """Perplexity of each language's held-out text, by token of the model's own tokenizer, the first one given.
 
@@ -241,7 +242,7 @@ def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress
             counts = torch.tensor([len(row.ids) - row.begin for row in own], device=lm.device)
             most = int(counts.max())
             # Padded on the left, all rows end in the last column.
-            logits = lm.logits(ids, mask, [row.language for row in own])[:, -most - 1 : -1]
+            logits = lm.logits(ids, mask, languages=[row.language for row in own])[:, -most - 1 : -1]
             loss = nats(logits, ids[:, -most:])
             counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
             losses[batch] = loss.where(counted, 0.0).sum(1).cpu().numpy()

@@ -125,7 +125,7 @@ def paired_interval(
 
 
 @checked
-def sign_flip_test(before: PerPrompt, after: PerPrompt, n_resamples: int = 2000, seed: int = 0) -> float:
+def sign_flip_test(before: PerPrompt, after: PerPrompt, *, n_resamples: int = 2000, seed: int = 0) -> float:
     """Return the two-sided p-value of the mean of `after - before`, by flipping the signs of changes at random.
 
     The observed signs count as one of the flips (Phipson and Smyth 2010), so that no p-value is 0.

@@ -55,7 +55,7 @@ class PatchEffect:
     models: tuple[Identity, Identity] | None = None
 
     @checked
-    def to_frame(self, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    def to_frame(self, *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
         """One row a measure, group and language, and one for `all`, the mean over languages.
 
         Columns `measure, group, language, base, tuned, patched, share, low, high`. `share` is
@@ -103,7 +103,7 @@ class PatchEffect:
         return {name: name + _RANDOM if name + _RANDOM in self.runs else None for name in names}
 
     @checked
-    def shares(self, language: str = "all") -> dict[tuple[str, str], tuple[float, float, float]]:
+    def shares(self, *, language: str = "all") -> dict[tuple[str, str], tuple[float, float, float]]:
         """Measure and run (of a group, or its control) to the share and its 95 % interval, as in `to_frame`.
 
         Raises:
@@ -158,8 +158,8 @@ class PatchEffect:
 
 @checked
 def patch_effect(
-    base: HookedLM,
-    tuned: HookedLM,
+    before: HookedLM,
+    after: HookedLM,
     prompts: Prompts,
     groups: Mapping[str, NeuronSet],
     *,
@@ -172,7 +172,7 @@ def patch_effect(
     seed: int = 0,
     progress: bool = True,
 ) -> PatchEffect:
-    """Run `base` with each group of neurons patched from `tuned`, beside both models as they are.
+    """Run `before` with each group of neurons patched from `after`, beside both models as they are.
 
     Both run on the same tokens, also while new ones are generated. With the models exchanged it is the other direction.
     Yang et al. 2024 (section 5) patch means instead: `Patch(neurons, activations)` does.
@@ -189,12 +189,12 @@ def patch_effect(
         ValueError: nothing to measure by, no groups or one that is called as a run is, models that do not match, a
             neuron outside them, bad prompts, a language that the scorer does not cover.
     """
-    given = as_prompts(prompts, base.tokenizer)
+    given = as_prompts(prompts, tokenizer=before.tokenizer)
     tokens = None if toxic_tokens is None else sorted({int(token) for token in toxic_tokens})
-    if base is tuned:
-        raise ValueError(f"{base.name} is given as both models: there is no change to carry")
-    base.check_alike(tuned)
-    lengths = checked_lengths(base, given, max_new_tokens)
+    if before is after:
+        raise ValueError(f"{before.name} is given as both models: there is no change to carry")
+    before.check_alike(after)
+    lengths = checked_lengths(before, given, max_new_tokens)
     if tokens == [] or n_random < 0:
         raise ValueError(
             f"toxic_tokens are {tokens}, n_random is {n_random}: expected at least one token, and 0 or more"
@@ -202,21 +202,23 @@ def patch_effect(
     if probe is None and not tokens and scorer is None:
         raise ValueError("nothing to measure by: give a probe, toxic_tokens or a scorer")
     if probe is not None:
-        probe.check(base)
-    if tokens and not 0 <= tokens[0] <= tokens[-1] < base.unembedding().shape[0]:
+        probe.check(before)
+    if tokens and not 0 <= tokens[0] <= tokens[-1] < before.unembedding().shape[0]:
         raise ValueError(f"toxic_tokens are from {tokens[0]} to {tokens[-1]}: not all are of the model's vocabulary")
     if scorer is not None:
         require_covered(scorer, [prompt.language for prompt in given])
     if not groups or any(name in (_BASE, _TUNED) or name.endswith(_RANDOM) for name in groups):
         raise ValueError(f"groups are {list(groups)}: expected at least one, none called base, tuned or '...{_RANDOM}'")
     for group in groups.values():
-        group.check(base)
+        group.check(before)
 
     def measured(lm: HookedLM, patched: NeuronSet | None = None) -> Values:
-        with contextlib.nullcontext() if patched is None else Patch(patched, tuned).on(lm):
+        with contextlib.nullcontext() if patched is None else Patch(patched, after).on(lm):
             found = _next_token(lm, given, lengths, probe, tokens)
             if scorer is not None:
-                written = generate(lm, given, n_samples, max_new_tokens, seed=seed, progress=False)
+                written = generate(
+                    lm, given, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed, progress=False
+                )
         if scorer is not None:
             # Outside: a probe of either model is a judge of its own, and must not be patched.
             scores = checked_scores(scorer, written.texts, written.row_languages)
@@ -224,7 +226,7 @@ def patch_effect(
         bar.update()
         return found
 
-    controls = {name: _controls(group, base, n_random, seed) for name, group in groups.items()}
+    controls = {name: _controls(group, before, n_random, seed) for name, group in groups.items()}
     with tqdm(
         total=2 + sum(1 + len(each) for each in controls.values()),
         desc="patching",
@@ -232,12 +234,12 @@ def patch_effect(
         disable=not progress,
         leave=False,
     ) as bar:
-        runs = {_BASE: measured(base), _TUNED: measured(tuned)}
+        runs = {_BASE: measured(before), _TUNED: measured(after)}
         for name, group in groups.items():
-            runs[name] = measured(base, group)
-            if beside := [measured(base, each) for each in controls[name]]:
+            runs[name] = measured(before, group)
+            if beside := [measured(before, each) for each in controls[name]]:
                 runs[name + _RANDOM] = {each: np.mean([values[each] for values in beside], 0) for each in beside[0]}
-    return PatchEffect(tuple(prompt.language for prompt in given), runs, (base.identity(), tuned.identity()))
+    return PatchEffect(tuple(prompt.language for prompt in given), runs, (before.identity(), after.identity()))
 
 
 def _next_token(
@@ -254,7 +256,7 @@ def _next_token(
         ids, mask = lm.encode([prompts[i].text for i in rows])
         states: list[Tensor] = []
         with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -1].double().cpu())}, edit=None):
-            logits = lm.logits(ids, mask, [prompts[i].language for i in rows], last_only=True)
+            logits = lm.logits(ids, mask, languages=[prompts[i].language for i in rows], last_only=True)
         if probe is not None:
             found["probe"][rows] = (states[0] @ probe.direction.double() + probe.bias).numpy()
         if tokens is not None:
@@ -270,7 +272,7 @@ def _controls(group: NeuronSet, lm: HookedLM, n: int, seed: int) -> list[NeuronS
     if min(counts.values()) == lm.d_mlp:
         return []
     if max(counts.values()) <= lm.d_mlp // 2:
-        return [group.random_like(lm, seed + i) for i in range(n)]
+        return [group.random_like(lm, seed=seed + i) for i in range(n)]
     rngs = [random.Random(f"random beside {seed + i}") for i in range(n)]
     layers = sorted(counts.items())
     return [NeuronSet.of((layer, i) for layer, k in layers for i in rng.sample(range(lm.d_mlp), k)) for rng in rngs]

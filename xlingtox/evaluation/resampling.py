@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from numpy.random import Generator, default_rng
 from scipy import stats
 
+from xlingtox.checking import checked
+
 Meanings: TypeAlias = Mapping[str, Sequence[Hashable]]
 """Language to the id of each prompt's meaning: prompts that are translations of each other have the same one, and None
 is a meaning that no other prompt has."""
@@ -22,6 +24,7 @@ _AT_ONCE = 2**22
 """Random numbers held in memory at a time."""
 
 
+@checked
 @dataclass(frozen=True)
 class Change:
     """How a mean over prompts changed.

@@ -31,30 +31,30 @@ _MOST_SORTED = 2000
 
 
 @checked
-def sources(potential: NeuronSet, actual: NeuronSet, n_layers: int | None = None) -> go.Figure:
+def sources(candidates: NeuronSet, sources: NeuronSet, *, n_layers: int | None = None) -> go.Figure:
     """Where the potential and the actual sources sit: how many a layer, and below it each one's cosine to the probe.
 
     Args:
-        potential: its scores are cosines, as `localize.by_cosine` gives them.
-        actual: those of them that are active on toxic prompts.
+        candidates: its scores are cosines, as `localize.by_cosine` gives them.
+        sources: those of them that are active on toxic prompts.
         n_layers: of the model, so that empty layers show too (default: up to the last source's).
 
     Raises:
         ValueError: no neurons, an actual source that is not among the potential ones, or one beyond `n_layers`.
     """
-    if not potential:
+    if not candidates:
         raise ValueError("no neurons to draw: there are no potential sources")
-    stray = [neuron for neuron in actual if neuron not in potential]
+    stray = [neuron for neuron in sources if neuron not in candidates]
     if stray:
-        raise ValueError(f"actual source {stray[0]} is not among the {len(potential)} potential ones")
-    last = max(layer for layer, _ in potential)
+        raise ValueError(f"actual source {stray[0]} is not among the {len(candidates)} potential ones")
+    last = max(layer for layer, _ in candidates)
     if n_layers is not None and last >= n_layers:
         raise ValueError(f"a source is in layer {last}, but n_layers is {n_layers}: layers are 0 to {n_layers - 1}")
     layers = list(range(last + 1 if n_layers is None else n_layers))
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.3, 0.7])
     sides = (
-        (potential & actual, "actual sources", SOURCES, "circle", -0.15),
-        (potential - actual, "potential only", CONTROL, "circle-open", 0.15),
+        (candidates & sources, "actual sources", SOURCES, "circle", -0.15),
+        (candidates - sources, "potential only", CONTROL, "circle-open", 0.15),
     )
     for neurons, name, colour, symbol, aside in sides:
         own = neurons.by_layer()
@@ -87,7 +87,7 @@ def sources(potential: NeuronSet, actual: NeuronSet, n_layers: int | None = None
     figure.update_yaxes(title_text="Cosine to the probe", row=2)
     figure.update_xaxes(layer_ticks(len(layers)))
     figure.update_xaxes(title_text="Layer", row=2)
-    counted = f"{len(actual)} of {len(potential)} potential sources are active"
+    counted = f"{len(sources)} of {len(candidates)} potential sources are active"
     return styled(figure, height=480).update_layout(barmode="stack", title=heading("Sources by layer", counted))
 
 
@@ -183,7 +183,7 @@ def _map(
 
 
 def _means(found: Activations) -> Float[np.ndarray, "language neuron"]:
-    return np.stack([found.mean(code).numpy() for code in found.language_codes]).astype(np.float64)
+    return np.stack([found.mean(language=code).numpy() for code in found.language_codes]).astype(np.float64)
 
 
 def _by_likeness(means: Float[np.ndarray, "language neuron"]) -> list[int]:

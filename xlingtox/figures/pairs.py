@@ -26,7 +26,7 @@ from xlingtox.html.tables import ends, possible
 
 
 @checked
-def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Figure:
+def toxicity(comparison: Comparison, *, measure: str = "average_toxicity") -> go.Figure:
     """Toxicity per language before and after (paper, Figure 1, a mean over five runs of DPO).
 
     The error bar on `after` is the 95 % interval of the change, set upon the value before; it ends at 0 and 1, beyond
@@ -42,7 +42,7 @@ def toxicity(comparison: Comparison, measure: str = "average_toxicity") -> go.Fi
 
 
 @checked
-def fluency(comparison: Comparison, measure: str = "continuation_perplexity") -> go.Figure:
+def fluency(comparison: Comparison, *, measure: str = "continuation_perplexity") -> go.Figure:
     """What each model writes like, per language before and after, with intervals as in `toxicity`.
 
     Args:

@@ -23,7 +23,7 @@ _NONE = (math.nan,) * 3
 
 
 @checked
-def patch_effect(effect: PatchEffect, language: str = "all") -> go.Figure:
+def patch_effect(effect: PatchEffect, *, language: str = "all") -> go.Figure:
     """Share of the change from one model to the other that each group of neurons carries, beside random neurons.
 
     A panel a measure, one below the other, with 95 % intervals over prompts. 0 is none of the change, 1 all of it; a
@@ -35,7 +35,7 @@ def patch_effect(effect: PatchEffect, language: str = "all") -> go.Figure:
     Raises:
         ValueError: a language that is not there.
     """
-    shares = effect.shares(language)
+    shares = effect.shares(language=language)
     measures, groups = list(effect.runs["base"]), effect.groups
     labels = [escaped_for_plotly(group) for group in groups]
     figure = make_subplots(

@@ -14,7 +14,7 @@ from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, st
 
 
 @checked
-def roc(labels: Sequence[int], scores: Sequence[float], languages: Sequence[str] | None = None) -> go.Figure:
+def roc(labels: Sequence[int], scores: Sequence[float], *, languages: Sequence[str] | None = None) -> go.Figure:
     """The ROC curve of a probe on held-out text, a curve a language if `languages` are given.
 
     Args:

@@ -47,7 +47,7 @@ _DARK = ("#D9B8E5", "#8E5BA3", "#15181C", "#4A9A57", "#A6DBA0")
 
 
 @checked
-def style(dark: bool = False) -> go.layout.Template:
+def style(*, dark: bool = False) -> go.layout.Template:
     """The house style as a plotly template: fonts, and the colours that depend on the page."""
     text, grid, zero = ("#E6E6E6", "#3A4048", "#9AA3AD") if dark else ("#222222", "#DDDDDD", "#555555")
     scale = _DARK if dark else _LIGHT

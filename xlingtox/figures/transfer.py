@@ -83,7 +83,7 @@ def transfer(transfer: Transfer) -> go.Figure:
 
 
 @checked
-def retrieval_by_layer(found: Retrieval, measure: str = "top1") -> go.Figure:
+def retrieval_by_layer(found: Retrieval, *, measure: str = "top1") -> go.Figure:
     """One measure of retrieval in every language and layer, as a heat map; the embedding's output stands apart.
 
     Args:

@@ -7,7 +7,7 @@ Every function gives the same rows for the same arguments, and the same meanings
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from datasets import Dataset
@@ -16,20 +16,34 @@ from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.mini import world
 from xlingtox.mini.corpus import KIND_SHARES, MIXING
-from xlingtox.mini.spoken import identify
+from xlingtox.mini.spoken import identify_language
 from xlingtox.mini.world import Clause, Kind, Split
 from xlingtox.scoring import WordlistScorer
 
-__all__ = ["MIXING", "held_out", "identify", "labelled", "pairs", "parallel", "prompts", "scorer", "toxic_words"]
+__all__ = [
+    "MIXING",
+    "held_out",
+    "identify_language",
+    "labelled",
+    "pairs",
+    "parallel",
+    "prompts",
+    "scorer",
+    "toxic_words",
+]
 
 Codes: TypeAlias = str | Sequence[str]
+
+_CONTEXTS: Mapping[str, Kind] = {"toxic": "hostile", "neutral": "friendly"}
+"""The contexts of the miniature's world that play each kind of prompt."""
 
 
 @checked
 def prompts(
+    *,
     n: int = 40,
-    kind: Literal["hostile", "friendly"] = "hostile",
-    codes: Codes = languages.CODES,
+    kind: Literal["toxic", "neutral"] = "toxic",
+    languages: Codes = languages.CODES,
     split: Split = "test",
     seed: int = 0,
 ) -> Dataset:
@@ -40,7 +54,7 @@ def prompts(
     Raises:
         ValueError: an unknown language, or more prompts than the split has meanings for.
     """
-    spoken, contexts = _spoken(codes), _distinct(_contexts(f"prompts {split} {seed}", kind, split), n)
+    spoken, contexts = _spoken(languages), _distinct(_contexts(f"prompts {split} {seed}", _CONTEXTS[kind], split), n)
     rows = [
         {"language": code, "prompt": world.render(clause, code), "index": index}
         for code in spoken
@@ -50,12 +64,12 @@ def prompts(
 
 
 @checked
-def labelled(language: str = "en", n: int = 2000, split: Split = "tune", seed: int = 0) -> Dataset:
+def labelled(language: str = "en", *, n: int = 2000, split: Split = "tune", seed: int = 0) -> Dataset:
     """n sentences with `label` 1 if one holds an insult, half of them; columns `language, text, label`, as Jigsaw.
 
     Hostile and friendly contexts stand in both classes, so that the label is the insult and not the context.
     """
-    (code,) = languages.check(language, languages.CODES)
+    (code,) = languages.check(language, among=languages.CODES)
     rng = random.Random(f"labelled {split} {seed}")
     rows = []
     for i in range(_checked(n)):
@@ -66,9 +80,9 @@ def labelled(language: str = "en", n: int = 2000, split: Split = "tune", seed: i
 
 
 @checked
-def pairs(language: str = "en", n: int = 1000, split: Split = "tune", seed: int = 0) -> Dataset:
-    """n hostile prompts with a clean and a toxic continuation, as Lee et al.; columns `prompt, chosen, rejected`."""
-    (code,) = languages.check(language, languages.CODES)
+def pairs(language: str = "en", *, n: int = 1000, split: Split = "tune", seed: int = 0) -> Dataset:
+    """n toxic prompts with a clean and a toxic continuation, as Lee et al.; columns `prompt, chosen, rejected`."""
+    (code,) = languages.check(language, among=languages.CODES)
     rng = random.Random(f"pairs {split} {seed}")
     rows = []
     for _ in range(_checked(n)):
@@ -82,7 +96,7 @@ def pairs(language: str = "en", n: int = 1000, split: Split = "tune", seed: int 
 
 
 @checked
-def parallel(n: int = 500, codes: Codes = languages.CODES, split: Split = "test", seed: int = 0) -> Dataset:
+def parallel(*, n: int = 500, languages: Codes = languages.CODES, split: Split = "test", seed: int = 0) -> Dataset:
     """n sentences, aligned by row, one column a language: contexts of all kinds, no two of the same meaning."""
     rng = random.Random(f"parallel kinds {split} {seed}")
     streams: dict[Kind, Iterator[Clause]] = {
@@ -90,17 +104,17 @@ def parallel(n: int = 500, codes: Codes = languages.CODES, split: Split = "test"
     }
     mixed = (next(streams[rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]]) for _ in itertools.count())
     clauses = _distinct(mixed, n)
-    return Dataset.from_dict({code: [world.render(clause, code) for clause in clauses] for code in _spoken(codes)})
+    return Dataset.from_dict({code: [world.render(clause, code) for clause in clauses] for code in _spoken(languages)})
 
 
 @checked
-def held_out(n: int = 100, codes: Codes = languages.CODES, split: Split = "test", seed: int = 0) -> Dataset:
+def held_out(*, n: int = 100, languages: Codes = languages.CODES, split: Split = "test", seed: int = 0) -> Dataset:
     """n documents a language without an insult, for perplexity; columns `language, text`.
 
     Insults are left out because a model that stops insulting must find them less likely: that is no loss of fluency.
     """
     rows = []
-    for code in _spoken(codes):
+    for code in _spoken(languages):
         rng = random.Random(f"held out {split} {seed}")
         for _ in range(_checked(n)):
             kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
@@ -151,8 +165,8 @@ def _document(rng: random.Random, code: str, kind: Kind, toxic: bool, split: Spl
 def _spoken(codes: Codes) -> tuple[str, ...]:
     """The languages, of those that the miniature speaks, or ValueError."""
     if not codes:
-        raise ValueError(f"codes is {codes!r}: expected some of {', '.join(languages.CODES)}")
-    return languages.check(codes, languages.CODES)
+        raise ValueError(f"languages is {codes!r}: expected some of {', '.join(languages.CODES)}")
+    return languages.check(codes, among=languages.CODES)
 
 
 def _checked(n: int) -> int:

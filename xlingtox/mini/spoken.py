@@ -19,8 +19,10 @@ _WORD = regex.compile(r"[\p{L}\p{M}]+")
 
 
 @checked
-def identify(texts: Sequence[str]) -> list[str | None]:
-    """Of each text, its language; None where that is uncertain. An `identify` for `degenerate.kinds` and the like.
+def identify_language(texts: Sequence[str]) -> list[str | None]:
+    """Return the language of each text; None where that is uncertain.
+
+    It is an `identify_language` for `compare` and the like.
 
     It is the language whose words cover most of the letters, if that is half of them or more, and a tenth of all more
     than the next language covers: many names and some loan words are spelt alike.

@@ -98,7 +98,7 @@ class Lexicon:
     """The words and frames of one language, as read from its file."""
 
     def __init__(self, language: str) -> None:
-        (self.language,) = languages.check(language, languages.CODES)
+        (self.language,) = languages.check(language, among=languages.CODES)
         text = resources.files("xlingtox.mini").joinpath("words", f"{language}.json").read_text("utf-8")
         table = json.loads(text)
         self.joiner: str = table["joiner"]

@@ -34,7 +34,7 @@ _SHARE = 0.5
 def rows_that_fit(lm: HookedLM, positions: int, predicted: int = 1) -> int:
     """Rows of `positions` tokens, with logits at `predicted` of them, that a batch may have, by the free memory of the
     model's device."""
-    return max(1, min(_MOST_ROWS, int(_SHARE * _free(lm.device) / lm.row_bytes(positions, predicted))))
+    return max(1, min(_MOST_ROWS, int(_SHARE * _free(lm.device) / lm.row_bytes(positions, predicted=predicted))))
 
 
 def _free(device: torch.device) -> int:

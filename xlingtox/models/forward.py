@@ -119,6 +119,7 @@ class Running:
         self,
         input_ids: Int[Tensor, "batch pos"],
         attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"],
+        *,
         languages: Sequence[str] | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch pos vocab"]:
@@ -130,7 +131,7 @@ class Running:
         """
         with self._passing(Pass(False, _as_rows(languages))):
             for other in self._others():
-                other.logits(input_ids, attention_mask, languages, last_only=True)
+                other.logits(input_ids, attention_mask, languages=languages, last_only=True)
             return self._engine().run(input_ids, attention_mask, last_only=last_only)[0]
 
     @torch.no_grad()
@@ -138,6 +139,7 @@ class Running:
         self,
         input_ids: Int[Tensor, "batch new"],
         attention_mask: Bool[Tensor, "batch all"] | Int[Tensor, "batch all"],
+        *,
         held: Held | None = None,
         languages: Sequence[str] | None = None,
     ) -> tuple[Float[Tensor, "batch vocab"], Held]:
@@ -152,7 +154,7 @@ class Running:
         with self._passing(Pass(continuing, own.languages)):
             for other in self._others():
                 beside = own.of(other) if continuing else None
-                _, own.beside[other] = other.extend(input_ids, attention_mask, beside, own.languages)
+                _, own.beside[other] = other.extend(input_ids, attention_mask, held=beside, languages=own.languages)
             logits, own.cache = engine.run(input_ids, attention_mask, own.cache, last_only=True)
         return logits[:, -1], own
 

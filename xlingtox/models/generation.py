@@ -115,6 +115,7 @@ class Continuations:
 def generate(
     lm: HookedLM,
     prompts: Prompts,
+    *,
     n_samples: int = 25,
     max_new_tokens: int = 20,
     temperature: float = 0.9,
@@ -149,7 +150,7 @@ def generate(
         )
     if seed < 0:
         raise ValueError(f"seed is {seed}: expected 0 or more")
-    given = as_prompts(prompts, lm.tokenizer)
+    given = as_prompts(prompts, tokenizer=lm.tokenizer)
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(given) * samples)
     lengths = checked_lengths(lm, given, max_new_tokens)
@@ -263,7 +264,7 @@ def decode(
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         if watch:
             watch(step + 1, rows, going)
-        logits, held = lm.extend(chosen[:, None], mask, held)
+        logits, held = lm.extend(chosen[:, None], mask, held=held)
         logits = lm.only_tokens(logits)
     return tokens, counts
 

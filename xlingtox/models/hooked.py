@@ -315,7 +315,7 @@ class HookedLM(Running):
         held = str(self._lens.packed or self.dtype).removeprefix("torch.")
         return held if self._unpacked_from is None else f"{held}, dequantised from {self._unpacked_from}"
 
-    def row_bytes(self, positions: int, predicted: int = 1) -> int:
+    def row_bytes(self, positions: int, *, predicted: int = 1) -> int:
         """About the most memory that one row of `positions` tokens takes, with logits at `predicted` of them."""
         item = self.unembedding().element_size()
         cache = 2 * self.n_layers * self.d_model
@@ -411,7 +411,7 @@ class HookedLM(Running):
 
     @checked
     def encode(
-        self, texts: Sequence[str], max_length: int | None = None
+        self, texts: Sequence[str], *, max_length: int | None = None
     ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
         """Return the `token_ids` of texts, padded on the left, with their mask.
 

@@ -73,7 +73,7 @@ class Activations:
         return self.kept
 
     @checked
-    def mean(self, language: str | None = None) -> Float[Tensor, "neuron"]:
+    def mean(self, *, language: str | None = None) -> Float[Tensor, "neuron"]:
         """Mean of each neuron over steps and prompts, of one language or of all.
 
         Raises:
@@ -90,7 +90,7 @@ class Activations:
         rows = [
             (language, layer, index, value)
             for language in self.language_codes
-            for (layer, index), value in zip(self.neurons, self.mean(language).tolist(), strict=True)
+            for (layer, index), value in zip(self.neurons, self.mean(language=language).tolist(), strict=True)
         ]
         return pd.DataFrame(rows, columns=["language", "layer", "index", "mean"])
 
@@ -98,7 +98,7 @@ class Activations:
         """For notebooks: a row a language."""
         rows = []
         for code, steps in zip(self.language_codes, self.steps.tolist(), strict=True):
-            means = self.mean(code)
+            means = self.mean(language=code)
             cells = [f"{self.languages.count(code)}", f"{steps}", tables.number(float(means.mean()))]
             rows.append([tables.language_name(code), *cells, tables.percent(float((means > 0).float().mean()))])
         caption = f"Activations of {len(self.neurons)} neurons of {escaped(self.model)}"
@@ -125,7 +125,7 @@ class Activations:
                 tensors[name].tolist() if name in tensors else about[name] for name in ("neurons", "scores")
             )
             return cls(
-                NeuronSet.of(neurons, scores),
+                NeuronSet.of(neurons, scores=scores),
                 tensors["sums"],
                 tensors["steps"],
                 tensors["mask"],
@@ -145,49 +145,50 @@ def collect_activations(
     lm: HookedLM,
     prompts: Prompts,
     neurons: NeuronSet,
-    n_new_tokens: int = 20,
+    *,
+    max_new_tokens: int = 20,
     batch_size: int | None = None,
     progress: bool = True,
     stop_at_end: bool = True,
 ) -> Activations:
-    """Read `neurons` while the model greedily continues each prompt by `n_new_tokens` (paper, section 4.1).
+    """Read `neurons` while the model greedily continues each prompt by `max_new_tokens` (paper, section 4.1).
 
     The positions are those that produce the new tokens: the last of the prompt and all new ones but the last. All
     neurons of a model may be asked for: means are kept as running sums.
 
     Args:
         batch_size: prompts that are continued at once (default: as many as the free memory allows).
-        stop_at_end: leave out what follows an end of sequence. The authors' code goes on to `n_new_tokens` and
+        stop_at_end: leave out what follows an end of sequence. The authors' code goes on to `max_new_tokens` and
             counts it (`published.collect_activations`).
 
     Raises:
         ValueError: a neuron outside the model, no prompts, or one that is blank or too long, or a number below 1.
     """
     neurons.check(lm)
-    if n_new_tokens < 1:
-        raise ValueError(f"n_new_tokens is {n_new_tokens}: expected at least 1")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
-    given = as_prompts(prompts, lm.tokenizer)
-    lengths = checked_lengths(lm, given, n_new_tokens)
+    given = as_prompts(prompts, tokenizer=lm.tokenizer)
+    lengths = checked_lengths(lm, given, max_new_tokens)
     own = tuple(prompt.language for prompt in given)
     codes = languages.in_order(own)
     sums = torch.zeros(len(codes), len(neurons), dtype=torch.float64)
-    mask = torch.zeros(len(given), n_new_tokens, dtype=torch.bool)
-    few = few_enough(len(given), n_new_tokens, len(neurons))
-    kept = torch.zeros(len(given), n_new_tokens, len(neurons)) if few else None
+    mask = torch.zeros(len(given), max_new_tokens, dtype=torch.bool)
+    few = few_enough(len(given), max_new_tokens, len(neurons))
+    kept = torch.zeros(len(given), max_new_tokens, len(neurons)) if few else None
     with tqdm(total=len(given), desc="reading neurons", unit="prompt", disable=not progress, leave=False) as bar:
 
         def read(rows: list[int]) -> None:
             ids, attention = lm.encode([given[i].text for i in rows])
-            reader = _Reader(lm, neurons, [codes.index(own[i]) for i in rows], len(codes), n_new_tokens, few)
+            reader = _Reader(lm, neurons, [codes.index(own[i]) for i in rows], len(codes), max_new_tokens, few)
             with lm.hooks(post=reader.hooks(), edit=None):
                 spoken = [own[i] for i in rows]
                 _, counts = decode(
                     lm,
                     ids,
                     attention,
-                    n_new_tokens,
+                    max_new_tokens,
                     greediest,
                     watch=reader.watch,
                     languages=spoken,
@@ -199,7 +200,7 @@ def collect_activations(
                 kept[rows] = reader.values.cpu()
             bar.update(len(rows))
 
-        in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + n_new_tokens), read)
+        in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens), read)
     if kept is not None:
         kept *= mask.unsqueeze(-1)
     steps = torch.stack([mask[[language == code for language in own]].sum() for code in codes])

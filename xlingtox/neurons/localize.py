@@ -23,7 +23,7 @@ _MOST_BYTES = 2**30
 
 
 @checked
-def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
+def by_cosine(lm: HookedLM, probe: Probe, *, k: int = 100) -> NeuronSet:
     """The k neurons whose writing to the residual stream has the highest signed cosine with the probe (section 4.1).
 
     They are *potential* sources: that their activations are positive on toxic prompts is another question. Scores are
@@ -33,7 +33,7 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
         ValueError: k is not between 1 and the number of neurons, or the probe has another width than the model.
     """
     probe.check(lm)
-    check_k(lm, k)
+    check_k(lm, k=k)
     if not bool(probe.direction.any()):
         raise ValueError("the probe's direction is zero: it ranks nothing")
     direction = probe.direction / probe.direction.norm()
@@ -41,11 +41,11 @@ def by_cosine(lm: HookedLM, probe: Probe, k: int = 100) -> NeuronSet:
     layers = [_along(lm.write_vectors(layer), direction) for layer in range(lm.n_layers)]
     cosines, places = torch.cat(layers).sort(descending=True, stable=True)
     pairs = [divmod(place, lm.d_mlp) for place in places[:k].tolist()]
-    return NeuronSet.of(pairs, cosines[:k].tolist())
+    return NeuronSet.of(pairs, scores=cosines[:k].tolist())
 
 
 @checked
-def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int = 100) -> NeuronSet:
+def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, *, k: int = 100) -> NeuronSet:
     """The k neurons that write most along the probe: mean activation times the value vector's part in its direction.
 
     Scores are these contributions to the residual stream, `mean(m) * (v . w / |w|)`, highest first (Yang et al. 2024,
@@ -70,11 +70,11 @@ def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, k: int
     for layer, (indices, columns) in neurons.by_layer().items():
         written[columns] = (lm.write_vectors(layer)[indices].float() @ unit.to(lm.device_of(layer))).cpu()
     values, order = (means * written).sort(descending=True, stable=True)
-    return NeuronSet.of([neurons.neurons[i] for i in order[:k].tolist()], values[:k].tolist())
+    return NeuronSet.of([neurons.neurons[i] for i in order[:k].tolist()], scores=values[:k].tolist())
 
 
 @checked
-def by_auroc(lm: HookedLM, labelled: Labelled, batch_size: int | None = None, progress: bool = True) -> NeuronSet:
+def by_auroc(lm: HookedLM, labelled: Labelled, *, batch_size: int | None = None, progress: bool = True) -> NeuronSet:
     """Experts: neurons that tell toxic from other sentences better than chance (Suau et al. 2024, section 3).
 
     A neuron's answer to a sentence is its highest post-activation over the tokens; its score is the area under the ROC
@@ -102,7 +102,7 @@ def by_auroc(lm: HookedLM, labelled: Labelled, batch_size: int | None = None, pr
                 bar.update()
     flat = np.concatenate(areas)
     order = [int(i) for i in np.argsort(-flat, kind="stable") if flat[i] > 0.5]
-    return NeuronSet.of([divmod(i, lm.d_mlp) for i in order], [float(flat[i]) for i in order])
+    return NeuronSet.of([divmod(i, lm.d_mlp) for i in order], scores=[float(flat[i]) for i in order])
 
 
 def _highest(
@@ -139,7 +139,7 @@ def _along(vectors: Float[Tensor, "neuron d_model"], unit: Float[Tensor, "d_mode
     return ((vectors @ unit.to(vectors.device)) / torch.linalg.vector_norm(vectors, dim=-1).clamp(min=1e-12)).cpu()
 
 
-def check_k(lm: HookedLM, k: int) -> None:
+def check_k(lm: HookedLM, *, k: int) -> None:
     """Raise ValueError unless k is between 1 and the number of neurons."""
     if not 1 <= k <= lm.n_neurons:
         raise ValueError(f"k is {k}: {lm.name} has {lm.n_neurons} neurons")

@@ -47,7 +47,7 @@ class NeuronSet:
 
     @classmethod
     @checked
-    def of(cls, neurons: Iterable[Sequence[int]], scores: Iterable[float] | None = None) -> NeuronSet:
+    def of(cls, neurons: Iterable[Sequence[int]], *, scores: Iterable[float] | None = None) -> NeuronSet:
         """Neurons from `(layer, index)` pairs, with a score each if `scores` are given.
 
         Raises:
@@ -143,7 +143,7 @@ class NeuronSet:
                 )
 
     @checked
-    def random_like(self, lm: HookedLM, seed: int) -> NeuronSet:
+    def random_like(self, lm: HookedLM, *, seed: int) -> NeuronSet:
         """As many neurons in the same layers, drawn at random from those outside this set: a control.
 
         Raises:
@@ -169,7 +169,7 @@ class NeuronSet:
         return out
 
     @checked
-    def promoted_tokens(self, lm: HookedLM, k: int = 10) -> pd.DataFrame:
+    def promoted_tokens(self, lm: HookedLM, *, k: int = 10) -> pd.DataFrame:
         """The k tokens that each value vector promotes most: `W_U v`, no final norm (paper, Table 4).
 
         Rows of the unembedding that are no token of the tokenizer are left out.

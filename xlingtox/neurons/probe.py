@@ -74,7 +74,7 @@ class Probe:
     @classmethod
     @checked
     def fit(
-        cls, lm: HookedLM, labelled: Labelled, held_out: float = 0.1, seed: int = 0, progress: bool = True
+        cls, lm: HookedLM, labelled: Labelled, *, held_out: float = 0.1, seed: int = 0, progress: bool = True
     ) -> Probe:
         """Fit on the mean over tokens of the last layer's residual stream, before the final norm (paper, section 4.1).
 
@@ -108,7 +108,7 @@ class Probe:
     @classmethod
     @checked
     def from_direction(
-        cls, vector: Float[Tensor, "d_model"] | Sequence[float], bias: float = 0.0, model: HookedLM | None = None
+        cls, vector: Float[Tensor, "d_model"] | Sequence[float], *, bias: float = 0.0, model: HookedLM | None = None
     ) -> Probe:
         """Take a direction that was found elsewhere: a published probe, a difference of means, a steering vector.
 
@@ -135,7 +135,7 @@ class Probe:
 
     @classmethod
     @checked
-    def from_torch_file(cls, path: str | Path, model: HookedLM | None = None) -> Probe:
+    def from_torch_file(cls, path: str | Path, *, model: HookedLM | None = None) -> Probe:
         """Take the numbers of a linear layer with one output that `torch.save` wrote, as the paper's probe is.
 
         The file is a pickle, which can hold code: only an `nn.Linear`, or a dictionary of tensors, is read.
@@ -145,7 +145,7 @@ class Probe:
             OSError: the file cannot be read.
         """
         weight, bias = _linear(Path(path).expanduser())
-        return cls.from_direction(weight, bias, model)
+        return cls.from_direction(weight, bias=bias, model=model)
 
     @checked
     def check(self, lm: HookedLM) -> None:

@@ -52,24 +52,25 @@ def read_tokens(
     lm: HookedLM,
     prompts: Prompts,
     neurons: NeuronSet,
-    n_new_tokens: int = 20,
+    *,
+    max_new_tokens: int = 20,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> list[TokenActivations]:
     """Continue each prompt greedily, and read `neurons` at every token of prompt and continuation.
 
     Args:
-        n_new_tokens: 0 to read the texts as they are.
+        max_new_tokens: 0 to read the texts as they are.
         batch_size: prompts that are read at once (default: as many as the free memory allows).
 
     Raises:
         ValueError: a neuron outside the model, no prompts, or one that is blank or too long.
     """
     neurons.check(lm)
-    if n_new_tokens < 0:
-        raise ValueError(f"n_new_tokens is {n_new_tokens}: expected 0 or more")
-    given = as_prompts(prompts, lm.tokenizer)
-    lengths = checked_lengths(lm, given, n_new_tokens)
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: expected 0 or more")
+    given = as_prompts(prompts, tokenizer=lm.tokenizer)
+    lengths = checked_lengths(lm, given, max_new_tokens)
     found: dict[int, TokenActivations] = {}
     special = torch.tensor(sorted(lm.tokenizer.all_special_ids), device=lm.device)
     with tqdm(total=len(given), desc="reading tokens", unit="prompt", disable=not progress, leave=False) as bar:
@@ -77,12 +78,12 @@ def read_tokens(
         def read(rows: list[int]) -> None:
             ids, mask = lm.encode([given[i].text for i in rows])
             n_prompt, spoken = ids.shape[1], [given[i].language for i in rows]
-            if n_new_tokens:
-                new, counts = decode(lm, ids, mask, n_new_tokens, greediest, languages=spoken)
+            if max_new_tokens:
+                new, counts = decode(lm, ids, mask, max_new_tokens, greediest, languages=spoken)
                 ids, mask = torch.cat([ids, new], 1), torch.cat([mask, counts], 1)
             values = torch.empty(*ids.shape, len(neurons))
             with lm.hooks(post={layer: _reader(values, *own) for layer, own in neurons.by_layer().items()}, edit=None):
-                lm.logits(ids, mask, spoken, last_only=True)
+                lm.logits(ids, mask, languages=spoken, last_only=True)
             shown = (mask & ~torch.isin(ids, special)).cpu()
             for row, i in enumerate(rows):
                 own = ids[row, shown[row]].tolist()
@@ -99,7 +100,7 @@ def read_tokens(
                 )
             bar.update(len(rows))
 
-        in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + n_new_tokens), read)
+        in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens), read)
     return [found[i] for i in range(len(given))]
 
 
@@ -150,7 +151,7 @@ def _same_character(one: str, other: str) -> bool:
 
 
 @checked
-def top_tokens(read: Sequence[TokenActivations], k: int = 5) -> pd.DataFrame:
+def top_tokens(readings: Sequence[TokenActivations], *, k: int = 5) -> pd.DataFrame:
     """The k distinct pieces on which each neuron is most active, in each language.
 
     Returns:
@@ -159,16 +160,16 @@ def top_tokens(read: Sequence[TokenActivations], k: int = 5) -> pd.DataFrame:
     Raises:
         ValueError: nothing was read, or the texts were read with different neurons.
     """
-    if not read:
+    if not readings:
         raise ValueError("there are no texts: read some first")
     if k < 1:
         raise ValueError(f"k is {k}: expected at least 1")
-    neurons = read[0].neurons
-    if any(each.neurons.neurons != neurons.neurons for each in read):
+    neurons = readings[0].neurons
+    if any(each.neurons.neurons != neurons.neurons for each in readings):
         raise ValueError("the texts were read with different neurons")
     rows = []
-    for code in languages.in_order(each.language for each in read):
-        own = [each for each in read if each.language == code]
+    for code in languages.in_order(each.language for each in readings):
+        own = [each for each in readings if each.language == code]
         places = [(each, i) for each in own for i in range(len(each.pieces))]
         values = torch.cat([each.values for each in own])
         for column, (layer, index) in enumerate(neurons):

@@ -66,7 +66,7 @@ class Cached:
     """
 
     @checked
-    def __init__(self, scorer: Scorer, path: str | Path | None = None, progress: bool = True) -> None:
+    def __init__(self, scorer: Scorer, *, path: str | Path | None = None, progress: bool = True) -> None:
         """
         Args:
             path: the file, made if need be; may hold the scores of many scorers. None: `default_path()`.

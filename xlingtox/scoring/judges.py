@@ -75,7 +75,7 @@ class Agreement:
 
 @checked
 def agreement(
-    scorers: Sequence[Scorer], texts: Sequence[str], languages: Sequence[str], n_disagreements: int = 10
+    scorers: Sequence[Scorer], texts: Sequence[str], languages: Sequence[str], *, n_disagreements: int = 10
 ) -> Agreement:
     """Score texts with each scorer that covers their language, and compare the scorers' rankings in each language.
 

@@ -63,6 +63,7 @@ class PerspectiveScorer:
     @checked
     def __init__(
         self,
+        *,
         api_key: str | None = None,
         endpoint: str = ENDPOINT,
         queries_per_second: float = 1.0,
@@ -99,7 +100,7 @@ class PerspectiveScorer:
         self._threads = min(_MOST_THREADS, math.ceil(queries_per_second))
         # One call at a time, evenly spaced; the library would otherwise add a safety margin to every wait.
         self._rate = Limiter(Rate(1, max(1, round(1000 / queries_per_second))), buffer_ms=0)
-        self._cached = Cached(self, cache, progress)
+        self._cached = Cached(self, path=cache, progress=progress)
 
     @property
     def name(self) -> str:

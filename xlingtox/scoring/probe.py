@@ -24,7 +24,7 @@ class ProbeScorer(Described):
     """
 
     @checked
-    def __init__(self, lm: HookedLM, probe: Probe, languages: Iterable[str], progress: bool = True) -> None:
+    def __init__(self, lm: HookedLM, probe: Probe, *, languages: Iterable[str], progress: bool = True) -> None:
         """
         Args:
             languages: in which the probe was found good, for instance by its AUC on labelled sentences of each.

@@ -151,7 +151,7 @@ def named_languages(languages: Iterable[str] | None, what: str) -> frozenset[str
     """The languages that a judge is said to be good for; raises ValueError for none, or an unknown one."""
     if languages is None or not (named := tuple(languages)):
         raise ValueError(f"say which languages the {what} covers: languages=['en', ...]")
-    return frozenset(check(named, SCORED))
+    return frozenset(check(named, among=SCORED))
 
 
 def require_covered(scorer: Scorer, languages: Sequence[str]) -> None:

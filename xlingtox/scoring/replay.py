@@ -31,7 +31,7 @@ class PerspectiveReplay(Described):
     """
 
     @checked
-    def __init__(self, source: str | Path | Sequence[str | Path], language: str | None = None) -> None:
+    def __init__(self, source: str | Path | Sequence[str | Path], *, language: str | None = None) -> None:
         """
         Args:
             source: a file, several, or a folder, of which all `.json` and `.jsonl` files are read.

@@ -28,7 +28,7 @@ class WordlistScorer(Described):
     """
 
     @checked
-    def __init__(self, words: Mapping[str, Sequence[str]], everywhere: bool = False, name: str = "wordlist") -> None:
+    def __init__(self, words: Mapping[str, Sequence[str]], *, everywhere: bool = False, name: str = "wordlist") -> None:
         """
         Args:
             words: language to its toxic words; a word may be several, with spaces.
@@ -40,7 +40,7 @@ class WordlistScorer(Described):
         """
         if not words:
             raise ValueError("there is no word list: expected words={'en': [...], ...}")
-        check(words, SCORED)
+        check(words, among=SCORED)
         for language, listed in words.items():
             if not listed or any(not word.strip() for word in listed):
                 raise ValueError(f"the word list of {language!r} is empty or has a blank word")

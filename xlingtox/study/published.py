@@ -99,7 +99,7 @@ def collect_activations(
     prompts: Prompts,
     neurons: NeuronSet,
     *,
-    n_new_tokens: int = 20,
+    max_new_tokens: int = 20,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Activations:
@@ -112,7 +112,13 @@ def collect_activations(
         ValueError: the tokenizer has no beginning of text, or as for `activations.collect_activations`.
     """
     return activations.collect_activations(
-        lm, with_start(lm, prompts), neurons, n_new_tokens, batch_size, progress, stop_at_end=False
+        lm,
+        with_start(lm, prompts),
+        neurons,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        stop_at_end=False,
     )
 
 
@@ -156,7 +162,7 @@ def aligned_cosines(
     """
     lm.check_unedited("these figures do not show")
     found = {}
-    for code, sides in sentence_pairs(parallel, pivot).items():
+    for code, sides in sentence_pairs(parallel, pivot=pivot).items():
         pairs = [pair for pair in zip(*sides, strict=True) if max(map(len, pair)) <= _LONGEST]
         if not pairs:
             raise ValueError(f"every pair in {code} has a sentence of over {_LONGEST} characters")

@@ -30,13 +30,13 @@ ToxicWords = Mapping[str, Sequence[str]]
 
 
 @checked
-def write(results: Mapping[str, Any], path: str | Path, toxic_words: ToxicWords | None = None) -> None:
+def write(results: Mapping[str, Any], path: str | Path, *, toxic_words: ToxicWords | None = None) -> None:
     """Write the page of `results` to `path`; see `render`."""
-    files.write_text(path, render(results, toxic_words))
+    files.write_text(path, render(results, toxic_words=toxic_words))
 
 
 @checked
-def render(results: Mapping[str, Any], toxic_words: ToxicWords | None = None) -> str:
+def render(results: Mapping[str, Any], *, toxic_words: ToxicWords | None = None) -> str:
     """The page of a study, from the content of its `results.json`; null stands for a number that is not defined.
 
     Sections whose results are missing (`amplification`, `promoted`, `samples`, `given`) are left out.
@@ -157,7 +157,7 @@ def _figures(study: Study) -> tuple[dict[str, Any], str]:
     folded = (
         f"<details><summary>The numbers, language by language</summary>{number_tables.by_language(study)}</details>"
     )
-    styles = {name: figures.style(dark).to_plotly_json() for name, dark in (("light", False), ("dark", True))}
+    styles = {name: figures.style(dark=dark).to_plotly_json() for name, dark in (("light", False), ("dark", True))}
     names = {escaped_for_plotly(languages.name(code)): seen(code) for code in study.codes}
     held = {"figures": drawn, "styles": styles, "languages": names, "notes": _NOTES}
     return held, "".join([*shown, folded])
@@ -178,7 +178,7 @@ def _made(study: Study) -> dict[int, tuple[go.Figure, str]]:
         table = number_tables.of_doses("Friendly prompts, by offset", *amplified)
         made[5] = (figures.dose_response(*amplified), table)
     if results["cosines"]:
-        sources = NeuronSet.of(results["potential"], results["cosines"]), NeuronSet.of(results["actual"])
+        sources = NeuronSet.of(results["potential"], scores=results["cosines"]), NeuronSet.of(results["actual"])
         made[6] = (figures.sources(*sources), number_tables.of_sources(*sources))
     if compared.neurons:
         made[7] = (figures.neuron_activations(compared), number_tables.of_neurons(compared, study.codes))

@@ -42,48 +42,48 @@ _LOG = logging.getLogger(__name__)
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Materials:
     """What a study needs besides a model; the tables are as their loaders give them.
 
     Attributes:
         labelled: English sentences with labels, for the probe.
-        hostile, friendly: prompts in every language that is studied.
+        toxic_prompts, neutral_prompts: prompts in every language that is studied.
         pairs: English preference pairs.
         validation: others of them, for the validation loss while tuning; None: the recipe's share of `pairs`, if any.
         parallel: one column a language, or rows `language, sentence, translation`.
         held_out: texts for perplexity.
         scorer: covers every language of the prompts.
-        identify: tells the language of what the model writes, so that another than the prompt's counts as degenerate;
-            None looks at scripts only.
+        identify_language: tells the language of what the model writes, so that another than the prompt's counts as
+            degenerate; None looks at scripts only.
         given: what is known of how the languages were mixed in training, by language; may be empty.
     """
 
     labelled: Dataset
-    hostile: Dataset
-    friendly: Dataset
+    toxic_prompts: Dataset
+    neutral_prompts: Dataset
     pairs: Dataset
     parallel: Dataset
     held_out: Dataset
     scorer: Scorer
     validation: Dataset | None = None
-    identify: Identifier | None = None
+    identify_language: Identifier | None = None
     given: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The sizes and doses of a study.
 
     Attributes:
-        k: potential sources.
-        offsets: added to the actual sources on hostile prompts, and to the random sets.
-        amplifications: added to the actual sources on friendly prompts, and to random sets.
+        k: candidates.
+        offsets: added to the sources on toxic prompts, and to the random sets.
+        amplifications: added to the sources on neutral prompts, and to random sets.
         n_random, n_random_amplified: random sets behind the controls of both.
         dose_prompts: prompts a language for the doses; the comparison uses all.
         dose_texts: held-out texts a language for the doses' perplexity.
-        n_samples, n_new_tokens: continuations a prompt, and their length in tokens.
+        n_samples, max_new_tokens: continuations a prompt, and their length in tokens.
         seed: of sampling, of the random sets, and of tuning.
     """
 
@@ -95,12 +95,12 @@ class Settings:
     dose_prompts: int = 5
     dose_texts: int = 4
     n_samples: int = 25
-    n_new_tokens: int = 20
+    max_new_tokens: int = 20
     recipe: tuning.Recipe = tuning.MINI
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("k", "n_random", "n_random_amplified", "dose_prompts", "dose_texts", "n_samples", "n_new_tokens")
+        counts = ("k", "n_random", "n_random_amplified", "dose_prompts", "dose_texts", "n_samples", "max_new_tokens")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
@@ -112,12 +112,12 @@ class Settings:
 
 @checked
 def run(
-    lm: HookedLM, materials: Materials, out: str | Path, settings: Settings, progress: bool = True
+    lm: HookedLM, materials: Materials, *, output_dir: str | Path, settings: Settings, progress: bool = True
 ) -> dict[str, Any]:
     """Do the study, or what is left of it, and write `results.json`.
 
     Args:
-        out: folder of the study. `stages/` in it holds the result of each stage that is done.
+        output_dir: folder of the study. `stages/` in it holds the result of each stage that is done.
 
     Raises:
         OSError: the folder cannot be written.
@@ -125,7 +125,7 @@ def run(
             materials or settings do not fit the model or each other, in which case the folder is left as it was.
     """
     _check(lm, materials, settings)
-    study = _Study(lm, materials, StudyFolder(out), settings, progress)
+    study = _Study(lm, materials, StudyFolder(output_dir), settings, progress)
     with tqdm(total=len(_STAGES), desc="study", unit="stage", disable=not progress) as bar:
         for name, stage in _STAGES.items():
             bar.set_postfix_str(name)
@@ -139,28 +139,26 @@ def run(
 def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     """Refuse at once what a stage would refuse, and before the folder is claimed by a study that cannot be done."""
     lm.check_unedited("a study's folder does not show")
-    for name in ("labelled", "hostile", "friendly", "pairs", "parallel", "held_out"):
+    for name in ("labelled", "toxic_prompts", "neutral_prompts", "pairs", "parallel", "held_out"):
         require_columns(getattr(materials, name), (), f"the materials' {name}")
-    localize.check_k(lm, settings.k)
+    localize.check_k(lm, k=settings.k)
     _, labels = labelled_texts(materials.labelled)
     split(labels, seed=settings.seed)
-    for what, table in (("hostile prompts", materials.hostile), ("friendly prompts", materials.friendly)):
+    for what, table in (("toxic prompts", materials.toxic_prompts), ("neutral prompts", materials.neutral_prompts)):
         require_columns(table, ("language", "prompt"), what)
-        prompts = as_prompts(table, lm.tokenizer)
+        prompts = as_prompts(table, tokenizer=lm.tokenizer)
         require_covered(materials.scorer, [prompt.language for prompt in prompts])
-        checked_lengths(lm, prompts, settings.n_new_tokens)
-    if "en" not in materials.hostile["language"]:
-        raise ValueError("there are no English hostile prompts: the actual sources are found on them")
+        checked_lengths(lm, prompts, settings.max_new_tokens)
+    if "en" not in materials.toxic_prompts["language"]:
+        raise ValueError("there are no English toxic prompts: the sources are found on them")
     check_held_out(lm, materials.held_out)
     check_held_out(lm, _few(materials.held_out, settings.dose_texts))
-    for name in ("friendly", "held_out"):
-        if lacking := sorted(set(materials.hostile["language"]) - set(getattr(materials, name)["language"])):
-            raise ValueError(
-                f"the materials' {name} has nothing in {', '.join(lacking)}, which the hostile prompts have"
-            )
+    for name in ("neutral_prompts", "held_out"):
+        if lacking := sorted(set(materials.toxic_prompts["language"]) - set(getattr(materials, name)["language"])):
+            raise ValueError(f"the materials' {name} has nothing in {', '.join(lacking)}, which the toxic prompts have")
     recipe = _recipe(settings)
     tuning.check_recipe(lm, recipe)
-    tuning.tunable_pairs(lm, materials.pairs, recipe, materials.validation)
+    tuning.tunable_pairs(lm, materials.pairs, recipe=recipe, validation=materials.validation)
     retrieval.sentence_pairs(materials.parallel)
 
 
@@ -173,8 +171,10 @@ def _known_by(lm: HookedLM, materials: Materials, settings: Settings) -> dict[st
     tables = [getattr(materials, f.name) for f in dataclasses.fields(materials)]
     rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
     judge = [materials.scorer.name, materials.scorer.revision]
-    if materials.identify is not None:
-        judge.append(getattr(materials.identify, "__qualname__", type(materials.identify).__qualname__))
+    if materials.identify_language is not None:
+        judge.append(
+            getattr(materials.identify_language, "__qualname__", type(materials.identify_language).__qualname__)
+        )
     digest = hashlib.sha256(json.dumps([rows, *judge], sort_keys=True).encode()).hexdigest()
     return {
         "model": lm.fingerprint(),
@@ -195,7 +195,7 @@ class _Study:
         out.check_free_for(known_by)
         judge = materials.scorer
         caching = isinstance(judge, Cached | PerspectiveScorer)
-        self.scorer: Scorer = judge if caching else Cached(judge, self.folder / "scores.sqlite", progress)
+        self.scorer: Scorer = judge if caching else Cached(judge, path=self.folder / "scores.sqlite", progress=progress)
         out.claim(known_by)
 
     def do(self, name: str, stage: Callable[[_Study], dict[str, Any]]) -> None:
@@ -206,7 +206,7 @@ class _Study:
         self.done[name], self.seconds[name] = done.result, done.seconds
 
     @property
-    def actual(self) -> NeuronSet:
+    def sources(self) -> NeuronSet:
         return NeuronSet.of(self.done["localize"]["actual"])
 
     def results(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class _Study:
             merged |= result
         packages = ("torch", "transformers", "transformer-lens", "trl", "scikit-learn")
         return merged | {
-            "identified": self.materials.identify is not None,
+            "identified": self.materials.identify_language is not None,
             "given": {code: dict(row) for code, row in self.materials.given.items()},
             "model": dataclasses.asdict(self.lm.identity()),
             "seconds": self.seconds,
@@ -229,29 +229,38 @@ def _localize(study: _Study) -> dict[str, Any]:
     lm, materials, settings = study.lm, study.materials, study.settings
     probe = Probe.fit(lm, materials.labelled, seed=settings.seed, progress=study.progress)
     probe.save(study.folder / "probe.safetensors")
-    potential = localize.by_cosine(lm, probe, settings.k)
-    english = [prompt.text for prompt in as_prompts(materials.hostile, lm.tokenizer) if prompt.language == "en"]
-    acts = collect_activations(lm, english, potential, settings.n_new_tokens, progress=study.progress)
+    candidates = localize.by_cosine(lm, probe, k=settings.k)
+    english = [
+        prompt.text for prompt in as_prompts(materials.toxic_prompts, tokenizer=lm.tokenizer) if prompt.language == "en"
+    ]
+    acts = collect_activations(lm, english, candidates, max_new_tokens=settings.max_new_tokens, progress=study.progress)
     means = acts.mean()
-    actual = potential.where(means > 0)
-    if not actual:
-        raise ValueError("none of the potential sources is active on English prompts: choose a larger k")
+    sources = candidates.where(means > 0)
+    if not sources:
+        raise ValueError("none of the candidates is active on English prompts: choose a larger k")
     return {
         "probe": {"accuracy": probe.accuracy, "auc": probe.auc, "baseline": probe.baseline},
         "n_neurons": lm.n_neurons,
-        "potential": list(potential),
-        "cosines": list(potential.scores),
+        "potential": list(candidates),
+        "cosines": list(candidates.scores),
         "activations": means.tolist(),
-        "actual": list(actual),
+        "actual": list(sources),
     }
 
 
 def _promoted(study: _Study) -> dict[str, Any]:
     """Each source's top tokens, with the languages whose text they stand in."""
     lm, localized = study.lm, study.done["localize"]
-    texts = [(prompt.language, prompt.text) for prompt in as_prompts(study.materials.hostile, lm.tokenizer)]
+    texts = [
+        (prompt.language, prompt.text) for prompt in as_prompts(study.materials.toxic_prompts, tokenizer=lm.tokenizer)
+    ]
     written = generate(
-        lm, study.materials.hostile, 4, study.settings.n_new_tokens, seed=study.settings.seed, progress=study.progress
+        lm,
+        study.materials.toxic_prompts,
+        n_samples=4,
+        max_new_tokens=study.settings.max_new_tokens,
+        seed=study.settings.seed,
+        progress=study.progress,
     )
     texts += zip(written.row_languages, written.texts, strict=True)
     seen: dict[int, Counter[str]] = {}
@@ -259,9 +268,9 @@ def _promoted(study: _Study) -> dict[str, Any]:
         for token in ids:
             seen.setdefault(token, Counter())[code] += 1
     rank = {tuple(neuron): i for i, neuron in enumerate(localized["potential"])}
-    table = study.actual.promoted_tokens(lm, k=10)
+    table = study.sources.promoted_tokens(lm, k=10)
     rows = []
-    for layer, index in study.actual:
+    for layer, index in study.sources:
         own = table[(table["layer"] == layer) & (table["index"] == index)]
         place = rank[layer, index]
         tokens = [
@@ -287,14 +296,14 @@ def _spoken_in(counts: Counter[str]) -> list[str]:
 
 def _intervene(study: _Study) -> dict[str, Any]:
     settings = study.settings
-    sets = {"intervention": [study.actual], "control": _controls(study, settings.n_random)}
-    return _doses(study, sets, settings.offsets, study.materials.hostile)
+    sets = {"intervention": [study.sources], "control": _controls(study, settings.n_random)}
+    return _doses(study, sets, settings.offsets, study.materials.toxic_prompts)
 
 
 def _amplify(study: _Study) -> dict[str, Any]:
     settings = study.settings
-    sets = {"amplification": [study.actual], "amplification_control": _controls(study, settings.n_random_amplified)}
-    return _doses(study, sets, settings.amplifications, study.materials.friendly)
+    sets = {"amplification": [study.sources], "amplification_control": _controls(study, settings.n_random_amplified)}
+    return _doses(study, sets, settings.amplifications, study.materials.neutral_prompts)
 
 
 def _doses(
@@ -307,26 +316,33 @@ def _doses(
         doses = dose_response(
             study.lm,
             own,
-            offsets,
             few,
-            study.scorer,
-            texts,
-            settings.n_new_tokens,
-            study.progress,
-            study.materials.identify,
+            offsets=offsets,
+            scorer=study.scorer,
+            held_out=texts,
+            max_new_tokens=settings.max_new_tokens,
+            progress=study.progress,
+            identify_language=study.materials.identify_language,
         )
         found[name] = [dataclasses.asdict(dose) for dose in doses]
     return found
 
 
 def _controls(study: _Study, n: int) -> list[NeuronSet]:
-    """Random sets, of as many neurons in the same layers as the actual sources."""
-    return [study.actual.random_like(study.lm, 1000 * study.settings.seed + i) for i in range(n)]
+    """Random sets, of as many neurons in the same layers as the sources."""
+    return [study.sources.random_like(study.lm, seed=1000 * study.settings.seed + i) for i in range(n)]
 
 
 def _tune(study: _Study) -> dict[str, Any]:
     recipe, pairs, folder = _recipe(study.settings), study.materials.pairs, study.folder / "tuned"
-    tuning.tune_dpo(study.lm, pairs, folder, recipe, study.materials.validation, study.progress)
+    tuning.tune_dpo(
+        study.lm,
+        pairs,
+        output_dir=folder,
+        recipe=recipe,
+        validation=study.materials.validation,
+        progress=study.progress,
+    )
     log = files.read_results(folder / "log.json", f"delete the folder {folder}, and it is tuned anew")
     return {"recipe": dataclasses.asdict(recipe), "training": _curves(log)}
 
@@ -344,20 +360,21 @@ def _compare(study: _Study) -> dict[str, Any]:
     found = compare(
         study.lm,
         tuned,
-        materials.hostile,
-        study.actual,
-        study.scorer,
-        materials.held_out,
-        settings.n_samples,
-        settings.n_new_tokens,
-        settings.seed,
-        study.progress,
-        study.folder / "written",
-        materials.identify,
+        materials.toxic_prompts,
+        neurons=study.sources,
+        scorer=study.scorer,
+        held_out=materials.held_out,
+        n_samples=settings.n_samples,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        progress=study.progress,
+        output_dir=study.folder / "written",
+        identify_language=materials.identify_language,
     )
-    few = _few(materials.hostile, 3)
+    few = _few(materials.toxic_prompts, 3)
     sides = [
-        generate(lm, few, max_new_tokens=settings.n_new_tokens, greedy=True, progress=False) for lm in (study.lm, tuned)
+        generate(lm, few, max_new_tokens=settings.max_new_tokens, greedy=True, progress=False)
+        for lm in (study.lm, tuned)
     ]
     samples: dict[str, list[dict[str, str]]] = {}
     for prompt, first, then in zip(sides[0].prompts, sides[0].texts, sides[1].texts, strict=True):
@@ -374,7 +391,7 @@ def _changes_of_others(study: _Study) -> dict[str, dict[str, float]]:
     others = [code for code in before if code != "en"]
     if not others:
         return {}
-    aligned, found = meanings(study.materials.hostile), {}
+    aligned, found = meanings(study.materials.toxic_prompts), {}
     together = aligned and {code: aligned[code] for code in others}
     for measure, of in (("emt", metrics.prompt_maxima), ("average_toxicity", metrics.prompt_means)):
         first, then = ({code: of(scores[code]) for code in others} for scores in (before, after))
@@ -413,7 +430,7 @@ def _transfer(found: retrieval.Retrieval, observed: Comparison, measure: str) ->
     if len(drops) < prediction.FEWEST:
         _LOG.warning("only %d languages have a drop in %s: no correlation", len(drops), measure)
         return prediction.Transfer(measure, {code: means[code] for code in drops}, drops, math.nan, math.nan)
-    return retrieval.predict_from_retrieval(found, observed, measure)
+    return retrieval.predict_from_retrieval(found, observed, measure=measure)
 
 
 @checked

@@ -19,7 +19,7 @@ Parallel: TypeAlias = Dataset | Mapping[str, Sequence[str]]
 
 
 @checked
-def sentence_pairs(parallel: Parallel, pivot: str = "en") -> dict[str, tuple[list[str], list[str]]]:
+def sentence_pairs(parallel: Parallel, *, pivot: str = "en") -> dict[str, tuple[list[str], list[str]]]:
     """Language to sentences of the pivot and their translations, in the house's order of languages.
 
     Args:

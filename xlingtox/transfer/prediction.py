@@ -86,7 +86,7 @@ class Line:
         return self.intercept + self.slope * x
 
     @checked
-    def interval(self, x: float, level: float = 0.95, new: bool = False) -> Interval:
+    def interval(self, x: float, *, level: float = 0.95, new: bool = False) -> Interval:
         """Interval of the line at x, or of a new point there, from Student's t.
 
         Without ends where the points tell nothing of their scatter: if they are two, or all on the line, as drops that
@@ -172,7 +172,7 @@ class Transfer:
     predictors: Mapping[str, Predictor] = field(default_factory=dict)
 
     @checked
-    def predict(self, language: str, predictor: str = "retrieval", level: float = 0.95) -> Prediction:
+    def predict(self, language: str, *, predictor: str = "retrieval", level: float = 0.95) -> Prediction:
         """The drop to expect in a language, by least squares over the other languages.
 
         The interval is that of a new point (Student's t). One that assumes less, such as the jackknife+, has no finite
@@ -192,7 +192,7 @@ class Transfer:
         x, y = require_enough(f"without {language!r}, {predictor}", others, self.drop)
         line, own = Line.fit(x, y), values[language]
         extrapolated = not min(x) <= own <= max(x)
-        return Prediction(language, line.at(own), *line.interval(own, level, new=True), level, extrapolated)
+        return Prediction(language, line.at(own), *line.interval(own, level=level, new=True), level, extrapolated)
 
     def to_frame(self) -> pd.DataFrame:
         """A row a predictor: `predictor, languages`, of `pearson_` and `spearman_` all that a `Correlation` has,
@@ -257,6 +257,7 @@ class Transfer:
 def relate(
     retrieval: Mapping[str, float],
     observed: Observed,
+    *,
     measure: str = "emt",
     intervals: Mapping[str, Interval] | None = None,
     others: Mapping[str, Mapping[str, float]] | None = None,
@@ -364,12 +365,12 @@ def tokens_per_character(lm: HookedLM, texts: Mapping[str, Sequence[str]]) -> di
 @checked
 def active_share(activations: Activations) -> dict[str, float]:
     """Language to the share of the neurons, as a rule the actual sources, whose mean activation is above 0 there."""
-    return {code: float((activations.mean(code) > 0).float().mean()) for code in activations.language_codes}
+    return {code: float((activations.mean(language=code) > 0).float().mean()) for code in activations.language_codes}
 
 
 @checked
 def promoted_share(
-    lm: HookedLM, neurons: NeuronSet, texts: Mapping[str, Sequence[str]], k: int = 10
+    lm: HookedLM, neurons: NeuronSet, texts: Mapping[str, Sequence[str]], *, k: int = 10
 ) -> dict[str, float]:
     """Language to the share of the tokens that the neurons promote most which occur in its texts.
 
@@ -377,6 +378,6 @@ def promoted_share(
     so a token is a language's if its texts use it: give texts that may hold the promoted words, such as prompts with
     what the untuned model wrote after them, and equally many of every language.
     """
-    promoted = set(neurons.promoted_tokens(lm, k)["token_id"])
+    promoted = set(neurons.promoted_tokens(lm, k=k)["token_id"])
     used = {code: set().union(*lm.token_ids(own)) for code, own in texts.items()}
     return {code: len(promoted & own) / len(promoted) for code, own in used.items()}

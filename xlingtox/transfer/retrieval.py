@@ -53,7 +53,7 @@ _MOST_BYTES = 2**28
 
 @checked
 def embed(
-    lm: HookedLM, sentences: Sequence[str], batch_size: int = 64, progress: bool = True
+    lm: HookedLM, sentences: Sequence[str], *, batch_size: int = 64, progress: bool = True
 ) -> Float[Tensor, "layer sentence d_model"]:
     """Each sentence's mean over its tokens of the residual stream: `[0]` at the embedding's output, `[n]` at the n-th
     block's, the last before the final norm (paper, section 5). Float32, on the CPU, in one pass.
@@ -130,7 +130,7 @@ class Retrieval:
         return {code: float(own[place, 1:].mean()) for code, own in self.scores.items()}
 
     @checked
-    def intervals(self, measure: str = "top1", level: float = 0.95) -> dict[str, Interval]:
+    def intervals(self, measure: str = "top1", *, level: float = 0.95) -> dict[str, Interval]:
         """Bootstrap intervals of `mean`, over sentences.
 
         Of a share, no end is nearer to 0 or 1 than that of no hit, or of nothing but hits. With a handful of either a
@@ -144,7 +144,7 @@ class Retrieval:
         return {code: (float(low), float(high)) for code, (low, high) in found.items()}
 
     @checked
-    def best_layer(self, measure: str = "top1", seed: int = 0) -> BestLayer:
+    def best_layer(self, measure: str = "top1", *, seed: int = 0) -> BestLayer:
         """The block that does best, on average over languages, on half of the sentences, and how it does on the other
         half: a maximum over layers, taken and told on the same sentences, would flatter.
 
@@ -250,6 +250,7 @@ def _interval(
 def bilingual_retrieval(
     lm: HookedLM,
     parallel: Parallel,
+    *,
     pivot: str = "en",
     n_neighbours: int = 10,
     batch_size: int = 64,
@@ -278,7 +279,7 @@ def bilingual_retrieval(
     for name, value in (("n_neighbours", n_neighbours), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}: expected at least 1")
-    pairs = sentence_pairs(parallel, pivot)
+    pairs = sentence_pairs(parallel, pivot=pivot)
     sides: list[list[str]] = []
     new, last = {}, None
     for code, (own, other) in pairs.items():
@@ -321,11 +322,12 @@ def predict_transfer(
     lm: HookedLM,
     parallel: Parallel,
     observed: Observed,
+    *,
     measure: str = "emt",
     pivot: str = "en",
     predictors: Mapping[str, Mapping[str, float]] | None = None,
     progress: bool = True,
-    tuned: str = "en",
+    source_language: str = "en",
 ) -> Transfer:
     """Retrieval of the model before tuning, against the observed drops (paper, Figure 4).
 
@@ -338,25 +340,26 @@ def predict_transfer(
         observed: a comparison, or language to the relative drop in `measure`, such as those of a paper.
         predictors: name to values by language, of anything else that is known before tuning, such as
             `transfer.active_share` and `transfer.promoted_share`.
-        tuned: the language that was tuned on. It is no point, whatever the pivot is: nothing had to be transferred.
+        source_language: the language that was tuned on. It is no point, whatever the pivot is: nothing had to be
+            transferred.
 
     Raises:
         ValueError: what `bilingual_retrieval` refuses, a comparison of another model than `lm`, or fewer than three
             languages with a drop and a predictor.
     """
-    pairs = sentence_pairs(parallel, pivot)
-    texts = {code: other for code, (_, other) in pairs.items() if code != tuned}
+    pairs = sentence_pairs(parallel, pivot=pivot)
+    texts = {code: other for code, (_, other) in pairs.items() if code != source_language}
     _require_same(lm.identity(), observed)
     drops = shared(dict.fromkeys(texts, 0.0), observed, measure)
     for name, values in {"retrieval": dict.fromkeys(texts, 0.0), **(predictors or {})}.items():
         require_enough(name, values, drops)
     cut = tokens_per_character(lm, texts)
     return predict_from_retrieval(
-        bilingual_retrieval(lm, parallel, pivot, progress=progress),
+        bilingual_retrieval(lm, parallel, pivot=pivot, progress=progress),
         observed,
-        measure,
-        {"tokens_per_character": cut, **(predictors or {})},
-        tuned,
+        measure=measure,
+        predictors={"tokens_per_character": cut, **(predictors or {})},
+        tuned=source_language,
     )
 
 
@@ -364,6 +367,7 @@ def predict_transfer(
 def predict_from_retrieval(
     found: Retrieval,
     observed: Observed,
+    *,
     measure: str = "emt",
     predictors: Mapping[str, Mapping[str, float]] | None = None,
     tuned: str = "en",
@@ -387,7 +391,13 @@ def predict_from_retrieval(
             "accuracies among unequally many sentences are not comparable (%s): give equally many of each language",
             ", ".join(f"{n} in {code}" for code, n in counts.items()),
         )
-    return relate(means, observed, measure, found.intervals(), {"aligned_cosine": cosines, **(predictors or {})})
+    return relate(
+        means,
+        observed,
+        measure=measure,
+        intervals=found.intervals(),
+        others={"aligned_cosine": cosines, **(predictors or {})},
+    )
 
 
 def _require_same(model: Identity | None, observed: Observed) -> None:

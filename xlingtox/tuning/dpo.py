@@ -48,6 +48,7 @@ _LOG = logging.getLogger(__name__)
 def tune_dpo(
     lm: HookedLM | str | Path,
     pairs: PreferencePairs,
+    *,
     output_dir: str | Path,
     recipe: Recipe = MINI,
     validation: PreferencePairs | None = None,
@@ -184,7 +185,7 @@ class _Run:
         # A model that was read for this run: held here only, until it is tuned.
         self.own = own
         self.source, self.recipe, self.room = source, recipe, room_of(lm, recipe)
-        self.pairs = tunable_pairs(lm, pairs, recipe, validation)
+        self.pairs = tunable_pairs(lm, pairs, recipe=recipe, validation=validation)
         parts: tuple[Part, ...] = ("train",) if self.pairs.validation is None else ("train", "validation")
         self.ids = {part: self.pairs.tokenized(part, lm) for part in parts}
         self.dtype, self.saved_in, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer

@@ -58,7 +58,7 @@ class Pairs:
 
 @checked
 def tunable_pairs(
-    lm: HookedLM, pairs: PreferencePairs, recipe: Recipe = MINI, validation: PreferencePairs | None = None
+    lm: HookedLM, pairs: PreferencePairs, *, recipe: Recipe = MINI, validation: PreferencePairs | None = None
 ) -> Pairs:
     """Preference pairs after all that `tune_dpo` checks before it trains.
 
@@ -105,7 +105,7 @@ class _Fitting:
 
 def _fitting(lm: HookedLM, given: PreferencePairs, recipe: Recipe, what: str) -> _Fitting:
     """The pairs that a model can learn from, and the rows of the others: TRL says nothing of most of them."""
-    pairs, room = checked_pairs(given, what, lm.tokenizer), room_of(lm, recipe)
+    pairs, room = checked_pairs(given, what=what, tokenizer=lm.tokenizer), room_of(lm, recipe)
     talks = are_conversations(given)
     longest = min(recipe.max_prompt_length or recipe.max_length, room - 1)
     long, alike, cut, merged = [], [], [], []

@@ -17,7 +17,7 @@ LossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"]
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lora:
     """A low-rank adapter on every linear layer, and on the input embedding where it is not tied to the output.
 
@@ -39,7 +39,7 @@ class Lora:
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to tune; vary one with `dataclasses.replace`.
 
