@@ -15,6 +15,7 @@ from xlingtox.evaluation.comparison import Comparison, Measures
 from xlingtox.evaluation.metrics import Change
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.figures.tokens import TokenView
+from xlingtox.measures import RETRIEVAL
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
@@ -24,7 +25,7 @@ from xlingtox.neurons.probe import Probe
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer.correlation import Correlation
 from xlingtox.transfer.prediction import Predictor, Transfer
-from xlingtox.transfer.retrieval import MEASURES, Retrieval
+from xlingtox.transfer.retrieval import Retrieval
 
 KINDS: dict[str, Any] = {
     "probe": Probe,
@@ -81,7 +82,7 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
             {"retrieval": Predictor(table, 4, correlation, correlation, *[value] * 3)},
         ),
         "retrieval": Retrieval(
-            "en", {"es": np.full((len(MEASURES), 5, n), value)}, {"es": (int(value),) * 5}, {"es": int(value)}, model
+            "en", {"es": np.full((len(RETRIEVAL), 5, n), value)}, {"es": (int(value),) * 5}, {"es": int(value)}, model
         ),
         "patching": PatchEffect(codes, {"base": {"emt": np.full(n, value)}}),
         "vectors": ControlVectors({layer: torch.full((20 * n,), value) for layer in range(1, 4)}),

@@ -62,10 +62,10 @@ INNER = {
         "correlation.pearson_p",
         "prediction.pearson_p",
         "tuning.check_recipe",
-        "prediction.require_enough",
+        "prediction.check_enough",
         "prediction.shared",
     ),
-    *("fluency.check_held_out", "data.require_columns", "data.row_numbers", "tuning.Recipe.arguments"),
+    *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),
     *("scoring.StreamingScorer.score", "scoring.StreamingScorer.stream"),
@@ -275,7 +275,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("dose_response", "scorer", {"en": ["fool"]}, "a scorer"),
     ("patch_effect", "scorer", 0.5, "a scorer"),
     ("Cached", "scorer", len, "a scorer"),
-    ("scoring.checked_scores", "scorer", None, "a scorer"),
+    ("scoring.check_scores", "scorer", None, "a scorer"),
     ("scoring.agreement", "scorers", [SCORER, None], "scorers[1] is None, expected a list, every item a scorer"),
     # Neurons.
     ("collect_activations", "neurons", [(0, 3)], "a NeuronSet (xt.NeuronSet.of([(layer, index)])"),

@@ -3,7 +3,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlingtox.data import Prompt, as_prompts, checked_pairs, labelled_texts, parallel_columns
+from xlingtox.data import Prompt, as_prompts, check_pairs, labelled_texts, parallel_columns
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 def test_pairs_are_reduced_to_their_columns():
     pairs = Dataset.from_list([GOOD | {"id": 1, "score": 0.5}])
-    assert checked_pairs(pairs).to_list() == [GOOD]
+    assert check_pairs(pairs).to_list() == [GOOD]
     assert pairs.column_names == ["prompt", "chosen", "rejected", "id", "score"]
 
 
@@ -110,12 +110,12 @@ def test_pairs_are_reduced_to_their_columns():
 )
 def test_bad_pairs(rows, words):
     with pytest.raises(ValueError, match=words):
-        checked_pairs(Dataset.from_list(rows))
+        check_pairs(Dataset.from_list(rows))
 
 
 def test_no_pairs():
     with pytest.raises(ValueError, match="no preference pairs"):
-        checked_pairs(Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}))
+        check_pairs(Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}))
 
 
 def test_parallel_columns_are_in_the_houses_order():

@@ -17,7 +17,7 @@ from tokenizers import processors
 from torch.testing import assert_close
 from toys import HashScorer
 
-from xlingtox.data import Prompt, as_prompts, checked_pairs, labelled_texts
+from xlingtox.data import Prompt, as_prompts, check_pairs, labelled_texts
 from xlingtox.evaluation.comparison import compare
 from xlingtox.evaluation.fluency import conditional_perplexity, perplexities
 from xlingtox.evaluation.patch_effect import patch_effect
@@ -300,7 +300,7 @@ def test_tables_that_hold_no_prompts(prompts, words):
             "labelled[0] is ('a', 1) (a tuple), expected a table with the columns text, label",
         ),
         (
-            checked_pairs,
+            check_pairs,
             pd.Series(["a"]),
             "pairs is a Series, expected a table with the columns prompt, chosen, rejected",
         ),
@@ -328,9 +328,9 @@ def test_labelled_sentences_and_pairs_in_a_table(lm, kind):
     fitted = [Probe.fit(lm, table, held_out=0.25, progress=False).direction for table in (labelled, LABELLED)]
     assert torch.equal(*fitted)
     assert by_auroc(lm, labelled, progress=False) == by_auroc(lm, LABELLED, progress=False)
-    assert checked_pairs(pairs).to_list() == PAIRS.to_list()
+    assert check_pairs(pairs).to_list() == PAIRS.to_list()
     with_more = [dict(row, score=1.0) for row in PAIRS]
-    assert checked_pairs(with_more).column_names == ["prompt", "chosen", "rejected"]
+    assert check_pairs(with_more).column_names == ["prompt", "chosen", "rejected"]
     found = tunable_pairs(lm, pairs, recipe=MINI, validation=pairs)
     assert found.train.to_list() == found.validation.to_list() == PAIRS.to_list()
 
@@ -340,9 +340,9 @@ def test_labelled_sentences_and_pairs_in_a_table(lm, kind):
     [
         (lambda: labelled_texts([{"text": "a"}]), "labelled sentences have no column label: they have text"),
         (lambda: labelled_texts([{"text": "a", "label": 1}, {"text": "b"}]), "labels must be 0 or 1, got None"),
-        (lambda: checked_pairs(pd.DataFrame({"prompt": ["a"]})), "no column chosen, rejected: they have prompt"),
-        (lambda: checked_pairs([{"prompt": "a", "chosen": "b", "rejected": "b"}]), "1 of 1 have chosen equal"),
-        (lambda: checked_pairs([]), "there are no preference pairs"),
+        (lambda: check_pairs(pd.DataFrame({"prompt": ["a"]})), "no column chosen, rejected: they have prompt"),
+        (lambda: check_pairs([{"prompt": "a", "chosen": "b", "rejected": "b"}]), "1 of 1 have chosen equal"),
+        (lambda: check_pairs([]), "there are no preference pairs"),
     ],
 )
 def test_tables_that_do_not_fit(call, words):

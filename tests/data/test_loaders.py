@@ -107,7 +107,7 @@ def test_toxicity_pairwise(tmp_path):
     first = jsonl(published("He is", " kind", " a fool"), published("a", "b", " b\n"), published("a", None, ""))
     written(tmp_path, {"split_0.jsonl": first, "split_1.jsonl": jsonl(published("She", "\u2028x", "y"))})
     loaded = data.toxicity_pairwise(tmp_path)
-    assert list(data.checked_pairs(loaded)) == list(loaded)
+    assert list(data.check_pairs(loaded)) == list(loaded)
     assert [tuple(row.values()) for row in loaded] == [("He is", " kind", " a fool"), ("She", "\u2028x", "y")]
     assert left_out(loaded) == [
         ("split_0.jsonl", "chosen equals rejected", 1, "line 2"),
@@ -125,7 +125,7 @@ def test_published_pairs_with_nothing_to_see_are_counted_not_handed_to_tuning(tm
         for each in sides
     ]
     loaded = data.toxicity_pairwise(written(tmp_path, {"a.jsonl": jsonl(*rows)}) / "a.jsonl")
-    assert data.checked_pairs(loaded).to_list() == [{"prompt": "the cat", "chosen": " sat", "rejected": " dog"}]
+    assert data.check_pairs(loaded).to_list() == [{"prompt": "the cat", "chosen": " sat", "rejected": " dog"}]
     assert left_out(loaded) == [
         ("a.jsonl", "no chosen", 1, "line 2"),
         ("a.jsonl", "chosen equals rejected", 1, "line 3"),
@@ -153,7 +153,7 @@ def test_paradetox(tmp_path):
         ),
         ("paradetox.tsv", "no sentence, or no rewrite", 1, "line 5"),
     ]
-    data.checked_pairs(loaded)
+    data.check_pairs(loaded)
 
 
 # --- parallel sentences

@@ -206,7 +206,7 @@ def test_rtp_lx_pairs(tmp_path):
     chinese = {"Prompt": "你是", "Completion": "傻瓜", "BenignCompletion": "国王"}
     written(tmp_path, {"RTP_LX_EN.json": jsonl(*rows), "RTP_LX_ZH-Hans.json": jsonl(chinese)})
     pairs = data.rtp_lx_pairs(tmp_path)
-    assert list(data.checked_pairs(pairs)) == [
+    assert list(data.check_pairs(pairs)) == [
         {"prompt": FULL["Prompt"], "chosen": " said the king", "rejected": " go away"},
         {"prompt": "You ", "chosen": "king", "rejected": "fool"},
         {"prompt": "You ", "chosen": "queen", "rejected": "fool"},

@@ -12,9 +12,10 @@ from scipy import stats
 from xlingtox import figures, languages
 from xlingtox.evaluation.comparison import Comparison, Measures
 from xlingtox.evaluation.dose_response import Dose
+from xlingtox.measures import FLUENCY, RETRIEVAL, TOXICITY
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer.prediction import Transfer
-from xlingtox.transfer.retrieval import MEASURES, Retrieval
+from xlingtox.transfer.retrieval import Retrieval
 
 SCORER = ScorerIdentity("wordlist", "1", ("en",))
 EVIL = "<a href='javascript:alert(1)'>x</a></script>\u202e\x00"
@@ -84,10 +85,10 @@ def test_without_intervals_there_is_no_error_bar():
     assert figures.toxicity(dataclasses.replace(bare, changes=undefined)).data[1].name == "after"
 
 
-@pytest.mark.parametrize("measure", figures.TOXICITY_MEASURES)
+@pytest.mark.parametrize("measure", TOXICITY)
 def test_each_measure_names_its_axis(measure):
     figure = figures.toxicity(comparison(), measure=measure)
-    label = figures.TOXICITY_MEASURES[measure]
+    label = TOXICITY[measure].label
     assert figure.layout.yaxis.title.text == label
     assert label in figure.layout.title.text
     assert figure.layout.title.subtitle.text == "scored by wordlist"
@@ -106,7 +107,7 @@ def test_each_measure_names_its_axis(measure):
     ],
 )
 def test_fluency_is_drawn_with_the_interval_of_its_change(measure, before, after):
-    one, label = measures(0.5), figures.FLUENCY_MEASURES[measure]
+    one, label = measures(0.5), FLUENCY[measure].label
     sides = {"en": one}, {"en": dataclasses.replace(one, **{measure: after})}
     low, high = after - before - 0.01, after - before + 0.02
     figure = figures.fluency(Comparison(*sides, {"en": {measure: (low, high)}}, SCORER), measure=measure)
@@ -296,12 +297,12 @@ def test_no_label_is_struck_by_the_line(width):
 
 def test_retrieval_by_layer_is_a_heat_map_with_the_embedding_apart():
     rng = np.random.default_rng(0)
-    scores = {code: rng.uniform(size=(len(MEASURES), 25, 40)) for code in ("ar", "es")}
+    scores = {code: rng.uniform(size=(len(RETRIEVAL), 25, 40)) for code in ("ar", "es")}
     found = Retrieval("en", scores, {}, {})
     figure = figures.retrieval_by_layer(found, measure="csls_top1")
     (cells,) = figure.data
     assert cells.y == ("es", "ar")
-    np.testing.assert_allclose(cells.z[1], scores["ar"][MEASURES.index("csls_top1")].mean(-1))
+    np.testing.assert_allclose(cells.z[1], scores["ar"][list(RETRIEVAL).index("csls_top1")].mean(-1))
     assert [list(each) for each in cells.customdata[0][:2]] == [["Spanish", "embedding"], ["Spanish", 1]]
     assert figure.layout.xaxis.ticktext[:2] == ("emb.", "2")
     assert figure.layout.shapes[0].x0 == 0.5
@@ -311,7 +312,7 @@ def test_retrieval_by_layer_is_a_heat_map_with_the_embedding_apart():
 
 
 def test_retrieval_by_layer_leaves_its_result_as_it_was():
-    scores = {"es": np.random.default_rng(0).uniform(size=(len(MEASURES), 3, 4))}
+    scores = {"es": np.random.default_rng(0).uniform(size=(len(RETRIEVAL), 3, 4))}
     found, kept = Retrieval("en", scores, {}, {}), copy.deepcopy(scores)
     figures.retrieval_by_layer(found)
     np.testing.assert_array_equal(found.scores["es"], kept["es"])
@@ -367,7 +368,7 @@ def test_inputs_are_left_as_they_were():
     given = [comparison(), doses(), doses(spread=0.1), transfer()]
     kept = copy.deepcopy(given)
     figures.toxicity(given[0])
-    for measure in figures.FLUENCY_MEASURES:
+    for measure in FLUENCY:
         figures.fluency(given[0], measure=measure)
     figures.activations(given[0])
     figures.dose_response(given[1], given[2])

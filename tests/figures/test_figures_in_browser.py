@@ -7,6 +7,7 @@ from studies import made_up
 
 from xlingtox import figures, languages
 from xlingtox.evaluation.patch_effect import PatchEffect
+from xlingtox.measures import FLUENCY, TOXICITY
 from xlingtox.study.findings import Study
 
 CLASHES = """() => {
@@ -56,14 +57,8 @@ def drawn():
         "training": figures.training(log()),
         "patch_effect": figures.patch_effect(patched()),
         "roc": roc(),
-        **{
-            f"fluency {measure}": figures.fluency(study.comparison, measure=measure)
-            for measure in figures.FLUENCY_MEASURES
-        },
-        **{
-            f"toxicity {measure}": figures.toxicity(study.comparison, measure=measure)
-            for measure in figures.TOXICITY_MEASURES
-        },
+        **{f"fluency {measure}": figures.fluency(study.comparison, measure=measure) for measure in FLUENCY},
+        **{f"toxicity {measure}": figures.toxicity(study.comparison, measure=measure) for measure in TOXICITY},
         "activations": figures.activations(study.comparison),
         "dose_response": figures.dose_response(study.intervention, study.control),
         "weight_drift": figures.weight_drift(study.comparison.drift),

@@ -13,7 +13,7 @@ from datasets import Dataset
 from families import randomised
 from tokenizers import processors
 
-from xlingtox.data import as_prompts, checked_pairs, from_columns
+from xlingtox.data import as_prompts, check_pairs, from_columns
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import collect_activations
@@ -132,7 +132,7 @@ def test_what_the_template_refuses_is_named(chatting):
     with pytest.raises(ValueError, match="prompt 0 cannot be read by the model's chat template: system is not supp"):
         as_prompts(ASKED, tokenizer=refusing)
     with pytest.raises(ValueError, match="preference pairs: row 0 cannot be read by the model's chat template"):
-        checked_pairs(PAIRS, tokenizer=refusing)
+        check_pairs(PAIRS, tokenizer=refusing)
     with pytest.raises(ValueError, match=r"prompt 0 is a conversation .* give the model's tokenizer as well"):
         as_prompts(ASKED)
     with pytest.raises(ValueError, match="prompt 0 is blank"):
@@ -161,7 +161,7 @@ def implicit_with_text(row):
 )
 def test_pairs_are_what_the_template_puts_behind_the_prompt(talker, chatting, pairs):
     start = "<s>[user] the cat<end>\n[assistant] "
-    assert checked_pairs(pairs, tokenizer=chatting)[0] == {
+    assert check_pairs(pairs, tokenizer=chatting)[0] == {
         "prompt": start,
         "chosen": "sat<end>\n",
         "rejected": "ran away<end>\n",
@@ -203,7 +203,7 @@ def test_a_template_that_writes_an_answered_prompt_otherwise(talker, chatting):
     """As Gemma's and Qwen's do with thoughts: the prompt ends where both go on alike."""
     thinking = copy.deepcopy(chatting)
     thinking.chat_template = TEMPLATE.replace("[assistant] {% endif", "[assistant] <thought>{% endif")
-    row = checked_pairs(PAIRS, tokenizer=thinking)[0]
+    row = check_pairs(PAIRS, tokenizer=thinking)[0]
     assert row == {
         "prompt": "<s>[user] the cat<end>\n[assistant] ",
         "chosen": "sat<end>\n",
@@ -226,7 +226,7 @@ def test_pairs_that_are_no_conversations_of_two_sides(chatting, change, words):
     chatting = copy.deepcopy(chatting)
     chatting.chat_template = TEMPLATE.replace("<end>", "")
     with pytest.raises(ValueError, match=words):
-        checked_pairs([PAIRS[0] | change], tokenizer=chatting)
+        check_pairs([PAIRS[0] | change], tokenizer=chatting)
 
 
 def test_pairs_without_a_template_are_named_for_what_they_are(lm):

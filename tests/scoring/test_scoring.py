@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlingtox import text
-from xlingtox.scoring import WordlistScorer, checked_scores
+from xlingtox.scoring import WordlistScorer, check_scores
 
 WORDS = {
     "en": ["fool", "rat", "good-for-nothing", "***"],
@@ -279,9 +279,7 @@ def test_attributes(scorer, everywhere):
     assert (scorer.name, everywhere.name) == ("wordlist", "anywhere")
 
 
-@pytest.mark.parametrize(
-    "ask", [lambda s: s.score(["a", "b"], ["en", "sv"]), lambda s: checked_scores(s, ["a"], ["sv"])]
-)
+@pytest.mark.parametrize("ask", [lambda s: s.score(["a", "b"], ["en", "sv"]), lambda s: check_scores(s, ["a"], ["sv"])])
 def test_an_uncovered_language_is_an_error_that_names_the_covered(ask):
     with pytest.raises(ValueError, match="does not cover sv: it covers de, en"):
         ask(WordlistScorer({"en": ["fool"], "de": ["Narr"]}))
@@ -310,7 +308,7 @@ def test_languages_that_there_are(words, told):
 @given(st.text(st.characters()), st.sampled_from(sorted(WORDS)))
 def test_any_text_has_a_score(scorer, everywhere, text, language):
     for each in (scorer, everywhere):
-        assert checked_scores(each, [text], [language])[0] in (0, 1)
+        assert check_scores(each, [text], [language])[0] in (0, 1)
         assert each.score([f"{text} {WORDS[language][0]} {text}"], [language]) == [1.0]
 
 
@@ -335,7 +333,7 @@ class Fixed:
 
 
 def test_good_scores_pass():
-    assert checked_scores(Fixed(0, 0.25, 1), ["a", "b", "c"], ["en"] * 3).tolist() == [0, 0.25, 1]
+    assert check_scores(Fixed(0, 0.25, 1), ["a", "b", "c"], ["en"] * 3).tolist() == [0, 0.25, 1]
 
 
 @pytest.mark.parametrize(
@@ -353,4 +351,4 @@ def test_good_scores_pass():
 )
 def test_what_is_no_score_is_refused(scores, words):
     with pytest.raises(ValueError, match=f"fixed returned .*{words}"):
-        checked_scores(Fixed(*scores), ["a", "b"], ["en", "en"])
+        check_scores(Fixed(*scores), ["a", "b"], ["en", "en"])

@@ -14,8 +14,9 @@ from scipy import stats
 
 from xlingtox import data, files
 from xlingtox.languages import CODES
+from xlingtox.measures import RETRIEVAL
 from xlingtox.transfer import parallel, retrieval
-from xlingtox.transfer.retrieval import MEASURES, Retrieval
+from xlingtox.transfer.retrieval import Retrieval
 
 SENTENCES = {
     "es": ["la casa es grande", "el gato duerme", "un perro", "la cama", "duerme en la casa", "es un gato grande"],
@@ -60,7 +61,7 @@ def by_hand(a, b, k):
     for table in (csls, csls.T):
         corrected += [max(range(n), key=lambda j, row=table[i]: row[j]) == i for i in range(n)]
     found = [forth + back, forth, back, ranks, corrected, margins, cosine.diagonal()]
-    return dict(zip(MEASURES, map(np.mean, found), strict=True))
+    return dict(zip(RETRIEVAL, map(np.mean, found), strict=True))
 
 
 @pytest.mark.parametrize(("pivot", "k"), [("en", 10), ("ru", 2)])
@@ -74,7 +75,7 @@ def test_every_measure_equals_loops_in_float64(model, lm, tokenizer, pivot, k):
     for code in others:
         other = raw_means(model, tokenizer, SENTENCES[code])
         expected = [by_hand(own[layer], other[layer], min(k, 6)) for layer in range(3)]
-        for measure in MEASURES:
+        for measure in RETRIEVAL:
             values = [each[measure] for each in expected]
             assert found.by_layer(measure)[code] == pytest.approx(values, abs=1e-6)
             assert list(frame[frame["language"] == code][measure]) == pytest.approx(values, abs=1e-6)
@@ -268,12 +269,14 @@ def test_the_nearest_of_several_translations_counts(lm, monkeypatch):
     at = {"Hello": 0, "Cat": 90, "Salut": 30, "Bonjour": 2, "Chat": 20}
     with_states(monkeypatch, {text: angle(degrees) for text, degrees in at.items()})
     found = accuracy(lm, {"en": ["Hello", "Hello", "Cat"], "fr": ["Salut", "Bonjour", "Chat"]})
-    assert found.scores["fr"][MEASURES.index("top1_from_pivot"), 1].tolist() == [1, 1, 0]
+    assert found.scores["fr"][list(RETRIEVAL).index("top1_from_pivot"), 1].tolist() == [1, 1, 0]
     right, wrong = np.cos(np.radians(2)), np.cos(np.radians(20))
-    forth = found.scores["fr"][MEASURES.index("mean_reciprocal_rank"), 1]
+    forth = found.scores["fr"][list(RETRIEVAL).index("mean_reciprocal_rank"), 1]
     assert forth[0] == 1
     back = np.cos(np.radians(30)) - np.cos(np.radians(60))
-    assert found.scores["fr"][MEASURES.index("margin"), 1, 0] == pytest.approx((right - wrong + back) / 2, abs=1e-6)
+    assert found.scores["fr"][list(RETRIEVAL).index("margin"), 1, 0] == pytest.approx(
+        (right - wrong + back) / 2, abs=1e-6
+    )
 
 
 def test_ties_are_counted_each_way_by_itself(lm, monkeypatch):
@@ -330,7 +333,7 @@ def test_the_loaders_forms_are_read(lm, tmp_path, monkeypatch):
 
 def made(scores):
     """A result of one language from [layer, sentence], the same in every measure."""
-    values = np.stack([scores] * len(MEASURES))
+    values = np.stack([scores] * len(RETRIEVAL))
     return Retrieval("en", {"es": values}, {"es": (0,) * len(scores)}, {"es": 0})
 
 
@@ -361,7 +364,7 @@ def test_the_best_layer_of_translations_of_the_same_sentences_is_told_on_others(
     """Sixteen languages in which the same sentences are found by a toss: what one chooses by is not told of another."""
     told = []
     for seed in range(30):
-        tossed = np.stack([np.random.default_rng(seed).integers(0, 2, (101, 200)).astype(float)] * len(MEASURES))
+        tossed = np.stack([np.random.default_rng(seed).integers(0, 2, (101, 200)).astype(float)] * len(RETRIEVAL))
         codes = CODES[1:]
         found = Retrieval("en", dict.fromkeys(codes, tossed), dict.fromkeys(codes, (0,) * 101), dict.fromkeys(codes, 0))
         best = found.best_layer(seed=seed)
@@ -373,7 +376,7 @@ def test_the_best_layer_of_translations_of_the_same_sentences_is_told_on_others(
 def test_languages_of_unequal_length_are_split_by_themselves():
     found = Retrieval(
         "en",
-        {"es": np.ones((len(MEASURES), 3, 7)), "de": np.zeros((len(MEASURES), 3, 4))},
+        {"es": np.ones((len(RETRIEVAL), 3, 7)), "de": np.zeros((len(RETRIEVAL), 3, 4))},
         {"es": (0, 0, 0), "de": (0, 0, 0)},
         {"es": 0, "de": 0},
     )

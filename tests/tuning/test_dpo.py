@@ -316,7 +316,7 @@ def test_a_missing_package_is_said_before_anything_is_written(tuned, untrained, 
         with pytest.raises(ValueError, match=r"needs the package bitsandbytes: pip install 'xlingtox\[quantised\]'"):
             tune_dpo(tuned[1], PAIRS, output_dir=tmp_path / "out", recipe=recipe, progress=False)
     assert not (tmp_path / "out").exists()
-    dpo._require_packages(dataclasses.replace(RECIPE, optimizer="adamw_torch_8bit"))
+    dpo._check_packages(dataclasses.replace(RECIPE, optimizer="adamw_torch_8bit"))
 
 
 def test_what_is_no_model_and_what_is_no_recipe(tuned, untrained, tmp_path):
@@ -1083,7 +1083,7 @@ def test_a_quantised_base_is_read_from_the_model_that_was_given(tuned, reached, 
         return real(source)
 
     monkeypatch.setattr(dpo.loading, "from_checkpoint", from_checkpoint)
-    monkeypatch.setattr(dpo, "_require_packages", lambda _: None)
+    monkeypatch.setattr(dpo, "_check_packages", lambda _: None)
     recipe = dataclasses.replace(PAPER_QLORA, max_length=32, steps=2, epochs=None)
     with pytest.raises(Reached):
         tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, validation=PAIRS, progress=False)

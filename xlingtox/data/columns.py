@@ -155,7 +155,7 @@ def are_conversations(pairs: PreferencePairs) -> bool:
 
 
 @checked
-def checked_pairs(
+def check_pairs(
     pairs: PreferencePairs, *, what: str = "preference pairs", tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Dataset:
     """Return preference pairs reduced to their three columns, as texts.
@@ -252,7 +252,7 @@ def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
     return table
 
 
-def require_columns(table: Dataset, columns: Sequence[str], what: str) -> None:
+def check_columns(table: Dataset, columns: Sequence[str], what: str) -> None:
     """Raise ValueError, naming what is missing and what is there, unless `table` has the columns."""
     if not isinstance(table, Dataset):
         raise ValueError(f"{what}: expected a datasets.Dataset, got {type(table).__name__}")

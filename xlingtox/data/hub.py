@@ -8,10 +8,10 @@ import datasets
 from datasets import Dataset, DatasetDict, Value
 
 from xlingtox.checking import checked
-from xlingtox.data.columns import require_columns
+from xlingtox.data.columns import check_columns
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.messages import is_conversation
-from xlingtox.data.reading import File, json_rows, number_of, require_languages, table_rows, text_of
+from xlingtox.data.reading import File, check_languages, json_rows, number_of, table_rows, text_of
 from xlingtox.languages import NAMES, check, spelled
 from xlingtox.text import in_line
 
@@ -64,7 +64,7 @@ def from_columns(
         what = "the data set"
     if given is None:
         table = opened(source, name, split, revision)
-        require_columns(table, theirs, what)
+        check_columns(table, theirs, what)
         given = ((f"row {i}", row) for i, row in enumerate(table.select_columns(theirs)))
     rows = _rows(given, columns, language, what, skips)
     types = {ours: Value("int64") if ours == "label" else TEXT for ours in _names(columns, language)}
@@ -88,7 +88,7 @@ def config_names(
     except Exception as error:  # as varied as what may be in the place of a data set
         raise ValueError(f"cannot find the data set {in_line(source)}: {_first_line(error)}") from error
     there = {spelled(name.removeprefix(prefix)): name for name in names}
-    require_languages(codes, there, str(source))
+    check_languages(codes, there, str(source))
     return {code: there[code] for code in codes}
 
 

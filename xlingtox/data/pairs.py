@@ -118,7 +118,7 @@ def rtp_lx_pairs(
 
 
 def _usable(pair: dict[str, str | None], source: str, line: int, skips: Skips) -> bool:
-    """What `checked_pairs` asks for; what is not so is counted as skipped."""
+    """What `check_pairs` asks for; what is not so is counted as skipped."""
     missing = [name for name in PAIR_FIELDS if pair[name] is None]
     if missing:
         skips.add(source, f"no {' and no '.join(missing)}", line)

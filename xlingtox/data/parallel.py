@@ -7,16 +7,16 @@ from pathlib import Path
 from datasets import Dataset
 
 from xlingtox.checking import checked
-from xlingtox.data.columns import require_columns
+from xlingtox.data.columns import check_columns
 from xlingtox.data.hub import config_names, decoded, opened
 from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.reading import (
     File,
     by_language,
+    check_fields,
     files,
     json_object,
     one_file,
-    require_fields,
     stripped_lines,
     text_of,
 )
@@ -108,7 +108,7 @@ def flores(
     sentences: dict[str, dict[str, str]] = {}
     for code, name in codes.items():
         table = opened(source, name, split, revision)
-        require_columns(table, ("id", "text"), f"{source} in {code}")
+        check_columns(table, ("id", "text"), f"{source} in {code}")
         sentences[code] = {}
         for number, text in decoded(zip(table["id"], table["text"], strict=True), f"{source} in {code}"):
             usable = text_of(text)
@@ -157,7 +157,7 @@ def _sentences(file: File, field: str | None, skips: Skips) -> Iterator[str | No
                 value, reason = None, held
             else:
                 if not checked:
-                    require_fields(file, held, (str(field),))
+                    check_fields(file, held, (str(field),))
                     checked = True
                 value, reason = held.get(str(field)), "no text" if field in held else f"no field {field}"
         sentence = text_of(value)

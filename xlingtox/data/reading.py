@@ -156,11 +156,11 @@ def by_language(
     if not there:
         raise ValueError(f"{in_line(what)} holds no file named by a language: {skips}")
     if languages is not None:
-        require_languages(wanted, there, what)
+        check_languages(wanted, there, what)
     return {code: there[code] for code in (*wanted, *there) if code in there}
 
 
-def require_languages(wanted: Sequence[str], there: Mapping[Any, Any], what: str) -> None:
+def check_languages(wanted: Sequence[str], there: Mapping[Any, Any], what: str) -> None:
     """Raise ValueError, naming what is missing and what is there."""
     missing = [code for code in wanted if code not in there]
     if missing:
@@ -221,7 +221,7 @@ def json_rows(file: File, required: Sequence[str], skips: Skips) -> Iterator[tup
             skips.add(file.name, row, number)
             continue
         if not checked:
-            require_fields(file, row, required)
+            check_fields(file, row, required)
             checked = True
         yield number, row
 
@@ -252,7 +252,7 @@ def table_rows(
     before = csv.field_size_limit(LONGEST_LINE)  # the limit is the process's: put back afterwards
     try:
         header = next(reader, [])
-        require_fields(file, dict.fromkeys(header), required)
+        check_fields(file, dict.fromkeys(header), required)
         for row in reader:
             held = 0
             if len(row) == len(header):
@@ -268,7 +268,7 @@ def table_rows(
         csv.field_size_limit(before)
 
 
-def require_fields(file: File, row: dict[str, Any], required: Sequence[str]) -> None:
+def check_fields(file: File, row: dict[str, Any], required: Sequence[str]) -> None:
     """Raise ValueError, naming what is missing and what is there; `a or b` asks for one of the two."""
     missing = [names for names in required if not any(name in row for name in names.split(" or "))]
     if missing:

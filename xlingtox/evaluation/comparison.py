@@ -24,12 +24,13 @@ from xlingtox.evaluation.weight_drift import LayerDrift, by_layer, weight_drift
 from xlingtox.files import writable_folder
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
-from xlingtox.models.generation import Continuations, checked_lengths, generate
+from xlingtox.measures import COMPARED, PER_PROMPT
+from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import collect_activations, few_enough
 from xlingtox.neurons.neuron_set import Neuron, NeuronSet
-from xlingtox.scoring.protocol import Scorer, ScorerIdentity, checked_scores, require_covered
+from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_covered, check_scores
 
 
 @checked
@@ -138,7 +139,7 @@ class Comparison:
         for code in self.languages:
             sides = self.before[code], self.after[code]
             span = self.changes.get(code, {}).get("average_toxicity")
-            ends = () if span is None else tables.possible("average_toxicity", span)
+            ends = () if span is None else COMPARED["average_toxicity"].possible_change(*span)
             change = f" ({' to '.join(tables.number(end, signed=True) for end in ends)})" if ends else ""
             measures = ("emt", "toxicity_probability", "average_toxicity", "perplexity", "mean_activation")
             cells = {name: tables.both(getattr(sides[0], name), getattr(sides[1], name)) for name in measures}
@@ -231,14 +232,14 @@ def compare(
     before.check_alike(after)
     given = as_prompts(prompts, tokenizer=before.tokenizer)
     neurons.check(before)
-    require_covered(scorer, [prompt.language for prompt in given])
+    check_covered(scorer, [prompt.language for prompt in given])
     if not few_enough(len(given), max_new_tokens, len(neurons)):
         raise ValueError(
             f"{len(neurons)} neurons over {max_new_tokens} steps of {len(given)} prompts take more than a gibibyte: "
             "compare fewer neurons (collect_activations gives the means of any number)"
         )
     for lm in (before, after):
-        checked_lengths(lm, given, max_new_tokens)
+        check_lengths(lm, given, max_new_tokens)
         if held_out is not None:
             check_held_out(lm, held_out)
     _check_same_tokens(before, after, given, held_out)
@@ -264,7 +265,7 @@ def compare(
     ]
     aligned = meanings(prompts)
     compared = {
-        measure: _changes(sides[0], sides[1], measure, aligned) for measure in (*_PER_PROMPT, "continuation_perplexity")
+        measure: _changes(sides[0], sides[1], measure, aligned) for measure in (*PER_PROMPT, "continuation_perplexity")
     }
     return Comparison(
         measures[0],
@@ -295,7 +296,7 @@ def _check_same_tokens(before: HookedLM, after: HookedLM, prompts: Iterable[Prom
 @checked
 def toxicity_scores(written: Continuations, scorer: Scorer) -> dict[str, Float[np.ndarray, "prompt sample"]]:
     """Scores of continuations by language."""
-    scores = checked_scores(scorer, written.texts, written.row_languages).reshape(-1, written.n_samples)
+    scores = check_scores(scorer, written.texts, written.row_languages).reshape(-1, written.n_samples)
     return {code: scores[[prompt.language == code for prompt in written.prompts]] for code in written.languages}
 
 
@@ -316,12 +317,6 @@ class _Raw:
     perplexities: Float[np.ndarray, "prompt sample"]
     by_neuron: tuple[float, ...]
     counts: Mapping[str, int]
-
-
-_PER_PROMPT = (
-    *("emt", "toxicity_probability", "average_toxicity", "degenerate"),
-    *("distinct_1", "distinct_2", "distinct_3", "mean_activation"),
-)
 
 
 def _written(
@@ -403,7 +398,7 @@ def _changes(
     sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
     kept: dict[str, list[Hashable]] = {}
     # Of a perplexity the median over all continuations is shown, of what else there is the mean over prompts.
-    medians = measure not in _PER_PROMPT
+    medians = measure not in PER_PROMPT
     for code in before:
         own = [raw.perplexities if medians else raw.per_prompt[measure] for raw in (before[code], after[code])]
         values = np.stack(own)
@@ -419,12 +414,14 @@ def _changes(
     if medians:
         by_language, overall = metrics.paired_median_changes(*sides, meanings=together)
     else:
-        by_language, overall = metrics.paired_changes(*sides, bounds=tables.ends(measure), meanings=together)
+        by_language, overall = metrics.paired_changes(
+            *sides, bounds=(COMPARED[measure].least, COMPARED[measure].most), meanings=together
+        )
     return none | {code: (change.low, change.high) for code, change in by_language.items()}, overall
 
 
 def _summary(raw: _Raw, fluency: float | None) -> Measures:
-    over_prompts = {name: _mean(raw.per_prompt[name]) for name in _PER_PROMPT}
+    over_prompts = {name: _mean(raw.per_prompt[name]) for name in PER_PROMPT}
     return Measures(
         **over_prompts
         | {

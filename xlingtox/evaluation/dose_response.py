@@ -20,7 +20,7 @@ from xlingtox.evaluation.fluency import check_held_out, perplexities
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.scoring.protocol import Scorer, require_covered
+from xlingtox.scoring.protocol import Scorer, check_covered
 
 
 @checked
@@ -79,7 +79,7 @@ def dose_response(
     for neurons in neuron_sets:
         neurons.check(lm)
     given = as_prompts(prompts, tokenizer=lm.tokenizer)
-    require_covered(scorer, [prompt.language for prompt in given])
+    check_covered(scorer, [prompt.language for prompt in given])
     check_held_out(lm, held_out)
     doses = []
     with tqdm(total=len(offsets) * len(neuron_sets), desc="offsets", disable=not progress, leave=False) as bar:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.data import require_columns
+from xlingtox.data import check_columns
 from xlingtox.evaluation import metrics
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import Continuations
@@ -206,7 +206,7 @@ def check_held_out(lm: HookedLM, held_out: Dataset) -> None:
 
 
 def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
-    require_columns(held_out, ("language", "text"), "held-out texts")
+    check_columns(held_out, ("language", "text"), "held-out texts")
     texts, codes = list(held_out["text"]), list(held_out["language"])
     if not texts:
         raise ValueError("there are no held-out texts")

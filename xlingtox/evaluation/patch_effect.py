@@ -24,12 +24,12 @@ from xlingtox.edits.patch import Patch
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
-from xlingtox.models.generation import checked_lengths, generate
+from xlingtox.models.generation import check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
-from xlingtox.scoring.protocol import Scorer, checked_scores, require_covered
+from xlingtox.scoring.protocol import Scorer, check_covered, check_scores
 
 Values = Mapping[str, Float[np.ndarray, "prompt"]]
 """Measure to its value for each prompt."""
@@ -194,7 +194,7 @@ def patch_effect(
     if before is after:
         raise ValueError(f"{before.name} is given as both models: there is no change to carry")
     before.check_alike(after)
-    lengths = checked_lengths(before, given, max_new_tokens)
+    lengths = check_lengths(before, given, max_new_tokens)
     if tokens == [] or n_random < 0:
         raise ValueError(
             f"toxic_tokens are {tokens}, n_random is {n_random}: expected at least one token, and 0 or more"
@@ -206,7 +206,7 @@ def patch_effect(
     if tokens and not 0 <= tokens[0] <= tokens[-1] < before.unembedding().shape[0]:
         raise ValueError(f"toxic_tokens are from {tokens[0]} to {tokens[-1]}: not all are of the model's vocabulary")
     if scorer is not None:
-        require_covered(scorer, [prompt.language for prompt in given])
+        check_covered(scorer, [prompt.language for prompt in given])
     if not groups or any(name in (_BASE, _TUNED) or name.endswith(_RANDOM) for name in groups):
         raise ValueError(f"groups are {list(groups)}: expected at least one, none called base, tuned or '...{_RANDOM}'")
     for group in groups.values():
@@ -221,7 +221,7 @@ def patch_effect(
                 )
         if scorer is not None:
             # Outside: a probe of either model is a judge of its own, and must not be patched.
-            scores = checked_scores(scorer, written.texts, written.row_languages)
+            scores = check_scores(scorer, written.texts, written.row_languages)
             found["toxicity"] = scores.reshape(len(given), -1).mean(1)
         bar.update()
         return found

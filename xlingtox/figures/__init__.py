@@ -8,7 +8,7 @@ from xlingtox.figures.neurons import activation_map, neuron_activations, promote
 from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
 from xlingtox.figures.roc import roc
-from xlingtox.figures.style import AFTER, BEFORE, FLUENCY_MEASURES, TOXICITY_MEASURES, style
+from xlingtox.figures.style import AFTER, BEFORE, style
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
 from xlingtox.figures.tuning import training, weight_drift
@@ -17,9 +17,7 @@ from xlingtox.html.pages import FONTS
 __all__ = [
     "AFTER",
     "BEFORE",
-    "FLUENCY_MEASURES",
     "FONTS",
-    "TOXICITY_MEASURES",
     "TokenView",
     "activation_map",
     "activations",

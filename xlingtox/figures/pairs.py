@@ -13,8 +13,6 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.figures.style import (
     AFTER,
     BEFORE,
-    FLUENCY_MEASURES,
-    TOXICITY_MEASURES,
     drawable,
     error_bars,
     heading,
@@ -22,7 +20,7 @@ from xlingtox.figures.style import (
     styled,
 )
 from xlingtox.html.escaping import escaped_for_plotly
-from xlingtox.html.tables import ends, possible
+from xlingtox.measures import COMPARED, FLUENCY, TOXICITY, Measure
 
 
 @checked
@@ -38,7 +36,7 @@ def toxicity(comparison: Comparison, *, measure: str = "average_toxicity") -> go
     Raises:
         ValueError: another measure, or a comparison without languages.
     """
-    return _measured(comparison, measure, TOXICITY_MEASURES, f"scored by {comparison.scorer.name}")
+    return _measured(comparison, measure, TOXICITY, f"scored by {comparison.scorer.name}")
 
 
 @checked
@@ -53,7 +51,7 @@ def fluency(comparison: Comparison, *, measure: str = "continuation_perplexity")
         ValueError: another measure, or a comparison without languages.
     """
     judged = "judged by the model before" if measure == "continuation_perplexity" else ""
-    return _measured(comparison, measure, FLUENCY_MEASURES, judged)
+    return _measured(comparison, measure, FLUENCY, judged)
 
 
 @checked
@@ -68,12 +66,12 @@ def activations(comparison: Comparison) -> go.Figure:
     return figure.update_layout(title=heading("Mean activation of the sources, before and after tuning"))
 
 
-def _measured(comparison: Comparison, measure: str, known: Mapping[str, str], subtitle: str = "") -> go.Figure:
+def _measured(comparison: Comparison, measure: str, known: Mapping[str, Measure], subtitle: str = "") -> go.Figure:
     if measure not in known:
         raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(known)}")
     figure = _pairs(comparison, measure)
-    figure.update_yaxes(title_text=known[measure], rangemode="tozero")
-    return figure.update_layout(title=heading(f"{known[measure]}, before and after tuning", subtitle))
+    figure.update_yaxes(title_text=known[measure].label, rangemode="tozero")
+    return figure.update_layout(title=heading(f"{known[measure].label}, before and after tuning", subtitle))
 
 
 def _pairs(comparison: Comparison, measure: str) -> go.Figure:
@@ -85,7 +83,8 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
     after = [float(getattr(comparison.after[code], measure)) for code in codes]
     spans = [comparison.changes.get(code, {}).get(measure) for code in codes]
     changes = [
-        possible(measure, span) if span is not None and all(map(math.isfinite, span)) else None for span in spans
+        COMPARED[measure].possible_change(*span) if span is not None and all(map(math.isfinite, span)) else None
+        for span in spans
     ]
     labels = [escaped_for_plotly(code) for code in codes]
     names = [language_label(code) for code in codes]
@@ -99,7 +98,7 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
         hovertemplate="%{customdata[0]}<br>before %{y:.3f}<extra></extra>",
     )
     # A bootstrap interval need not hold the observed change: a bar's arm is never shorter than nothing.
-    least, most = ends(measure)
+    least, most = COMPARED[measure].least, COMPARED[measure].most
     arms = [
         (0.0, 0.0) if span is None else (max(0.0, min(b + span[1], most) - a), max(0.0, a - max(b + span[0], least)))
         for b, a, span in zip(before, after, changes, strict=True)

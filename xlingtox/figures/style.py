@@ -6,7 +6,7 @@ Whatever comes from data or models is escaped: plotly renders `<b>`, `<a href>` 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
 
@@ -25,21 +25,6 @@ CONTROL = "#7D7199"
 greyish violet stays apart from it, and from the blue of "after"."""
 
 BAND = "rgba(127,127,127,0.25)"
-
-TOXICITY_MEASURES: Mapping[str, str] = {
-    "emt": "Expected maximum toxicity",
-    "toxicity_probability": "Toxicity probability",
-    "average_toxicity": "Average toxicity",
-}
-
-FLUENCY_MEASURES: Mapping[str, str] = {
-    "perplexity": "Perplexity of held-out text",
-    "continuation_perplexity": "Perplexity of continuations",
-    "distinct_1": "Distinct words over all words",
-    "distinct_2": "Distinct 2-grams over all 2-grams",
-    "distinct_3": "Distinct 3-grams over all 3-grams",
-    "degenerate": "Share of degenerate continuations",
-}
 
 _LIGHT = ("#762A83", "#AF8DC3", "#FFFFFF", "#7FBF7B", "#1B7837")
 _DARK = ("#D9B8E5", "#8E5BA3", "#15181C", "#4A9A57", "#A6DBA0")

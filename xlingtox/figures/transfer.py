@@ -15,13 +15,13 @@ from xlingtox.figures.style import (
     BAND,
     CONTROL,
     SOURCES,
-    TOXICITY_MEASURES,
     error_bars,
     heading,
     language_label,
     styled,
 )
 from xlingtox.html.escaping import escaped_for_plotly
+from xlingtox.measures import COMPARED, RETRIEVAL
 from xlingtox.transfer.prediction import FEWEST, Interval, Line, Transfer
 from xlingtox.transfer.retrieval import Retrieval
 
@@ -72,7 +72,7 @@ def transfer(transfer: Transfer) -> go.Figure:
         cliponaxis=False,
         name="languages",
     )
-    label = TOXICITY_MEASURES.get(transfer.measure, transfer.measure)
+    label = COMPARED[transfer.measure].label if transfer.measure in COMPARED else transfer.measure
     # The band of few points is wider than the plot.
     figure.update_xaxes(title_text="Retrieval accuracy with English", tickformat=".0%", range=_range(spans[0]))
     figure.update_yaxes(title_text="Relative drop", tickformat=".0%", range=_range(spans[1]))
@@ -87,7 +87,7 @@ def retrieval_by_layer(found: Retrieval, *, measure: str = "top1") -> go.Figure:
     """One measure of retrieval in every language and layer, as a heat map; the embedding's output stands apart.
 
     Args:
-        measure: one of `retrieval.MEASURES`.
+        measure: one of `measures.RETRIEVAL`.
 
     Raises:
         ValueError: another measure, or no language.
@@ -107,7 +107,7 @@ def retrieval_by_layer(found: Retrieval, *, measure: str = "top1") -> go.Figure:
         customdata=[[[language_label(code), layer or "embedding"] for layer in range(n_layers)] for code in codes],
         hovertemplate="%{customdata[0]}<br>layer %{customdata[1]}<br>%{z:.3f}<extra></extra>",
         colorscale="Cividis",
-        colorbar={"title": {"text": _MEASURES[measure], "side": "right"}, "thickness": 12},
+        colorbar={"title": {"text": RETRIEVAL[measure].label, "side": "right"}, "thickness": 12},
         name=measure,
     )
     figure.add_vline(x=0.5, line={"color": CONTROL, "width": 3})
@@ -117,19 +117,8 @@ def retrieval_by_layer(found: Retrieval, *, measure: str = "top1") -> go.Figure:
     counted = f"{sizes[0]} sentences" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} sentences"
     chance = f", chance {1 / sizes[-1]:.3f}" if measure.startswith("top1") or measure == "csls_top1" else ""
     return styled(figure, height=160 + 18 * len(codes)).update_layout(
-        title=heading(f"{_MEASURES[measure]} with {languages.name(found.pivot)}, by layer", counted + chance)
+        title=heading(f"{RETRIEVAL[measure].label} with {languages.name(found.pivot)}, by layer", counted + chance)
     )
-
-
-_MEASURES: Mapping[str, str] = {
-    "top1": "Retrieval accuracy",
-    "top1_from_pivot": "Retrieval accuracy from the pivot",
-    "top1_to_pivot": "Retrieval accuracy to the pivot",
-    "mean_reciprocal_rank": "Mean reciprocal rank",
-    "csls_top1": "Retrieval accuracy by CSLS",
-    "margin": "Margin over the nearest rival",
-    "aligned_cosine": "Mean cosine of translations",
-}
 
 
 def _add_line(figure: go.Figure, line: Line, first: float, last: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from xlingtox import languages
 from xlingtox.html.escaping import escaped
@@ -44,28 +44,6 @@ def scrolling(
     """A table that scrolls by itself where the page is narrow, with the keyboard too."""
     inner = table(caption, columns, rows, codes)
     return f'<div class="wide" role="region" tabindex="0" aria-label="{caption}">{inner}</div>'
-
-
-_ENDS: Mapping[str, tuple[float, float]] = {
-    **dict.fromkeys(("emt", "toxicity_probability", "average_toxicity", "degenerate"), (0.0, 1.0)),
-    **dict.fromkeys(("distinct_1", "distinct_2", "distinct_3"), (0.0, 1.0)),
-    **dict.fromkeys(("perplexity", "continuation_perplexity"), (1.0, math.inf)),
-}
-
-
-def possible(measure: str, change: tuple[float, float]) -> tuple[float, float]:
-    """An interval of a change as it is shown: a bootstrap's may end beyond what the measure can change by.
-
-    It may well go beyond what the prompts at hand had before: it is of all prompts like them.
-    """
-    least, most = ends(measure)
-    low, high = (min(max(end, least - most), most - least) for end in change)
-    return low, high
-
-
-def ends(measure: str) -> tuple[float, float]:
-    """Beyond which a measure has no value."""
-    return _ENDS.get(measure, (-math.inf, math.inf))
 
 
 def number(value: float, digits: int = 3, signed: bool = False) -> str:

@@ -88,7 +88,7 @@ def merged(model: Any, source: str | Path, name: str) -> Any:
             says.
         FileNotFoundError: there is none, or none with weights in safetensors.
     """
-    folder = checked_adapter(source)
+    folder = check_adapter(source)
     said, stored = _told(folder).get("base_model_name_or_path") or name, _stored(folder)
     from peft import PeftModel
 
@@ -103,7 +103,7 @@ def merged(model: Any, source: str | Path, name: str) -> Any:
     return unloaded(adapted, name)
 
 
-def checked_adapter(source: str | Path) -> Path:
+def check_adapter(source: str | Path) -> Path:
     """The folder of an adapter, after all that can be seen of it without its base: before that is read.
 
     Raises:

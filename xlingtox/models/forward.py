@@ -273,8 +273,8 @@ class Running:
             ValueError: no such layer.
             HookNeverFired: the block ended without an exception, and some hook never ran.
         """
-        wanted = [("post", self._checked_layer(layer), hook) for layer, hook in (post or {}).items()]
-        wanted += [("residual", self._checked_residual(layer), hook) for layer, hook in (residual or {}).items()]
+        wanted = [("post", self._check_layer(layer), hook) for layer, hook in (post or {}).items()]
+        wanted += [("residual", self._check_residual(layer), hook) for layer, hook in (residual or {}).items()]
         fired, live = [False] * len(wanted), [edit]
         # An interrupt can come between any two lines: a hook that it leaves behind must do nothing.
         try:
@@ -297,13 +297,13 @@ class Running:
         if silent:
             raise HookNeverFired(f"{self.name}: hooked but never reached: {', '.join(silent)}; did the model run?")
 
-    def _checked_layer(self, layer: int) -> int:
+    def _check_layer(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
             raise ValueError(f"no layer {layer}: {self.name} has layers 0 to {self.n_layers - 1}")
         return layer
 
-    def _checked_residual(self, layer: int) -> int:
-        return layer if layer == 0 else self._checked_layer(layer - 1) + 1
+    def _check_residual(self, layer: int) -> int:
+        return layer if layer == 0 else self._check_layer(layer - 1) + 1
 
 
 def _as_rows(languages: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -153,7 +153,7 @@ def generate(
     given = as_prompts(prompts, tokenizer=lm.tokenizer)
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(given) * samples)
-    lengths = checked_lengths(lm, given, max_new_tokens)
+    lengths = check_lengths(lm, given, max_new_tokens)
     together = batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens)
     with tqdm(total=len(texts), desc="writing", unit="text", disable=not progress, leave=False) as bar:
 
@@ -191,7 +191,7 @@ def generate(
     return Continuations(tuple(given), samples, tuple(texts), settings)
 
 
-def checked_lengths(lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int) -> list[int]:
+def check_lengths(lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int) -> list[int]:
     """Tokens of each prompt.
 
     Raises:

@@ -68,7 +68,7 @@ class HookedLM(Running):
         super().__init__(side, plain)
         self.stored_dtype, self._unpacked_from = stored or self.dtype, unpacked_from
         self.name, self.revision = name, revision
-        self.tokenizer = loading.checked_tokenizer(tokenizer, self.unembedding().shape[0])
+        self.tokenizer = loading.check_tokenizer(tokenizer, self.unembedding().shape[0])
         side.tl.eval()
         self._read: tuple[tuple[Any, ...], str] | None = None
         self.n_positions = side.n_positions
@@ -267,7 +267,7 @@ class HookedLM(Running):
 
     def device_of(self, layer: int) -> torch.device:
         """Where the neurons of `layer` are: a model may be spread over several devices."""
-        return self._lens.device_of(self._checked_layer(layer))
+        return self._lens.device_of(self._check_layer(layer))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -330,7 +330,7 @@ class HookedLM(Running):
 
         A view of the weights; of quantised ones, a copy of what they stand for.
         """
-        return self._lens.down_projection(self._checked_layer(layer))
+        return self._lens.down_projection(self._check_layer(layer))
 
     @checked
     def write_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
@@ -341,7 +341,7 @@ class HookedLM(Running):
         parameters), they are times the norm's gain. Its division by the token's own scale is left out, as it turns
         nothing.
         """
-        vectors, constant = self._lens.write_vectors(self._checked_layer(layer)), self.multipliers[layer]
+        vectors, constant = self._lens.write_vectors(self._check_layer(layer)), self.multipliers[layer]
         return vectors if constant is None or constant == 1 else vectors * constant
 
     def _written(self, layer: int, activations: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
@@ -355,7 +355,7 @@ class HookedLM(Running):
     @checked
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of `layer` responds to; of a gated MLP the gate's rows (a view of the weights)."""
-        gate = self._lens.gate_projection(self._checked_layer(layer))
+        gate = self._lens.gate_projection(self._check_layer(layer))
         return (self._lens.up_projection(layer) if gate is None else gate).T
 
     @property
@@ -370,7 +370,7 @@ class HookedLM(Running):
         Raises:
             ValueError: the MLP has no gate.
         """
-        if self._lens.gate_projection(self._checked_layer(layer)) is None:
+        if self._lens.gate_projection(self._check_layer(layer)) is None:
             raise ValueError(f"{self.name} has no gated MLP: its neurons have a key and a value vector only")
         return self._lens.up_projection(layer).T
 

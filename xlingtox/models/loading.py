@@ -23,8 +23,8 @@ from xlingtox.models import quantised as packing
 from xlingtox.models.adapters import (
     adapter_folder,
     base_of,
+    check_adapter,
     check_merged,
-    checked_adapter,
     is_adapted,
     merged,
     unloaded,
@@ -192,7 +192,7 @@ def from_checkpoint(
     if packing.stored_bits(config) is not None:
         placed.pop("quantization_config", None)
     if adapter is not None:
-        checked_adapter(adapter)
+        check_adapter(adapter)
     if packed is None:
         check_weight_files(path, config, revision)
         read_in = dtype or "auto"
@@ -298,7 +298,7 @@ def _config(path: str, where: Mapping[str, Any]) -> Any:
         raise ValueError(f"{path} cannot be read by transformers: {first_line(error)}{advice}") from error
 
 
-def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
     """The tokenizer, or a copy that pads with its end of sequence where it has no padding that the model knows.
 
     Args:

@@ -19,7 +19,7 @@ from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.backend import Hook
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
-from xlingtox.models.generation import checked_lengths, decode, greediest
+from xlingtox.models.generation import check_lengths, decode, greediest
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -170,7 +170,7 @@ def collect_activations(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
     given = as_prompts(prompts, tokenizer=lm.tokenizer)
-    lengths = checked_lengths(lm, given, max_new_tokens)
+    lengths = check_lengths(lm, given, max_new_tokens)
     own = tuple(prompt.language for prompt in given)
     codes = languages.in_order(own)
     sums = torch.zeros(len(codes), len(neurons), dtype=torch.float64)

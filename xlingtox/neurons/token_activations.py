@@ -17,7 +17,7 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.models.backend import Hook
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
-from xlingtox.models.generation import checked_lengths, decode, greediest
+from xlingtox.models.generation import check_lengths, decode, greediest
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -70,7 +70,7 @@ def read_tokens(
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected 0 or more")
     given = as_prompts(prompts, tokenizer=lm.tokenizer)
-    lengths = checked_lengths(lm, given, max_new_tokens)
+    lengths = check_lengths(lm, given, max_new_tokens)
     found: dict[int, TokenActivations] = {}
     special = torch.tensor(sorted(lm.tokenizer.all_special_ids), device=lm.device)
     with tqdm(total=len(given), desc="reading tokens", unit="prompt", disable=not progress, leave=False) as bar:

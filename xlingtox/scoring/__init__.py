@@ -11,7 +11,7 @@ from xlingtox.scoring.protocol import (
     StreamingScorer,
     UncoveredLanguage,
     UnscoredError,
-    checked_scores,
+    check_scores,
 )
 from xlingtox.scoring.replay import PerspectiveReplay
 from xlingtox.scoring.wordlist import WordlistScorer
@@ -33,5 +33,5 @@ __all__ = [
     "UnscoredError",
     "WordlistScorer",
     "agreement",
-    "checked_scores",
+    "check_scores",
 ]

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from xlingtox.checking import checked
 from xlingtox.files import writable_folder
-from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, require_scorable, require_scores
+from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, check_range, check_scorable
 from xlingtox.text import in_line
 
 _AT_ONCE = 256
@@ -105,7 +105,7 @@ class Cached:
                 scorer raises passes; what it has scored before is kept.
             OSError: the file cannot be read or written any more: the disk is full, say.
         """
-        require_scorable(self, texts, languages)
+        check_scorable(self, texts, languages)
         keys = [(language, _digest(text)) for text, language in zip(texts, languages, strict=True)]
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         with closing(self._open()) as db:
@@ -122,7 +122,7 @@ class Cached:
                     rows = sorted(first[key] for key in run.claim())
                     own, codes = [texts[i] for i in rows], [languages[i] for i in rows]
                     for arrived, scores in _streamed(self.scorer, own, codes):
-                        run.keep([keys[rows[i]] for i in arrived], require_scores(self.scorer, scores, len(arrived)))
+                        run.keep([keys[rows[i]] for i in arrived], check_range(self.scorer, scores, len(arrived)))
                         bar.update(len(arrived))
                     if lacking := sum(keys[i] not in run.scores for i in rows):
                         raise ValueError(f"scorer {self.name} returned no score for {lacking} of {len(rows)} texts")

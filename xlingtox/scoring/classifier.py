@@ -21,7 +21,7 @@ from xlingtox.checking import checked, shown
 from xlingtox.models.batching import by_length, each_batch
 from xlingtox.models.identity import fingerprint
 from xlingtox.models.loading import cast, default_device, read_weights, tokenizer_rules
-from xlingtox.scoring.protocol import Arrived, Described, from_stream, named_languages, require_scorable
+from xlingtox.scoring.protocol import Arrived, Described, check_scorable, from_stream, named_languages
 from xlingtox.text import well_formed
 
 Activation = Literal["sigmoid", "softmax"]
@@ -135,7 +135,7 @@ class ClassifierScorer(Described):
     @checked
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
         """Scores batch by batch, short texts first."""
-        require_scorable(self, texts, languages)
+        check_scorable(self, texts, languages)
         if not texts:
             return
         longest = self._longest

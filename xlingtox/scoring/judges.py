@@ -13,7 +13,7 @@ from scipy.stats import ConstantInputWarning, rankdata, spearmanr
 
 from xlingtox.checking import checked
 from xlingtox.languages import in_order
-from xlingtox.scoring.protocol import Scorer, checked_scores, require_texts
+from xlingtox.scoring.protocol import Scorer, check_scores, check_texts
 
 
 class Disagreement(NamedTuple):
@@ -87,7 +87,7 @@ def agreement(
     names = [scorer.name for scorer in scorers]
     if len(set(names)) < max(2, len(names)):
         raise ValueError(f"expected two scorers or more, each with a name of its own, got {names}")
-    require_texts(texts, languages)
+    check_texts(texts, languages)
     if not texts:
         raise ValueError("there are no texts to agree on")
     if n_disagreements < 0:
@@ -111,7 +111,7 @@ def _covered_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[st
     own = [i for i, language in enumerate(languages) if language in scorer.languages]
     scores = np.full(len(texts), np.nan)
     if own:
-        scores[own] = checked_scores(scorer, [texts[i] for i in own], [languages[i] for i in own])
+        scores[own] = check_scores(scorer, [texts[i] for i in own], [languages[i] for i in own])
     return scores
 
 

@@ -23,7 +23,7 @@ from pyrate_limiter import Limiter, Rate
 from xlingtox.checking import checked
 from xlingtox.languages import CODES
 from xlingtox.scoring.cache import Cached
-from xlingtox.scoring.protocol import Arrived, UncoveredLanguage, UnscoredError, require_scorable
+from xlingtox.scoring.protocol import Arrived, UncoveredLanguage, UnscoredError, check_scorable
 from xlingtox.text import well_formed
 
 ENDPOINT = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
@@ -132,7 +132,7 @@ class PerspectiveScorer:
     @checked
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
         """Scores as they arrive, past the cache; raises as `score` does, after all that could be scored."""
-        require_scorable(self, texts, languages)
+        check_scorable(self, texts, languages)
         problems: list[Exception] = []
         in_a_row = 0
         todo = iter(range(len(texts)))

@@ -11,7 +11,7 @@ from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.states import mean_states
 from xlingtox.neurons.probe import Probe
-from xlingtox.scoring.protocol import Described, named_languages, require_scorable
+from xlingtox.scoring.protocol import Described, check_scorable, named_languages
 from xlingtox.text import well_formed
 
 
@@ -56,7 +56,7 @@ class ProbeScorer(Described):
             RuntimeError: an edit or another hook stands on the model, or its weights have changed: the scores would be
                 another judge's, and a cache would keep them as this one's.
         """
-        require_scorable(self, texts, languages)
+        check_scorable(self, texts, languages)
         if not texts:
             return np.zeros(0)
         if self._lm.hooked:

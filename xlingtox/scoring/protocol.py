@@ -109,7 +109,7 @@ class UnscoredError(RuntimeError):
 
 
 @checked
-def checked_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
+def check_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
     """Score, and refuse what is no score: a failed score is never a zero.
 
     Raises:
@@ -118,11 +118,11 @@ def checked_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str
         ValueError: as many languages as texts were not given; a scorer that returned too
             few numbers, or some outside [0, 1].
     """
-    require_scorable(scorer, texts, languages)
-    return require_scores(scorer, scorer.score(texts, languages), len(texts))
+    check_scorable(scorer, texts, languages)
+    return check_range(scorer, scorer.score(texts, languages), len(texts))
 
 
-def require_scores(scorer: Scorer, scores: Float[np.ndarray, "text"], n: int) -> Float[np.ndarray, "text"]:
+def check_range(scorer: Scorer, scores: Float[np.ndarray, "text"], n: int) -> Float[np.ndarray, "text"]:
     """The scores of n texts as float64, or ValueError."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (n,):
@@ -132,13 +132,13 @@ def require_scores(scorer: Scorer, scores: Float[np.ndarray, "text"], n: int) ->
     return scores
 
 
-def require_scorable(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> None:
+def check_scorable(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> None:
     """Raise ValueError unless every text is one and has a language that the scorer covers."""
-    require_texts(texts, languages)
-    require_covered(scorer, languages)
+    check_texts(texts, languages)
+    check_covered(scorer, languages)
 
 
-def require_texts(texts: Sequence[str], languages: Sequence[str]) -> None:
+def check_texts(texts: Sequence[str], languages: Sequence[str]) -> None:
     """Raise ValueError unless every text has a language, and TypeError unless it is a text."""
     if len(texts) != len(languages):
         raise ValueError(f"{len(texts)} texts and {len(languages)} languages: expected one language for each text")
@@ -154,7 +154,7 @@ def named_languages(languages: Iterable[str] | None, what: str) -> frozenset[str
     return frozenset(check(named, among=SCORED))
 
 
-def require_covered(scorer: Scorer, languages: Sequence[str]) -> None:
+def check_covered(scorer: Scorer, languages: Sequence[str]) -> None:
     """Raise UncoveredLanguage, naming what the scorer covers, unless it covers all of `languages`."""
     uncovered = sorted(set(languages) - scorer.languages)
     if uncovered:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from xlingtox.checking import checked
 from xlingtox.data.bounded import raw_lines
 from xlingtox.scoring.perspective import ATTRIBUTE, LANGUAGES, attribute_score
-from xlingtox.scoring.protocol import Described, UnscoredError, require_scorable
+from xlingtox.scoring.protocol import Described, UnscoredError, check_scorable
 from xlingtox.text import in_line
 
 _LOG = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class PerspectiveReplay(Described):
             UncoveredLanguage: a language without responses.
             UnscoredError: texts without a stored response, or whose response has no score.
         """
-        require_scorable(self, texts, languages)
+        check_scorable(self, texts, languages)
         found = [self._scores.get(key) for key in zip(languages, texts, strict=True)]
         lacking = [i for i, score in enumerate(found) if score is None]
         if lacking:

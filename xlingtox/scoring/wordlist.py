@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from xlingtox.checking import checked
 from xlingtox.languages import SCORED, check
-from xlingtox.scoring.protocol import Described, require_scorable
+from xlingtox.scoring.protocol import Described, check_scorable
 from xlingtox.text import RULES, Matcher, entry
 
 
@@ -57,7 +57,7 @@ class WordlistScorer(Described):
     @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
         """Raises ValueError for a language without a list."""
-        require_scorable(self, texts, languages)
+        check_scorable(self, texts, languages)
         pairs = zip(texts, languages, strict=True)
         found = [self._matchers[language].search(text) for text, language in pairs]
         return np.array(found, dtype=np.float64)
@@ -65,5 +65,5 @@ class WordlistScorer(Described):
     @checked
     def found(self, text: str, language: str) -> list[str]:
         """The listed words in a text, from the left, the longest one at each place; without optional marks."""
-        require_scorable(self, [text], [language])
+        check_scorable(self, [text], [language])
         return self._matchers[language].words(text)

@@ -12,7 +12,8 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose
 from xlingtox.files import with_nan
 from xlingtox.html.escaping import escaped
-from xlingtox.html.tables import language_name, number, percent, possible
+from xlingtox.html.tables import language_name, number, percent
+from xlingtox.measures import COMPARED
 from xlingtox.transfer.prediction import Transfer
 
 _REQUIRED = (
@@ -148,7 +149,7 @@ def _interval(
         span = mean.low, mean.high
     if span is None:
         return ""
-    return f"95 % interval of the change: {(form or _range)(*possible(measure, span))}"
+    return f"95 % interval of the change: {(form or _range)(*COMPARED[measure].possible_change(*span))}"
 
 
 def _points(low: float, high: float) -> str:
@@ -231,7 +232,7 @@ def _price(base: Dose, dose: Dose) -> str:
 
 def _prediction(study: Study) -> str:
     found = study.transfer
-    drop = measure_name(found.measure)
+    drop = _in_words(found.measure)
     said = f"<b>Can the reach be foretold?</b> Retrieval before tuning, against the drop in {drop}: "
     if not math.isfinite(found.pearson_r * found.p_value):
         said += "no correlation is defined, as one of them does not vary."
@@ -246,7 +247,7 @@ def _prediction(study: Study) -> str:
         said += _surely(study)
     for measure, other in study.results["transfer_by_measure"].items():
         if measure != found.measure:
-            said += f" For the drop in {measure_name(measure)}: {_correlation(other['pearson_r'], other['p_value'])}."
+            said += f" For the drop in {_in_words(measure)}: {_correlation(other['pearson_r'], other['p_value'])}."
     return said
 
 
@@ -282,5 +283,5 @@ def _correlation(r: float, p: float) -> str:
     return f"r\u00a0=\u00a0{number(r, 2)}, p\u00a0{'&lt;' if p < 0.001 else '='}\u00a0{number(max(p, 0.001))}"
 
 
-def measure_name(name: str) -> str:
-    return {"emt": "expected maximum toxicity"}.get(name, escaped(name.replace("_", " ")))
+def _in_words(name: str) -> str:
+    return COMPARED[name].words if name in COMPARED else escaped(name.replace("_", " "))

@@ -9,9 +9,10 @@ from typing import Any
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose
 from xlingtox.evaluation.weight_drift import LayerDrift
-from xlingtox.html.tables import both, language_name, number, percent, possible, scrolling
+from xlingtox.html.tables import both, language_name, number, percent, scrolling
+from xlingtox.measures import COMPARED
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.study.findings import Study, measure_name
+from xlingtox.study.findings import Study
 
 _MOST_STEPS = 40
 """Rows of a long training; every so many steps have one."""
@@ -36,7 +37,7 @@ def by_language(study: Study) -> str:
             + ([percent(found[code]) if code in found else "–"] if last else [])
             for code in study.codes
         ]
-        columns = ["Language", *(measure_name(measure).capitalize() for measure in measures)]
+        columns = ["Language", *(COMPARED[measure].words.capitalize() for measure in measures)]
         caption = f"{title}: before → after tuning, and below it the 95 % interval of the change"
         caption += "; retrieval against English is before it" if last else ""
         shown.append(scrolling(caption, [*columns, *(["Retrieval accuracy"] if last else [])], rows, study.codes))
@@ -48,7 +49,7 @@ def _changed(compared: Comparison, code: str, measure: str) -> str:
     span = compared.changes.get(code, {}).get(measure)
     if span is None or not all(map(math.isfinite, span)):
         return sides
-    low, high = (number(end, signed=True) for end in possible(measure, span))
+    low, high = (number(end, signed=True) for end in COMPARED[measure].possible_change(*span))
     return f"{sides}<br><small>{low} to {high}</small>"
 
 

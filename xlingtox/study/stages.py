@@ -21,20 +21,20 @@ from tqdm.auto import tqdm
 from xlingtox import files, languages, tuning
 from xlingtox._version import __version__
 from xlingtox.checking import checked
-from xlingtox.data import as_prompts, labelled_texts, meanings, require_columns
+from xlingtox.data import as_prompts, check_columns, labelled_texts, meanings
 from xlingtox.evaluation import metrics
 from xlingtox.evaluation.comparison import Comparison, compare, toxicity_scores
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose_response import check_offsets, dose_response
 from xlingtox.evaluation.fluency import check_held_out
-from xlingtox.models.generation import Continuations, checked_lengths, generate
+from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons import localize
 from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe, split
 from xlingtox.scoring import Cached, PerspectiveScorer
-from xlingtox.scoring.protocol import Scorer, require_covered
+from xlingtox.scoring.protocol import Scorer, check_covered
 from xlingtox.study.study_folder import StudyFolder
 from xlingtox.transfer import prediction, retrieval
 
@@ -140,15 +140,15 @@ def _check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     """Refuse at once what a stage would refuse, and before the folder is claimed by a study that cannot be done."""
     lm.check_unedited("a study's folder does not show")
     for name in ("labelled", "toxic_prompts", "neutral_prompts", "pairs", "parallel", "held_out"):
-        require_columns(getattr(materials, name), (), f"the materials' {name}")
+        check_columns(getattr(materials, name), (), f"the materials' {name}")
     localize.check_k(lm, k=settings.k)
     _, labels = labelled_texts(materials.labelled)
     split(labels, seed=settings.seed)
     for what, table in (("toxic prompts", materials.toxic_prompts), ("neutral prompts", materials.neutral_prompts)):
-        require_columns(table, ("language", "prompt"), what)
+        check_columns(table, ("language", "prompt"), what)
         prompts = as_prompts(table, tokenizer=lm.tokenizer)
-        require_covered(materials.scorer, [prompt.language for prompt in prompts])
-        checked_lengths(lm, prompts, settings.max_new_tokens)
+        check_covered(materials.scorer, [prompt.language for prompt in prompts])
+        check_lengths(lm, prompts, settings.max_new_tokens)
     if "en" not in materials.toxic_prompts["language"]:
         raise ValueError("there are no English toxic prompts: the sources are found on them")
     check_held_out(lm, materials.held_out)

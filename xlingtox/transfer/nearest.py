@@ -10,20 +10,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-MEASURES: tuple[str, ...] = (
-    "top1",
-    "top1_from_pivot",
-    "top1_to_pivot",
-    "mean_reciprocal_rank",
-    "csls_top1",
-    "margin",
-    "aligned_cosine",
-)
-"""What is measured of each sentence and its translation; see `retrieval.bilingual_retrieval`."""
-
-SHARES = (*MEASURES[:3], "csls_top1")
-"""Those that are shares of sentences."""
-
 _TIE = 1e-7
 """Cosines nearer than this are the same: float32 states tell no more."""
 
@@ -34,7 +20,7 @@ def scored(
     right: Bool[Tensor, "sentence sentence"],
     n_neighbours: int,
 ) -> tuple[Float[np.ndarray, "measure sentence"], int]:
-    """Each of `MEASURES` in one layer, and in how many searches a rival is as near as the translation.
+    """Return each measure of `measures.RETRIEVAL` in one layer, and the number of searches that end in a tie.
 
     Args:
         right: which candidates count as a sentence's translation; see `translations`.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.data import parallel_columns, require_columns
+from xlingtox.data import check_columns, parallel_columns
 
 Parallel: TypeAlias = Dataset | Mapping[str, Sequence[str]]
 
@@ -33,7 +33,7 @@ def sentence_pairs(parallel: Parallel, *, pivot: str = "en") -> dict[str, tuple[
     """
     if isinstance(parallel, Mapping):
         parallel = _table(parallel)
-    require_columns(parallel, (), "parallel sentences")
+    check_columns(parallel, (), "parallel sentences")
     if "sentence" in parallel.column_names:
         found = _by_rows(parallel, pivot)
     else:
@@ -90,7 +90,7 @@ def _table(parallel: Mapping[str, Sequence[str]]) -> Dataset:
 
 
 def _by_rows(parallel: Dataset, pivot: str) -> dict[str, tuple[list[str], list[str]]]:
-    require_columns(parallel, ("language", "sentence", "translation"), "parallel sentences")
+    check_columns(parallel, ("language", "sentence", "translation"), "parallel sentences")
     found: dict[str, tuple[list[str], list[str]]] = {
         code: ([], []) for code in languages.in_order(parallel["language"])
     }

@@ -32,11 +32,11 @@ __all__ = [
     "Predictor",
     "Transfer",
     "active_share",
+    "check_enough",
     "pearson",
     "pearson_p",
     "promoted_share",
     "relate",
-    "require_enough",
     "shared",
     "spearman",
     "tokens_per_character",
@@ -189,7 +189,7 @@ class Transfer:
         if not math.isfinite(values.get(language, math.nan)):
             raise ValueError(f"{predictor} has no value for {language!r}: it has {', '.join(values)}")
         others = {code: value for code, value in values.items() if code != language}
-        x, y = require_enough(f"without {language!r}, {predictor}", others, self.drop)
+        x, y = check_enough(f"without {language!r}, {predictor}", others, self.drop)
         line, own = Line.fit(x, y), values[language]
         extrapolated = not min(x) <= own <= max(x)
         return Prediction(language, line.at(own), *line.interval(own, level=level, new=True), level, extrapolated)
@@ -320,7 +320,7 @@ def shared(values: Mapping[str, float], observed: Observed, measure: str) -> dic
 
 
 def _predictor(name: str, values: Mapping[str, float], drops: Mapping[str, float]) -> Predictor:
-    x, y = require_enough(name, values, drops)
+    x, y = check_enough(name, values, drops)
     errors, guesses, covered = [], [], []
     for i, drop in enumerate(y):
         rest = y[:i] + y[i + 1 :]
@@ -333,9 +333,7 @@ def _predictor(name: str, values: Mapping[str, float], drops: Mapping[str, float
     return Predictor(dict(values), len(x), pearson(x, y), spearman(x, y), *means)
 
 
-def require_enough(
-    name: str, values: Mapping[str, float], drops: Mapping[str, float]
-) -> tuple[list[float], list[float]]:
+def check_enough(name: str, values: Mapping[str, float], drops: Mapping[str, float]) -> tuple[list[float], list[float]]:
     """Values and drops of the languages with both; raise ValueError if they are fewer than three."""
     both = [code for code in drops if math.isfinite(values.get(code, math.nan))]
     if len(both) < FEWEST:

@@ -18,23 +18,23 @@ from torch import Tensor
 from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.evaluation.comparison import Comparison
+from xlingtox.measures import RETRIEVAL, SHARES
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.models.states import mean_states
-from xlingtox.transfer.nearest import MEASURES, SHARES, scored
+from xlingtox.transfer.nearest import scored
 from xlingtox.transfer.parallel import Parallel, n_duplicates, sentence_pairs, translations
 from xlingtox.transfer.prediction import (
     Interval,
     Observed,
     Transfer,
+    check_enough,
     relate,
-    require_enough,
     shared,
     tokens_per_character,
 )
 
 __all__ = [
-    "MEASURES",
     "BestLayer",
     "Parallel",
     "Retrieval",
@@ -62,11 +62,11 @@ def embed(
         ValueError: no sentences, a sentence without tokens, or a state that is not finite.
     """
     states = mean_states(lm, sentences, range(lm.n_layers + 1), batch_size, progress)
-    _require_finite(states, "these sentences")
+    _check_finite(states, "these sentences")
     return states
 
 
-def _require_finite(states: Float[Tensor, "layer sentence d_model"], of: str) -> None:
+def _check_finite(states: Float[Tensor, "layer sentence d_model"], of: str) -> None:
     """A NaN is nearer to nothing and farther from nothing: compared, it would pass for a perfect score."""
     wrong = (~states.isfinite().all(-1)).nonzero()
     if len(wrong):
@@ -84,7 +84,8 @@ class Retrieval:
 
     Attributes:
         pivot: the language that the others are compared with.
-        scores: language to the value of each of `MEASURES`, layer (0: the embedding's output, n: the n-th block's) and
+        scores: language to the value of each of `measures.RETRIEVAL`, layer (0: the embedding's output, n: the n-th
+            block's) and
             sentence.
         ties: language to the number, by layer, of the two searches of each sentence in which a wrong one is as near as
             the right one; they count as missed.
@@ -168,12 +169,12 @@ class Retrieval:
         """Columns `language, layer`, every measure with `_low` and `_high` (95 %, bootstrap over sentences), `ties,
         duplicates, sentences`.
         """
-        shares = np.isin(MEASURES, SHARES)[:, None]
+        shares = np.isin(list(RETRIEVAL), SHARES)[:, None]
         frames = []
         for code, own in self.scores.items():
             low, high = _interval(own, shares)
             columns: dict[str, Any] = {}
-            for place, measure in enumerate(MEASURES):
+            for place, measure in enumerate(RETRIEVAL):
                 columns |= {measure: own[place].mean(-1), f"{measure}_low": low[place], f"{measure}_high": high[place]}
             columns |= {"ties": self.ties[code], "duplicates": self.duplicates[code], "sentences": own.shape[-1]}
             frames.append(pd.DataFrame({"language": code, "layer": range(own.shape[1])} | columns))
@@ -191,7 +192,7 @@ class Retrieval:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, with what is no tensor in its metadata."""
         about = {name: value for name, value in vars(self).items() if name != "scores"}
-        about |= {"measures": MEASURES, "model": self.model and dataclasses.asdict(self.model)}
+        about |= {"measures": list(RETRIEVAL), "model": self.model and dataclasses.asdict(self.model)}
         files.write_tensors(path, {code: torch.tensor(scores) for code, scores in self.scores.items()}, about)
 
     @classmethod
@@ -200,8 +201,8 @@ class Retrieval:
         """Raises ValueError: the file holds no retrieval, or one by a version with other measures."""
         tensors, about = files.read_tensors(path)
         with files.understood(path, "retrieval"):
-            if tuple(about["measures"]) != MEASURES:
-                raise ValueError(f"it has the measures {', '.join(about['measures'])}, not {', '.join(MEASURES)}")
+            if tuple(about["measures"]) != tuple(RETRIEVAL):
+                raise ValueError(f"it has the measures {', '.join(about['measures'])}, not {', '.join(RETRIEVAL)}")
             return cls(
                 about["pivot"],
                 {code: tensors[code].numpy() for code in about["duplicates"]},
@@ -222,9 +223,9 @@ class BestLayer:
 
 
 def _place(measure: str) -> int:
-    if measure not in MEASURES:
-        raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(MEASURES)}")
-    return MEASURES.index(measure)
+    if measure not in RETRIEVAL:
+        raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(RETRIEVAL)}")
+    return list(RETRIEVAL).index(measure)
 
 
 def _interval(
@@ -290,9 +291,9 @@ def bilingual_retrieval(
     for code, (own, other) in pairs.items():
         if new[code]:
             first = next(states).clone()
-            _require_finite(first, pivot)
+            _check_finite(first, pivot)
         second = next(states)
-        _require_finite(second, code)
+        _check_finite(second, code)
         right = translations(own, other)
         layers = [scored(a, b, right, n_neighbours) for a, b in zip(first, second, strict=True)]
         scores[code] = np.stack([each for each, _ in layers], 1)
@@ -349,10 +350,10 @@ def predict_transfer(
     """
     pairs = sentence_pairs(parallel, pivot=pivot)
     texts = {code: other for code, (_, other) in pairs.items() if code != source_language}
-    _require_same(lm.identity(), observed)
+    _check_same(lm.identity(), observed)
     drops = shared(dict.fromkeys(texts, 0.0), observed, measure)
     for name, values in {"retrieval": dict.fromkeys(texts, 0.0), **(predictors or {})}.items():
-        require_enough(name, values, drops)
+        check_enough(name, values, drops)
     cut = tokens_per_character(lm, texts)
     return predict_from_retrieval(
         bilingual_retrieval(lm, parallel, pivot=pivot, progress=progress),
@@ -380,7 +381,7 @@ def predict_from_retrieval(
     Raises:
         ValueError: what `relate` refuses, or a comparison of another model than the one that was measured.
     """
-    _require_same(found.model, observed)
+    _check_same(found.model, observed)
     means, cosines = (
         {code: value for code, value in found.mean(name).items() if code != tuned}
         for name in ("top1", "aligned_cosine")
@@ -400,7 +401,7 @@ def predict_from_retrieval(
     )
 
 
-def _require_same(model: Identity | None, observed: Observed) -> None:
+def _check_same(model: Identity | None, observed: Observed) -> None:
     """Retrieval after tuning is no prediction; weights in another precision are another model too."""
     before = observed.models[0] if isinstance(observed, Comparison) and observed.models else None
     if model is not None and before is not None and not model.is_same(before):

@@ -29,7 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from xlingtox import files
 from xlingtox.checking import checked
-from xlingtox.data import PreferencePairs, are_conversations, checked_pairs
+from xlingtox.data import PreferencePairs, are_conversations, check_pairs
 from xlingtox.models import adapters, loading
 from xlingtox.models.batching import out_of_memory
 from xlingtox.models.hooked import HookedLM
@@ -83,14 +83,14 @@ def tune_dpo(
         RuntimeError: nothing was saved; the checkpoints are kept.
         OSError: the folder cannot be written.
     """
-    _require_packages(recipe)
+    _check_packages(recipe)
     with _own_random_state():
         if isinstance(lm, HookedLM):
             _check_tunable(lm, recipe)
             run = _Run(lm, lm, pairs, recipe, validation, output_dir)
         else:
             if not are_conversations(pairs):  # they need the tokenizer
-                checked_pairs(pairs)  # before weights are read
+                check_pairs(pairs)  # before weights are read
             loaded = loading.from_checkpoint(str(lm), bits=None if recipe.lora is None else recipe.lora.bits)
             held = HookedLM.unbridged(loaded)
             _check_tunable(held, recipe)
@@ -124,13 +124,13 @@ def tune_dpo(
 
 def check_recipe(lm: HookedLM, recipe: Recipe) -> None:
     """Raise ValueError where `tune_dpo` would, before any pair is looked at: a package, the optimizer, the model."""
-    _require_packages(recipe)
+    _check_packages(recipe)
     _check_tunable(lm, recipe)
     PartialState(cpu=lm.device.type == "cpu")
     _check_optimizer(recipe)
 
 
-def _require_packages(recipe: Recipe) -> None:
+def _check_packages(recipe: Recipe) -> None:
     lora, optimizer = recipe.lora, recipe.optimizer
     if lora is not None and importlib.util.find_spec("peft") is None:
         raise ValueError("a LoRA recipe needs the package peft: pip install 'xlingtox[lora]'")

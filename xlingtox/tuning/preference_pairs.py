@@ -10,7 +10,7 @@ from typing import Literal
 from datasets import Dataset
 
 from xlingtox.checking import checked
-from xlingtox.data import PreferencePairs, are_conversations, checked_pairs, row_numbers
+from xlingtox.data import PreferencePairs, are_conversations, check_pairs, row_numbers
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.token_ids import n_shared
 from xlingtox.tuning.recipe import MINI, Recipe
@@ -105,7 +105,7 @@ class _Fitting:
 
 def _fitting(lm: HookedLM, given: PreferencePairs, recipe: Recipe, what: str) -> _Fitting:
     """The pairs that a model can learn from, and the rows of the others: TRL says nothing of most of them."""
-    pairs, room = checked_pairs(given, what=what, tokenizer=lm.tokenizer), room_of(lm, recipe)
+    pairs, room = check_pairs(given, what=what, tokenizer=lm.tokenizer), room_of(lm, recipe)
     talks = are_conversations(given)
     longest = min(recipe.max_prompt_length or recipe.max_length, room - 1)
     long, alike, cut, merged = [], [], [], []
