@@ -20,6 +20,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.study import picture
 
 constants.HF_HUB_OFFLINE = True
+collect_ignore_glob = ["benchmarks/*"]
 # On a busy machine an example may take any time.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

@@ -28,7 +28,13 @@ Mask: TypeAlias = Bool[Tensor, "neuron"] | Bool[np.ndarray, "neuron"] | Sequence
 @checked
 @dataclass(frozen=True)
 class NeuronSet:
-    """Distinct neurons `(layer, index)` in a fixed order, each with a score (0 where none was given)."""
+    """Distinct neurons `(layer, index)` in a fixed order, each with a score (0 where none was given).
+
+    Example:
+        >>> neurons = xt.NeuronSet.of([(1, 12), (3, 40)])
+        >>> len(neurons), neurons.vectors(lm).shape
+        (2, torch.Size([2, 128]))
+    """
 
     neurons: tuple[Neuron, ...]
     scores: tuple[float, ...]
