@@ -1,6 +1,6 @@
-"""Write the measured numbers of README.md and the guide from the results in assets/results.
+"""Write the measured numbers of README.md and the guide from the results in assets/results, and draw the folders.
 
-    python tutorials/refresh.py                         write every table and value between its markers
+    python tutorials/refresh.py                         write every table and value between its markers, and the drawing
     python tutorials/refresh.py --check                 change nothing; fail where a page and its result differ
     python tutorials/refresh.py --store NAME=FILE       first make the stored result NAME anew from FILE
 
@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from drawing import drawing
+
 from xlingtox import __version__, languages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +30,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials" / "guide").glob("*.md")
 
 MARKED = re.compile(r"<!-- (table|value): ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
 """A marked place: the kind, the name, and the content that is written anew."""
+
+DRAWING = ROOT / "assets" / "architecture.svg"
 
 DEMO = "demo-world-0-seed-0"
 """The study that the README's picture shows."""
@@ -393,15 +397,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.store:
         name, _, source = given.store.partition("=")
         store(name, Path(source), command=given.command, machine=given.machine)
-    stale = []
-    for path in PAGES:
-        page = path.read_text("utf-8")
-        if (new := refreshed(page)) != page:
-            stale.append(path.relative_to(ROOT).as_posix())
-            if not given.check:
-                path.write_text(new, "utf-8")
+    made = {path: refreshed(path.read_text("utf-8")) for path in PAGES} | {DRAWING: drawing()}
+    stale = [path for path, new in made.items() if not path.exists() or path.read_text("utf-8") != new]
     if given.check and stale:
-        sys.exit(f"these pages differ from assets/results: {', '.join(stale)}: run python tutorials/refresh.py")
+        names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
+        sys.exit(f"out of date: {names}: run python tutorials/refresh.py")
+    for path in stale:
+        path.write_text(made[path], "utf-8")
 
 
 if __name__ == "__main__":
