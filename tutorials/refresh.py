@@ -1,0 +1,410 @@
+"""Write the measured numbers of README.md and the guide from the results in assets/results, and draw the folders.
+
+    python tutorials/refresh.py                         write every table and value between its markers, and the drawing
+    python tutorials/refresh.py --check                 change nothing; fail where a page and its result differ
+    python tutorials/refresh.py --store NAME=FILE       first make the stored result NAME anew from FILE
+
+FILE is a study's `results.json`, the notebook `3-is-it-the-cause.ipynb`, or a text file with the Markdown table that a
+benchmark printed. A stored result says by which command it was made, when, on which machine and with which version.
+Give `--command` and `--machine` where they are new.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from drawing import drawing
+
+from xlingtox import __version__, languages
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "assets" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials" / "guide").glob("*.md"))]
+
+MARKED = re.compile(r"<!-- (table|value): ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
+"""A marked place: the kind, the name, and the content that is written anew."""
+
+DRAWING = ROOT / "assets" / "architecture.svg"
+
+DEMO = "demo-world-0-seed-0"
+"""The study that the README's picture shows."""
+
+ENOUGH = 1 / 3
+"""An offset is strong enough when it leaves at most this share of the toxicity."""
+
+
+# --- Stored results
+
+
+def stored(name: str) -> Any:
+    """Read a stored result."""
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def store(name: str, source: Path, *, command: str | None, machine: str | None) -> None:
+    """Make a stored result anew, and keep its command and machine unless others are given."""
+    file = RESULTS / f"{name}.json"
+    before = stored(name) if file.exists() else {}
+    about = {
+        "command": command or before.get("command"),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine or before.get("machine"),
+        "version": __version__,
+    }
+    if None in about.values():
+        sys.exit(f"{name} is new: give --command and --machine")
+    made: dict[str, Any]
+    if source.suffix == ".json":
+        made = {"made": "python tutorials/refresh.py --store", **study_summary(json.loads(source.read_text("utf-8")))}
+    elif source.suffix == ".ipynb":
+        made = {"rows": patched_shares(json.loads(source.read_text("utf-8")))}
+    else:
+        made = {"rows": printed_rows(source.read_text("utf-8"))}
+    file.write_text(json.dumps(about | made, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a study's `results.json` that the pages show."""
+    before, after, doses = results["before"], results["after"], results["intervention"]
+    codes, others = results["languages"], [code for code in results["languages"] if code != "en"]
+
+    def sides(measure: str, among: Sequence[str]) -> list[float]:
+        return [fmean(side[code][measure] for code in among) for side in (before, after)]
+
+    rises = {code: after[code]["perplexity"] / before[code]["perplexity"] - 1 for code in codes}
+    worst = max(rises, key=lambda code: rises[code])
+    left = [after[code]["toxicity_probability"] for code in others]
+    base = next(dose for dose in doses if dose["offset"] == 0)
+    strong = [dose for dose in doses if dose["average_toxicity"] <= ENOUGH * base["average_toxicity"]]
+    chosen = min(strong, key=lambda dose: dose["perplexity"])
+    random = next(dose for dose in results["control"] if dose["offset"] == chosen["offset"])
+    transfer = results["transfer_by_measure"]
+    emt = next(row for row in transfer["emt"]["predictors"] if row["predictor"] == "retrieval")
+    first, then = sides("perplexity", codes)
+    return {
+        "seconds": results["seconds"],
+        "sources": len(results["actual"]),
+        "neurons": results["n_neurons"],
+        "toxicity_probability": {
+            "en": sides("toxicity_probability", ["en"]),
+            "others": sides("toxicity_probability", others),
+        },
+        "average_toxicity": {
+            "en": sides("average_toxicity", ["en"]),
+            "others": sides("average_toxicity", others),
+            "others_change": [results["changes_of_others"]["average_toxicity"][end] for end in ("low", "high")],
+        },
+        "left": [min(left), max(left)],
+        "degenerate": sides("degenerate", codes),
+        "perplexity_change": then / first - 1,
+        "worst": [worst, rises[worst]],
+        "fell": sum(after[code]["mean_activation"] < before[code]["mean_activation"] for code in codes),
+        "languages": len(codes),
+        "offset": chosen["offset"],
+        "at_offset": {
+            "toxicity": [base["average_toxicity"], chosen["average_toxicity"]],
+            "perplexity_change": chosen["perplexity"] / base["perplexity"] - 1,
+            "random_perplexity_change": random["perplexity"] / base["perplexity"] - 1,
+        },
+        "transfer": {measure: {"r": found["pearson_r"], "p": found["p_value"]} for measure, found in transfer.items()},
+        "r_interval": [emt["pearson_low"], emt["pearson_high"]],
+        "error": emt["error"],
+        "guess": emt["guess"],
+        "by_language": {
+            code: {measure: [before[code][measure], after[code][measure]] for measure in _BY_LANGUAGE}
+            | {"retrieval": results["retrieval"].get(code)}
+            for code in codes
+        },
+        "doses": [
+            {key: dose[key] for key in _OF_A_DOSE}
+            | {"random_toxicity": other["average_toxicity"], "random_perplexity": other["perplexity"]}
+            for dose, other in zip(doses, results["control"], strict=True)
+        ],
+    }
+
+
+_BY_LANGUAGE = ("toxicity_probability", "average_toxicity", "perplexity", "mean_activation")
+_OF_A_DOSE = ("offset", "average_toxicity", "perplexity", "degenerate")
+
+
+def patched_shares(notebook: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Read the notebook's table of what patched neurons carry, in the mean over languages."""
+    texts = [
+        "".join(output.get("data", {}).get("text/plain", ""))
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", ())
+    ]
+    (table,) = [text for text in texts if text.startswith("group ") and "(random)" in text]
+    lines = table.splitlines()
+    groups = re.split(r"\s{2,}", lines[0].strip())[1:]
+    shares = lines[-1].split()[1:]
+    return [{"neurons": group, "share": share} for group, share in zip(groups, shares, strict=True)]
+
+
+def printed_rows(text: str) -> list[dict[str, str]]:
+    """Read the Markdown tables of a text; each row is named after the line that stands before its table."""
+    rows: list[dict[str, str]] = []
+    title, columns = "", None
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            title, columns = line.strip() or title, None
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if columns is None:
+            columns = cells
+        elif not set("".join(cells)) <= set("-: "):
+            rows.append({"table": title} | dict(zip(columns, cells, strict=True)))
+    return rows
+
+
+# --- From stored results to what stands on a page
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def change(share: float, digits: int = 0) -> str:
+    return f"{100 * share:+.{digits}f} %".replace("-", "−")
+
+
+def signed(number: float, digits: int) -> str:
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+def arrow(sides: Sequence[float], digits: int = 2) -> str:
+    return " → ".join(signed(side, digits) for side in sides)
+
+
+def significance(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
+def summary() -> str:
+    """Return the demo in a few lines."""
+    demo = stored(DEMO)
+    probability, average, emt = demo["toxicity_probability"], demo["average_toxicity"], demo["transfer"]["emt"]
+    rows = [
+        ("English prompts that draw an insult", _percents(probability["en"])),
+        ("The same in the 16 other languages, mean", _percents(probability["others"])),
+        ("Continuations with an insult in those 16", _percents(average["others"], 1)),
+        ("Degenerate text, all 17", _percents(demo["degenerate"], 1)),
+        ("Perplexity of clean text, all 17", change(demo["perplexity_change"], 1)),
+        ("Retrieval against the drop", f"r = {emt['r']:.2f} ({significance(emt['p'])})"),
+    ]
+    return table(["English-only DPO", "Before → after"], rows)
+
+
+def _percents(sides: Sequence[float], digits: int = 0) -> str:
+    return " → ".join(percent(side, digits) for side in sides)
+
+
+def studies() -> str:
+    """Return a row for each stored study of the miniature."""
+    rows = []
+    for file in sorted(RESULTS.glob("demo-world-*.json")):
+        demo, (_, _, world, _, seed) = stored(file.stem), file.stem.split("-")
+        at, transfer, left = demo["at_offset"], demo["transfer"], [f"{share:.2f}" for share in demo["left"]]
+        (code, rise), random = demo["worst"], at["random_perplexity_change"]
+        probability = demo["toxicity_probability"]
+        rows.append(
+            (
+                *(world, seed, arrow(probability["en"]), f"{arrow(probability['others'])} ({'–'.join(left)})"),
+                f"{change(demo['perplexity_change'], 1)} (worst {code} {change(rise)})",
+                *(f"{demo['fell']} of {demo['languages']}", signed(demo["offset"], 3).rstrip("0").rstrip(".")),
+                *(arrow(at["toxicity"]), change(at["perplexity_change"])),
+                "–" if random is None else change(random, 1),
+                *(f"{found['r']:.2f} ({significance(found['p'])})" for found in transfer.values()),
+            )
+        )
+    columns = (
+        "world, study seed, English, other 16: mean (range), perplexity, activation falls in, γ, toxicity at γ,"
+        " perplexity at γ, random at γ, r: EMT, r: average"
+    )
+    return table(columns.split(", "), rows)
+
+
+def by_language() -> str:
+    """Return the demo, language by language."""
+    rows = []
+    for code, row in stored(DEMO)["by_language"].items():
+        sides = (arrow(row[measure], digits) for measure, digits in zip(_BY_LANGUAGE, (2, 3, 2, 3), strict=True))
+        retrieval = "–" if row["retrieval"] is None else percent(row["retrieval"], 1)
+        rows.append((languages.name(code), *sides, retrieval))
+    columns = "Language, Toxicity probability, Average toxicity, Perplexity, Activation of the sources, Retrieval"
+    return table(columns.split(", "), rows)
+
+
+def doses() -> str:
+    """Return what each offset does, and what it costs."""
+    rows = [
+        (
+            *(signed(dose["offset"], 3).rstrip("0").rstrip(".").replace("−0.000", "0"),),
+            *(f"{dose['average_toxicity']:.3f}", f"{dose['perplexity']:.2f}", percent(dose["degenerate"])),
+            *(f"{dose['random_toxicity']:.3f}", f"{dose['random_perplexity']:.2f}"),
+        )
+        for dose in stored(DEMO)["doses"]
+    ]
+    columns = "Offset, Toxicity, Perplexity, Degenerate text, Toxicity (random neurons), Perplexity (random neurons)"
+    return table(columns.split(", "), rows)
+
+
+def predictors() -> str:
+    """Return each predictor's correlation, and its error on a language that is left out, at three study seeds."""
+    found: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for row in stored("predictors")["rows"]:
+        found.setdefault(row["predictor"], {}).setdefault(row["table"], []).append(row)
+
+    def joined(rows: Iterable[Mapping[str, str]], column: str) -> str:
+        return " / ".join(row[column].split(" (")[0].replace("0.", ".").replace("-", "−") for row in rows)
+
+    measures = ("emt", "average_toxicity")
+    rows = [
+        (f"`{name}`", *(joined(by[measure], column) for measure in measures for column in (_R, "error")))
+        for name, by in found.items()
+    ]
+    guesses = [joined(next(iter(found.values()))[measure], "guess") for measure in measures]
+    rows.append(("guess: the others' mean", "", guesses[0], "", guesses[1]))
+    return table(["Predictor", "r, EMT", "error, EMT", "r, average", "error, average"], rows)
+
+
+_R = "Pearson's r (95 %)"
+
+
+def errors() -> str:
+    """Return retrieval's error on a language that is left out, next to that of a guess, in every stored study."""
+    rows = []
+    for file in sorted(RESULTS.glob("demo-world-*.json")):
+        demo, (_, _, world, _, seed) = stored(file.stem), file.stem.split("-")
+        rows.append((world, seed, f"{demo['error']:.2f}", f"{demo['guess']:.2f}"))
+    return table(["World", "Study seed", "Error of retrieval", "Error of the guess"], rows)
+
+
+def rows_of(name: str, columns: Mapping[str, str]) -> Callable[[], str]:
+    """Return a function that shows a stored result's rows: the heading of each column, and its key in a row."""
+    return lambda: table(list(columns), [[row[key] for key in columns.values()] for row in stored(name)["rows"]])
+
+
+def patching() -> str:
+    """Return what patched neurons carry of the change."""
+    names = {"actual sources": "sources", "positive cosine": "all with a positive cosine", "all": "all neurons"}
+    rows = []
+    for row in stored("patching")["rows"]:
+        group, _, random = row["neurons"].partition(" (")
+        rows.append((names.get(group, group) + (", random ones" if random else ""), percent(float(row["share"]))))
+    return table(["Neurons that are patched", "Share of the fall in toxicity"], rows)
+
+
+def demo_minutes() -> str:
+    minutes = sum(stored(DEMO)["seconds"].values()) / 60
+    words = {2: "two", 3: "three", 4: "four", 5: "five"}
+    halves = round(2 * minutes)
+    whole = words.get(halves // 2, str(halves // 2))
+    return f"about {whole}{' and a half' if halves % 2 else ''} minutes"
+
+
+def demo_seconds() -> str:
+    return table(
+        ["Stage of the demo", "seconds"],
+        [(stage, f"{seconds:.0f}") for stage, seconds in stored(DEMO)["seconds"].items()],
+    )
+
+
+def share_of_all_pairs() -> str:
+    """Return how much of the change through pairs in all languages comes through English pairs alone."""
+    column = "other 16: change in average toxicity (95 %)"
+    falls: dict[str, list[float]] = {}
+    for row in stored("controls")["rows"]:
+        falls.setdefault(row["pairs"], []).append(float(row[column].split(" (")[0].replace("−", "-")))
+    shares = [100 * one / whole for one, whole in zip(falls["English"], falls["all languages"], strict=True)]
+    return f"{math.floor(min(shares)):.0f} to {max(shares):.0f} %"
+
+
+def r_interval() -> str:
+    demo = stored(DEMO)
+    low, high = demo["r_interval"]
+    return f"r = {demo['transfer']['emt']['r']:.2f} has a 95 % interval from {low:.2f} to {high:.2f}"
+
+
+_COSTS = {"What": "what", "Cost": "cost", "Measured against": "measured against"}
+_CONTROLS = {
+    "Pairs": "pairs",
+    "Seed": "seed",
+    "English: toxicity probability": "English: toxicity probability",
+    "English: average toxicity, change": "English: change in average toxicity (95 %)",
+    "Other 16: toxicity probability": "other 16: toxicity probability",
+    "Other 16: average toxicity, change": "other 16: change in average toxicity (95 %)",
+    "Other 16: perplexity": "other 16: perplexity",
+}
+
+CONTENT: Mapping[str, Callable[[], str]] = {
+    "summary": summary,
+    "studies": studies,
+    "by-language": by_language,
+    "doses": doses,
+    "controls": rows_of("controls", _CONTROLS),
+    "patching": patching,
+    "predictors": predictors,
+    "errors": errors,
+    "demo-seconds": demo_seconds,
+    "engine": rows_of("engine", _COSTS),
+    "edits": rows_of("edits", _COSTS),
+    "tuning": rows_of("tuning", _COSTS),
+    "retrieval": rows_of("retrieval", _COSTS),
+    "rounding": rows_of("rounding", {"In bfloat16": "what", "Result": "result"}),
+    "coverage": rows_of("coverage", {"Outcomes": "outcome", "95 % intervals that hold the truth": "result"}),
+    "demo-minutes": demo_minutes,
+    "share-of-all-pairs": share_of_all_pairs,
+    "r-interval": r_interval,
+}
+"""What stands between the markers of each name."""
+
+
+def refreshed(page: str) -> str:
+    """Return the page with every marked place written anew."""
+
+    def written(match: re.Match[str]) -> str:
+        kind, name, _ = match.groups()
+        if name not in CONTENT:
+            sys.exit(f"no table or value is called {name}: expected one of {', '.join(CONTENT)}")
+        content = CONTENT[name]()
+        between = f"\n\n{content}\n\n" if kind == "table" else content
+        return f"<!-- {kind}: {name} -->{between}<!-- end -->"
+
+    return MARKED.sub(written, page)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is not up to date")
+    parser.add_argument("--store", metavar="NAME=FILE", help="first make this stored result anew")
+    parser.add_argument("--command", help="the command that made FILE")
+    parser.add_argument("--machine", help='the machine in words, such as "two cores"')
+    given = parser.parse_args(arguments)
+    if given.store:
+        name, _, source = given.store.partition("=")
+        store(name, Path(source), command=given.command, machine=given.machine)
+    made = {path: refreshed(path.read_text("utf-8")) for path in PAGES} | {DRAWING: drawing()}
+    stale = [path for path, new in made.items() if not path.exists() or path.read_text("utf-8") != new]
+    if given.check and stale:
+        names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
+        sys.exit(f"out of date: {names}: run python tutorials/refresh.py")
+    for path in stale:
+        path.write_text(made[path], "utf-8")
+
+
+if __name__ == "__main__":
+    main()
