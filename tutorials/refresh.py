@@ -1,6 +1,6 @@
 """Write the measured numbers of README.md and the guide from the results in assets/results, and draw the folders.
 
-    python tutorials/refresh.py                         write every table and value between its markers, and the drawing
+    python tutorials/refresh.py                         write tables and values, the drawing, and links of notebooks
     python tutorials/refresh.py --check                 change nothing; fail where a page and its result differ
     python tutorials/refresh.py --store NAME=FILE       first make the stored result NAME anew from FILE
 
@@ -15,6 +15,7 @@ import json
 import math
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +32,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials" / "guide").glob("*.md")
 MARKED = re.compile(r"<!-- (table|value): ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
 """A marked place: the kind, the name, and the content that is written anew."""
 
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 DRAWING = ROOT / "assets" / "architecture.svg"
 
 DEMO = "demo-world-0-seed-0"
@@ -387,6 +389,16 @@ def refreshed(page: str) -> str:
     return MARKED.sub(written, page)
 
 
+def linked(notebook: Path) -> str:
+    """Return the notebook's text with the link that opens it in Colab, from the project's address."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    address = project["urls"]["Homepage"]
+    place = notebook.relative_to(ROOT).as_posix()
+    link = f"{address.replace('github.com', 'colab.research.google.com/github')}/blob/main/{place}"
+    text = re.sub(r"\[Open in Colab\]\([^)]*\)", f"[Open in Colab]({link})", notebook.read_text("utf-8"))
+    return re.sub(r"pip install git\+[^`\"]*", f"pip install git+{address}", text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is not up to date")
@@ -397,7 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.store:
         name, _, source = given.store.partition("=")
         store(name, Path(source), command=given.command, machine=given.machine)
-    made = {path: refreshed(path.read_text("utf-8")) for path in PAGES} | {DRAWING: drawing()}
+    made = {path: refreshed(path.read_text("utf-8")) for path in PAGES}
+    made |= {path: linked(path) for path in NOTEBOOKS} | {DRAWING: drawing()}
     stale = [path for path, new in made.items() if not path.exists() or path.read_text("utf-8") != new]
     if given.check and stale:
         names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
