@@ -104,7 +104,7 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
     }
     file = tmp_path / "results.json"
     file.write_text(json.dumps(results), "utf-8")
-    monkeypatch.setattr(refresh, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys.modules["stored_results"], "RESULTS", tmp_path)
     with pytest.raises(SystemExit, match="give --command and --machine"):
         refresh.store(refresh.DEMO, file, command=None, machine=None)
     refresh.store(refresh.DEMO, file, command="python -m xlingtox demo", machine="two cores")
@@ -119,7 +119,10 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
 
 def test_a_printed_table_is_read(refresh: ModuleType) -> None:
     text = "emt\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nother\n\n| a | b |\n| --- | --- |\n| 3 | 4 |\n"
-    assert refresh.printed_rows(text) == [{"table": "emt", "a": "1", "b": "2"}, {"table": "other", "a": "3", "b": "4"}]
+    assert sys.modules["stored_results"].printed_rows(text) == [
+        {"table": "emt", "a": "1", "b": "2"},
+        {"table": "other", "a": "3", "b": "4"},
+    ]
 
 
 # --- Words and links
