@@ -1,6 +1,6 @@
 """Write the measured numbers of README.md and the guide from the results in assets/results, and draw the folders.
 
-    python tutorials/refresh.py                         write every table and value between its markers, and the drawing
+    python tutorials/refresh.py                         write tables and values, the drawing, and links of notebooks
     python tutorials/refresh.py --check                 change nothing; fail where a page and its result differ
     python tutorials/refresh.py --store NAME=FILE       first make the stored result NAME anew from FILE
 
@@ -10,161 +10,29 @@ Give `--command` and `--machine` where they are new.
 """
 
 import argparse
-import datetime
-import json
 import math
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from drawing import drawing
+from stored_results import BY_LANGUAGE, RESULTS, store, stored
 
-from xlingtox import __version__, languages
+from xlingtox import languages
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "assets" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials" / "guide").glob("*.md"))]
 
 MARKED = re.compile(r"<!-- (table|value): ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
 """A marked place: the kind, the name, and the content that is written anew."""
 
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 DRAWING = ROOT / "assets" / "architecture.svg"
 
 DEMO = "demo-world-0-seed-0"
 """The study that the README's picture shows."""
-
-ENOUGH = 1 / 3
-"""An offset is strong enough when it leaves at most this share of the toxicity."""
-
-
-# --- Stored results
-
-
-def stored(name: str) -> Any:
-    """Read a stored result."""
-    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-
-
-def store(name: str, source: Path, *, command: str | None, machine: str | None) -> None:
-    """Make a stored result anew, and keep its command and machine unless others are given."""
-    file = RESULTS / f"{name}.json"
-    before = stored(name) if file.exists() else {}
-    about = {
-        "command": command or before.get("command"),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine or before.get("machine"),
-        "version": __version__,
-    }
-    if None in about.values():
-        sys.exit(f"{name} is new: give --command and --machine")
-    made: dict[str, Any]
-    if source.suffix == ".json":
-        made = {"made": "python tutorials/refresh.py --store", **study_summary(json.loads(source.read_text("utf-8")))}
-    elif source.suffix == ".ipynb":
-        made = {"rows": patched_shares(json.loads(source.read_text("utf-8")))}
-    else:
-        made = {"rows": printed_rows(source.read_text("utf-8"))}
-    file.write_text(json.dumps(about | made, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a study's `results.json` that the pages show."""
-    before, after, doses = results["before"], results["after"], results["intervention"]
-    codes, others = results["languages"], [code for code in results["languages"] if code != "en"]
-
-    def sides(measure: str, among: Sequence[str]) -> list[float]:
-        return [fmean(side[code][measure] for code in among) for side in (before, after)]
-
-    rises = {code: after[code]["perplexity"] / before[code]["perplexity"] - 1 for code in codes}
-    worst = max(rises, key=lambda code: rises[code])
-    left = [after[code]["toxicity_probability"] for code in others]
-    base = next(dose for dose in doses if dose["offset"] == 0)
-    strong = [dose for dose in doses if dose["average_toxicity"] <= ENOUGH * base["average_toxicity"]]
-    chosen = min(strong, key=lambda dose: dose["perplexity"])
-    random = next(dose for dose in results["control"] if dose["offset"] == chosen["offset"])
-    transfer = results["transfer_by_measure"]
-    emt = next(row for row in transfer["emt"]["predictors"] if row["predictor"] == "retrieval")
-    first, then = sides("perplexity", codes)
-    return {
-        "seconds": results["seconds"],
-        "sources": len(results["actual"]),
-        "neurons": results["n_neurons"],
-        "toxicity_probability": {
-            "en": sides("toxicity_probability", ["en"]),
-            "others": sides("toxicity_probability", others),
-        },
-        "average_toxicity": {
-            "en": sides("average_toxicity", ["en"]),
-            "others": sides("average_toxicity", others),
-            "others_change": [results["changes_of_others"]["average_toxicity"][end] for end in ("low", "high")],
-        },
-        "left": [min(left), max(left)],
-        "degenerate": sides("degenerate", codes),
-        "perplexity_change": then / first - 1,
-        "worst": [worst, rises[worst]],
-        "fell": sum(after[code]["mean_activation"] < before[code]["mean_activation"] for code in codes),
-        "languages": len(codes),
-        "offset": chosen["offset"],
-        "at_offset": {
-            "toxicity": [base["average_toxicity"], chosen["average_toxicity"]],
-            "perplexity_change": chosen["perplexity"] / base["perplexity"] - 1,
-            "random_perplexity_change": random["perplexity"] / base["perplexity"] - 1,
-        },
-        "transfer": {measure: {"r": found["pearson_r"], "p": found["p_value"]} for measure, found in transfer.items()},
-        "r_interval": [emt["pearson_low"], emt["pearson_high"]],
-        "error": emt["error"],
-        "guess": emt["guess"],
-        "by_language": {
-            code: {measure: [before[code][measure], after[code][measure]] for measure in _BY_LANGUAGE}
-            | {"retrieval": results["retrieval"].get(code)}
-            for code in codes
-        },
-        "doses": [
-            {key: dose[key] for key in _OF_A_DOSE}
-            | {"random_toxicity": other["average_toxicity"], "random_perplexity": other["perplexity"]}
-            for dose, other in zip(doses, results["control"], strict=True)
-        ],
-    }
-
-
-_BY_LANGUAGE = ("toxicity_probability", "average_toxicity", "perplexity", "mean_activation")
-_OF_A_DOSE = ("offset", "average_toxicity", "perplexity", "degenerate")
-
-
-def patched_shares(notebook: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Read the notebook's table of what patched neurons carry, in the mean over languages."""
-    texts = [
-        "".join(output.get("data", {}).get("text/plain", ""))
-        for cell in notebook["cells"]
-        for output in cell.get("outputs", ())
-    ]
-    (table,) = [text for text in texts if text.startswith("group ") and "(random)" in text]
-    lines = table.splitlines()
-    groups = re.split(r"\s{2,}", lines[0].strip())[1:]
-    shares = lines[-1].split()[1:]
-    return [{"neurons": group, "share": share} for group, share in zip(groups, shares, strict=True)]
-
-
-def printed_rows(text: str) -> list[dict[str, str]]:
-    """Read the Markdown tables of a text; each row is named after the line that stands before its table."""
-    rows: list[dict[str, str]] = []
-    title, columns = "", None
-    for line in text.splitlines():
-        if not line.startswith("|"):
-            title, columns = line.strip() or title, None
-            continue
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if columns is None:
-            columns = cells
-        elif not set("".join(cells)) <= set("-: "):
-            rows.append({"table": title} | dict(zip(columns, cells, strict=True)))
-    return rows
-
-
-# --- From stored results to what stands on a page
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -241,7 +109,7 @@ def by_language() -> str:
     """Return the demo, language by language."""
     rows = []
     for code, row in stored(DEMO)["by_language"].items():
-        sides = (arrow(row[measure], digits) for measure, digits in zip(_BY_LANGUAGE, (2, 3, 2, 3), strict=True))
+        sides = (arrow(row[measure], digits) for measure, digits in zip(BY_LANGUAGE, (2, 3, 2, 3), strict=True))
         retrieval = "–" if row["retrieval"] is None else percent(row["retrieval"], 1)
         rows.append((languages.name(code), *sides, retrieval))
     columns = "Language, Toxicity probability, Average toxicity, Perplexity, Activation of the sources, Retrieval"
@@ -387,6 +255,16 @@ def refreshed(page: str) -> str:
     return MARKED.sub(written, page)
 
 
+def linked(notebook: Path) -> str:
+    """Return the notebook's text with the link that opens it in Colab, from the project's address."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    address = project["urls"]["Homepage"]
+    place = notebook.relative_to(ROOT).as_posix()
+    link = f"{address.replace('github.com', 'colab.research.google.com/github')}/blob/main/{place}"
+    text = re.sub(r"\[Open in Colab\]\([^)]*\)", f"[Open in Colab]({link})", notebook.read_text("utf-8"))
+    return re.sub(r"pip install git\+[^`\"]*", f"pip install git+{address}", text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is not up to date")
@@ -397,7 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.store:
         name, _, source = given.store.partition("=")
         store(name, Path(source), command=given.command, machine=given.machine)
-    made = {path: refreshed(path.read_text("utf-8")) for path in PAGES} | {DRAWING: drawing()}
+    made = {path: refreshed(path.read_text("utf-8")) for path in PAGES}
+    made |= {path: linked(path) for path in NOTEBOOKS} | {DRAWING: drawing()}
     stale = [path for path, new in made.items() if not path.exists() or path.read_text("utf-8") != new]
     if given.check and stale:
         names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)

@@ -17,6 +17,7 @@ import xlingtox
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "tutorials" / "guide"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(GUIDE.glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 RESULTS = sorted((ROOT / "assets" / "results").glob("*.json"))
 
 page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
@@ -41,7 +42,7 @@ def refresh() -> ModuleType:
 # --- Numbers
 
 
-def test_pages_and_drawing_are_what_the_stored_results_and_the_code_give(refresh: ModuleType) -> None:
+def test_pages_drawing_and_links_are_up_to_date(refresh: ModuleType) -> None:
     refresh.main(["--check"])
 
 
@@ -103,7 +104,7 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
     }
     file = tmp_path / "results.json"
     file.write_text(json.dumps(results), "utf-8")
-    monkeypatch.setattr(refresh, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys.modules["stored_results"], "RESULTS", tmp_path)
     with pytest.raises(SystemExit, match="give --command and --machine"):
         refresh.store(refresh.DEMO, file, command=None, machine=None)
     refresh.store(refresh.DEMO, file, command="python -m xlingtox demo", machine="two cores")
@@ -118,20 +119,32 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
 
 def test_a_printed_table_is_read(refresh: ModuleType) -> None:
     text = "emt\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nother\n\n| a | b |\n| --- | --- |\n| 3 | 4 |\n"
-    assert refresh.printed_rows(text) == [{"table": "emt", "a": "1", "b": "2"}, {"table": "other", "a": "3", "b": "4"}]
+    assert sys.modules["stored_results"].printed_rows(text) == [
+        {"table": "emt", "a": "1", "b": "2"},
+        {"table": "other", "a": "3", "b": "4"},
+    ]
 
 
 # --- Words and links
 
 
+def words(path: Path) -> str:
+    """The text of a page, or of a notebook's cells that are no code."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".md":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 def prose(path: Path) -> list[str]:
     """The paragraphs of a page: no code, no tables, no headings, no lists."""
-    text = re.sub(r"```.*?```|<!--.*?-->", "", path.read_text("utf-8"), flags=re.DOTALL)
+    text = re.sub(r"```.*?```|<!--.*?-->", "", words(path), flags=re.DOTALL)
     blocks = (" ".join(block.split()) for block in re.split(r"\n\s*\n", text))
     return [block for block in blocks if block and not block.startswith(("|", "#", "!", "-", "*"))]
 
 
-@page
+@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=lambda path: path.stem)
 def test_no_paragraph_is_over_90_words_and_no_sentence_over_30(path: Path) -> None:
     for block in prose(path):
         assert len(block.split()) <= 90, block

@@ -12,12 +12,12 @@ README = (ROOT / "README.md").read_text("utf-8")
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    # The same calls on fewer prompts and steps: the example is read for its names, not for its figures.
+    # The same calls on fewer prompts and samples: the example is run for its names, not for its figures.
     shorter = example.replace("mini.prompts()", "mini.prompts(n=2)").replace("n_samples=25", "n_samples=2")
     assert shorter != example
     names: dict[str, object] = {}
     exec(shorter, names)
-    assert len(names["actual"]) > 0  # type: ignore[arg-type]
+    assert len(names["sources"]) > 0  # type: ignore[arg-type]
 
 
 def test_ci_calls_the_readmes_test_command() -> None:
