@@ -1,5 +1,7 @@
 """Token by token: readings against a plain model, whole characters, and the tokens that neurons like most."""
 
+import dataclasses
+
 import pytest
 import raw
 import torch
@@ -70,6 +72,29 @@ def test_a_character_that_was_not_finished_shows_as_such(tokenizer, lm):
 def reading(language, pieces, values):
     neurons = NeuronSet.of([(0, 1), (2, 7)])
     return TokenActivations(language, pieces, 1, torch.tensor(values), neurons, Identity("m", None, "float32", "0"))
+
+
+def test_saved_and_loaded_is_equal(lm, tmp_path):
+    for read in (
+        *read_tokens(lm, PROMPTS, NEURONS, max_new_tokens=3, progress=False),
+        reading("zh", ("你",), [[1.0, 2.0]]),
+    ):
+        read.save(tmp_path / "reading")
+        again = TokenActivations.load(tmp_path / "reading")
+        assert again == read
+        assert again != dataclasses.replace(read, values=read.values + 1)
+        assert again != dataclasses.replace(read, language="fr")
+
+
+def test_frame_is_a_row_a_piece_and_neuron():
+    table = reading("zh", ("你", "好"), [[1.0, 0.0], [3.0, -1.0]]).to_frame()
+    assert list(table.columns) == ["language", "position", "part", "piece", "layer", "index", "activation"]
+    assert [tuple(row) for row in table.itertuples(index=False)] == [
+        ("zh", 0, "prompt", "你", 0, 1, 1.0),
+        ("zh", 0, "prompt", "你", 2, 7, 0.0),
+        ("zh", 1, "continuation", "好", 0, 1, 3.0),
+        ("zh", 1, "continuation", "好", 2, 7, -1.0),
+    ]
 
 
 def test_top_tokens_are_distinct_and_sorted_by_language():
