@@ -9,7 +9,7 @@ import torch
 
 from xlingtox import files
 from xlingtox.data import Prompt
-from xlingtox.edits.baking import ControlVectors
+from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation.comparison import Comparison, Measures
 from xlingtox.evaluation.metrics import Change

@@ -18,7 +18,7 @@ from families import LAYOUTS, N_LAYERS
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from xlingtox.edits.baking import ControlVectors
+from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.models.generation import decode, generate, greediest
 from xlingtox.models.hooked import HookedLM

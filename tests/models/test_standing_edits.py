@@ -11,7 +11,7 @@ from datasets import Dataset
 from toys import HashScorer, NeverAsked
 
 from xlingtox import mini
-from xlingtox.edits.baking import ControlVectors
+from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.edits.patch import Patch
 from xlingtox.evaluation.comparison import Comparison, compare
