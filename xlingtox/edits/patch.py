@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox.checking import checked
-from xlingtox.edits.interventions import Amount, Positions, SourceActivations, Step
+from xlingtox.edits.interventions import Intervention
+from xlingtox.edits.step import Amount, Positions, SourceActivations, Step
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import fingerprint
 from xlingtox.neurons.activations import Activations
@@ -19,18 +20,18 @@ from xlingtox.neurons.neuron_set import NeuronSet
 
 @checked
 @dataclass(frozen=True, repr=False, eq=False)
-class Patch(Step):
+class Patch(Step, Intervention):
     """Activation patching: replace the post-activations of `neurons` by those of another run.
 
     If a model patched from its tuned version behaves like the tuned version, these neurons carry what tuning changed.
     `source` says where the activations come from:
 
-    - Another `HookedLM` of the same shape runs on the same tokens, position by position, also while new ones are
+    - Another `HookedLM` of the same shape. It runs on the same tokens, position by position, also while new ones are
       generated. Edits whose blocks were entered before act on it too.
-    - Cached activations map a layer to `[batch, pos, d_mlp]`. They serve passes over just these tokens in this order.
+    - Cached activations, layer to `[batch, pos, d_mlp]`. They serve passes over just these tokens in this order.
       Their shape is checked; whether they are of these tokens is not known.
-    - `Activations` give their mean over prompts and steps, in each row that of its language (Yang et al. 2024 patch
-      with such means).
+    - `Activations`. Each row gets the mean of its language over prompts and steps. Yang et al. (2024) patch with such
+      means.
 
     Attributes:
         neurons: the neurons that are patched.
