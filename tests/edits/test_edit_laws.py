@@ -69,22 +69,22 @@ def test_nested_edits_are_their_sum(lm, steps):
 def test_neutral_and_opposite_edits(lm, step, size):
     plain = under(lm, step)
     assert torch.equal(under(lm, step + Offset(step.neurons, 0.0) + Scale(step.neurons, 1.0)), plain)
-    there, back = Offset(step.neurons, size), Offset(step.neurons, -size)
-    assert_close(under(lm, step + there + back), plain, atol=1e-4, rtol=1e-4)
+    forth, back = Offset(step.neurons, size), Offset(step.neurons, -size)
+    assert_close(under(lm, step + forth + back), plain, atol=1e-4, rtol=1e-4)
 
 
 @_FEW
 @given(_STEPS, _STEPS)
-def test_order_matters_when_it_should(lm, one, other):
-    shared = set(one.neurons) & set(other.neurons)
-    kinds = {type(one), type(other)}
-    commute = not shared or kinds in ({Offset}, {Scale}) or one == other
-    same = torch.allclose(under(lm, one + other), under(lm, other + one), atol=1e-5)
+def test_order_matters_when_it_should(lm, first, second):
+    shared = set(first.neurons) & set(second.neurons)
+    kinds = {type(first), type(second)}
+    commute = not shared or kinds in ({Offset}, {Scale}) or first == second
+    same = torch.allclose(under(lm, first + second), under(lm, second + first), atol=1e-5)
     if commute:
         assert same
     else:
-        first, second = (edit._affine(lm, "") for edit in (one + other, other + one))
-        assert same == (equal(first.gains, second.gains) and equal(first.shifts, second.shifts))
+        affine, reverse = (edit._affine(lm, "") for edit in (first + second, second + first))
+        assert same == (equal(affine.gains, reverse.gains) and equal(affine.shifts, reverse.shifts))
 
 
 @_FEW
@@ -182,9 +182,9 @@ def interrupted_at(call, work):
 
 @pytest.mark.parametrize("patched", [False, True])
 def test_an_interrupt_at_any_call_leaves_no_edit_that_acts(pair, patched):
-    (model, lm), (source, other) = pair
-    lm, other = (HookedLM.load(each, tokenizer=lm.tokenizer) for each in (model, source))
-    edit = Patch(NEURONS, other) if patched else Offset(NEURONS, 2.0)
+    (model, lm), (source, source_lm) = pair
+    lm, source_lm = (HookedLM.load(raw_model, tokenizer=lm.tokenizer) for raw_model in (model, source))
+    edit = Patch(NEURONS, source_lm) if patched else Offset(NEURONS, 2.0)
     ids, mask = lm.encode(TEXTS[:1])
     alone, calls = lm.logits(ids, mask), 1
 
@@ -194,15 +194,15 @@ def test_an_interrupt_at_any_call_leaves_no_edit_that_acts(pair, patched):
 
     while calls < 400 and interrupted_at(calls, work):
         assert not lm.hooked
-        assert not other.hooked
-        other.check_alone()
+        assert not source_lm.hooked
+        source_lm.check_alone()
         assert not lm._others()
         assert torch.equal(lm.logits(ids, mask), alone)
-        for each in (lm, other):
+        for hooked_lm in (lm, source_lm):
             # What does nothing any more may stay behind; here it would make more calls.
-            for down in each._plain.downs:
+            for down in hooked_lm._plain.downs:
                 down._forward_pre_hooks.clear()
-            each.tl.reset_hooks()
+            hooked_lm.tl.reset_hooks()
         calls += 1
     work()
     assert 40 < calls < 400

@@ -46,7 +46,7 @@ def test_an_offset_adds_value_vectors_to_the_mlps_output(family):
         ours = family.lm.logits(ids, mask)
 
     def adding(layer):
-        push = -2.0 * sum(raw.values(family.model, own)[index] for own, index in PAIRS if own == layer)
+        push = -2.0 * sum(raw.values(family.model, layer)[index] for pair_layer, index in PAIRS if pair_layer == layer)
         return lambda _, args, out: out + push
 
     with raw.hooked([raw.down(family.model, layer).register_forward_hook(adding(layer)) for layer in range(2)]):
@@ -59,8 +59,8 @@ def test_the_order_of_scale_and_offset_matters(lm):
     with EDITS["scale, offset"][0].on(lm):
         one = lm.logits(ids, mask)
     with EDITS["offset, scale"][0].on(lm):
-        other = lm.logits(ids, mask)
-    assert not torch.allclose(one, other, atol=1e-2)
+        reverse = lm.logits(ids, mask)
+    assert not torch.allclose(one, reverse, atol=1e-2)
 
 
 def test_nested_edits_equal_their_sum(family):
@@ -134,7 +134,8 @@ def test_a_value_for_each_neuron(family, kind, change):
         ours = family.lm.logits(ids, mask)
     # `raw.editing` has a layer's columns in the order of the pairs.
     by_layer = [
-        torch.tensor([v for (own, _), v in zip(PAIRS, values, strict=True) if own == layer]) for layer in range(2)
+        torch.tensor([v for (pair_layer, _), v in zip(PAIRS, values, strict=True) if pair_layer == layer])
+        for layer in range(2)
     ]
     with (
         raw.editing(family.model, [pair for pair in PAIRS if pair[0] == 0], lambda x: change(x, by_layer[0])),
@@ -147,16 +148,16 @@ def test_a_value_for_each_neuron(family, kind, change):
 def test_positions(family):
     lm, model = family.lm, family.model
     ids, mask = lm.encode(TEXTS[:1])
-    whole = {}
+    runs = {}
     for positions in ("all", "prompt", "new"):
         with Offset(NEURONS, 4.0, positions=positions).on(lm):
             first, cache = lm.extend(ids, mask)
             new = first.argmax(-1, keepdim=True)
             longer = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             second, _ = lm.extend(new, longer, held=cache)
-        whole[positions] = first, second, torch.cat([ids, new], 1)
+        runs[positions] = first, second, torch.cat([ids, new], 1)
     n = ids.shape[1]
-    for positions, (first, second, tokens) in whole.items():
+    for positions, (first, second, tokens) in runs.items():
         where = torch.zeros(n + 1, 1)
         where[: n if positions == "prompt" else n + 1] = 1
         if positions == "new":
@@ -165,7 +166,7 @@ def test_positions(family):
             theirs = raw.forward(model, tokens).logits
         assert_close(first, theirs[:, n - 1], atol=1e-5, rtol=1e-5)
         assert_close(second, theirs[:, n], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(whole["all"][0], whole["new"][0])
+    assert not torch.allclose(runs["all"][0], runs["new"][0])
 
 
 @pytest.mark.parametrize(
@@ -223,14 +224,14 @@ def test_saved_and_loaded_is_equal(lm, tmp_path, edit):
 
 
 def test_an_edit_of_another_model_is_refused_unless_told(lm, model, tokenizer, tmp_path):
-    other = copy.deepcopy(model)
+    changed = copy.deepcopy(model)
     with torch.no_grad():
-        raw.values(other, 1)[3, 4] += 0.5
-    other = HookedLM.load(other, tokenizer=tokenizer)
+        raw.values(changed, 1)[3, 4] += 0.5
+    changed = HookedLM.load(changed, tokenizer=tokenizer)
     Offset(NEURONS, 1.0).save(tmp_path / "edit", lm)
     with pytest.raises(ValueError, match=r"was saved for .*any_model=True"):
-        Intervention.load(tmp_path / "edit", other)
-    assert Intervention.load(tmp_path / "edit", other, any_model=True) == Offset(NEURONS, 1.0)
+        Intervention.load(tmp_path / "edit", changed)
+    assert Intervention.load(tmp_path / "edit", changed, any_model=True) == Offset(NEURONS, 1.0)
 
 
 @pytest.mark.parametrize("positions", ["prompt", "new"])

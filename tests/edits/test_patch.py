@@ -33,21 +33,21 @@ def patched_by_hand(base, source, ids, pairs):
 
 
 def test_a_patch_from_a_model_equals_pytorch_hooks(pair):
-    (base, lm), (source, other) = pair
+    (base, lm), (source, source_lm) = pair
     ids, mask = lm.encode(TEXTS)
-    with Patch(NEURONS, other).on(lm):
+    with Patch(NEURONS, source_lm).on(lm):
         ours = lm.logits(ids, mask)
-        alone = [lm.logits(ids[i : i + 1, own], mask[i : i + 1, own]) for i, own in enumerate(mask)]
-    for i, own in enumerate(mask):
-        by_hand = patched_by_hand(base, source, ids[i : i + 1, own], PAIRS)
-        assert_close(ours[i, own], by_hand[0], atol=1e-5, rtol=1e-5)
+        alone = [lm.logits(ids[i : i + 1, row_mask], mask[i : i + 1, row_mask]) for i, row_mask in enumerate(mask)]
+    for i, row_mask in enumerate(mask):
+        by_hand = patched_by_hand(base, source, ids[i : i + 1, row_mask], PAIRS)
+        assert_close(ours[i, row_mask], by_hand[0], atol=1e-5, rtol=1e-5)
         assert_close(alone[i], by_hand, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(ours[mask], lm.logits(ids, mask)[mask], atol=1e-2)
 
 
 def test_a_patch_follows_while_generating(pair, tokenizer):
-    """In a batch, from the cache, through rows that end and are dropped, and for every sample of a prompt."""
-    (base, lm), (source, other) = pair
+    """The source follows in a batch, from the cache, past rows that end, and for every sample of a prompt."""
+    (base, lm), (source, source_lm) = pair
     written = []
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]
@@ -55,7 +55,7 @@ def test_a_patch_follows_while_generating(pair, tokenizer):
         while len(new) < 8 and (not new or new[-1] != 0):
             new.append(int(patched_by_hand(base, source, torch.tensor([[*ids, *new]]), PAIRS)[0, -1].argmax()))
         written.append(tokenizer.decode(new, skip_special_tokens=True))
-    with Patch(NEURONS, other).on(lm):
+    with Patch(NEURONS, source_lm).on(lm):
         assert list(generate(lm, TEXTS, max_new_tokens=8, greedy=True, progress=False).texts) == written
         one = generate(lm, TEXTS, n_samples=4, max_new_tokens=8, temperature=1e-4, progress=False).texts
         assert list(one) == [text for text in written for _ in range(4)]
@@ -66,9 +66,9 @@ def test_a_patch_of_rows_that_end_early(ending, pair):
     (_, _), (source, _) = pair
     token = 32
     lm = ending(token)
-    other = HookedLM.load(source, tokenizer=lm.tokenizer)
+    source_lm = HookedLM.load(source, tokenizer=lm.tokenizer)
     prompts = [" ".join(TEXTS[:k]) for k in (1, 2, 3)] * 4 + [f"the cat {n}" for n in range(20)]
-    with Patch(NeuronSet.all(lm), other).on(lm):
+    with Patch(NeuronSet.all(lm), source_lm).on(lm):
         together = generate(lm, prompts, n_samples=3, max_new_tokens=12, seed=1, progress=False)
         alone = [
             text
@@ -80,31 +80,31 @@ def test_a_patch_of_rows_that_end_early(ending, pair):
 
 
 def test_all_neurons_of_the_tuned_model_give_its_mlp_outputs(pair):
-    """With everything else equal the base then is the tuned model, as far as only value vectors' inputs changed."""
+    """The base then equals a tuned model in which only the inputs of the value vectors changed."""
     (base, lm), _ = pair
     tuned = copy.deepcopy(base)
     with torch.no_grad():
         for layer in range(2):
             tuned.transformer.h[layer].mlp.c_fc.weight.add_(0.1)
-    other = HookedLM.load(tuned, tokenizer=lm.tokenizer)
+    source_lm = HookedLM.load(tuned, tokenizer=lm.tokenizer)
     ids, mask = lm.encode(TEXTS)
-    with Patch(NeuronSet.all(lm), other).on(lm):
+    with Patch(NeuronSet.all(lm), source_lm).on(lm):
         logits = lm.logits(ids, mask)[mask]
     assert_close(logits, raw.forward(tuned, ids, mask).logits[mask], atol=1e-5, rtol=1e-5)
-    with Patch(NeuronSet.all(lm), lm).on(other):
-        back = other.logits(ids, mask)[mask]
+    with Patch(NeuronSet.all(lm), lm).on(source_lm):
+        back = source_lm.logits(ids, mask)[mask]
     assert_close(back, raw.forward(base, ids, mask).logits[mask], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(logits, back, atol=1e-2)
 
 
 def test_a_patch_from_cached_activations(pair):
-    (_, lm), (source, other) = pair
+    (_, lm), (source, source_lm) = pair
     ids, mask = lm.encode(TEXTS)
     with raw.watching(source, range(2)) as seen:
         raw.forward(source, ids, mask)
     with Patch(NEURONS, dict(seen)).on(lm):
         ours = lm.logits(ids, mask)[mask]
-    with Patch(NEURONS, other).on(lm):
+    with Patch(NEURONS, source_lm).on(lm):
         assert_close(ours, lm.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="serve passes over their own tokens"), Patch(NEURONS, dict(seen)).on(lm):
         lm.logits(ids[:1], mask[:1])
@@ -124,39 +124,39 @@ def test_a_patch_from_cached_activations(pair):
 
 def test_a_cache_serves_the_prompts_in_their_order(pair):
     """However long they are: the longer first, while batches are of like lengths."""
-    (_, lm), (source, other) = pair
+    (_, lm), (source, source_lm) = pair
     texts = [TEXTS[1], TEXTS[0]]
     with raw.watching(source, range(2)) as seen:
         raw.forward(source, *lm.encode(texts))
     with Patch(NEURONS, dict(seen), positions="prompt").on(lm):
         ours = generate(lm, texts, n_samples=3, max_new_tokens=8, progress=False).texts
-    with Patch(NEURONS, other, positions="prompt").on(lm):
+    with Patch(NEURONS, source_lm, positions="prompt").on(lm):
         assert generate(lm, texts, n_samples=3, max_new_tokens=8, progress=False).texts == ours
     assert generate(lm, texts, n_samples=3, max_new_tokens=8, progress=False).texts != ours
 
 
 def test_edits_of_a_patchs_source_come_first(pair):
     """Entered later, they would act behind the patched neurons and not on them."""
-    (_, lm), (source, other) = pair
+    (_, lm), (source, source_lm) = pair
     ids, mask = lm.encode(TEXTS[:1])
-    edit, patch = Offset(NeuronSet.of([(0, 1)]), 5.0), Patch(NeuronSet.of([(0, 1), (1, 3)]), other)
+    edit, patch = Offset(NeuronSet.of([(0, 1)]), 5.0), Patch(NeuronSet.of([(0, 1), (1, 3)]), source_lm)
     with raw.editing(source, [(0, 1)], lambda x: x + 5.0), raw.watching(source, range(2)) as seen:
         raw.forward(source, ids)
-    with edit.on(other), patch.on(lm):
+    with edit.on(source_lm), patch.on(lm):
         ours = lm.logits(ids, mask)
     with Patch(patch.neurons, dict(seen)).on(lm):
         assert_close(ours, lm.logits(ids, mask), atol=1e-5, rtol=1e-5)
     late = r"is the source of a patch on .*enter the edit's block before the patch's"
-    with pytest.raises(ValueError, match=late), patch.on(lm), edit.on(other):
+    with pytest.raises(ValueError, match=late), patch.on(lm), edit.on(source_lm):
         lm.logits(ids, mask)
-    with edit.on(other):
-        other.logits(ids, mask)
+    with edit.on(source_lm):
+        source_lm.logits(ids, mask)
 
 
 def test_a_patch_from_means_takes_each_rows_language(pair, tokenizer):
-    (base, lm), (_, other) = pair
+    (base, lm), (_, source_lm) = pair
     prompts = {"en": TEXTS[:1], "es": TEXTS[1:2]}
-    acts = collect_activations(other, prompts, NEURONS, max_new_tokens=5, progress=False)
+    acts = collect_activations(source_lm, prompts, NEURONS, max_new_tokens=5, progress=False)
     with Patch(NEURONS, acts).on(lm):
         together = generate(lm, prompts, n_samples=2, max_new_tokens=6, progress=False).texts
     for i, (code, texts) in enumerate(prompts.items()):
@@ -182,9 +182,9 @@ def test_a_patch_from_means_takes_each_rows_language(pair, tokenizer):
 
 
 def test_patches_add_up_with_other_edits(pair):
-    (base, lm), (source, other) = pair
+    (base, lm), (source, source_lm) = pair
     ids, mask = lm.encode(TEXTS[:1])
-    edit = Offset(NEURONS, 9.0) + Patch(NEURONS, other) + Scale(NEURONS, 2.0)
+    edit = Offset(NEURONS, 9.0) + Patch(NEURONS, source_lm) + Scale(NEURONS, 2.0)
     with raw.watching(source, range(2)) as seen:
         raw.forward(source, ids)
     with edit.on(lm):
@@ -197,8 +197,8 @@ def test_patches_add_up_with_other_edits(pair):
 
 
 def test_what_a_patch_cannot_be(pair, tmp_path):
-    (_, lm), (_, other) = pair
-    patch = Patch(NEURONS, other)
+    (_, lm), (_, source_lm) = pair
+    patch = Patch(NEURONS, source_lm)
     for wish, work in [
         ("be baked into weights", lambda: patch.bake(lm)),
         ("be a control vector", lambda: patch.control_vectors(lm)),
@@ -208,12 +208,12 @@ def test_what_a_patch_cannot_be(pair, tmp_path):
             work()
     with pytest.raises(ValueError, match="cannot run beside itself"):
         Patch(NEURONS, lm).on(lm).__enter__()
-    with pytest.raises(ValueError, match="is the source of a patch on"), patch.on(lm), Patch(NEURONS, lm).on(other):
+    with pytest.raises(ValueError, match="is the source of a patch on"), patch.on(lm), Patch(NEURONS, lm).on(source_lm):
         lm.logits(*lm.encode(TEXTS))
     with patch.on(lm):
         lm.logits(*lm.encode(TEXTS))
         # A pass of the other alone is of no use: it may be of other tokens.
-        other.logits(*lm.encode(["the cat"]))
+        source_lm.logits(*lm.encode(["the cat"]))
         with pytest.raises(RuntimeError, match=r"not with calls of \.tl"):
             lm.tl(lm.encode(["the cat"])[0])
     ids, mask = lm.encode(TEXTS[:1])

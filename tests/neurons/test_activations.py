@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -98,6 +99,9 @@ def test_saved_and_loaded_is_equal(tmp_path, kept):
     assert again != dataclasses.replace(acts, sums=acts.sums + 1)
     assert again != dataclasses.replace(acts, kept=None if kept else made_up()[2].kept)
     assert again != "activations"
+    broken = dataclasses.replace(acts, sums=acts.sums * math.nan)
+    broken.save(tmp_path / "acts")
+    assert Activations.load(tmp_path / "acts") == broken, "NaN is NaN"
 
 
 def test_mean_of_a_language_that_is_not_there():

@@ -66,8 +66,8 @@ def test_more_along_the_direction_is_more_of_the_positive_class(probe, model, to
     means = torch.stack(
         [raw.states(model, torch.tensor([tokenizer(text)["input_ids"]]))[-1][0].mean(0) for text in sentences["text"]]
     )
-    told = (means @ probe.direction + probe.bias > 0).numpy()
-    assert (told == np.array(sentences["label"])).mean() > 0.9
+    judged_toxic = (means @ probe.direction + probe.bias > 0).numpy()
+    assert (judged_toxic == np.array(sentences["label"])).mean() > 0.9
 
 
 def test_labels_that_say_nothing_give_no_better_than_the_baseline(lm, sentences):
@@ -94,18 +94,18 @@ def test_labels_of_one_class(lm):
 
 def test_a_direction_found_elsewhere_says_what_is_not_known(lm, tmp_path):
     direction = torch.linspace(-1, 1, lm.d_model)
-    found = Probe.from_direction(direction.tolist(), bias=0.5, model=lm)
-    assert (found.bias, found.model) == (0.5, lm.identity())
-    assert_close(found.direction, direction)
-    assert (found.accuracy, found.auc, found.baseline, found.n_train, found.n_held_out) == (None,) * 5
+    probe = Probe.from_direction(direction.tolist(), bias=0.5, model=lm)
+    assert (probe.bias, probe.model) == (0.5, lm.identity())
+    assert_close(probe.direction, direction)
+    assert (probe.accuracy, probe.auc, probe.baseline, probe.n_train, probe.n_held_out) == (None,) * 5
     assert (
-        repr(found) == f"Probe(d_model {lm.d_model}: held-out accuracy unknown, AUC unknown, majority baseline unknown)"
+        repr(probe) == f"Probe(d_model {lm.d_model}: held-out accuracy unknown, AUC unknown, majority baseline unknown)"
     )
-    found.save(tmp_path / "probe.safetensors")
+    probe.save(tmp_path / "probe.safetensors")
     again = Probe.load(tmp_path / "probe.safetensors")
-    assert repr(again) == repr(found)
-    assert torch.equal(again.direction, found.direction)
-    assert len(localize.by_cosine(lm, found, k=5)) == 5
+    assert repr(again) == repr(probe)
+    assert torch.equal(again.direction, probe.direction)
+    assert len(localize.by_cosine(lm, probe, k=5)) == 5
 
 
 def test_saved_and_loaded_is_equal(probe, tmp_path):
@@ -153,9 +153,9 @@ def test_what_is_no_direction(lm, vector, bias, words):
 def test_the_numbers_of_a_torch_file(tmp_path, bias, whole):
     layer = torch.nn.Linear(8, 1, bias=bias)
     torch.save(layer if whole else layer.state_dict(), tmp_path / "probe.pt")
-    found = Probe.from_torch_file(tmp_path / "probe.pt")
-    assert torch.equal(found.direction, layer.weight.detach()[0])
-    assert found.bias == (float(layer.bias.detach()) if bias else 0.0)
+    probe = Probe.from_torch_file(tmp_path / "probe.pt")
+    assert torch.equal(probe.direction, layer.weight.detach()[0])
+    assert probe.bias == (float(layer.bias.detach()) if bias else 0.0)
 
 
 class Hostile:

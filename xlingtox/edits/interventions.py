@@ -209,14 +209,7 @@ class Intervention:
 @checked
 @dataclass(frozen=True, repr=False)
 class _Constant(Step, Intervention):
-    """An edit by numbers that are the same in every pass.
-
-    Attributes:
-        neurons: the neurons that are edited.
-        value: one number for all of them, or one for each.
-        positions: "all" (as in the paper), "prompt" (the tokens of the first pass), or "new" (the tokens that are read
-            after it from the cache: all generated ones but the last).
-    """
+    """An edit by numbers that are the same in every pass; `Offset` explains its fields."""
 
     neurons: NeuronSet
     value: float | tuple[float, ...]
@@ -271,7 +264,8 @@ class Offset(_Constant):
     Attributes:
         neurons: the neurons that are edited.
         value: one number for all of them, or one for each.
-        positions: where the edit acts: "all" tokens (as in the paper), those of the "prompt", or "new" ones.
+        positions: "all" (as in the paper), "prompt" (the tokens of the first pass), or "new" (the tokens that are read
+            after it from the cache: all generated ones but the last).
 
     Example:
         >>> with xt.Offset(sources, -1.0).on(lm):
@@ -291,7 +285,7 @@ class Scale(_Constant):
     Attributes:
         neurons: the neurons that are edited.
         value: one number for all of them, or one for each.
-        positions: where the edit acts: "all" tokens (as in the paper), those of the "prompt", or "new" ones.
+        positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
 
     Example:
         >>> with xt.Scale(sources, 0.0).on(lm):
@@ -334,7 +328,7 @@ class Set(_Constant):
     Attributes:
         neurons: the neurons that are edited.
         value: one number for all of them, or one for each.
-        positions: where the edit acts: "all" tokens (as in the paper), those of the "prompt", or "new" ones.
+        positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
 
     Example:
         >>> means = activations.mean(language="en")

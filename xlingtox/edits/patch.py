@@ -36,7 +36,7 @@ class Patch(Step, Intervention):
     Attributes:
         neurons: the neurons that are patched.
         source: where their activations come from.
-        positions: where the edit acts: "all" tokens, those of the "prompt", or "new" ones, as in `Offset`.
+        positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
         language: for `Activations`, take the mean of this language in all rows. Calls that know no languages need it:
             those with plain token ids and without `languages=`, `Probe.fit`, `transfer.bilingual_retrieval`.
 

@@ -34,8 +34,8 @@ _MOST_BYTES = 2**30
 class Activations:
     """Post-activations of `neurons` over the steps of greedy continuations.
 
-    A neuron whose mean on toxic prompts is positive writes its value vector to the residual stream there. This is what
-    makes a candidate a source.
+    A neuron adds its activation times its value vector to the residual stream. So a candidate is a source if its mean
+    activation on toxic prompts is positive.
 
     Attributes:
         neurons: what was read; the last axis of `sums` and of `values` is in its order.
