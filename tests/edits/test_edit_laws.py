@@ -99,9 +99,9 @@ _FAULTS = st.sampled_from([KeyboardInterrupt, SystemExit, GeneratorExit, ValueEr
 
 
 @_FEW
-@given(st.lists(_STEPS, min_size=1, max_size=4), _FAULTS, st.booleans(), st.integers(1, 6))
-def test_hooks_are_gone_after_any_exception(lm, steps, fault, in_a_hook, calls):
-    """Raised in the block, or by the user's own hook at one of its calls."""
+@given(steps=st.lists(_STEPS, min_size=1, max_size=4), fault=_FAULTS, in_a_hook=st.booleans(), calls=st.integers(1, 6))
+def test_hooks_are_gone_after_any_exception(lm, *, steps, fault, in_a_hook, calls):
+    """The exception is raised in the block, or by the user's own hook at one of its calls."""
     before, left = under(lm), [calls]
 
     def breaking(value):
@@ -157,9 +157,9 @@ def test_an_interrupt_while_hooks_are_removed_leaves_none_that_acts(lm, at, monk
 
 
 def interrupted_at(call, work):
-    """Do some work, and be interrupted at that call in what runs and hooks models; whether there were as many.
+    """Do some work, interrupt it at that call in the modules that run and hook models, and say if it got so far.
 
-    Python looks whether it is interrupted where a function of its own begins and where another ends.
+    Python looks for an interrupt where a function of its own begins and where one in C ends.
     """
     left = [call]
     parts = {module.__file__ for module in (forward, backend, tl_backend, interventions, step, patch)}

@@ -120,7 +120,7 @@ def test_mean_of_a_language_that_is_not_there():
         (["cat"], NeuronSet.of([]), 3, "empty"),
     ],
 )
-def test_bad_input(lm, prompts, neurons, steps, words):
+def test_bad_input(lm, *, prompts, neurons, steps, words):
     with pytest.raises(ValueError, match=words):
         collect_activations(lm, prompts, neurons, max_new_tokens=steps, progress=False)
 

@@ -56,21 +56,21 @@ class Patch(Step, Intervention):
 
     def __repr__(self) -> str:
         if isinstance(self.source, Activations):
-            what = f"means of {self.language or 'each language'} in {self.source.model.name}"
+            origin = f"means of {self.language or 'each language'} in {self.source.model.name}"
         else:
-            what = repr(self.source) if isinstance(self.source, HookedLM) else "cached activations"
-        return self._named(what)
+            origin = repr(self.source) if isinstance(self.source, HookedLM) else "cached activations"
+        return self._named(origin)
 
     def content(self) -> str:
         source = self.source
         if isinstance(source, HookedLM):
-            what: object = source.identity()
+            origin: object = source.identity()
         elif isinstance(source, Activations):
             neurons = source.neurons.neurons, source.language_codes, self.language
-            what = neurons, fingerprint({"sums": source.sums, "steps": source.steps})
+            origin = neurons, fingerprint({"sums": source.sums, "steps": source.steps})
         else:
-            what = fingerprint({str(layer): values for layer, values in source.items()})
-        return f"{super().content()} {what}"
+            origin = fingerprint({str(layer): values for layer, values in source.items()})
+        return f"{super().content()} {origin}"
 
     def check(self, lm: HookedLM) -> None:
         super().check(lm)

@@ -76,9 +76,10 @@ class Step:
         """Return a text that differs between any two different edits, for a digest."""
         return f"{type(self).__name__} {self.neurons.neurons} {self.positions}"
 
-    def _named(self, what: str) -> str:
+    def _named(self, change: str) -> str:
+        """Return a repr, in which `change` says what becomes of the neurons."""
         where = "" if self.positions == "all" else f", positions={self.positions!r}"
-        return f"{type(self).__name__}({self.neurons!r}, {what}{where})"
+        return f"{type(self).__name__}({self.neurons!r}, {change}{where})"
 
 
 @contextlib.contextmanager

@@ -66,8 +66,8 @@ class Activations:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        what = f"{len(self.neurons)} neurons of {self.model}, {len(self.languages)} prompts"
-        return f"Activations({what} in {', '.join(self.language_codes)})"
+        counts = f"{len(self.neurons)} neurons of {self.model}, {len(self.languages)} prompts"
+        return f"Activations({counts} in {', '.join(self.language_codes)})"
 
     @property
     def language_codes(self) -> tuple[str, ...]:
@@ -270,6 +270,7 @@ class _Reader:
         self.weights = self.belongs[:, rows] * going
 
     def hooks(self) -> dict[int, Hook]:
+        """Return one hook for each layer that has neurons to read."""
         return {layer: self._hook(chosen, columns) for layer, (chosen, columns) in self.layers.items()}
 
     def _hook(self, chosen: Tensor | None, columns: Int[Tensor, "column"]) -> Hook:

@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 
 
-def equal(one: Any, other: Any) -> bool:
+def equal(left: Any, right: Any) -> bool:
     """Return whether two values are of one class and hold the same numbers; NaN in a tensor equals NaN."""
-    if type(one) is not type(other):
+    if type(left) is not type(right):
         return False
-    if isinstance(one, Tensor):
-        if one.dtype != other.dtype or one.shape != other.shape:
+    if isinstance(left, Tensor):
+        if left.dtype != right.dtype or left.shape != right.shape:
             return False
-        return bool(((one == other) | (one.isnan() & other.isnan())).all())
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
-    if dataclasses.is_dataclass(one):
-        return all(equal(getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(one))
-    return bool(one == other)
+        return bool(((left == right) | (left.isnan() & right.isnan())).all())
+    if isinstance(left, Mapping):
+        return left.keys() == right.keys() and all(equal(value, right[key]) for key, value in left.items())
+    if dataclasses.is_dataclass(left):
+        return all(equal(getattr(left, field.name), getattr(right, field.name)) for field in dataclasses.fields(left))
+    return bool(left == right)
