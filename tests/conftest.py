@@ -104,6 +104,13 @@ def lm(model: Any, tokenizer: PreTrainedTokenizerFast) -> HookedLM:
     return HookedLM.load(model, tokenizer=tokenizer)
 
 
+@pytest.fixture(scope="module")
+def pair(tokenizer: PreTrainedTokenizerFast) -> list[tuple[Any, HookedLM]]:
+    """Two models of one shape: raw and hooked each."""
+    models = [tiny("gpt2"), randomised(tiny("gpt2"), seed=1)]
+    return [(model, HookedLM.load(model, tokenizer=tokenizer)) for model in models]
+
+
 @pytest.fixture(scope="session")
 def ending(model: Any, tokenizer: PreTrainedTokenizerFast):
     """`ending(token_id)`: the GPT-2 with another token as its end of sequence, so that some rows end early.

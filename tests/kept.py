@@ -9,7 +9,7 @@ import torch
 
 from xlingtox import files
 from xlingtox.data import Prompt
-from xlingtox.edits.baking import ControlVectors
+from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation.comparison import Comparison, Measures
 from xlingtox.evaluation.metrics import Change
@@ -22,6 +22,7 @@ from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
+from xlingtox.neurons.token_activations import TokenActivations
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer.correlation import Correlation
 from xlingtox.transfer.prediction import Predictor, Transfer
@@ -29,7 +30,9 @@ from xlingtox.transfer.retrieval import Retrieval
 
 KINDS: dict[str, Any] = {
     "probe": Probe,
+    "neurons": NeuronSet,
     "activations": Activations,
+    "tokens": TokenActivations,
     "continuations": Continuations,
     "comparison": Comparison,
     "transfer": Transfer,
@@ -51,6 +54,8 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
     prompts = tuple(Prompt("en", f"{value} {i}") for i in range(n))
     return {
         "probe": Probe(torch.full((50 * n,), value), value, value, value, value, int(value), int(value), model),
+        "neurons": neurons,
+        "tokens": TokenActivations("en", (f"{value}",) * 5, 1, torch.full((5, n), value), neurons, model),
         "activations": Activations(
             neurons,
             torch.full((1, n), value, dtype=torch.float64),

@@ -10,7 +10,7 @@ from datasets import Dataset
 from toys import HashScorer
 
 from xlingtox import data
-from xlingtox.edits.baking import ControlVectors
+from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Intervention, Offset
 from xlingtox.evaluation.comparison import Comparison, compare
 from xlingtox.files import _HOST, appearing, writable_folder

@@ -94,7 +94,7 @@ def test_every_result_is_that_of_the_tokenizer_without_an_end(both):
     writings = [generate(lm, TEXTS, n_samples=3, max_new_tokens=6, seed=2, progress=False) for lm in both[1]]
     assert writings[0].texts == writings[1].texts
     same(lambda lm: collect_activations(lm, TEXTS, NEURONS, max_new_tokens=5, progress=False).values, both)
-    same(lambda lm: Probe.fit(lm, LABELLED, held_out=0.25, progress=False).direction, both)
+    same(lambda lm: Probe.fit(lm, LABELLED, held_out_share=0.25, progress=False).direction, both)
     same(lambda lm: list(by_auroc(lm, LABELLED, progress=False).scores), both)
     parallel = {"en": ["the cat", "the dog ran", "a house"], "es": ["el gato", "la casa", "es grande y"]}
     same(lambda lm: retrieval.bilingual_retrieval(lm, parallel, progress=False).scores["es"], both)
@@ -108,7 +108,7 @@ def test_every_result_is_that_of_the_tokenizer_without_an_end(both):
 
 
 def test_judges_read_no_end_either(both):
-    probe = Probe.fit(both[1][0], LABELLED, held_out=0.25, progress=False)
+    probe = Probe.fit(both[1][0], LABELLED, held_out_share=0.25, progress=False)
     texts = ["the cat", "", "la casa"]
     same(lambda lm: ProbeScorer(lm, probe, languages=["en"], progress=False).score(texts, ["en"] * 3), both)
 
@@ -325,7 +325,7 @@ def test_labelled_sentences_and_pairs_in_a_table(lm, kind):
         pd.DataFrame(table.to_list()) if kind == "frame" else table.to_list() for table in (LABELLED, PAIRS)
     )
     assert labelled_texts(labelled) == labelled_texts(LABELLED)
-    fitted = [Probe.fit(lm, table, held_out=0.25, progress=False).direction for table in (labelled, LABELLED)]
+    fitted = [Probe.fit(lm, table, held_out_share=0.25, progress=False).direction for table in (labelled, LABELLED)]
     assert torch.equal(*fitted)
     assert by_auroc(lm, labelled, progress=False) == by_auroc(lm, LABELLED, progress=False)
     assert check_pairs(pairs).to_list() == PAIRS.to_list()

@@ -18,7 +18,7 @@ from families import LAYOUTS, N_LAYERS
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from xlingtox.edits.baking import ControlVectors
+from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.models.generation import decode, generate, greediest
 from xlingtox.models.hooked import HookedLM
@@ -127,19 +127,20 @@ def test_control_vectors_where_a_constant_is_the_same(family, tmp_path):
         with pytest.raises(ValueError, match="norm after its MLP: no constant fits"):
             OFFSET.control_vectors(lm)
         return
-    found = OFFSET.control_vectors(lm)
-    assert sorted(found.vectors) == [0, 1, 2]
+    vectors = OFFSET.control_vectors(lm)
+    assert sorted(vectors.vectors) == [0, 1, 2]
     by_hand = -1.25 * families.values(model, name, 1)[0] - 1.5 * families.values(model, name, 1)[39]
-    assert_close(found.vectors[1], by_hand, atol=1e-6, rtol=1e-5)
+    assert_close(vectors.vectors[1], by_hand, atol=1e-6, rtol=1e-5)
     ids, mask = lm.encode(TEXTS)
     with OFFSET.on(lm):
         hooked = lm.logits(ids, mask)[mask]
-    with found.on(lm):
+    with vectors.on(lm):
         assert_close(lm.logits(ids, mask)[mask], hooked, atol=1e-5, rtol=1e-5)
-    found.save(tmp_path / "vectors")
+    vectors.save(tmp_path / "vectors")
     assert sorted(load_file(tmp_path / "vectors")) == [f"layer.{layer}" for layer in range(N_LAYERS)]
     again = ControlVectors.load(tmp_path / "vectors")
-    assert all(torch.equal(again.vectors[layer], found.vectors[layer]) for layer in found.vectors)
+    assert again == vectors
+    assert again != ControlVectors({layer: 2 * vector for layer, vector in vectors.vectors.items()})
 
 
 @pytest.mark.parametrize("kind", [Scale, Set])
@@ -160,16 +161,22 @@ def test_mistral_without_a_window_is_written_as_llama(tokenizer, tmp_path):
 
 
 def test_gguf(lm, tmp_path):
-    found = Offset(NeuronSet.of([(1, 0), (1, 5)]), -2.0).control_vectors(lm)
+    vectors = Offset(NeuronSet.of([(1, 0), (1, 5)]), -2.0).control_vectors(lm)
     with pytest.raises(ValueError, match="cannot steer the first block"):
         Offset(NeuronSet.of([(0, 0)]), 1.0).control_vectors(lm).save_gguf(tmp_path / "no.gguf", "gpt2")
-    found.save_gguf(tmp_path / "steer.gguf", "gpt2")
+    vectors.save_gguf(tmp_path / "steer.gguf", "gpt2")
     reader = gguf.GGUFReader(tmp_path / "steer.gguf")
     (tensor,) = reader.tensors
     assert tensor.name == "direction.1"
-    assert_close(torch.tensor(tensor.data), found.vectors[1])
+    assert_close(torch.tensor(tensor.data), vectors.vectors[1])
     assert reader.get_field("controlvector.model_hint").contents() == "gpt2"
     assert reader.get_field("controlvector.layer_count").contents() == 1
+
+
+def test_a_missing_package_is_named_with_its_extra(lm, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ImportError, match=r"pip install 'xlingtox\[gguf\]'"):
+        Offset(NeuronSet.of([(1, 0)]), -2.0).control_vectors(lm).save_gguf(tmp_path / "steer.gguf", "gpt2")
 
 
 @pytest.mark.parametrize("layer", [-1, 2])
@@ -200,10 +207,10 @@ def test_nothing_is_written_before_it_is_known_to_fit(tokenizer, tmp_path):
 def test_rounding_in_bfloat16(tokenizer):
     """A baked bias is rounded once more than a hooked offset: no further from the truth than bfloat16 itself."""
     model = families.build("gpt2")
-    whole, half = (HookedLM.load(model, tokenizer=tokenizer, dtype=kind) for kind in (torch.float32, torch.bfloat16))
-    ids, mask = whole.encode(TEXTS)
-    with OFFSET.on(whole):
-        truth = whole.logits(ids, mask)[mask]
+    single, half = (HookedLM.load(model, tokenizer=tokenizer, dtype=kind) for kind in (torch.float32, torch.bfloat16))
+    ids, mask = single.encode(TEXTS)
+    with OFFSET.on(single):
+        truth = single.logits(ids, mask)[mask]
     with OFFSET.on(half):
         hooked = half.logits(ids, mask)[mask].float()
     baked = OFFSET.bake(half)
@@ -239,7 +246,7 @@ def test_far_positions_in_bfloat16(tokenizer):
 
 
 def test_settings_of_sampling_beside_greedy_decoding_are_no_obstacle(tokenizer, tmp_path):
-    """As in the checkpoint of Llama 2, which transformers reads but does not write."""
+    """The checkpoint of Llama 2 has such settings: transformers reads them but does not write them."""
     model = families.build("llama")
     model.generation_config.do_sample, model.generation_config.temperature = False, 0.9
     model.generation_config.top_p, model.generation_config.max_length = 0.6, 50
@@ -275,15 +282,15 @@ def test_a_constant_multiplier_is_folded_in(tokenizer, tmp_path, dtype):
     if dtype == torch.float32:
         equal(OFFSET, lm, OFFSET.bake(lm, output_dir=tmp_path / "out"))
         assert json.loads((tmp_path / "out" / "bake.json").read_text("utf-8"))["written_as"] == "mlp_bias"
-    found = OFFSET.control_vectors(lm)
+    vectors = OFFSET.control_vectors(lm)
     plain, ids = copy.deepcopy(model), lm.encode(TEXTS[:1])[0]
-    for layer, vector in found.vectors.items():
+    for layer, vector in vectors.vectors.items():
         values = model.model.layers[layer].mlp.down_proj.weight.T.detach()
         by_hand = {0: -1.5 * values[7], 1: -1.25 * values[0] - 1.5 * values[39], 2: -1.5 * values[5]}[layer]
         assert_close(vector, 0.22 * by_hand, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=1e-5)
         plain.model.layers[layer].mlp.down_proj.register_forward_hook(lambda _, args, out, push=by_hand: out + push)
     if dtype == torch.float32:
-        with torch.no_grad(), found.on(lm):
+        with torch.no_grad(), vectors.on(lm):
             assert_close(lm.logits(ids, torch.ones_like(ids) > 0), plain(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
 
 
@@ -370,7 +377,7 @@ def test_a_setting_that_a_configuration_does_not_hold_is_seen_in_the_logits(toke
 
 
 def test_a_bake_that_is_killed_leaves_a_model_or_none(tokenizer, tmp_path):
-    """At random moments and just before the tokenizer, the record and the folder itself are there."""
+    """Processes are killed at random moments, and just before the tokenizer, the record and the folder are there."""
     base = tmp_path / "base"
     families.build("llama").save_pretrained(base)
     tokenizer.save_pretrained(base)

@@ -1,24 +1,16 @@
-import contextlib
+"""Edits by numbers: as values, on a model against plain PyTorch hooks, and saved."""
+
 import copy
-import functools
-import operator
-import sys
 
 import numpy as np
 import pytest
 import raw
 import torch
-from conftest import tiny
-from families import randomised
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from xlingtox.edits.interventions import Intervention, Offset, Scale, Set
-from xlingtox.edits.patch import Patch
-from xlingtox.models.generation import decode, generate, greediest
+from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM, HookNeverFired
-from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
 
 TEXTS = ["the cat sat", "la casa es grande y el gato duerme en", "a"]
@@ -54,7 +46,7 @@ def test_an_offset_adds_value_vectors_to_the_mlps_output(family):
         ours = family.lm.logits(ids, mask)
 
     def adding(layer):
-        push = -2.0 * sum(raw.values(family.model, own)[index] for own, index in PAIRS if own == layer)
+        push = -2.0 * sum(raw.values(family.model, layer)[index] for pair_layer, index in PAIRS if pair_layer == layer)
         return lambda _, args, out: out + push
 
     with raw.hooked([raw.down(family.model, layer).register_forward_hook(adding(layer)) for layer in range(2)]):
@@ -67,8 +59,8 @@ def test_the_order_of_scale_and_offset_matters(lm):
     with EDITS["scale, offset"][0].on(lm):
         one = lm.logits(ids, mask)
     with EDITS["offset, scale"][0].on(lm):
-        other = lm.logits(ids, mask)
-    assert not torch.allclose(one, other, atol=1e-2)
+        reverse = lm.logits(ids, mask)
+    assert not torch.allclose(one, reverse, atol=1e-2)
 
 
 def test_nested_edits_equal_their_sum(family):
@@ -142,7 +134,8 @@ def test_a_value_for_each_neuron(family, kind, change):
         ours = family.lm.logits(ids, mask)
     # `raw.editing` has a layer's columns in the order of the pairs.
     by_layer = [
-        torch.tensor([v for (own, _), v in zip(PAIRS, values, strict=True) if own == layer]) for layer in range(2)
+        torch.tensor([v for (pair_layer, _), v in zip(PAIRS, values, strict=True) if pair_layer == layer])
+        for layer in range(2)
     ]
     with (
         raw.editing(family.model, [pair for pair in PAIRS if pair[0] == 0], lambda x: change(x, by_layer[0])),
@@ -155,16 +148,16 @@ def test_a_value_for_each_neuron(family, kind, change):
 def test_positions(family):
     lm, model = family.lm, family.model
     ids, mask = lm.encode(TEXTS[:1])
-    whole = {}
+    runs = {}
     for positions in ("all", "prompt", "new"):
         with Offset(NEURONS, 4.0, positions=positions).on(lm):
             first, cache = lm.extend(ids, mask)
             new = first.argmax(-1, keepdim=True)
             longer = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             second, _ = lm.extend(new, longer, held=cache)
-        whole[positions] = first, second, torch.cat([ids, new], 1)
+        runs[positions] = first, second, torch.cat([ids, new], 1)
     n = ids.shape[1]
-    for positions, (first, second, tokens) in whole.items():
+    for positions, (first, second, tokens) in runs.items():
         where = torch.zeros(n + 1, 1)
         where[: n if positions == "prompt" else n + 1] = 1
         if positions == "new":
@@ -173,7 +166,7 @@ def test_positions(family):
             theirs = raw.forward(model, tokens).logits
         assert_close(first, theirs[:, n - 1], atol=1e-5, rtol=1e-5)
         assert_close(second, theirs[:, n], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(whole["all"][0], whole["new"][0])
+    assert not torch.allclose(runs["all"][0], runs["new"][0])
 
 
 @pytest.mark.parametrize(
@@ -231,204 +224,14 @@ def test_saved_and_loaded_is_equal(lm, tmp_path, edit):
 
 
 def test_an_edit_of_another_model_is_refused_unless_told(lm, model, tokenizer, tmp_path):
-    other = copy.deepcopy(model)
+    changed = copy.deepcopy(model)
     with torch.no_grad():
-        raw.values(other, 1)[3, 4] += 0.5
-    other = HookedLM.load(other, tokenizer=tokenizer)
+        raw.values(changed, 1)[3, 4] += 0.5
+    changed = HookedLM.load(changed, tokenizer=tokenizer)
     Offset(NEURONS, 1.0).save(tmp_path / "edit", lm)
     with pytest.raises(ValueError, match=r"was saved for .*any_model=True"):
-        Intervention.load(tmp_path / "edit", other)
-    assert Intervention.load(tmp_path / "edit", other, any_model=True) == Offset(NEURONS, 1.0)
-
-
-# --- laws, for any edit
-
-_VALUES = st.integers(-3, 3).map(float)
-
-
-def steps_of(positions):
-    """Edits by one number, or one for each neuron."""
-    return st.builds(
-        lambda kind, rows, one, place: kind(
-            NeuronSet.of([pair for pair, _ in rows]), one if one is not None else [value for _, value in rows], place
-        ),
-        st.sampled_from([Offset, Scale, Set]),
-        st.lists(
-            st.tuples(st.tuples(st.integers(0, 1), st.integers(0, 5)), _VALUES),
-            min_size=1,
-            max_size=4,
-            unique_by=lambda row: row[0],
-        ),
-        st.none() | _VALUES,
-        st.sampled_from(positions),
-    )
-
-
-_STEPS, _PLACED = steps_of(["all"]), steps_of(["all", "prompt"])
-_FEW = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
-
-
-def under(lm, *edits):
-    ids, mask = lm.encode(TEXTS)
-    with contextlib.ExitStack() as stack:
-        for edit in edits:
-            stack.enter_context(edit.on(lm))
-        return lm.logits(ids, mask)[mask]
-
-
-@_FEW
-@given(st.lists(_PLACED, min_size=2, max_size=4))
-def test_nested_edits_are_their_sum(lm, steps):
-    total = functools.reduce(operator.add, steps)
-    assert torch.equal(under(lm, *steps), under(lm, total))
-
-
-@_FEW
-@given(_PLACED, st.floats(-4, 4, width=32))
-def test_neutral_and_opposite_edits(lm, step, size):
-    plain = under(lm, step)
-    assert torch.equal(under(lm, step + Offset(step.neurons, 0.0) + Scale(step.neurons, 1.0)), plain)
-    there, back = Offset(step.neurons, size), Offset(step.neurons, -size)
-    assert_close(under(lm, step + there + back), plain, atol=1e-4, rtol=1e-4)
-
-
-@_FEW
-@given(_STEPS, _STEPS)
-def test_order_matters_when_it_should(lm, one, other):
-    shared = set(one.neurons) & set(other.neurons)
-    kinds = {type(one), type(other)}
-    commute = not shared or kinds in ({Offset}, {Scale}) or one == other
-    same = torch.allclose(under(lm, one + other), under(lm, other + one), atol=1e-5)
-    if commute:
-        assert same
-    else:
-        affine = [step._affine(lm, "") for step in (one + other, other + one)]
-        assert same == all(
-            torch.equal(affine[0][part][layer], affine[1][part][layer]) for part in (0, 1) for layer in affine[0][part]
-        )
-
-
-@_FEW
-@given(st.lists(_STEPS, min_size=1, max_size=4))
-def test_baked_is_hooked(lm, steps):
-    total = functools.reduce(operator.add, steps)
-    ids, mask = lm.encode(TEXTS)
-    assert_close(total.bake(lm).logits(ids, mask)[mask], under(lm, total), atol=1e-4, rtol=1e-4)
-
-
-_FAULTS = st.sampled_from([KeyboardInterrupt, SystemExit, GeneratorExit, ValueError, RuntimeError, MemoryError])
-
-
-@_FEW
-@given(st.lists(_STEPS, min_size=1, max_size=4), _FAULTS, st.booleans(), st.integers(1, 6))
-def test_hooks_are_gone_after_any_exception(lm, steps, fault, in_a_hook, calls):
-    """Raised in the block, or by the user's own hook at one of its calls."""
-    before, left = under(lm), [calls]
-
-    def breaking(value):
-        left[0] -= 1
-        if left[0] == 0:
-            raise fault
-
-    def interrupted():
-        with contextlib.ExitStack() as stack:
-            for step in steps:
-                stack.enter_context(step.on(lm))
-            if in_a_hook:
-                stack.enter_context(lm.hooks(post={1: breaking}))
-                for _ in range(calls):
-                    under(lm)
-            raise fault
-
-    with pytest.raises(fault):
-        interrupted()
-    assert not lm.hooked
-    assert torch.equal(under(lm), before)
-
-
-@pytest.mark.parametrize("at", range(1, 5))
-def test_an_interrupt_while_hooks_are_removed_leaves_none_that_acts(lm, at, monkeypatch):
-    before, left = under(lm), [at]
-
-    def interrupted(engine):
-        original = engine.on_post
-
-        def on_post(layer, hook):
-            remove = original(layer, hook)
-
-            def removing():
-                left[0] -= 1
-                if left[0] == 0:
-                    raise KeyboardInterrupt
-                remove()
-
-            return removing
-
-        return on_post
-
-    for engine in lm._engines:
-        monkeypatch.setattr(engine, "on_post", interrupted(engine), raising=False)
-    with pytest.raises(KeyboardInterrupt), Offset(NEURONS, 2.0).on(lm):
-        under(lm)
-    assert not lm.hooked
-    assert torch.equal(under(lm), before)
-    for down in lm._plain.downs:
-        down._forward_pre_hooks.clear()
-    lm.tl.reset_hooks()
-
-
-def interrupted_at(call, work):
-    """Do some work, and be interrupted at that call in what runs and hooks models; whether there were as many.
-
-    Python looks whether it is interrupted where a function of its own begins and where another ends.
-    """
-    left = [call]
-    parts = ("/running.py", "/lens.py", "/engine.py", "/interventions.py", "/patch.py")
-
-    def look(frame, event, _):
-        if event in ("call", "c_return") and frame.f_code.co_filename.endswith(parts):
-            left[0] -= 1
-            if left[0] == 0:
-                raise KeyboardInterrupt
-
-    sys.setprofile(look)
-    try:
-        work()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.setprofile(None)
-    return False
-
-
-@pytest.mark.parametrize("patched", [False, True])
-def test_an_interrupt_at_any_call_leaves_no_edit_that_acts(pair, patched):
-    (model, lm), (source, other) = pair
-    lm, other = (HookedLM.load(each, tokenizer=lm.tokenizer) for each in (model, source))
-    edit = Patch(NEURONS, other) if patched else Offset(NEURONS, 2.0)
-    ids, mask = lm.encode(TEXTS[:1])
-    alone, calls = lm.logits(ids, mask), 1
-
-    def work():
-        with edit.on(lm):
-            lm.logits(ids, mask)
-
-    while calls < 400 and interrupted_at(calls, work):
-        assert not lm.hooked
-        assert not other.hooked
-        other.check_alone()
-        assert not lm._others()
-        assert torch.equal(lm.logits(ids, mask), alone)
-        for each in (lm, other):
-            # What does nothing any more may stay behind; here it would make more calls.
-            for down in each._plain.downs:
-                down._forward_pre_hooks.clear()
-            each.tl.reset_hooks()
-        calls += 1
-    work()
-    assert 40 < calls < 400
+        Intervention.load(tmp_path / "edit", changed)
+    assert Intervention.load(tmp_path / "edit", changed, any_model=True) == Offset(NEURONS, 1.0)
 
 
 @pytest.mark.parametrize("positions", ["prompt", "new"])
@@ -454,218 +257,3 @@ def test_numbers_of_numpy_and_torch(lm):
         Offset([(0, 1)], 1.0)
     with pytest.raises(TypeError):
         one + 3
-
-
-@pytest.fixture(scope="module")
-def pair(tokenizer):
-    """Two models of one shape: raw and hooked each."""
-    models = [tiny("gpt2"), randomised(tiny("gpt2"), seed=1)]
-    return [(model, HookedLM.load(model, tokenizer=tokenizer)) for model in models]
-
-
-def patched_by_hand(base, source, ids, pairs):
-    """One uncached row, by PyTorch hooks: logits of base with these neurons as in source."""
-    with raw.watching(source, range(2)) as seen:
-        raw.forward(source, ids)
-    with contextlib.ExitStack() as stack:
-        for layer, index in pairs:
-            values = seen[layer][..., [index]]
-            stack.enter_context(raw.editing(base, [(layer, index)], lambda x, values=values: values))
-        return raw.forward(base, ids).logits
-
-
-def test_a_patch_from_a_model_equals_pytorch_hooks(pair):
-    (base, lm), (source, other) = pair
-    ids, mask = lm.encode(TEXTS)
-    with Patch(NEURONS, other).on(lm):
-        ours = lm.logits(ids, mask)
-        alone = [lm.logits(ids[i : i + 1, own], mask[i : i + 1, own]) for i, own in enumerate(mask)]
-    for i, own in enumerate(mask):
-        by_hand = patched_by_hand(base, source, ids[i : i + 1, own], PAIRS)
-        assert_close(ours[i, own], by_hand[0], atol=1e-5, rtol=1e-5)
-        assert_close(alone[i], by_hand, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(ours[mask], lm.logits(ids, mask)[mask], atol=1e-2)
-
-
-def test_a_patch_follows_while_generating(pair, tokenizer):
-    """In a batch, from the cache, through rows that end and are dropped, and for every sample of a prompt."""
-    (base, lm), (source, other) = pair
-    written = []
-    for text in TEXTS:
-        ids = tokenizer(text)["input_ids"]
-        new: list[int] = []
-        while len(new) < 8 and (not new or new[-1] != 0):
-            new.append(int(patched_by_hand(base, source, torch.tensor([[*ids, *new]]), PAIRS)[0, -1].argmax()))
-        written.append(tokenizer.decode(new, skip_special_tokens=True))
-    with Patch(NEURONS, other).on(lm):
-        assert list(generate(lm, TEXTS, max_new_tokens=8, greedy=True, progress=False).texts) == written
-        one = generate(lm, TEXTS, n_samples=4, max_new_tokens=8, temperature=1e-4, progress=False).texts
-        assert list(one) == [text for text in written for _ in range(4)]
-
-
-def test_a_patch_of_rows_that_end_early(ending, pair):
-    """Rows that have ended leave both models' caches."""
-    (_, _), (source, _) = pair
-    token = 32
-    lm = ending(token)
-    other = HookedLM.load(source, tokenizer=lm.tokenizer)
-    prompts = [" ".join(TEXTS[:k]) for k in (1, 2, 3)] * 4 + [f"the cat {n}" for n in range(20)]
-    with Patch(NeuronSet.all(lm), other).on(lm):
-        together = generate(lm, prompts, n_samples=3, max_new_tokens=12, seed=1, progress=False)
-        alone = [
-            text
-            for prompt in prompts
-            for text in generate(lm, [prompt], n_samples=3, max_new_tokens=12, seed=1, progress=False).texts
-        ]
-    assert list(together.texts) == alone
-    assert len({len(text) for text in alone}) > 3
-
-
-def test_all_neurons_of_the_tuned_model_give_its_mlp_outputs(pair):
-    """With everything else equal the base then is the tuned model, as far as only value vectors' inputs changed."""
-    (base, lm), _ = pair
-    tuned = copy.deepcopy(base)
-    with torch.no_grad():
-        for layer in range(2):
-            tuned.transformer.h[layer].mlp.c_fc.weight.add_(0.1)
-    other = HookedLM.load(tuned, tokenizer=lm.tokenizer)
-    ids, mask = lm.encode(TEXTS)
-    with Patch(NeuronSet.all(lm), other).on(lm):
-        logits = lm.logits(ids, mask)[mask]
-    assert_close(logits, raw.forward(tuned, ids, mask).logits[mask], atol=1e-5, rtol=1e-5)
-    with Patch(NeuronSet.all(lm), lm).on(other):
-        back = other.logits(ids, mask)[mask]
-    assert_close(back, raw.forward(base, ids, mask).logits[mask], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(logits, back, atol=1e-2)
-
-
-def test_a_patch_from_cached_activations(pair):
-    (_, lm), (source, other) = pair
-    ids, mask = lm.encode(TEXTS)
-    with raw.watching(source, range(2)) as seen:
-        raw.forward(source, ids, mask)
-    with Patch(NEURONS, dict(seen)).on(lm):
-        ours = lm.logits(ids, mask)[mask]
-    with Patch(NEURONS, other).on(lm):
-        assert_close(ours, lm.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="serve passes over their own tokens"), Patch(NEURONS, dict(seen)).on(lm):
-        lm.logits(ids[:1], mask[:1])
-    with pytest.raises(ValueError, match=r"no activations of neuron \(1, 5\)"):
-        Patch(NEURONS, {0: seen[0]}).on(lm).__enter__()
-    with pytest.raises(ValueError, match=r"cached activations of layer 1 are .*expected \[batch, pos, 48\]"):
-        Patch(NEURONS, dict(seen) | {1: seen[1][..., :-1]}).on(lm).__enter__()
-    for wrong in (seen[1][0], seen[1].numpy(), seen[1].long()):
-        with pytest.raises(TypeError, match=r"source\[1\] is .*a tensor of floats, \[batch pos d_mlp\]"):
-            Patch(NEURONS, dict(seen) | {1: wrong})
-    # One token each: else the first would serve all that are generated.
-    with raw.watching(source, range(2)) as seen:
-        raw.forward(source, ids[-1:, -1:])
-    with pytest.raises(ValueError, match="not what is generated after it"), Patch(NEURONS, dict(seen)).on(lm):
-        decode(lm, ids[-1:, -1:], mask[-1:, -1:], 3, greediest)
-
-
-def test_a_cache_serves_the_prompts_in_their_order(pair):
-    """However long they are: the longer first, while batches are of like lengths."""
-    (_, lm), (source, other) = pair
-    texts = [TEXTS[1], TEXTS[0]]
-    with raw.watching(source, range(2)) as seen:
-        raw.forward(source, *lm.encode(texts))
-    with Patch(NEURONS, dict(seen), positions="prompt").on(lm):
-        ours = generate(lm, texts, n_samples=3, max_new_tokens=8, progress=False).texts
-    with Patch(NEURONS, other, positions="prompt").on(lm):
-        assert generate(lm, texts, n_samples=3, max_new_tokens=8, progress=False).texts == ours
-    assert generate(lm, texts, n_samples=3, max_new_tokens=8, progress=False).texts != ours
-
-
-def test_edits_of_a_patchs_source_come_first(pair):
-    """Entered later, they would act behind the patched neurons and not on them."""
-    (_, lm), (source, other) = pair
-    ids, mask = lm.encode(TEXTS[:1])
-    edit, patch = Offset(NeuronSet.of([(0, 1)]), 5.0), Patch(NeuronSet.of([(0, 1), (1, 3)]), other)
-    with raw.editing(source, [(0, 1)], lambda x: x + 5.0), raw.watching(source, range(2)) as seen:
-        raw.forward(source, ids)
-    with edit.on(other), patch.on(lm):
-        ours = lm.logits(ids, mask)
-    with Patch(patch.neurons, dict(seen)).on(lm):
-        assert_close(ours, lm.logits(ids, mask), atol=1e-5, rtol=1e-5)
-    late = r"is the source of a patch on .*enter the edit's block before the patch's"
-    with pytest.raises(ValueError, match=late), patch.on(lm), edit.on(other):
-        lm.logits(ids, mask)
-    with edit.on(other):
-        other.logits(ids, mask)
-
-
-def test_a_patch_from_means_takes_each_rows_language(pair, tokenizer):
-    (base, lm), (_, other) = pair
-    prompts = {"en": TEXTS[:1], "es": TEXTS[1:2]}
-    acts = collect_activations(other, prompts, NEURONS, max_new_tokens=5, progress=False)
-    with Patch(NEURONS, acts).on(lm):
-        together = generate(lm, prompts, n_samples=2, max_new_tokens=6, progress=False).texts
-    for i, (code, texts) in enumerate(prompts.items()):
-        for edit in (Patch(NEURONS, acts, language=code), Set(NEURONS, acts.mean(language=code))):
-            with edit.on(lm):
-                assert (
-                    generate(lm, texts, n_samples=2, max_new_tokens=6, progress=False).texts
-                    == together[2 * i : 2 * i + 2]
-                )
-    ids, mask = lm.encode(TEXTS[:2])
-    with Patch(NEURONS, acts).on(lm):
-        ours = lm.logits(ids, mask, languages=["en", "es"])
-    with pytest.raises(ValueError, match="languages of the rows are not known"), Patch(NEURONS, acts).on(lm):
-        lm.logits(ids, mask)
-    with pytest.raises(ValueError, match="no mean for de: it has en, es"), Patch(NEURONS, acts).on(lm):
-        lm.logits(ids, mask, languages=["en", "de"])
-    means = iter(acts.mean(language="es"))
-    with contextlib.ExitStack() as stack:
-        for pair_ in PAIRS:
-            stack.enter_context(raw.editing(base, [pair_], lambda x, held=next(means): x * 0 + held))
-        by_hand = raw.forward(base, ids[1:, mask[1]]).logits[0]
-    assert_close(ours[1, mask[1]], by_hand, atol=1e-5, rtol=1e-5)
-
-
-def test_patches_add_up_with_other_edits(pair):
-    (base, lm), (source, other) = pair
-    ids, mask = lm.encode(TEXTS[:1])
-    edit = Offset(NEURONS, 9.0) + Patch(NEURONS, other) + Scale(NEURONS, 2.0)
-    with raw.watching(source, range(2)) as seen:
-        raw.forward(source, ids)
-    with edit.on(lm):
-        ours = lm.logits(ids, mask)
-    with contextlib.ExitStack() as stack:
-        for layer, index in PAIRS:
-            values = 2 * seen[layer][..., [index]]
-            stack.enter_context(raw.editing(base, [(layer, index)], lambda x, values=values: values))
-        assert_close(ours, raw.forward(base, ids).logits, atol=1e-5, rtol=1e-5)
-
-
-def test_what_a_patch_cannot_be(pair, tmp_path):
-    (_, lm), (_, other) = pair
-    patch = Patch(NEURONS, other)
-    for wish, work in [
-        ("be baked into weights", lambda: patch.bake(lm)),
-        ("be a control vector", lambda: patch.control_vectors(lm)),
-        ("be saved", lambda: patch.save(tmp_path / "patch", lm)),
-    ]:
-        with pytest.raises(ValueError, match=f"a Patch cannot {wish}.*Set"):
-            work()
-    with pytest.raises(ValueError, match="cannot run beside itself"):
-        Patch(NEURONS, lm).on(lm).__enter__()
-    with pytest.raises(ValueError, match="is the source of a patch on"), patch.on(lm), Patch(NEURONS, lm).on(other):
-        lm.logits(*lm.encode(TEXTS))
-    with patch.on(lm):
-        lm.logits(*lm.encode(TEXTS))
-        # A pass of the other alone is of no use: it may be of other tokens.
-        other.logits(*lm.encode(["the cat"]))
-        with pytest.raises(RuntimeError, match=r"not with calls of \.tl"):
-            lm.tl(lm.encode(["the cat"])[0])
-    ids, mask = lm.encode(TEXTS[:1])
-    _, held = lm.extend(ids[:, :2], mask[:, :2])
-    with pytest.raises(ValueError, match="set the patch before the first pass"), patch.on(lm):
-        lm.extend(ids[:, 2:], mask, held=held)
-    with pytest.raises(TypeError, match="Patch: source is 'model'"):
-        Patch(NEURONS, "model")
-    with pytest.raises(ValueError, match="differ in shape"):
-        Patch(NEURONS, HookedLM.load(tiny("llama"), tokenizer=lm.tokenizer)).on(lm).__enter__()
-    with pytest.raises(HookNeverFired), patch.on(lm):
-        pass
-    assert "GPT2" in repr(patch)

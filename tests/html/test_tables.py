@@ -6,7 +6,7 @@ import pytest
 import torch
 from studies import HOSTILE
 
-from xlingtox import Activations, Comparison, Continuations, NeuronSet
+from xlingtox import Activations, Comparison, Continuations, NeuronSet, Probe, TokenActivations
 from xlingtox.data import Prompt
 from xlingtox.evaluation.comparison import Measures
 from xlingtox.models.identity import Identity
@@ -33,6 +33,15 @@ def comparison(scorer="wordlist"):
     )
 
 
+def probe(name="mini"):
+    return Probe(torch.ones(8), 0.5, 0.75, 0.875, 0.5, 80, 20, Identity(name, None, "float32", "0"))
+
+
+def reading(text=" fool", name="mini"):
+    values = torch.tensor([[1.0, 0.0, -2.0], [3.0, 0.0, -1.0]])
+    return TokenActivations("ar", ("هو", text), 1, values, NEURONS, Identity(name, None, "float32", "0"))
+
+
 def continuations(text=" is kind"):
     prompts = (Prompt("ar", "هو"), Prompt("en", "She"), Prompt("en", "He"))
     return Continuations(prompts, 2, ("لطيف", "x", text, "y", "z", "w"))
@@ -53,6 +62,24 @@ def test_activations():
     english, chinese = cells(activations())
     assert english == ["English", "1", "2", "0.333", "33\u00a0%"]
     assert chinese == ["Chinese", "1", "1", "1.000", "100\u00a0%"]
+
+
+def test_probe():
+    assert cells(probe()) == [["last layer, 8 dimensions", "0.750", "0.875", "0.500", "80", "20"]]
+    found_elsewhere = Probe.from_direction([1.0, 2.0])
+    assert cells(found_elsewhere) == [["last layer, 2 dimensions", *["unknown"] * 5]]
+    assert "an unknown model" in found_elsewhere._repr_html_()
+
+
+def test_token_activations():
+    assert cells(reading()) == [
+        ["3.7", "2.000", "3.000", " fool"],
+        ["0.2", "0.000", "0.000", "هو"],
+        ["3.1", "−1.500", "−1.000", " fool"],
+    ]
+    assert '<bdi lang="ar" dir="rtl">هو fool</bdi>' in reading()._repr_html_()
+    nothing = TokenActivations("en", (), 0, torch.zeros(0, 3), NEURONS, probe().model)
+    assert cells(nothing) == []
 
 
 def test_continuations():
@@ -80,7 +107,16 @@ def test_text_is_set_to_the_left_and_numbers_where_the_notebook_has_them():
 
 
 @pytest.mark.parametrize(
-    "result", [activations(HOSTILE, (HOSTILE, "en")), comparison(HOSTILE), continuations(HOSTILE)], ids=type
+    "result",
+    [
+        activations(HOSTILE, (HOSTILE, "en")),
+        probe(HOSTILE),
+        reading(HOSTILE),
+        reading(name=HOSTILE),
+        comparison(HOSTILE),
+        continuations(HOSTILE),
+    ],
+    ids=type,
 )
 def test_hostile_text_stays_text(result):
     shown = result._repr_html_()
@@ -92,4 +128,6 @@ def test_hostile_text_stays_text(result):
 
 def test_they_are_small():
     many = NeuronSet.of([(layer, index) for layer in range(40) for index in range(500)])
-    assert all(len(each._repr_html_()) < 10_000 for each in (many, activations(), comparison(), continuations()))
+    read = TokenActivations("en", ("x" * 500,) * 90, 1, torch.ones(90, len(many)), many, probe().model)
+    results = (many, activations(), probe(), read, comparison(), continuations())
+    assert all(len(result._repr_html_()) < 10_000 for result in results)

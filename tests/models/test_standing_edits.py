@@ -11,7 +11,7 @@ from datasets import Dataset
 from toys import HashScorer, NeverAsked
 
 from xlingtox import mini
-from xlingtox.edits.baking import ControlVectors
+from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.edits.patch import Patch
 from xlingtox.evaluation.comparison import Comparison, compare
@@ -144,7 +144,7 @@ def results(lm):
     acts = collect_activations(lm, TEXTS, NEURONS, max_new_tokens=3, progress=False)
     written = generate(lm, TEXTS, max_new_tokens=3, greedy=True, progress=False)
     return {
-        "probe": Probe.fit(lm, LABELLED, held_out=0.25, progress=False),
+        "probe": Probe.fit(lm, LABELLED, held_out_share=0.25, progress=False),
         "retrieval": retrieval.bilingual_retrieval(lm, PARALLEL, progress=False),
         "activations": acts,
         "continuations": written,
@@ -263,7 +263,7 @@ def test_what_cannot_say_it_is_refused(lm, other, call, by, tmp_path):
 
 
 def test_a_ranking_by_weights_is_the_same_under_an_edit(lm):
-    probe = Probe.fit(lm, LABELLED, held_out=0.25, progress=False)
+    probe = Probe.fit(lm, LABELLED, held_out_share=0.25, progress=False)
     with EDIT.on(lm):
         edited = by_cosine(lm, probe, k=5)
         lm.logits(*lm.encode(["the cat"]))

@@ -1,3 +1,6 @@
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import raw
@@ -87,6 +90,20 @@ def test_frame_is_a_row_a_language_and_neuron():
     np.testing.assert_allclose(table["mean"], np.concatenate(theirs), atol=1e-6)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_saved_and_loaded_is_equal(tmp_path, kept):
+    acts = made_up()[2] if kept else dataclasses.replace(made_up()[2], kept=None)
+    acts.save(tmp_path / "acts")
+    again = Activations.load(tmp_path / "acts")
+    assert again == acts
+    assert again != dataclasses.replace(acts, sums=acts.sums + 1)
+    assert again != dataclasses.replace(acts, kept=None if kept else made_up()[2].kept)
+    assert again != "activations"
+    broken = dataclasses.replace(acts, sums=acts.sums * math.nan)
+    broken.save(tmp_path / "acts")
+    assert Activations.load(tmp_path / "acts") == broken, "NaN is NaN"
+
+
 def test_mean_of_a_language_that_is_not_there():
     with pytest.raises(ValueError, match="no prompts in 'de': there are en, sv"):
         made_up()[2].mean(language="de")
@@ -103,7 +120,7 @@ def test_mean_of_a_language_that_is_not_there():
         (["cat"], NeuronSet.of([]), 3, "empty"),
     ],
 )
-def test_bad_input(lm, prompts, neurons, steps, words):
+def test_bad_input(lm, *, prompts, neurons, steps, words):
     with pytest.raises(ValueError, match=words):
         collect_activations(lm, prompts, neurons, max_new_tokens=steps, progress=False)
 
@@ -135,7 +152,7 @@ def test_prompts_of_like_length_are_read_together(lm, monkeypatch):
     assert sorted(map(sorted, seen)) == [["a", "b"], sorted(prompts[1::2])]
     monkeypatch.undo()
     alone = [
-        collect_activations(lm, [each], NEURONS, max_new_tokens=STEPS, progress=False).values[0] for each in prompts
+        collect_activations(lm, [prompt], NEURONS, max_new_tokens=STEPS, progress=False).values[0] for prompt in prompts
     ]
     assert_close(acts.values, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
@@ -143,9 +160,9 @@ def test_prompts_of_like_length_are_read_together(lm, monkeypatch):
 @pytest.mark.parametrize("shown", [True, False])
 def test_long_work_shows_how_far_it_is(lm, capsys, shown):
     collect_activations(lm, PROMPTS, NEURONS, max_new_tokens=2, progress=shown)
-    told = capsys.readouterr().err
-    assert ("/4" in told) == shown
-    assert shown or told == ""
+    printed = capsys.readouterr().err
+    assert ("/4" in printed) == shown
+    assert shown or printed == ""
 
 
 # --- all neurons
@@ -155,22 +172,22 @@ def test_all_neurons_are_averaged_without_their_steps(family, tokenizer, monkeyp
     from xlingtox.neurons import activations
 
     lm, every = family.lm, NeuronSet.all(family.lm)
-    whole = collect_activations(lm, PROMPTS, every, max_new_tokens=STEPS, progress=False)
+    with_steps = collect_activations(lm, PROMPTS, every, max_new_tokens=STEPS, progress=False)
     monkeypatch.setattr(activations, "_MOST_BYTES", 0)
     flat = collect_activations(lm, PROMPTS, every, max_new_tokens=STEPS, batch_size=2, progress=False)
     assert flat.kept is None
     with pytest.raises(ValueError, match="only the means"):
         _ = flat.values
-    prompts = [(code, prompt) for code, own in PROMPTS.items() for prompt in own]
+    prompts = [(code, prompt) for code, texts in PROMPTS.items() for prompt in texts]
     for language in (*PROMPTS, None):
         rows = []
         for code, prompt in prompts:
             if language in (code, None):
                 _, passes = raw.greedy(family.model, tokenizer(prompt)["input_ids"], STEPS, tokenizer.eos_token_id)
-                rows += [torch.cat([each[layer] for layer in range(lm.n_layers)]) for each in passes]
+                rows += [torch.cat([seen[layer] for layer in range(lm.n_layers)]) for seen in passes]
         theirs = torch.stack(rows).double().mean(0).float()
         assert_close(flat.mean(language=language), theirs, atol=1e-5, rtol=1e-4)
-        assert_close(whole.mean(language=language), theirs, atol=1e-5, rtol=1e-4)
+        assert_close(with_steps.mean(language=language), theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_means_without_steps_are_saved(lm, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import raw
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -37,8 +37,8 @@ def test_where_keeps_what_the_mask_says(neurons, data):
 
 @given(SETS)
 def test_by_layer_names_indices_and_columns(neurons):
-    found = [(layer, i, c) for layer, (ids, cols) in neurons.by_layer().items() for i, c in zip(ids, cols, strict=True)]
-    assert sorted(found, key=lambda row: row[2]) == [(layer, i, c) for c, (layer, i) in enumerate(neurons)]
+    rows = [(layer, i, c) for layer, (ids, cols) in neurons.by_layer().items() for i, c in zip(ids, cols, strict=True)]
+    assert sorted(rows, key=lambda row: row[2]) == [(layer, i, c) for c, (layer, i) in enumerate(neurons)]
 
 
 def test_a_set_is_a_value():
@@ -58,6 +58,8 @@ def test_a_set_is_a_value():
         ([(0, 1)], [1.0, 2.0], "1 neurons but 2 scores"),
         ([(0, 1)], [float("nan")], "not finite"),
         ([(0, 1, 2)], None, r"is \(layer, index\)"),
+        ([(0, 1), (-1, 0)], None, r"^neuron \(-1, 0\) is negative: layers and indices count from 0$"),
+        ([(0, -1)], None, r"^neuron \(0, -1\) is negative"),
     ],
 )
 def test_bad_sets(neurons, scores, words):
@@ -65,16 +67,42 @@ def test_bad_sets(neurons, scores, words):
         NeuronSet.of(neurons, scores=scores)
 
 
+def test_a_negative_neuron_is_refused_by_every_way_in(tmp_path):
+    with pytest.raises(ValueError, match=r"neuron \(-1, 0\) is negative"):
+        NeuronSet(((-1, 0),), (0.0,))
+    (tmp_path / "set").write_text('{"neurons": [[0, -2]], "scores": [0.0]}')
+    with pytest.raises(ValueError, match=r"set holds no set of neurons \(neuron \(0, -2\) is negative"):
+        NeuronSet.load(tmp_path / "set")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SETS)
+def test_saved_and_loaded_is_equal(tmp_path, neurons):
+    neurons.save(tmp_path / "set")
+    again = NeuronSet.load(tmp_path / "set")
+    assert again == neurons
+    assert hash(again) == hash(neurons)
+    assert {type(number) for pair in again for number in pair} <= {int}
+
+
+@given(SETS)
+def test_frame_is_a_row_a_neuron(neurons):
+    table = neurons.to_frame()
+    assert list(table.columns) == ["layer", "index", "score"]
+    assert list(zip(table["layer"], table["index"], strict=True)) == list(neurons)
+    assert table["score"].tolist() == list(neurons.scores)
+
+
 def test_a_mask_of_another_length():
     with pytest.raises(ValueError, match="mask of 3 for 1 neurons"):
         NeuronSet.of([(0, 0)]).where([True] * 3)
 
 
-@pytest.mark.parametrize("outside", [(2, 0), (0, 48), (-1, 0), (0, -1)])
+@pytest.mark.parametrize("outside", [(2, 0), (0, 48)])
 def test_a_neuron_outside_the_model(lm, outside):
     neurons = NeuronSet.of([(0, 0), outside])
     for use in (neurons.check, neurons.vectors, neurons.promoted_tokens, lambda m: neurons.random_like(m, seed=0)):
-        with pytest.raises(ValueError, match=r"neuron \(-?\d+, -?\d+\) is outside the model.*layers 0 to 1"):
+        with pytest.raises(ValueError, match=r"neuron \(\d+, \d+\) is outside the model.*layers 0 to 1"):
             use(lm)
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import raw
@@ -49,7 +51,7 @@ def sentences() -> Dataset:
 
 @pytest.fixture(scope="module")
 def probe(lm, sentences) -> Probe:
-    return Probe.fit(lm, sentences, held_out=0.5, seed=3, progress=False)
+    return Probe.fit(lm, sentences, held_out_share=0.5, seed=3, progress=False)
 
 
 def test_fit_reports_its_held_out_figures(probe):
@@ -64,23 +66,25 @@ def test_more_along_the_direction_is_more_of_the_positive_class(probe, model, to
     means = torch.stack(
         [raw.states(model, torch.tensor([tokenizer(text)["input_ids"]]))[-1][0].mean(0) for text in sentences["text"]]
     )
-    told = (means @ probe.direction + probe.bias > 0).numpy()
-    assert (told == np.array(sentences["label"])).mean() > 0.9
+    judged_toxic = (means @ probe.direction + probe.bias > 0).numpy()
+    assert (judged_toxic == np.array(sentences["label"])).mean() > 0.9
 
 
 def test_labels_that_say_nothing_give_no_better_than_the_baseline(lm, sentences):
     rng = np.random.default_rng(0)
     shuffled = Dataset.from_dict({"text": sentences["text"], "label": rng.permutation(sentences["label"])})
-    aucs = [Probe.fit(lm, shuffled, held_out=0.5, seed=seed, progress=False).auc for seed in range(5)]
+    aucs = [Probe.fit(lm, shuffled, held_out_share=0.5, seed=seed, progress=False).auc for seed in range(5)]
     assert all(0 <= auc <= 1 for auc in aucs)
     assert 0.2 < np.mean(aucs) < 0.8
 
 
 def test_the_same_seed_gives_the_same_direction(lm, sentences, probe):
-    again = Probe.fit(lm, sentences, held_out=0.5, seed=3, progress=False)
+    again = Probe.fit(lm, sentences, held_out_share=0.5, seed=3, progress=False)
     assert torch.equal(again.direction, probe.direction)
     assert (again.bias, again.accuracy, again.auc) == (probe.bias, probe.accuracy, probe.auc)
-    assert not torch.equal(Probe.fit(lm, sentences, held_out=0.5, seed=4, progress=False).direction, probe.direction)
+    assert not torch.equal(
+        Probe.fit(lm, sentences, held_out_share=0.5, seed=4, progress=False).direction, probe.direction
+    )
 
 
 def test_labels_of_one_class(lm):
@@ -90,18 +94,41 @@ def test_labels_of_one_class(lm):
 
 def test_a_direction_found_elsewhere_says_what_is_not_known(lm, tmp_path):
     direction = torch.linspace(-1, 1, lm.d_model)
-    found = Probe.from_direction(direction.tolist(), bias=0.5, model=lm)
-    assert (found.bias, found.model) == (0.5, lm.identity())
-    assert_close(found.direction, direction)
-    assert (found.accuracy, found.auc, found.baseline, found.n_train, found.n_held_out) == (None,) * 5
+    probe = Probe.from_direction(direction.tolist(), bias=0.5, model=lm)
+    assert (probe.bias, probe.model) == (0.5, lm.identity())
+    assert_close(probe.direction, direction)
+    assert (probe.accuracy, probe.auc, probe.baseline, probe.n_train, probe.n_held_out) == (None,) * 5
     assert (
-        repr(found) == f"Probe(d_model {lm.d_model}: held-out accuracy unknown, AUC unknown, majority baseline unknown)"
+        repr(probe) == f"Probe(d_model {lm.d_model}: held-out accuracy unknown, AUC unknown, majority baseline unknown)"
     )
-    found.save(tmp_path / "probe.safetensors")
+    probe.save(tmp_path / "probe.safetensors")
     again = Probe.load(tmp_path / "probe.safetensors")
-    assert repr(again) == repr(found)
-    assert torch.equal(again.direction, found.direction)
-    assert len(localize.by_cosine(lm, found, k=5)) == 5
+    assert repr(again) == repr(probe)
+    assert torch.equal(again.direction, probe.direction)
+    assert len(localize.by_cosine(lm, probe, k=5)) == 5
+
+
+def test_saved_and_loaded_is_equal(probe, tmp_path):
+    elsewhere = Probe.from_direction([1.0, -2.0])
+    for saved in (probe, elsewhere, dataclasses.replace(probe, after_final_norm=True)):
+        saved.save(tmp_path / "probe")
+        again = Probe.load(tmp_path / "probe")
+        assert again == saved
+        assert again != dataclasses.replace(saved, bias=saved.bias + 1)
+        assert again != dataclasses.replace(saved, direction=-saved.direction)
+    assert probe != elsewhere
+
+
+def test_frame_is_one_row_of_figures(probe):
+    (row,) = probe.to_frame().to_dict("records")
+    assert list(row) == [
+        *("model", "d_model", "bias", "accuracy", "auc", "baseline", "n_train", "n_held_out", "after_final_norm")
+    ]
+    assert (row["model"], row["d_model"], row["n_train"]) == (str(probe.model), len(probe.direction), 20)
+    assert (row["bias"], row["accuracy"], row["auc"]) == (probe.bias, probe.accuracy, probe.auc)
+    (row,) = Probe.from_direction([1.0, -2.0]).to_frame().to_dict("records")
+    assert row["model"] is None
+    assert all(np.isnan(row[name]) for name in ("accuracy", "auc", "baseline", "n_train", "n_held_out"))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +153,9 @@ def test_what_is_no_direction(lm, vector, bias, words):
 def test_the_numbers_of_a_torch_file(tmp_path, bias, whole):
     layer = torch.nn.Linear(8, 1, bias=bias)
     torch.save(layer if whole else layer.state_dict(), tmp_path / "probe.pt")
-    found = Probe.from_torch_file(tmp_path / "probe.pt")
-    assert torch.equal(found.direction, layer.weight.detach()[0])
-    assert found.bias == (float(layer.bias.detach()) if bias else 0.0)
+    probe = Probe.from_torch_file(tmp_path / "probe.pt")
+    assert torch.equal(probe.direction, layer.weight.detach()[0])
+    assert probe.bias == (float(layer.bias.detach()) if bias else 0.0)
 
 
 class Hostile:

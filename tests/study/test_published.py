@@ -48,9 +48,9 @@ def test_their_probe_is_plain_logistic_regression_on_states_after_the_norm(lm, m
     rows = [(f"the {what} sat on the {place}", int(what == "dog")) for what in ("cat", "dog") for place in "abcdefgh"]
     texts, labels = [list(side) for side in zip(*rows, strict=True)]
     table = Dataset.from_dict({"text": texts, "label": labels})
-    how = {"learning_rate": 1e-2, "epochs": 3, "held_out": 0.25, "progress": False}
+    how = {"learning_rate": 1e-2, "epochs": 3, "held_out_share": 0.25, "progress": False}
     found = published.fit_probe(lm, table, **how)
-    train, test = split(labels, 0.25, 0)
+    train, test = split(labels, held_out_share=0.25)
     states = torch.stack([normed(model, tokenizer(text)["input_ids"]).mean(0) for text in texts]).double().numpy()
     torch.manual_seed(0)
     weight = torch.nn.Linear(lm.d_model, 1, bias=False).weight.detach()[0].double().numpy()

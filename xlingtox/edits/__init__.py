@@ -1,11 +1,11 @@
-"""Are those neurons the cause? Edit them and see.
+"""Edit neurons, to see whether they are the cause of what a model writes.
 
 An edit is a value: `Offset` adds to post-activations, `Scale` multiplies them, `Set` replaces them, and `Patch` takes
 them from another model. `edit.on(lm)` holds while a block runs, `edit.bake(lm)` writes it into the weights, and
-`ControlVectors` carries it to llama.cpp and vLLM.
+`ControlVectors` carries it to engines that know no neurons, such as llama.cpp.
 """
 
-from xlingtox.edits.baking import ControlVectors
+from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Intervention, Offset, Scale, Set
 from xlingtox.edits.patch import Patch
 

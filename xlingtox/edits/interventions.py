@@ -1,4 +1,4 @@
-"""Edits of neurons: values that add up, that a model runs under, and that can be baked into its weights."""
+"""Interventions: edits of neurons as values, which add up and under which a model runs."""
 
 from __future__ import annotations
 
@@ -6,34 +6,41 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox import files
 from xlingtox.checking import checked
-from xlingtox.edits import baking
-from xlingtox.models.backend import Hook
+from xlingtox.edits import baking, control_vectors
+from xlingtox.edits.affine import Affine
+from xlingtox.edits.step import Amount, Positions, SourceActivations, Step, hooks_of, sources_running
 from xlingtox.models.hooked import HookedLM, HookNeverFired
 from xlingtox.neurons.neuron_set import NeuronSet
 
-Positions = Literal["all", "prompt", "new"]
-Seen = Mapping[HookedLM, Mapping[int, Tensor]]
-Amount = Callable[[], Tensor]
-
 
 class Intervention:
-    """An edit of post-activations; `a + b` applies a, then b."""
+    """An edit of post-activations, the inputs of the MLPs' down-projections.
+
+    Edits are values: they hold no model, and equal edits are equal. `a + b` is the edit that applies a, then b.
+
+    Example:
+        >>> edit = xt.Scale(sources, 0.5) + xt.Offset(sources, -1.0)
+        >>> with edit.on(lm):
+        ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+        >>> edit == xt.Offset(sources, -1.0) + xt.Scale(sources, 0.5)
+        False
+    """
 
     def steps(self) -> tuple[Step, ...]:
+        """Return the single edits, in the order in which they apply."""
         raise NotImplementedError
 
     def __add__(self, other: Intervention) -> Intervention:
+        """Return the edit that applies this one, then the other."""
         return _Sum(self.steps() + other.steps()) if isinstance(other, Intervention) else NotImplemented
 
     @checked
@@ -41,21 +48,29 @@ class Intervention:
     def on(self, lm: HookedLM) -> Iterator[None]:
         """Run the model under this edit; afterwards it is as before, also after an exception.
 
+        Blocks can be nested: the outer edit applies first.
+
         Raises:
             ValueError: a neuron is outside the model, or another model is being patched from this one.
-            HookNeverFired: the model did not run in the block, or an edit of some positions never met one.
+            HookNeverFired: the model did not run in the block, or an edit of some positions never met such a position.
+
+        Example:
+            >>> with xt.Offset(sources, -1.0).on(lm):
+            ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+            >>> lm.hooked
+            False
         """
         self._check(lm)
         lm.check_alone()
         steps = self.steps()
-        layers: dict[HookedLM, set[int]] = {}
+        layers_by_source: dict[HookedLM, set[int]] = {}
         for step in steps:
-            for source, own in step.sources().items():
-                layers.setdefault(source, set()).update(own)
+            for source, layers in step.sources().items():
+                layers_by_source.setdefault(source, set()).update(layers)
         idle = {id(step): step for step in steps if step.positions != "all"}
         with (
-            _beside(lm, list(layers.items())) as seen,
-            lm.hooks(post=_hooks(lm, steps, seen, idle), edit=_Description(self)),
+            sources_running(lm, list(layers_by_source.items())) as source_activations,
+            lm.hooks(post=hooks_of(lm, steps, source_activations, idle), edit=_Description(self)),
         ):
             yield
         for step in idle.values():
@@ -66,41 +81,59 @@ class Intervention:
 
     @checked
     def bake(self, lm: HookedLM, *, output_dir: str | Path | None = None) -> HookedLM:
-        """A new model with this edit in its weights: what `on` does, at no cost, for any server of checkpoints.
+        """Return a new model with this edit in its weights, which writes what this one writes under `on`.
 
-        An offset becomes a bias of the down-projection; a scale multiplies its rows. Mistral and Qwen 2 have no such
-        bias and are written as Llama, which can have one. A checkpoint is read again and compared before it appears.
+        The new model costs nothing more to run, and any server of checkpoints runs it. An offset becomes a bias of the
+        down-projection; a scale multiplies its rows. Mistral and Qwen 2 have no such bias and are written as Llama,
+        which can have one. A checkpoint is read again and compared before its folder appears.
 
         Args:
-            output_dir: a new or empty folder for an ordinary checkpoint, with its tokenizer and `bake.json`, which says
-                what was done (default: the model is only in memory). A process that is killed leaves no such folder.
+            output_dir: a new or empty folder for an ordinary checkpoint with its tokenizer (default: the model is only
+                in memory). `bake.json` in it says what was done. A process that is killed leaves no such folder.
 
         Raises:
             ValueError: this edit has no exact place in this model's weights (`control_vectors` may do); other hooks act
-                on it; the folder is not empty; transformers reads what was written otherwise.
+                on the model; the folder is not empty; transformers reads something else than was written.
             OSError: the folder cannot be written.
+
+        Example:
+            >>> baked = xt.Offset(sources, -1.0).bake(lm, output_dir=tmp_path / "quiet")
+            >>> texts = xt.generate(baked, prompts, n_samples=1, max_new_tokens=4, progress=False)
         """
         self._check(lm)
-        affine = self._affine(lm, "be baked into weights")
+        purpose = "be baked into weights"
         steps = [
             {"kind": type(step).__name__, "neurons": step.neurons.neurons, "value": step.value}
-            for step in self._constants("be baked into weights")
+            for step in self._constants(purpose)
         ]
-        return baking.bake(lm, *affine, self.on, {"edit": repr(self), "steps": steps}, output_dir)
+        record = {"edit": repr(self), "steps": steps}
+        return baking.bake(lm, self._affine(lm, purpose), on=self.on, record=record, output_dir=output_dir)
 
     @checked
-    def control_vectors(self, lm: HookedLM) -> baking.ControlVectors:
-        """A vector a layer which, added to the block's output, does what `on` does.
+    def control_vectors(self, lm: HookedLM) -> control_vectors.ControlVectors:
+        """Return one vector for each layer which, added to the block's output, does what `on` does.
 
         Raises:
             ValueError: this edit is no constant vector in this model.
+
+        Example:
+            >>> vectors = xt.Offset(sources, -1.0).control_vectors(lm)
+            >>> set(vectors.vectors) == set(sources.by_layer())
+            True
         """
         self._check(lm)
-        return baking.control_vectors(lm, *self._affine(lm, "be a control vector"))
+        return control_vectors.control_vectors(lm, self._affine(lm, "be a control vector"))
 
     @checked
     def save(self, path: str | Path, lm: HookedLM) -> None:
-        """Write one safetensors file, whose metadata say which edits these are and for which model they were made."""
+        """Write one safetensors file; its metadata say what the edit does and for which model it was made.
+
+        Example:
+            >>> edit = xt.Offset(sources, -1.0)
+            >>> edit.save(tmp_path / "edit.safetensors", lm)
+            >>> xt.Intervention.load(tmp_path / "edit.safetensors", lm) == edit
+            True
+        """
         self._check(lm)
         tensors = dict[str, Tensor]()
         steps = self._constants("be saved")
@@ -121,10 +154,11 @@ class Intervention:
         """Read an edit that was saved for this model.
 
         Args:
-            any_model: take it for another model too, where it fits.
+            any_model: also take an edit that was saved for a model of other weights, where it fits this one.
 
         Raises:
-            ValueError: it was saved for a model of other weights, or does not fit this one; the file holds no edit.
+            ValueError: the edit was saved for a model of other weights, or does not fit this one; or the file holds no
+                edit.
         """
         tensors, about = files.read_tensors(path)
         steps: list[_Constant] = []
@@ -147,82 +181,35 @@ class Intervention:
         for step in self.steps():
             step.check(lm)
 
-    def _constants(self, wish: str) -> list[_Constant]:
+    def _constants(self, purpose: str) -> list[_Constant]:
+        """Return the steps, or raise ValueError where one of them is a Patch, which cannot serve this purpose."""
         steps = [step for step in self.steps() if isinstance(step, _Constant)]
         if len(steps) < len(self.steps()):
             raise ValueError(
-                f"a Patch cannot {wish}: it depends on another run. Set(neurons, activations.mean(language)) holds its "
-                "neurons at their means, and can"
+                f"a Patch cannot {purpose}: it depends on another run. Set(neurons, activations.mean(language=...)) "
+                "sets its neurons to their means, and can"
             )
         return steps
 
-    def _affine(self, lm: HookedLM, wish: str) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """By layer, what each neuron is multiplied by, and what is then added: `[d_mlp]` each, in float64."""
+    def _affine(self, lm: HookedLM, purpose: str) -> Affine:
+        """Return the gain and the shift of each neuron, or raise ValueError where some positions are left out."""
         gains: dict[int, Tensor] = {}
         shifts: dict[int, Tensor] = {}
-        for step in self._constants(wish):
+        for step in self._constants(purpose):
             if step.positions != "all":
-                raise ValueError(f"{step!r} cannot {wish}: it acts at some positions only; run it with edit.on(lm)")
+                raise ValueError(f"{step!r} cannot {purpose}: it acts at some positions only; run it with edit.on(lm)")
             amounts = torch.tensor(step.amounts(), dtype=torch.float64)
             for layer, (indices, columns) in step.neurons.by_layer().items():
                 gain = gains.setdefault(layer, torch.ones(lm.d_mlp, dtype=torch.float64))
                 shift = shifts.setdefault(layer, torch.zeros(lm.d_mlp, dtype=torch.float64))
                 gain[indices], shift[indices] = step.composed(gain[indices], shift[indices], amounts[columns])
-        return gains, shifts
-
-
-class Step(Intervention):
-    """One kind of edit, of `neurons`, at some or all positions."""
-
-    neurons: NeuronSet
-    positions: Positions
-
-    def steps(self) -> tuple[Step, ...]:
-        return (self,)
-
-    def check(self, lm: HookedLM) -> None:
-        """Raise ValueError unless this edit fits the model."""
-        self.neurons.check(lm)
-
-    def acts(self, lm: HookedLM) -> bool:
-        """Whether it is for the pass at hand."""
-        if self.positions == "all":
-            return True
-        if lm.passing is None:
-            raise RuntimeError(f"{self!r} needs HookedLM's own calls: those of .tl do not tell what is prompt or new")
-        return (self.positions == "new") == lm.passing.continuing
-
-    def sources(self) -> dict[HookedLM, set[int]]:
-        """Other models that have to run on the same tokens, and the layers at which they are read."""
-        return {}
-
-    def amount(self, lm: HookedLM, layer: int, indices: list[int], columns: list[int], seen: Seen) -> Amount:
-        """What is asked in each pass for the numbers that `apply` gets."""
-        raise NotImplementedError
-
-    def apply(self, activation: Float[Tensor, "batch pos neuron"], amount: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def content(self) -> str:
-        """All that makes it another edit than others, for a digest."""
-        return f"{type(self).__name__} {self.neurons.neurons} {self.positions}"
-
-    def _named(self, what: str) -> str:
-        where = "" if self.positions == "all" else f", positions={self.positions!r}"
-        return f"{type(self).__name__}({self.neurons!r}, {what}{where})"
+        return Affine(gains, shifts)
 
 
 @checked
 @dataclass(frozen=True, repr=False)
-class _Constant(Step):
-    """An edit by numbers.
-
-    Attributes:
-        neurons: what is edited.
-        value: one number for all of them, or one for each.
-        positions: where: "all" (as in the paper), "prompt" (what is read in one pass), or "new" (what is read after it,
-            from the cache: all generated tokens but the last).
-    """
+class _Constant(Step, Intervention):
+    """An edit by numbers that are the same in every pass; `Offset` explains its fields."""
 
     neurons: NeuronSet
     value: float | tuple[float, ...]
@@ -249,20 +236,41 @@ class _Constant(Step):
         return f"{super().content()} {self.amounts()}"
 
     def amounts(self) -> Sequence[float]:
-        """One number a neuron."""
+        """Return one number for each neuron."""
         return [self.value] * len(self.neurons) if isinstance(self.value, float) else self.value
 
-    def amount(self, lm: HookedLM, layer: int, indices: list[int], columns: list[int], seen: Seen) -> Amount:
-        held = torch.tensor(self.amounts(), dtype=lm.dtype)[columns].to(lm.device_of(layer))
-        return lambda: held
+    def amount(
+        self,
+        lm: HookedLM,
+        layer: int,
+        *,
+        indices: list[int],
+        columns: list[int],
+        source_activations: SourceActivations,
+    ) -> Amount:
+        numbers = torch.tensor(self.amounts(), dtype=lm.dtype)[columns].to(lm.device_of(layer))
+        return lambda: numbers
 
     def composed(self, gain: Tensor, shift: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
-        """Of x, first `gain * x + shift`, then this edit: the gain and shift of both."""
+        """Return the gain and shift of this edit applied to `gain * x + shift`."""
         raise NotImplementedError
 
 
 class Offset(_Constant):
-    """Add `value` to the post-activations of `neurons` (paper, section 4.2)."""
+    """Add `value` to the post-activations of `neurons` (paper, section 4.2).
+
+    The MLP's output then moves by `value` times the sum of their value vectors.
+
+    Attributes:
+        neurons: the neurons that are edited.
+        value: one number for all of them, or one for each.
+        positions: "all" (as in the paper), "prompt" (the tokens of the first pass), or "new" (the tokens that are read
+            after it from the cache: all generated ones but the last).
+
+    Example:
+        >>> with xt.Offset(sources, -1.0).on(lm):
+        ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+    """
 
     def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
         return activation + amount
@@ -272,21 +280,36 @@ class Offset(_Constant):
 
 
 class Scale(_Constant):
-    """Multiply the post-activations of `neurons` by `value`; 0 ablates them."""
+    """Multiply the post-activations of `neurons` by `value`; 0 ablates them.
+
+    Attributes:
+        neurons: the neurons that are edited.
+        value: one number for all of them, or one for each.
+        positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
+
+    Example:
+        >>> with xt.Scale(sources, 0.0).on(lm):
+        ...     ablated = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+    """
 
     @classmethod
     @checked
     def damping(cls, experts: NeuronSet) -> Scale:
-        """Multiply each expert's post-activation by `1 - 2 (AUROC - 0.5)`: the better it tells toxic text, the less.
+        """Multiply each expert's post-activation by `1 - 2 (AUROC - 0.5)`: the better the expert, the smaller its part.
 
-        The factor is that of AurA (Suau et al. 2024, equation 4), and this is not AurA, which damps the outputs of both
-        projections of the MLP. Here a neuron is damped once, at the input of the down-projection.
+        The factor is that of AurA (Suau et al. 2024, equation 4). The edit is not AurA itself, which damps the outputs
+        of both projections of the MLP. Here a neuron is damped once, at the input of the down-projection.
 
         Args:
             experts: neurons with their areas under the ROC curve as scores, as `localize.by_auroc` gives them.
 
         Raises:
             ValueError: a score is not in [0.5, 1].
+
+        Example:
+            >>> experts = xt.NeuronSet.of([(0, 1), (2, 5)], scores=[0.75, 1.0])
+            >>> xt.Scale.damping(experts).value
+            (0.5, 0.0)
         """
         if wrong := [score for score in experts.scores if not 0.5 <= score <= 1]:
             raise ValueError(f"a score is {wrong[0]:g}: expected areas under the ROC curve, from 0.5 to 1")
@@ -300,7 +323,18 @@ class Scale(_Constant):
 
 
 class Set(_Constant):
-    """Hold the post-activations of `neurons` at `value`."""
+    """Replace the post-activations of `neurons` by `value`.
+
+    Attributes:
+        neurons: the neurons that are edited.
+        value: one number for all of them, or one for each.
+        positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
+
+    Example:
+        >>> means = activations.mean(language="en")
+        >>> with xt.Set(candidates, means).on(lm):
+        ...     texts = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+    """
 
     def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
         return amount.expand_as(activation)
@@ -311,7 +345,7 @@ class Set(_Constant):
 
 @dataclass(frozen=True)
 class _Description:
-    """An edit as results name it: its repr, which is short, and a digest of all that it does."""
+    """The name of an edit in results: its repr, which is short, and a digest of all that it does."""
 
     edit: Intervention
 
@@ -325,6 +359,8 @@ _KINDS: dict[str, type[_Constant]] = {"Offset": Offset, "Scale": Scale, "Set": S
 
 @dataclass(frozen=True, repr=False)
 class _Sum(Intervention):
+    """Several edits, one after the other."""
+
     parts: tuple[Step, ...]
 
     def steps(self) -> tuple[Step, ...]:
@@ -332,37 +368,3 @@ class _Sum(Intervention):
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))
-
-
-@contextlib.contextmanager
-def _beside(lm: HookedLM, layers: list[tuple[HookedLM, set[int]]]) -> Iterator[dict[HookedLM, Mapping[int, Tensor]]]:
-    """With all sources beside the model. Not in an ExitStack, which holds on to what an interrupt breaks off in it."""
-    if not layers:
-        yield {}
-        return
-    (source, own), *others = layers
-    with lm.beside(source, own) as seen, _beside(lm, others) as rest:
-        yield {source: seen, **rest}
-
-
-def _hooks(lm: HookedLM, steps: tuple[Step, ...], seen: Seen, idle: dict[int, Step]) -> dict[int, Hook]:
-    """Hooks by layer; a step that has acted is taken out of `idle`."""
-    edits: dict[int, list[tuple[Step, Tensor, Amount]]] = {}
-    for step in steps:
-        for layer, (indices, columns) in step.neurons.by_layer().items():
-            own = torch.tensor(indices, device=lm.device_of(layer))
-            edits.setdefault(layer, []).append((step, own, step.amount(lm, layer, indices, columns, seen)))
-
-    def hook(own: list[tuple[Step, Tensor, Amount]]) -> Hook:
-        def edit(value: Tensor) -> Tensor | None:
-            edited = None
-            for step, indices, amount in own:
-                if step.acts(lm):
-                    edited = value.clone() if edited is None else edited
-                    edited[..., indices] = step.apply(edited[..., indices], amount())
-                    idle.pop(id(step), None)
-            return edited
-
-        return edit
-
-    return {layer: hook(own) for layer, own in edits.items()}

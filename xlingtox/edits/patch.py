@@ -1,4 +1,4 @@
-"""Patch: an edit by what neurons are in another run."""
+"""Patch: an edit that gives neurons the activations of another run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox.checking import checked
-from xlingtox.edits.interventions import Amount, Positions, Seen, Step
+from xlingtox.edits.interventions import Intervention
+from xlingtox.edits.step import Amount, Positions, SourceActivations, Step
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import fingerprint
 from xlingtox.neurons.activations import Activations
@@ -19,19 +20,29 @@ from xlingtox.neurons.neuron_set import NeuronSet
 
 @checked
 @dataclass(frozen=True, repr=False, eq=False)
-class Patch(Step):
-    """Activation patching: hold the post-activations of `neurons` at what they are in another run.
+class Patch(Step, Intervention):
+    """Activation patching: replace the post-activations of `neurons` by those of another run.
+
+    If a model patched from its tuned version behaves like the tuned version, these neurons carry what tuning changed.
+    `source` says where the activations come from:
+
+    - Another `HookedLM` of the same shape. It runs on the same tokens, position by position, also while new ones are
+      generated. Edits whose blocks were entered before act on it too.
+    - Cached activations, layer to `[batch, pos, d_mlp]`. They serve passes over just these tokens in this order.
+      Their shape is checked; whether they are of these tokens is not known.
+    - `Activations`. Each row gets the mean of its language over prompts and steps. Yang et al. (2024) patch with such
+      means.
 
     Attributes:
-        neurons: what is patched.
-        source: another `HookedLM` of the same shape, which then runs on the same tokens, position by position, also
-            while new ones are generated, under the edits whose blocks were entered before; or cached activations, layer
-            to `[batch, pos, d_mlp]`, for passes over just these tokens in this order (their shape is checked, what they
-            are of is not known); or `Activations`, whose mean over prompts and steps is taken, in each row that of its
-            language (Yang et al. 2024 patch with such means).
-        language: take the mean of this one in all rows. Calls that know no languages need it: those with plain token
-            ids and without `languages=`, `Probe.fit`, `retrieval.bilingual_retrieval`.
-        positions: as in `Offset`.
+        neurons: the neurons that are patched.
+        source: where their activations come from.
+        positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
+        language: for `Activations`, take the mean of this language in all rows. Calls that know no languages need it:
+            those with plain token ids and without `languages=`, `Probe.fit`, `transfer.bilingual_retrieval`.
+
+    Example:
+        >>> with xt.Patch(candidates, activations, language="es").on(lm):
+        ...     texts = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
     """
 
     neurons: NeuronSet
@@ -45,21 +56,21 @@ class Patch(Step):
 
     def __repr__(self) -> str:
         if isinstance(self.source, Activations):
-            what = f"means of {self.language or 'each language'} in {self.source.model.name}"
+            origin = f"means of {self.language or 'each language'} in {self.source.model.name}"
         else:
-            what = repr(self.source) if isinstance(self.source, HookedLM) else "cached activations"
-        return self._named(what)
+            origin = repr(self.source) if isinstance(self.source, HookedLM) else "cached activations"
+        return self._named(origin)
 
     def content(self) -> str:
         source = self.source
         if isinstance(source, HookedLM):
-            what: object = source.identity()
+            origin: object = source.identity()
         elif isinstance(source, Activations):
             neurons = source.neurons.neurons, source.language_codes, self.language
-            what = neurons, fingerprint({"sums": source.sums, "steps": source.steps})
+            origin = neurons, fingerprint({"sums": source.sums, "steps": source.steps})
         else:
-            what = fingerprint({str(layer): values for layer, values in source.items()})
-        return f"{super().content()} {what}"
+            origin = fingerprint({str(layer): values for layer, values in source.items()})
+        return f"{super().content()} {origin}"
 
     def check(self, lm: HookedLM) -> None:
         super().check(lm)
@@ -84,28 +95,38 @@ class Patch(Step):
             return {}
         return {self.source: {layer for layer, _ in self.neurons}}
 
-    def amount(self, lm: HookedLM, layer: int, indices: list[int], columns: list[int], seen: Seen) -> Amount:
+    def amount(
+        self,
+        lm: HookedLM,
+        layer: int,
+        *,
+        indices: list[int],
+        columns: list[int],
+        source_activations: SourceActivations,
+    ) -> Amount:
         source = self.source
         if isinstance(source, Activations):
             return self._means(lm, layer, source, indices)
-        held = seen[source] if isinstance(source, HookedLM) else source
+        by_layer = source_activations[source] if isinstance(source, HookedLM) else source
 
         def read() -> Tensor:
-            if layer not in held:
+            if layer not in by_layer:
                 raise RuntimeError("the patch's source runs with HookedLM's own calls, not with calls of .tl")
-            if held is source and lm.passing is not None and lm.passing.continuing:
+            if by_layer is source and lm.passing is not None and lm.passing.continuing:
                 raise ValueError(
                     "cached activations serve a pass over their own tokens, not what is generated after it"
                 )
-            return held[layer][..., indices].to(lm.device_of(layer), lm.dtype)
+            return by_layer[layer][..., indices].to(lm.device_of(layer), lm.dtype)
 
         return read
 
     def _means(self, lm: HookedLM, layer: int, source: Activations, indices: list[int]) -> Amount:
+        """Return what gives each row the means of its language, for the neurons of one layer."""
         places = {neuron: place for place, neuron in enumerate(source.neurons)}
-        own = [places[layer, index] for index in indices]
+        columns = [places[layer, index] for index in indices]
         codes = source.language_codes
-        table = torch.stack([source.mean(language=code) for code in codes])[:, own].to(lm.device_of(layer), lm.dtype)
+        means = torch.stack([source.mean(language=code) for code in codes])[:, columns]
+        table = means.to(lm.device_of(layer), lm.dtype)
 
         def read() -> Tensor:
             if self.language is not None:

@@ -1,8 +1,8 @@
-"""Where does a model keep its toxicity?
+"""Find the neurons in which a model keeps its toxicity.
 
 `Probe` finds a direction in the residual stream that tells toxic from neutral text. `localize` ranks the neurons of all
-MLPs against it, which gives candidates. `collect_activations` measures which of them fire on toxic prompts: the
-sources. `read_tokens` shows the same neurons token by token.
+MLPs against it, which gives candidates. `collect_activations` measures which of them fire on toxic prompts: these are
+the sources. `read_tokens` shows the same neurons token by token.
 """
 
 from xlingtox.neurons import localize

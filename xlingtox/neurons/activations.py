@@ -1,4 +1,4 @@
-"""Activations: what neurons do while the model continues prompts."""
+"""Activations: how active neurons are while the model continues prompts."""
 
 from __future__ import annotations
 
@@ -22,24 +22,36 @@ from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import check_lengths, decode, greediest
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
+from xlingtox.neurons.equality import equal
 from xlingtox.neurons.neuron_set import NeuronSet
 
 _MOST_BYTES = 2**30
-"""Of more than these, values of single steps are not kept."""
+"""If the values of all steps take more bytes, only their sums are kept."""
 
 
 @checked
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Activations:
-    """Post-activations of `neurons` over the steps of a greedy continuation.
+    """Post-activations of `neurons` over the steps of greedy continuations.
+
+    A neuron adds its activation times its value vector to the residual stream. So a candidate is a source if its mean
+    activation on toxic prompts is positive.
 
     Attributes:
         neurons: what was read; the last axis of `sums` and of `values` is in its order.
-        sums, steps: by language, in the order of `language_codes`, the sum over the steps that count, and their number.
+        sums: by language, in the order of `language_codes`, the sum over the steps that count.
+        steps: by language, in the same order, the number of these steps.
         mask: False where the continuation had already ended.
-        languages: of each prompt.
+        languages: the language of each prompt.
         kept: the values of each step, or None where they would have taken more than a gibibyte.
-        model: which model it was, and under which edit.
+        model: which model was read, and under which edit.
+
+    Example:
+        >>> activations = xt.collect_activations(lm, prompts, candidates, max_new_tokens=4, progress=False)
+        >>> activations.mean(language="en").shape
+        torch.Size([100])
+        >>> activations.to_frame().columns.tolist()
+        ['language', 'layer', 'index', 'mean']
     """
 
     neurons: NeuronSet
@@ -50,20 +62,24 @@ class Activations:
     kept: Float[Tensor, "prompt step neuron"] | None
     model: Identity
 
+    __eq__ = equal
+    __hash__ = None  # type: ignore[assignment]
+
     def __repr__(self) -> str:
-        what = f"{len(self.neurons)} neurons of {self.model}, {len(self.languages)} prompts"
-        return f"Activations({what} in {', '.join(self.language_codes)})"
+        counts = f"{len(self.neurons)} neurons of {self.model}, {len(self.languages)} prompts"
+        return f"Activations({counts} in {', '.join(self.language_codes)})"
 
     @property
     def language_codes(self) -> tuple[str, ...]:
+        """Return the languages of the prompts, each once, in the order of `xlingtox.languages`."""
         return languages.in_order(self.languages)
 
     @property
     def values(self) -> Float[Tensor, "prompt step neuron"]:
-        """The input of the down-projection, at the last prompt token and at each new token but the last.
+        """Return the input of the down-projection at the last prompt token and at each new token but the last.
 
         Raises:
-            ValueError: they were too many to keep.
+            ValueError: the values were too many to keep.
         """
         if self.kept is None:
             raise ValueError(
@@ -74,7 +90,7 @@ class Activations:
 
     @checked
     def mean(self, *, language: str | None = None) -> Float[Tensor, "neuron"]:
-        """Mean of each neuron over steps and prompts, of one language or of all.
+        """Return the mean of each neuron over steps and prompts, of one language or of all.
 
         Raises:
             ValueError: no prompt is in that language.
@@ -82,11 +98,11 @@ class Activations:
         codes = self.language_codes
         if language is not None and language not in codes:
             raise ValueError(f"no prompts in {language!r}: there are {', '.join(sorted(codes))}")
-        own = slice(None) if language is None else [codes.index(language)]
-        return (self.sums[own].sum(0) / self.steps[own].sum()).float()
+        rows = slice(None) if language is None else [codes.index(language)]
+        return (self.sums[rows].sum(0) / self.steps[rows].sum()).float()
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `language, layer, index, mean`: one row a language and neuron."""
+        """Return the columns `language, layer, index, mean`: one row for each language and neuron."""
         rows = [
             (language, layer, index, value)
             for language in self.language_codes
@@ -95,7 +111,7 @@ class Activations:
         return pd.DataFrame(rows, columns=["language", "layer", "index", "mean"])
 
     def _repr_html_(self) -> str:
-        """For notebooks: a row a language."""
+        """Return a table for notebooks, with one row for each language."""
         rows = []
         for code, steps in zip(self.language_codes, self.steps.tolist(), strict=True):
             means = self.mean(language=code)
@@ -106,7 +122,13 @@ class Activations:
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, with the prompts' languages and the model's identity in its metadata."""
+        """Write one safetensors file, with the prompts' languages and the model's identity in its metadata.
+
+        Example:
+            >>> activations.save(tmp_path / "activations.safetensors")
+            >>> xt.Activations.load(tmp_path / "activations.safetensors") == activations
+            True
+        """
         tensors = {"sums": self.sums, "steps": self.steps, "mask": self.mask}
         tensors["neurons"] = torch.tensor(self.neurons.neurons, dtype=torch.int64)
         tensors["scores"] = torch.tensor(self.neurons.scores, dtype=torch.float64)
@@ -117,10 +139,10 @@ class Activations:
     @classmethod
     @checked
     def load(cls, path: str | Path) -> Activations:
-        """Read activations that were saved; raises ValueError, with its path, where the file holds none."""
+        """Read activations that `save` wrote; raise ValueError, with the path, where the file holds none."""
         tensors, about = files.read_tensors(path)
         with files.understood(path, "activations"):
-            # Files of before have the neurons in the JSON.
+            # Earlier versions wrote the neurons to the JSON.
             neurons, scores = (
                 tensors[name].tolist() if name in tensors else about[name] for name in ("neurons", "scores")
             )
@@ -136,7 +158,7 @@ class Activations:
 
 
 def few_enough(n_prompts: int, n_steps: int, n_neurons: int) -> bool:
-    """Whether the values of every step are kept, and not the means alone."""
+    """Return whether the values of every step are kept, and not the sums alone."""
     return 4 * n_prompts * n_steps * n_neurons <= _MOST_BYTES
 
 
@@ -153,8 +175,8 @@ def collect_activations(
 ) -> Activations:
     """Read `neurons` while the model greedily continues each prompt by `max_new_tokens` (paper, section 4.1).
 
-    The positions are those that produce the new tokens: the last of the prompt and all new ones but the last. All
-    neurons of a model may be asked for: means are kept as running sums.
+    The positions that count are those that produce the new tokens: the last of the prompt and all new ones but the
+    last. All neurons of a model may be read at once, because sums are added up step by step.
 
     Args:
         batch_size: prompts that are continued at once (default: as many as the free memory allows).
@@ -162,81 +184,102 @@ def collect_activations(
             counts it (`published.collect_activations`).
 
     Raises:
-        ValueError: a neuron outside the model, no prompts, or one that is blank or too long, or a number below 1.
+        ValueError: a neuron is outside the model, there are no prompts, one is blank or too long, or a number is below
+            1.
+
+    Example:
+        >>> activations = xt.collect_activations(lm, prompts, candidates, max_new_tokens=4, progress=False)
+        >>> sources = candidates.where(activations.mean(language="en") > 0)
     """
     neurons.check(lm)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
-    given = as_prompts(prompts, tokenizer=lm.tokenizer)
-    lengths = check_lengths(lm, given, max_new_tokens)
-    own = tuple(prompt.language for prompt in given)
-    codes = languages.in_order(own)
+    asked = as_prompts(prompts, tokenizer=lm.tokenizer)
+    lengths = check_lengths(lm, asked, max_new_tokens)
+    prompt_languages = tuple(prompt.language for prompt in asked)
+    codes = languages.in_order(prompt_languages)
     sums = torch.zeros(len(codes), len(neurons), dtype=torch.float64)
-    mask = torch.zeros(len(given), max_new_tokens, dtype=torch.bool)
-    few = few_enough(len(given), max_new_tokens, len(neurons))
-    kept = torch.zeros(len(given), max_new_tokens, len(neurons)) if few else None
-    with tqdm(total=len(given), desc="reading neurons", unit="prompt", disable=not progress, leave=False) as bar:
+    mask = torch.zeros(len(asked), max_new_tokens, dtype=torch.bool)
+    values = None
+    if few_enough(len(asked), max_new_tokens, len(neurons)):
+        values = torch.zeros(len(asked), max_new_tokens, len(neurons))
+    with tqdm(total=len(asked), desc="reading neurons", unit="prompt", disable=not progress, leave=False) as bar:
 
         def read(rows: list[int]) -> None:
-            ids, attention = lm.encode([given[i].text for i in rows])
-            reader = _Reader(lm, neurons, [codes.index(own[i]) for i in rows], len(codes), max_new_tokens, few)
+            ids, attention = lm.encode([asked[i].text for i in rows])
+            row_languages = [prompt_languages[i] for i in rows]
+            belongs = torch.tensor([[code == language for language in row_languages] for code in codes])
+            reader = _Reader(lm, neurons, belongs.float(), n_kept_steps=0 if values is None else max_new_tokens)
             with lm.hooks(post=reader.hooks(), edit=None):
-                spoken = [own[i] for i in rows]
                 _, counts = decode(
                     lm,
                     ids,
                     attention,
                     max_new_tokens,
-                    greediest,
-                    watch=reader.watch,
-                    languages=spoken,
+                    pick=greediest,
+                    watch=reader.begin_step,
+                    languages=row_languages,
                     stop_at_end=stop_at_end,
                 )
             mask[rows] = counts.cpu()
             sums.add_(reader.sums.cpu())
-            if kept is not None and reader.values is not None:
-                kept[rows] = reader.values.cpu()
+            if values is not None and reader.values is not None:
+                values[rows] = reader.values.cpu()
             bar.update(len(rows))
 
         in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens), read)
-    if kept is not None:
-        kept *= mask.unsqueeze(-1)
-    steps = torch.stack([mask[[language == code for language in own]].sum() for code in codes])
-    return Activations(neurons, sums, steps, mask, own, kept, lm.identity())
+    if values is not None:
+        values *= mask.unsqueeze(-1)
+    steps = torch.stack([mask[[language == code for language in prompt_languages]].sum() for code in codes])
+    return Activations(neurons, sums, steps, mask, prompt_languages, values, lm.identity())
 
 
 class _Reader:
-    """Adds up the asked columns at the last position of every pass, by language, on the model's device."""
+    """Hooks that add up neurons at the last position of every pass, by language, on the model's device.
+
+    Attributes:
+        sums: by language, over the steps so far of the rows that have not ended.
+        values: of each row and step, or None where only the sums are wanted.
+    """
 
     def __init__(
-        self, lm: HookedLM, neurons: NeuronSet, codes: list[int], n_codes: int, n_steps: int, keep: bool
+        self, lm: HookedLM, neurons: NeuronSet, belongs: Float[Tensor, "language row"], *, n_kept_steps: int
     ) -> None:
+        """Prepare for a batch.
+
+        Args:
+            belongs: 1 where a row is in a language, else 0.
+            n_kept_steps: steps whose values are kept; 0 for the sums alone.
+        """
         device = lm.device
-        whole = list(range(lm.d_mlp))
+        all_indices = list(range(lm.d_mlp))
         self.layers: dict[int, tuple[Tensor | None, Tensor]] = {}
         for layer, (indices, columns) in neurons.by_layer().items():
-            chosen = None if indices == whole else torch.tensor(indices, device=lm.device_of(layer))
+            chosen = None if indices == all_indices else torch.tensor(indices, device=lm.device_of(layer))
             self.layers[layer] = chosen, torch.tensor(columns, device=device)
-        self.belongs = torch.nn.functional.one_hot(torch.tensor(codes, device=device), n_codes).float().T
-        self.sums = torch.zeros(n_codes, len(neurons), dtype=torch.float64, device=device)
-        self.values = torch.zeros(len(codes), n_steps, len(neurons), device=device) if keep else None
+        self.belongs = belongs.to(device)
+        n_languages, n_rows = belongs.shape
+        self.sums = torch.zeros(n_languages, len(neurons), dtype=torch.float64, device=device)
+        self.values = torch.zeros(n_rows, n_kept_steps, len(neurons), device=device) if n_kept_steps else None
 
-    def watch(self, step: int, rows: Int[Tensor, "row"], going: Bool[Tensor, "row"]) -> None:
+    def begin_step(self, step: int, rows: Int[Tensor, "row"], going: Bool[Tensor, "row"]) -> None:
+        """Note which rows of the batch the next pass reads, and which of them have not ended."""
         self.step, self.rows = step, rows
-        self.counted = self.belongs[:, rows] * going
+        self.weights = self.belongs[:, rows] * going
 
     def hooks(self) -> dict[int, Hook]:
-        return {layer: self._hook(*both) for layer, both in self.layers.items()}
+        """Return one hook for each layer that has neurons to read."""
+        return {layer: self._hook(chosen, columns) for layer, (chosen, columns) in self.layers.items()}
 
-    def _hook(self, chosen: Tensor | None, columns: Int[Tensor, "own"]) -> Hook:
+    def _hook(self, chosen: Tensor | None, columns: Int[Tensor, "column"]) -> Hook:
         def read(value: Tensor) -> None:
             last = value[:, -1]
-            asked = (last if chosen is None else last.index_select(-1, chosen)).float()
-            asked = asked.to(self.sums.device)
-            self.sums[:, columns] += self.counted @ asked
+            activations = (last if chosen is None else last.index_select(-1, chosen)).float()
+            activations = activations.to(self.sums.device)
+            self.sums[:, columns] += self.weights @ activations
             if self.values is not None:
-                self.values[self.rows[:, None], self.step, columns] = asked
+                self.values[self.rows[:, None], self.step, columns] = activations
 
         return read

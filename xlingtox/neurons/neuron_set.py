@@ -1,4 +1,4 @@
-"""NeuronSet: chosen MLP neurons, each with a score."""
+"""NeuronSet: some MLP neurons of a model, each with a score."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from xlingtox import files
 from xlingtox.checking import checked, is_whole
 from xlingtox.html import tables
 from xlingtox.models.hooked import HookedLM
@@ -22,18 +24,33 @@ from xlingtox.models.hooked import HookedLM
 Neuron = tuple[int, int]
 
 Mask: TypeAlias = Bool[Tensor, "neuron"] | Bool[np.ndarray, "neuron"] | Sequence[bool]
-"""One of True and False for each neuron."""
+"""True or False for each neuron of a set, in its order."""
+
+_MOST_NAMED = 4
+"""Neurons that `repr` names."""
+
+_MOST_INDICES = 5
+"""Indices of a layer that a notebook shows."""
 
 
 @checked
 @dataclass(frozen=True)
 class NeuronSet:
-    """Distinct neurons `(layer, index)` in a fixed order, each with a score (0 where none was given).
+    """Distinct MLP neurons `(layer, index)` in a fixed order, each with a score.
+
+    Layers and indices count from 0. A score says why a neuron was chosen (a cosine, an area under a ROC curve); it is
+    0 where none was given. Sets are values: `|`, `&` and `-` return a new one.
+
+    Attributes:
+        neurons: the pairs `(layer, index)`; no pair stands there twice.
+        scores: one finite number for each neuron.
 
     Example:
-        >>> neurons = xt.NeuronSet.of([(1, 12), (3, 40)])
-        >>> len(neurons), neurons.vectors(lm).shape
-        (2, torch.Size([2, 128]))
+        >>> first, second = xt.NeuronSet.of([(1, 12), (3, 40)]), xt.NeuronSet.of([(3, 40), (0, 7)])
+        >>> first | second, first & second, first - second
+        (NeuronSet(3: 1.12, 3.40, 0.7), NeuronSet(1: 3.40), NeuronSet(1: 1.12))
+        >>> first.vectors(lm).shape
+        torch.Size([2, 128])
     """
 
     neurons: tuple[Neuron, ...]
@@ -43,9 +60,9 @@ class NeuronSet:
         if len(self.neurons) != len(self.scores):
             raise ValueError(f"{len(self.neurons)} neurons but {len(self.scores)} scores")
         if not {int}.issuperset(map(type, itertools.chain.from_iterable(self.neurons))):
-            raise TypeError(
-                "NeuronSet: neurons has what is no (layer, index), expected two whole numbers: NeuronSet.of"
-            )
+            raise TypeError("NeuronSet: neurons are pairs (layer, index) of whole numbers: NeuronSet.of makes them")
+        if negative := next((neuron for neuron in self.neurons if min(neuron) < 0), None):
+            raise ValueError(f"neuron {negative} is negative: layers and indices count from 0")
         if len(set(self.neurons)) != len(self.neurons):
             raise ValueError("a neuron is named twice")
         if not all(math.isfinite(score) for score in self.scores):
@@ -54,11 +71,16 @@ class NeuronSet:
     @classmethod
     @checked
     def of(cls, neurons: Iterable[Sequence[int]], *, scores: Iterable[float] | None = None) -> NeuronSet:
-        """Neurons from `(layer, index)` pairs, with a score each if `scores` are given.
+        """Make a set of `(layer, index)` pairs, with a score each if `scores` are given.
 
         Raises:
             TypeError: a layer or an index is no whole number.
-            ValueError: a pair has more or fewer than two numbers, or as many scores as neurons are not given.
+            ValueError: a pair has more or fewer than two numbers, one of them is negative, a pair stands there twice,
+                or there are more or fewer scores than neurons.
+
+        Example:
+            >>> xt.NeuronSet.of([(1, 12), (3, 40)], scores=[0.5, 0.25]).scores
+            (0.5, 0.25)
         """
         pairs = []
         for pair in neurons:
@@ -67,13 +89,13 @@ class NeuronSet:
             if not (is_whole(pair[0]) and is_whole(pair[1])):
                 raise TypeError(f"NeuronSet.of: neurons has {pair!r}, expected (layer, index), two whole numbers")
             pairs.append((int(pair[0]), int(pair[1])))
-        given = [0.0] * len(pairs) if scores is None else [float(score) for score in scores]
-        return cls(tuple(pairs), tuple(given))
+        numbers = [0.0] * len(pairs) if scores is None else [float(score) for score in scores]
+        return cls(tuple(pairs), tuple(numbers))
 
     @classmethod
     @checked
     def all(cls, lm: HookedLM) -> NeuronSet:
-        """Every MLP neuron of the model."""
+        """Make a set of every MLP neuron of the model, layer by layer."""
         return cls.of((layer, index) for layer in range(lm.n_layers) for index in range(lm.d_mlp))
 
     def __iter__(self) -> Iterator[Neuron]:
@@ -86,49 +108,96 @@ class NeuronSet:
         return neuron in set(self.neurons)
 
     def __repr__(self) -> str:
-        few = ", ".join(f"{layer}.{index}" for layer, index in self.neurons[:4])
-        return f"NeuronSet({len(self)}: {few}{', ...' if len(self) > 4 else ''})"
+        first = ", ".join(f"{layer}.{index}" for layer, index in self.neurons[:_MOST_NAMED])
+        return f"NeuronSet({len(self)}: {first}{', ...' if len(self) > _MOST_NAMED else ''})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the columns `layer, index, score`: one row for each neuron, in the set's order.
+
+        Example:
+            >>> xt.NeuronSet.of([(1, 12), (3, 40)], scores=[0.5, 0.25]).to_frame()
+               layer  index  score
+            0      1     12   0.50
+            1      3     40   0.25
+        """
+        rows = [(layer, index, score) for (layer, index), score in zip(self.neurons, self.scores, strict=True)]
+        return pd.DataFrame(rows, columns=["layer", "index", "score"])
 
     def _repr_html_(self) -> str:
-        """For notebooks: a row a layer."""
+        """Return a table for notebooks, with one row for each layer."""
         rows = []
         for layer, (indices, columns) in sorted(self.by_layer().items()):
             scores = [self.scores[column] for column in columns]
-            few = ", ".join(map(str, indices[:5])) + (", …" if len(indices) > 5 else "")
+            first = ", ".join(map(str, indices[:_MOST_INDICES])) + (", …" if len(indices) > _MOST_INDICES else "")
             span = f"{tables.number(min(scores))} to {tables.number(max(scores))}"
-            rows.append([f"{layer}", f"{len(indices)}", span, few])
+            rows.append([f"{layer}", f"{len(indices)}", span, first])
         return tables.table(f"NeuronSet of {len(self)}", ["Layer", "Neurons", "Scores", "First indices"], rows)
 
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file, which any text editor shows.
+
+        Example:
+            >>> sources.save(tmp_path / "sources.json")
+            >>> xt.NeuronSet.load(tmp_path / "sources.json") == sources
+            True
+        """
+        files.write_json(path, {"neurons": self.neurons, "scores": self.scores})
+
+    @classmethod
+    @checked
+    def load(cls, path: str | Path) -> NeuronSet:
+        """Read a set that `save` wrote; raise ValueError, with the path, where the file holds none."""
+        content = files.read_json(path)
+        with files.understood(path, "set of neurons"):
+            return cls.of(content["neurons"], scores=content["scores"])
+
     def __or__(self, other: NeuronSet) -> NeuronSet:
-        """All of both; a neuron in both keeps its score here."""
+        """Return the neurons of either set; a neuron in both keeps the score that it has here."""
         merged = dict(zip(other.neurons, other.scores, strict=True)) | dict(zip(self.neurons, self.scores, strict=True))
         order = dict.fromkeys((*self.neurons, *other.neurons))
         return NeuronSet(tuple(order), tuple(merged[neuron] for neuron in order))
 
     def __and__(self, other: NeuronSet) -> NeuronSet:
+        """Return the neurons that are in both sets, with the order and scores of this one."""
         theirs = set(other.neurons)
         return self.where([neuron in theirs for neuron in self])
 
     def __sub__(self, other: NeuronSet) -> NeuronSet:
+        """Return the neurons of this set that are not in the other."""
         theirs = set(other.neurons)
         return self.where([neuron not in theirs for neuron in self])
 
     @checked
     def where(self, mask: Mask) -> NeuronSet:
-        """The neurons for which `mask` is true, in the same order.
+        """Return the neurons for which `mask` is true, in the same order.
 
         Raises:
-            TypeError: the mask is not of True and False, as `activations.mean()` without `> 0`.
+            TypeError: the mask holds something else than True and False, as `activations.mean()` without `> 0` does.
             ValueError: the mask has another length than the set.
+
+        Example:
+            >>> firing = candidates.where(activations.mean(language="en") > 0)
+            >>> 0 < len(firing) < len(candidates)
+            True
         """
-        keep = [bool(flag) for flag in mask]
-        if len(keep) != len(self):
-            raise ValueError(f"a mask of {len(keep)} for {len(self)} neurons")
-        kept = [i for i, flag in enumerate(keep) if flag]
-        return NeuronSet(tuple(self.neurons[i] for i in kept), tuple(self.scores[i] for i in kept))
+        flags = [bool(flag) for flag in mask]
+        if len(flags) != len(self):
+            raise ValueError(f"a mask of {len(flags)} for {len(self)} neurons")
+        columns = [column for column, flag in enumerate(flags) if flag]
+        return NeuronSet(tuple(self.neurons[i] for i in columns), tuple(self.scores[i] for i in columns))
 
     def by_layer(self) -> dict[int, tuple[list[int], list[int]]]:
-        """Layer to (the neurons' indices in it, their columns in this set's order)."""
+        """Group the neurons by layer.
+
+        Returns:
+            layer to two lists of the same length: the neurons' indices in that layer, and their columns, which are
+            their places in this set.
+
+        Example:
+            >>> xt.NeuronSet.of([(1, 12), (3, 40), (1, 5)]).by_layer()
+            {1: ([12, 5], [0, 2]), 3: ([40], [1])}
+        """
         layers: dict[int, tuple[list[int], list[int]]] = {}
         for column, (layer, index) in enumerate(self.neurons):
             indices, columns = layers.setdefault(layer, ([], []))
@@ -142,7 +211,7 @@ class NeuronSet:
         if not self.neurons:
             raise ValueError("the set of neurons is empty")
         for layer, index in self.neurons:
-            if not (0 <= layer < lm.n_layers and 0 <= index < lm.d_mlp):
+            if layer >= lm.n_layers or index >= lm.d_mlp:
                 raise ValueError(
                     f"neuron ({layer}, {index}) is outside the model: {lm.name} has layers 0 to {lm.n_layers - 1} "
                     f"with neurons 0 to {lm.d_mlp - 1}"
@@ -150,24 +219,31 @@ class NeuronSet:
 
     @checked
     def random_like(self, lm: HookedLM, *, seed: int) -> NeuronSet:
-        """As many neurons in the same layers, drawn at random from those outside this set: a control.
+        """Draw as many neurons from the same layers at random, none of them in this set.
+
+        They are a control: what an edit of this set does and an edit of them does not is owed to the choice.
 
         Raises:
             ValueError: a layer has too few other neurons.
+
+        Example:
+            >>> control = sources.random_like(lm, seed=0)
+            >>> len(control) == len(sources), len(control & sources)
+            (True, 0)
         """
         self.check(lm)
         rng = random.Random(f"random like {seed}")
         drawn: list[Neuron] = []
         for layer, (indices, _) in sorted(self.by_layer().items()):
-            others = sorted(set(range(lm.d_mlp)) - set(indices))
-            if len(others) < len(indices):
-                raise ValueError(f"layer {layer} has {len(others)} other neurons, {len(indices)} are needed")
-            drawn.extend((layer, index) for index in sorted(rng.sample(others, len(indices))))
+            outside = sorted(set(range(lm.d_mlp)) - set(indices))
+            if len(outside) < len(indices):
+                raise ValueError(f"layer {layer} has {len(outside)} other neurons, {len(indices)} are needed")
+            drawn.extend((layer, index) for index in sorted(rng.sample(outside, len(indices))))
         return NeuronSet.of(drawn)
 
     @checked
     def vectors(self, lm: HookedLM) -> Float[Tensor, "neuron d_model"]:
-        """The value vectors of these neurons, as they reach the residual stream."""
+        """Return the directions in which the neurons write to the residual stream, in the set's order."""
         self.check(lm)
         out = torch.empty(len(self), lm.d_model, device=lm.device, dtype=lm.dtype)
         for layer, (indices, columns) in self.by_layer().items():
@@ -176,28 +252,37 @@ class NeuronSet:
 
     @checked
     def promoted_tokens(self, lm: HookedLM, *, k: int = 10) -> pd.DataFrame:
-        """The k tokens that each value vector promotes most: `W_U v`, no final norm (paper, Table 4).
+        """List the k tokens that each neuron's value vector promotes most: its logit lens (paper, Table 4).
 
-        Rows of the unembedding that are no token of the tokenizer are left out.
+        A token's logit is its row of the unembedding times the value vector, without the final norm. Rows of the
+        unembedding that are no token of the tokenizer are left out.
 
         Returns:
-            columns `layer, index, score, rank, token_id, token, logit`; `token` is the text of the single token, with
-            U+FFFD where it is part of a character.
+            the columns `layer, index, score, rank, token_id, token, logit`. `token` is the text of the single token,
+            with U+FFFD where the token is only part of a character.
+
+        Raises:
+            ValueError: k is not between 1 and the number of tokens, a neuron is outside the model, or the model has a
+                projection between its residual stream and its unembedding.
+
+        Example:
+            >>> sources.promoted_tokens(lm, k=3).columns.tolist()
+            ['layer', 'index', 'score', 'rank', 'token_id', 'token', 'logit']
         """
-        known = lm.unembedding().shape[0] - (0 if lm.without_text is None else len(lm.without_text))
-        if not 1 <= k <= known:
-            raise ValueError(f"k is {k}: expected 1 to {known} tokens")
-        tokens = lm.unembedding().float()
-        if tokens.shape[1] != lm.d_model:
+        n_tokens = lm.unembedding().shape[0] - (0 if lm.without_text is None else len(lm.without_text))
+        if not 1 <= k <= n_tokens:
+            raise ValueError(f"k is {k}: expected 1 to {n_tokens} tokens")
+        unembedding = lm.unembedding().float()
+        if unembedding.shape[1] != lm.d_model:
             raise ValueError(
                 f"{lm.name} has a projection between the residual stream ({lm.d_model}) and its unembedding "
-                f"({tokens.shape[1]}): its value vectors cannot be read as tokens"
+                f"({unembedding.shape[1]}): its value vectors cannot be read as tokens"
             )
-        top = lm.only_tokens(self.vectors(lm).float().to(tokens.device) @ tokens.T).topk(k)
+        top = lm.only_tokens(self.vectors(lm).float().to(unembedding.device) @ unembedding.T).topk(k)
         rows = []
-        for (layer, index), score, ids, values in zip(
+        for (layer, index), score, token_ids, logits in zip(
             self.neurons, self.scores, top.indices.tolist(), top.values.tolist(), strict=True
         ):
-            for rank, (token, value) in enumerate(zip(ids, values, strict=True), start=1):
-                rows.append((layer, index, score, rank, token, lm.tokenizer.decode([token]), value))
+            for rank, (token_id, logit) in enumerate(zip(token_ids, logits, strict=True), start=1):
+                rows.append((layer, index, score, rank, token_id, lm.tokenizer.decode([token_id]), logit))
         return pd.DataFrame(rows, columns=["layer", "index", "score", "rank", "token_id", "token", "logit"])

@@ -1,4 +1,4 @@
-"""Probe: a direction in the residual stream that tells toxic from other text."""
+"""Probe: a direction in the residual stream that tells toxic from neutral text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
@@ -19,46 +20,61 @@ from torch import Tensor
 from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.data import Labelled, labelled_texts
+from xlingtox.html import tables
+from xlingtox.html.escaping import escaped
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.models.states import mean_states
+from xlingtox.neurons.equality import equal
 
 _PENALTY = 0.01
 """Inverse strength of the L2 penalty, on standardised states.
 
-Where the classes can be told apart in many ways, a weak penalty picks the direction by a few odd sentences; a strong
-one comes near the difference of the class means, which a model's own computation follows more (Marks and Tegmark 2023,
-"The Geometry of Truth", section 5).
+Where many directions separate the classes, a weak penalty lets a few odd sentences choose among them. A strong one
+comes near the difference of the class means, which the model's own computation follows more closely (Marks and Tegmark
+2023, "The Geometry of Truth", section 5).
 """
 
+_FIGURES = ("bias", "accuracy", "auc", "baseline", "n_train", "n_held_out", "after_final_norm")
+"""The fields that are numbers, in the order of `Probe.to_frame`."""
 
-def split(labels: Sequence[int], held_out: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Row numbers to fit on and to hold out, stratified by label.
+
+def split(labels: Sequence[int], *, held_out_share: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Return the row numbers to fit on and those to hold out; both parts have the labels in the same shares.
 
     Raises:
-        ValueError: too few rows of a label for both parts.
+        ValueError: a label has too few rows for both parts.
     """
     try:
-        train, test = train_test_split(range(len(labels)), test_size=held_out, random_state=seed, stratify=labels)
+        train, test = train_test_split(range(len(labels)), test_size=held_out_share, random_state=seed, stratify=labels)
     except ValueError as error:
-        raise ValueError(f"cannot hold out {held_out} of {len(labels)} labelled sentences: {error}") from error
+        raise ValueError(f"cannot hold out {held_out_share} of {len(labels)} labelled sentences: {error}") from error
     return train, test
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probe:
-    """A toxicity direction with the evidence for it.
+    """A toxicity direction in the residual stream, with the evidence for it.
+
+    A text is judged by the mean of its states: `state @ direction + bias` above 0 means toxic.
 
     Attributes:
-        direction: weights of the logistic regression; more along it is more toxic. Not normalised.
-        bias: its intercept.
-        accuracy, auc: on held-out sentences, in [0, 1]; None where they were not measured, as of a direction that was
-            found elsewhere.
-        baseline: accuracy of always answering the larger class, on the same held-out sentences.
-        n_train, n_held_out: sentences in each part.
+        direction: weights of the logistic regression; a state further along it is more toxic. It is not normalised.
+        bias: intercept of the logistic regression.
+        accuracy: share of right answers on held-out sentences, in [0, 1]. This and the next four are None where
+            nothing was measured, as for a direction that was found elsewhere.
+        auc: area under the ROC curve on the same sentences, in [0, 1].
+        baseline: accuracy of always answering the larger class, on the same sentences.
+        n_train: sentences on which the direction was fitted.
+        n_held_out: sentences on which accuracy, AUC and baseline were measured.
         model: which model's states it reads, and under which edit; None where that is not known.
         after_final_norm: whether it reads states after the final norm, as the authors' does, and not before it.
+
+    Example:
+        >>> probe = xt.Probe.fit(lm, xt.mini.labelled("en", n=100), progress=False)
+        >>> probe.direction.shape, probe.n_held_out, probe.auc > 0.5
+        (torch.Size([128]), 10, True)
     """
 
     direction: Float[Tensor, "d_model"]
@@ -74,20 +90,30 @@ class Probe:
     @classmethod
     @checked
     def fit(
-        cls, lm: HookedLM, labelled: Labelled, *, held_out: float = 0.1, seed: int = 0, progress: bool = True
+        cls, lm: HookedLM, labelled: Labelled, *, held_out_share: float = 0.1, seed: int = 0, progress: bool = True
     ) -> Probe:
-        """Fit on the mean over tokens of the last layer's residual stream, before the final norm (paper, section 4.1).
+        """Fit a logistic regression on the residual stream of labelled sentences (paper, section 4.1).
+
+        A sentence's state is the mean over its tokens at the last layer, before the final norm.
 
         Args:
             labelled: a table with the columns `text, label` (1 is toxic).
-            held_out: share of the sentences, stratified, on which accuracy and AUC are measured.
+            held_out_share: share of the sentences, in (0, 1), on which accuracy and AUC are measured and nothing is
+                fitted. Both parts have the labels in the same shares.
 
         Raises:
             ValueError: labels of one class only, too few of one to split, or a missing column.
+
+        Example:
+            >>> labelled = xt.mini.labelled("en", n=100)
+            >>> probe = xt.Probe.fit(lm, labelled, held_out_share=0.2, seed=0, progress=False)
+            >>> probe.n_train, probe.n_held_out
+            (80, 20)
         """
-        texts, given = labelled_texts(labelled)
-        train, test = split(given, held_out, seed)
-        states, labels = mean_states(lm, texts, [lm.n_layers], progress=progress)[0].numpy(), np.array(given)
+        texts, text_labels = labelled_texts(labelled)
+        train, test = split(text_labels, held_out_share=held_out_share, seed=seed)
+        states = mean_states(lm, texts, [lm.n_layers], progress=progress)[0].numpy()
+        labels = np.array(text_labels)
         x, x_test, y, y_test = states[train], states[test], labels[train], labels[test]
         centre, scale = x.mean(0), x.std(0) + 1e-6
         model = LogisticRegression(C=_PENALTY, max_iter=2000).fit((x - centre) / scale, y)
@@ -113,12 +139,16 @@ class Probe:
         """Take a direction that was found elsewhere: a published probe, a difference of means, a steering vector.
 
         Args:
-            vector: one number for each dimension of the residual stream; more along it is more toxic.
-            bias: what is added to the projection on it.
-            model: the model whose states it reads, where that is known.
+            vector: one number for each dimension of the residual stream; a state further along it is more toxic.
+            bias: a number that is added to a state's projection on the vector.
+            model: the model whose states the probe reads, where that is known.
 
         Raises:
-            ValueError: no single row of finite numbers, only zeros, or another width than the model's.
+            ValueError: the vector is no single row of finite numbers, has only zeros, or another width than the model.
+
+        Example:
+            >>> xt.Probe.from_direction([1.0] * 128, model=lm)
+            Probe(d_model 128: held-out accuracy unknown, AUC unknown, majority baseline unknown)
         """
         direction = torch.as_tensor(vector, dtype=torch.float32).detach().cpu().clone()
         if direction.ndim != 1 or not len(direction) or not bool(direction.isfinite().all()) or not math.isfinite(bias):
@@ -136,9 +166,9 @@ class Probe:
     @classmethod
     @checked
     def from_torch_file(cls, path: str | Path, *, model: HookedLM | None = None) -> Probe:
-        """Take the numbers of a linear layer with one output that `torch.save` wrote, as the paper's probe is.
+        """Take the weights of a linear layer with one output from a file of `torch.save`, such as the paper's probe.
 
-        The file is a pickle, which can hold code: only an `nn.Linear`, or a dictionary of tensors, is read.
+        Such a file is a pickle, which can hold code. So only an `nn.Linear` or a dictionary of tensors is read.
 
         Raises:
             ValueError: the file holds anything else, or a layer with several outputs.
@@ -156,6 +186,9 @@ class Probe:
                 "fit a probe on this model"
             )
 
+    __eq__ = equal
+    __hash__ = None  # type: ignore[assignment]
+
     def __repr__(self) -> str:
         accuracy, auc, baseline = (
             "unknown" if figure is None else f"{figure:.3f}" for figure in (self.accuracy, self.auc, self.baseline)
@@ -165,9 +198,38 @@ class Probe:
             f"majority baseline {baseline})"
         )
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row of the probe's figures, with NaN for what is not known.
+
+        The columns are `model, d_model, bias, accuracy, auc, baseline, n_train, n_held_out, after_final_norm`.
+        """
+        figures = {name: getattr(self, name) for name in _FIGURES}
+        known = {name: math.nan if figure is None else figure for name, figure in figures.items()}
+        model = None if self.model is None else str(self.model)
+        return pd.DataFrame([{"model": model, "d_model": len(self.direction), **known}])
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks, with one row."""
+        shares = [
+            "unknown" if figure is None else tables.number(figure)
+            for figure in (self.accuracy, self.auc, self.baseline)
+        ]
+        counts = ["unknown" if count is None else f"{count}" for count in (self.n_train, self.n_held_out)]
+        place = "after the final norm" if self.after_final_norm else "last layer"
+        states = f"{place}, {len(self.direction)} dimensions"
+        caption = f"Probe of {'an unknown model' if self.model is None else escaped(self.model)}"
+        columns = ["States", "Accuracy", "AUC", "Majority baseline", "Fitted on", "Held out"]
+        return tables.table(caption, columns, [[states, *shares, *counts]])
+
     @checked
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, with the figures in its metadata."""
+        """Write one safetensors file, with the figures in its metadata.
+
+        Example:
+            >>> probe.save(tmp_path / "probe.safetensors")
+            >>> xt.Probe.load(tmp_path / "probe.safetensors") == probe
+            True
+        """
         figures = {name: getattr(self, name) for name in _FIGURES}
         figures["model"] = self.model and dataclasses.asdict(self.model)
         files.write_tensors(path, {"direction": self.direction}, figures)
@@ -175,7 +237,7 @@ class Probe:
     @classmethod
     @checked
     def load(cls, path: str | Path) -> Probe:
-        """Read a probe that was saved; raises ValueError, with its path, where the file holds none."""
+        """Read a probe that `save` wrote; raise ValueError, with the path, where the file holds none."""
         tensors, figures = files.read_tensors(path)
         with files.understood(path, "probe"):
             model = figures.pop("model")
@@ -183,10 +245,10 @@ class Probe:
 
 
 def _linear(file: Path) -> tuple[Float[Tensor, "d_model"], float]:
-    """The weights and the bias of a linear layer with one output, from a torch file that is not trusted."""
+    """Return weights and bias of a linear layer with one output, from a torch file that is not trusted."""
     try:
         with torch.serialization.safe_globals([torch.nn.Linear, set]):
-            held = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
@@ -194,8 +256,8 @@ def _linear(file: Path) -> tuple[Float[Tensor, "d_model"], float]:
             f"{file} holds something else than a linear layer or a dictionary of tensors, and was not read: "
             "a torch file can hold code"
         ) from error
-    # Only attributes are looked up, past whatever the file may have set, and nothing of it is called.
-    tensors = vars(held).get("_parameters") if type(held) is torch.nn.Linear else held
+    # Attributes are looked up in the instance's own dictionary, and nothing that the file brought is called.
+    tensors = vars(content).get("_parameters") if type(content) is torch.nn.Linear else content
     weight, bias = (tensors.get(name) if isinstance(tensors, dict) else None for name in ("weight", "bias"))
     if not isinstance(weight, Tensor) or weight.squeeze().ndim != 1 or not isinstance(bias, Tensor | None):
         shape = f" of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else ""
@@ -203,6 +265,3 @@ def _linear(file: Path) -> tuple[Float[Tensor, "d_model"], float]:
     if bias is not None and bias.numel() != 1:
         raise ValueError(f"{file} has {bias.numel()} biases: expected a linear layer with one output")
     return weight.detach().float().squeeze(), 0.0 if bias is None else float(bias.detach())
-
-
-_FIGURES = ("bias", "accuracy", "auc", "baseline", "n_train", "n_held_out", "after_final_norm")

@@ -1,9 +1,11 @@
-"""Token by token: what neurons do over a text and its continuation, in characters that a person can read."""
+"""Token by token: how active neurons are over a text and its continuation, in pieces that a person can read."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import regex
@@ -12,31 +14,44 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlingtox import languages
+from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
+from xlingtox.html import tables
+from xlingtox.html.escaping import escaped
 from xlingtox.models.backend import Hook
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import check_lengths, decode, greediest
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
+from xlingtox.neurons.equality import equal
 from xlingtox.neurons.neuron_set import NeuronSet
+
+_MOST_ROWS = 10
+"""Neurons that a notebook shows."""
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenActivations:
     """Post-activations of `neurons` over one text, piece by piece.
 
-    A piece is a token, or several where one is only part of a character. Special tokens are left out.
+    A piece is a token, or several tokens where one is only part of a character. Special tokens are left out.
 
     Attributes:
-        language: of the prompt.
-        pieces: what was read, in order; joined they are the text.
+        language: the language of the prompt.
+        pieces: the parts of the text, in order; joined they are the text.
         n_prompt: how many of the pieces are the prompt's; the others are the model's greedy continuation.
-        values: of a piece of several tokens, their mean.
-        neurons: the last axis of `values` is in their order.
-        model: which model it was.
+        values: the activations; a piece of several tokens has their mean.
+        neurons: what was read; the last axis of `values` is in its order.
+        model: which model was read, and under which edit.
+
+    Example:
+        >>> reading = xt.read_tokens(lm, {"en": ["the dog"]}, sources, max_new_tokens=2, progress=False)[0]
+        >>> "".join(reading.pieces[: reading.n_prompt])
+        'the dog'
+        >>> reading.to_frame().columns.tolist()
+        ['language', 'position', 'part', 'piece', 'layer', 'index', 'activation']
     """
 
     language: str
@@ -45,6 +60,61 @@ class TokenActivations:
     values: Float[Tensor, "piece neuron"]
     neurons: NeuronSet
     model: Identity
+
+    __eq__ = equal
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each piece and neuron.
+
+        The columns are `language, position, part, piece, layer, index, activation`; `part` is "prompt" or
+        "continuation".
+        """
+        rows = []
+        for position, (piece, activations) in enumerate(zip(self.pieces, self.values.tolist(), strict=True)):
+            part = "prompt" if position < self.n_prompt else "continuation"
+            for (layer, index), activation in zip(self.neurons, activations, strict=True):
+                rows.append((self.language, position, part, piece, layer, index, activation))
+        columns = ["language", "position", "part", "piece", "layer", "index", "activation"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: the piece at which each of the first neurons is most active."""
+        rows = []
+        for column, (layer, index) in enumerate(self.neurons.neurons[:_MOST_ROWS] if self.pieces else ()):
+            activations = self.values[:, column]
+            best = int(activations.argmax())
+            piece = f"<bdi{tables.in_language(self.language)}>{tables.shortened(self.pieces[best])}</bdi>"
+            numbers = [tables.number(float(value)) for value in (activations.mean(), activations[best])]
+            rows.append([f"{layer}.{index}", *numbers, piece])
+        text = tables.shortened("".join(self.pieces))
+        shown = f"<bdi{tables.in_language(self.language)}>{text}</bdi>"
+        caption = f"{len(self.neurons)} neurons of {escaped(self.model)} over “{shown}”"
+        return tables.table(caption, ["Neuron", "Mean", "Highest", "Where it is highest"], rows)
+
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, with the text and the model's identity in its metadata."""
+        tensors = {"values": self.values}
+        tensors["neurons"] = torch.tensor(self.neurons.neurons, dtype=torch.int64).reshape(-1, 2)
+        tensors["scores"] = torch.tensor(self.neurons.scores, dtype=torch.float64)
+        about = {"language": self.language, "pieces": self.pieces, "n_prompt": self.n_prompt}
+        files.write_tensors(path, tensors, about | {"model": dataclasses.asdict(self.model)})
+
+    @classmethod
+    @checked
+    def load(cls, path: str | Path) -> TokenActivations:
+        """Read what `save` wrote; raise ValueError, with the path, where the file holds no token activations."""
+        tensors, about = files.read_tensors(path)
+        with files.understood(path, "token activations"):
+            return cls(
+                about["language"],
+                tuple(about["pieces"]),
+                about["n_prompt"],
+                tensors["values"],
+                NeuronSet.of(tensors["neurons"].tolist(), scores=tensors["scores"].tolist()),
+                Identity(**about["model"]),
+            )
 
 
 @checked
@@ -60,74 +130,90 @@ def read_tokens(
     """Continue each prompt greedily, and read `neurons` at every token of prompt and continuation.
 
     Args:
-        max_new_tokens: 0 to read the texts as they are.
+        max_new_tokens: tokens of the continuation; 0 reads the texts as they are.
         batch_size: prompts that are read at once (default: as many as the free memory allows).
 
+    Returns:
+        one `TokenActivations` for each prompt, in their order.
+
     Raises:
-        ValueError: a neuron outside the model, no prompts, or one that is blank or too long.
+        ValueError: a neuron is outside the model, there are no prompts, or one is blank or too long.
+
+    Example:
+        >>> readings = xt.read_tokens(lm, prompts, sources, max_new_tokens=4, progress=False)
+        >>> [reading.language for reading in readings]
+        ['en', 'en', 'es', 'es']
     """
     neurons.check(lm)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected 0 or more")
-    given = as_prompts(prompts, tokenizer=lm.tokenizer)
-    lengths = check_lengths(lm, given, max_new_tokens)
-    found: dict[int, TokenActivations] = {}
+    asked = as_prompts(prompts, tokenizer=lm.tokenizer)
+    lengths = check_lengths(lm, asked, max_new_tokens)
+    readings: dict[int, TokenActivations] = {}
     special = torch.tensor(sorted(lm.tokenizer.all_special_ids), device=lm.device)
-    with tqdm(total=len(given), desc="reading tokens", unit="prompt", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(asked), desc="reading tokens", unit="prompt", disable=not progress, leave=False) as bar:
 
         def read(rows: list[int]) -> None:
-            ids, mask = lm.encode([given[i].text for i in rows])
-            n_prompt, spoken = ids.shape[1], [given[i].language for i in rows]
+            ids, mask = lm.encode([asked[i].text for i in rows])
+            n_prompt, row_languages = ids.shape[1], [asked[i].language for i in rows]
             if max_new_tokens:
-                new, counts = decode(lm, ids, mask, max_new_tokens, greediest, languages=spoken)
+                new, counts = decode(lm, ids, mask, max_new_tokens, pick=greediest, languages=row_languages)
                 ids, mask = torch.cat([ids, new], 1), torch.cat([mask, counts], 1)
             values = torch.empty(*ids.shape, len(neurons))
-            with lm.hooks(post={layer: _reader(values, *own) for layer, own in neurons.by_layer().items()}, edit=None):
-                lm.logits(ids, mask, languages=spoken, last_only=True)
+            hooks = {
+                layer: _reader(values, indices, columns) for layer, (indices, columns) in neurons.by_layer().items()
+            }
+            with lm.hooks(post=hooks, edit=None):
+                lm.logits(ids, mask, languages=row_languages, last_only=True)
             shown = (mask & ~torch.isin(ids, special)).cpu()
             for row, i in enumerate(rows):
-                own = ids[row, shown[row]].tolist()
+                row_ids, row_values = ids[row, shown[row]].tolist(), values[row, shown[row]]
                 start = int(shown[row, :n_prompt].sum())
-                groups = [*whole_characters(lm, own, 0, start), *whole_characters(lm, own, start, len(own))]
-                kept = values[row, shown[row]]
-                found[i] = TokenActivations(
-                    given[i].language,
+                groups = [
+                    *whole_characters(lm, row_ids, 0, start),
+                    *whole_characters(lm, row_ids, start, len(row_ids)),
+                ]
+                readings[i] = TokenActivations(
+                    asked[i].language,
                     tuple(text for text, _ in groups),
                     sum(last <= start for _, (_, last) in groups),
-                    torch.stack([kept[first:last].mean(0) for _, (first, last) in groups]),
+                    torch.stack([row_values[first:last].mean(0) for _, (first, last) in groups]),
                     neurons,
                     lm.identity(),
                 )
             bar.update(len(rows))
 
         in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens), read)
-    return [found[i] for i in range(len(given))]
+    return [readings[i] for i in range(len(asked))]
 
 
-def _reader(out: Float[Tensor, "row pos neuron"], indices: list[int], columns: list[int]) -> Hook:
+def _reader(values: Float[Tensor, "row pos neuron"], indices: list[int], columns: list[int]) -> Hook:
+    """Return a hook that copies these indices of its layer into these columns of `values`."""
+
     def read(value: Tensor) -> None:
-        out[:, :, columns] = value[..., indices].float().cpu()
+        values[:, :, columns] = value[..., indices].float().cpu()
 
     return read
 
 
 def whole_characters(lm: HookedLM, ids: Sequence[int], start: int, end: int) -> list[tuple[str, tuple[int, int]]]:
-    """Split tokens `start` to `end` of a text into the fewest that each spell whole characters.
+    """Split tokens `start` to `end` of a text into the smallest groups that each spell whole characters.
 
-    Characters are those that a reader sees (grapheme clusters: a letter with its vowel signs is one). What is still
-    incomplete at the end stands as U+FFFD.
+    Characters are those that a reader sees (grapheme clusters): a letter with its vowel signs is one. A character that
+    is still incomplete at the end stands as U+FFFD.
 
     Returns:
         each group's text and its range of tokens.
     """
     groups: list[tuple[str, tuple[int, int]]] = []
-    # A token's text may depend on the one before it (a leading space), so each is read after the group before it.
-    before = first = start
+    # A token's text may depend on the one before it (a leading space). So each group is decoded together with the group
+    # before it, whose tokens begin at `previous`.
+    previous = first = start
     if start:
-        before = start - 1
+        previous = start - 1
     for last in range(start + 1, end + 1):
-        known = _text(lm, ids[before:first])
-        text = _text(lm, ids[before:last])[len(known) :]
+        known = _text(lm, ids[previous:first])
+        text = _text(lm, ids[previous:last])[len(known) :]
         if text.endswith("\ufffd") and last < end:
             continue
         if groups and _same_character(groups[-1][0], text):
@@ -135,7 +221,7 @@ def whole_characters(lm: HookedLM, ids: Sequence[int], start: int, end: int) -> 
             groups.append((joined + text, (earlier, last)))
         else:
             groups.append((text, (first, last)))
-        before, first = first, last
+        previous, first = first, last
     return groups
 
 
@@ -143,42 +229,47 @@ def _text(lm: HookedLM, ids: Sequence[int]) -> str:
     return str(lm.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) if ids else ""
 
 
-def _same_character(one: str, other: str) -> bool:
-    """Whether the last character of one goes on in the other."""
-    if not one or not other:
+def _same_character(left: str, right: str) -> bool:
+    """Return whether the last character of the left text goes on in the right one."""
+    if not left or not right:
         return True
-    return len(one) not in {found.end() for found in regex.finditer(r"\X", one + other)}
+    return len(left) not in {match.end() for match in regex.finditer(r"\X", left + right)}
 
 
 @checked
 def top_tokens(readings: Sequence[TokenActivations], *, k: int = 5) -> pd.DataFrame:
-    """The k distinct pieces on which each neuron is most active, in each language.
+    """List the k distinct pieces on which each neuron is most active, in each language.
 
     Returns:
-        columns `layer, index, language, rank, token, context, activation`; `context` is the text up to the piece.
+        the columns `layer, index, language, rank, token, context, activation`; `context` is the text up to the piece.
 
     Raises:
-        ValueError: nothing was read, or the texts were read with different neurons.
+        ValueError: there are no readings, they are of different neurons, or k is below 1.
+
+    Example:
+        >>> readings = xt.read_tokens(lm, prompts, sources, max_new_tokens=4, progress=False)
+        >>> xt.top_tokens(readings, k=2)["rank"].unique().tolist()
+        [1, 2]
     """
     if not readings:
         raise ValueError("there are no texts: read some first")
     if k < 1:
         raise ValueError(f"k is {k}: expected at least 1")
     neurons = readings[0].neurons
-    if any(each.neurons.neurons != neurons.neurons for each in readings):
+    if any(reading.neurons.neurons != neurons.neurons for reading in readings):
         raise ValueError("the texts were read with different neurons")
     rows = []
-    for code in languages.in_order(each.language for each in readings):
-        own = [each for each in readings if each.language == code]
-        places = [(each, i) for each in own for i in range(len(each.pieces))]
-        values = torch.cat([each.values for each in own])
+    for code in languages.in_order(reading.language for reading in readings):
+        in_language = [reading for reading in readings if reading.language == code]
+        places = [(reading, i) for reading in in_language for i in range(len(reading.pieces))]
+        values = torch.cat([reading.values for reading in in_language])
         for column, (layer, index) in enumerate(neurons):
             best: dict[str, tuple[float, str]] = {}
             for place in values[:, column].argsort(descending=True, stable=True).tolist():
-                each, i = places[place]
-                token = each.pieces[i].strip()
+                reading, i = places[place]
+                token = reading.pieces[i].strip()
                 if token and token not in best:
-                    best[token] = float(values[place, column]), "".join(each.pieces[: i + 1])
+                    best[token] = float(values[place, column]), "".join(reading.pieces[: i + 1])
                 if len(best) == k:
                     break
             for rank, (token, (value, context)) in enumerate(best.items(), start=1):

@@ -36,7 +36,7 @@ def fit_probe(
     learning_rate: float = 1e-4,
     epochs: int = 20,
     batch_size: int = 10,
-    held_out: float = 0.1,
+    held_out_share: float = 0.1,
     seed: int = 0,
     progress: bool = True,
 ) -> Probe:
@@ -60,7 +60,7 @@ def fit_probe(
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate is {learning_rate}: expected a finite number above 0")
     texts, given = labelled_texts(labelled)
-    train, test = split(given, held_out, seed)
+    train, test = split(given, held_out_share=held_out_share, seed=seed)
     states = mean_states(lm, texts, [lm.n_layers + 1], progress=progress)[0]
     labels = torch.tensor(given, dtype=torch.float32)
     rng = torch.Generator().manual_seed(seed)

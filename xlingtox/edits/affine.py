@@ -1,0 +1,53 @@
+"""Affine: an edit as one gain and one shift for each neuron, and how exactly something else must match it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xlingtox.models.hooked import HookedLM
+
+
+@dataclass(frozen=True)
+class Affine:
+    """An edit that turns each activation `x` into `gain * x + shift`, the same at every position.
+
+    Any sum of `Offset`, `Scale` and `Set` comes to this, so it can be written into weights. Layers that the edit does
+    not touch are missing.
+
+    Attributes:
+        gains: layer to the factor of each of its neurons, in float64.
+        shifts: layer to the number that is then added to each of its neurons, in float64.
+    """
+
+    gains: Mapping[int, Float[Tensor, "d_mlp"]]
+    shifts: Mapping[int, Float[Tensor, "d_mlp"]]
+
+    @property
+    def scales(self) -> bool:
+        """Return whether any neuron is multiplied by another number than 1."""
+        return any(bool((gain != 1).any()) for gain in self.gains.values())
+
+    def pushes(self, lm: HookedLM) -> dict[int, Float[Tensor, "d_model"]]:
+        """Return what the shifts of each layer add to its MLP's output, in float64; layers that add nothing are out."""
+        return {
+            layer: shift @ lm.value_vectors(layer).double().cpu()
+            for layer, shift in sorted(self.shifts.items())
+            if bool(shift.any())
+        }
+
+
+def logits_of_random_tokens(lm: HookedLM) -> Float[Tensor, "row pos vocab"]:
+    """Return the logits, in float32, of two short rows of tokens that are always the same for a vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, lm.unembedding().shape[0], (2, 8), generator=generator)
+    return lm.logits(ids, torch.ones_like(ids, dtype=torch.bool)).float()
+
+
+def tolerance(lm: HookedLM) -> float:
+    """Return the largest difference that rounding explains, as a share of the largest logit."""
+    return {torch.float32: 1e-4, torch.float64: 1e-4}.get(lm.dtype, 5e-2)
