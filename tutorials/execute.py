@@ -1,7 +1,7 @@
 """Run tutorials in a fresh kernel and store what they show: `python tutorials/execute.py [1 2 ...]`.
 
 Figures and token views are stored as pictures, which are light and which every code host shows. A figure's data would
-be several times as large, and a token view carries a library of more than a megabyte. Who runs a cell gets the live one.
+be several times as large, and a token view carries a library of over a megabyte. Who runs a cell gets the live one.
 
 Needs `pip install -e '.[test,tutorials]'`, a Chromium, and fonts with the letters of all 17 languages, such as Debian's
 fonts-noto-core and fonts-noto-cjk: pictures keep what this machine draws.

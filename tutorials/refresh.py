@@ -71,9 +71,9 @@ def summary() -> str:
         ("English prompts that draw an insult", _percents(probability["en"])),
         ("The same in the 16 other languages, mean", _percents(probability["others"])),
         ("Continuations with an insult in those 16", _percents(average["others"], 1)),
-        ("Degenerate text, all 17", _percents(demo["degenerate"], 1)),
+        ("Text that says nothing, all 17", _percents(demo["degenerate"], 1)),
         ("Perplexity of clean text, all 17", change(demo["perplexity_change"], 1)),
-        ("Retrieval against the drop", f"r = {emt['r']:.2f} ({significance(emt['p'])})"),
+        ("Correlation of retrieval with the drop", f"r = {emt['r']:.2f} ({significance(emt['p'])})"),
     ]
     return table(["English-only DPO", "Before → after"], rows)
 
