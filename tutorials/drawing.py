@@ -38,12 +38,12 @@ WIDTH, HEIGHT, COLUMN, ROW, MARGIN = 112, 34, 138, 58, 14
 
 def imports() -> dict[str, set[str]]:
     """Return what each folder or module at the top of the package imports from the others."""
-    found: dict[str, set[str]] = {}
+    imported: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         folder = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if folder.startswith("_") or folder == "conftest":
             continue
-        names = found.setdefault(folder, set())
+        names = imported.setdefault(folder, set())
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             modules = []
             if isinstance(node, ast.ImportFrom) and node.module == "xlingtox":
@@ -53,7 +53,7 @@ def imports() -> dict[str, set[str]]:
             elif isinstance(node, ast.Import):
                 modules = [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("xlingtox.")]
             names.update(name for name in modules if not name.startswith("_") and name != folder)
-    return {folder: names & set(found) for folder, names in found.items()}
+    return {folder: names & set(imported) for folder, names in imported.items()}
 
 
 def reduced(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
@@ -63,7 +63,7 @@ def reduced(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
         return edges[folder] | {far for near in edges[folder] for far in reach(near)}
 
     return {
-        folder: {near for near in nears if not any(near in reach(other) for other in nears - {near})}
+        folder: {near for near in nears if not any(near in reach(between) for between in nears - {near})}
         for folder, nears in edges.items()
     }
 

@@ -1,8 +1,7 @@
 """Run tutorials in a fresh kernel and store what they show: `python tutorials/execute.py [1 2 ...]`.
 
-Figures and token views are stored as pictures, which every code host shows and which are light: a figure's data would
-come to several times as much, and a token view carries a library of more than a megabyte. Whoever runs a cell gets the
-live one.
+Figures and token views are stored as pictures, which are light and which every code host shows. A figure's data would
+be several times as large, and a token view carries a library of over a megabyte. Who runs a cell gets the live one.
 
 Needs `pip install -e '.[test,tutorials]'`, a Chromium, and fonts with the letters of all 17 languages, such as Debian's
 fonts-noto-core and fonts-noto-cjk: pictures keep what this machine draws.
@@ -31,7 +30,7 @@ PAGE = '<!DOCTYPE html><meta charset="utf-8"><body style="margin: 0">'
 WIDTH, SHARPNESS = 860, 1.5
 
 LETTERS = dict(zip(languages.CODES, "a ñ ç ß ã è ë å a ł ř ж 说 ひ 한 ह ع".split(), strict=True))
-"""Of each language one letter that a font may lack."""
+"""One letter of each language that a font may lack."""
 
 LACKING = """([letters, fonts]) => {
   const drawn = (letter) => {
@@ -48,7 +47,7 @@ LACKING = """([letters, fonts]) => {
 
 
 def lacking(page: Page, letters: dict[str, str] = LETTERS) -> list[str]:
-    """The languages whose letter the browser draws as a box, or not at all."""
+    """Return the languages whose letter the browser draws as a box, or not at all."""
     return page.evaluate(LACKING, [letters, FONTS])
 
 
@@ -90,11 +89,12 @@ def _pictured(output: Any, page: Page) -> None:
     else:
         return
     taken = Image.open(io.BytesIO(page.locator("#shown").screenshot())).convert("RGB")
-    few = taken.quantize(256, method, dither=Image.Dither.NONE)
-    # Of few colours, the page's white is to be one.
-    few.putpalette([255 if value > 250 else value for value in few.getpalette() or []])
+    packed_colours = taken.quantize(256, method, dither=Image.Dither.NONE)
+    # The page's white must be one of the few colours that are left.
+    palette = packed_colours.getpalette() or []
+    packed_colours.putpalette([255 if value > 250 else value for value in palette])
     packed = io.BytesIO()
-    few.save(packed, "PNG", optimize=True)
+    packed_colours.save(packed, "PNG", optimize=True)
     data["image/png"] = base64.b64encode(packed.getvalue()).decode()
     output.metadata["image/png"] = {"width": round(taken.width / SHARPNESS), "height": round(taken.height / SHARPNESS)}
 

@@ -1,4 +1,6 @@
-"""Write the measured numbers of README.md and the guide from the results in assets/results, and draw the folders.
+"""Write the measured numbers of README.md and the guide from the results in assets/results.
+
+Usage:
 
     python tutorials/refresh.py                         write tables and values, the drawing, and links of notebooks
     python tutorials/refresh.py --check                 change nothing; fail where a page and its result differ
@@ -69,9 +71,9 @@ def summary() -> str:
         ("English prompts that draw an insult", _percents(probability["en"])),
         ("The same in the 16 other languages, mean", _percents(probability["others"])),
         ("Continuations with an insult in those 16", _percents(average["others"], 1)),
-        ("Degenerate text, all 17", _percents(demo["degenerate"], 1)),
+        ("Text that says nothing, all 17", _percents(demo["degenerate"], 1)),
         ("Perplexity of clean text, all 17", change(demo["perplexity_change"], 1)),
-        ("Retrieval against the drop", f"r = {emt['r']:.2f} ({significance(emt['p'])})"),
+        ("Correlation of retrieval with the drop", f"r = {emt['r']:.2f} ({significance(emt['p'])})"),
     ]
     return table(["English-only DPO", "Before → after"], rows)
 
@@ -95,7 +97,7 @@ def studies() -> str:
                 *(f"{demo['fell']} of {demo['languages']}", signed(demo["offset"], 3).rstrip("0").rstrip(".")),
                 *(arrow(at["toxicity"]), change(at["perplexity_change"])),
                 "–" if random is None else change(random, 1),
-                *(f"{found['r']:.2f} ({significance(found['p'])})" for found in transfer.values()),
+                *(f"{correlation['r']:.2f} ({significance(correlation['p'])})" for correlation in transfer.values()),
             )
         )
     columns = (
@@ -132,9 +134,9 @@ def doses() -> str:
 
 def predictors() -> str:
     """Return each predictor's correlation, and its error on a language that is left out, at three study seeds."""
-    found: dict[str, dict[str, list[dict[str, str]]]] = {}
+    by_predictor: dict[str, dict[str, list[dict[str, str]]]] = {}
     for row in stored("predictors")["rows"]:
-        found.setdefault(row["predictor"], {}).setdefault(row["table"], []).append(row)
+        by_predictor.setdefault(row["predictor"], {}).setdefault(row["table"], []).append(row)
 
     def joined(rows: Iterable[Mapping[str, str]], column: str) -> str:
         return " / ".join(row[column].split(" (")[0].replace("0.", ".").replace("-", "−") for row in rows)
@@ -142,9 +144,9 @@ def predictors() -> str:
     measures = ("emt", "average_toxicity")
     rows = [
         (f"`{name}`", *(joined(by[measure], column) for measure in measures for column in (_R, "error")))
-        for name, by in found.items()
+        for name, by in by_predictor.items()
     ]
-    guesses = [joined(next(iter(found.values()))[measure], "guess") for measure in measures]
+    guesses = [joined(next(iter(by_predictor.values()))[measure], "guess") for measure in measures]
     rows.append(("guess: the others' mean", "", guesses[0], "", guesses[1]))
     return table(["Predictor", "r, EMT", "error, EMT", "r, average", "error, average"], rows)
 
@@ -180,8 +182,8 @@ def demo_minutes() -> str:
     minutes = sum(stored(DEMO)["seconds"].values()) / 60
     words = {2: "two", 3: "three", 4: "four", 5: "five"}
     halves = round(2 * minutes)
-    whole = words.get(halves // 2, str(halves // 2))
-    return f"about {whole}{' and a half' if halves % 2 else ''} minutes"
+    minutes_in_words = words.get(halves // 2, str(halves // 2))
+    return f"about {minutes_in_words}{' and a half' if halves % 2 else ''} minutes"
 
 
 def demo_seconds() -> str:
@@ -197,7 +199,8 @@ def share_of_all_pairs() -> str:
     falls: dict[str, list[float]] = {}
     for row in stored("controls")["rows"]:
         falls.setdefault(row["pairs"], []).append(float(row[column].split(" (")[0].replace("−", "-")))
-    shares = [100 * one / whole for one, whole in zip(falls["English"], falls["all languages"], strict=True)]
+    pairs_of_falls = zip(falls["English"], falls["all languages"], strict=True)
+    shares = [100 * by_english / by_all for by_english, by_all in pairs_of_falls]
     return f"{math.floor(min(shares)):.0f} to {max(shares):.0f} %"
 
 
@@ -271,14 +274,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", metavar="NAME=FILE", help="first make this stored result anew")
     parser.add_argument("--command", help="the command that made FILE")
     parser.add_argument("--machine", help='the machine in words, such as "two cores"')
-    given = parser.parse_args(arguments)
-    if given.store:
-        name, _, source = given.store.partition("=")
-        store(name, Path(source), command=given.command, machine=given.machine)
+    options = parser.parse_args(arguments)
+    if options.store:
+        name, _, source = options.store.partition("=")
+        store(name, Path(source), command=options.command, machine=options.machine)
     made = {path: refreshed(path.read_text("utf-8")) for path in PAGES}
     made |= {path: linked(path) for path in NOTEBOOKS} | {DRAWING: drawing()}
     stale = [path for path, new in made.items() if not path.exists() or path.read_text("utf-8") != new]
-    if given.check and stale:
+    if options.check and stale:
         names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
         sys.exit(f"out of date: {names}: run python tutorials/refresh.py")
     for path in stale:

@@ -95,7 +95,7 @@ def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
             "perplexity_change": chosen["perplexity"] / base["perplexity"] - 1,
             "random_perplexity_change": random["perplexity"] / base["perplexity"] - 1,
         },
-        "transfer": {measure: {"r": found["pearson_r"], "p": found["p_value"]} for measure, found in transfer.items()},
+        "transfer": {measure: {"r": row["pearson_r"], "p": row["p_value"]} for measure, row in transfer.items()},
         "r_interval": [emt["pearson_low"], emt["pearson_high"]],
         "error": emt["error"],
         "guess": emt["guess"],
@@ -106,8 +106,8 @@ def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
         },
         "doses": [
             {key: dose[key] for key in _OF_A_DOSE}
-            | {"random_toxicity": other["average_toxicity"], "random_perplexity": other["perplexity"]}
-            for dose, other in zip(doses, results["control"], strict=True)
+            | {"random_toxicity": random_dose["average_toxicity"], "random_perplexity": random_dose["perplexity"]}
+            for dose, random_dose in zip(doses, results["control"], strict=True)
         ],
     }
 

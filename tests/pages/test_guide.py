@@ -84,7 +84,7 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
         {"offset": offset, "average_toxicity": toxicity, "perplexity": 2.0 - offset, "degenerate": 0.1}
         for offset, toxicity in ((0.0, 0.9), (-1.0, 0.2), (-2.0, 0.0))
     ]
-    found = {"pearson_r": 0.5, "p_value": 0.04}
+    correlation = {"pearson_r": 0.5, "p_value": 0.04}
     retrieval = {"predictor": "retrieval", "pearson_low": 0.1, "pearson_high": 0.8, "error": 0.1, "guess": 0.2}
     results = {
         "languages": codes,
@@ -98,8 +98,8 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
         "changes_of_others": {"average_toxicity": {"low": -0.7, "high": -0.5}},
         "retrieval": {"de": 0.1, "ja": 0.2},
         "transfer_by_measure": {
-            "emt": found | {"predictors": [retrieval]},
-            "average_toxicity": found | {"predictors": []},
+            "emt": correlation | {"predictors": [retrieval]},
+            "average_toxicity": correlation | {"predictors": []},
         },
     }
     file = tmp_path / "results.json"

@@ -1,6 +1,6 @@
 """Notebooks as pages in a real browser: every figure shows, nothing fails or is fetched, hostile text is inert.
 
-Of accessibility only the outputs are judged: nbconvert's own template numbers cells in too pale a colour, and tells
+Accessibility is judged for the outputs alone: nbconvert's own template numbers cells in too pale a colour, and tells
 links from text by colour alone. It also gives all pictures the same alternative text: what they show is said below.
 """
 
@@ -32,14 +32,14 @@ def rendered(notebook: nbformat.NotebookNode, folder: Path) -> Path:
 
 def showing(*outputs: object) -> nbformat.NotebookNode:
     """A notebook with one cell, whose outputs are what these results show."""
-    shown = [nbformat.v4.new_output("display_data", {"text/html": each._repr_html_()}) for each in outputs]  # type: ignore[attr-defined]
+    shown = [nbformat.v4.new_output("display_data", {"text/html": result._repr_html_()}) for result in outputs]  # type: ignore[attr-defined]
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("results", outputs=shown)])
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
 def test_a_tutorial_as_a_page(browser, tmp_path, number):
     (path,) = FOLDER.glob(f"{number}-*.ipynb")
-    pictures = [each for cell in cells(path) for each in cell["outputs"] if "image/png" in each["data"]]
+    pictures = [output for cell in cells(path) for output in cell["outputs"] if "image/png" in output["data"]]
     assert len(pictures) >= 3
     with visiting(browser, rendered(nbformat.read(path, as_version=4), tmp_path)) as visit:
         sizes = "[...document.images].map((image) => [image.complete && image.naturalWidth, image.width, image.height])"
@@ -48,7 +48,7 @@ def test_a_tutorial_as_a_page(browser, tmp_path, number):
         for (natural, width, height), picture in zip(drawn, pictures, strict=True):
             assert natural > width > 600
             assert {"width": width, "height": height} == picture["metadata"]["image/png"]
-        tables = [each for cell in cells(path) for each in cell["outputs"] if "text/html" in each["data"]]
+        tables = [output for cell in cells(path) for output in cell["outputs"] if "text/html" in output["data"]]
         assert visit.page.locator("table").count() == len(tables)
         assert visit.accessibility_faults(within=".jp-OutputArea-output") == []
         assert (visit.faults, visit.requests) == ([], [])

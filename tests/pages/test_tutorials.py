@@ -25,8 +25,8 @@ tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem
 
 
 def cells(path: Path, kind: str = "code") -> list[dict[str, Any]]:
-    found = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == kind]
-    return [cell | {"source": "".join(cell["source"])} for cell in found]
+    of_this_kind = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == kind]
+    return [cell | {"source": "".join(cell["source"])} for cell in of_this_kind]
 
 
 def marked(cell: dict[str, Any]) -> bool:
@@ -34,17 +34,18 @@ def marked(cell: dict[str, Any]) -> bool:
 
 
 def shown(cell: dict[str, Any]) -> str:
-    """All text of a cell's outputs, pictures left out."""
-    data = [output.get("data", output) for output in cell["outputs"]]
-    return "\n".join(json.dumps({name: each for name, each in own.items() if name != "image/png"}) for own in data)
+    """Return all text of a cell's outputs, pictures left out."""
+    media = [output.get("data", output) for output in cell["outputs"]]
+    texts = ({kind: content for kind, content in one.items() if kind != "image/png"} for one in media)
+    return "\n".join(map(json.dumps, texts))
 
 
 class Run(NamedTuple):
-    """What a tutorial showed when it ran.
+    """The names that a tutorial defined when it ran, and what it showed.
 
     Attributes:
-        names: what it had defined in the end.
-        shown: of each code cell, the text of its last expression, as execute.py stores it; "" for none.
+        names: the names that it had defined in the end.
+        shown: the text of each code cell's last expression, as execute.py stores it; "" for none.
     """
 
     names: dict[str, object]
@@ -87,7 +88,7 @@ def test_a_tutorial_runs(path: Path, ran: Callable[[Path], Run]) -> None:
 
 @tutorial
 def test_its_stored_texts_are_what_it_shows(path: Path, ran: Callable[[Path], Run]) -> None:
-    """To the word; numbers nearly, as machines round differently and a sample may turn over by it."""
+    """Words must be equal and numbers nearly so: machines round differently, and a sample may turn over by it."""
     for cell, now in zip(cells(path), ran(path).shown, strict=True):
         stored = "".join("".join(output["data"].get("text/plain", "")) for output in cell["outputs"])
         assert _words(stored) == _words(now), f"run tutorials/execute.py: {cell['source'][-80:]}"
@@ -108,14 +109,14 @@ def _numbers(text: str) -> list[float]:
 
 @tutorial
 def test_its_outputs_are_those_of_one_run_and_light(path: Path) -> None:
-    own = cells(path)
-    assert [cell["execution_count"] for cell in own] == list(range(1, len(own) + 1))
+    code = cells(path)
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert path.stat().st_size < 200_000
-    kinds = {output["output_type"] for cell in own for output in cell["outputs"]}
+    kinds = {output["output_type"] for cell in code for output in cell["outputs"]}
     assert kinds <= {"execute_result", "display_data"}, "no errors, and nothing that libraries print"
-    media = {name for cell in own for output in cell["outputs"] for name in output["data"]}
+    media = {name for cell in code for output in cell["outputs"] for name in output["data"]}
     assert media <= {"text/plain", "text/html", "image/png"}, "what every code host shows"
-    text = "\n".join([*(cell["source"] for cell in own), *map(shown, own)])
+    text = "\n".join([*(cell["source"] for cell in code), *map(shown, code)])
     assert not re.findall(r"(?<![\w.:/<])/\w+/\w*", text), "an absolute path"
     assert not re.search("<script|<iframe|javascript:", text)
 
@@ -135,7 +136,7 @@ def test_cells_that_need_weights_say_so_and_do_nothing(path: Path) -> None:
 
 @tutorial
 def test_the_calls_that_do_not_run_here_can_be_made(path: Path) -> None:
-    """Of marked cells, every name of the package exists and takes the arguments that it is given."""
+    """Every name of the package in marked cells exists and takes the arguments that it gets."""
     for cell in filter(marked, cells(path)):
         for node in ast.walk(ast.parse(cell["source"])):
             if isinstance(node, ast.Call) and re.fullmatch(r"xt(\.\w+)+", ast.unparse(node.func)):
