@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from xlingtox.edits.interventions import Intervention, Offset, Scale, Set
 from xlingtox.edits.patch import Patch
-from xlingtox.models.generation import decode, generate, greediest
+from xlingtox.models.generation import decode, generate, pick_greedily
 from xlingtox.models.hooked import HookedLM, HookNeverFired
 from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -161,7 +161,7 @@ def test_positions(family):
             first, cache = lm.extend(ids, mask)
             new = first.argmax(-1, keepdim=True)
             longer = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            second, _ = lm.extend(new, longer, held=cache)
+            second, _ = lm.extend(new, longer, cache=cache)
         whole[positions] = first, second, torch.cat([ids, new], 1)
     n = ids.shape[1]
     for positions, (first, second, tokens) in whole.items():
@@ -368,13 +368,13 @@ def test_an_interrupt_while_hooks_are_removed_leaves_none_that_acts(lm, at, monk
 
         return on_post
 
-    for engine in lm._engines:
+    for engine in lm._backends:
         monkeypatch.setattr(engine, "on_post", interrupted(engine), raising=False)
     with pytest.raises(KeyboardInterrupt), Offset(NEURONS, 2.0).on(lm):
         under(lm)
     assert not lm.hooked
     assert torch.equal(under(lm), before)
-    for down in lm._plain.downs:
+    for down in lm._hf_backend.downs:
         down._forward_pre_hooks.clear()
     lm.tl.reset_hooks()
 
@@ -385,7 +385,7 @@ def interrupted_at(call, work):
     Python looks whether it is interrupted where a function of its own begins and where another ends.
     """
     left = [call]
-    parts = ("/running.py", "/lens.py", "/engine.py", "/interventions.py", "/patch.py")
+    parts = ("/forward.py", "/tl_backend.py", "/backend.py", "/interventions.py", "/patch.py")
 
     def look(frame, event, _):
         if event in ("call", "c_return") and frame.f_code.co_filename.endswith(parts):
@@ -423,7 +423,7 @@ def test_an_interrupt_at_any_call_leaves_no_edit_that_acts(pair, patched):
         assert torch.equal(lm.logits(ids, mask), alone)
         for each in (lm, other):
             # What does nothing any more may stay behind; here it would make more calls.
-            for down in each._plain.downs:
+            for down in each._hf_backend.downs:
                 down._forward_pre_hooks.clear()
             each.tl.reset_hooks()
         calls += 1
@@ -561,7 +561,7 @@ def test_a_patch_from_cached_activations(pair):
     with raw.watching(source, range(2)) as seen:
         raw.forward(source, ids[-1:, -1:])
     with pytest.raises(ValueError, match="not what is generated after it"), Patch(NEURONS, dict(seen)).on(lm):
-        decode(lm, ids[-1:, -1:], mask[-1:, -1:], 3, greediest)
+        decode(lm, ids[-1:, -1:], mask[-1:, -1:], 3, pick=pick_greedily)
 
 
 def test_a_cache_serves_the_prompts_in_their_order(pair):
@@ -648,7 +648,7 @@ def test_what_a_patch_cannot_be(pair, tmp_path):
     ]:
         with pytest.raises(ValueError, match=f"a Patch cannot {wish}.*Set"):
             work()
-    with pytest.raises(ValueError, match="cannot run beside itself"):
+    with pytest.raises(ValueError, match="cannot run alongside itself"):
         Patch(NEURONS, lm).on(lm).__enter__()
     with pytest.raises(ValueError, match="is the source of a patch on"), patch.on(lm), Patch(NEURONS, lm).on(other):
         lm.logits(*lm.encode(TEXTS))
@@ -661,7 +661,7 @@ def test_what_a_patch_cannot_be(pair, tmp_path):
     ids, mask = lm.encode(TEXTS[:1])
     _, held = lm.extend(ids[:, :2], mask[:, :2])
     with pytest.raises(ValueError, match="set the patch before the first pass"), patch.on(lm):
-        lm.extend(ids[:, 2:], mask, held=held)
+        lm.extend(ids[:, 2:], mask, cache=held)
     with pytest.raises(TypeError, match="Patch: source is 'model'"):
         Patch(NEURONS, "model")
     with pytest.raises(ValueError, match="differ in shape"):

@@ -42,7 +42,7 @@ def test_hooked_equals_raw_greedy(family, tokenizer, texts):
     ids, mask = family.lm.encode(texts)
     out = family.model.generate(input_ids=ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=12)
     theirs = out[:, ids.shape[1] :]
-    tokens, counts = decode(family.lm, ids, mask, 12, lambda logits, *_: logits.argmax(-1))
+    tokens, counts = decode(family.lm, ids, mask, 12, pick=lambda logits, *_: logits.argmax(-1))
     assert torch.equal(tokens[counts], theirs[counts])
     texts = generate(family.lm, texts, max_new_tokens=12, greedy=True, progress=False).texts
     assert list(texts) == tokenizer.batch_decode(theirs, skip_special_tokens=True)

@@ -61,7 +61,7 @@ def test_texts_are_the_same_after_memory_ran_out(lm, monkeypatch):
     repeated = lm.repeated
 
     def tight(held, times):
-        if held.cache.get_seq_length() and held.cache.layers[0].keys.shape[0] > 1:
+        if held.key_values.get_seq_length() and held.key_values.layers[0].keys.shape[0] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return repeated(held, times)
 
@@ -77,14 +77,14 @@ def test_the_samples_of_one_prompt_are_parted_when_memory_runs_out(lm, monkeypat
     extend, repeated, read = lm.extend, lm.repeated, []
 
     def tight(held, times):
-        if times * held.cache.layers[0].keys.shape[0] > most:
+        if times * held.key_values.layers[0].keys.shape[0] > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return repeated(held, times)
 
-    def counted(ids, mask, held=None, languages=None):
-        if held is None:
+    def counted(ids, mask, cache=None, languages=None):
+        if cache is None:
             read.append(len(ids))
-        return extend(ids, mask, held=held, languages=languages)
+        return extend(ids, mask, cache=cache, languages=languages)
 
     monkeypatch.setattr(lm, "repeated", tight)
     monkeypatch.setattr(lm, "extend", counted)
@@ -99,9 +99,9 @@ def test_a_batch_smaller_than_the_samples_parts_them(lm, monkeypatch):
     options = {"n_samples": 5, "max_new_tokens": 4, "progress": False}
     whole, extend, rows = generate(lm, ["the cat", "a"], **options).texts, lm.extend, []
 
-    def seen(ids, mask, held=None, languages=None):
+    def seen(ids, mask, cache=None, languages=None):
         rows.append(len(ids))
-        return extend(ids, mask, held=held, languages=languages)
+        return extend(ids, mask, cache=cache, languages=languages)
 
     monkeypatch.setattr(lm, "extend", seen)
     assert generate(lm, ["the cat", "a"], batch_size=2, **options).texts == whole

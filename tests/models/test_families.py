@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from xlingtox.edits.interventions import Offset
 from xlingtox.edits.patch import Patch
-from xlingtox.models.generation import decode, generate, greediest
+from xlingtox.models.generation import decode, generate, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons import localize
 from xlingtox.neurons.activations import collect_activations
@@ -49,7 +49,7 @@ def test_logits_equal_hugging_face(family):
 def test_greedy_continuations_equal_hugging_face(family, tokenizer):
     _name, model, lm = family
     ids, mask = lm.encode(TEXTS)
-    tokens, counts = decode(lm, ids, mask, 12, greediest)
+    tokens, counts = decode(lm, ids, mask, 12, pick=pick_greedily)
     for row, kept, own, count in zip(ids, mask, tokens, counts, strict=True):
         theirs = model.generate(input_ids=row[kept][None], do_sample=False, max_new_tokens=12)[0, int(kept.sum()) :]
         assert own[count].tolist() == theirs.tolist()
@@ -70,7 +70,7 @@ def test_the_transformer_lens_side_gives_the_same(family):
     ids, mask = lm.encode(TEXTS)
     bridged = HookedLM.load(lm.tl, tokenizer=lm.tokenizer)
     assert_close(bridged.logits(ids, mask)[mask], lm.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)
-    ours = [decode(each, ids, mask, 8, greediest)[0] for each in (lm, bridged)]
+    ours = [decode(each, ids, mask, 8, pick=pick_greedily)[0] for each in (lm, bridged)]
     assert torch.equal(*ours)
     neurons = NeuronSet.of([(0, 3), (2, 39), (1, 7)])
     read = [collect_activations(each, TEXTS, neurons, max_new_tokens=5, progress=False) for each in (lm, bridged)]
@@ -114,12 +114,12 @@ def test_an_offset_is_a_sum_of_value_vectors_at_the_mlps_output(family):
 def test_the_plain_model_runs_until_a_hook_is_set_by_hand(family):
     _name, _model, lm = family
     assert not lm.hooked
-    assert lm._engine() is lm._plain
+    assert lm._backend() is lm._hf_backend
     point = lm.tl.blocks[0].mlp.hook_post
     point.add_hook(lambda value, hook: None)
     assert lm.hooked
     point.remove_hooks()
-    assert lm._engine() is lm._plain
+    assert lm._backend() is lm._hf_backend
     with lm.hooks(post={0: lambda value: None}):
         assert lm.hooked
         lm.logits(*lm.encode(TEXTS))
@@ -136,7 +136,7 @@ def test_sizes(family):
 def test_vectors_are_views_of_the_weights(family):
     name, model, lm = family
     stored = {weight.untyped_storage().data_ptr() for weight in lm.unwrapped().parameters()}
-    own = {weight.untyped_storage().data_ptr() for weight in lm._plain.model.parameters()}
+    own = {weight.untyped_storage().data_ptr() for weight in lm._hf_backend.model.parameters()}
     assert own.isdisjoint(stored)
     for layer in range(N_LAYERS):
         pairs = [
@@ -356,7 +356,7 @@ def test_a_family_that_nobody_listed(name, tokenizer):
     ids, mask = lm.encode(TEXTS)
     ours, seen, raw = lm.logits(ids, mask), {}, {}
     with lm.hooks(post={n: lambda value, n=n: seen.__setitem__(n, value.clone()) for n in range(3)}):
-        tokens, counts = decode(lm, ids, mask, 6, greediest)
+        tokens, counts = decode(lm, ids, mask, 6, pick=pick_greedily)
         lm.logits(ids, mask)
     for layer, path in enumerate(lm.down_projections()):
         down = model.get_submodule(path)
@@ -398,7 +398,7 @@ def test_far_moved_neurons_push_the_stream_along_their_write_vectors(name, token
     written = lm.write_vectors(1)[4]
     moved = (first - second)[0]
     assert torch.cosine_similarity(moved, written.expand_as(moved), dim=-1).min() > 0.9999
-    if lm.multipliers[1] is not None:
+    if lm.mlp_multipliers[1] is not None:
         assert_close(moved / 2e4, written.expand_as(moved), atol=1e-4, rtol=1e-3)
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from xlingtox.data import Prompt
-from xlingtox.models.generation import Continuations, _Sampler, decode, generate, greediest
+from xlingtox.models.generation import Continuations, _Sampler, decode, generate, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 
@@ -208,12 +208,12 @@ def test_every_end_that_the_settings_name_ends_a_row(model, tokenizer):
     """As instruct checkpoints have them: Hugging Face stops at any of these, too."""
     lm = HookedLM.load(model, tokenizer=tokenizer)
     ids, mask = lm.encode(PROMPTS)
-    free = decode(lm, ids, mask, 12, greediest)[0]
+    free = decode(lm, ids, mask, 12, pick=pick_greedily)[0]
     other = copy.deepcopy(model)
     other.generation_config.eos_token_id = [tokenizer.eos_token_id, int(free[0, 3]), 10**6]
     both = HookedLM.load(other, tokenizer=tokenizer)
     assert both.ends == (tokenizer.eos_token_id, int(free[0, 3]))
-    tokens, counts = decode(both, ids, mask, 12, greediest)
+    tokens, counts = decode(both, ids, mask, 12, pick=pick_greedily)
     other.generation_config.eos_token_id = list(both.ends)
     for row, kept, own, count in zip(ids, mask, tokens, counts, strict=True):
         theirs = other.generate(input_ids=row[kept][None], do_sample=False, max_new_tokens=12)[0, int(kept.sum()) :]
@@ -294,7 +294,7 @@ def test_what_is_no_token_is_never_written(padded):
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
     mask = torch.ones_like(ids, dtype=torch.bool)
     none = set(lm.without_text.tolist())
-    greedy, _ = decode(lm, ids, mask, 6, greediest)
+    greedy, _ = decode(lm, ids, mask, 6, pick=pick_greedily)
     for row, written in zip(ids.tolist(), greedy.tolist(), strict=True):
         for i, token in enumerate(written):
             with torch.no_grad():
@@ -303,7 +303,7 @@ def test_what_is_no_token_is_never_written(padded):
             assert token == max(set(range(340)) - none, key=lambda each: float(logits[each]))
     chance = torch.rand(40, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for top_p in (0.8, 1.0):
-        tokens, _ = decode(lm, ids, mask, 6, _Sampler(chance, 5.0, top_p), 20)
+        tokens, _ = decode(lm, ids, mask, 6, pick=_Sampler(chance, 5.0, top_p), n_samples=20)
         assert not set(tokens.flatten().tolist()) & none
     read = lm.logits(ids, mask)
     assert bool(read.isfinite().all())

@@ -81,9 +81,9 @@ def test_cached_logits_equal_uncached(family):
     first, cache = lm.extend(ids[:, :split], mask[:, :split])
     assert first.shape == (len(TEXTS), 300)
     twice, (ids, mask) = lm.repeated(cache, 2), (ids.repeat_interleave(2, 0), mask.repeat_interleave(2, 0))
-    second, twice = lm.extend(ids[:, split : split + 1], mask[:, : split + 1], held=twice)
+    second, twice = lm.extend(ids[:, split : split + 1], mask[:, : split + 1], cache=twice)
     kept = torch.tensor([5, 0, 2])
-    third, _ = lm.extend(ids[kept, split + 1 :], mask[kept], held=lm.selected(twice, kept))
+    third, _ = lm.extend(ids[kept, split + 1 :], mask[kept], cache=lm.selected(twice, kept))
     whole = raw.forward(family.model, ids, mask).logits
     seen = mask[::2, split - 1]
     assert_close(first[seen], whole[::2, split - 1][seen], atol=1e-5, rtol=1e-5)

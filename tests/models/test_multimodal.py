@@ -11,7 +11,7 @@ from test_families import OLD
 from torch.testing import assert_close
 
 from xlingtox.edits.interventions import Scale
-from xlingtox.models.generation import decode, greediest
+from xlingtox.models.generation import decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.tuning.dpo import MINI, Lora, tune_dpo
@@ -122,7 +122,7 @@ def test_its_text_is_read_as_plain_transformers_reads_it(model, tokenizer, tmp_p
         ids, mask = lm.encode(TEXTS)
         seen = {}
         with lm.hooks(post={n: lambda value, n=n, kept=seen: kept.__setitem__(n, value.clone()) for n in range(3)}):
-            tokens, counts = decode(lm, ids, mask, 6, greediest)
+            tokens, counts = decode(lm, ids, mask, 6, pick=pick_greedily)
             logits = lm.logits(ids, mask)
         for i, (theirs, neurons, written) in enumerate(plainly(model, lm, ids, mask)):
             assert_close(logits[i][mask[i]], theirs, atol=1e-5, rtol=1e-5)

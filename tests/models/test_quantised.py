@@ -67,7 +67,7 @@ def saved(model, tokenizer, folder):
 
 def plain_logits(lm, ids, mask):
     """Of the packed model itself, by Hugging Face's own forward."""
-    return raw.forward(lm._plain.model, ids, mask).logits
+    return raw.forward(lm._hf_backend.model, ids, mask).logits
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -81,7 +81,7 @@ def test_fused_families_are_read_and_edited_without_a_bridge(name, bits, tokeniz
     assert lm.quantised
     assert (lm.n_layers, lm.d_model, lm.gated) == (2, 64, name == "phi3")
     ids, mask = lm.encode(TEXTS[:1])
-    down = lm._plain.model.get_submodule(DOWN[name].format(1))
+    down = lm._hf_backend.model.get_submodule(DOWN[name].format(1))
     seen = []
     handle = down.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
     theirs = plain_logits(lm, ids, mask)

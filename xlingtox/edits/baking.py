@@ -22,7 +22,7 @@ from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import fingerprint
 from xlingtox.models.loading import Loaded, from_checkpoint
-from xlingtox.models.reload_check import differing
+from xlingtox.models.reload_check import first_changed_weight
 
 On = Callable[[HookedLM], contextlib.AbstractContextManager[None]]
 
@@ -78,7 +78,7 @@ def bake(
         read = from_checkpoint(str(part), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
         read.model.config._name_or_path = read.model.name_or_path = read.tokenizer.name_or_path = str(folder)
         reread = HookedLM.over(dataclasses.replace(read, name=str(folder)))
-        altered = differing(model.state_dict().items(), read.model)
+        altered = first_changed_weight(model.state_dict().items(), read.model)
         why = f"when it is read again, {altered} is not what was written" if altered else "what is read again differs"
         complaint = f"{what['edit']} cannot be baked into a checkpoint of {lm.name}: {why}"
         if altered:
@@ -216,13 +216,13 @@ def control_vectors(lm: HookedLM, gains: Mapping[int, Tensor], shifts: Mapping[i
     shifts = {layer: shift for layer, shift in sorted(shifts.items()) if bool(shift.any())}
     if not shifts:
         raise ValueError("the offsets cancel: no vector is left")
-    if normed := [layer for layer in shifts if lm.multipliers[layer] is None]:
+    if normed := [layer for layer in shifts if lm.mlp_multipliers[layer] is None]:
         raise ValueError(
             f"{lm.name} has a norm after its MLP: no constant fits (in layer {normed[0]}, what an offset adds depends "
             "on the token)"
         )
     pushes = _pushes(lm, shifts)
-    found = ControlVectors({layer: (push * (lm.multipliers[layer] or 0)).float() for layer, push in pushes.items()})
+    found = ControlVectors({layer: (push * (lm.mlp_multipliers[layer] or 0)).float() for layer, push in pushes.items()})
     _check_constant(lm, shifts, found)
     return found
 

@@ -188,9 +188,9 @@ class Step(Intervention):
         """Whether it is for the pass at hand."""
         if self.positions == "all":
             return True
-        if lm.passing is None:
+        if lm.current_pass is None:
             raise RuntimeError(f"{self!r} needs HookedLM's own calls: those of .tl do not tell what is prompt or new")
-        return (self.positions == "new") == lm.passing.continuing
+        return (self.positions == "new") == lm.current_pass.continuing
 
     def sources(self) -> dict[HookedLM, set[int]]:
         """Other models that have to run on the same tokens, and the layers at which they are read."""
@@ -341,7 +341,7 @@ def _beside(lm: HookedLM, layers: list[tuple[HookedLM, set[int]]]) -> Iterator[d
         yield {}
         return
     (source, own), *others = layers
-    with lm.beside(source, own) as seen, _beside(lm, others) as rest:
+    with lm.run_alongside(source, own) as seen, _beside(lm, others) as rest:
         yield {source: seen, **rest}
 
 

@@ -74,7 +74,7 @@ def _told(folder: Path) -> dict[str, Any]:
     return told
 
 
-def merged(model: Any, source: str | Path, name: str) -> Any:
+def merge_adapter(model: Any, source: str | Path, name: str) -> Any:
     """The model with a LoRA adapter in its weights: base value vectors under tuned logits would be a lie.
 
     An adapter on an embedding that is tied to the output changes the one and not the other, so the two are parted.

@@ -23,7 +23,7 @@ _AHEAD = 32
 """Positions of room in a cache that has to grow."""
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     """Runs a model; caches are its own."""
 
     def run(
@@ -62,7 +62,7 @@ def alike(logits: Tensor, others: Tensor, packed: torch.dtype | None = None) -> 
     return torch.allclose(logits, others, atol=share * float(others.abs().max()), rtol=0)
 
 
-class PlainEngine:
+class HuggingFaceBackend:
     """A Hugging Face causal language model, run as it is."""
 
     def __init__(self, model: Any, blocks: Sequence[nn.Module] = (), downs: Sequence[nn.Module] = ()) -> None:

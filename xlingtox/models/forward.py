@@ -1,4 +1,4 @@
-"""Running a model: pass by pass, with hooks on its neurons, alone or beside another model."""
+"""ForwardPasses a model: pass by pass, with hooks on its neurons, alone or beside another model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox.checking import checked
-from xlingtox.models.backend import Engine, Hook, PlainEngine
-from xlingtox.models.tl_backend import Lens
+from xlingtox.models.backend import Backend, Hook, HuggingFaceBackend
+from xlingtox.models.tl_backend import TransformerLensBackend
 
 
 class HookNeverFired(RuntimeError):
@@ -35,70 +35,70 @@ class Pass:
 
 
 @dataclass
-class Held:
+class BatchCache:
     """What is held of a batch between its passes.
 
     Attributes:
-        cache: keys and values.
+        key_values: keys and values.
         languages: of the rows, where they are known.
-        beside: the same of the models that run beside this one.
+        alongside: the same of the models that run beside this one.
     """
 
-    cache: Any
+    key_values: Any
     languages: tuple[str, ...] | None = None
-    beside: dict[Running, Held] = field(default_factory=dict)
+    alongside: dict[ForwardPasses, BatchCache] = field(default_factory=dict)
 
-    def of(self, other: Running) -> Held:
+    def of(self, other: ForwardPasses) -> BatchCache:
         """Raises ValueError where the other model has not read what came before."""
-        if other not in self.beside:
+        if other not in self.alongside:
             raise ValueError(f"{other.name} has not read the batch from its start: set the patch before the first pass")
-        return self.beside[other]
+        return self.alongside[other]
 
 
-class Running:
+class ForwardPasses:
     """What runs; `HookedLM` is this and knows what it is.
 
     Attributes:
         name: of the model, for messages.
         tokenizer: the Hugging Face tokenizer.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
-        passing: the pass at hand, for hooks; None between passes.
+        current_pass: the pass at hand, for hooks; None between passes.
     """
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     d_mlp: int
 
-    def __init__(self, side: Lens, plain: PlainEngine | None) -> None:
-        self._lens, self._plain = side, plain
+    def __init__(self, side: TransformerLensBackend, plain: HuggingFaceBackend | None) -> None:
+        self._tl_backend, self._hf_backend = side, plain
         engines = (plain, None if side.unbridged else side)
-        self._engines: tuple[Engine, ...] = tuple(engine for engine in engines if engine is not None)
+        self._backends: tuple[Backend, ...] = tuple(engine for engine in engines if engine is not None)
         self._faithful = True
-        self.passing: Pass | None = None
-        self._companions: dict[object, tuple[Running, dict[int, Tensor]]] = {}
-        self._beside: dict[object, Running] = {}
+        self.current_pass: Pass | None = None
+        self._companions: dict[object, tuple[ForwardPasses, dict[int, Tensor]]] = {}
+        self._beside: dict[object, ForwardPasses] = {}
         self._standing: list[list[object]] = []
         self.n_layers, self.d_model = side.n_layers, side.d_model
 
     @property
     def device(self) -> torch.device:
-        return self._lens.device_of(0)
+        return self._tl_backend.device_of(0)
 
     @property
     def exact(self) -> bool:
         """Whether weights are held in 32 bits or more, so that two ways to the same number differ little."""
-        return self._lens.packed is None and self._lens.unembedding().dtype.itemsize >= 4
+        return self._tl_backend.packed is None and self._tl_backend.unembedding().dtype.itemsize >= 4
 
     @property
     def hooked(self) -> bool:
         """Whether hooks stand on the model now, edits among them, so that its answers may not be its own."""
-        return any(self._standing) or self._lens.hooked_by_hand()
+        return any(self._standing) or self._tl_backend.hooked_by_hand()
 
     @property
     def standing_edit(self) -> str | None:
         """What stands on the model and may change its answers, in the order in which it was set; None for nothing."""
         said = [str(live[0]) for live in self._standing if live and live[0] is not None]
-        said += ["hooks on .tl"] if self._lens.hooked_by_hand() else []
+        said += ["hooks on .tl"] if self._tl_backend.hooked_by_hand() else []
         return ", then ".join(said) or None
 
     def check_unedited(self, why: str) -> None:
@@ -132,7 +132,7 @@ class Running:
         with self._passing(Pass(False, _as_rows(languages))):
             for other in self._others():
                 other.logits(input_ids, attention_mask, languages=languages, last_only=True)
-            return self._engine().run(input_ids, attention_mask, last_only=last_only)[0]
+            return self._backend().run(input_ids, attention_mask, last_only=last_only)[0]
 
     @torch.no_grad()
     def extend(
@@ -140,56 +140,58 @@ class Running:
         input_ids: Int[Tensor, "batch new"],
         attention_mask: Bool[Tensor, "batch all"] | Int[Tensor, "batch all"],
         *,
-        held: Held | None = None,
+        cache: BatchCache | None = None,
         languages: Sequence[str] | None = None,
-    ) -> tuple[Float[Tensor, "batch vocab"], Held]:
+    ) -> tuple[Float[Tensor, "batch vocab"], BatchCache]:
         """Logits of the last position, and what is held of the batch for its next tokens.
 
         Args:
-            held: what the pass before gave (None: from the start); it may not be used again.
+            cache: what the pass before gave (None: from the start); it may not be used again.
             languages: of the rows, in their first pass, for edits that differ by language.
         """
-        engine, continuing = self._engine(), held is not None
-        own = Held(engine.empty_cache(len(input_ids)), _as_rows(languages)) if held is None else held
+        engine, continuing = self._backend(), cache is not None
+        own = BatchCache(engine.empty_cache(len(input_ids)), _as_rows(languages)) if cache is None else cache
         with self._passing(Pass(continuing, own.languages)):
             for other in self._others():
                 beside = own.of(other) if continuing else None
-                _, own.beside[other] = other.extend(input_ids, attention_mask, held=beside, languages=own.languages)
-            logits, own.cache = engine.run(input_ids, attention_mask, own.cache, last_only=True)
+                _, own.alongside[other] = other.extend(input_ids, attention_mask, cache=beside, languages=own.languages)
+            logits, own.key_values = engine.run(input_ids, attention_mask, own.key_values, last_only=True)
         return logits[:, -1], own
 
-    def repeated(self, held: Held, times: int) -> Held:
+    def repeated(self, held: BatchCache, times: int) -> BatchCache:
         """A copy with every row `times` times in a row: one prefill serves many samples."""
         rows = None if held.languages is None else tuple(each for each in held.languages for _ in range(times))
-        beside = {other: other.repeated(its, times) for other, its in held.beside.items()}
-        return Held(self._engine().repeated(held.cache, times), rows, beside)
+        beside = {other: other.repeated(its, times) for other, its in held.alongside.items()}
+        return BatchCache(self._backend().repeated(held.key_values, times), rows, beside)
 
-    def selected(self, held: Held, rows: Int[Tensor, "row"]) -> Held:
+    def selected(self, held: BatchCache, rows: Int[Tensor, "row"]) -> BatchCache:
         """What is held of these rows alone; the one given may not be used again."""
         kept = None if held.languages is None else tuple(held.languages[i] for i in rows.tolist())
-        beside = {other: other.selected(its, rows.to(other.device)) for other, its in held.beside.items()}
-        return Held(self._engine().selected(held.cache, rows), kept, beside)
+        beside = {other: other.selected(its, rows.to(other.device)) for other, its in held.alongside.items()}
+        return BatchCache(self._backend().selected(held.key_values, rows), kept, beside)
 
-    def _others(self) -> Collection[Running]:
+    def _others(self) -> Collection[ForwardPasses]:
         """The models that run beside this one, each once."""
         return dict.fromkeys(other for other, _ in self._companions.values()).keys()
 
     @contextlib.contextmanager
     def _passing(self, now: Pass) -> Iterator[None]:
-        if self.passing is not None:
+        if self.current_pass is not None:
             raise ValueError(
                 f"{self.name} is running already: it cannot be called from its own hooks or another thread"
             )
         try:
-            self.passing = now
+            self.current_pass = now
             yield
         finally:
-            self.passing = None
+            self.current_pass = None
             for _, seen in self._companions.values():
                 seen.clear()
 
     @contextlib.contextmanager
-    def beside(self, other: Running, layers: Collection[int]) -> Iterator[dict[int, Float[Tensor, "batch pos d_mlp"]]]:
+    def run_alongside(
+        self, other: ForwardPasses, layers: Collection[int]
+    ) -> Iterator[dict[int, Float[Tensor, "batch pos d_mlp"]]]:
         """While this model runs, let another run on the same tokens, just before it.
 
         Yields:
@@ -200,7 +202,7 @@ class Running:
             HookNeverFired: the block ended without an exception, and the other model never ran.
         """
         if other is self:
-            raise ValueError(f"{self.name} cannot run beside itself: load it twice")
+            raise ValueError(f"{self.name} cannot run alongside itself: load it twice")
         self.check_alike(other)
         seen: dict[int, Tensor] = {}
         key = object()
@@ -208,7 +210,7 @@ class Running:
         def keep(layer: int) -> Hook:
             def kept(value: Tensor) -> None:
                 # A pass of the other alone is of other tokens.
-                if self.passing is not None:
+                if self.current_pass is not None:
                     seen[layer] = value
 
             return kept
@@ -231,26 +233,26 @@ class Running:
                 "enter the edit's block before the patch's"
             )
 
-    def check_alike(self, other: Running) -> None:
+    def check_alike(self, other: ForwardPasses) -> None:
         """Raise ValueError unless both models have the same shape and vocabulary, so that neurons and tokens match."""
         if (self.n_layers, self.d_mlp, self.d_model) != (other.n_layers, other.d_mlp, other.d_model):
             raise ValueError(f"the models differ in shape: {self!r} and {other!r}")
-        gated = [each for each in (self, other) if each._lens.gate_projection(0) is not None]
+        gated = [each for each in (self, other) if each._tl_backend.gate_projection(0) is not None]
         if len(gated) == 1:
             raise ValueError(f"the models differ in shape: only the MLPs of {gated[0]!r} are gated")
         if self.tokenizer.get_vocab() != other.tokenizer.get_vocab():
             raise ValueError("the models differ in their tokenizers' vocabularies")
 
-    def _engine(self) -> Engine:
+    def _backend(self) -> Backend:
         """The plain model, unless someone set a hook on the TransformerLens model by hand."""
-        if self._plain is None or not self._lens.hooked_by_hand():
-            return self._plain or self._lens
+        if self._hf_backend is None or not self._tl_backend.hooked_by_hand():
+            return self._hf_backend or self._tl_backend
         if not self._faithful:
             raise RuntimeError(
                 f"{self.name}: a hook was set on .tl by hand, where TransformerLens gives other logits than Hugging "
                 "Face: use HookedLM.hooks, or another release of TransformerLens"
             )
-        return self._lens
+        return self._tl_backend
 
     @checked
     @contextlib.contextmanager
@@ -288,7 +290,7 @@ class Running:
                         fired[i] = True
                         return hook(value)
 
-                    for engine in self._engines:
+                    for engine in self._backends:
                         undo.callback((engine.on_post if kind == "post" else engine.on_residual)(layer, run))
                 yield
         finally:

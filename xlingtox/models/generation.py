@@ -25,7 +25,7 @@ from xlingtox.models.hooked import HookedLM
 Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Tensor, "row"]]
 """Gets the logits of the rows that have not ended, which rows these are, and the step; returns their next tokens."""
 
-Watch = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
+BeforePass = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
 """Told before each pass: its step, which rows are in it, and which of these have not ended."""
 
 _NUCLEUS_GUESS = 64
@@ -158,13 +158,13 @@ def generate(
     with tqdm(total=len(texts), desc="writing", unit="text", disable=not progress, leave=False) as bar:
 
         def write(rows: list[int], own: list[int]) -> None:
-            pick: Picker = greediest
+            pick: Picker = pick_greedily
             if not greedy:
                 chance = _chances([given[i].text for i in rows], own, max_new_tokens, seed).to(lm.device)
                 pick = _Sampler(chance, temperature, top_p)
             ids, mask = lm.encode([given[i].text for i in rows])
             spoken = [given[i].language for i in rows]
-            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, len(own), languages=spoken)
+            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick=pick, n_samples=len(own), languages=spoken)
             counts &= ~torch.isin(tokens, torch.tensor(lm.ends, device=tokens.device))
             written = [new[keep].tolist() for new, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
             read = [before[keep].tolist() for before, keep in zip(ids.cpu(), mask.cpu(), strict=True) for _ in own]
@@ -215,17 +215,18 @@ def decode(
     lm: HookedLM,
     ids: Int[Tensor, "prompt pos"],
     mask: Bool[Tensor, "prompt pos"],
-    new_tokens: int,
+    max_new_tokens: int,
+    *,
     pick: Picker,
-    samples: int = 1,
-    watch: Watch | None = None,
+    n_samples: int = 1,
+    before_pass: BeforePass | None = None,
     languages: Sequence[str] | None = None,
     stop_at_end: bool = True,
 ) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
-    """Continue a left-padded batch, `samples` rows a prompt; rows that have ended are left out of later passes.
+    """Continue a left-padded batch, `n_samples` rows a prompt; rows that have ended are left out of later passes.
 
     Args:
-        watch: for hooks that need to know whose activations they see; the first pass has the prompts as its rows.
+        before_pass: for hooks that need to know whose activations they see; the first pass has the prompts as its rows.
         languages: of the prompts, for edits that differ by language.
         stop_at_end: whether a row ends with an end of sequence; if not, all rows go on.
 
@@ -233,19 +234,19 @@ def decode(
         the new tokens (end-of-sequence once a row has ended), and where they count: the row had not ended before.
     """
     end, ends = lm.ends[0], torch.tensor(lm.ends if stop_at_end else (), dtype=torch.long, device=lm.device)
-    if watch:
+    if before_pass:
         rows = torch.arange(len(ids), device=lm.device)
-        watch(0, rows, torch.ones_like(rows, dtype=torch.bool))
-    logits, held = lm.extend(ids, mask, languages=languages)
+        before_pass(0, rows, torch.ones_like(rows, dtype=torch.bool))
+    logits, cache = lm.extend(ids, mask, languages=languages)
     logits = lm.only_tokens(logits)
-    if samples > 1:
-        logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
-        held = lm.repeated(held, samples)
-    tokens = torch.full((len(logits), new_tokens), end, device=lm.device)
-    counts = torch.zeros(len(logits), new_tokens, dtype=torch.bool, device=lm.device)
+    if n_samples > 1:
+        logits, mask = logits.repeat_interleave(n_samples, 0), mask.repeat_interleave(n_samples, 0)
+        cache = lm.repeated(cache, n_samples)
+    tokens = torch.full((len(logits), max_new_tokens), end, device=lm.device)
+    counts = torch.zeros(len(logits), max_new_tokens, dtype=torch.bool, device=lm.device)
     rows = torch.arange(len(logits), device=lm.device)
     going, left = torch.ones_like(rows, dtype=torch.bool), len(rows)
-    for step in range(new_tokens):
+    for step in range(max_new_tokens):
         # Most often all go on, and their logits, a row a vocabulary, need not be copied.
         whole = left == len(rows)
         live = rows if whole else rows[going]
@@ -255,21 +256,21 @@ def decode(
         chosen[going] = picked
         going = going & ~torch.isin(chosen, ends)
         left = int(going.sum())
-        if step + 1 == new_tokens or left == 0:
+        if step + 1 == max_new_tokens or left == 0:
             break
         if left <= _SHRUNK * len(rows):
             kept = going.nonzero().squeeze(-1)
-            held = lm.selected(held, kept)
+            cache = lm.selected(cache, kept)
             rows, chosen, mask, going = rows[kept], chosen[kept], mask[kept], going[kept]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-        if watch:
-            watch(step + 1, rows, going)
-        logits, held = lm.extend(chosen[:, None], mask, held=held)
+        if before_pass:
+            before_pass(step + 1, rows, going)
+        logits, cache = lm.extend(chosen[:, None], mask, cache=cache)
         logits = lm.only_tokens(logits)
     return tokens, counts
 
 
-def greediest(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step: int) -> Int[Tensor, "row"]:
+def pick_greedily(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step: int) -> Int[Tensor, "row"]:
     """The picker of greedy decoding."""
     return logits.argmax(-1)
 

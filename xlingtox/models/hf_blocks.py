@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
-class Anatomy:
-    """What `Lens` reads of a bridge, read of the plain model itself: it has weights, and no hook points.
+class UnhookedModel:
+    """A plain model whose modules have the names of a TransformerLens bridge. It has weights and no hook points.
 
     Attributes:
         original_model: the plain model.

@@ -19,21 +19,22 @@ from transformers import PreTrainedTokenizerBase
 from xlingtox.checking import checked, shown
 from xlingtox.models import loading
 from xlingtox.models.adapters import check_merged, is_adapted
-from xlingtox.models.backend import Engine, PlainEngine, alike
+from xlingtox.models.backend import Backend, HuggingFaceBackend, alike
+from xlingtox.models.devices import DeviceMap
+from xlingtox.models.forward import ForwardPasses
 from xlingtox.models.forward import HookNeverFired as HookNeverFired
-from xlingtox.models.forward import Running
 from xlingtox.models.identity import Identity, fingerprint
-from xlingtox.models.mlp_output import multipliers
+from xlingtox.models.mlp_output import measure_mlp_multipliers
 from xlingtox.models.quantised import Bits
-from xlingtox.models.reload_check import differing, stored_weights
-from xlingtox.models.tl_backend import Lens, beside, lens, unbridged
-from xlingtox.models.token_ids import token_ids
+from xlingtox.models.reload_check import first_changed_weight, stored_weights
+from xlingtox.models.tl_backend import TransformerLensBackend, backend_of, bridge_over, without_bridge
+from xlingtox.models.tokenizer import check_tokenizer, rows_without_text, token_ids, without_added_start
 from xlingtox.text import first_line, in_line
 
 _LOG = logging.getLogger(__name__)
 
 
-class HookedLM(Running):
+class HookedLM(ForwardPasses):
     """A causal language model whose MLP neurons can be read and edited while it runs.
 
     The plain Hugging Face model does the work; `tl` is a TransformerLens model over the same weights. Edits and hooks
@@ -49,26 +50,26 @@ class HookedLM(Running):
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
         n_positions: the longest sequence in tokens, prompt and continuation together; of a model that turns positions
             otherwise from some length on (Phi-3 of 128k), that length.
-        multipliers: by layer, the constant times which the residual stream gets what the MLP writes: 1 in most
+        mlp_multipliers: by layer, the constant times which the residual stream gets what the MLP writes: 1 in most
             families, `residual_multiplier` in Granite, None where a norm stands between (Gemma 2).
     """
 
     def __init__(
         self,
-        side: Lens,
+        side: TransformerLensBackend,
         tokenizer: PreTrainedTokenizerBase,
         name: str,
         revision: str | None = None,
-        plain: PlainEngine | None = None,
+        plain: HuggingFaceBackend | None = None,
         stored: torch.dtype | None = None,
         unpacked_from: str | None = None,
     ) -> None:
-        if not isinstance(side, Lens):
+        if not isinstance(side, TransformerLensBackend):
             raise TypeError(f"HookedLM of a {type(side).__name__}: wrap it, HookedLM.load(model, tokenizer=...)")
         super().__init__(side, plain)
         self.stored_dtype, self._unpacked_from = stored or self.dtype, unpacked_from
         self.name, self.revision = name, revision
-        self.tokenizer = loading.check_tokenizer(tokenizer, self.unembedding().shape[0])
+        self.tokenizer = check_tokenizer(tokenizer, self.unembedding().shape[0])
         side.tl.eval()
         self._read: tuple[tuple[Any, ...], str] | None = None
         self.n_positions = side.n_positions
@@ -77,7 +78,7 @@ class HookedLM(Running):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         self._check_runs()
-        self.multipliers = multipliers(self, self._written)
+        self.mlp_multipliers = measure_mlp_multipliers(self, self._written)
 
     # --- ways in
 
@@ -91,7 +92,7 @@ class HookedLM(Running):
         adapter: str | Path | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
-        device_map: loading.DeviceMap | None = None,
+        device_map: DeviceMap | None = None,
         bits: Bits | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -129,14 +130,24 @@ class HookedLM(Running):
             return source
         if isinstance(source, str | Path):
             loaded = loading.from_checkpoint(
-                str(source), tokenizer, adapter, dtype, device, device_map, bits, revision, trust_remote_code
+                str(source),
+                tokenizer=tokenizer,
+                adapter=adapter,
+                dtype=dtype,
+                device=device,
+                device_map=device_map,
+                bits=bits,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
             )
             return cls.over(loaded)
         for option, given in (("revision", revision), ("device_map", device_map), ("bits", bits)):
             if given is not None:
                 raise ValueError(f"{option} is for a hub name or a folder; the model was given in memory")
         if isinstance(source, transformers.PreTrainedModel) or is_adapted(source):
-            return cls.over(loading.from_memory(source, tokenizer, adapter, dtype, device))
+            return cls.over(
+                loading.from_memory(source, tokenizer=tokenizer, adapter=adapter, dtype=dtype, device=device)
+            )
         if hasattr(source, "cfg") and hasattr(source, "blocks"):
             held: Any = getattr(source, "tokenizer", None)
             if tokenizer is None and held is None:
@@ -144,8 +155,8 @@ class HookedLM(Running):
             if dtype is not None or device is not None or adapter is not None:
                 raise ValueError("move, cast or merge a TransformerLens model before it is given, not while loading")
             check_merged(source)
-            own = tokenizer or loading.without_added_start(held, trust_remote_code)
-            return cls(lens(source), own, str(getattr(source.cfg, "model_name", "TransformerLens model")))
+            own = tokenizer or without_added_start(held, trust_remote_code)
+            return cls(backend_of(source), own, str(getattr(source.cfg, "model_name", "TransformerLens model")))
         raise TypeError(
             f"HookedLM.load: source is {shown(source)}, expected 'mini', a checkpoint folder, a hub name, a "
             "Hugging Face model, or a TransformerLens model"
@@ -158,7 +169,7 @@ class HookedLM(Running):
         Raises:
             ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
         """
-        return cls._around(loaded, beside)
+        return cls._around(loaded, bridge_over)
 
     @classmethod
     def unbridged(cls, loaded: loading.Loaded) -> HookedLM:
@@ -167,10 +178,12 @@ class HookedLM(Running):
         Raises:
             ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
         """
-        return cls._around(loaded, lambda model: unbridged(model, "it was loaded to be tuned"))
+        return cls._around(loaded, lambda model: without_bridge(model, "it was loaded to be tuned"))
 
     @classmethod
-    def _around(cls, loaded: loading.Loaded, sides: Callable[[Any], tuple[Lens, PlainEngine]]) -> HookedLM:
+    def _around(
+        cls, loaded: loading.Loaded, sides: Callable[[Any], tuple[TransformerLensBackend, HuggingFaceBackend]]
+    ) -> HookedLM:
         try:
             side, plain = sides(loaded.model)
         except ValueError as error:
@@ -184,12 +197,12 @@ class HookedLM(Running):
         Raises:
             ValueError: there is none, and why.
         """
-        if self._lens.unbridged is not None:
+        if self._tl_backend.unbridged is not None:
             raise ValueError(
-                f"{self.name} has no .tl, since {self._lens.unbridged}. Activations, edits, hooks and vectors of "
+                f"{self.name} has no .tl, since {self._tl_backend.unbridged}. Activations, edits, hooks and vectors of "
                 "neurons need none"
             )
-        return self._lens.tl
+        return self._tl_backend.tl
 
     def unwrapped(self) -> Any:
         """A plain Hugging Face model with a copy of this model's weights and none of its hooks, to train or to save.
@@ -198,18 +211,20 @@ class HookedLM(Running):
             ValueError: the model was given as a TransformerLens model.
         """
         self.check_unwrappable()
-        assert self._plain is not None
-        model: Any = copy.deepcopy(self._plain.model)
+        assert self._hf_backend is not None
+        model: Any = copy.deepcopy(self._hf_backend.model)
         loading.without_hooks(model)
         return model
 
     def altered(self, folder: Path) -> str | None:
         """The first weight that is not as in the files of `folder`, from which the model was read; None without one."""
-        return None if self._plain is None else differing(stored_weights(folder), self._plain.model)
+        return (
+            None if self._hf_backend is None else first_changed_weight(stored_weights(folder), self._hf_backend.model)
+        )
 
     def check_unwrappable(self) -> None:
         """Raise ValueError if the model was given as a TransformerLens model: no plain one stands behind it."""
-        if self._plain is None:
+        if self._hf_backend is None:
             raise ValueError(
                 f"{self.name} was given as a TransformerLens model, which cannot be unwrapped: "
                 "load it from a folder or from a Hugging Face model"
@@ -222,9 +237,9 @@ class HookedLM(Running):
             ValueError: the model was given as a TransformerLens model.
         """
         self.check_unwrappable()
-        assert self._plain is not None
-        names = {id(module): name for name, module in self._plain.model.named_modules()}
-        return [names[id(down)] for down in self._plain.downs]
+        assert self._hf_backend is not None
+        names = {id(module): name for name, module in self._hf_backend.model.named_modules()}
+        return [names[id(down)] for down in self._hf_backend.downs]
 
     # --- what it is
 
@@ -234,20 +249,20 @@ class HookedLM(Running):
         The TransformerLens model must give the plain model's logits both ways: a new release of either may break it.
         """
         ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device) % self.unembedding().shape[0]
-        read = self._both_ways(self._engine(), ids)
+        read = self._both_ways(self._backend(), ids)
         whole, step = read[:, :-1], read[:, -1:]
         if not bool(whole.isfinite().all()):
             raise ValueError(f"{self.name} gives logits that are no numbers: are its weights?")
         if ids[0, -1] != ids[1, -1] and not torch.allclose(whole[0, :-1], whole[1, :-1], atol=1e-3, rtol=1e-3):
             raise ValueError(f"{self.name} is not a decoder: its logits depend on later tokens")
-        if not alike(torch.cat([whole[:, :-1], step], 1), whole, self._lens.packed):
+        if not alike(torch.cat([whole[:, :-1], step], 1), whole, self._tl_backend.packed):
             raise ValueError(
                 f"{self.name} has other logits from a cache than without one: expected attention in every layer, and a "
                 "TransformerLens that knows this release of transformers"
             )
-        if self._plain is not None and self._lens.unbridged is None:
+        if self._hf_backend is not None and self._tl_backend.unbridged is None:
             try:
-                self._faithful = alike(self._both_ways(self._lens, ids), read, self._lens.packed)
+                self._faithful = alike(self._both_ways(self._tl_backend, ids), read, self._tl_backend.packed)
             except ValueError:
                 self._faithful = False
             if not self._faithful:
@@ -255,7 +270,7 @@ class HookedLM(Running):
                 _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", name)
 
     @torch.no_grad()
-    def _both_ways(self, engine: Engine, ids: Tensor) -> Float[Tensor, "batch pos+1 vocab"]:
+    def _both_ways(self, engine: Backend, ids: Tensor) -> Float[Tensor, "batch pos+1 vocab"]:
         """Logits read at once, and behind them those of the last token read after the others."""
         mask, cache = torch.ones_like(ids), engine.empty_cache(len(ids))
         try:
@@ -267,21 +282,23 @@ class HookedLM(Running):
 
     def device_of(self, layer: int) -> torch.device:
         """Where the neurons of `layer` are: a model may be spread over several devices."""
-        return self._lens.device_of(self._check_layer(layer))
+        return self._tl_backend.device_of(self._check_layer(layer))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._lens.unembedding().dtype
+        return self._tl_backend.unembedding().dtype
 
     @property
     def remote_code(self) -> bool:
         """Whether it runs code that came with its checkpoint, which was trusted when it was loaded."""
-        return self._plain is not None and type(self._plain.model).__module__.startswith("transformers_modules.")
+        return self._hf_backend is not None and type(self._hf_backend.model).__module__.startswith(
+            "transformers_modules."
+        )
 
     @property
     def quantised(self) -> bool:
         """Whether value vectors are stored as packed numbers, in 8 or 4 bits: they can be read, not written."""
-        return self._lens.packed is not None
+        return self._tl_backend.packed is not None
 
     @property
     def n_neurons(self) -> int:
@@ -297,7 +314,7 @@ class HookedLM(Running):
         It goes by how the weights are held: one model given as a TransformerLens model has another than given plainly.
         Of a change that goes by a weight's `.data`, which torch does not count, nothing is seen.
         """
-        model = self.tl if self._plain is None else self._plain.model
+        model = self.tl if self._hf_backend is None else self._hf_backend.model
         weights: dict[str, Tensor] = model.state_dict()
         if any(weight.is_inference() for weight in weights.values()):
             return fingerprint(weights)
@@ -312,7 +329,7 @@ class HookedLM(Running):
         return Identity(self.name, self.revision, self._stored_as(), self.fingerprint(), self.standing_edit)
 
     def _stored_as(self) -> str:
-        held = str(self._lens.packed or self.dtype).removeprefix("torch.")
+        held = str(self._tl_backend.packed or self.dtype).removeprefix("torch.")
         return held if self._unpacked_from is None else f"{held}, dequantised from {self._unpacked_from}"
 
     def row_bytes(self, positions: int, *, predicted: int = 1) -> int:
@@ -330,7 +347,7 @@ class HookedLM(Running):
 
         A view of the weights; of quantised ones, a copy of what they stand for.
         """
-        return self._lens.down_projection(self._check_layer(layer))
+        return self._tl_backend.down_projection(self._check_layer(layer))
 
     @checked
     def write_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
@@ -341,27 +358,27 @@ class HookedLM(Running):
         parameters), they are times the norm's gain. Its division by the token's own scale is left out, as it turns
         nothing.
         """
-        vectors, constant = self._lens.write_vectors(self._check_layer(layer)), self.multipliers[layer]
+        vectors, constant = self._tl_backend.write_vectors(self._check_layer(layer)), self.mlp_multipliers[layer]
         return vectors if constant is None or constant == 1 else vectors * constant
 
     def _written(self, layer: int, activations: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
         """What the down-projection of `layer` makes of activations, without its bias."""
-        if self._plain is None:
+        if self._hf_backend is None:
             return activations @ self.value_vectors(layer)
-        down = self._plain.downs[layer]
+        down = self._hf_backend.downs[layer]
         written: Tensor = down.forward(activations) - down.forward(torch.zeros_like(activations))
         return written
 
     @checked
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron of `layer` responds to; of a gated MLP the gate's rows (a view of the weights)."""
-        gate = self._lens.gate_projection(self._check_layer(layer))
-        return (self._lens.up_projection(layer) if gate is None else gate).T
+        gate = self._tl_backend.gate_projection(self._check_layer(layer))
+        return (self._tl_backend.up_projection(layer) if gate is None else gate).T
 
     @property
     def gated(self) -> bool:
         """Whether a neuron multiplies what its key vector gives by what an up vector gives."""
-        return self._lens.gate_projection(0) is not None
+        return self._tl_backend.gate_projection(0) is not None
 
     @checked
     def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
@@ -370,19 +387,19 @@ class HookedLM(Running):
         Raises:
             ValueError: the MLP has no gate.
         """
-        if self._lens.gate_projection(self._check_layer(layer)) is None:
+        if self._tl_backend.gate_projection(self._check_layer(layer)) is None:
             raise ValueError(f"{self.name} has no gated MLP: its neurons have a key and a value vector only")
-        return self._lens.up_projection(layer).T
+        return self._tl_backend.up_projection(layer).T
 
     @torch.no_grad()
     @checked
     def after_final_norm(self, states: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """The residual stream after the last block as the unembedding reads it: through the final norm, if any."""
-        return self._lens.after_final_norm(states)
+        return self._tl_backend.after_final_norm(states)
 
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
         """Rows of the output embedding: the direction in the residual stream that promotes each token."""
-        return self._lens.unembedding().T
+        return self._tl_backend.unembedding().T
 
     @cached_property
     def without_text(self) -> Int[Tensor, "row"] | None:
@@ -391,7 +408,7 @@ class HookedLM(Running):
         Families pad their vocabulary to a round number (Qwen 2.5: 152,064 rows, 151,665 tokens), or leave holes in it.
         What ends a text is not among them.
         """
-        rows = loading.rows_without_text(self.tokenizer, self.unembedding().shape[0], self.ends)
+        rows = rows_without_text(self.tokenizer, self.unembedding().shape[0], self.ends)
         return torch.tensor(rows, device=self.unembedding().device) if rows else None
 
     def only_tokens(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
@@ -454,7 +471,7 @@ class HookedLM(Running):
     @property
     def ends(self) -> tuple[int, ...]:
         """Tokens that end a text: the tokenizer's end of sequence, and others that the model's settings name."""
-        model = getattr(self.tl, "original_model", None) if self._plain is None else self._plain.model
+        model = getattr(self.tl, "original_model", None) if self._hf_backend is None else self._hf_backend.model
         told = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         named = [told] if isinstance(told, int) else told or []
         known = [token for token in named if token < self.unembedding().shape[0]]

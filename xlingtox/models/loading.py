@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
-import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,23 +23,17 @@ from xlingtox.models.adapters import (
     check_adapter,
     check_merged,
     is_adapted,
-    merged,
+    merge_adapter,
     unloaded,
 )
 from xlingtox.models.architectures import check_architecture, class_of, text_alone
-from xlingtox.models.precision import computed_in
+from xlingtox.models.devices import DeviceMap, check_device, default_device, placement
+from xlingtox.models.precision import as_computed, check_dtype, computed_in
 from xlingtox.models.quantised import Bits
 from xlingtox.models.weight_files import check_weight_files
 from xlingtox.text import first_line, in_line
 
 _LOG = logging.getLogger(__name__)
-
-DeviceMap = str | int | torch.device | Mapping[str, Any]
-
-_ROTARY = ("inv_freq", "embed_positions")
-
-_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
-"""What transformers takes for a device map and works out itself."""
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -93,6 +84,7 @@ def no_weight_bars() -> Iterator[None]:
 
 def from_memory(
     source: Any,
+    *,
     tokenizer: PreTrainedTokenizerBase | None,
     adapter: str | Path | None,
     dtype: torch.dtype | None,
@@ -101,8 +93,8 @@ def from_memory(
     """A copy of a model in memory; the one given is left as it is."""
     if tokenizer is None:
         raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
-    _check_device(device)
-    _check_dtype(dtype)
+    check_device(device)
+    check_dtype(dtype)
     unpacked_from = "GGUF" if gguf_files.is_from_gguf(source) else None
     model: Any = packing.steady(gguf_files.as_plain(copy.deepcopy(source)))
     if is_adapted(model):
@@ -115,9 +107,9 @@ def from_memory(
         _LOG.warning("%s: hooks that stand on the given model are not taken along", in_line(name))
     if device is not None:
         model = model.to(device)
-    model, stored = _as_computed(model, dtype, name)
+    model, stored = as_computed(model, dtype, name)
     if adapter is not None:
-        model = merged(model, adapter, name)
+        model = merge_adapter(model, adapter, name)
     return Loaded(writable(model).eval(), tokenizer, name, None, stored, unpacked_from)
 
 
@@ -133,6 +125,7 @@ def without_hooks(model: Any) -> bool:
 
 def from_checkpoint(
     source: str,
+    *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     adapter: str | Path | None = None,
     dtype: torch.dtype | None = None,
@@ -169,9 +162,9 @@ def from_checkpoint(
         )
     where: dict[str, Any] = {"local_files_only": True} if folder.exists() else {"revision": revision or "main"}
     where["trust_remote_code"] = trust_remote_code
-    _check_device(device)
-    _check_dtype(dtype)
-    placed = _placed(device, device_map) | packing.quantised(bits, dtype)
+    check_device(device)
+    check_dtype(dtype)
+    placed = placement(device, device_map) | packing.quantised(bits, dtype)
     if packed is not None:
         path, where = str(folder), where | {"gguf_file": packed.name}
     try:
@@ -211,38 +204,14 @@ def from_checkpoint(
     if "device_map" not in placed:
         model = model.to(device or default_device())
     check_merged(model)
-    model, stored = _as_computed(model, dtype, name)
+    model, stored = as_computed(model, dtype, name)
     if any(weight.is_meta for weight in model.parameters()):
         raise ValueError(
             f"device_map leaves weights of {source} on disk, where neurons cannot be read: use more memory"
         )
     if adapter is not None:
-        model = merged(model, adapter, path)
+        model = merge_adapter(model, adapter, path)
     return Loaded(writable(model).eval(), own, name, asked, stored, unpacked_from)
-
-
-def _as_computed(model: Any, dtype: torch.dtype | None, name: str) -> tuple[Any, torch.dtype]:
-    """The model in the dtype that was asked for, else in one that its device computes quickly, and the stored one."""
-    stored: torch.dtype = model.dtype
-    if dtype is not None:
-        return cast(model, dtype), dtype
-    if getattr(model, "is_quantized", False):
-        return model, stored
-    return cast(model, computed_in(stored, model.device, name)), stored
-
-
-def cast(model: Any, dtype: torch.dtype | None) -> Any:
-    """The model in `dtype`, but for its rotary frequencies: rounded, they turn far positions by whole radians, which is
-    why transformers, too, leaves them as they are while it reads weights.
-    """
-    if dtype is None or dtype == model.dtype:
-        return model
-    exact = {name: buffer for name, buffer in model.named_buffers() if name.endswith(_ROTARY)}
-    model = model.to(dtype)
-    for name, buffer in exact.items():
-        module, _, own = name.rpartition(".")
-        model.get_submodule(module)._buffers[own] = buffer
-    return model
 
 
 def writable(model: Any) -> Any:
@@ -296,115 +265,6 @@ def _config(path: str, where: Mapping[str, Any]) -> Any:
     except (ValueError, ImportError) as error:
         advice = " (give trust_remote_code=True if you trust it)" if "trust_remote_code" in str(error) else ""
         raise ValueError(f"{path} cannot be read by transformers: {first_line(error)}{advice}") from error
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy that pads with its end of sequence where it has no padding that the model knows.
-
-    Args:
-        vocabulary: tokens that the model knows.
-
-    Raises:
-        ValueError: no end-of-sequence token, or one that the model does not know.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token first")
-    if tokenizer.eos_token_id >= vocabulary:
-        raise ValueError(
-            f"the tokenizer's end of sequence is token {tokenizer.eos_token_id}, and the model knows {vocabulary}: "
-            "model.resize_token_embeddings(len(tokenizer)), or give the model's own tokenizer"
-        )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary:
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def rows_without_text(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Iterable[int] = ()) -> list[int]:
-    """Return the numbers below `rows` that are no token of the tokenizer, but for those that end a text."""
-    if len(tokenizer) == rows and max(tokenizer.added_tokens_decoder, default=0) < rows:
-        return []
-    known = {*tokenizer.get_vocab().values(), *ends}
-    return [row for row in range(rows) if row not in known]
-
-
-def without_added_start(held: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a TransformerLens model as its own files have it: TransformerLens makes every tokenizer put its
-    beginning of sequence before a text, with which the plain model's texts and numbers would be others.
-
-    Raises:
-        ValueError: its own files are neither in a folder nor in the hub's cache, or hold another vocabulary.
-    """
-    if not getattr(held, "add_bos_token", False):
-        return held
-    name = held.name_or_path
-    try:
-        own = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
-        known = bool(name) and own.get_vocab() == held.get_vocab()
-    except (OSError, ValueError):
-        known = False
-    if not known:
-        raise ValueError(
-            "the TransformerLens model's tokenizer puts a beginning of sequence before each text, and whether the "
-            f"model's own does cannot be seen: {name!r} is no folder or cached name with this vocabulary. Give it: "
-            "load(model, tokenizer=...)"
-        )
-    return held if own.add_bos_token else own
-
-
-def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """All that decides which tokens a text has, for JSON; not how the last texts were padded and cut."""
-    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is None:
-        return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    return {name: rule for name, rule in json.loads(fast.to_str()).items() if name not in ("truncation", "padding")}
-
-
-# --- where the weights go
-
-
-def default_device() -> str:
-    """The GPU, if there is one: under a launcher, the one of this process."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-def _check_device(device: Any, option: str = "device") -> None:
-    if device is None:
-        return
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(f"{option} {str(device)!r} is not to be had on this machine: {first_line(error)}") from error
-
-
-def _check_dtype(dtype: Any) -> None:
-    """Raise ValueError unless weights can be cast to it."""
-    if dtype is None or (dtype.is_floating_point and dtype.itemsize > 1):
-        return
-    raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or None as stored")
-
-
-def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
-    if device_map is None:
-        return {}
-    if device is not None:
-        raise ValueError("give device or device_map, not both")
-    if importlib.util.find_spec("accelerate") is None:
-        raise ValueError("device_map needs the package accelerate: pip install accelerate")
-    if isinstance(device_map, str) and device_map in _SPREAD:
-        return {"device_map": device_map}
-    where = dict(device_map) if isinstance(device_map, Mapping) else {"": device_map}
-    for place in where.values():
-        if isinstance(place, int) or str(place).isdigit() or str(place).startswith("cuda"):
-            number = int(str(place).removeprefix("cuda").removeprefix(":") or 0)
-            if number >= torch.cuda.device_count():
-                raise ValueError(
-                    f"device_map names {place}: this machine has {torch.cuda.device_count()} CUDA devices; "
-                    "use device_map='auto', or device='cpu'"
-                )
-        elif place != "disk":
-            _check_device(place, "device_map's place")
-    return {"device_map": where}
 
 
 def _own_tokenizer(path: str, adapter: str | Path | None, where: Mapping[str, Any]) -> PreTrainedTokenizerBase:

@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox.models.backend import Hook
-from xlingtox.models.forward import Running
+from xlingtox.models.forward import ForwardPasses
 
 _STEPS = (0.0, 1.0, 32.0)
 """Far enough apart that a norm, which bounds what it passes on, shows."""
 
 
 @torch.no_grad()
-def multipliers(
-    running: Running, written: Callable[[int, Float[Tensor, "one d_mlp"]], Float[Tensor, "one d_model"]]
+def measure_mlp_multipliers(
+    running: ForwardPasses, written: Callable[[int, Float[Tensor, "one d_mlp"]], Float[Tensor, "one d_model"]]
 ) -> tuple[float | None, ...]:
     """Measure, for each layer, the constant by which the block multiplies its MLP's output; None where none fits.
 

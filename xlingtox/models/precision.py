@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+from typing import Any
 
 import torch
 
 _LOG = logging.getLogger(__name__)
+
+_ROTARY = ("inv_freq", "embed_positions")
+"""Names of the buffers that hold rotary frequencies."""
 
 
 def computed_in(stored: torch.dtype, device: str | torch.device, name: str) -> torch.dtype:
@@ -48,3 +52,34 @@ def multiplies_bfloat16() -> bool:
         known = torch.cpu.get_capabilities()
         return any(bool(known.get(unit)) for unit in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16"))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise ValueError unless weights can be cast to it."""
+    if dtype is None or (dtype.is_floating_point and dtype.itemsize > 1):
+        return
+    raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or None as stored")
+
+
+def as_computed(model: Any, dtype: torch.dtype | None, name: str) -> tuple[Any, torch.dtype]:
+    """The model in the dtype that was asked for, else in one that its device computes quickly, and the stored one."""
+    stored: torch.dtype = model.dtype
+    if dtype is not None:
+        return cast(model, dtype), dtype
+    if getattr(model, "is_quantized", False):
+        return model, stored
+    return cast(model, computed_in(stored, model.device, name)), stored
+
+
+def cast(model: Any, dtype: torch.dtype | None) -> Any:
+    """The model in `dtype`, but for its rotary frequencies: rounded, they turn far positions by whole radians, which is
+    why transformers, too, leaves them as they are while it reads weights.
+    """
+    if dtype is None or dtype == model.dtype:
+        return model
+    exact = {name: buffer for name, buffer in model.named_buffers() if name.endswith(_ROTARY)}
+    model = model.to(dtype)
+    for name, buffer in exact.items():
+        module, _, own = name.rpartition(".")
+        model.get_submodule(module)._buffers[own] = buffer
+    return model

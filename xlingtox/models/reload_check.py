@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 
-def differing(written: Iterable[tuple[str, Tensor]], read: Any) -> str | None:
+def first_changed_weight(written: Iterable[tuple[str, Tensor]], read: Any) -> str | None:
     """Name the first weight that transformers altered while it read a checkpoint, and its rows; None without one.
 
     Some families do so: Youtu zeroes the row of its padding.

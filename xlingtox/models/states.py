@@ -17,7 +17,7 @@ from xlingtox.models.hooked import HookedLM
 
 @checked
 def mean_states(
-    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int | None = None, progress: bool = True
+    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], *, batch_size: int | None = None, progress: bool = True
 ) -> Float[Tensor, "layer text d_model"]:
     """Mean over each text's tokens of the residual stream at `layers` (0: the embedding's output, n: the n-th block's).
 

@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlingtox.models.backend import Hook, PlainEngine, Remove
-from xlingtox.models.hf_blocks import Anatomy
+from xlingtox.models.backend import Hook, HuggingFaceBackend, Remove
+from xlingtox.models.hf_blocks import UnhookedModel
 from xlingtox.text import first_line
 
 
-def lens(tl: Any) -> Lens:
+def backend_of(tl: Any) -> TransformerLensBackend:
     """The side of a `TransformerBridge`, or of a `HookedTransformer` of TransformerLens 3.9.
 
     Raises:
         ValueError: its weights were processed.
     """
     _check_unprocessed(tl)
-    return _BridgeLens(tl) if hasattr(tl, "original_model") else _HookedTransformerLens(tl)
+    return _BridgeBackend(tl) if hasattr(tl, "original_model") else _HookedTransformerBackend(tl)
 
 
-def beside(model: Any) -> tuple[Lens, PlainEngine]:
+def bridge_over(model: Any) -> tuple[TransformerLensBackend, HuggingFaceBackend]:
     """A bridge over the weights of a plain model, and the plain model itself with its blocks and down-projections.
 
     Bridging rewires a model in place, so it is done to a twin: other modules, the same parameters. Where no bridge can
-    be built, neurons are looked up by name in the plain model (`unbridged`).
+    be built, neurons are looked up by name in the plain model (`without_bridge`).
 
     Raises:
         ValueError: TransformerLens does not know the family, or it has no dense MLP.
@@ -55,11 +55,11 @@ def beside(model: Any) -> tuple[Lens, PlainEngine]:
             why = "it asks for the package torchvision, also to read text alone: pip install torchvision"
         reason = f"TransformerLens cannot hook {architectures[0]} as a decoder with dense MLPs: {why}"
         try:
-            return unbridged(model, reason)
+            return without_bridge(model, reason)
         except ValueError:
             raise ValueError(reason) from error
     bridge.eval()
-    side = _BridgeLens(bridge)
+    side = _BridgeBackend(bridge)
     side.d_mlp  # noqa: B018 - refuses what has no dense MLP before its modules are looked for
 
     def original(component: Any) -> nn.Module:
@@ -68,12 +68,12 @@ def beside(model: Any) -> tuple[Lens, PlainEngine]:
 
     blocks = [original(block) for block in bridge.blocks]
     downs = [original(getattr(block.mlp, "out")) for block in bridge.blocks]  # noqa: B009
-    plain = PlainEngine(model, blocks, downs)
+    plain = HuggingFaceBackend(model, blocks, downs)
     plain.check_attention()
     return side, plain
 
 
-def unbridged(model: Any, reason: str) -> tuple[Lens, PlainEngine]:
+def without_bridge(model: Any, reason: str) -> tuple[TransformerLensBackend, HuggingFaceBackend]:
     """A plain model's weights by TransformerLens's names, without a bridge, and the model itself to run.
 
     Args:
@@ -89,22 +89,22 @@ def unbridged(model: Any, reason: str) -> tuple[Lens, PlainEngine]:
     try:
         sizes = build_bridge_config_from_hf(model.config, named, named, model.dtype)
         components = ArchitectureAdapterFactory.select_architecture_adapter(sizes).get_component_mapping()
-        anatomy = Anatomy(model, sizes, components)
+        anatomy = UnhookedModel(model, sizes, components)
     except Exception as error:
         raise ValueError(f"TransformerLens does not know where {named} keeps dense MLPs: {error}") from error
-    side = _BridgeLens(anatomy, reason)
+    side = _BridgeBackend(anatomy, reason)
     side.d_mlp  # noqa: B018 - refuses what has no dense MLP before its modules are looked for
     blocks = [block.original_component for block in anatomy.blocks]
-    plain = PlainEngine(model, blocks, [block.mlp.out.original_component for block in anatomy.blocks])
+    plain = HuggingFaceBackend(model, blocks, [block.mlp.out.original_component for block in anatomy.blocks])
     plain.check_attention()
     return side, plain
 
 
-class Lens:
+class TransformerLensBackend:
     """A TransformerLens model as an engine, and its weights by layer.
 
     Attributes:
-        tl: the TransformerLens model, or the plain model's `Anatomy` where there is none.
+        tl: the TransformerLens model, or the plain model's `UnhookedModel` where there is none.
         unbridged: why there is none, in words; None where there is one.
     """
 
@@ -292,12 +292,12 @@ class Lens:
         raise NotImplementedError
 
 
-class _BridgeLens(Lens):
+class _BridgeBackend(TransformerLensBackend):
     """A bridge's rewired Hugging Face model takes what a plain one takes."""
 
     def __init__(self, tl: Any, unbridged: str | None = None) -> None:
         super().__init__(tl, unbridged)
-        rewired = PlainEngine(tl.original_model)
+        rewired = HuggingFaceBackend(tl.original_model)
         self.run, self.empty_cache = rewired.run, rewired.empty_cache  # type: ignore[method-assign]
         self.repeated, self.selected = rewired.repeated, rewired.selected  # type: ignore[method-assign]
 
@@ -305,7 +305,7 @@ class _BridgeLens(Lens):
         return self.tl.original_model.config.get_text_config()
 
 
-class _HookedTransformerLens(Lens):
+class _HookedTransformerBackend(TransformerLensBackend):
     def run(
         self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
     ) -> tuple[Tensor, Any]:

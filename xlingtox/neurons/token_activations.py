@@ -17,7 +17,7 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.models.backend import Hook
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
-from xlingtox.models.generation import check_lengths, decode, greediest
+from xlingtox.models.generation import check_lengths, decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -79,7 +79,7 @@ def read_tokens(
             ids, mask = lm.encode([given[i].text for i in rows])
             n_prompt, spoken = ids.shape[1], [given[i].language for i in rows]
             if max_new_tokens:
-                new, counts = decode(lm, ids, mask, max_new_tokens, greediest, languages=spoken)
+                new, counts = decode(lm, ids, mask, max_new_tokens, pick=pick_greedily, languages=spoken)
                 ids, mask = torch.cat([ids, new], 1), torch.cat([mask, counts], 1)
             values = torch.empty(*ids.shape, len(neurons))
             with lm.hooks(post={layer: _reader(values, *own) for layer, own in neurons.by_layer().items()}, edit=None):
