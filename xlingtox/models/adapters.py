@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from xlingtox.models.backend import alike
+from xlingtox.models.backend import same_but_for_rounding
 from xlingtox.text import in_line
 
 _LOG = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def _survived(merged: Tensor, before: Tensor, without: Tensor) -> bool:
     of all of them: against their spread, and against what the adapter itself changes.
     """
     if before.dtype.itemsize > 2:
-        return alike(merged, before)
+        return same_but_for_rounding(merged, before)
     changed, own = ((each.float() - before.float()).square().mean().sqrt() for each in (merged, without))
     return bool(changed <= torch.maximum(_ROUNDED * before.float().std(), _SHARE * own))
 
