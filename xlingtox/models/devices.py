@@ -1,4 +1,4 @@
-"""Devices: where weights are put."""
+"""Devices: the choice and the check of where weights are put."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from xlingtox.text import first_line
 DeviceMap = str | int | torch.device | Mapping[str, Any]
 
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
-"""What transformers takes for a device map and works out itself."""
+"""Words for a device map that transformers works out itself."""
 
 
 def default_device() -> str:
-    """The GPU, if there is one: under a launcher, the one of this process."""
+    """Return the GPU if there is one, else the CPU. Under a launcher, it is the GPU of this process."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(device: Any, option: str = "device") -> None:
+    """Raise ValueError unless this machine has the device.
+
+    Args:
+        option: the name of the argument, for the message.
+    """
     if device is None:
         return
     try:
@@ -32,6 +37,11 @@ def check_device(device: Any, option: str = "device") -> None:
 
 
 def placement(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
+    """Return the options that tell transformers where to put weights; none without a device map.
+
+    Raises:
+        ValueError: both are given, a device is not there, or accelerate is missing.
+    """
     if device_map is None:
         return {}
     if device is not None:
@@ -40,8 +50,8 @@ def placement(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
         raise ValueError("device_map needs the package accelerate: pip install accelerate")
     if isinstance(device_map, str) and device_map in _SPREAD:
         return {"device_map": device_map}
-    where = dict(device_map) if isinstance(device_map, Mapping) else {"": device_map}
-    for place in where.values():
+    devices = dict(device_map) if isinstance(device_map, Mapping) else {"": device_map}
+    for place in devices.values():
         if isinstance(place, int) or str(place).isdigit() or str(place).startswith("cuda"):
             number = int(str(place).removeprefix("cuda").removeprefix(":") or 0)
             if number >= torch.cuda.device_count():
@@ -51,4 +61,4 @@ def placement(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
                 )
         elif place != "disk":
             check_device(place, "device_map's place")
-    return {"device_map": where}
+    return {"device_map": devices}

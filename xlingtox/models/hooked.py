@@ -220,7 +220,7 @@ class HookedLM(NeuronVectors, TextEncoding):
             loaded.name,
             revision=loaded.revision,
             hf_backend=hf_backend,
-            stored_dtype=loaded.stored,
+            stored_dtype=loaded.stored_dtype,
             unpacked_from=loaded.unpacked_from,
         )
 

@@ -1,4 +1,4 @@
-"""Number types on a processor: in which of them a model is computed where nobody said."""
+"""Number types of weights: the one that is asked for, or one that the device computes quickly."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ROTARY = ("inv_freq", "embed_positions")
 
 
 def computed_in(stored: torch.dtype, device: str | torch.device, name: str) -> torch.dtype:
-    """Return the dtype in which weights are held on a device, where none was asked for, and warn where it is another.
+    """Return the dtype in which stored weights are held on a device if none was asked for. Warn if it differs.
 
-    A GPU computes 16 bits quickly. A processor computes float16 slowly everywhere; bfloat16 is quicker than float32
-    where it has instructions for it, and slower where it has none.
+    A GPU computes 16 bits quickly. Every CPU computes float16 slowly. It computes bfloat16 faster than float32 if it
+    has instructions for it, and slower if it has none.
 
     Args:
         name: of the model, for the warning.
@@ -41,9 +41,9 @@ def computed_in(stored: torch.dtype, device: str | torch.device, name: str) -> t
 
 @functools.cache
 def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products in bfloat16, and torch a library that uses them.
+    """Return whether the CPU has instructions for products in bfloat16, and torch a library that uses them.
 
-    The processor is looked at, not timed: a busy machine would otherwise decide which numbers come out.
+    This asks the CPU and measures no time, because on a busy machine the results would depend on the load.
     """
     onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if sys.platform == "darwin" or not onednn:
@@ -55,14 +55,14 @@ def multiplies_bfloat16() -> bool:
 
 
 def check_dtype(dtype: Any) -> None:
-    """Raise ValueError unless weights can be cast to it."""
+    """Raise ValueError unless weights can be cast to this dtype."""
     if dtype is None or (dtype.is_floating_point and dtype.itemsize > 1):
         return
     raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or None as stored")
 
 
 def as_computed(model: Any, dtype: torch.dtype | None, name: str) -> tuple[Any, torch.dtype]:
-    """The model in the dtype that was asked for, else in one that its device computes quickly, and the stored one."""
+    """Return the model in the dtype asked for, else in one that its device computes quickly, and the stored dtype."""
     stored: torch.dtype = model.dtype
     if dtype is not None:
         return cast(model, dtype), dtype
@@ -72,14 +72,16 @@ def as_computed(model: Any, dtype: torch.dtype | None, name: str) -> tuple[Any, 
 
 
 def cast(model: Any, dtype: torch.dtype | None) -> Any:
-    """The model in `dtype`, but for its rotary frequencies: rounded, they turn far positions by whole radians, which is
-    why transformers, too, leaves them as they are while it reads weights.
+    """Return the model in `dtype`, except for its rotary frequencies.
+
+    Rounded frequencies would rotate far positions by whole radians. Transformers also leaves them as they are while it
+    reads weights.
     """
     if dtype is None or dtype == model.dtype:
         return model
     exact = {name: buffer for name, buffer in model.named_buffers() if name.endswith(_ROTARY)}
     model = model.to(dtype)
     for name, buffer in exact.items():
-        module, _, own = name.rpartition(".")
-        model.get_submodule(module)._buffers[own] = buffer
+        module, _, buffer_name = name.rpartition(".")
+        model.get_submodule(module)._buffers[buffer_name] = buffer
     return model

@@ -1,4 +1,4 @@
-"""From texts to token ids, as a model reads them: one beginning, and no end that nobody wrote."""
+"""Tokenizers: the tokens of texts as a model reads them, and checks of a model's tokenizer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Return the tokens of each text, behind the beginning of sequence if the tokenizer adds one.
 
-    A text is always something to go on from: a prompt, a sentence that is read, the start of a longer text. So an end
-    of sequence that the tokenizer would add is left out: the model would take what follows for another document. A text
-    that already begins with the beginning, as a rendered chat template does, gets no second one. What stands in the
-    text itself is read as the tokenizer reads it, an end of sequence too: chat templates end each turn with one.
+    A text is always something to continue: a prompt, a sentence, or the start of a longer text. So an end of sequence
+    that the tokenizer would add is left out, because the model would take the next token for another document. A text
+    that already has a beginning of sequence, such as a rendered chat template, gets no second one. An end of sequence
+    inside the text itself is kept: chat templates end each turn with one.
     """
     if not texts:
         return []
@@ -29,13 +29,13 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 def added_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that the tokenizer puts before each text: mostly none, or a beginning of sequence.
 
-    They are looked up anew at each call, because a tokenizer's rules can be changed at any time.
+    Each call looks them up again, because a tokenizer's rules can be changed at any time.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and backend.num_special_tokens_to_add(False) == 0:
         return []
     special = set(tokenizer.all_special_ids)
-    # Any text with an ordinary token shows it: what stands before the text's own tokens was added.
+    # In any text with an ordinary token, the tokens before the text's own were added.
     for token in (token for token in range(len(tokenizer)) if token not in special):
         text = tokenizer.decode([token])
         plain = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -48,15 +48,15 @@ def added_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def n_shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many tokens both rows begin with."""
+    """Return how many tokens two rows have in common at their beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy that pads with its end of sequence where it has no padding that the model knows.
+    """Return the tokenizer. If it has no padding token that the model knows, return a copy that pads with its end.
 
     Args:
-        vocabulary: tokens that the model knows.
+        vocabulary: the number of tokens that the model knows.
 
     Raises:
         ValueError: no end-of-sequence token, or one that the model does not know.
@@ -82,19 +82,21 @@ def rows_without_text(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Itera
     return [row for row in range(rows) if row not in known]
 
 
-def without_added_start(held: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a TransformerLens model as its own files have it: TransformerLens makes every tokenizer put its
-    beginning of sequence before a text, with which the plain model's texts and numbers would be others.
+def without_added_start(tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a TransformerLens model as it is in its files.
+
+    TransformerLens makes every tokenizer put a beginning of sequence before a text. The plain model, without it, gives
+    other texts and numbers.
 
     Raises:
-        ValueError: its own files are neither in a folder nor in the hub's cache, or hold another vocabulary.
+        ValueError: its files are neither in a folder nor in the hub's cache, or have another vocabulary.
     """
-    if not getattr(held, "add_bos_token", False):
-        return held
-    name = held.name_or_path
+    if not getattr(tokenizer, "add_bos_token", False):
+        return tokenizer
+    name = tokenizer.name_or_path
     try:
-        own = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
-        known = bool(name) and own.get_vocab() == held.get_vocab()
+        from_files = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
+        known = bool(name) and from_files.get_vocab() == tokenizer.get_vocab()
     except (OSError, ValueError):
         known = False
     if not known:
@@ -103,11 +105,11 @@ def without_added_start(held: PreTrainedTokenizerBase, trust_remote_code: bool =
             f"model's own does cannot be seen: {name!r} is no folder or cached name with this vocabulary. Give it: "
             "load(model, tokenizer=...)"
         )
-    return held if own.add_bos_token else own
+    return tokenizer if from_files.add_bos_token else from_files
 
 
 def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """All that decides which tokens a text has, for JSON; not how the last texts were padded and cut."""
+    """Return everything that decides the tokens of a text, as JSON values. How texts are padded and cut is left out."""
     fast: Any = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
         return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
