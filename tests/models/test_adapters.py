@@ -129,7 +129,7 @@ def test_a_wrong_merge_in_16_bits_is_no_rounding(tokenizer, tmp_path, monkeypatc
     model = families.build(name).bfloat16()
     adapted(model, [target], std=0.05).save_pretrained(tmp_path / "lora")
     assert HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora", dtype=torch.bfloat16)
-    monkeypatch.setattr(adapters, "_part", lambda *ends: None)
+    monkeypatch.setattr(adapters, "_untie", lambda *ends: None)
     with pytest.raises(ValueError, match="cannot be merged"):
         HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora", dtype=torch.bfloat16)
 
@@ -215,7 +215,7 @@ def test_the_revision_of_an_adapter_and_that_of_its_base(base, tokenizer, hub, t
         theirs, ours = logits(lora, lm)
         assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
         assert lm.identity().revision == revision
-    with pytest.raises(ValueError, match="revision 'v9' is of a hub name"):
+    with pytest.raises(ValueError, match="revision 'v9' is for a hub name"):
         HookedLM.load(tmp_path / "lora", revision="v9")
 
 
@@ -331,5 +331,5 @@ def test_an_adapter_is_looked_at_before_its_base_is_read(base, tmp_path, monkeyp
         raise AssertionError("weights were read")
 
     monkeypatch.setattr("xlingtox.models.loading.read_weights", read)
-    with pytest.raises(ValueError, match="puts something before the text"):
+    with pytest.raises(ValueError, match="adds prompt tokens before the text"):
         HookedLM.load(folder, adapter=tmp_path / "prompt")

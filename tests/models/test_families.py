@@ -466,10 +466,10 @@ _REASONS = {
     "convolutions": "attention in every layer|no dense MLP|cannot hook",
     "encoder-decoder": "encoder-decoder",
     "linear attention in some layers": "state-space or linear ones .LinearAttentionLayer",
-    "experts beside a dense MLP": "layer 0 has experts beside its dense MLP .experts.",
+    "experts beside a dense MLP": "layer 0 has experts next to its dense MLP .experts.",
     "shared keys and values": "2 of its layers share keys and values of earlier ones",
     "unknown to TransformerLens": "Unsupported architecture: HeliumForCausalLM",
-    "gate and up in one matrix, not told apart": "does not tell gate from up",
+    "gate and up in one matrix, not told apart": "does not distinguish gate from up",
 }
 
 

@@ -56,10 +56,10 @@ def test_a_device_map(base, device_map):
         ({"device_map": {"": 40}}, "names 40"),
         ({"device_map": 40}, "names 40"),
         ({"device_map": torch.device("cuda:99")}, "names cuda:99"),
-        ({"device_map": "xpu"}, "device_map's place 'xpu' is not to be had"),
-        ({"device_map": {"": "xpu:1"}}, "device_map's place 'xpu:1' is not to be had"),
-        ({"device_map": {"model": "cpu", "lm_head": "mps"}}, "device_map's place 'mps' is not to be had"),
-        ({"device_map": "nonsense"}, "device_map's place 'nonsense' is not to be had"),
+        ({"device_map": "xpu"}, "device_map's place 'xpu' is not available"),
+        ({"device_map": {"": "xpu:1"}}, "device_map's place 'xpu:1' is not available"),
+        ({"device_map": {"model": "cpu", "lm_head": "mps"}}, "device_map's place 'mps' is not available"),
+        ({"device_map": "nonsense"}, "device_map's place 'nonsense' is not available"),
         ({"device_map": "cpu", "device": "cpu"}, "not both"),
         ({"bits": 3}, "bits is 3 .*expected one of 4, 8 or None"),
     ],
@@ -203,7 +203,7 @@ def test_weights_that_are_no_numbers(tokenizer):
     model = families.build("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0] = torch.nan
-    with pytest.raises(ValueError, match="logits that are no numbers"):
+    with pytest.raises(ValueError, match="logits that are not finite"):
         HookedLM.load(model, tokenizer=tokenizer)
 
 
@@ -230,13 +230,13 @@ def test_options_that_would_be_overlooked(base, tokenizer):
     lm = HookedLM.load(folder)
     with pytest.raises(ValueError, match="is loaded already"):
         HookedLM.load(lm, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="revision 'abc' is of a hub name"):
+    with pytest.raises(ValueError, match="revision 'abc' is for a hub name"):
         HookedLM.load(folder, revision="abc")
     for load in (
         lambda: HookedLM.load(folder, device="xpu"),
         lambda: HookedLM.load(model, tokenizer=tokenizer, device="xpu"),
     ):
-        with pytest.raises(ValueError, match="device 'xpu' is not to be had on this machine"):
+        with pytest.raises(ValueError, match="device 'xpu' is not available on this machine"):
             load()
 
 
@@ -250,7 +250,7 @@ def test_hooks_of_the_callers_model_stay_there(tokenizer, caplog):
     model, calls = families.build("llama"), []
     handle = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: calls.append(1))
     lm = HookedLM.load(model, tokenizer=tokenizer)
-    assert "not taken along" in caplog.text
+    assert "hooks on this model are not copied" in caplog.text
     lm.logits(*lm.encode(TEXTS))
     assert not calls
     model(input_ids=lm.encode(TEXTS)[0])
@@ -297,7 +297,7 @@ def test_a_bridge_that_overlooks_its_cache_is_refused(tokenizer):
 
     model = families.build("llama")
     bridge = forgetful(build_bridge_from_module(model, "LlamaForCausalLM", hf_config=model.config))
-    with pytest.raises(ValueError, match="from a cache than without one"):
+    with pytest.raises(ValueError, match="with a cache than without one"):
         HookedLM.load(bridge, tokenizer=tokenizer)
 
 
@@ -307,7 +307,7 @@ def test_beside_a_plain_model_it_is_warned_of_and_never_runs(tokenizer, monkeypa
     build = sources.build_bridge_from_module
     monkeypatch.setattr(sources, "build_bridge_from_module", lambda *args, **named: forgetful(build(*args, **named)))
     lm = HookedLM.load(families.build("llama"), tokenizer=tokenizer)
-    assert "TransformerLens has other logits than Hugging Face" in caplog.text
+    assert "TransformerLens gives other logits than Hugging Face" in caplog.text
     lm.logits(*lm.encode(TEXTS))
     lm.tl.blocks[0].mlp.hook_post.add_hook(lambda value, hook: None)
     with pytest.raises(RuntimeError, match="other logits than Hugging"):

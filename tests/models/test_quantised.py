@@ -162,7 +162,7 @@ def test_bits_that_pack_nothing(tokenizer, tmp_path, monkeypatch):
     folder = saved(fused("gpt2"), tokenizer, tmp_path)
     whole = transformers.AutoModelForCausalLM.from_pretrained(folder)
     monkeypatch.setattr("xlingtox.models.loading.read_weights", lambda *_, **__: whole)
-    with pytest.raises(ValueError, match=r"bits=8 packs no weight of .*GPT2LMHeadModel"):
+    with pytest.raises(ValueError, match=r"bits=8 quantises no weight of .*GPT2LMHeadModel"):
         HookedLM.load(folder, bits=8)
 
 

@@ -32,7 +32,7 @@ def adapter_folder(source: str | Path, revision: str | None = None) -> Path | No
     """Return the folder of an adapter, downloaded if it is on the hub; None where there is no adapter.
 
     Args:
-        revision: of a hub name.
+        revision: the revision of a hub name.
     """
     folder = Path(source).expanduser()
     if folder.exists():
@@ -82,7 +82,7 @@ def merge_adapter(model: Any, source: str | Path, name: str) -> Any:
 
     Args:
         source: the adapter's folder, or its hub name.
-        name: of the model, for messages.
+        name: the model's name, for messages.
 
     Raises:
         ValueError: the adapter is for another base, broken, or without weights to merge, or merging it changes what it
@@ -134,7 +134,7 @@ def check_adapter(source: str | Path) -> Path:
 def _refuse_kind(name: str, config: Any) -> NoReturn:
     kind = getattr(config.peft_type, "value", config.peft_type)
     raise ValueError(
-        f"the adapter on {name} is of kind {kind}, which puts something before the text and has no weights to "
+        f"the adapter on {name} is of kind {kind}, which adds prompt tokens before the text and has no weights to "
         "merge: expected LoRA, or another kind that changes weights"
     )
 
@@ -147,7 +147,7 @@ def _weight_names(folder: Path) -> set[str]:
         with safe_open(folder / _WEIGHTS, "pt") as file:
             return set(file.keys())
     except SafetensorError as error:
-        raise ValueError(f"{folder / _WEIGHTS} is broken ({error}): fetch or save it anew") from error
+        raise ValueError(f"{folder / _WEIGHTS} is broken ({error}): download or save it again") from error
 
 
 def _reason(error: Exception, model: Any) -> str:

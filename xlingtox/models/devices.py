@@ -33,7 +33,7 @@ def check_device(device: Any, option: str = "device") -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(f"{option} {str(device)!r} is not to be had on this machine: {first_line(error)}") from error
+        raise ValueError(f"{option} {str(device)!r} is not available on this machine: {first_line(error)}") from error
 
 
 def placement(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Pass:
 
     Attributes:
         continuing: whether it continues from a cache.
-        languages: of its rows; None where they are not known.
+        languages: the languages of its rows; None where they are not known.
     """
 
     continuing: bool
@@ -50,7 +50,7 @@ class BatchCache:
 
     Attributes:
         key_values: the backend's cache of keys and values.
-        languages: of the rows; None where they are not known.
+        languages: the languages of the rows; None where they are not known.
         alongside: the caches of the models that run alongside this one, on the same batch.
     """
 
@@ -75,7 +75,7 @@ class ForwardPasses:
     """Forward passes with hooks. `HookedLM` adds the vectors of the neurons and the tokens of texts.
 
     Attributes:
-        name: of the model, for messages.
+        name: the model's name, for messages.
         tokenizer: the Hugging Face tokenizer.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
         current_pass: the pass that is running, for hooks; None between passes.
@@ -150,7 +150,7 @@ class ForwardPasses:
 
         Args:
             attention_mask: False (0) on padding. The positions follow from it.
-            languages: of the rows, for edits that differ by language.
+            languages: the rows' languages, for edits that differ by language.
             last_only: compute the logits of the last position only. This saves time where only the hooks matter.
         """
         with self._passing(Pass(False, _as_rows(languages))):
@@ -172,7 +172,7 @@ class ForwardPasses:
         Args:
             attention_mask: covers the tokens read before and the new ones.
             cache: the one that the pass before returned; None to begin. It must not be used again.
-            languages: of the rows, in their first pass, for edits that differ by language.
+            languages: the rows' languages, in their first pass, for edits that differ by language.
         """
         backend, continuing = self._backend(), cache is not None
         if cache is None:
@@ -317,6 +317,12 @@ class ForwardPasses:
         Raises:
             ValueError: no such layer.
             HookNeverFired: the block ended without an exception, and some hook never ran.
+
+        Example:
+            >>> ids, mask = lm.encode(["the cat"])
+            >>> with lm.hooks(post={0: lambda activations: print(tuple(activations.shape))}, edit=None):
+            ...     logits = lm.logits(ids, mask)
+            (1, ..., 512)
         """
         wanted = [("post", self._check_layer(layer), hook) for layer, hook in (post or {}).items()]
         wanted += [("residual", self._check_residual(layer), hook) for layer, hook in (residual or {}).items()]

@@ -258,7 +258,7 @@ def decode(
         pick: chooses the next tokens.
         before_pass: for hooks that need to know the rows of the activations that they see. In the first pass, the rows
             are the prompts.
-        languages: of the prompts, for edits that differ by language.
+        languages: the prompts' languages, for edits that differ by language.
         stop_at_end: whether a row ends with an end of sequence. If not, all rows continue to the last step.
 
     Returns:

@@ -49,8 +49,8 @@ class HookedLM(NeuronVectors, TextEncoding):
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
         n_positions: the longest sequence in tokens, prompt and continuation together. Some models rotate positions
             differently beyond some length (Phi-3 of 128k); for these, it is that length.
-        mlp_multipliers: by layer, the constant times which the MLP's output is added to the residual stream. It is 1 in
-            most families, `residual_multiplier` in Granite, and None where a norm stands between (Gemma 2).
+        mlp_multipliers: for each layer, the constant that multiplies the MLP's output on its way to the residual stream. It
+            is 1 in most families, `residual_multiplier` in Granite, and None where a norm stands between (Gemma 2).
 
     Example:
         >>> lm = xt.HookedLM.load("mini")
@@ -117,29 +117,29 @@ class HookedLM(NeuronVectors, TextEncoding):
         """Wrap a model for reading and editing its neurons.
 
         Args:
-            source: `"mini"`, a checkpoint folder, a `.gguf` file (or a folder that holds nothing else to load), a
-                folder with a LoRA adapter, a hub name, or a model in memory: a Hugging Face model (copied, left as it
-                is), a `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9. The last two must have
-                unprocessed weights. Weights of a GGUF file are unpacked while they are read.
-            tokenizer: by default the one next to the checkpoint. A model in memory needs one here, unless it is a
+            source: `"mini"`, a hub name, a checkpoint folder, a folder with a LoRA adapter, a `.gguf` file, or a folder
+                that holds only such a file. Or a model in memory: a Hugging Face model (copied, left as it is), a
+                `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9. The last two must have unprocessed
+                weights. Weights of a GGUF file are unpacked while they are read.
+            tokenizer: the default is the one next to the checkpoint. A model in memory needs one here, unless it is a
                 TransformerLens model with a tokenizer. TransformerLens makes it put a start before each text, so it is
-                loaded anew, without the network.
+                loaded again from its files, without the network.
             adapter: folder or hub name of a LoRA adapter, which is merged into the weights.
-            dtype: weights are cast to it. Default: as stored. On a CPU, float16, which is slow on all of them, and
-                bfloat16 where it is slow, are held in float32, and a warning says so. From a GGUF file: float32.
+            dtype: weights are cast to it. Default: the stored one. On a CPU, float16 (slow on all of them) and bfloat16
+                (where it is slow) are held in float32, with a warning. Weights of a GGUF file are held in float32.
             device: weights are moved to it (default: the GPU if there is one; a model in memory stays where it is).
-            device_map: as in transformers, for a model that is spread over devices. It needs accelerate.
+            device_map: transformers' option for a model that is spread over devices. It needs accelerate.
             bits: 8 or 4, for weights quantised by bitsandbytes.
-            revision: of a hub name. For an adapter's hub name, of the adapter: its base has the revision that the
-                adapter names.
+            revision: the revision of a hub name. For an adapter it is the adapter's own; its base has the revision that
+                the adapter names.
             trust_remote_code: run the code that a checkpoint brings along.
 
         Raises:
             TypeError: no model, and no name of one.
             FileNotFoundError: a folder that is no checkpoint or no adapter.
-            ValueError: not a decoder with a dense MLP; a tokenizer is missing or has no end-of-sequence token; an
-                adapter for another base; processed weights; a device that is not there; a package that is missing;
-                bits asked of weights that are stored in other bits; weights outside the folder, or pickled ones.
+            ValueError: the model is not a decoder with dense MLPs. Its tokenizer is missing or has no end-of-sequence
+                token. The adapter is for another base. Weights were processed, are stored in other bits, lie outside
+                the folder, or are pickled. A device or a package is missing.
             ImportError: a GGUF file without the package gguf.
 
         Example:
@@ -177,7 +177,7 @@ class HookedLM(NeuronVectors, TextEncoding):
             if tokenizer is None and its_tokenizer is None:
                 raise ValueError("the TransformerLens model has no tokenizer: load(model, tokenizer=...)")
             if dtype is not None or device is not None or adapter is not None:
-                raise ValueError("move, cast or merge a TransformerLens model before it is given, not while loading")
+                raise ValueError("move, cast or merge a TransformerLens model before you load it, not while loading")
             check_merged(source)
             name = str(getattr(source.cfg, "model_name", "TransformerLens model"))
             return cls(backend_of(source), tokenizer or without_added_start(its_tokenizer, trust_remote_code), name)
@@ -288,14 +288,14 @@ class HookedLM(NeuronVectors, TextEncoding):
         both_ways = self._logits_both_ways(self._backend(), ids)
         at_once, from_cache = both_ways[:, :-1], both_ways[:, -1:]
         if not bool(at_once.isfinite().all()):
-            raise ValueError(f"{self.name} gives logits that are no numbers: are its weights?")
+            raise ValueError(f"{self.name} gives logits that are not finite: do its weights hold NaN or infinity?")
         if ids[0, -1] != ids[1, -1] and not torch.allclose(at_once[0, :-1], at_once[1, :-1], atol=1e-3, rtol=1e-3):
             raise ValueError(f"{self.name} is not a decoder: its logits depend on later tokens")
         packed = self._tl_backend.packed
         if not same_but_for_rounding(torch.cat([at_once[:, :-1], from_cache], 1), at_once, packed):
             raise ValueError(
-                f"{self.name} has other logits from a cache than without one: expected attention in every layer, and a "
-                "TransformerLens that knows this release of transformers"
+                f"{self.name} gives other logits with a cache than without one: expected attention in every layer, and "
+                "a TransformerLens that knows this release of transformers"
             )
         if self._hf_backend is not None and self._tl_backend.no_bridge_because is None:
             try:
@@ -305,7 +305,7 @@ class HookedLM(NeuronVectors, TextEncoding):
                 self._tl_agrees = False
             if not self._tl_agrees:
                 name = in_line(self.name)
-                _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", name)
+                _LOG.warning("%s: TransformerLens gives other logits than Hugging Face: .tl is unreliable", name)
 
     @torch.no_grad()
     def _logits_both_ways(self, backend: Backend, ids: Tensor) -> Float[Tensor, "batch pos+1 vocab"]:

@@ -18,9 +18,9 @@ class Identity:
 
     Attributes:
         name: hub name, folder or class.
-        revision: of a hub name, where one was asked for.
-        dtype: of the weights; `int8` or `uint8` (4 bits) where they are quantised. For unpacked weights it names the
-            file's kind too, such as "float32, dequantised from GGUF Q4_1".
+        revision: the revision of a hub name, where one was asked for.
+        dtype: the weights' dtype; `int8` or `uint8` (4 bits) where they are quantised. For unpacked weights it also
+            names the kind of the file, such as "float32, dequantised from GGUF Q4_1".
         fingerprint: twelve hex digits of all weights.
         edit: the edits and other hooks under which the model ran, in words and with a digest; None for none.
 

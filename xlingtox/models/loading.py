@@ -44,9 +44,9 @@ class Loaded:
 
     Attributes:
         model: the Hugging Face model, in evaluation mode.
-        tokenizer: as it came.
+        tokenizer: its tokenizer, unchanged.
         name: the hub name, folder or class that it came from.
-        revision: of a hub name, as it was asked for.
+        revision: the revision of a hub name that was asked for.
         stored_dtype: the dtype of the weights in its checkpoint, unless another was asked for. None: the model's own.
         unpacked_from: how the GGUF file holds the weights, such as `GGUF Q4_1`; None where there is no such file.
     """
@@ -65,7 +65,7 @@ class _Files:
 
     Attributes:
         path: a folder or a hub name.
-        revision: of a hub name.
+        revision: the revision of a hub name.
         adapter: folder or hub name of the adapter to merge.
         gguf: a GGUF file in the folder, which is read instead of a checkpoint.
         unpacked_from: how the GGUF file holds its weights.
@@ -133,7 +133,7 @@ def from_memory(
     model = text_model_in(model)
     name = getattr(source.config, "_name_or_path", "") or type(model).__name__
     if without_hooks(model):
-        _LOG.warning("%s: hooks that stand on the given model are not taken along", in_line(name))
+        _LOG.warning("%s: the hooks on this model are not copied with it", in_line(name))
     if device is not None:
         model = model.to(device)
     model, stored_dtype = as_computed(model, dtype, name)
@@ -231,7 +231,7 @@ def _find_files(source: str, adapter: str | Path | None, revision: str | None, b
     if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "/"))):
         raise FileNotFoundError(f"{source} is no checkpoint: there is no such folder")
     if Path(path).exists() and revision is not None:
-        raise ValueError(f"revision {revision!r} is of a hub name; {source} is a folder")
+        raise ValueError(f"revision {revision!r} is for a hub name; {source} is a folder")
     # Transformers would load an adapter next to the weights, and value vectors would still be those of the base.
     if adapter is None and (adapter := adapter_folder(path, revision)) is not None:
         path, revision = base_of(Path(adapter))
@@ -276,7 +276,7 @@ def read_weights(kind: Any, source: str | Path, **options: Any) -> Any:
         with no_weight_bars():
             model, report = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
     except SafetensorError as error:
-        raise ValueError(f"{source} has weights that are broken ({error}): fetch or save them anew") from error
+        raise ValueError(f"{source} has weights that are broken ({error}): download or save them again") from error
     except OSError as error:
         raise FileNotFoundError(
             f"{source} has no weights in safetensors, and pickled ones (.bin), which can run code, are not read: "
@@ -287,7 +287,9 @@ def read_weights(kind: Any, source: str | Path, **options: Any) -> Any:
     except RuntimeError as error:
         if "mismatched" not in str(error):
             raise
-        raise ValueError(f"{source} has weights of other shapes than its configuration says: fetch it anew") from error
+        raise ValueError(
+            f"{source} has weights of other shapes than its configuration says: download it again"
+        ) from error
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{source} lacks {len(missing)} of the model's weights, {missing[0]} the first of them")
     return model

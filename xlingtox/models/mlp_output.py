@@ -68,7 +68,7 @@ def _constant(
     """Return the one constant that explains the changes of both steps as multiples of `push`, or None.
 
     Args:
-        changes: of the block's output, for the patterns of factors 1 and 32.
+        changes: the changes of the block's output, for the patterns of factors 1 and 32.
         push: the down-projection's output for the pattern.
         exact: whether weights are held in 32 bits, where a constant must fit closely.
     """

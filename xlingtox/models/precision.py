@@ -22,13 +22,13 @@ def computed_in(stored: torch.dtype, device: str | torch.device, name: str) -> t
     has instructions for it, and slower if it has none.
 
     Args:
-        name: of the model, for the warning.
+        name: the model's name, for the warning.
     """
     if torch.device(device).type != "cpu" or stored not in (torch.float16, torch.bfloat16):
         return stored
     if stored == torch.bfloat16 and multiplies_bfloat16():
         return stored
-    why = "which no processor computes quickly" if stored == torch.float16 else "for which this processor has no unit"
+    why = "which no CPU computes quickly" if stored == torch.float16 else "for which this CPU has no unit"
     _LOG.warning(
         "%s is stored in %s, %s: it is computed in float32, in twice the memory. dtype=%s keeps it as it is stored",
         name,

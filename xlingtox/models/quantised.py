@@ -73,7 +73,7 @@ def check_some_quantised(model: Any, bits: Bits | None, source: str) -> None:
     """Raise ValueError if bits were asked for and no weight is quantised. Transformers says nothing then."""
     if bits is None or any(not weight.is_floating_point() for weight in model.parameters()):
         return
-    raise ValueError(f"bits={bits} packs no weight of {source} ({type(model).__name__}): load it without bits")
+    raise ValueError(f"bits={bits} quantises no weight of {source} ({type(model).__name__}): load it without bits")
 
 
 def keep_weights_as_read(model: Any) -> Any:

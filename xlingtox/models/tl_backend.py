@@ -148,12 +148,12 @@ class TransformerLensBackend:
                 )
             if experts := self._experts_in(layer):
                 raise ValueError(
-                    f"layer {layer} has experts beside its dense MLP ({experts}), and their neurons are not counted: "
+                    f"layer {layer} has experts next to its dense MLP ({experts}), and their neurons are not counted: "
                     "expected dense MLPs alone"
                 )
             inputs = self._weight(mlp, "gate", "W_gate"), self._weight(mlp, "in", "W_in")
             if any(reads is not None and reads.shape != weight.T.shape for reads in inputs):
-                raise ValueError(f"TransformerLens does not tell gate from up in layer {layer}'s MLP")
+                raise ValueError(f"TransformerLens does not distinguish gate from up in layer {layer}'s MLP")
             shapes.add(tuple(weight.shape))
         if len(shapes) != 1:
             raise ValueError("layers differ in their number of neurons, or there are none")

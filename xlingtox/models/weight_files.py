@@ -18,7 +18,7 @@ def check_weight_files(source: str, config: Any, revision: str | None = None) ->
     Args:
         source: a folder, or a hub name.
         config: the model's configuration, which may name the file of weights.
-        revision: of a hub name.
+        revision: the revision of a hub name.
 
     Raises:
         ValueError: the index is broken, or names another kind of file, or one outside the folder.
@@ -56,7 +56,7 @@ def _shards(index: Path) -> list[str]:
             f"{index} is broken ({error}): expected a JSON object with a weight_map, from weights to files"
         ) from error
     if not shards:
-        raise ValueError(f"{index} has a weight_map that names no file: fetch it anew")
+        raise ValueError(f"{index} has a weight_map that names no file: download it again")
     for shard in shards:
         _check_name(shard, str(index))
     return shards
@@ -77,7 +77,7 @@ def _check_inside(folder: Path, shard: str) -> None:
     """Raise unless a file is there, and is no link to a place outside the checkpoint's folder."""
     path = (folder / shard).resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {shard}, which its index of weights names: fetch it anew")
+        raise FileNotFoundError(f"{folder} has no {shard}, which its index of weights names: download it again")
     home = folder.resolve()
     # The hub's cache keeps files in `blobs`, and links to them from `snapshots/<revision>`.
     folders = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
