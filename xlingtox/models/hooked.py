@@ -49,8 +49,8 @@ class HookedLM(NeuronVectors, TextEncoding):
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
         n_positions: the longest sequence in tokens, prompt and continuation together. Some models rotate positions
             differently beyond some length (Phi-3 of 128k); for these, it is that length.
-        mlp_multipliers: for each layer, the constant that multiplies the MLP's output on its way to the residual stream. It
-            is 1 in most families, `residual_multiplier` in Granite, and None where a norm stands between (Gemma 2).
+        mlp_multipliers: for each layer, the constant that multiplies the MLP's output on its way to the residual
+            stream. It is 1 in most families, `residual_multiplier` in Granite, None where a norm is between (Gemma 2).
 
     Example:
         >>> lm = xt.HookedLM.load("mini")

@@ -14,8 +14,8 @@ class NeuronVectors(ForwardPasses):
     """Forward passes, and the vectors of the neurons that take part in them.
 
     Attributes:
-        mlp_multipliers: for each layer, the constant that multiplies the MLP's output on its way to the residual stream. It
-            is 1 in most families, `residual_multiplier` in Granite, and None where a norm stands between (Gemma 2).
+        mlp_multipliers: for each layer, the constant that multiplies the MLP's output on its way to the residual
+            stream. It is 1 in most families, `residual_multiplier` in Granite, None where a norm is between (Gemma 2).
     """
 
     mlp_multipliers: tuple[float | None, ...]
