@@ -1,4 +1,4 @@
-"""Ways in, and what is refused at the door."""
+"""Loading: every source that HookedLM.load takes, and the refusals."""
 
 import copy
 import dataclasses
@@ -84,9 +84,9 @@ def test_what_weights_cannot_be_cast_to(base, tokenizer, dtype):
     ("options", "package"), [({"device_map": "auto"}, "accelerate"), ({"bits": 4}, "bitsandbytes")]
 )
 def test_a_missing_package_is_named(base, monkeypatch, options, package):
-    there = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == package else there(name, *rest)
+        importlib.util, "find_spec", lambda name, *rest: None if name == package else find_spec(name, *rest)
     )
     with pytest.raises(ValueError, match=f"pip install {package}"):
         HookedLM.load(base[1], **options)
@@ -137,11 +137,11 @@ def test_remote_code_runs_only_when_asked_for(base):
 def test_identity(base):
     _model, folder = base
     lm = HookedLM.load(folder)
-    own = lm.identity()
-    assert (own.name, own.revision, own.dtype) == (str(folder), None, "float32")
-    assert own.fingerprint == lm.fingerprint()
+    identity = lm.identity()
+    assert (identity.name, identity.revision, identity.dtype) == (str(folder), None, "float32")
+    assert identity.fingerprint == lm.fingerprint()
     assert HookedLM.load(folder, dtype=torch.bfloat16).identity().dtype == "bfloat16"
-    assert dataclasses.asdict(own) == dataclasses.asdict(HookedLM.load(folder).identity())
+    assert dataclasses.asdict(identity) == dataclasses.asdict(HookedLM.load(folder).identity())
 
 
 def test_a_fingerprint_follows_the_weights(base):
@@ -212,7 +212,7 @@ def test_tokens_that_the_model_does_not_know(tokenizer):
     padded = copy.deepcopy(tokenizer)
     padded.add_special_tokens({"pad_token": "[PAD]"})
     assert padded.pad_token_id == families.VOCABULARY
-    lm, usual = (HookedLM.load(model, tokenizer=each) for each in (padded, tokenizer))
+    lm, usual = (HookedLM.load(model, tokenizer=its_tokenizer) for its_tokenizer in (padded, tokenizer))
     (ids, mask), (others, _) = lm.encode(TEXTS), usual.encode(TEXTS)
     assert_close(lm.logits(ids, mask)[mask], usual.logits(others, mask)[mask], atol=1e-6, rtol=0)
     worded = copy.deepcopy(tokenizer)
@@ -259,7 +259,7 @@ def test_hooks_of_the_callers_model_stay_there(tokenizer, caplog):
 
 
 def test_a_projection_before_the_output_is_told(tokenizer):
-    """As in OPT of 350 million parameters."""
+    """OPT of 350 million parameters has such a projection."""
     config = families.build("opt").config
     config.word_embed_proj_dim = 16
     lm = HookedLM.load(families.randomised(transformers.OPTForCausalLM(config)), tokenizer=tokenizer)
@@ -269,10 +269,12 @@ def test_a_projection_before_the_output_is_told(tokenizer):
 
 def test_fingerprints_tell_what_changed_places(tokenizer):
     model = families.build("llama")
-    other = copy.deepcopy(model)
-    mlp = other.model.layers[1].mlp
+    changed = copy.deepcopy(model)
+    mlp = changed.model.layers[1].mlp
     mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
-    prints = [HookedLM.load(each, tokenizer=tokenizer).fingerprint() for each in (model, other, copy.deepcopy(model))]
+    prints = [
+        HookedLM.load(source, tokenizer=tokenizer).fingerprint() for source in (model, changed, copy.deepcopy(model))
+    ]
     assert prints[0] == prints[2] != prints[1]
     with torch.inference_mode():
         assert HookedLM.load(families.build("llama"), tokenizer=tokenizer).fingerprint() == prints[0]
