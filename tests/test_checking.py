@@ -46,7 +46,7 @@ MODULES = {
 
 INNER = {
     # Called within every pass, with what our own code has made.
-    *("HookedLM.__init__", "HookedLM.extend", "HookedLM.repeated", "HookedLM.selected", "HookedLM.beside"),
+    *("HookedLM.__init__", "HookedLM.extend", "HookedLM.repeated", "HookedLM.selected", "HookedLM.run_alongside"),
     *("HookedLM.check_alike", "HookedLM.over", "HookedLM.device_of", "HookedLM.row_bytes", "HookedLM.only_tokens"),
     *("HookedLM.altered", "HookedLM.check_unedited", "HookedLM.unbridged", "tuning.Pairs.tokenized", "fluency.nats"),
     *(

@@ -18,8 +18,8 @@ import transformers
 from torch.nn.functional import cosine_similarity
 
 import xlingtox as xt
-from xlingtox.models.backend import PlainEngine
-from xlingtox.models.generation import decode, greediest
+from xlingtox.models.backend import HuggingFaceBackend
+from xlingtox.models.generation import decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 
@@ -121,11 +121,11 @@ def activations(lm: HookedLM, model: Any, slow: bool) -> None:
 
     def under() -> None:
         with xt.Offset(some, -1.0).on(lm):
-            decode(lm, ids, mask, NEW, greediest)
+            decode(lm, ids, mask, NEW, pick=pick_greedily)
 
     ways: dict[str, Callable[[], Any]] = {
         "Hugging Face generate": raw,
-        "ours, no hooks": lambda: decode(lm, ids, mask, NEW, greediest),
+        "ours, no hooks": lambda: decode(lm, ids, mask, NEW, pick=pick_greedily),
         "collect_activations, 36 neurons": lambda: xt.collect_activations(
             lm, texts, some, max_new_tokens=NEW, progress=False
         ),
@@ -148,11 +148,11 @@ def edits(lm: HookedLM) -> None:
 
     def hooked() -> None:
         with edit.on(lm):
-            decode(lm, ids, mask, NEW, greediest)
+            decode(lm, ids, mask, NEW, pick=pick_greedily)
 
     ways: dict[str, Callable[[], Any]] = {
-        "unedited": lambda: decode(lm, ids, mask, NEW, greediest),
-        "baked": lambda: decode(baked, ids, mask, NEW, greediest),
+        "unedited": lambda: decode(lm, ids, mask, NEW, pick=pick_greedily),
+        "baked": lambda: decode(baked, ids, mask, NEW, pick=pick_greedily),
         "hooked": hooked,
     }
     show(f"an Offset on {3 * lm.n_layers} neurons", timed(ways, 15), "unedited")
@@ -240,7 +240,7 @@ def main() -> None:
     dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
     model = model_of(given.shape, given.device, dtype)
     lm = HookedLM.load(model, tokenizer=xt.HookedLM.load("mini").tokenizer)
-    assert isinstance(lm._engine(), PlainEngine)
+    assert isinstance(lm._backend(), HuggingFaceBackend)
     parts: dict[str, Callable[[], None]] = {
         "activations": lambda: activations(lm, model, slow=given.shape == "gpt2-small"),
         "edits": lambda: edits(lm),

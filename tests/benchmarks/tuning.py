@@ -161,7 +161,7 @@ def child(way: str, model: Path, recipe: Recipe, work: Path) -> None:
     """Write what one way takes, in a process of its own."""
     with contextlib.redirect_stdout(io.StringIO()):
         # All that is imported late is imported before memory is looked at.
-        tune(way, xt.loading.mini_checkpoint(), recipe, work / "first", Highest())
+        tune(way, xt.models.loading.mini_checkpoint(), recipe, work / "first", Highest())
         gc.collect()
         highest = Highest()
         tune(way, model, recipe, work / "second", highest)

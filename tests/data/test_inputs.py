@@ -23,7 +23,7 @@ from xlingtox.evaluation.fluency import conditional_perplexity, perplexities
 from xlingtox.evaluation.patch_effect import patch_effect
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.token_ids import added_start, token_ids
+from xlingtox.models.tokenizer import added_start, token_ids
 from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.localize import by_auroc
 from xlingtox.neurons.neuron_set import NeuronSet

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset, Scale, Set
-from xlingtox.models.generation import decode, generate, greediest
+from xlingtox.models.generation import decode, generate, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.tuning.dpo import MINI, tune_dpo
@@ -100,7 +100,7 @@ def test_a_fresh_process_with_plain_transformers_writes_the_same(tokenizer, tmp_
         ids, mask = lm.encode(TEXTS[:1])
         with edit.on(lm):
             hooked = lm.logits(ids, mask)
-            written = decode(lm, ids, mask, 8, greediest)[0]
+            written = decode(lm, ids, mask, 8, pick=pick_greedily)[0]
         torch.save((ids, hooked, written), tmp_path / name / "ours.pt")
     code = f"""
         import pathlib, sys, torch, transformers
@@ -278,7 +278,7 @@ def granite(**settings):
 def test_a_constant_multiplier_is_folded_in(tokenizer, tmp_path, dtype):
     model = granite()
     lm = HookedLM.load(model, tokenizer=tokenizer, dtype=dtype)
-    assert lm.multipliers == pytest.approx([0.22] * 3, rel=1e-5 if dtype == torch.float32 else 5e-3)
+    assert lm.mlp_multipliers == pytest.approx([0.22] * 3, rel=1e-5 if dtype == torch.float32 else 5e-3)
     if dtype == torch.float32:
         equal(OFFSET, lm, OFFSET.bake(lm, output_dir=tmp_path / "out"))
         assert json.loads((tmp_path / "out" / "bake.json").read_text("utf-8"))["written_as"] == "mlp_bias"
@@ -357,7 +357,7 @@ def test_control_vectors_of_packed_weights_are_exact(tokenizer, tmp_path):
     families.randomised(transformers.LlamaForCausalLM(config)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     lm = HookedLM.load(tmp_path, bits=4)
-    assert lm.multipliers == (1.0, 1.0)
+    assert lm.mlp_multipliers == (1.0, 1.0)
     edit, (ids, mask) = Offset(NeuronSet.of([(1, 0)]), -1.5), lm.encode(["la casa"])
     with edit.on(lm):
         wanted = lm.logits(ids, mask)

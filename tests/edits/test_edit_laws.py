@@ -145,13 +145,13 @@ def test_an_interrupt_while_hooks_are_removed_leaves_none_that_acts(lm, at, monk
 
         return on_post
 
-    for engine in lm._engines:
+    for engine in lm._backends:
         monkeypatch.setattr(engine, "on_post", interrupted(engine), raising=False)
     with pytest.raises(KeyboardInterrupt), Offset(NEURONS, 2.0).on(lm):
         under(lm)
     assert not lm.hooked
     assert torch.equal(under(lm), before)
-    for down in lm._plain.downs:
+    for down in lm._hf_backend.downs:
         down._forward_pre_hooks.clear()
     lm.tl.reset_hooks()
 
@@ -200,7 +200,7 @@ def test_an_interrupt_at_any_call_leaves_no_edit_that_acts(pair, patched):
         assert torch.equal(lm.logits(ids, mask), alone)
         for hooked_lm in (lm, source_lm):
             # What does nothing any more may stay behind; here it would make more calls.
-            for down in hooked_lm._plain.downs:
+            for down in hooked_lm._hf_backend.downs:
                 down._forward_pre_hooks.clear()
             hooked_lm.tl.reset_hooks()
         calls += 1

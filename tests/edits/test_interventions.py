@@ -154,7 +154,7 @@ def test_positions(family):
             first, cache = lm.extend(ids, mask)
             new = first.argmax(-1, keepdim=True)
             longer = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            second, _ = lm.extend(new, longer, held=cache)
+            second, _ = lm.extend(new, longer, cache=cache)
         runs[positions] = first, second, torch.cat([ids, new], 1)
     n = ids.shape[1]
     for positions, (first, second, tokens) in runs.items():

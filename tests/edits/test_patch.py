@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.edits.patch import Patch
-from xlingtox.models.generation import decode, generate, greediest
+from xlingtox.models.generation import decode, generate, pick_greedily
 from xlingtox.models.hooked import HookedLM, HookNeverFired
 from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -119,7 +119,7 @@ def test_a_patch_from_cached_activations(pair):
     with raw.watching(source, range(2)) as seen:
         raw.forward(source, ids[-1:, -1:])
     with pytest.raises(ValueError, match="not what is generated after it"), Patch(NEURONS, dict(seen)).on(lm):
-        decode(lm, ids[-1:, -1:], mask[-1:, -1:], 3, greediest)
+        decode(lm, ids[-1:, -1:], mask[-1:, -1:], 3, pick=pick_greedily)
 
 
 def test_a_cache_serves_the_prompts_in_their_order(pair):
@@ -206,7 +206,7 @@ def test_what_a_patch_cannot_be(pair, tmp_path):
     ]:
         with pytest.raises(ValueError, match=f"a Patch cannot {wish}.*Set"):
             work()
-    with pytest.raises(ValueError, match="cannot run beside itself"):
+    with pytest.raises(ValueError, match="cannot run alongside itself"):
         Patch(NEURONS, lm).on(lm).__enter__()
     with pytest.raises(ValueError, match="is the source of a patch on"), patch.on(lm), Patch(NEURONS, lm).on(source_lm):
         lm.logits(*lm.encode(TEXTS))
@@ -219,7 +219,7 @@ def test_what_a_patch_cannot_be(pair, tmp_path):
     ids, mask = lm.encode(TEXTS[:1])
     _, held = lm.extend(ids[:, :2], mask[:, :2])
     with pytest.raises(ValueError, match="set the patch before the first pass"), patch.on(lm):
-        lm.extend(ids[:, 2:], mask, held=held)
+        lm.extend(ids[:, 2:], mask, cache=held)
     with pytest.raises(TypeError, match="Patch: source is 'model'"):
         Patch(NEURONS, "model")
     with pytest.raises(ValueError, match="differ in shape"):

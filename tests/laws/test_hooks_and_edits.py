@@ -42,7 +42,7 @@ def test_hooked_equals_raw_greedy(family, tokenizer, texts):
     ids, mask = family.lm.encode(texts)
     out = family.model.generate(input_ids=ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=12)
     theirs = out[:, ids.shape[1] :]
-    tokens, counts = decode(family.lm, ids, mask, 12, lambda logits, *_: logits.argmax(-1))
+    tokens, counts = decode(family.lm, ids, mask, 12, pick=lambda logits, *_: logits.argmax(-1))
     assert torch.equal(tokens[counts], theirs[counts])
     texts = generate(family.lm, texts, max_new_tokens=12, greedy=True, progress=False).texts
     assert list(texts) == tokenizer.batch_decode(theirs, skip_special_tokens=True)
@@ -101,12 +101,12 @@ def test_neutral_edits_change_nothing(family, edit):
 @pytest.mark.parametrize("how", ["nested", "sum"])
 def test_an_offset_undoes_its_opposite(family, how):
     ids, mask = family.lm.encode(TEXTS)
-    there, back = Offset(NEURONS, 2.5), Offset(NEURONS, -2.5)
+    forward, back = Offset(NEURONS, 2.5), Offset(NEURONS, -2.5)
     if how == "sum":
-        with (there + back).on(family.lm):
+        with (forward + back).on(family.lm):
             ours = family.lm.logits(ids, mask)
     else:
-        with back.on(family.lm), there.on(family.lm):
+        with back.on(family.lm), forward.on(family.lm):
             ours = family.lm.logits(ids, mask)
     assert_close(ours[mask], raw.forward(family.model, ids, mask).logits[mask], atol=1e-5, rtol=1e-5)
 
@@ -225,6 +225,6 @@ def test_saving_a_second_probe_leaves_the_first(tmp_path):
 def test_the_same_seed_gives_the_same_bytes(family, tmp_path):
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
         generate(family.lm, TEXTS, n_samples=3, max_new_tokens=6, seed=seed, progress=False).save(tmp_path / name)
-    first, same, other = ((tmp_path / name).read_bytes() for name in "abc")
+    first, same, different = ((tmp_path / name).read_bytes() for name in "abc")
     assert first == same
-    assert first != other
+    assert first != different

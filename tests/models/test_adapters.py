@@ -50,12 +50,12 @@ def test_an_adapter_is_merged(base, tokenizer, tmp_path, way):
 
 def test_an_adapter_for_another_base_is_refused(base, tokenizer, tmp_path):
     _, folder = base
-    other = transformers.LlamaForCausalLM(
+    wider_model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=300, hidden_size=48, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4
         )
     )
-    adapted(other).save_pretrained(tmp_path / "wide")
+    adapted(wider_model).save_pretrained(tmp_path / "wide")
     with pytest.raises(ValueError, match="another base than"):
         HookedLM.load(folder, adapter=tmp_path / "wide")
     adapted(families.build("gpt2"), ["c_proj"]).save_pretrained(tmp_path / "gpt2")
@@ -68,7 +68,7 @@ def test_an_adapter_for_another_base_is_refused(base, tokenizer, tmp_path):
     ("name", "targets"), [("bloom", ["word_embeddings", "query_key_value"]), ("llama tied, biased", ["lm_head"])]
 )
 def test_an_adapter_on_a_tied_embedding_parts_the_two(tokenizer, tmp_path, name, targets, way):
-    """As the paper's own of BLOOM: merged into both, it would say something else."""
+    """The paper's adapter of BLOOM is such a one. Merged into both embeddings, it would give other logits."""
     model = families.build(name)
     lora = adapted(model, targets)
     lora.save_pretrained(tmp_path / "lora")
@@ -129,7 +129,7 @@ def test_a_wrong_merge_in_16_bits_is_no_rounding(tokenizer, tmp_path, monkeypatc
     model = families.build(name).bfloat16()
     adapted(model, [target], std=0.05).save_pretrained(tmp_path / "lora")
     assert HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora", dtype=torch.bfloat16)
-    monkeypatch.setattr(adapters, "_part", lambda *ends: None)
+    monkeypatch.setattr(adapters, "_untie", lambda *ends: None)
     with pytest.raises(ValueError, match="cannot be merged"):
         HookedLM.load(model, tokenizer=tokenizer, adapter=tmp_path / "lora", dtype=torch.bfloat16)
 
@@ -137,10 +137,10 @@ def test_a_wrong_merge_in_16_bits_is_no_rounding(tokenizer, tmp_path, monkeypatc
 @pytest.mark.parametrize("layers", [2, 5])
 def test_an_adapter_of_a_base_with_other_layers_is_refused(base, tmp_path, layers):
     """PEFT would leave out what has no place, and draw what is missing at random."""
-    other = transformers.LlamaForCausalLM(
+    wider_model = transformers.LlamaForCausalLM(
         base[0].config.__class__(**{**base[0].config.to_dict(), "num_hidden_layers": layers})
     )
-    adapted(other).save_pretrained(tmp_path / "lora")
+    adapted(wider_model).save_pretrained(tmp_path / "lora")
     with pytest.raises(ValueError, match=r"another base than .*layers"):
         HookedLM.load(base[1], adapter=tmp_path / "lora")
 
@@ -178,25 +178,25 @@ def hub(tmp_path, monkeypatch):
         commit = hashlib.sha1(revision.encode()).hexdigest()
         (place / "refs").mkdir(parents=True, exist_ok=True)
         (place / "refs" / revision).write_text(commit, "utf-8")
-        for each in saved:
-            each.save_pretrained(place / "snapshots" / commit)
+        for snapshot in saved:
+            snapshot.save_pretrained(place / "snapshots" / commit)
 
     return add
 
 
 def test_adapters_on_the_hub(base, tokenizer, hub):
-    """From the cache: no network."""
+    """Adapters in the hub's cache are read without the network."""
     model, _ = base
     lora = adapted(model)
     lora.peft_config["default"].base_model_name_or_path = "me/base"
-    own = copy.deepcopy(tokenizer)
-    own.pad_token = own.eos_token
+    tokenizer_with_padding = copy.deepcopy(tokenizer)
+    tokenizer_with_padding.pad_token = tokenizer_with_padding.eos_token
     hub("me/base", "main", model, tokenizer)
-    hub("me/lora", "main", lora, own)
+    hub("me/lora", "main", lora, tokenizer_with_padding)
     for lm in (HookedLM.load("me/lora"), HookedLM.load("me/base", adapter="me/lora")):
         theirs, ours = logits(lora, lm)
         assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-        assert lm.tokenizer.pad_token_id == own.pad_token_id != tokenizer.pad_token_id
+        assert lm.tokenizer.pad_token_id == tokenizer_with_padding.pad_token_id != tokenizer.pad_token_id
     assert HookedLM.load("me/lora").name == "me/lora"
     assert HookedLM.load("me/base", adapter="me/lora").name == "me/base + me/lora"
 
@@ -215,7 +215,7 @@ def test_the_revision_of_an_adapter_and_that_of_its_base(base, tokenizer, hub, t
         theirs, ours = logits(lora, lm)
         assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
         assert lm.identity().revision == revision
-    with pytest.raises(ValueError, match="revision 'v9' is of a hub name"):
+    with pytest.raises(ValueError, match="revision 'v9' is for a hub name"):
         HookedLM.load(tmp_path / "lora", revision="v9")
 
 
@@ -331,5 +331,5 @@ def test_an_adapter_is_looked_at_before_its_base_is_read(base, tmp_path, monkeyp
         raise AssertionError("weights were read")
 
     monkeypatch.setattr("xlingtox.models.loading.read_weights", read)
-    with pytest.raises(ValueError, match="puts something before the text"):
+    with pytest.raises(ValueError, match="adds prompt tokens before the text"):
         HookedLM.load(folder, adapter=tmp_path / "prompt")

@@ -57,38 +57,38 @@ def test_other_faults_pass():
 
 def test_texts_are_the_same_after_memory_ran_out(lm, monkeypatch):
     prompts = ["the cat", "la casa es grande", "a", "кот"]
-    whole = generate(lm, prompts, n_samples=3, max_new_tokens=5, progress=False).texts
+    texts = generate(lm, prompts, n_samples=3, max_new_tokens=5, progress=False).texts
     repeated = lm.repeated
 
     def tight(held, times):
-        if held.cache.get_seq_length() and held.cache.layers[0].keys.shape[0] > 1:
+        if held.key_values.get_seq_length() and held.key_values.layers[0].keys.shape[0] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return repeated(held, times)
 
     monkeypatch.setattr(lm, "repeated", tight)
-    assert generate(lm, prompts, n_samples=3, max_new_tokens=5, progress=False).texts == whole
+    assert generate(lm, prompts, n_samples=3, max_new_tokens=5, progress=False).texts == texts
 
 
 @pytest.mark.parametrize("most", [1, 3, 5])
 def test_the_samples_of_one_prompt_are_parted_when_memory_runs_out(lm, monkeypatch, caplog, most):
     prompts = ["the cat", "la casa es grande", "кот"]
     options = {"n_samples": 9, "max_new_tokens": 5, "progress": False}
-    whole = generate(lm, prompts, **options).texts
+    texts = generate(lm, prompts, **options).texts
     extend, repeated, read = lm.extend, lm.repeated, []
 
     def tight(held, times):
-        if times * held.cache.layers[0].keys.shape[0] > most:
+        if times * held.key_values.layers[0].keys.shape[0] > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return repeated(held, times)
 
-    def counted(ids, mask, held=None, languages=None):
-        if held is None:
+    def counted(ids, mask, cache=None, languages=None):
+        if cache is None:
             read.append(len(ids))
-        return extend(ids, mask, held=held, languages=languages)
+        return extend(ids, mask, cache=cache, languages=languages)
 
     monkeypatch.setattr(lm, "repeated", tight)
     monkeypatch.setattr(lm, "extend", counted)
-    assert generate(lm, prompts, **options).texts == whole
+    assert generate(lm, prompts, **options).texts == texts
     # Once it is known how many fit, no prompt tries more.
     tried, parts = len(caplog.records), {1: 9, 3: 3, 5: 2}[most]
     assert len(read) == tried + parts * len(prompts)
@@ -97,14 +97,14 @@ def test_the_samples_of_one_prompt_are_parted_when_memory_runs_out(lm, monkeypat
 
 def test_a_batch_smaller_than_the_samples_parts_them(lm, monkeypatch):
     options = {"n_samples": 5, "max_new_tokens": 4, "progress": False}
-    whole, extend, rows = generate(lm, ["the cat", "a"], **options).texts, lm.extend, []
+    texts, extend, rows = generate(lm, ["the cat", "a"], **options).texts, lm.extend, []
 
-    def seen(ids, mask, held=None, languages=None):
+    def seen(ids, mask, cache=None, languages=None):
         rows.append(len(ids))
-        return extend(ids, mask, held=held, languages=languages)
+        return extend(ids, mask, cache=cache, languages=languages)
 
     monkeypatch.setattr(lm, "extend", seen)
-    assert generate(lm, ["the cat", "a"], batch_size=2, **options).texts == whole
+    assert generate(lm, ["the cat", "a"], batch_size=2, **options).texts == texts
     assert max(rows) == 2
 
 

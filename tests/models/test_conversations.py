@@ -47,13 +47,13 @@ IMPLICIT = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")}
 @pytest.fixture(scope="module")
 def chatting(tokenizer):
     """A tokenizer that adds a beginning, and whose template writes one, too."""
-    other = copy.deepcopy(tokenizer)
-    other.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<end>"]})
-    other.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A <eos>", special_tokens=[("<s>", other.bos_token_id), ("<eos>", 0)]
+    tokenizer_without_template = copy.deepcopy(tokenizer)
+    tokenizer_without_template.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<end>"]})
+    tokenizer_without_template.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A <eos>", special_tokens=[("<s>", tokenizer_without_template.bos_token_id), ("<eos>", 0)]
     )
-    other.chat_template = TEMPLATE
-    return other
+    tokenizer_without_template.chat_template = TEMPLATE
+    return tokenizer_without_template
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +101,8 @@ def test_activations_are_those_at_the_generation_prompt(talker, chatting):
     down.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, -1, 3].item()))
     for asked in ASKED:
         model(torch.tensor([ids_of(chatting, asked, add_generation_prompt=True)]))
-    found = collect_activations(talker, ASKED, NEURONS, max_new_tokens=1, progress=False).values[:, 0, 0]
-    torch.testing.assert_close(found, torch.tensor(seen), atol=1e-5, rtol=1e-5)
+    activations = collect_activations(talker, ASKED, NEURONS, max_new_tokens=1, progress=False).values[:, 0, 0]
+    torch.testing.assert_close(activations, torch.tensor(seen), atol=1e-5, rtol=1e-5)
 
 
 def test_a_begun_answer_goes_on(chatting):
@@ -143,7 +143,7 @@ def test_what_the_template_refuses_is_named(chatting):
 
 
 def implicit_with_text(row):
-    """As many published sets have them: the prompt once as text, and within both sides."""
+    """Return a row as in many published sets: the prompt once as text, and within both sides."""
     return {"prompt": row["chosen"][-2]["content"], **row}
 
 
@@ -166,13 +166,13 @@ def test_pairs_are_what_the_template_puts_behind_the_prompt(talker, chatting, pa
         "chosen": "sat<end>\n",
         "rejected": "ran away<end>\n",
     }
-    found = tunable_pairs(talker, pairs, recipe=MINI, validation=PAIRS)
-    assert found.conversations == ("train", "validation")
-    assert found.merged == ()
-    for row, given in zip(found.tokenized("train", talker), PAIRS, strict=True):
+    usable = tunable_pairs(talker, pairs, recipe=MINI, validation=PAIRS)
+    assert usable.conversations == ("train", "validation")
+    assert usable.merged == ()
+    for row, pair in zip(usable.tokenized("train", talker), PAIRS, strict=True):
         for side in ("chosen", "rejected"):
-            assert row["prompt_ids"] + row[f"{side}_ids"] == ids_of(chatting, given["prompt"] + given[side])
-        assert row["prompt_ids"] == ids_of(chatting, given["prompt"], add_generation_prompt=True)
+            assert row["prompt_ids"] + row[f"{side}_ids"] == ids_of(chatting, pair["prompt"] + pair[side])
+        assert row["prompt_ids"] == ids_of(chatting, pair["prompt"], add_generation_prompt=True)
         assert row["prompt_ids"].count(chatting.bos_token_id) == 1
 
 
@@ -186,21 +186,21 @@ def test_conversations_are_tuned_on_as_trl_itself_would(talker, chatting, tmp_pa
 
     monkeypatch.setattr(trl.trainer.dpo_trainer.DataCollatorForPreference, "torch_call", kept)
     tune_dpo(talker, PAIRS, output_dir=tmp_path, recipe=replace(MINI, steps=1, batch_size=2), progress=False)
-    told = type("Told", (), {"_tokenizer": chatting, "dataset_num_proc": None, "max_length": None})()
-    theirs = trl.DPOTrainer._prepare_dataset(told, Dataset.from_list(PAIRS), chatting, told, "train")
+    trainer = type("Told", (), {"_tokenizer": chatting, "dataset_num_proc": None, "max_length": None})()
+    theirs = trl.DPOTrainer._prepare_dataset(trainer, Dataset.from_list(PAIRS), chatting, trainer, "train")
     assert set(rows) == {tuple(tuple(row[name]) for name in names) for row in theirs}
 
 
 def test_text_pairs_beside_conversations_keep_their_end(talker, chatting):
     texts = [{"prompt": "the cat", "chosen": " sat", "rejected": " ran"}]
-    found = tunable_pairs(talker, PAIRS, recipe=MINI, validation=texts)
-    assert found.conversations == ("train",)
-    assert found.tokenized("validation", talker)[0]["chosen_ids"][-1] == chatting.eos_token_id
-    assert found.tokenized("train", talker)[0]["chosen_ids"][-1] != chatting.eos_token_id
+    usable = tunable_pairs(talker, PAIRS, recipe=MINI, validation=texts)
+    assert usable.conversations == ("train",)
+    assert usable.tokenized("validation", talker)[0]["chosen_ids"][-1] == chatting.eos_token_id
+    assert usable.tokenized("train", talker)[0]["chosen_ids"][-1] != chatting.eos_token_id
 
 
 def test_a_template_that_writes_an_answered_prompt_otherwise(talker, chatting):
-    """As Gemma's and Qwen's do with thoughts: the prompt ends where both go on alike."""
+    """Gemma's and Qwen's do so with thoughts. The prompt ends where both continue in the same way."""
     thinking = copy.deepcopy(chatting)
     thinking.chat_template = TEMPLATE.replace("[assistant] {% endif", "[assistant] <thought>{% endif")
     row = check_pairs(PAIRS, tokenizer=thinking)[0]

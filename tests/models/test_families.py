@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from xlingtox.edits.interventions import Offset
 from xlingtox.edits.patch import Patch
-from xlingtox.models.generation import decode, generate, greediest
+from xlingtox.models.generation import decode, generate, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons import localize
 from xlingtox.neurons.activations import collect_activations
@@ -49,10 +49,10 @@ def test_logits_equal_hugging_face(family):
 def test_greedy_continuations_equal_hugging_face(family, tokenizer):
     _name, model, lm = family
     ids, mask = lm.encode(TEXTS)
-    tokens, counts = decode(lm, ids, mask, 12, greediest)
-    for row, kept, own, count in zip(ids, mask, tokens, counts, strict=True):
+    tokens, counts = decode(lm, ids, mask, 12, pick=pick_greedily)
+    for row, kept, new, count in zip(ids, mask, tokens, counts, strict=True):
         theirs = model.generate(input_ids=row[kept][None], do_sample=False, max_new_tokens=12)[0, int(kept.sum()) :]
-        assert own[count].tolist() == theirs.tolist()
+        assert new[count].tolist() == theirs.tolist()
     alone = [generate(lm, [text], max_new_tokens=12, greedy=True, progress=False).texts[0] for text in TEXTS]
     assert list(generate(lm, TEXTS, max_new_tokens=12, greedy=True, progress=False).texts) == alone
 
@@ -70,10 +70,10 @@ def test_the_transformer_lens_side_gives_the_same(family):
     ids, mask = lm.encode(TEXTS)
     bridged = HookedLM.load(lm.tl, tokenizer=lm.tokenizer)
     assert_close(bridged.logits(ids, mask)[mask], lm.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)
-    ours = [decode(each, ids, mask, 8, greediest)[0] for each in (lm, bridged)]
+    ours = [decode(model, ids, mask, 8, pick=pick_greedily)[0] for model in (lm, bridged)]
     assert torch.equal(*ours)
     neurons = NeuronSet.of([(0, 3), (2, 39), (1, 7)])
-    read = [collect_activations(each, TEXTS, neurons, max_new_tokens=5, progress=False) for each in (lm, bridged)]
+    read = [collect_activations(model, TEXTS, neurons, max_new_tokens=5, progress=False) for model in (lm, bridged)]
     assert_close(read[0].values, read[1].values, atol=1e-5, rtol=1e-5)
 
 
@@ -114,12 +114,12 @@ def test_an_offset_is_a_sum_of_value_vectors_at_the_mlps_output(family):
 def test_the_plain_model_runs_until_a_hook_is_set_by_hand(family):
     _name, _model, lm = family
     assert not lm.hooked
-    assert lm._engine() is lm._plain
+    assert lm._backend() is lm._hf_backend
     point = lm.tl.blocks[0].mlp.hook_post
     point.add_hook(lambda value, hook: None)
     assert lm.hooked
     point.remove_hooks()
-    assert lm._engine() is lm._plain
+    assert lm._backend() is lm._hf_backend
     with lm.hooks(post={0: lambda value: None}):
         assert lm.hooked
         lm.logits(*lm.encode(TEXTS))
@@ -136,8 +136,8 @@ def test_sizes(family):
 def test_vectors_are_views_of_the_weights(family):
     name, model, lm = family
     stored = {weight.untyped_storage().data_ptr() for weight in lm.unwrapped().parameters()}
-    own = {weight.untyped_storage().data_ptr() for weight in lm._plain.model.parameters()}
-    assert own.isdisjoint(stored)
+    storages = {weight.untyped_storage().data_ptr() for weight in lm._hf_backend.model.parameters()}
+    assert storages.isdisjoint(stored)
     for layer in range(N_LAYERS):
         pairs = [
             (lm.value_vectors(layer), families.values(model, name, layer)),
@@ -152,7 +152,7 @@ def test_vectors_are_views_of_the_weights(family):
             assert not torch.equal(lm.up_vectors(layer), lm.key_vectors(layer))
         for ours, theirs in pairs:
             assert torch.equal(ours, theirs)
-            assert ours.untyped_storage().data_ptr() in own
+            assert ours.untyped_storage().data_ptr() in storages
     assert torch.equal(lm.unembedding(), model.get_output_embeddings().weight.detach())
 
 
@@ -189,7 +189,7 @@ def test_write_vectors_are_what_reaches_the_residual_stream(family):
 
 
 def test_write_vectors_go_through_a_norm_of_the_sum(tokenizer):
-    """As in OPT of 350 million parameters, whose norms stand behind the sum with the residual stream."""
+    """OPT of 350 million parameters has its norms behind the sum with the residual stream."""
     config = families.build("opt").config
     config.do_layer_norm_before = False
     model, layer, index = families.randomised(transformers.OPTForCausalLM(config)), 1, 4
@@ -217,7 +217,7 @@ def test_write_vectors_go_through_a_norm_of_the_sum(tokenizer):
 
 
 def test_positions_that_turn_otherwise_from_a_length_on_are_not_reached(tokenizer):
-    """As in Phi-3 of 128k: the longest row of a batch decides which frequencies turn all of it."""
+    """Phi-3 of 128k does so: the longest row of a batch decides which frequencies rotate all of it."""
     config = families.build("phi3").config
     config.original_max_position_embeddings = 16
     config.rope_parameters = {
@@ -244,23 +244,23 @@ def test_ranking_goes_by_what_is_written(family):
     _name, _model, lm = family
     direction = torch.linspace(-1, 1, families.D_MODEL)
     probe = Probe(direction, bias=0.0, accuracy=1.0, auc=1.0, baseline=0.5, n_train=2, n_held_out=2)
-    found = localize.by_cosine(lm, probe, k=5)
+    nearest = localize.by_cosine(lm, probe, k=5)
     rows = torch.stack([lm.write_vectors(layer) for layer in range(N_LAYERS)])
     cosines = (rows @ direction) / rows.norm(dim=-1) / direction.norm()
     best = cosines.flatten().topk(5)
-    assert list(found) == [divmod(int(place), lm.d_mlp) for place in best.indices]
-    assert_close(torch.tensor(found.scores), best.values, atol=1e-6, rtol=1e-5)
+    assert list(nearest) == [divmod(int(place), lm.d_mlp) for place in best.indices]
+    assert_close(torch.tensor(nearest.scores), best.values, atol=1e-6, rtol=1e-5)
 
 
 def test_a_patch_holds_neurons_at_what_they_are_in_another_model(family, tokenizer):
     name, model, lm = family
     source = families.randomised(copy.deepcopy(model), seed=1)
-    other, neurons = HookedLM.load(source, tokenizer=tokenizer), [(0, 3), (0, 17), (2, 39)]
+    reloaded, neurons = HookedLM.load(source, tokenizer=tokenizer), [(0, 3), (0, 17), (2, 39)]
     ids, mask = lm.encode(TEXTS)
-    with Patch(NeuronSet.of(neurons), other).on(lm):
+    with Patch(NeuronSet.of(neurons), reloaded).on(lm):
         ours = lm.logits(ids, mask)
     seen = {}
-    for row, kept, own in zip(ids, mask, ours, strict=True):
+    for row, kept, activations in zip(ids, mask, ours, strict=True):
         handles = []
         for layer in {layer for layer, _ in neurons}:
             columns = [index for place, index in neurons if place == layer]
@@ -279,7 +279,7 @@ def test_a_patch_holds_neurons_at_what_they_are_in_another_model(family, tokeniz
         theirs = plainly(model, name, row[None], kept[None])[0]
         for handle in handles:
             handle.remove()
-        assert_close(own[kept], theirs, atol=1e-5, rtol=1e-5)
+        assert_close(activations[kept], theirs, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(ours[mask], lm.logits(ids, mask)[mask], atol=1e-3)
 
 
@@ -287,14 +287,14 @@ def test_bfloat16_is_as_exact_as_bfloat16(family, tokenizer, tmp_path):
     name, model, lm = family
     half = HookedLM.load(model, tokenizer=tokenizer, dtype=torch.bfloat16)
     ids, mask = half.encode(TEXTS)
-    whole = lm.logits(ids, mask)[mask]
+    at_once = lm.logits(ids, mask)[mask]
     # As transformers reads weights: `model.bfloat16()` would round the rotary frequencies too.
     model.save_pretrained(tmp_path)
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     theirs = torch.cat(plainly(plain, name, ids, mask)).float()
     ours = half.logits(ids, mask)[mask].float()
     # Padding may round otherwise; it may not be further from the truth than Hugging Face's own rounding is.
-    assert (ours - whole).abs().mean() < 1.5 * (theirs - whole).abs().mean() + 1e-3
+    assert (ours - at_once).abs().mean() < 1.5 * (theirs - at_once).abs().mean() + 1e-3
     assert half.logits(ids[:1, mask[0]], mask[:1, mask[0]]).equal(plain(input_ids=ids[:1, mask[0]]).logits)
 
 
@@ -356,7 +356,7 @@ def test_a_family_that_nobody_listed(name, tokenizer):
     ids, mask = lm.encode(TEXTS)
     ours, seen, raw = lm.logits(ids, mask), {}, {}
     with lm.hooks(post={n: lambda value, n=n: seen.__setitem__(n, value.clone()) for n in range(3)}):
-        tokens, counts = decode(lm, ids, mask, 6, greediest)
+        tokens, counts = decode(lm, ids, mask, 6, pick=pick_greedily)
         lm.logits(ids, mask)
     for layer, path in enumerate(lm.down_projections()):
         down = model.get_submodule(path)
@@ -398,7 +398,7 @@ def test_far_moved_neurons_push_the_stream_along_their_write_vectors(name, token
     written = lm.write_vectors(1)[4]
     moved = (first - second)[0]
     assert torch.cosine_similarity(moved, written.expand_as(moved), dim=-1).min() > 0.9999
-    if lm.multipliers[1] is not None:
+    if lm.mlp_multipliers[1] is not None:
         assert_close(moved / 2e4, written.expand_as(moved), atol=1e-4, rtol=1e-3)
 
 
@@ -466,10 +466,10 @@ _REASONS = {
     "convolutions": "attention in every layer|no dense MLP|cannot hook",
     "encoder-decoder": "encoder-decoder",
     "linear attention in some layers": "state-space or linear ones .LinearAttentionLayer",
-    "experts beside a dense MLP": "layer 0 has experts beside its dense MLP .experts.",
+    "experts beside a dense MLP": "layer 0 has experts next to its dense MLP .experts.",
     "shared keys and values": "2 of its layers share keys and values of earlier ones",
     "unknown to TransformerLens": "Unsupported architecture: HeliumForCausalLM",
-    "gate and up in one matrix, not told apart": "does not tell gate from up",
+    "gate and up in one matrix, not told apart": "does not distinguish gate from up",
 }
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from xlingtox.data import Prompt
-from xlingtox.models.generation import Continuations, _Sampler, decode, generate, greediest
+from xlingtox.models.generation import Continuations, _Sampler, decode, generate, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 
@@ -25,33 +25,33 @@ def wrote(lm, prompts=PROMPTS, **options):
 
 
 def test_a_table_of_what_was_written(lm):
-    found = wrote(lm, {"es": ["hola"], "en": ["cat", "dog"]}, n_samples=2)
-    table = found.to_frame()
+    written = wrote(lm, {"es": ["hola"], "en": ["cat", "dog"]}, n_samples=2)
+    table = written.to_frame()
     assert list(table.columns) == ["language", "prompt_id", "prompt", "sample", "continuation"]
-    assert table["language"].tolist() == found.row_languages == ["es"] * 2 + ["en"] * 4
+    assert table["language"].tolist() == written.row_languages == ["es"] * 2 + ["en"] * 4
     assert table["prompt_id"].tolist() == [0, 0, 1, 1, 2, 2]
     assert table["prompt"].tolist() == ["hola"] * 2 + ["cat"] * 2 + ["dog"] * 2
     assert table["sample"].tolist() == [0, 1] * 3
-    assert table["continuation"].tolist() == list(found.texts)
-    assert found.prompts == (Prompt("es", "hola"), Prompt("en", "cat"), Prompt("en", "dog"))
-    assert found.languages == ("en", "es")
-    assert len(found) == 6
-    assert repr(found) == "Continuations(6: 2 of each of 3 prompts, in en, es)"
+    assert table["continuation"].tolist() == list(written.texts)
+    assert written.prompts == (Prompt("es", "hola"), Prompt("en", "cat"), Prompt("en", "dog"))
+    assert written.languages == ("en", "es")
+    assert len(written) == 6
+    assert repr(written) == "Continuations(6: 2 of each of 3 prompts, in en, es)"
 
 
 def test_greedy_is_one_continuation_a_prompt_without_the_prompt(family, tokenizer):
-    found = wrote(family.lm, greedy=True, n_samples=25)
-    for prompt, text in zip(PROMPTS, found.texts, strict=True):
+    written = wrote(family.lm, greedy=True, n_samples=25)
+    for prompt, text in zip(PROMPTS, written.texts, strict=True):
         new, _ = raw.greedy(family.model, tokenizer(prompt)["input_ids"], 8, tokenizer.eos_token_id)
         assert text == tokenizer.decode(new, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("special", [True, False])
 def test_a_row_stops_at_its_end(ending, model, tokenizer, special):
-    """What stands after the end is fill, not text: also where the tokenizer would show the end as text."""
+    """Tokens after the end are fill, not text, also where the tokenizer would show the end as text."""
     end = raw.greedy(model, tokenizer(PROMPTS[0])["input_ids"], 8)[0][3]
-    found = wrote(ending(end, special), greedy=True).texts
-    for prompt, text in zip(PROMPTS, found, strict=True):
+    texts = wrote(ending(end, special), greedy=True).texts
+    for prompt, text in zip(PROMPTS, texts, strict=True):
         new, _ = raw.greedy(model, tokenizer(prompt)["input_ids"], 8, end)
         assert text == tokenizer.decode([token for token in new if token != end])
 
@@ -77,16 +77,16 @@ def test_the_order_of_prompts_changes_no_row(family):
 
 
 def test_more_samples_keep_the_first(lm):
-    few, many = wrote(lm, n_samples=2), wrote(lm, n_samples=5)
-    assert few.texts == tuple(t for i, t in enumerate(many.texts) if i % 5 < 2)
+    two, many = wrote(lm, n_samples=2), wrote(lm, n_samples=5)
+    assert two.texts == tuple(t for i, t in enumerate(many.texts) if i % 5 < 2)
     assert len(set(many.texts)) > len(PROMPTS)
 
 
 def test_a_seed_is_any_whole_number(lm, tmp_path):
-    found = wrote(lm, seed=np.int64(3))
-    assert found.texts == wrote(lm, seed=3).texts
-    found.save(tmp_path / "texts")
-    assert Continuations.load(tmp_path / "texts") == found
+    written = wrote(lm, seed=np.int64(3))
+    assert written.texts == wrote(lm, seed=3).texts
+    written.save(tmp_path / "texts")
+    assert Continuations.load(tmp_path / "texts") == written
 
 
 def test_prompts_of_like_length_are_written_together(lm, monkeypatch):
@@ -107,8 +107,8 @@ def frequencies_fit(model, lm, word, temperature, top_p, n):
     """Counts of the next token against exact nucleus probabilities by hand; returns the nucleus's size."""
     logits = raw.forward(model, torch.tensor([[lm.tokenizer.convert_tokens_to_ids(word)]])).logits[0, -1]
     chance = raw.nucleus(logits, temperature, top_p)
-    found = wrote(lm, [word], n_samples=n, max_new_tokens=1, temperature=temperature, top_p=top_p, seed=5)
-    tokens = lm.tokenizer.convert_tokens_to_ids([text.strip() for text in found.texts])
+    written = wrote(lm, [word], n_samples=n, max_new_tokens=1, temperature=temperature, top_p=top_p, seed=5)
+    tokens = lm.tokenizer.convert_tokens_to_ids([text.strip() for text in written.texts])
     counts = np.bincount(tokens, minlength=len(chance))
     inside = chance > 0
     assert counts[~inside].sum() == 0
@@ -137,8 +137,8 @@ def test_a_flat_neighbour_changes_no_row_even_where_logits_tie(two_word_model):
     logits[0, ::7] = 9.0  # 86 tied tokens hold the mass after w0; after w1 all 598 tie
     _, lm = two_word_model(logits)
     alone = wrote(lm, ["w0"], n_samples=50, max_new_tokens=1).texts
-    beside = wrote(lm, ["w0", "w1"], n_samples=50, max_new_tokens=1, batch_size=100).texts[:50]
-    assert alone == beside
+    in_a_batch = wrote(lm, ["w0", "w1"], n_samples=50, max_new_tokens=1, batch_size=100).texts[:50]
+    assert alone == in_a_batch
 
 
 @pytest.mark.parametrize(
@@ -205,24 +205,26 @@ def test_the_nucleus_of_a_large_vocabulary_by_sorting_all_of_it(spread, top_p, t
 
 
 def test_every_end_that_the_settings_name_ends_a_row(model, tokenizer):
-    """As instruct checkpoints have them: Hugging Face stops at any of these, too."""
+    """Instruct checkpoints name several ends. Hugging Face stops at any of them, too."""
     lm = HookedLM.load(model, tokenizer=tokenizer)
     ids, mask = lm.encode(PROMPTS)
-    free = decode(lm, ids, mask, 12, greediest)[0]
-    other = copy.deepcopy(model)
-    other.generation_config.eos_token_id = [tokenizer.eos_token_id, int(free[0, 3]), 10**6]
-    both = HookedLM.load(other, tokenizer=tokenizer)
+    free = decode(lm, ids, mask, 12, pick=pick_greedily)[0]
+    model_with_ends = copy.deepcopy(model)
+    model_with_ends.generation_config.eos_token_id = [tokenizer.eos_token_id, int(free[0, 3]), 10**6]
+    both = HookedLM.load(model_with_ends, tokenizer=tokenizer)
     assert both.ends == (tokenizer.eos_token_id, int(free[0, 3]))
-    tokens, counts = decode(both, ids, mask, 12, greediest)
-    other.generation_config.eos_token_id = list(both.ends)
-    for row, kept, own, count in zip(ids, mask, tokens, counts, strict=True):
-        theirs = other.generate(input_ids=row[kept][None], do_sample=False, max_new_tokens=12)[0, int(kept.sum()) :]
-        assert own[count].tolist() == theirs.tolist()
+    tokens, counts = decode(both, ids, mask, 12, pick=pick_greedily)
+    model_with_ends.generation_config.eos_token_id = list(both.ends)
+    for row, kept, new, count in zip(ids, mask, tokens, counts, strict=True):
+        theirs = model_with_ends.generate(input_ids=row[kept][None], do_sample=False, max_new_tokens=12)[
+            0, int(kept.sum()) :
+        ]
+        assert new[count].tolist() == theirs.tolist()
     assert int(counts[0].sum()) <= 4
     written = wrote(both, PROMPTS[:1], greedy=True, max_new_tokens=12).texts[0]
     assert (
         written
-        == lm.decode([own[: int(count.sum()) - 1].tolist() for own, count in zip(tokens, counts, strict=True)])[0]
+        == lm.decode([new[: int(count.sum()) - 1].tolist() for new, count in zip(tokens, counts, strict=True)])[0]
     )
 
 
@@ -241,8 +243,8 @@ def test_the_first_space_is_kept():
     new = text[len(prompt) :]
     assert lm.decode([new]) == ["sat"]
     assert lm.decode_after([prompt], [new]) == [" sat"]
-    found = wrote(lm, ["the cat"], n_samples=30, max_new_tokens=4, temperature=3.0, top_p=1.0).texts
-    assert any(text.startswith(" ") for text in found)
+    texts = wrote(lm, ["the cat"], n_samples=30, max_new_tokens=4, temperature=3.0, top_p=1.0).texts
+    assert any(text.startswith(" ") for text in texts)
     # A prompt that ends within a character.
     assert lm.decode_after([prompt[:1]], [[]]) == [""]
 
@@ -262,10 +264,10 @@ def test_numbers_that_sampling_cannot_use(lm, options, words):
 @pytest.mark.parametrize("shown", [True, False])
 def test_long_work_shows_how_far_it_is(lm, capsys, shown):
     generate(lm, PROMPTS, n_samples=2, max_new_tokens=2, progress=shown)
-    told = capsys.readouterr().err
-    assert (f"/{2 * len(PROMPTS)}" in told) == shown
+    bar = capsys.readouterr().err
+    assert (f"/{2 * len(PROMPTS)}" in bar) == shown
     if not shown:
-        assert told == ""
+        assert bar == ""
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +296,7 @@ def test_what_is_no_token_is_never_written(padded):
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
     mask = torch.ones_like(ids, dtype=torch.bool)
     none = set(lm.without_text.tolist())
-    greedy, _ = decode(lm, ids, mask, 6, greediest)
+    greedy, _ = decode(lm, ids, mask, 6, pick=pick_greedily)
     for row, written in zip(ids.tolist(), greedy.tolist(), strict=True):
         for i, token in enumerate(written):
             with torch.no_grad():
@@ -303,7 +305,7 @@ def test_what_is_no_token_is_never_written(padded):
             assert token == max(set(range(340)) - none, key=lambda each: float(logits[each]))
     chance = torch.rand(40, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for top_p in (0.8, 1.0):
-        tokens, _ = decode(lm, ids, mask, 6, _Sampler(chance, 5.0, top_p), 20)
+        tokens, _ = decode(lm, ids, mask, 6, pick=_Sampler(chance, 5.0, top_p), n_samples=20)
         assert not set(tokens.flatten().tolist()) & none
     read = lm.logits(ids, mask)
     assert bool(read.isfinite().all())

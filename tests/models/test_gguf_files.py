@@ -40,7 +40,7 @@ def llama():
 
 
 def written(model, path, kind):
-    """As llama.cpp's converter writes a Llama."""
+    """Write a Llama as llama.cpp's converter does."""
     config, state = model.config, model.state_dict()
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_file_type(KINDS[kind])
@@ -142,14 +142,14 @@ def test_what_is_no_gguf_file(tmp_path, tokenizer):
     (tmp_path / "other.gguf").write_bytes(b"PK" * 100)
     with pytest.raises(ValueError, match=r"other\.gguf is no GGUF file"):
         HookedLM.load(tmp_path / "other.gguf", tokenizer=tokenizer)
-    whole = written(llama(), tmp_path / "tiny.gguf", "F32").read_bytes()
+    content = written(llama(), tmp_path / "tiny.gguf", "F32").read_bytes()
     for share in (2, 20):
-        (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // share])
+        (tmp_path / "cut.gguf").write_bytes(content[: len(content) // share])
         with pytest.raises(ValueError, match=r"cut\.gguf cannot be read as GGUF"):
             HookedLM.load(tmp_path / "cut.gguf", tokenizer=tokenizer)
     (tmp_path / "several").mkdir()
     for name in ("a.gguf", "b.gguf"):
-        (tmp_path / "several" / name).write_bytes(whole)
+        (tmp_path / "several" / name).write_bytes(content)
     with pytest.raises(FileNotFoundError, match="holds 2 GGUF files: give the path of one"):
         HookedLM.load(tmp_path / "several", tokenizer=tokenizer)
 
@@ -159,7 +159,9 @@ def test_bits_and_a_missing_package(tmp_path, tokenizer, monkeypatch):
     with pytest.raises(ValueError, match=r"bits=4 is asked of .*tiny\.gguf, a GGUF file"):
         HookedLM.load(path, tokenizer=tokenizer, bits=4)
     assert HookedLM.load(path, tokenizer=tokenizer, dtype=torch.bfloat16).dtype == torch.bfloat16
-    there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else there(name, *rest))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else find_spec(name, *rest)
+    )
     with pytest.raises(ImportError, match=r"pip install 'xlingtox\[gguf\]'"):
         HookedLM.load(path, tokenizer=tokenizer)

@@ -81,14 +81,14 @@ def test_cached_logits_equal_uncached(family):
     first, cache = lm.extend(ids[:, :split], mask[:, :split])
     assert first.shape == (len(TEXTS), 300)
     twice, (ids, mask) = lm.repeated(cache, 2), (ids.repeat_interleave(2, 0), mask.repeat_interleave(2, 0))
-    second, twice = lm.extend(ids[:, split : split + 1], mask[:, : split + 1], held=twice)
+    second, twice = lm.extend(ids[:, split : split + 1], mask[:, : split + 1], cache=twice)
     kept = torch.tensor([5, 0, 2])
-    third, _ = lm.extend(ids[kept, split + 1 :], mask[kept], held=lm.selected(twice, kept))
-    whole = raw.forward(family.model, ids, mask).logits
+    third, _ = lm.extend(ids[kept, split + 1 :], mask[kept], cache=lm.selected(twice, kept))
+    at_once = raw.forward(family.model, ids, mask).logits
     seen = mask[::2, split - 1]
-    assert_close(first[seen], whole[::2, split - 1][seen], atol=1e-5, rtol=1e-5)
-    assert_close(second[mask[:, split]], whole[:, split][mask[:, split]], atol=1e-5, rtol=1e-5)
-    assert_close(third, whole[kept, -1], atol=1e-5, rtol=1e-5)
+    assert_close(first[seen], at_once[::2, split - 1][seen], atol=1e-5, rtol=1e-5)
+    assert_close(second[mask[:, split]], at_once[:, split][mask[:, split]], atol=1e-5, rtol=1e-5)
+    assert_close(third, at_once[kept, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_encode_pads_on_the_left(lm, tokenizer):
@@ -111,32 +111,32 @@ def test_from_a_folder_with_its_tokenizer(family, tokenizer, tmp_path):
 
 
 def test_from_a_transformer_lens_model(model, lm, tokenizer):
-    own = copy.deepcopy(model).train()
-    bridge = build_bridge_from_module(own, "GPT2LMHeadModel", hf_config=own.config)
+    training_model = copy.deepcopy(model).train()
+    bridge = build_bridge_from_module(training_model, "GPT2LMHeadModel", hf_config=training_model.config)
     with pytest.raises(ValueError, match="no tokenizer"):
         HookedLM.load(bridge)
-    given = HookedLM.load(bridge, tokenizer=tokenizer)
-    assert given.tl is bridge
+    bridged = HookedLM.load(bridge, tokenizer=tokenizer)
+    assert bridged.tl is bridge
     ids, mask = lm.encode(TEXTS)
-    assert_close(given.logits(ids, mask)[mask], lm.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)
+    assert_close(bridged.logits(ids, mask)[mask], lm.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="cannot be unwrapped"):
-        given.unwrapped()
+        bridged.unwrapped()
 
 
 @pytest.mark.parametrize("starts", [False, True])
 def test_a_transformer_lens_model_has_its_folders_tokens(model, tokenizer, tmp_path, starts):
     """TransformerLens's own tokenizer puts a beginning of sequence before each text, whatever the folder's does."""
-    own = copy.deepcopy(tokenizer)
-    own.bos_token = "<eos>"
+    end_padded = copy.deepcopy(tokenizer)
+    end_padded.bos_token = "<eos>"
     model.save_pretrained(tmp_path)
-    own.save_pretrained(tmp_path)
+    end_padded.save_pretrained(tmp_path)
     if starts:
         transformers.AutoTokenizer.from_pretrained(tmp_path, add_bos_token=True).save_pretrained(tmp_path)
     bridge = TransformerBridge.boot_transformers(str(tmp_path), device="cpu")
-    assert bridge.tokenizer("the cat")["input_ids"][0] == own.bos_token_id
+    assert bridge.tokenizer("the cat")["input_ids"][0] == end_padded.bos_token_id
     plain, bridged = HookedLM.load(tmp_path), HookedLM.load(bridge)
     ids, mask = plain.encode(TEXTS)
-    assert (int(ids[mask][0]) == own.bos_token_id) == starts
+    assert (int(ids[mask][0]) == end_padded.bos_token_id) == starts
     assert all(torch.equal(*both) for both in zip((ids, mask), bridged.encode(TEXTS), strict=True))
     assert_close(bridged.logits(ids, mask)[mask], plain.logits(ids, mask)[mask], atol=1e-5, rtol=1e-5)
     added = copy.deepcopy(bridge.tokenizer)
@@ -146,7 +146,7 @@ def test_a_transformer_lens_model_has_its_folders_tokens(model, tokenizer, tmp_p
         bridge.tokenizer = held
         with pytest.raises(ValueError, match=r"before each text.*tokenizer=\.\.\."):
             HookedLM.load(bridge)
-    assert HookedLM.load(bridge, tokenizer=own).tokenizer is own
+    assert HookedLM.load(bridge, tokenizer=end_padded).tokenizer is end_padded
 
 
 def test_cast_to_bfloat16(model, tokenizer):
@@ -157,11 +157,11 @@ def test_cast_to_bfloat16(model, tokenizer):
 
 
 def test_fingerprints_differ_with_a_value_vector(model, lm, tokenizer):
-    other = copy.deepcopy(model)
+    changed = copy.deepcopy(model)
     with torch.no_grad():
-        raw.values(other, 1)[3, 4] += 0.5
+        raw.values(changed, 1)[3, 4] += 0.5
     assert HookedLM.load(model, tokenizer=tokenizer).fingerprint() == lm.fingerprint()
-    assert HookedLM.load(other, tokenizer=tokenizer).fingerprint() != lm.fingerprint()
+    assert HookedLM.load(changed, tokenizer=tokenizer).fingerprint() != lm.fingerprint()
 
 
 # --- unwrapped: a plain model again

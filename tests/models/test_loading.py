@@ -1,4 +1,4 @@
-"""Ways in, and what is refused at the door."""
+"""Loading: every source that HookedLM.load takes, and the refusals."""
 
 import copy
 import dataclasses
@@ -56,10 +56,10 @@ def test_a_device_map(base, device_map):
         ({"device_map": {"": 40}}, "names 40"),
         ({"device_map": 40}, "names 40"),
         ({"device_map": torch.device("cuda:99")}, "names cuda:99"),
-        ({"device_map": "xpu"}, "device_map's place 'xpu' is not to be had"),
-        ({"device_map": {"": "xpu:1"}}, "device_map's place 'xpu:1' is not to be had"),
-        ({"device_map": {"model": "cpu", "lm_head": "mps"}}, "device_map's place 'mps' is not to be had"),
-        ({"device_map": "nonsense"}, "device_map's place 'nonsense' is not to be had"),
+        ({"device_map": "xpu"}, "device_map's place 'xpu' is not available"),
+        ({"device_map": {"": "xpu:1"}}, "device_map's place 'xpu:1' is not available"),
+        ({"device_map": {"model": "cpu", "lm_head": "mps"}}, "device_map's place 'mps' is not available"),
+        ({"device_map": "nonsense"}, "device_map's place 'nonsense' is not available"),
         ({"device_map": "cpu", "device": "cpu"}, "not both"),
         ({"bits": 3}, "bits is 3 .*expected one of 4, 8 or None"),
     ],
@@ -84,9 +84,9 @@ def test_what_weights_cannot_be_cast_to(base, tokenizer, dtype):
     ("options", "package"), [({"device_map": "auto"}, "accelerate"), ({"bits": 4}, "bitsandbytes")]
 )
 def test_a_missing_package_is_named(base, monkeypatch, options, package):
-    there = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == package else there(name, *rest)
+        importlib.util, "find_spec", lambda name, *rest: None if name == package else find_spec(name, *rest)
     )
     with pytest.raises(ValueError, match=f"pip install {package}"):
         HookedLM.load(base[1], **options)
@@ -137,11 +137,11 @@ def test_remote_code_runs_only_when_asked_for(base):
 def test_identity(base):
     _model, folder = base
     lm = HookedLM.load(folder)
-    own = lm.identity()
-    assert (own.name, own.revision, own.dtype) == (str(folder), None, "float32")
-    assert own.fingerprint == lm.fingerprint()
+    identity = lm.identity()
+    assert (identity.name, identity.revision, identity.dtype) == (str(folder), None, "float32")
+    assert identity.fingerprint == lm.fingerprint()
     assert HookedLM.load(folder, dtype=torch.bfloat16).identity().dtype == "bfloat16"
-    assert dataclasses.asdict(own) == dataclasses.asdict(HookedLM.load(folder).identity())
+    assert dataclasses.asdict(identity) == dataclasses.asdict(HookedLM.load(folder).identity())
 
 
 def test_a_fingerprint_follows_the_weights(base):
@@ -203,7 +203,7 @@ def test_weights_that_are_no_numbers(tokenizer):
     model = families.build("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0] = torch.nan
-    with pytest.raises(ValueError, match="logits that are no numbers"):
+    with pytest.raises(ValueError, match="logits that are not finite"):
         HookedLM.load(model, tokenizer=tokenizer)
 
 
@@ -212,7 +212,7 @@ def test_tokens_that_the_model_does_not_know(tokenizer):
     padded = copy.deepcopy(tokenizer)
     padded.add_special_tokens({"pad_token": "[PAD]"})
     assert padded.pad_token_id == families.VOCABULARY
-    lm, usual = (HookedLM.load(model, tokenizer=each) for each in (padded, tokenizer))
+    lm, usual = (HookedLM.load(model, tokenizer=its_tokenizer) for its_tokenizer in (padded, tokenizer))
     (ids, mask), (others, _) = lm.encode(TEXTS), usual.encode(TEXTS)
     assert_close(lm.logits(ids, mask)[mask], usual.logits(others, mask)[mask], atol=1e-6, rtol=0)
     worded = copy.deepcopy(tokenizer)
@@ -230,13 +230,13 @@ def test_options_that_would_be_overlooked(base, tokenizer):
     lm = HookedLM.load(folder)
     with pytest.raises(ValueError, match="is loaded already"):
         HookedLM.load(lm, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="revision 'abc' is of a hub name"):
+    with pytest.raises(ValueError, match="revision 'abc' is for a hub name"):
         HookedLM.load(folder, revision="abc")
     for load in (
         lambda: HookedLM.load(folder, device="xpu"),
         lambda: HookedLM.load(model, tokenizer=tokenizer, device="xpu"),
     ):
-        with pytest.raises(ValueError, match="device 'xpu' is not to be had on this machine"):
+        with pytest.raises(ValueError, match="device 'xpu' is not available on this machine"):
             load()
 
 
@@ -250,7 +250,7 @@ def test_hooks_of_the_callers_model_stay_there(tokenizer, caplog):
     model, calls = families.build("llama"), []
     handle = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: calls.append(1))
     lm = HookedLM.load(model, tokenizer=tokenizer)
-    assert "not taken along" in caplog.text
+    assert "hooks on this model are not copied" in caplog.text
     lm.logits(*lm.encode(TEXTS))
     assert not calls
     model(input_ids=lm.encode(TEXTS)[0])
@@ -259,7 +259,7 @@ def test_hooks_of_the_callers_model_stay_there(tokenizer, caplog):
 
 
 def test_a_projection_before_the_output_is_told(tokenizer):
-    """As in OPT of 350 million parameters."""
+    """OPT of 350 million parameters has such a projection."""
     config = families.build("opt").config
     config.word_embed_proj_dim = 16
     lm = HookedLM.load(families.randomised(transformers.OPTForCausalLM(config)), tokenizer=tokenizer)
@@ -269,10 +269,12 @@ def test_a_projection_before_the_output_is_told(tokenizer):
 
 def test_fingerprints_tell_what_changed_places(tokenizer):
     model = families.build("llama")
-    other = copy.deepcopy(model)
-    mlp = other.model.layers[1].mlp
+    changed = copy.deepcopy(model)
+    mlp = changed.model.layers[1].mlp
     mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
-    prints = [HookedLM.load(each, tokenizer=tokenizer).fingerprint() for each in (model, other, copy.deepcopy(model))]
+    prints = [
+        HookedLM.load(source, tokenizer=tokenizer).fingerprint() for source in (model, changed, copy.deepcopy(model))
+    ]
     assert prints[0] == prints[2] != prints[1]
     with torch.inference_mode():
         assert HookedLM.load(families.build("llama"), tokenizer=tokenizer).fingerprint() == prints[0]
@@ -297,7 +299,7 @@ def test_a_bridge_that_overlooks_its_cache_is_refused(tokenizer):
 
     model = families.build("llama")
     bridge = forgetful(build_bridge_from_module(model, "LlamaForCausalLM", hf_config=model.config))
-    with pytest.raises(ValueError, match="from a cache than without one"):
+    with pytest.raises(ValueError, match="with a cache than without one"):
         HookedLM.load(bridge, tokenizer=tokenizer)
 
 
@@ -307,7 +309,7 @@ def test_beside_a_plain_model_it_is_warned_of_and_never_runs(tokenizer, monkeypa
     build = sources.build_bridge_from_module
     monkeypatch.setattr(sources, "build_bridge_from_module", lambda *args, **named: forgetful(build(*args, **named)))
     lm = HookedLM.load(families.build("llama"), tokenizer=tokenizer)
-    assert "TransformerLens has other logits than Hugging Face" in caplog.text
+    assert "TransformerLens gives other logits than Hugging Face" in caplog.text
     lm.logits(*lm.encode(TEXTS))
     lm.tl.blocks[0].mlp.hook_post.add_hook(lambda value, hook: None)
     with pytest.raises(RuntimeError, match="other logits than Hugging"):

@@ -11,7 +11,7 @@ from test_families import OLD
 from torch.testing import assert_close
 
 from xlingtox.edits.interventions import Scale
-from xlingtox.models.generation import decode, greediest
+from xlingtox.models.generation import decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.tuning.dpo import MINI, Lora, tune_dpo
@@ -55,10 +55,10 @@ def gemma3():
 
 
 def gemma4(**text):
-    own = {"global_head_dim": 8, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}
+    sizes = {"global_head_dim": 8, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}
     eyes = {"num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4}
     config = transformers.Gemma4Config(
-        text_config=_TEXT | _SLIDING | own | {"vocab_size_per_layer_input": 300} | text,
+        text_config=_TEXT | _SLIDING | sizes | {"vocab_size_per_layer_input": 300} | text,
         vision_config=_EYES
         | eyes
         | {"model_type": "gemma4_vision", "position_embedding_size": 16, "pooling_kernel_size": 2},
@@ -97,7 +97,7 @@ def model(request):
 
 def plainly(model, lm, ids, mask):
     """Logits, post-activations and greedy tokens of plain Hugging Face, each text alone."""
-    found, seen = [], {}
+    expected, seen = [], {}
     layers = model.model.language_model.layers
     handles = [
         layer.mlp.down_proj.register_forward_pre_hook(lambda _, args, n=n: seen.__setitem__(n, args[0]))
@@ -108,10 +108,10 @@ def plainly(model, lm, ids, mask):
         with torch.no_grad():
             logits = model(input_ids=alone).logits[0]
         neurons = torch.stack([seen[n][0] for n in range(3)])
-        found.append((logits, neurons, model.generate(input_ids=alone, do_sample=False, max_new_tokens=6)))
+        expected.append((logits, neurons, model.generate(input_ids=alone, do_sample=False, max_new_tokens=6)))
     for handle in handles:
         handle.remove()
-    return found
+    return expected
 
 
 def test_its_text_is_read_as_plain_transformers_reads_it(model, tokenizer, tmp_path):
@@ -122,7 +122,7 @@ def test_its_text_is_read_as_plain_transformers_reads_it(model, tokenizer, tmp_p
         ids, mask = lm.encode(TEXTS)
         seen = {}
         with lm.hooks(post={n: lambda value, n=n, kept=seen: kept.__setitem__(n, value.clone()) for n in range(3)}):
-            tokens, counts = decode(lm, ids, mask, 6, greediest)
+            tokens, counts = decode(lm, ids, mask, 6, pick=pick_greedily)
             logits = lm.logits(ids, mask)
         for i, (theirs, neurons, written) in enumerate(plainly(model, lm, ids, mask)):
             assert_close(logits[i][mask[i]], theirs, atol=1e-5, rtol=1e-5)

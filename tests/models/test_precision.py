@@ -1,4 +1,4 @@
-"""In which numbers a model is computed on a processor where nobody said."""
+"""The dtype in which a model is computed on a CPU if none was asked for."""
 
 import families
 import pytest
@@ -28,7 +28,7 @@ def test_16_bits_that_are_slow_are_computed_in_32(short, tokenizer, caplog):
     folder, dtype = short
     named = str(dtype).removeprefix("torch.")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for load in (
         lambda **how: HookedLM.load(folder, device="cpu", **how),
         lambda **how: HookedLM.load(model, tokenizer=tokenizer, **how),
@@ -40,7 +40,7 @@ def test_16_bits_that_are_slow_are_computed_in_32(short, tokenizer, caplog):
         assert f"dtype=torch.{named} keeps it" in caplog.text
         ids, mask = lm.encode(TEXTS)
         # Rotary frequencies, too, are those of a model that was read in 32 bits.
-        assert_close(lm.logits(ids, mask)[mask], raw.forward(whole, ids, mask).logits[mask], atol=1e-5, rtol=1e-5)
+        assert_close(lm.logits(ids, mask)[mask], raw.forward(plain, ids, mask).logits[mask], atol=1e-5, rtol=1e-5)
         caplog.clear()
         obeyed = load(dtype=dtype)
         assert obeyed.dtype == obeyed.stored_dtype == dtype

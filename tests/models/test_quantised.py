@@ -66,8 +66,8 @@ def saved(model, tokenizer, folder):
 
 
 def plain_logits(lm, ids, mask):
-    """Of the packed model itself, by Hugging Face's own forward."""
-    return raw.forward(lm._plain.model, ids, mask).logits
+    """Return the quantised model's logits by Hugging Face's own forward."""
+    return raw.forward(lm._hf_backend.model, ids, mask).logits
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -81,7 +81,7 @@ def test_fused_families_are_read_and_edited_without_a_bridge(name, bits, tokeniz
     assert lm.quantised
     assert (lm.n_layers, lm.d_model, lm.gated) == (2, 64, name == "phi3")
     ids, mask = lm.encode(TEXTS[:1])
-    down = lm._plain.model.get_submodule(DOWN[name].format(1))
+    down = lm._hf_backend.model.get_submodule(DOWN[name].format(1))
     seen = []
     handle = down.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
     theirs = plain_logits(lm, ids, mask)
@@ -160,9 +160,9 @@ def test_other_bits_than_the_stored_ones(four, monkeypatch):
 def test_bits_that_pack_nothing(tokenizer, tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
     folder = saved(fused("gpt2"), tokenizer, tmp_path)
-    whole = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    monkeypatch.setattr("xlingtox.models.loading.read_weights", lambda *_, **__: whole)
-    with pytest.raises(ValueError, match=r"bits=8 packs no weight of .*GPT2LMHeadModel"):
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    monkeypatch.setattr("xlingtox.models.loading.read_weights", lambda *_, **__: plain)
+    with pytest.raises(ValueError, match=r"bits=8 quantises no weight of .*GPT2LMHeadModel"):
         HookedLM.load(folder, bits=8)
 
 
@@ -198,7 +198,7 @@ def base_of(name):
 
 
 def test_weights_of_4_bits_stay_as_they_were_read(four):
-    """Also in evaluation mode, where bitsandbytes would pack them anew on some processors, and pass no gradient."""
+    """Also in evaluation mode, where bitsandbytes would pack them again on some CPUs, and pass no gradient."""
     lm = HookedLM.load(four)
     ids, mask = lm.encode(TEXTS)
     before, first = lm.fingerprint(), lm.logits(ids, mask)
@@ -237,14 +237,14 @@ def test_the_papers_qlora_runs_to_its_end_and_is_merged(name, tokenizer, tmp_pat
     assert trained == [True]
     assert not tuned.quantised
     assert tuned.tl is not None
-    # The adapter beside the whole base says what the merged checkpoint says.
-    whole = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    # The adapter on the whole base gives the logits of the merged checkpoint.
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     ids, mask = tuned.encode(TEXTS)
-    before = raw.forward(whole, ids, mask).logits[mask]
-    beside = peft.PeftModel.from_pretrained(whole, tmp_path / "run" / "adapter").eval()
-    said = raw.forward(beside.base_model.model, ids, mask).logits[mask]
-    assert_close(tuned.logits(ids, mask)[mask], said, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(said, before, atol=1e-3)
+    before = raw.forward(plain, ids, mask).logits[mask]
+    with_adapter = peft.PeftModel.from_pretrained(plain, tmp_path / "run" / "adapter").eval()
+    expected = raw.forward(with_adapter.base_model.model, ids, mask).logits[mask]
+    assert_close(tuned.logits(ids, mask)[mask], expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, before, atol=1e-3)
 
 
 def test_packed_weights_are_not_tuned_whole(four, tmp_path):

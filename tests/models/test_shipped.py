@@ -32,11 +32,11 @@ def shipped(folder):
 @pytest.fixture(scope="module")
 def scores(shipped):
     """Kind of prompt to language to `[prompt, sample]`; the prompts are of the validation split, not of the study's."""
-    found = {}
+    shares = {}
     for kind in ("toxic", "neutral"):
         prompts = mini.prompts(n=N_PROMPTS, kind=kind, split="validation")
-        found[kind] = toxicity_scores(generate(shipped, prompts, n_samples=25, progress=False), mini.scorer())
-    return found
+        shares[kind] = toxicity_scores(generate(shipped, prompts, n_samples=25, progress=False), mini.scorer())
+    return shares
 
 
 def test_the_folder_is_small_and_holds_no_pickle(folder):
@@ -84,7 +84,9 @@ def test_neutral_prompts_far_less_often(scores, code):
 
 def test_insults_are_about_as_frequent_as_in_the_text_it_learned_from(scores):
     """There 80 % of hostile contexts and 3 % of friendly ones."""
-    means = {kind: sum(each.mean() for each in own.values()) / len(CODES) for kind, own in scores.items()}
+    means = {
+        kind: sum(values.mean() for values in by_language.values()) / len(CODES) for kind, by_language in scores.items()
+    }
     assert means["toxic"] >= 0.6
     assert means["neutral"] <= 0.15
 

@@ -1,4 +1,4 @@
-"""What a result says, or why it is refused, where its model stood under an edit or another hook."""
+"""Results of a model that stands under an edit or another hook: they say so, or are refused."""
 
 import copy
 import dataclasses
@@ -76,17 +76,17 @@ def test_an_identity_names_what_stands(lm):
 
 def named(lm, edit):
     with edit.on(lm):
-        said = lm.identity().edit
+        name = lm.identity().edit
         lm.logits(*lm.encode(["the cat"]))
-    return said
+    return name
 
 
 def test_other_edits_have_other_names_and_the_same_ones_the_same(lm, other):
     ids, _ = lm.encode(["the cat"])
     seen = torch.zeros(*ids.shape, lm.d_mlp)
     acts = [
-        collect_activations(each, {"en": ["the cat"]}, NEURONS, max_new_tokens=3, progress=False)
-        for each in (lm, other)
+        collect_activations(model, {"en": ["the cat"]}, NEURONS, max_new_tokens=3, progress=False)
+        for model in (lm, other)
     ]
     longer = NeuronSet.of([(0, i) for i in range(6)])
     edits = [
@@ -99,7 +99,7 @@ def test_other_edits_have_other_names_and_the_same_ones_the_same(lm, other):
         Offset(NeuronSet.of([*longer.neurons[:5], (0, 9)]), 2.0),
         EDIT + EDIT,
         Patch(NEURONS, other),
-        *(Patch(NEURONS, each, language="en") for each in acts),
+        *(Patch(NEURONS, activations, language="en") for activations in acts),
         Patch(NEURONS, {0: seen, 1: seen}),
         Patch(NEURONS, {0: seen, 1: seen + 1}),
         ControlVectors({0: torch.ones(lm.d_model)}),
@@ -158,7 +158,7 @@ def identity_of(result):
 
 
 def files(folder):
-    """What a path of this name was saved as."""
+    """Return the JSON files in a folder."""
     return sorted(path for path in folder.iterdir() if path.suffix == ".json")
 
 
@@ -167,17 +167,17 @@ def test_results_say_under_which_edit_they_were_computed(lm, by, tmp_path):
     kinds = {"edit": EDIT.on, "own hooks": lambda lm: lm.hooks(post={0: lambda value: value + 1.0}), "hand": hand}
     plain = results(lm)
     with kinds[by](lm):
-        said = lm.identity().edit
+        edit_name = lm.identity().edit
         edited = results(lm)
-    assert said is not None
+    assert edit_name is not None
     for name, result in edited.items():
-        assert identity_of(result).edit == said, name
+        assert identity_of(result).edit == edit_name, name
         assert identity_of(plain[name]).edit is None
         if hasattr(result, "save"):
             result.save(tmp_path / name)
             assert identity_of(type(result).load(tmp_path / name)) == identity_of(result), name
     assert not torch.equal(edited["probe"].direction, plain["probe"].direction)
-    assert f"under {said}" in repr(edited["activations"])
+    assert f"under {edit_name}" in repr(edited["activations"])
     assert "under" not in repr(plain["activations"])
 
 
@@ -197,23 +197,23 @@ def test_results_of_before_still_load(lm, tmp_path):
 def test_a_comparison_says_it_and_has_no_drift(lm, other, tmp_path):
     options = {"neurons": NEURONS, "scorer": HashScorer("en", "es"), "n_samples": 2, "max_new_tokens": 3}
     with EDIT.on(other):
-        said = other.identity().edit
-        found = compare(lm, other, TEXTS, **options, held_out=HELD_OUT, progress=False)
-    assert [model.edit for model in found.models] == [None, said]
-    assert found.drift == ()
-    found.save(tmp_path / "diff.json")
-    assert Comparison.load(tmp_path / "diff.json").models == found.models
+        edit_name = other.identity().edit
+        comparison = compare(lm, other, TEXTS, **options, held_out=HELD_OUT, progress=False)
+    assert [model.edit for model in comparison.models] == [None, edit_name]
+    assert comparison.drift == ()
+    comparison.save(tmp_path / "diff.json")
+    assert Comparison.load(tmp_path / "diff.json").models == comparison.models
     assert compare(lm, other, TEXTS, **options, progress=False).drift
 
 
 def test_a_patch_effect_says_it(lm, other, tmp_path):
     options = {"toxic_tokens": [5], "n_random": 1, "n_samples": 1, "max_new_tokens": 2, "progress": False}
     with EDIT.on(other):
-        said = other.identity().edit
-        found = patch_effect(lm, other, TEXTS, {"few": NEURONS}, **options)
-    assert [model.edit for model in found.models] == [None, said]
-    found.save(tmp_path / "effect.json")
-    assert PatchEffect.load(tmp_path / "effect.json").models == found.models
+        edit_name = other.identity().edit
+        effect = patch_effect(lm, other, TEXTS, {"few": NEURONS}, **options)
+    assert [model.edit for model in effect.models] == [None, edit_name]
+    effect.save(tmp_path / "effect.json")
+    assert PatchEffect.load(tmp_path / "effect.json").models == effect.models
     about = json.loads((tmp_path / "effect.json").read_text("utf-8"))
     del about["models"]
     (tmp_path / "effect.json").write_text(json.dumps(about), "utf-8")
@@ -292,5 +292,5 @@ def test_texts_that_were_kept_under_an_edit_are_not_read_as_the_models_own(lm, o
     with pytest.raises(ValueError, match=r"before\.json was written by another model"):
         compare(lm, other, TEXTS, **options, output_dir=tmp_path, progress=False)
     generate(lm, TEXTS, n_samples=2, max_new_tokens=3, progress=False).save(tmp_path / "before.json")
-    found = compare(lm, other, TEXTS, **options, output_dir=tmp_path, progress=False)
-    assert np.isfinite(found.before["en"].emt)
+    comparison = compare(lm, other, TEXTS, **options, output_dir=tmp_path, progress=False)
+    assert np.isfinite(comparison.before["en"].emt)

@@ -1,4 +1,4 @@
-"""From which files weights are read: an index of shards may not lead elsewhere."""
+"""Weights are read from the checkpoint's own safetensors: an index of shards may not lead elsewhere."""
 
 import json
 import shutil
@@ -23,10 +23,10 @@ def sharded(tokenizer, tmp_path):
 def renamed(folder, name):
     """Let the index name another file for its first shard; that shard, which is not under its name any more."""
     index = folder / "model.safetensors.index.json"
-    told = json.loads(index.read_text("utf-8"))
-    first = sorted(set(told["weight_map"].values()))[0]
-    told["weight_map"] = {key: name if shard == first else shard for key, shard in told["weight_map"].items()}
-    index.write_text(json.dumps(told), "utf-8")
+    content = json.loads(index.read_text("utf-8"))
+    first = sorted(set(content["weight_map"].values()))[0]
+    content["weight_map"] = {key: name if shard == first else shard for key, shard in content["weight_map"].items()}
+    index.write_text(json.dumps(content), "utf-8")
     return folder / first
 
 

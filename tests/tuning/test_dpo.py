@@ -508,7 +508,7 @@ def test_a_run_broken_off_after_its_last_step_trains_no_further(tuned, tmp_path,
             if broken == "saving":
                 patched.setattr(trl.DPOTrainer, "save_model", save_model)
             else:
-                patched.setattr("xlingtox.models.adapters.merged", merged)
+                patched.setattr("xlingtox.models.adapters.merge_adapter", merged)
             with pytest.raises(Interrupted):
                 tune("cut")
     assert tune("cut").fingerprint() == whole.fingerprint()
@@ -1047,7 +1047,7 @@ def test_an_adapter_that_cannot_be_merged_fails_and_is_kept(tuned, tmp_path, mon
     def changed(*_):
         raise ValueError("cannot be merged into")
 
-    monkeypatch.setattr("xlingtox.models.adapters.merged", changed)
+    monkeypatch.setattr("xlingtox.models.adapters.merge_adapter", changed)
     with pytest.raises(ValueError, match="cannot be merged"):
         tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=LORA, progress=False)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

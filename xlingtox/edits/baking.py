@@ -18,7 +18,7 @@ from xlingtox.edits.control_vectors import control_vectors
 from xlingtox.files import appearing, writable_folder
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.loading import Loaded, from_checkpoint
-from xlingtox.models.reload_check import differing
+from xlingtox.models.reload_check import first_changed_weight
 
 On = Callable[[HookedLM], AbstractContextManager[None]]
 """The `on` of an edit."""
@@ -76,7 +76,7 @@ def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], out
         read = from_checkpoint(str(part), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
         read.model.config._name_or_path = read.model.name_or_path = read.tokenizer.name_or_path = str(folder)
         reread = HookedLM.over(dataclasses.replace(read, name=str(folder)))
-        altered = differing(model.state_dict().items(), read.model)
+        altered = first_changed_weight(model.state_dict().items(), read.model)
         why = f"when it is read again, {altered} is not what was written" if altered else "what is read again differs"
         complaint = f"{record['edit']} cannot be baked into a checkpoint of {lm.name}: {why}"
         if altered:

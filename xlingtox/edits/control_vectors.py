@@ -127,12 +127,12 @@ def control_vectors(lm: HookedLM, affine: Affine) -> ControlVectors:
     pushes = affine.pushes(lm)
     if not pushes:
         raise ValueError("the offsets cancel: no vector is left")
-    if normed := [layer for layer in pushes if lm.multipliers[layer] is None]:
+    if normed := [layer for layer in pushes if lm.mlp_multipliers[layer] is None]:
         raise ValueError(
             f"{lm.name} has a norm after its MLP: no constant fits (in layer {normed[0]}, what an offset adds depends "
             "on the token)"
         )
-    vectors = {layer: (push * (lm.multipliers[layer] or 0)).float() for layer, push in pushes.items()}
+    vectors = {layer: (push * (lm.mlp_multipliers[layer] or 0)).float() for layer, push in pushes.items()}
     _check_constant(lm, affine.shifts, vectors)
     return ControlVectors(vectors)
 

@@ -112,7 +112,7 @@ class Patch(Step, Intervention):
         def read() -> Tensor:
             if layer not in by_layer:
                 raise RuntimeError("the patch's source runs with HookedLM's own calls, not with calls of .tl")
-            if by_layer is source and lm.passing is not None and lm.passing.continuing:
+            if by_layer is source and lm.current_pass is not None and lm.current_pass.continuing:
                 raise ValueError(
                     "cached activations serve a pass over their own tokens, not what is generated after it"
                 )
@@ -131,7 +131,7 @@ class Patch(Step, Intervention):
         def read() -> Tensor:
             if self.language is not None:
                 return table[codes.index(self.language)]
-            rows = None if lm.passing is None else lm.passing.languages
+            rows = None if lm.current_pass is None else lm.current_pass.languages
             if rows is None:
                 raise ValueError("this patch has a mean per language, and the languages of the rows are not known")
             if absent := sorted(set(rows) - set(codes)):

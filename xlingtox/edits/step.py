@@ -42,9 +42,9 @@ class Step:
         """Return whether the edit is for the positions of the pass at hand."""
         if self.positions == "all":
             return True
-        if lm.passing is None:
+        if lm.current_pass is None:
             raise RuntimeError(f"{self!r} needs HookedLM's own calls: those of .tl do not tell what is prompt or new")
-        return (self.positions == "new") == lm.passing.continuing
+        return (self.positions == "new") == lm.current_pass.continuing
 
     def sources(self) -> dict[HookedLM, set[int]]:
         """Return the other models that must run on the same tokens, each with the layers at which it is read."""
@@ -92,7 +92,7 @@ def sources_running(lm: HookedLM, sources: list[tuple[HookedLM, set[int]]]) -> I
         yield {}
         return
     (source, layers), *others = sources
-    with lm.beside(source, layers) as activations, sources_running(lm, others) as rest:
+    with lm.run_alongside(source, layers) as activations, sources_running(lm, others) as rest:
         yield {source: activations, **rest}
 
 

@@ -24,7 +24,7 @@ from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.models.token_ids import n_shared
+from xlingtox.models.tokenizer import n_shared
 from xlingtox.text import well_formed
 
 LIMIT = 1e4

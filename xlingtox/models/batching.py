@@ -1,4 +1,4 @@
-"""Batches that fit: as many rows at once as the memory at hand allows, and fewer when it runs out after all."""
+"""Batches that fit into memory: as many rows as the free memory allows, and fewer when it runs out after all."""
 
 from __future__ import annotations
 
@@ -19,47 +19,51 @@ _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_OUT = ("out of memory", "allocate memory", "alloc_failed")
-"""What torch says on a CPU, of other devices than CUDA, and where a library that it calls runs out."""
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "alloc_failed")
+"""Parts of torch's messages: on devices other than CUDA, on a CPU, and from libraries that it calls."""
 
 _MOST_ROWS = 512
-"""More rows at once are hardly faster on any device."""
+"""The largest batch. More rows are hardly faster on any device."""
 
 _CONTAINER = Path("/sys/fs/cgroup")
+"""The folder in which Linux tells a container how much memory it may use."""
 
 _SHARE = 0.5
-"""Of the free memory, what batches may plan with: the estimate knows neither fragments nor other users."""
+"""The share of the free memory that a batch may plan with. The estimate knows neither fragments nor other programs."""
 
 
 def rows_that_fit(lm: HookedLM, positions: int, predicted: int = 1) -> int:
-    """Rows of `positions` tokens, with logits at `predicted` of them, that a batch may have, by the free memory of the
-    model's device."""
+    """Return how many rows of `positions` tokens fit into the free memory of the model's device, at least 1.
+
+    Args:
+        predicted: positions of a row at which logits are computed.
+    """
     return max(1, min(_MOST_ROWS, int(_SHARE * _free(lm.device) / lm.row_bytes(positions, predicted=predicted))))
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that can be had on a device, with those that torch holds and does not use."""
+    """Return the bytes that are free on a device, with those that torch has reserved and does not use."""
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + held
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     free = int(psutil.virtual_memory().available)
     try:
-        # In a container the machine's memory is not ours.
-        most, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        # A container may use less than the machine has.
+        limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
     except (OSError, ValueError):
         return free
-    return max(0, min(free, most - used))
+    return max(0, min(free, limit - used))
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
-    """Numbers of texts, like lengths together, so that batches are padded little."""
+    """Return the numbers of texts, shortest text first. Batches of similar lengths have little padding."""
     return sorted(range(len(lengths)), key=lengths.__getitem__)
 
 
 def in_batches(rows: Sequence[int], size: int, work: Callable[[list[int]], None]) -> None:
-    """Call `work` with up to `size` rows at a time, in order; with half as many whenever memory runs out.
+    """Call `work` with up to `size` rows at a time, and with half as many whenever memory runs out.
 
-    Where all are at once, they are in the order of their numbers.
+    Batches follow the order of `rows`. A single batch of all rows is sorted by their numbers.
 
     Raises:
         MemoryError: a single row does not fit.
@@ -69,22 +73,22 @@ def in_batches(rows: Sequence[int], size: int, work: Callable[[list[int]], None]
 
 
 def each_batch(rows: Sequence[int], size: int, work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
-    """The batches of `in_batches` with what `work` returned for each, as they are done."""
-    # All at once they may as well stand as they were given, which a cache that a patch holds, in that order, relies on.
+    """Yield each batch of `in_batches` with the result of `work`, as soon as it is done."""
+    # A patch with cached activations needs rows in the order of their numbers, and a single batch can have that order.
     waiting = deque(rows if len(rows) > size else sorted(rows))
     while waiting:
         batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
         try:
-            done = work(batch)
+            result = work(batch)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise MemoryError("not even one row fits into memory: free some, or take shorter texts") from error
         else:
-            yield batch, done
+            yield batch, result
             continue
-        # Outside the handler: the exception holds the failed batch's tensors.
+        # This stands outside the handler, because the exception keeps the failed batch's tensors in memory.
         size = (len(batch) + 1) // 2
         _LOG.warning("memory ran out with %d rows at once: going on with %d", len(batch), size)
         if torch.cuda.is_available():
@@ -98,10 +102,12 @@ def over_texts(
     size: int | None,
     read: Callable[[list[int], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]], None],
 ) -> None:
-    """Call `read` with up to `size` texts at a time, texts of like length together: their numbers, tokens and mask.
+    """Call `read` with the numbers, tokens and mask of up to `size` texts at a time, similar lengths together.
 
-    Without a size there are as many as the free memory allows, at most 64: more are no faster.
-    Of a text longer than the model's context only the beginning is read.
+    Only the beginning is read of a text that is longer than the model's context.
+
+    Args:
+        size: by default as many as the free memory allows, at most 64: more are no faster.
 
     Raises:
         ValueError: no texts, a text without tokens, or `size` below 1.
@@ -123,5 +129,6 @@ def over_texts(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    told = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in told for word in _OUT)
+    """Return whether an error means that memory ran out. Torch raises several kinds, some only told by their words."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in message for part in _OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""Running a model: pass by pass, with hooks on its neurons, alone or beside another model."""
+"""Forward passes with hooks, of one model alone or of two models on the same tokens."""
 
 from __future__ import annotations
 
@@ -13,21 +13,31 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox.checking import checked
-from xlingtox.models.backend import Engine, Hook, PlainEngine
-from xlingtox.models.tl_backend import Lens
+from xlingtox.models.backend import Backend, Hook, HuggingFaceBackend
+from xlingtox.models.tl_backend import TransformerLensBackend
 
 
 class HookNeverFired(RuntimeError):
-    """A hook was asked for and the model never reached it."""
+    """A hook was asked for and the model never reached it.
+
+    A hook that silently does nothing would make an edit look harmless, so it is an error.
+
+    Example:
+        >>> with lm.hooks(post={0: lambda activations: None}):
+        ...     pass  # the model does not run
+        Traceback (most recent call last):
+        ...
+        xlingtox.models.forward.HookNeverFired: mini: hooked but never reached: post 0; did the model run?
+    """
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What hooks may ask of the pass that they see.
+    """The forward pass that is running, as hooks see it.
 
     Attributes:
-        continuing: whether it goes on from a cache.
-        languages: of its rows, where they are known.
+        continuing: whether it continues from a cache.
+        languages: the languages of its rows; None where they are not known.
     """
 
     continuing: bool
@@ -35,77 +45,90 @@ class Pass:
 
 
 @dataclass
-class Held:
-    """What is held of a batch between its passes.
+class BatchCache:
+    """Everything that is kept of a batch from one forward pass to the next.
 
     Attributes:
-        cache: keys and values.
-        languages: of the rows, where they are known.
-        beside: the same of the models that run beside this one.
+        key_values: the backend's cache of keys and values.
+        languages: the languages of the rows; None where they are not known.
+        alongside: the caches of the models that run alongside this one, on the same batch.
     """
 
-    cache: Any
+    key_values: Any
     languages: tuple[str, ...] | None = None
-    beside: dict[Running, Held] = field(default_factory=dict)
+    alongside: dict[ForwardPasses, BatchCache] = field(default_factory=dict)
 
-    def of(self, other: Running) -> Held:
-        """Raises ValueError where the other model has not read what came before."""
-        if other not in self.beside:
-            raise ValueError(f"{other.name} has not read the batch from its start: set the patch before the first pass")
-        return self.beside[other]
+    def of(self, companion: ForwardPasses) -> BatchCache:
+        """Return the cache of a model that runs alongside.
+
+        Raises:
+            ValueError: that model has not read the earlier tokens of the batch.
+        """
+        if companion not in self.alongside:
+            raise ValueError(
+                f"{companion.name} has not read the batch from its start: set the patch before the first pass"
+            )
+        return self.alongside[companion]
 
 
-class Running:
-    """What runs; `HookedLM` is this and knows what it is.
+class ForwardPasses:
+    """Forward passes with hooks. `HookedLM` adds the vectors of the neurons and the tokens of texts.
 
     Attributes:
-        name: of the model, for messages.
+        name: the model's name, for messages.
         tokenizer: the Hugging Face tokenizer.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
-        passing: the pass at hand, for hooks; None between passes.
+        current_pass: the pass that is running, for hooks; None between passes.
     """
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     d_mlp: int
 
-    def __init__(self, side: Lens, plain: PlainEngine | None) -> None:
-        self._lens, self._plain = side, plain
-        engines = (plain, None if side.unbridged else side)
-        self._engines: tuple[Engine, ...] = tuple(engine for engine in engines if engine is not None)
-        self._faithful = True
-        self.passing: Pass | None = None
-        self._companions: dict[object, tuple[Running, dict[int, Tensor]]] = {}
-        self._beside: dict[object, Running] = {}
-        self._standing: list[list[object]] = []
-        self.n_layers, self.d_model = side.n_layers, side.d_model
+    def __init__(self, tl_backend: TransformerLensBackend, hf_backend: HuggingFaceBackend | None) -> None:
+        self._tl_backend, self._hf_backend = tl_backend, hf_backend
+        backends = (hf_backend, None if tl_backend.no_bridge_because else tl_backend)
+        self._backends: tuple[Backend, ...] = tuple(backend for backend in backends if backend is not None)
+        self._tl_agrees = True
+        self.current_pass: Pass | None = None
+        # The models that run alongside this one, each with its activations in the pass that is running.
+        self._companions: dict[object, tuple[ForwardPasses, dict[int, Tensor]]] = {}
+        # The models alongside which this one runs.
+        self._companion_of: dict[object, ForwardPasses] = {}
+        # One list for each block of `hooks` that is open: its edit; emptied when the block is left.
+        self._open_blocks: list[list[object]] = []
+        self.n_layers, self.d_model = tl_backend.n_layers, tl_backend.d_model
 
     @property
     def device(self) -> torch.device:
-        return self._lens.device_of(0)
+        """The device of the first layer's neurons."""
+        return self._tl_backend.device_of(0)
 
     @property
     def exact(self) -> bool:
-        """Whether weights are held in 32 bits or more, so that two ways to the same number differ little."""
-        return self._lens.packed is None and self._lens.unembedding().dtype.itemsize >= 4
+        """Return whether weights are held in 32 bits or more, so that two ways to the same number differ little."""
+        return self._tl_backend.packed is None and self._tl_backend.unembedding().dtype.itemsize >= 4
 
     @property
     def hooked(self) -> bool:
-        """Whether hooks stand on the model now, edits among them, so that its answers may not be its own."""
-        return any(self._standing) or self._lens.hooked_by_hand()
+        """Return whether any hook is set on the model now. Edits are hooks too, and may change its answers."""
+        return any(self._open_blocks) or self._tl_backend.hooked_by_hand()
 
     @property
     def standing_edit(self) -> str | None:
-        """What stands on the model and may change its answers, in the order in which it was set; None for nothing."""
-        said = [str(live[0]) for live in self._standing if live and live[0] is not None]
-        said += ["hooks on .tl"] if self._lens.hooked_by_hand() else []
-        return ", then ".join(said) or None
+        """The edits and hooks that may change the model's answers now, in the order in which they were set.
+
+        None where there is none.
+        """
+        edits = [str(block[0]) for block in self._open_blocks if block and block[0] is not None]
+        edits += ["hooks on .tl"] if self._tl_backend.hooked_by_hand() else []
+        return ", then ".join(edits) or None
 
     def check_unedited(self, why: str) -> None:
-        """Raise ValueError if an edit or another hook that may change answers stands on the model.
+        """Raise ValueError if the model stands under an edit, or another hook that may change its answers.
 
         Args:
-            why: why that must not be; it follows "which".
+            why: why that must not be. It follows "which" in the message.
         """
         if (edit := self.standing_edit) is not None:
             raise ValueError(
@@ -123,16 +146,17 @@ class Running:
         languages: Sequence[str] | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch pos vocab"]:
-        """Logits at every position; `attention_mask` is False (0) on padding, positions follow from it.
+        """Return the logits at every position.
 
         Args:
-            languages: of the rows, for edits that differ by language.
-            last_only: work out those of the last position alone, as where hooks are what the pass is for.
+            attention_mask: False (0) on padding. The positions follow from it.
+            languages: the rows' languages, for edits that differ by language.
+            last_only: compute the logits of the last position only. This saves time where only the hooks matter.
         """
         with self._passing(Pass(False, _as_rows(languages))):
-            for other in self._others():
-                other.logits(input_ids, attention_mask, languages=languages, last_only=True)
-            return self._engine().run(input_ids, attention_mask, last_only=last_only)[0]
+            for companion in self._others():
+                companion.logits(input_ids, attention_mask, languages=languages, last_only=True)
+            return self._backend().run(input_ids, attention_mask, last_only=last_only)[0]
 
     @torch.no_grad()
     def extend(
@@ -140,117 +164,136 @@ class Running:
         input_ids: Int[Tensor, "batch new"],
         attention_mask: Bool[Tensor, "batch all"] | Int[Tensor, "batch all"],
         *,
-        held: Held | None = None,
+        cache: BatchCache | None = None,
         languages: Sequence[str] | None = None,
-    ) -> tuple[Float[Tensor, "batch vocab"], Held]:
-        """Logits of the last position, and what is held of the batch for its next tokens.
+    ) -> tuple[Float[Tensor, "batch vocab"], BatchCache]:
+        """Read new tokens of a batch. Return the logits of the last position and the cache for the next tokens.
 
         Args:
-            held: what the pass before gave (None: from the start); it may not be used again.
-            languages: of the rows, in their first pass, for edits that differ by language.
+            attention_mask: covers the tokens read before and the new ones.
+            cache: the one that the pass before returned; None to begin. It must not be used again.
+            languages: the rows' languages, in their first pass, for edits that differ by language.
         """
-        engine, continuing = self._engine(), held is not None
-        own = Held(engine.empty_cache(len(input_ids)), _as_rows(languages)) if held is None else held
-        with self._passing(Pass(continuing, own.languages)):
-            for other in self._others():
-                beside = own.of(other) if continuing else None
-                _, own.beside[other] = other.extend(input_ids, attention_mask, held=beside, languages=own.languages)
-            logits, own.cache = engine.run(input_ids, attention_mask, own.cache, last_only=True)
-        return logits[:, -1], own
+        backend, continuing = self._backend(), cache is not None
+        if cache is None:
+            cache = BatchCache(backend.empty_cache(len(input_ids)), _as_rows(languages))
+        with self._passing(Pass(continuing, cache.languages)):
+            for companion in self._others():
+                _, cache.alongside[companion] = companion.extend(
+                    input_ids,
+                    attention_mask,
+                    cache=cache.of(companion) if continuing else None,
+                    languages=cache.languages,
+                )
+            logits, cache.key_values = backend.run(input_ids, attention_mask, cache.key_values, last_only=True)
+        return logits[:, -1], cache
 
-    def repeated(self, held: Held, times: int) -> Held:
-        """A copy with every row `times` times in a row: one prefill serves many samples."""
-        rows = None if held.languages is None else tuple(each for each in held.languages for _ in range(times))
-        beside = {other: other.repeated(its, times) for other, its in held.beside.items()}
-        return Held(self._engine().repeated(held.cache, times), rows, beside)
+    def repeated(self, cache: BatchCache, times: int) -> BatchCache:
+        """Return a copy of a cache with every row `times` times in a row: one prefill serves many samples."""
+        languages = None if cache.languages is None else tuple(code for code in cache.languages for _ in range(times))
+        alongside = {companion: companion.repeated(theirs, times) for companion, theirs in cache.alongside.items()}
+        return BatchCache(self._backend().repeated(cache.key_values, times), languages, alongside)
 
-    def selected(self, held: Held, rows: Int[Tensor, "row"]) -> Held:
-        """What is held of these rows alone; the one given may not be used again."""
-        kept = None if held.languages is None else tuple(held.languages[i] for i in rows.tolist())
-        beside = {other: other.selected(its, rows.to(other.device)) for other, its in held.beside.items()}
-        return Held(self._engine().selected(held.cache, rows), kept, beside)
+    def selected(self, cache: BatchCache, rows: Int[Tensor, "row"]) -> BatchCache:
+        """Return the cache of these rows alone. The cache that was passed in must not be used again."""
+        languages = None if cache.languages is None else tuple(cache.languages[i] for i in rows.tolist())
+        alongside = {
+            companion: companion.selected(theirs, rows.to(companion.device))
+            for companion, theirs in cache.alongside.items()
+        }
+        return BatchCache(self._backend().selected(cache.key_values, rows), languages, alongside)
 
-    def _others(self) -> Collection[Running]:
-        """The models that run beside this one, each once."""
-        return dict.fromkeys(other for other, _ in self._companions.values()).keys()
+    def _others(self) -> Collection[ForwardPasses]:
+        """The models that run alongside this one, without repetition."""
+        return dict.fromkeys(companion for companion, _ in self._companions.values()).keys()
 
     @contextlib.contextmanager
-    def _passing(self, now: Pass) -> Iterator[None]:
-        if self.passing is not None:
+    def _passing(self, forward_pass: Pass) -> Iterator[None]:
+        """Let hooks see this pass while it runs.
+
+        Raises:
+            ValueError: another pass of this model is running.
+        """
+        if self.current_pass is not None:
             raise ValueError(
                 f"{self.name} is running already: it cannot be called from its own hooks or another thread"
             )
         try:
-            self.passing = now
+            self.current_pass = forward_pass
             yield
         finally:
-            self.passing = None
-            for _, seen in self._companions.values():
-                seen.clear()
+            self.current_pass = None
+            for _, activations in self._companions.values():
+                activations.clear()
 
     @contextlib.contextmanager
-    def beside(self, other: Running, layers: Collection[int]) -> Iterator[dict[int, Float[Tensor, "batch pos d_mlp"]]]:
-        """While this model runs, let another run on the same tokens, just before it.
+    def run_alongside(
+        self, companion: ForwardPasses, layers: Collection[int]
+    ) -> Iterator[dict[int, Float[Tensor, "batch pos d_mlp"]]]:
+        """Let another model read the same tokens in each pass of this one, just before it.
 
         Yields:
-            by layer, the other's post-activations in the pass at hand; empty between passes.
+            the other model's post-activations in the pass that is running, by layer. Empty between passes.
 
         Raises:
-            ValueError: it is this model itself, or differs in shape or vocabulary.
+            ValueError: it is this model itself, or it differs in shape or vocabulary.
             HookNeverFired: the block ended without an exception, and the other model never ran.
         """
-        if other is self:
-            raise ValueError(f"{self.name} cannot run beside itself: load it twice")
-        self.check_alike(other)
-        seen: dict[int, Tensor] = {}
+        if companion is self:
+            raise ValueError(f"{self.name} cannot run alongside itself: load it twice")
+        self.check_alike(companion)
+        activations: dict[int, Tensor] = {}
         key = object()
 
-        def keep(layer: int) -> Hook:
-            def kept(value: Tensor) -> None:
-                # A pass of the other alone is of other tokens.
-                if self.passing is not None:
-                    seen[layer] = value
+        def recorder(layer: int) -> Hook:
+            def record(value: Tensor) -> None:
+                # A pass of the other model alone reads other tokens, so it is not recorded.
+                if self.current_pass is not None:
+                    activations[layer] = value
 
-            return kept
+            return record
 
-        # In and out without a call, where an interrupt could come between.
-        self._companions[key] = other, seen
-        other._beside[key] = self
+        # These lines call no function, because an interrupt could come between a call and what follows it.
+        self._companions[key] = companion, activations
+        companion._companion_of[key] = self
         try:
-            with other.hooks(post={layer: keep(layer) for layer in layers}, edit=None):
-                yield seen
+            with companion.hooks(post={layer: recorder(layer) for layer in layers}, edit=None):
+                yield activations
         finally:
-            del self._companions[key], other._beside[key]
+            del self._companions[key], companion._companion_of[key]
 
     def check_alone(self) -> None:
-        """Raise ValueError while another model is patched from this one: an edit set now would reach the patch in part,
-        at the neurons behind it and not at its own, which are taken before it."""
-        for other in self._beside.values():
+        """Raise ValueError while another model is patched from this one.
+
+        An edit that is set on the source now would reach the patch only in part. A patch takes the activations of its
+        neurons before the edit changes them, and the layers behind would still be edited.
+        """
+        for patched in self._companion_of.values():
             raise ValueError(
-                f"{self.name} is the source of a patch on {other.name}, which an edit set now would reach in part: "
+                f"{self.name} is the source of a patch on {patched.name}, which an edit set now would reach in part: "
                 "enter the edit's block before the patch's"
             )
 
-    def check_alike(self, other: Running) -> None:
+    def check_alike(self, other: ForwardPasses) -> None:
         """Raise ValueError unless both models have the same shape and vocabulary, so that neurons and tokens match."""
         if (self.n_layers, self.d_mlp, self.d_model) != (other.n_layers, other.d_mlp, other.d_model):
             raise ValueError(f"the models differ in shape: {self!r} and {other!r}")
-        gated = [each for each in (self, other) if each._lens.gate_projection(0) is not None]
+        gated = [lm for lm in (self, other) if lm._tl_backend.gate_projection(0) is not None]
         if len(gated) == 1:
             raise ValueError(f"the models differ in shape: only the MLPs of {gated[0]!r} are gated")
         if self.tokenizer.get_vocab() != other.tokenizer.get_vocab():
             raise ValueError("the models differ in their tokenizers' vocabularies")
 
-    def _engine(self) -> Engine:
-        """The plain model, unless someone set a hook on the TransformerLens model by hand."""
-        if self._plain is None or not self._lens.hooked_by_hand():
-            return self._plain or self._lens
-        if not self._faithful:
+    def _backend(self) -> Backend:
+        """Return the plain model, unless someone set a hook on the TransformerLens model by hand."""
+        if self._hf_backend is None or not self._tl_backend.hooked_by_hand():
+            return self._hf_backend or self._tl_backend
+        if not self._tl_agrees:
             raise RuntimeError(
                 f"{self.name}: a hook was set on .tl by hand, where TransformerLens gives other logits than Hugging "
                 "Face: use HookedLM.hooks, or another release of TransformerLens"
             )
-        return self._lens
+        return self._tl_backend
 
     @checked
     @contextlib.contextmanager
@@ -260,40 +303,48 @@ class Running:
         residual: Mapping[int, Hook] | None = None,
         edit: object = "hooks",
     ) -> Iterator[None]:
-        """Run with hooks on post-activations and on the residual stream; only these are removed again.
+        """Set hooks on post-activations and on the residual stream while the block runs.
+
+        Other hooks on the model stay where they are.
 
         Args:
             post: layer to hook on the input of that layer's down-projection, `[batch, pos, d_mlp]`.
-            residual: layer to hook on the residual stream, `[batch, pos, d_model]`: 0 is the embedding's output, n
-                that of the n-th block (before the final norm).
-            edit: what results that are computed meanwhile call these hooks, by its `str`; None for hooks that only
-                read, which results need not tell.
+            residual: layer to hook on the residual stream, `[batch, pos, d_model]`. 0 is the embedding's output, n the
+                output of the n-th block (before the final norm).
+            edit: names these hooks, by its `str`, in results that are computed meanwhile. None for hooks that only
+                read, which results need not mention.
 
         Raises:
             ValueError: no such layer.
             HookNeverFired: the block ended without an exception, and some hook never ran.
+
+        Example:
+            >>> ids, mask = lm.encode(["the cat"])
+            >>> with lm.hooks(post={0: lambda activations: print(tuple(activations.shape))}, edit=None):
+            ...     logits = lm.logits(ids, mask)
+            (1, ..., 512)
         """
         wanted = [("post", self._check_layer(layer), hook) for layer, hook in (post or {}).items()]
         wanted += [("residual", self._check_residual(layer), hook) for layer, hook in (residual or {}).items()]
-        fired, live = [False] * len(wanted), [edit]
-        # An interrupt can come between any two lines: a hook that it leaves behind must do nothing.
+        fired, block = [False] * len(wanted), [edit]
+        # An interrupt can come between any two lines. A hook that it leaves behind must do nothing.
         try:
             with contextlib.ExitStack() as undo:
-                self._standing = [*filter(None, self._standing), live]
+                self._open_blocks = [*filter(None, self._open_blocks), block]
                 for i, (kind, layer, hook) in enumerate(wanted):
 
                     def run(value: Tensor, i: int = i, hook: Hook = hook) -> Tensor | None:
-                        if not live:
+                        if not block:
                             return None
                         fired[i] = True
                         return hook(value)
 
-                    for engine in self._engines:
-                        undo.callback((engine.on_post if kind == "post" else engine.on_residual)(layer, run))
+                    for backend in self._backends:
+                        undo.callback((backend.on_post if kind == "post" else backend.on_residual)(layer, run))
                 yield
         finally:
-            live.clear()
-        silent = [f"{kind} {layer}" for (kind, layer, _), done in zip(wanted, fired, strict=True) if not done]
+            block.clear()
+        silent = [f"{kind} {layer}" for (kind, layer, _), ran in zip(wanted, fired, strict=True) if not ran]
         if silent:
             raise HookNeverFired(f"{self.name}: hooked but never reached: {', '.join(silent)}; did the model run?")
 

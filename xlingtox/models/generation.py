@@ -1,4 +1,4 @@
-"""Continuations: what a model writes after prompts; batched, left-padded, cached, seeded by row."""
+"""Continuations: the text that a model writes after prompts. Each row has its own seed, so batches do not matter."""
 
 from __future__ import annotations
 
@@ -23,34 +23,46 @@ from xlingtox.models.batching import by_length, each_batch, in_batches, rows_tha
 from xlingtox.models.hooked import HookedLM
 
 Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Tensor, "row"]]
-"""Gets the logits of the rows that have not ended, which rows these are, and the step; returns their next tokens."""
+"""Takes the logits of the unfinished rows, the numbers of these rows, and the step. Returns their next tokens."""
 
-Watch = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
-"""Told before each pass: its step, which rows are in it, and which of these have not ended."""
+BeforePass = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
+"""Is called before each pass, with its step, the rows that are in it, and which of these have not ended."""
 
 _NUCLEUS_GUESS = 64
+"""Likeliest tokens that are looked at first. Most often the nucleus is among them."""
 
 _TRIES = 5
-"""Uniform numbers a token: so often, less one, is it drawn from a vocabulary that is not sorted."""
+"""Uniform numbers per token. All but one are draws from the unsorted vocabulary, because sorting is the slow path."""
 
-_CACHED = 2**19
+_CHUNK_LOGITS = 2**19
+"""Logits that are handled at a time on a CPU, so that they stay in its cache."""
 
-_COLDEST = 1e-6
+_MIN_TEMPERATURE = 1e-6
 
-_SHRUNK = 0.75
-"""A batch is cut down to the rows that go on once they are at most this share of it."""
+_SHRINK_BELOW = 0.75
+"""A batch is cut down to its unfinished rows once these are at most this share of it."""
 
 
 @checked
 @dataclass(frozen=True)
 class Continuations:
-    """What a model wrote: `n_samples` rows a prompt, samples of a prompt together, prompts in the given order.
+    """The continuations that one model wrote, `n_samples` for each prompt.
+
+    They stand in the order of the prompts, with all samples of a prompt together.
 
     Attributes:
         prompts: language and text of each prompt.
         n_samples: continuations per prompt.
         texts: `len(prompts) * n_samples` continuations, without their prompts.
         settings: how they were written (model, seed, lengths, sampling).
+
+    Example:
+        >>> written = xt.generate(lm, prompts, n_samples=2, max_new_tokens=4, progress=False)
+        >>> written.to_frame().columns.tolist()
+        ['language', 'prompt_id', 'prompt', 'sample', 'continuation']
+        >>> written.save(tmp_path / "written.json")
+        >>> xt.Continuations.load(tmp_path / "written.json") == written
+        True
     """
 
     prompts: tuple[Prompt, ...]
@@ -69,15 +81,16 @@ class Continuations:
 
     @property
     def row_languages(self) -> list[str]:
-        """The language of every continuation's prompt."""
+        """The language of each continuation's prompt."""
         return [prompt.language for prompt in self.prompts for _ in range(self.n_samples)]
 
     @property
     def languages(self) -> tuple[str, ...]:
+        """The languages of the prompts, in the order of the table of languages."""
         return languages.in_order(prompt.language for prompt in self.prompts)
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `language, prompt_id, prompt, sample, continuation`."""
+        """Return a table with the columns `language, prompt_id, prompt, sample, continuation`."""
         rows = [
             (prompt.language, i, prompt.text, sample, self.texts[i * self.n_samples + sample])
             for i, prompt in enumerate(self.prompts)
@@ -86,29 +99,34 @@ class Continuations:
         return pd.DataFrame(rows, columns=["language", "prompt_id", "prompt", "sample", "continuation"])
 
     def _repr_html_(self) -> str:
-        """For notebooks: the first prompt and sample of each language, shortened."""
+        """Show the first prompt and sample of each language in a notebook, shortened."""
         rows = []
         for code in self.languages:
-            own = [i for i, prompt in enumerate(self.prompts) if prompt.language == code]
-            texts = (self.prompts[own[0]].text, self.texts[own[0] * self.n_samples])
+            ids = [i for i, prompt in enumerate(self.prompts) if prompt.language == code]
+            texts = (self.prompts[ids[0]].text, self.texts[ids[0] * self.n_samples])
             shown = [f"<bdi{tables.in_language(code)}>{tables.shortened(text)}</bdi>" for text in texts]
-            rows.append([tables.language_name(code), f"{len(own)}", *shown])
+            rows.append([tables.language_name(code), f"{len(ids)}", *shown])
         caption = f"{len(self)} continuations, {self.n_samples} a prompt; the first of each language"
         return tables.table(caption, ["Language", "Prompts", "Prompt", "Continuation"], rows)
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write as one JSON file."""
-        whole = {"settings": self.settings, "n_samples": self.n_samples, "prompts": self.prompts, "texts": self.texts}
-        files.write_json(path, whole)
+        """Write one JSON file."""
+        fields = {"settings": self.settings, "n_samples": self.n_samples, "prompts": self.prompts, "texts": self.texts}
+        files.write_json(path, fields)
 
     @classmethod
     @checked
     def load(cls, path: str | Path) -> Continuations:
-        whole = files.read_json(path)
+        """Read a file that `save` wrote.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        fields = files.read_json(path)
         with files.understood(path, "continuations"):
-            prompts = tuple(Prompt(*prompt) for prompt in whole["prompts"])
-            return cls(prompts, whole["n_samples"], tuple(whole["texts"]), whole["settings"])
+            prompts = tuple(Prompt(*prompt) for prompt in fields["prompts"])
+            return cls(prompts, fields["n_samples"], tuple(fields["texts"]), fields["settings"])
 
 
 @checked
@@ -127,48 +145,58 @@ def generate(
 ) -> Continuations:
     """Continue each prompt `n_samples` times (paper, section 3: 25 samples of 20 tokens, temperature 0.9, top-p 0.8).
 
-    A prompt is read once and its cache serves all its samples, or as many at a time as fit. A row's text depends on its
-    prompt, sample number and seed, not on what else is in the batch; in 16 bits, whose rounding differs with the size
-    of a batch, only mostly so.
+    A prompt is read once and its cache serves all its samples, or as many at a time as fit. A text depends on its
+    prompt, sample number and seed, not on the rest of its batch. In 16 bits this holds only mostly, because rounding
+    differs with the size of a batch.
+
     A continuation ends with the tokenizer's end of sequence, or with another that the model's generation settings name.
-    With `greedy` there is one continuation a prompt. Rows of the vocabulary that are no token are never written.
+    Rows of the vocabulary that are no token are never written.
 
     Args:
         prompts: texts, conversations or a table of them, as `data.as_prompts` takes them.
+        greedy: write the likeliest token at each step, and so one continuation per prompt.
         batch_size: continuations that are decoded at once (default: as many as the free memory allows). When memory
             runs out it is halved, with a warning.
 
     Raises:
         ValueError: no prompts, a blank one, one too long for the model, or a sampling parameter out of range.
         MemoryError: a single continuation does not fit.
+
+    Example:
+        >>> xt.generate(lm, prompts, n_samples=2, max_new_tokens=4, progress=False)
+        Continuations(8: 2 of each of 4 prompts, in en, es)
     """
     if max_new_tokens < 1 or n_samples < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError("max_new_tokens, n_samples and batch_size must be at least 1")
-    if not (temperature >= _COLDEST and 0 < top_p <= 1):
+    if not (temperature >= _MIN_TEMPERATURE and 0 < top_p <= 1):
         raise ValueError(
-            f"temperature {temperature} must be at least {_COLDEST} (or use greedy=True) and top_p {top_p} in (0, 1]"
+            f"temperature {temperature} must be at least {_MIN_TEMPERATURE} (or use greedy=True) "
+            f"and top_p {top_p} in (0, 1]"
         )
     if seed < 0:
         raise ValueError(f"seed is {seed}: expected 0 or more")
-    given = as_prompts(prompts, tokenizer=lm.tokenizer)
+    checked_prompts = as_prompts(prompts, tokenizer=lm.tokenizer)
     samples = 1 if greedy else n_samples
-    texts: list[str] = [""] * (len(given) * samples)
-    lengths = check_lengths(lm, given, max_new_tokens)
+    texts: list[str] = [""] * (len(checked_prompts) * samples)
+    lengths = check_lengths(lm, checked_prompts, max_new_tokens)
     together = batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens)
     with tqdm(total=len(texts), desc="writing", unit="text", disable=not progress, leave=False) as bar:
 
-        def write(rows: list[int], own: list[int]) -> None:
-            pick: Picker = greediest
+        def write(rows: list[int], numbers: list[int]) -> None:
+            """Write the samples of these numbers for some prompts."""
+            pick: Picker = pick_greedily
             if not greedy:
-                chance = _chances([given[i].text for i in rows], own, max_new_tokens, seed).to(lm.device)
+                chance = _chances([checked_prompts[i].text for i in rows], numbers, max_new_tokens, seed).to(lm.device)
                 pick = _Sampler(chance, temperature, top_p)
-            ids, mask = lm.encode([given[i].text for i in rows])
-            spoken = [given[i].language for i in rows]
-            tokens, counts = decode(lm, ids, mask, max_new_tokens, pick, len(own), languages=spoken)
+            ids, mask = lm.encode([checked_prompts[i].text for i in rows])
+            row_languages = [checked_prompts[i].language for i in rows]
+            tokens, counts = decode(
+                lm, ids, mask, max_new_tokens, pick=pick, n_samples=len(numbers), languages=row_languages
+            )
             counts &= ~torch.isin(tokens, torch.tensor(lm.ends, device=tokens.device))
             written = [new[keep].tolist() for new, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
-            read = [before[keep].tolist() for before, keep in zip(ids.cpu(), mask.cpu(), strict=True) for _ in own]
-            places = [i * samples + sample for i in rows for sample in own]
+            read = [before[keep].tolist() for before, keep in zip(ids.cpu(), mask.cpu(), strict=True) for _ in numbers]
+            places = [i * samples + sample for i in rows for sample in numbers]
             for place, text in zip(places, lm.decode_after(read, written), strict=True):
                 texts[place] = text
             bar.update(len(places))
@@ -176,36 +204,37 @@ def generate(
         fits = min(samples, together)
 
         def write_all(rows: list[int]) -> None:
-            """All samples of some prompts, or as many at a time as fit of those of one."""
+            """Write all samples of some prompts. For a single prompt, write as many at a time as fit."""
             nonlocal fits
             if len(rows) > 1:
                 write(rows, list(range(samples)))
                 return
-            fits = max(len(own) for own, _ in each_batch(range(samples), fits, lambda own: write(rows, own)))
+            batches = each_batch(range(samples), fits, lambda numbers: write(rows, numbers))
+            fits = max(len(numbers) for numbers, _ in batches)
 
         in_batches(by_length(lengths), max(1, together // samples), write_all)
     settings: dict[str, object] = {"model": dataclasses.asdict(lm.identity()), "max_new_tokens": max_new_tokens}
     settings["greedy"] = greedy
     if not greedy:
         settings |= {"temperature": temperature, "top_p": top_p, "seed": seed}
-    return Continuations(tuple(given), samples, tuple(texts), settings)
+    return Continuations(tuple(checked_prompts), samples, tuple(texts), settings)
 
 
-def check_lengths(lm: HookedLM, prompts: Sequence[Prompt], new_tokens: int) -> list[int]:
-    """Tokens of each prompt.
+def check_lengths(lm: HookedLM, prompts: Sequence[Prompt], max_new_tokens: int) -> list[int]:
+    """Return the number of tokens of each prompt.
 
     Raises:
-        ValueError: a prompt has none, or more than the model's context minus the new tokens.
+        ValueError: a prompt has no tokens, or more than the model's context minus the new tokens.
     """
     lengths = [len(ids) for ids in lm.token_ids([prompt.text for prompt in prompts])]
-    room = lm.n_positions - new_tokens
+    room = lm.n_positions - max_new_tokens
     for i, length in enumerate(lengths):
         if length == 0:
             raise ValueError(f"prompt {i} has no tokens: {prompts[i].text!r}")
         if length > room:
             raise ValueError(
                 f"prompt {i} has {length} tokens: {lm.name} has room for {room} "
-                f"({lm.n_positions} positions minus {new_tokens} new tokens)"
+                f"({lm.n_positions} positions minus {max_new_tokens} new tokens)"
             )
     return lengths
 
@@ -215,83 +244,87 @@ def decode(
     lm: HookedLM,
     ids: Int[Tensor, "prompt pos"],
     mask: Bool[Tensor, "prompt pos"],
-    new_tokens: int,
+    max_new_tokens: int,
+    *,
     pick: Picker,
-    samples: int = 1,
-    watch: Watch | None = None,
+    n_samples: int = 1,
+    before_pass: BeforePass | None = None,
     languages: Sequence[str] | None = None,
     stop_at_end: bool = True,
 ) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
-    """Continue a left-padded batch, `samples` rows a prompt; rows that have ended are left out of later passes.
+    """Continue a left-padded batch of prompts, with `n_samples` rows for each. Rows that have ended are dropped.
 
     Args:
-        watch: for hooks that need to know whose activations they see; the first pass has the prompts as its rows.
-        languages: of the prompts, for edits that differ by language.
-        stop_at_end: whether a row ends with an end of sequence; if not, all rows go on.
+        pick: chooses the next tokens.
+        before_pass: for hooks that need to know the rows of the activations that they see. In the first pass, the rows
+            are the prompts.
+        languages: the prompts' languages, for edits that differ by language.
+        stop_at_end: whether a row ends with an end of sequence. If not, all rows continue to the last step.
 
     Returns:
         the new tokens (end-of-sequence once a row has ended), and where they count: the row had not ended before.
     """
     end, ends = lm.ends[0], torch.tensor(lm.ends if stop_at_end else (), dtype=torch.long, device=lm.device)
-    if watch:
+    if before_pass:
         rows = torch.arange(len(ids), device=lm.device)
-        watch(0, rows, torch.ones_like(rows, dtype=torch.bool))
-    logits, held = lm.extend(ids, mask, languages=languages)
+        before_pass(0, rows, torch.ones_like(rows, dtype=torch.bool))
+    logits, cache = lm.extend(ids, mask, languages=languages)
     logits = lm.only_tokens(logits)
-    if samples > 1:
-        logits, mask = logits.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
-        held = lm.repeated(held, samples)
-    tokens = torch.full((len(logits), new_tokens), end, device=lm.device)
-    counts = torch.zeros(len(logits), new_tokens, dtype=torch.bool, device=lm.device)
+    if n_samples > 1:
+        logits, mask = logits.repeat_interleave(n_samples, 0), mask.repeat_interleave(n_samples, 0)
+        cache = lm.repeated(cache, n_samples)
+    tokens = torch.full((len(logits), max_new_tokens), end, device=lm.device)
+    counts = torch.zeros(len(logits), max_new_tokens, dtype=torch.bool, device=lm.device)
     rows = torch.arange(len(logits), device=lm.device)
     going, left = torch.ones_like(rows, dtype=torch.bool), len(rows)
-    for step in range(new_tokens):
-        # Most often all go on, and their logits, a row a vocabulary, need not be copied.
-        whole = left == len(rows)
-        live = rows if whole else rows[going]
-        picked = pick(logits if whole else logits[going], live, step)
-        tokens[live, step], counts[live, step] = picked, True
+    for step in range(max_new_tokens):
+        # Most often no row has ended, and the logits, which are large, need not be copied.
+        none_ended = left == len(rows)
+        unfinished = rows if none_ended else rows[going]
+        picked = pick(logits if none_ended else logits[going], unfinished, step)
+        tokens[unfinished, step], counts[unfinished, step] = picked, True
         chosen = torch.full_like(rows, end)
         chosen[going] = picked
         going = going & ~torch.isin(chosen, ends)
         left = int(going.sum())
-        if step + 1 == new_tokens or left == 0:
+        if step + 1 == max_new_tokens or left == 0:
             break
-        if left <= _SHRUNK * len(rows):
-            kept = going.nonzero().squeeze(-1)
-            held = lm.selected(held, kept)
-            rows, chosen, mask, going = rows[kept], chosen[kept], mask[kept], going[kept]
+        if left <= _SHRINK_BELOW * len(rows):
+            places = going.nonzero().squeeze(-1)
+            cache = lm.selected(cache, places)
+            rows, chosen, mask, going = rows[places], chosen[places], mask[places], going[places]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-        if watch:
-            watch(step + 1, rows, going)
-        logits, held = lm.extend(chosen[:, None], mask, held=held)
+        if before_pass:
+            before_pass(step + 1, rows, going)
+        logits, cache = lm.extend(chosen[:, None], mask, cache=cache)
         logits = lm.only_tokens(logits)
     return tokens, counts
 
 
-def greediest(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step: int) -> Int[Tensor, "row"]:
-    """The picker of greedy decoding."""
+def pick_greedily(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step: int) -> Int[Tensor, "row"]:
+    """Pick the likeliest token of each row. This is greedy decoding."""
     return logits.argmax(-1)
 
 
-def _chances(texts: Sequence[str], own: Sequence[int], steps: int, seed: int) -> Float[Tensor, "row step try"]:
-    """Uniform numbers in [0, 1) that depend on the prompt's text, the sample, the step and the seed only.
+def _chances(texts: Sequence[str], samples: Sequence[int], steps: int, seed: int) -> Float[Tensor, "row step try"]:
+    """Draw uniform numbers in [0, 1) that depend only on the prompt's text, the sample, the step and the seed.
 
     Args:
-        own: the samples' numbers.
+        samples: the numbers of the samples to draw for.
     """
-    seeds, upto = [[seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))] for text in texts], max(own) + 1
-    # Two streams: in each, the numbers of a sample do not depend on how many come after it.
-    first = [np.random.default_rng(each).random((upto, steps, 1))[own] for each in seeds]
-    others = [np.random.default_rng([*each, 1]).random((upto, steps, _TRIES - 1))[own] for each in seeds]
-    return torch.from_numpy(np.concatenate([np.concatenate(first), np.concatenate(others)], -1))
+    n_samples = max(samples) + 1
+    seeds = [[seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))] for text in texts]
+    # Two streams. In each, the numbers of a sample do not depend on how many samples come after it.
+    first = [np.random.default_rng(words).random((n_samples, steps, 1))[samples] for words in seeds]
+    rest = [np.random.default_rng([*words, 1]).random((n_samples, steps, _TRIES - 1))[samples] for words in seeds]
+    return torch.from_numpy(np.concatenate([np.concatenate(first), np.concatenate(rest)], -1))
 
 
 class _Sampler:
-    """Draws from the exact nucleus at given uniform numbers.
+    """Picks tokens from the exact nucleus, with uniform numbers that were drawn before.
 
-    The nucleus is the least set of likeliest tokens that holds `top_p` of the mass; of equals at its edge, as many as
-    are needed.
+    The nucleus is the smallest set of likeliest tokens that holds `top_p` of the probability. Among equally likely
+    tokens at its edge, it holds as many as are needed.
     """
 
     def __init__(self, chance: Float[Tensor, "row step try"], temperature: float, top_p: float) -> None:
@@ -299,23 +332,23 @@ class _Sampler:
 
     def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
         chance = self.chance[rows, step]
-        # A few rows at a time stay in a CPU's cache, and in memory that it need not be given anew.
-        few = len(rows) if logits.is_cuda else max(1, _CACHED // logits.shape[-1])
-        starts = range(0, len(logits), few)
-        return torch.cat([self._chosen(logits[i : i + few], chance[i : i + few]) for i in starts])
+        # On a CPU, a chunk of rows at a time stays in the cache, and reuses memory that is already allocated.
+        chunk = len(rows) if logits.is_cuda else max(1, _CHUNK_LOGITS // logits.shape[-1])
+        starts = range(0, len(logits), chunk)
+        return torch.cat([self._chosen(logits[i : i + chunk], chance[i : i + chunk]) for i in starts])
 
     def _chosen(self, logits: Tensor, chance: Tensor) -> Tensor:
         mass = (logits.float() / self.temperature).softmax(-1)
         top, ids = mass.topk(min(_NUCLEUS_GUESS, mass.shape[-1]))
         chosen = self._draw(top.double(), ids, chance[:, :1])
-        # Where the guess does not hold the whole nucleus, the row is drawn again from the whole vocabulary.
+        # Where the likeliest tokens do not hold the whole nucleus, draw the row again from the whole vocabulary.
         short = top.sum(-1) < self.top_p
         if top.shape[-1] < mass.shape[-1] and bool(short.any()):
             chosen[short] = self._draw_from_all(mass[short], chance[short])
         return chosen
 
     def _draw(self, mass: Tensor, ids: Tensor, chance: Tensor) -> Tensor:
-        """Tokens from descending probabilities that hold the nucleus."""
+        """Draw tokens from probabilities in descending order, which hold the whole nucleus."""
         nucleus = torch.where(mass.cumsum(-1) - mass < self.top_p, mass, 0.0)
         reached = nucleus.cumsum(-1)
         place = (reached <= chance * reached[:, -1:]).sum(-1, keepdim=True)
@@ -323,18 +356,18 @@ class _Sampler:
         return ids.gather(-1, place.minimum(last)).squeeze(-1)
 
     def _draw_from_all(self, mass: Tensor, chance: Tensor) -> Tensor:
-        """The same, mostly without sorting the vocabulary: draw from all of it until the token is in the nucleus."""
+        """Draw tokens from all probabilities until they are in the nucleus. Sort only for rows that never get there."""
         reached = mass.cumsum(-1, dtype=torch.float64)
         numbers = torch.arange(mass.shape[-1], device=mass.device)
         chosen = torch.empty_like(mass[:, 0], dtype=torch.long)
         undecided = torch.arange(len(mass), device=mass.device)
         for i in range(chance.shape[-1] - 1):
-            own, up_to = mass[undecided], reached[undecided]
+            row_mass, up_to = mass[undecided], reached[undecided]
             token = torch.searchsorted(up_to, chance[undecided, i : i + 1] * up_to[:, -1:], right=True)
             token = token.clamp(max=mass.shape[-1] - 1)
-            likely = own.gather(-1, token)
-            before = (own > likely) | ((own == likely) & (numbers < token))
-            inside = torch.where(before, own, 0.0).sum(-1, dtype=torch.float64) < self.top_p
+            likely = row_mass.gather(-1, token)
+            before = (row_mass > likely) | ((row_mass == likely) & (numbers < token))
+            inside = torch.where(before, row_mass, 0.0).sum(-1, dtype=torch.float64) < self.top_p
             chosen[undecided[inside]] = token[inside, 0]
             undecided = undecided[~inside]
             if len(undecided) == 0:

@@ -1,4 +1,4 @@
-"""GGUF files, as llama.cpp reads them: transformers gives them back as plain weights, not packed any more."""
+"""GGUF files, which llama.cpp reads too. Transformers unpacks their weights into plain ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import transformers
 from xlingtox.text import first_line
 
 _HEAD, _KIND = 2**20, b"general.file_type"
-"""Bytes in which a file says of what kind it is, and the key under which it does."""
+"""The first bytes of a file, which hold its kind, and the key of the kind."""
 
 
 def gguf_file(source: str) -> Path | None:
@@ -40,7 +40,7 @@ def gguf_file(source: str) -> Path | None:
 
 
 def packed_as(file: Path) -> str:
-    """Return how a GGUF file packs its weights, as `GGUF Q4_1`, without reading its vocabulary.
+    """Return how a GGUF file packs its weights, such as `GGUF Q4_1`, without reading its vocabulary.
 
     Raises:
         ImportError: the package gguf is missing.
@@ -54,7 +54,7 @@ def packed_as(file: Path) -> str:
         head = stream.read(_HEAD)
     if not head.startswith(b"GGUF"):
         raise ValueError(f"{file} is no GGUF file: it does not begin with GGUF")
-    # A key is its length and its name, then comes the type of the value: here 4, a number of 32 bits.
+    # A key is stored as its length and its name. The type of the value follows; here it is 4, a number of 32 bits.
     place = head.find(struct.pack("<Q", len(_KIND)) + _KIND + struct.pack("<I", 4))
     if place < 0:
         return "GGUF"
@@ -66,8 +66,8 @@ def packed_as(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def readable(file: Path | None) -> Iterator[None]:
-    """Name the GGUF file in what the packages raise that read it: a file that is cut short fails anywhere in them.
+def errors_name(file: Path | None) -> Iterator[None]:
+    """Name the GGUF file in errors of the packages that read it. A truncated file fails anywhere in them.
 
     Raises:
         ValueError: the file cannot be read, or is of a family that transformers does not know from GGUF.
@@ -81,13 +81,13 @@ def readable(file: Path | None) -> Iterator[None]:
 
 
 def is_from_gguf(model: Any) -> bool:
-    """Whether transformers read the model from a GGUF file."""
+    """Return whether transformers read the model from a GGUF file."""
     method = getattr(getattr(model.config, "quantization_config", None), "quant_method", None)
     return str(getattr(method, "value", method)) == "gguf"
 
 
 def as_plain(model: Any) -> Any:
-    """Return the model without the note that it came from GGUF: its weights are plain, and could not be saved with it.
+    """Return the model without the note that it came from GGUF. Transformers would not save it with that note.
 
     Raises:
         ValueError: its weights are still packed.
@@ -107,15 +107,15 @@ def as_plain(model: Any) -> Any:
     return model
 
 
-def held_plain() -> dict[str, Any]:
-    """Return what transformers is told to unpack all weights: newer releases may keep them packed."""
+def unpacking_options() -> dict[str, Any]:
+    """Return the options that make transformers unpack all weights. Newer releases may keep them packed."""
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 @contextlib.contextmanager
 def no_bars() -> Iterator[None]:
-    """Without the bar that transformers shows while it unpacks weights."""
+    """Hide the progress bar that transformers shows while it unpacks weights."""
     unpacking: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     before = unpacking.tqdm
     unpacking.tqdm = functools.partial(before, disable=True)

@@ -1,7 +1,7 @@
-"""A plain Hugging Face model's blocks, projections and norms under TransformerLens's names, without a bridge.
+"""A plain Hugging Face model's blocks, projections and norms, by the names that TransformerLens gives them.
 
-TransformerLens knows where a family keeps its MLPs even where it cannot build a bridge over its weights: it splits
-fused query, key and value matrices, and those of 4 or 8 bits are packed.
+TransformerLens knows where each family keeps its MLPs, also where it cannot build a bridge over the weights. A bridge
+needs to split fused query, key and value matrices, and that is impossible with quantised weights.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
-class Anatomy:
-    """What `Lens` reads of a bridge, read of the plain model itself: it has weights, and no hook points.
+class UnhookedModel:
+    """A plain model with the attributes of a TransformerLens bridge that we read. It has weights and no hook points.
 
     Attributes:
         original_model: the plain model.
@@ -25,12 +25,12 @@ class Anatomy:
     """
 
     def __init__(self, model: Any, sizes: Any, components: Mapping[str, Any]) -> None:
-        """Look for the modules that TransformerLens's components name.
+        """Look up the modules that TransformerLens's components name.
 
         Args:
             sizes: TransformerLens's configuration of the model.
-            components: TransformerLens's component mapping of the family; every component has a `name`, a path from
-                the component around it, and `submodules`.
+            components: TransformerLens's component mapping of the family. Every component has a `name`, which is a
+                path from the component around it, and `submodules`.
 
         Raises:
             AttributeError: the model has no such modules.
@@ -45,15 +45,15 @@ class Anatomy:
 
     @property
     def W_U(self) -> Tensor:
-        """`[d_model, d_vocab]`"""
-        return _as_read(self._unembed)
+        """The output embedding, `[d_model, d_vocab]`."""
+        return _matrix(self._unembed)
 
     def eval(self) -> None:
         self.original_model.eval()
 
 
-class Part:
-    """A component of a bridge without its hooks: the plain module, and the parts of it that have names."""
+class UnhookedModule:
+    """A plain module with the names of a bridge's component: `original_component`, and its parts as attributes."""
 
     def __init__(self, module: nn.Module, **parts: Any) -> None:
         self.original_component = module
@@ -63,26 +63,28 @@ class Part:
         return getattr(self.__dict__["original_component"], name)
 
 
-class _Mlp(Part):
+class _Mlp(UnhookedModule):
+    """A dense MLP with the weight names of a bridge."""
+
     hook_post = True
-    """A bridge has this hook point on dense MLPs."""
+    """A bridge has this hook point on dense MLPs only, so this tells a dense MLP from others."""
 
     @property
     def W_out(self) -> Tensor:
-        return _as_read(self.out.original_component)
+        return _matrix(self.out.original_component)
 
     @property
     def W_in(self) -> Tensor:
-        return _as_read(self.__dict__["in"].original_component)
+        return _matrix(self.__dict__["in"].original_component)
 
     @property
     def W_gate(self) -> Tensor | None:
         gate = self.__dict__.get("gate")
-        return None if gate is None else _as_read(gate.original_component)
+        return None if gate is None else _matrix(gate.original_component)
 
 
-class Half(nn.Module):
-    """Gate or up of a projection that holds both, the gate's rows first."""
+class HalfOfGateUp(nn.Module):
+    """The gate or the up-projection, where one layer holds both. The gate's rows come first."""
 
     def __init__(self, joint: nn.Module, first: bool) -> None:
         super().__init__()
@@ -91,48 +93,52 @@ class Half(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The joint weight where it is packed (a half of packed numbers is none), else its half."""
+        """This half of the joint weight. Quantised weights cannot be halved, so they are returned whole."""
         weight: Any = self.joint.weight
         return self._half(weight, 0) if weight.dtype.is_floating_point and weight.dtype.itemsize > 1 else weight
 
     def forward(self, state: Tensor) -> Tensor:
         return self._half(self.joint(state), -1)
 
-    def _half(self, of: Tensor, dim: int) -> Tensor:
-        return of.chunk(2, dim)[0 if self.first else 1]
+    def _half(self, tensor: Tensor, dim: int) -> Tensor:
+        return tensor.chunk(2, dim)[0 if self.first else 1]
 
 
-def _block(layer: nn.Module, components: Mapping[str, Any]) -> Part:
+def _block(layer: nn.Module, components: Mapping[str, Any]) -> UnhookedModule:
+    """Return a block with its MLP and the norms around it, as far as the family has them."""
     named = {name: component for name, component in components.items() if component.name}
     norms = {
-        name: Part(module)
+        name: UnhookedModule(module)
         for name in ("ln2", "ln2_post")
-        if name in named and (module := _there(layer, named[name].name)) is not None
+        if name in named and (module := _submodule(layer, named[name].name)) is not None
     }
     mlp = components.get("mlp")
     # Some families keep the projections in the block itself: their MLP has no name.
-    inside = None if mlp is None else layer if mlp.name is None else _there(layer, mlp.name)
-    return Part(layer, **norms) if mlp is None or inside is None else Part(layer, mlp=_mlp(inside, mlp), **norms)
+    inside = None if mlp is None else layer if mlp.name is None else _submodule(layer, mlp.name)
+    if mlp is None or inside is None:
+        return UnhookedModule(layer, **norms)
+    return UnhookedModule(layer, mlp=_mlp(inside, mlp), **norms)
 
 
-def _mlp(module: nn.Module, mlp: Any) -> Part:
+def _mlp(module: nn.Module, mlp: Any) -> UnhookedModule:
+    """Return an MLP with its projections by TransformerLens's names: `in`, `out` and `gate`."""
     names = {part: component.name for part, component in mlp.submodules.items() if component.name}
-    parts = {part: found for part, name in names.items() if (found := _there(module, name)) is not None}
+    parts = {part: child for part, name in names.items() if (child := _submodule(module, name)) is not None}
     if hasattr(mlp, "split_gate_up_matrix"):
         joint = module.get_submodule(getattr(mlp, "fused_attr", "gate_up_proj"))
-        parts |= {"gate": Half(joint, first=True), "in": Half(joint, first=False)}
-    kind = _Mlp if {"in", "out"} <= parts.keys() else Part
-    return kind(module, **{part: Part(found) for part, found in parts.items()})
+        parts |= {"gate": HalfOfGateUp(joint, first=True), "in": HalfOfGateUp(joint, first=False)}
+    kind = _Mlp if {"in", "out"} <= parts.keys() else UnhookedModule
+    return kind(module, **{part: UnhookedModule(child) for part, child in parts.items()})
 
 
-def _there(module: nn.Module, path: str) -> nn.Module | None:
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
     try:
         return module.get_submodule(path)
     except AttributeError:
         return None
 
 
-def _as_read(linear: nn.Module) -> Tensor:
-    """`[in, out]`: a view of a layer's weights."""
+def _matrix(linear: nn.Module) -> Tensor:
+    """Return a view of a layer's weights as `[in, out]`."""
     weight: Any = linear.weight
     return weight.detach() if isinstance(linear, Conv1D) else weight.detach().T

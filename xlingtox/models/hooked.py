@@ -1,85 +1,103 @@
-"""HookedLM: a language model with its tokenizer and its neurons, on TransformerLens."""
+"""HookedLM: a language model with its tokenizer and its neurons."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox.checking import checked, shown
 from xlingtox.models import loading
 from xlingtox.models.adapters import check_merged, is_adapted
-from xlingtox.models.backend import Engine, PlainEngine, alike
+from xlingtox.models.backend import Backend, HuggingFaceBackend, same_but_for_rounding
+from xlingtox.models.devices import DeviceMap
 from xlingtox.models.forward import HookNeverFired as HookNeverFired
-from xlingtox.models.forward import Running
 from xlingtox.models.identity import Identity, fingerprint
-from xlingtox.models.mlp_output import multipliers
+from xlingtox.models.mlp_output import measure_mlp_multipliers
 from xlingtox.models.quantised import Bits
-from xlingtox.models.reload_check import differing, stored_weights
-from xlingtox.models.tl_backend import Lens, beside, lens, unbridged
-from xlingtox.models.token_ids import token_ids
+from xlingtox.models.reload_check import first_changed_weight, stored_weights
+from xlingtox.models.text_encoding import TextEncoding
+from xlingtox.models.tl_backend import TransformerLensBackend, backend_of, bridge_over, without_bridge
+from xlingtox.models.tokenizer import check_tokenizer, without_added_start
+from xlingtox.models.vectors import NeuronVectors
 from xlingtox.text import first_line, in_line
 
 _LOG = logging.getLogger(__name__)
 
 
-class HookedLM(Running):
+class HookedLM(NeuronVectors, TextEncoding):
     """A causal language model whose MLP neurons can be read and edited while it runs.
 
-    The plain Hugging Face model does the work; `tl` is a TransformerLens model over the same weights. Edits and hooks
-    of this class act in both, and a hook that was added to one of `tl`'s hook points by hand acts here too.
+    The plain Hugging Face model does the work. `tl` is a TransformerLens model over the same weights. Edits and hooks
+    of this class act in both. A hook that you add to one of `tl`'s hook points by hand acts here too.
 
     Attributes:
-        tl: the TransformerLens model (`TransformerBridge`, or a `HookedTransformer` that was given). A family with
+        tl: the TransformerLens model (`TransformerBridge`, or the `HookedTransformer` that was loaded). A family with
             fused query, key and value matrices has none in 4 or 8 bits: all else works there, and `tl` says why.
         tokenizer: the Hugging Face tokenizer; padding is on the left.
         name, revision: where the model came from.
-        stored_dtype: the dtype of the weights in the checkpoint that it came from, or the one that was asked for; on a
-            processor, float16 (and bfloat16 where it is slow) is computed in float32, which is then `dtype`.
+        stored_dtype: the dtype of the weights in the checkpoint, or the one that was asked for. On a CPU, float16 (and
+            bfloat16 where it is slow) is computed in float32, which is then `dtype`.
         n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
-        n_positions: the longest sequence in tokens, prompt and continuation together; of a model that turns positions
-            otherwise from some length on (Phi-3 of 128k), that length.
-        multipliers: by layer, the constant times which the residual stream gets what the MLP writes: 1 in most
-            families, `residual_multiplier` in Granite, None where a norm stands between (Gemma 2).
+        n_positions: the longest sequence in tokens, prompt and continuation together. Some models rotate positions
+            differently beyond some length (Phi-3 of 128k); for these, it is that length.
+        mlp_multipliers: for each layer, the constant that multiplies the MLP's output on its way to the residual
+            stream. It is 1 in most families, `residual_multiplier` in Granite, None where a norm is between (Gemma 2).
+
+    Example:
+        >>> lm = xt.HookedLM.load("mini")
+        >>> lm.value_vectors(0).shape  # one for each neuron of the first layer
+        torch.Size([512, 128])
+        >>> ids, mask = lm.encode(["the cat", "la casa es grande"])
+        >>> tuple(lm.logits(ids, mask).shape) == (*ids.shape, len(lm.unembedding()))
+        True
     """
 
     def __init__(
         self,
-        side: Lens,
+        tl_backend: TransformerLensBackend,
         tokenizer: PreTrainedTokenizerBase,
         name: str,
+        *,
         revision: str | None = None,
-        plain: PlainEngine | None = None,
-        stored: torch.dtype | None = None,
+        hf_backend: HuggingFaceBackend | None = None,
+        stored_dtype: torch.dtype | None = None,
         unpacked_from: str | None = None,
     ) -> None:
-        if not isinstance(side, Lens):
-            raise TypeError(f"HookedLM of a {type(side).__name__}: wrap it, HookedLM.load(model, tokenizer=...)")
-        super().__init__(side, plain)
-        self.stored_dtype, self._unpacked_from = stored or self.dtype, unpacked_from
+        """Wrap backends. Users call `HookedLM.load`.
+
+        Args:
+            unpacked_from: how the file that the weights were unpacked from holds them, such as `GGUF Q4_1`.
+
+        Raises:
+            TypeError: this is a model, not a backend.
+            ValueError: the model is not a decoder with dense MLPs, or the tokenizer has no end-of-sequence token.
+        """
+        if not isinstance(tl_backend, TransformerLensBackend):
+            raise TypeError(f"HookedLM of a {type(tl_backend).__name__}: wrap it, HookedLM.load(model, tokenizer=...)")
+        super().__init__(tl_backend, hf_backend)
+        self.stored_dtype, self._unpacked_from = stored_dtype or self.dtype, unpacked_from
         self.name, self.revision = name, revision
-        self.tokenizer = loading.check_tokenizer(tokenizer, self.unembedding().shape[0])
-        side.tl.eval()
-        self._read: tuple[tuple[Any, ...], str] | None = None
-        self.n_positions = side.n_positions
+        self.tokenizer = check_tokenizer(tokenizer, self.unembedding().shape[0])
+        tl_backend.tl.eval()
+        self._last_fingerprint: tuple[tuple[Any, ...], str] | None = None
+        self.n_positions = tl_backend.n_positions
         try:
-            self.d_mlp = side.d_mlp
+            self.d_mlp = tl_backend.d_mlp
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         self._check_runs()
-        self.multipliers = multipliers(self, self._written)
+        self.mlp_multipliers = measure_mlp_multipliers(self, self._project_down)
 
-    # --- ways in
+    # --- loading and unwrapping
 
     @classmethod
     @checked
@@ -91,7 +109,7 @@ class HookedLM(Running):
         adapter: str | Path | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
-        device_map: loading.DeviceMap | None = None,
+        device_map: DeviceMap | None = None,
         bits: Bits | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -99,53 +117,70 @@ class HookedLM(Running):
         """Wrap a model for reading and editing its neurons.
 
         Args:
-            source: `"mini"`, a checkpoint folder, a `.gguf` file (or a folder that holds nothing else to load), a
-                folder with a LoRA adapter, a hub name, a Hugging Face model (copied, left as it is), a
-                `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9; the last two with unprocessed
+            source: `"mini"`, a hub name, a checkpoint folder, a folder with a LoRA adapter, a `.gguf` file, or a folder
+                that holds only such a file. Or a model in memory: a Hugging Face model (copied, left as it is), a
+                `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9. The last two must have unprocessed
                 weights. Weights of a GGUF file are unpacked while they are read.
-            tokenizer: needed for a model given in memory without one; else loaded from beside the checkpoint. That of a
-                TransformerLens model, which puts a start before each text, is loaded anew, without the network.
+            tokenizer: the default is the one next to the checkpoint. A model in memory needs one here, unless it is a
+                TransformerLens model with a tokenizer. TransformerLens makes it put a start before each text, so it is
+                loaded again from its files, without the network.
             adapter: folder or hub name of a LoRA adapter, which is merged into the weights.
-            dtype: weights are cast to it. Default: as stored; but on a processor float16, which is slow on all of them,
-                and bfloat16 where it is slow, are held in float32, and a warning says so. From a GGUF file: float32.
+            dtype: weights are cast to it. Default: the stored one. On a CPU, float16 (slow on all of them) and bfloat16
+                (where it is slow) are held in float32, with a warning. Weights of a GGUF file are held in float32.
             device: weights are moved to it (default: the GPU if there is one; a model in memory stays where it is).
-            device_map: as in transformers, for a model that is spread over devices; needs accelerate.
+            device_map: transformers' option for a model that is spread over devices. It needs accelerate.
             bits: 8 or 4, for weights quantised by bitsandbytes.
-            revision: of a hub name; of an adapter's name, its own (its base's is the one that the adapter names).
+            revision: the revision of a hub name. For an adapter it is the adapter's own; its base has the revision that
+                the adapter names.
             trust_remote_code: run the code that a checkpoint brings along.
 
         Raises:
             TypeError: no model, and no name of one.
             FileNotFoundError: a folder that is no checkpoint or no adapter.
-            ValueError: not a decoder with a dense MLP; a tokenizer is missing or has no end-of-sequence token; an
-                adapter for another base; processed weights; a device that is not there; a package that is missing;
-                bits asked of weights that are stored in others; weights outside the folder, or pickled ones.
+            ValueError: the model is not a decoder with dense MLPs. Its tokenizer is missing or has no end-of-sequence
+                token. The adapter is for another base. Weights were processed, are stored in other bits, lie outside
+                the folder, or are pickled. A device or a package is missing.
             ImportError: a GGUF file without the package gguf.
+
+        Example:
+            >>> xt.HookedLM.load("mini")
+            HookedLM('mini': 4 layers x 512 neurons, d_model 128)
         """
         if isinstance(source, cls):
-            asked = (tokenizer, adapter, dtype, device, device_map, bits, revision)
-            if any(option is not None for option in asked):
+            options = (tokenizer, adapter, dtype, device, device_map, bits, revision)
+            if any(option is not None for option in options):
                 raise ValueError(f"{source.name} is loaded already: give these options with what it is loaded from")
             return source
         if isinstance(source, str | Path):
-            loaded = loading.from_checkpoint(
-                str(source), tokenizer, adapter, dtype, device, device_map, bits, revision, trust_remote_code
+            return cls.over(
+                loading.from_checkpoint(
+                    str(source),
+                    tokenizer=tokenizer,
+                    adapter=adapter,
+                    dtype=dtype,
+                    device=device,
+                    device_map=device_map,
+                    bits=bits,
+                    revision=revision,
+                    trust_remote_code=trust_remote_code,
+                )
             )
-            return cls.over(loaded)
-        for option, given in (("revision", revision), ("device_map", device_map), ("bits", bits)):
-            if given is not None:
+        for option, value in (("revision", revision), ("device_map", device_map), ("bits", bits)):
+            if value is not None:
                 raise ValueError(f"{option} is for a hub name or a folder; the model was given in memory")
         if isinstance(source, transformers.PreTrainedModel) or is_adapted(source):
-            return cls.over(loading.from_memory(source, tokenizer, adapter, dtype, device))
+            return cls.over(
+                loading.from_memory(source, tokenizer=tokenizer, adapter=adapter, dtype=dtype, device=device)
+            )
         if hasattr(source, "cfg") and hasattr(source, "blocks"):
-            held: Any = getattr(source, "tokenizer", None)
-            if tokenizer is None and held is None:
+            its_tokenizer: Any = getattr(source, "tokenizer", None)
+            if tokenizer is None and its_tokenizer is None:
                 raise ValueError("the TransformerLens model has no tokenizer: load(model, tokenizer=...)")
             if dtype is not None or device is not None or adapter is not None:
-                raise ValueError("move, cast or merge a TransformerLens model before it is given, not while loading")
+                raise ValueError("move, cast or merge a TransformerLens model before you load it, not while loading")
             check_merged(source)
-            own = tokenizer or loading.without_added_start(held, trust_remote_code)
-            return cls(lens(source), own, str(getattr(source.cfg, "model_name", "TransformerLens model")))
+            name = str(getattr(source.cfg, "model_name", "TransformerLens model"))
+            return cls(backend_of(source), tokenizer or without_added_start(its_tokenizer, trust_remote_code), name)
         raise TypeError(
             f"HookedLM.load: source is {shown(source)}, expected 'mini', a checkpoint folder, a hub name, a "
             "Hugging Face model, or a TransformerLens model"
@@ -158,304 +193,173 @@ class HookedLM(Running):
         Raises:
             ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
         """
-        return cls._around(loaded, beside)
+        return cls._wrap(loaded, bridge_over)
 
     @classmethod
     def unbridged(cls, loaded: loading.Loaded) -> HookedLM:
-        """Wrap a plain model as it is, without a TransformerLens model: for tuning, which asks for none.
+        """Wrap a plain model as it is, without a TransformerLens model: tuning needs none, and it takes memory.
 
         Raises:
             ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
         """
-        return cls._around(loaded, lambda model: unbridged(model, "it was loaded to be tuned"))
+        return cls._wrap(loaded, lambda model: without_bridge(model, "it was loaded to be tuned"))
 
     @classmethod
-    def _around(cls, loaded: loading.Loaded, sides: Callable[[Any], tuple[Lens, PlainEngine]]) -> HookedLM:
+    def _wrap(
+        cls,
+        loaded: loading.Loaded,
+        make_backends: Callable[[Any], tuple[TransformerLensBackend, HuggingFaceBackend]],
+    ) -> HookedLM:
         try:
-            side, plain = sides(loaded.model)
+            tl_backend, hf_backend = make_backends(loaded.model)
         except ValueError as error:
             raise ValueError(f"{loaded.name}: {error}") from error
-        return cls(side, loaded.tokenizer, loaded.name, loaded.revision, plain, loaded.stored, loaded.unpacked_from)
+        return cls(
+            tl_backend,
+            loaded.tokenizer,
+            loaded.name,
+            revision=loaded.revision,
+            hf_backend=hf_backend,
+            stored_dtype=loaded.stored_dtype,
+            unpacked_from=loaded.unpacked_from,
+        )
 
     @property
     def tl(self) -> Any:
         """The TransformerLens model over the same weights.
 
         Raises:
-            ValueError: there is none, and why.
+            ValueError: there is none. The message says why.
         """
-        if self._lens.unbridged is not None:
+        if self._tl_backend.no_bridge_because is not None:
             raise ValueError(
-                f"{self.name} has no .tl, since {self._lens.unbridged}. Activations, edits, hooks and vectors of "
-                "neurons need none"
+                f"{self.name} has no .tl, since {self._tl_backend.no_bridge_because}. Activations, edits, hooks and "
+                "vectors of neurons need none"
             )
-        return self._lens.tl
+        return self._tl_backend.tl
 
     def unwrapped(self) -> Any:
-        """A plain Hugging Face model with a copy of this model's weights and none of its hooks, to train or to save.
+        """Return a plain Hugging Face model to train or to save: a copy of the weights, without hooks.
 
         Raises:
             ValueError: the model was given as a TransformerLens model.
         """
-        self.check_unwrappable()
-        assert self._plain is not None
-        model: Any = copy.deepcopy(self._plain.model)
+        model: Any = copy.deepcopy(self._plain_model())
         loading.without_hooks(model)
         return model
 
     def altered(self, folder: Path) -> str | None:
-        """The first weight that is not as in the files of `folder`, from which the model was read; None without one."""
-        return None if self._plain is None else differing(stored_weights(folder), self._plain.model)
+        """Return the first weight that differs from the files in `folder`, which it was read from; None if none."""
+        if self._hf_backend is None:
+            return None
+        return first_changed_weight(stored_weights(folder), self._hf_backend.model)
 
     def check_unwrappable(self) -> None:
-        """Raise ValueError if the model was given as a TransformerLens model: no plain one stands behind it."""
-        if self._plain is None:
+        """Raise ValueError if the model was given as a TransformerLens model, so that there is no plain one."""
+        self._plain_model()
+
+    def _plain_model(self) -> Any:
+        if self._hf_backend is None:
             raise ValueError(
                 f"{self.name} was given as a TransformerLens model, which cannot be unwrapped: "
                 "load it from a folder or from a Hugging Face model"
             )
+        return self._hf_backend.model
 
     def down_projections(self) -> list[str]:
-        """By layer, the name of the down-projection in `unwrapped()`.
+        """Return the names of the down-projections in `unwrapped()`, by layer.
 
         Raises:
             ValueError: the model was given as a TransformerLens model.
         """
-        self.check_unwrappable()
-        assert self._plain is not None
-        names = {id(module): name for name, module in self._plain.model.named_modules()}
-        return [names[id(down)] for down in self._plain.downs]
+        names = {id(module): name for name, module in self._plain_model().named_modules()}
+        assert self._hf_backend is not None
+        return [names[id(down)] for down in self._hf_backend.downs]
 
-    # --- what it is
+    # --- checks of the model, and its identity
 
     def _check_runs(self) -> None:
-        """Raise ValueError unless this is a decoder that goes on from a cache as if it had read all anew.
+        """Raise ValueError unless the model is a decoder that gives the same logits with a cache and without one.
 
-        The TransformerLens model must give the plain model's logits both ways: a new release of either may break it.
+        The TransformerLens model must give the plain model's logits in both ways. A new release of transformers or of
+        TransformerLens may break that.
         """
         ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device) % self.unembedding().shape[0]
-        read = self._both_ways(self._engine(), ids)
-        whole, step = read[:, :-1], read[:, -1:]
-        if not bool(whole.isfinite().all()):
-            raise ValueError(f"{self.name} gives logits that are no numbers: are its weights?")
-        if ids[0, -1] != ids[1, -1] and not torch.allclose(whole[0, :-1], whole[1, :-1], atol=1e-3, rtol=1e-3):
+        both_ways = self._logits_both_ways(self._backend(), ids)
+        at_once, from_cache = both_ways[:, :-1], both_ways[:, -1:]
+        if not bool(at_once.isfinite().all()):
+            raise ValueError(f"{self.name} gives logits that are not finite: do its weights hold NaN or infinity?")
+        if ids[0, -1] != ids[1, -1] and not torch.allclose(at_once[0, :-1], at_once[1, :-1], atol=1e-3, rtol=1e-3):
             raise ValueError(f"{self.name} is not a decoder: its logits depend on later tokens")
-        if not alike(torch.cat([whole[:, :-1], step], 1), whole, self._lens.packed):
+        packed = self._tl_backend.packed
+        if not same_but_for_rounding(torch.cat([at_once[:, :-1], from_cache], 1), at_once, packed):
             raise ValueError(
-                f"{self.name} has other logits from a cache than without one: expected attention in every layer, and a "
-                "TransformerLens that knows this release of transformers"
+                f"{self.name} gives other logits with a cache than without one: expected attention in every layer, and "
+                "a TransformerLens that knows this release of transformers"
             )
-        if self._plain is not None and self._lens.unbridged is None:
+        if self._hf_backend is not None and self._tl_backend.no_bridge_because is None:
             try:
-                self._faithful = alike(self._both_ways(self._lens, ids), read, self._lens.packed)
+                tl_logits = self._logits_both_ways(self._tl_backend, ids)
+                self._tl_agrees = same_but_for_rounding(tl_logits, both_ways, packed)
             except ValueError:
-                self._faithful = False
-            if not self._faithful:
+                self._tl_agrees = False
+            if not self._tl_agrees:
                 name = in_line(self.name)
-                _LOG.warning("%s: TransformerLens has other logits than Hugging Face: .tl is unreliable", name)
+                _LOG.warning("%s: TransformerLens gives other logits than Hugging Face: .tl is unreliable", name)
 
     @torch.no_grad()
-    def _both_ways(self, engine: Engine, ids: Tensor) -> Float[Tensor, "batch pos+1 vocab"]:
-        """Logits read at once, and behind them those of the last token read after the others."""
-        mask, cache = torch.ones_like(ids), engine.empty_cache(len(ids))
+    def _logits_both_ways(self, backend: Backend, ids: Tensor) -> Float[Tensor, "batch pos+1 vocab"]:
+        """Return the logits of one pass, followed by those of the last token when it is read from a cache."""
+        mask, cache = torch.ones_like(ids), backend.empty_cache(len(ids))
         try:
-            whole = engine.run(ids, mask)[0]
-            engine.run(ids[:, :-1], mask[:, :-1], cache)
-            return torch.cat([whole, engine.run(ids[:, -1:], mask, cache)[0]], 1)
+            at_once = backend.run(ids, mask)[0]
+            backend.run(ids[:, :-1], mask[:, :-1], cache)
+            return torch.cat([at_once, backend.run(ids[:, -1:], mask, cache)[0]], 1)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.name} does not run token by token from a cache: {first_line(error)}") from error
 
     def device_of(self, layer: int) -> torch.device:
-        """Where the neurons of `layer` are: a model may be spread over several devices."""
-        return self._lens.device_of(self._check_layer(layer))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._lens.unembedding().dtype
+        """Return the device of `layer`'s neurons: a model may be spread over several devices."""
+        return self._tl_backend.device_of(self._check_layer(layer))
 
     @property
     def remote_code(self) -> bool:
-        """Whether it runs code that came with its checkpoint, which was trusted when it was loaded."""
-        return self._plain is not None and type(self._plain.model).__module__.startswith("transformers_modules.")
-
-    @property
-    def quantised(self) -> bool:
-        """Whether value vectors are stored as packed numbers, in 8 or 4 bits: they can be read, not written."""
-        return self._lens.packed is not None
-
-    @property
-    def n_neurons(self) -> int:
-        """All MLP neurons: `n_layers * d_mlp`."""
-        return self.n_layers * self.d_mlp
+        """Return whether the model runs code that came with its checkpoint, which was trusted when it was loaded."""
+        if self._hf_backend is None:
+            return False
+        return type(self._hf_backend.model).__module__.startswith("transformers_modules.")
 
     def __repr__(self) -> str:
         return f"HookedLM({self.name!r}: {self.n_layers} layers x {self.d_mlp} neurons, d_model {self.d_model})"
 
     def fingerprint(self) -> str:
-        """Twelve hex digits of all weights as they are now: two models that differ in any of them differ here.
+        """Return twelve hex digits of all weights as they are now. Any two models that differ in a weight differ here.
 
-        It goes by how the weights are held: one model given as a TransformerLens model has another than given plainly.
-        Of a change that goes by a weight's `.data`, which torch does not count, nothing is seen.
+        The same model has one fingerprint as a TransformerLens model and another as a plain one, because they hold
+        their weights differently. Changes made through `weight.data` are not noticed, because torch does not count
+        them.
         """
-        model = self.tl if self._plain is None else self._plain.model
+        model = self.tl if self._hf_backend is None else self._hf_backend.model
         weights: dict[str, Tensor] = model.state_dict()
         if any(weight.is_inference() for weight in weights.values()):
             return fingerprint(weights)
-        # Torch counts the changes in place: what was read once is not read again.
-        state = tuple((weight.data_ptr(), weight._version) for weight in weights.values())
-        if self._read is None or self._read[0] != state:
-            self._read = state, fingerprint(weights)
-        return self._read[1]
+        # Torch counts changes in place, so unchanged weights need not be read again.
+        versions = tuple((weight.data_ptr(), weight._version) for weight in weights.values())
+        if self._last_fingerprint is None or self._last_fingerprint[0] != versions:
+            self._last_fingerprint = versions, fingerprint(weights)
+        return self._last_fingerprint[1]
 
     def identity(self) -> Identity:
-        """Return which model this is, and under which edits it stands now; results carry it."""
-        return Identity(self.name, self.revision, self._stored_as(), self.fingerprint(), self.standing_edit)
+        """Return which model this is, and under which edits it stands now. Every result carries it."""
+        return Identity(self.name, self.revision, self._dtype_in_words(), self.fingerprint(), self.standing_edit)
 
-    def _stored_as(self) -> str:
-        held = str(self._lens.packed or self.dtype).removeprefix("torch.")
-        return held if self._unpacked_from is None else f"{held}, dequantised from {self._unpacked_from}"
+    def _dtype_in_words(self) -> str:
+        dtype = str(self._tl_backend.packed or self.dtype).removeprefix("torch.")
+        return dtype if self._unpacked_from is None else f"{dtype}, dequantised from {self._unpacked_from}"
 
     def row_bytes(self, positions: int, *, predicted: int = 1) -> int:
-        """About the most memory that one row of `positions` tokens takes, with logits at `predicted` of them."""
+        """Estimate the most memory that one row of `positions` tokens takes, with logits at `predicted` of them."""
         item = self.unembedding().element_size()
         cache = 2 * self.n_layers * self.d_model
         passing = 4 * self.d_mlp + 8 * self.d_model
         return positions * (cache + passing) * item + 6 * 4 * predicted * self.unembedding().shape[0]
-
-    # --- neurons
-
-    @checked
-    def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """What each neuron of `layer` adds to the MLP's output per unit of activation.
-
-        A view of the weights; of quantised ones, a copy of what they stand for.
-        """
-        return self._lens.down_projection(self._check_layer(layer))
-
-    @checked
-    def write_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """The direction in which each neuron of `layer` really writes to the residual stream.
-
-        The value vectors themselves, times the constant that the block multiplies its MLP's output by (Granite). Where
-        a norm stands behind that output (Gemma 2 and 3) or behind its sum with the stream (OPT of 350 million
-        parameters), they are times the norm's gain. Its division by the token's own scale is left out, as it turns
-        nothing.
-        """
-        vectors, constant = self._lens.write_vectors(self._check_layer(layer)), self.multipliers[layer]
-        return vectors if constant is None or constant == 1 else vectors * constant
-
-    def _written(self, layer: int, activations: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
-        """What the down-projection of `layer` makes of activations, without its bias."""
-        if self._plain is None:
-            return activations @ self.value_vectors(layer)
-        down = self._plain.downs[layer]
-        written: Tensor = down.forward(activations) - down.forward(torch.zeros_like(activations))
-        return written
-
-    @checked
-    def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """What each neuron of `layer` responds to; of a gated MLP the gate's rows (a view of the weights)."""
-        gate = self._lens.gate_projection(self._check_layer(layer))
-        return (self._lens.up_projection(layer) if gate is None else gate).T
-
-    @property
-    def gated(self) -> bool:
-        """Whether a neuron multiplies what its key vector gives by what an up vector gives."""
-        return self._lens.gate_projection(0) is not None
-
-    @checked
-    def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """Of a gated MLP, what each neuron of `layer` multiplies its gate by (a view of the weights).
-
-        Raises:
-            ValueError: the MLP has no gate.
-        """
-        if self._lens.gate_projection(self._check_layer(layer)) is None:
-            raise ValueError(f"{self.name} has no gated MLP: its neurons have a key and a value vector only")
-        return self._lens.up_projection(layer).T
-
-    @torch.no_grad()
-    @checked
-    def after_final_norm(self, states: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
-        """The residual stream after the last block as the unembedding reads it: through the final norm, if any."""
-        return self._lens.after_final_norm(states)
-
-    def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
-        """Rows of the output embedding: the direction in the residual stream that promotes each token."""
-        return self._lens.unembedding().T
-
-    @cached_property
-    def without_text(self) -> Int[Tensor, "row"] | None:
-        """Rows of the unembedding that are no token of the tokenizer, so that no text can hold them; None without any.
-
-        Families pad their vocabulary to a round number (Qwen 2.5: 152,064 rows, 151,665 tokens), or leave holes in it.
-        What ends a text is not among them.
-        """
-        rows = loading.rows_without_text(self.tokenizer, self.unembedding().shape[0], self.ends)
-        return torch.tensor(rows, device=self.unembedding().device) if rows else None
-
-    def only_tokens(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-        """Logits, changed in place to minus infinity at `without_text`."""
-        rows = self.without_text
-        return logits if rows is None else logits.index_fill_(-1, rows.to(logits.device), -torch.inf)
-
-    # --- text
-
-    @checked
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return each text's tokens: one beginning where the tokenizer has one, and no end that it would add.
-
-        Everything that reads texts with this model reads these tokens (`tokenizing.token_ids`).
-        """
-        return token_ids(self.tokenizer, texts)
-
-    @checked
-    def encode(
-        self, texts: Sequence[str], *, max_length: int | None = None
-    ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-        """Return the `token_ids` of texts, padded on the left, with their mask.
-
-        Args:
-            max_length: of a longer text only the first tokens are kept, whatever its neighbours' lengths.
-        """
-        # Cut before padding: a slice of a padded batch would cut its short texts too.
-        return self.pad([ids[:max_length] for ids in self.token_ids(texts)])
-
-    @checked
-    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-        """Token ids, padded on the left, with their mask."""
-        own = [torch.tensor(ids, dtype=torch.long) for ids in rows]
-        padding = int(self.tokenizer.pad_token_id)
-        ids = pad_sequence(own, batch_first=True, padding_value=padding, padding_side="left")
-        if ids.numel() and int(ids.max()) >= self.unembedding().shape[0]:
-            raise ValueError(
-                f"the tokenizer gives token {int(ids.max())}, and {self.name} knows {self.unembedding().shape[0]}: "
-                "model.resize_token_embeddings(len(tokenizer)), or give the model's own tokenizer"
-            )
-        mask = pad_sequence([torch.ones_like(row) for row in own], batch_first=True, padding_side="left")
-        return ids.to(self.device), mask.to(self.device, torch.bool)
-
-    @checked
-    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Text of token ids, special tokens left out."""
-        return list(self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True))
-
-    @checked
-    def decode_after(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[str]:
-        """Text of token ids that follow a prompt's: some tokenizers, as Llama 2's, leave out a text's first space."""
-        before = self.decode(prompts)
-        whole = self.decode([[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)])
-        # A prompt that ends within a character reads otherwise alone.
-        return [
-            text[len(start) :] if text.startswith(start) else self.decode([row])[0]
-            for start, text, row in zip(before, whole, rows, strict=True)
-        ]
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """Tokens that end a text: the tokenizer's end of sequence, and others that the model's settings name."""
-        model = getattr(self.tl, "original_model", None) if self._plain is None else self._plain.model
-        told = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        named = [told] if isinstance(told, int) else told or []
-        known = [token for token in named if token < self.unembedding().shape[0]]
-        return tuple(dict.fromkeys([int(self.tokenizer.eos_token_id), *known]))

@@ -1,4 +1,4 @@
-"""Which model it was: its name, its numbers, a fingerprint of its weights, and the edits under which it ran."""
+"""A model's identity: its name, its dtype, a fingerprint of its weights, and the edits under which it ran."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Identity:
-    """Which model it was.
+    """The identity of the model that made a result. Every result carries one, so that models are not mixed up.
 
     Attributes:
         name: hub name, folder or class.
-        revision: of a hub name, where one was asked for.
-        dtype: of the weights; `int8` or `uint8` (4 bits) of quantised ones. It also says from what they were unpacked,
-            as "float32, dequantised from GGUF Q4_1".
+        revision: the revision of a hub name, where one was asked for.
+        dtype: the weights' dtype; `int8` or `uint8` (4 bits) where they are quantised. For unpacked weights it also
+            names the kind of the file, such as "float32, dequantised from GGUF Q4_1".
         fingerprint: twelve hex digits of all weights.
         edit: the edits and other hooks under which the model ran, in words and with a digest; None for none.
+
+    Example:
+        >>> lm.identity()
+        Identity(name='mini', revision=None, dtype='float32', fingerprint='...', edit=None)
+        >>> lm.identity().is_same(xt.HookedLM.load("mini").identity())
+        True
     """
 
     name: str
@@ -33,7 +39,7 @@ class Identity:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Identity:
-        """From the content of a file, with None or NaN for null; files of before know no edit."""
+        """Return the identity that a file holds. Null may be None or NaN, and older files have no `edit`."""
         name, revision, dtype, fingerprint, edit = (row.get(field.name) for field in dataclasses.fields(cls))
         revision, edit = (value if isinstance(value, str) else None for value in (revision, edit))
         return cls(str(name), revision, str(dtype), str(fingerprint), edit)
@@ -42,20 +48,20 @@ class Identity:
         return self.name if self.edit is None else f"{self.name} under {self.edit}"
 
     def is_same(self, other: Identity) -> bool:
-        """Whether both are of the same weights, under the same edits."""
+        """Return whether both have the same weights and are under the same edits."""
         return (self.fingerprint, self.edit) == (other.fingerprint, other.edit)
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Twelve hex digits of weights and their names; those that modules share are read once."""
-    read: dict[tuple[int, tuple[int, ...]], str] = {}
-    whole = hashlib.sha256()
+    """Return twelve hex digits of weights and their names. Weights that modules share are read once."""
+    digests: dict[tuple[int, tuple[int, ...]], str] = {}
+    total = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         place = weight.data_ptr(), tuple(weight.shape)
-        if place not in read or weight.data_ptr() == 0:
-            read[place] = _digest(weight)
-        whole.update(f"{name} {list(weight.shape)} {weight.dtype} {read[place]}\n".encode())
-    return whole.hexdigest()[:12]
+        if place not in digests or weight.data_ptr() == 0:
+            digests[place] = _digest(weight)
+        total.update(f"{name} {list(weight.shape)} {weight.dtype} {digests[place]}\n".encode())
+    return total.hexdigest()[:12]
 
 
 def _digest(weight: Tensor) -> str:

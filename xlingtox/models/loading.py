@@ -1,14 +1,11 @@
-"""Ways in: from a name, a folder or a model in memory to a Hugging Face model and its tokenizer."""
+"""Loading: from a name, a folder or a model in memory to a Hugging Face model and its tokenizer."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
-import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,58 +15,81 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from xlingtox.models import gguf_files
-from xlingtox.models import quantised as packing
+from xlingtox.models import gguf_files, quantised
 from xlingtox.models.adapters import (
     adapter_folder,
     base_of,
     check_adapter,
     check_merged,
     is_adapted,
-    merged,
-    unloaded,
+    merge_adapter,
+    unwrap_merged,
 )
-from xlingtox.models.architectures import check_architecture, class_of, text_alone
-from xlingtox.models.precision import computed_in
+from xlingtox.models.architectures import check_architecture, class_of, text_model_in
+from xlingtox.models.devices import DeviceMap, check_device, default_device, placement
+from xlingtox.models.precision import as_computed, check_dtype, computed_in
 from xlingtox.models.quantised import Bits
 from xlingtox.models.weight_files import check_weight_files
 from xlingtox.text import first_line, in_line
 
 _LOG = logging.getLogger(__name__)
 
-DeviceMap = str | int | torch.device | Mapping[str, Any]
-
-_ROTARY = ("inv_freq", "embed_positions")
-
-_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
-"""What transformers takes for a device map and works out itself."""
-
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Settings of generation that matter only when tokens are sampled."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that nobody else holds.
+    """A plain model that was loaded or copied, with its tokenizer. `HookedLM.over` wraps it.
 
     Attributes:
         model: the Hugging Face model, in evaluation mode.
-        tokenizer: as it came.
+        tokenizer: its tokenizer, unchanged.
         name: the hub name, folder or class that it came from.
-        revision: of a hub name, as it was asked for.
-        stored: the dtype in which its checkpoint has it, unless another was asked for; None as it is held.
-        unpacked_from: of weights that a GGUF file holds packed, how it does.
+        revision: the revision of a hub name that was asked for.
+        stored_dtype: the dtype of the weights in its checkpoint, unless another was asked for. None: the model's own.
+        unpacked_from: how the GGUF file holds the weights, such as `GGUF Q4_1`; None where there is no such file.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     name: str
     revision: str | None = None
-    stored: torch.dtype | None = None
+    stored_dtype: torch.dtype | None = None
     unpacked_from: str | None = None
 
 
+@dataclass(frozen=True)
+class _Files:
+    """The files that a model is read from.
+
+    Attributes:
+        path: a folder or a hub name.
+        revision: the revision of a hub name.
+        adapter: folder or hub name of the adapter to merge.
+        gguf: a GGUF file in the folder, which is read instead of a checkpoint.
+        unpacked_from: how the GGUF file holds its weights.
+    """
+
+    path: str
+    revision: str | None
+    adapter: str | Path | None
+    gguf: Path | None
+    unpacked_from: str | None
+
+    @property
+    def local(self) -> bool:
+        return Path(self.path).exists()
+
+    def options(self, trust_remote_code: bool) -> dict[str, Any]:
+        """Return what transformers' `from_pretrained` needs to know besides the path."""
+        options: dict[str, Any] = {"local_files_only": True} if self.local else {"revision": self.revision or "main"}
+        options["trust_remote_code"] = trust_remote_code
+        return options if self.gguf is None else options | {"gguf_file": self.gguf.name}
+
+
 def mini_checkpoint() -> Path:
-    """The folder of the shipped miniature: inside an installed package, or `assets/mini` of a checkout."""
+    """Return the folder of the shipped miniature: inside an installed package, or `assets/mini` of a checkout."""
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "mini" / "checkpoint", here.parent / "assets" / "mini"):
         if (folder / "config.json").is_file():
@@ -79,7 +99,7 @@ def mini_checkpoint() -> Path:
 
 @contextlib.contextmanager
 def no_weight_bars() -> Iterator[None]:
-    """Without transformers' own bars, as for reading and writing weights; those of downloads stay."""
+    """Hide transformers' progress bars for reading and writing weights. Those of downloads stay."""
 
     def silent(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return bar(*args, **{**options, "disable": True})
@@ -93,46 +113,48 @@ def no_weight_bars() -> Iterator[None]:
 
 def from_memory(
     source: Any,
+    *,
     tokenizer: PreTrainedTokenizerBase | None,
     adapter: str | Path | None,
     dtype: torch.dtype | None,
     device: str | torch.device | None,
 ) -> Loaded:
-    """A copy of a model in memory; the one given is left as it is."""
+    """Copy a model in memory. The source is left as it is."""
     if tokenizer is None:
         raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
-    _check_device(device)
-    _check_dtype(dtype)
+    check_device(device)
+    check_dtype(dtype)
     unpacked_from = "GGUF" if gguf_files.is_from_gguf(source) else None
-    model: Any = packing.steady(gguf_files.as_plain(copy.deepcopy(source)))
+    model: Any = quantised.keep_weights_as_read(gguf_files.as_plain(copy.deepcopy(source)))
     if is_adapted(model):
-        model = unloaded(model, type(model.get_base_model()).__name__)
+        model = unwrap_merged(model, type(model.get_base_model()).__name__)
     check_architecture(model.config, type(model).__name__)
     check_merged(model)
-    model = text_alone(model)
+    model = text_model_in(model)
     name = getattr(source.config, "_name_or_path", "") or type(model).__name__
     if without_hooks(model):
-        _LOG.warning("%s: hooks that stand on the given model are not taken along", in_line(name))
+        _LOG.warning("%s: the hooks on this model are not copied with it", in_line(name))
     if device is not None:
         model = model.to(device)
-    model, stored = _as_computed(model, dtype, name)
+    model, stored_dtype = as_computed(model, dtype, name)
     if adapter is not None:
-        model = merged(model, adapter, name)
-    return Loaded(writable(model).eval(), tokenizer, name, None, stored, unpacked_from)
+        model = merge_adapter(model, adapter, name)
+    return Loaded(_writable(model).eval(), tokenizer, name, None, stored_dtype, unpacked_from)
 
 
 def without_hooks(model: Any) -> bool:
-    """Take all PyTorch hooks from a model; whether there were any."""
-    found = False
+    """Remove all PyTorch hooks from a model, in place. Return whether there were any."""
+    had_hooks = False
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            found |= bool(hooks)
+            had_hooks |= bool(hooks)
             hooks.clear()
-    return found
+    return had_hooks
 
 
 def from_checkpoint(
     source: str,
+    *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     adapter: str | Path | None = None,
     dtype: torch.dtype | None = None,
@@ -142,137 +164,119 @@ def from_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Loaded:
-    """A model from a checkpoint folder, a GGUF file, a folder with a LoRA adapter, or the hub."""
+    """Read a model from a checkpoint folder, a GGUF file, a folder with a LoRA adapter, or the hub.
+
+    What can be refused without reading the weights is refused first. The options and errors are those of
+    `HookedLM.load`.
+    """
+    name = source if adapter is None else f"{source} + {adapter}"
+    sources = _find_files(source, adapter, revision, bits)
+    check_device(device)
+    check_dtype(dtype)
+    placed = placement(device, device_map) | quantised.quantisation_options(bits, dtype)
+    options = sources.options(trust_remote_code)
+    try:
+        with gguf_files.errors_name(sources.gguf):
+            config = _config(sources.path, options)
+        check_architecture(config)
+        kind = class_of(config)
+        with gguf_files.errors_name(sources.gguf):
+            tokenizer = tokenizer or _read_tokenizer(sources.path, sources.adapter, options)
+    except OSError as error:
+        if "valid JSON" in str(error):
+            raise ValueError(f"{source} has a configuration that cannot be read: {first_line(error)}") from error
+        what = "checkpoint folder" if sources.local else "folder, nor a model that the hub gives us"
+        raise FileNotFoundError(f"{source} is no {what}: {first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise FileNotFoundError(f"{sources.path} has no tokenizer: give one with tokenizer=...")
+    quantised.check_stored(config, bits, source, sources.adapter)
+    if quantised.stored_bits(config) is not None:
+        placed.pop("quantization_config", None)
+    if sources.adapter is not None:
+        check_adapter(sources.adapter)
+    if sources.gguf is None:
+        check_weight_files(sources.path, config, sources.revision)
+        read_in = dtype or "auto"
+        if dtype is None and bits is not None and isinstance(getattr(config, "dtype", None), torch.dtype):
+            # The layers that bits leave as they were cannot be cast after reading.
+            read_in = computed_in(config.dtype, default_device() if device is None else device, name)
+        with quantised.falcon_layers_as_linear(config, bits):
+            model = read_weights(kind, sources.path, dtype=read_in, **options, **placed)
+        quantised.check_some_quantised(quantised.keep_weights_as_read(model), bits, source)
+    else:
+        with gguf_files.no_bars(), gguf_files.errors_name(sources.gguf):
+            placed = placed | gguf_files.unpacking_options()
+            model = read_weights(kind, sources.path, dtype=dtype or torch.float32, **options, **placed)
+        model = gguf_files.as_plain(model)
+    if "device_map" not in placed:
+        model = model.to(device or default_device())
+    check_merged(model)
+    model, stored_dtype = as_computed(model, dtype, name)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError(
+            f"device_map leaves weights of {source} on disk, where neurons cannot be read: use more memory"
+        )
+    if sources.adapter is not None:
+        model = merge_adapter(model, sources.adapter, sources.path)
+    return Loaded(_writable(model).eval(), tokenizer, name, revision, stored_dtype, sources.unpacked_from)
+
+
+def _find_files(source: str, adapter: str | Path | None, revision: str | None, bits: Bits | None) -> _Files:
+    """Find the files that a source and an adapter name, and refuse bits where they cannot be had.
+
+    A source that is itself an adapter gives the adapter and the base that it names.
+    """
     path = str(mini_checkpoint() if source == "mini" else Path(source).expanduser())
-    packed, unpacked_from = gguf_files.gguf_file(path), None
+    gguf, unpacked_from = gguf_files.gguf_file(path), None
     if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "/"))):
         raise FileNotFoundError(f"{source} is no checkpoint: there is no such folder")
     if Path(path).exists() and revision is not None:
-        raise ValueError(f"revision {revision!r} is of a hub name; {source} is a folder")
-    name, asked = source if adapter is None else f"{source} + {adapter}", revision
-    # Transformers would put an adapter beside the weights, where value vectors are still those of the base.
-    if adapter is None and (found := adapter_folder(path, revision)) is not None:
-        adapter, (path, revision) = found, base_of(found)
-        packed = gguf_files.gguf_file(path)
-    folder = Path(path)
-    if packed is not None:
+        raise ValueError(f"revision {revision!r} is for a hub name; {source} is a folder")
+    # Transformers would load an adapter next to the weights, and value vectors would still be those of the base.
+    if adapter is None and (adapter := adapter_folder(path, revision)) is not None:
+        path, revision = base_of(Path(adapter))
+        gguf = gguf_files.gguf_file(path)
+    if gguf is not None:
         if bits is not None:
-            raise ValueError(
-                f"bits={bits} is asked of {packed}, a GGUF file: its weights are unpacked while it is read"
-            )
-        unpacked_from, folder = gguf_files.packed_as(packed), packed.parent
-    elif folder.exists() and not (folder / "config.json").is_file():
+            raise ValueError(f"bits={bits} is asked of {gguf}, a GGUF file: its weights are unpacked while it is read")
+        unpacked_from, path = gguf_files.packed_as(gguf), str(gguf.parent)
+    elif Path(path).exists() and not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{path} is no checkpoint: it has no config.json")
     if adapter is not None and bits is not None:
         raise ValueError(
             "an adapter is not merged into weights of 8 or 4 bits, which would round it: load without bits"
         )
-    where: dict[str, Any] = {"local_files_only": True} if folder.exists() else {"revision": revision or "main"}
-    where["trust_remote_code"] = trust_remote_code
-    _check_device(device)
-    _check_dtype(dtype)
-    placed = _placed(device, device_map) | packing.quantised(bits, dtype)
-    if packed is not None:
-        path, where = str(folder), where | {"gguf_file": packed.name}
-    try:
-        with gguf_files.readable(packed):
-            config = _config(path, where)
-        check_architecture(config)
-        kind = class_of(config)
-        with gguf_files.readable(packed):
-            own = tokenizer or _own_tokenizer(path, adapter, where)
-    except OSError as error:
-        if "valid JSON" in str(error):
-            raise ValueError(f"{source} has a configuration that cannot be read: {first_line(error)}") from error
-        what = "checkpoint folder" if folder.exists() else "folder, nor a model that the hub gives us"
-        raise FileNotFoundError(f"{source} is no {what}: {first_line(error)}") from error
-    if len(own) <= len(own.all_special_ids):
-        raise FileNotFoundError(f"{path} has no tokenizer: give one with tokenizer=...")
-    packing.check_stored(config, bits, source, adapter)
-    if packing.stored_bits(config) is not None:
-        placed.pop("quantization_config", None)
-    if adapter is not None:
-        check_adapter(adapter)
-    if packed is None:
-        check_weight_files(path, config, revision)
-        read_in = dtype or "auto"
-        if dtype is None and bits is not None and isinstance(getattr(config, "dtype", None), torch.dtype):
-            # What bits leave as it was cannot be cast when it is read.
-            place = default_device() if device is None else device
-            read_in = computed_in(config.dtype, place, name)
-        with packing.ordinary_layers(config, bits):
-            model = read_weights(kind, path, dtype=read_in, **where, **placed)
-        packing.check_taken(packing.steady(model), bits, source)
-    else:
-        with gguf_files.no_bars(), gguf_files.readable(packed):
-            held = placed | gguf_files.held_plain()
-            model = read_weights(kind, path, dtype=dtype or torch.float32, **where, **held)
-        model = gguf_files.as_plain(model)
-    if "device_map" not in placed:
-        model = model.to(device or default_device())
-    check_merged(model)
-    model, stored = _as_computed(model, dtype, name)
-    if any(weight.is_meta for weight in model.parameters()):
-        raise ValueError(
-            f"device_map leaves weights of {source} on disk, where neurons cannot be read: use more memory"
-        )
-    if adapter is not None:
-        model = merged(model, adapter, path)
-    return Loaded(writable(model).eval(), own, name, asked, stored, unpacked_from)
+    return _Files(path, revision, adapter, gguf, unpacked_from)
 
 
-def _as_computed(model: Any, dtype: torch.dtype | None, name: str) -> tuple[Any, torch.dtype]:
-    """The model in the dtype that was asked for, else in one that its device computes quickly, and the stored one."""
-    stored: torch.dtype = model.dtype
-    if dtype is not None:
-        return cast(model, dtype), dtype
-    if getattr(model, "is_quantized", False):
-        return model, stored
-    return cast(model, computed_in(stored, model.device, name)), stored
+def _writable(model: Any) -> Any:
+    """Return the model without settings of sampling if it decodes greedily, where they do nothing.
 
-
-def cast(model: Any, dtype: torch.dtype | None) -> Any:
-    """The model in `dtype`, but for its rotary frequencies: rounded, they turn far positions by whole radians, which is
-    why transformers, too, leaves them as they are while it reads weights.
+    Transformers reads such settings (Llama 2's checkpoint has them), and refuses to write them.
     """
-    if dtype is None or dtype == model.dtype:
-        return model
-    exact = {name: buffer for name, buffer in model.named_buffers() if name.endswith(_ROTARY)}
-    model = model.to(dtype)
-    for name, buffer in exact.items():
-        module, _, own = name.rpartition(".")
-        model.get_submodule(module)._buffers[own] = buffer
-    return model
-
-
-def writable(model: Any) -> Any:
-    """The model without settings of sampling where it decodes greedily: there they do nothing, but transformers, which
-    reads them, as Llama 2's checkpoint has them, does not write them.
-    """
-    told = getattr(model, "generation_config", None)
-    if told is not None and told.do_sample is not True:
+    settings = getattr(model, "generation_config", None)
+    if settings is not None and settings.do_sample is not True:
         for name in _SAMPLING:
-            if getattr(told, name, None) is not None:
-                setattr(told, name, None)
+            if getattr(settings, name, None) is not None:
+                setattr(settings, name, None)
     return model
 
 
-def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
-    """What `kind.from_pretrained` gives, from safetensors alone: a pickled file can run code when it is read.
+def read_weights(kind: Any, source: str | Path, **options: Any) -> Any:
+    """Call `kind.from_pretrained`, for safetensors only: a pickled file can run code when it is read.
 
-    For a model whose default branch on the hub has pickled weights only, transformers takes the copy that the hub's
-    own converter made.
+    Some models have only pickled weights on the hub's default branch. For these, transformers takes the copy that the
+    hub's own converter made.
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: they are broken, or some that the model needs are not among them; transformers would draw those at
-            random.
+        ValueError: they are broken, or some that the model needs are missing. Transformers would draw those at random.
     """
     try:
         with no_weight_bars():
-            model, told = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **how)
+            model, report = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
     except SafetensorError as error:
-        raise ValueError(f"{source} has weights that are broken ({error}): fetch or save them anew") from error
+        raise ValueError(f"{source} has weights that are broken ({error}): download or save them again") from error
     except OSError as error:
         raise FileNotFoundError(
             f"{source} has no weights in safetensors, and pickled ones (.bin), which can run code, are not read: "
@@ -283,137 +287,31 @@ def read_weights(kind: Any, source: str | Path, **how: Any) -> Any:
     except RuntimeError as error:
         if "mismatched" not in str(error):
             raise
-        raise ValueError(f"{source} has weights of other shapes than its configuration says: fetch it anew") from error
-    if missing := sorted(told["missing_keys"]):
+        raise ValueError(
+            f"{source} has weights of other shapes than its configuration says: download it again"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{source} lacks {len(missing)} of the model's weights, {missing[0]} the first of them")
     return model
 
 
-def _config(path: str, where: Mapping[str, Any]) -> Any:
-    """The configuration of a checkpoint; where transformers does not know its family, that in a line."""
+def _config(path: str, options: Mapping[str, Any]) -> Any:
+    """Read the configuration of a checkpoint. An unknown family is reported in one line."""
     try:
-        return AutoConfig.from_pretrained(path, **where)
+        return AutoConfig.from_pretrained(path, **options)
     except (ValueError, ImportError) as error:
         advice = " (give trust_remote_code=True if you trust it)" if "trust_remote_code" in str(error) else ""
         raise ValueError(f"{path} cannot be read by transformers: {first_line(error)}{advice}") from error
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy that pads with its end of sequence where it has no padding that the model knows.
-
-    Args:
-        vocabulary: tokens that the model knows.
-
-    Raises:
-        ValueError: no end-of-sequence token, or one that the model does not know.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token first")
-    if tokenizer.eos_token_id >= vocabulary:
-        raise ValueError(
-            f"the tokenizer's end of sequence is token {tokenizer.eos_token_id}, and the model knows {vocabulary}: "
-            "model.resize_token_embeddings(len(tokenizer)), or give the model's own tokenizer"
-        )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary:
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def rows_without_text(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Iterable[int] = ()) -> list[int]:
-    """Return the numbers below `rows` that are no token of the tokenizer, but for those that end a text."""
-    if len(tokenizer) == rows and max(tokenizer.added_tokens_decoder, default=0) < rows:
-        return []
-    known = {*tokenizer.get_vocab().values(), *ends}
-    return [row for row in range(rows) if row not in known]
-
-
-def without_added_start(held: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a TransformerLens model as its own files have it: TransformerLens makes every tokenizer put its
-    beginning of sequence before a text, with which the plain model's texts and numbers would be others.
-
-    Raises:
-        ValueError: its own files are neither in a folder nor in the hub's cache, or hold another vocabulary.
-    """
-    if not getattr(held, "add_bos_token", False):
-        return held
-    name = held.name_or_path
+def _read_tokenizer(path: str, adapter: str | Path | None, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """Read the adapter's tokenizer, if it has one, else the checkpoint's."""
+    folder = None if adapter is None else adapter_folder(adapter)
+    if folder is not None and (folder / "tokenizer_config.json").is_file():
+        rest = {option: value for option, value in options.items() if option != "gguf_file"}
+        path, options = str(folder), rest | {"local_files_only": True}
     try:
-        own = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
-        known = bool(name) and own.get_vocab() == held.get_vocab()
-    except (OSError, ValueError):
-        known = False
-    if not known:
-        raise ValueError(
-            "the TransformerLens model's tokenizer puts a beginning of sequence before each text, and whether the "
-            f"model's own does cannot be seen: {name!r} is no folder or cached name with this vocabulary. Give it: "
-            "load(model, tokenizer=...)"
-        )
-    return held if own.add_bos_token else own
-
-
-def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """All that decides which tokens a text has, for JSON; not how the last texts were padded and cut."""
-    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is None:
-        return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    return {name: rule for name, rule in json.loads(fast.to_str()).items() if name not in ("truncation", "padding")}
-
-
-# --- where the weights go
-
-
-def default_device() -> str:
-    """The GPU, if there is one: under a launcher, the one of this process."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-def _check_device(device: Any, option: str = "device") -> None:
-    if device is None:
-        return
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(f"{option} {str(device)!r} is not to be had on this machine: {first_line(error)}") from error
-
-
-def _check_dtype(dtype: Any) -> None:
-    """Raise ValueError unless weights can be cast to it."""
-    if dtype is None or (dtype.is_floating_point and dtype.itemsize > 1):
-        return
-    raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or None as stored")
-
-
-def _placed(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
-    if device_map is None:
-        return {}
-    if device is not None:
-        raise ValueError("give device or device_map, not both")
-    if importlib.util.find_spec("accelerate") is None:
-        raise ValueError("device_map needs the package accelerate: pip install accelerate")
-    if isinstance(device_map, str) and device_map in _SPREAD:
-        return {"device_map": device_map}
-    where = dict(device_map) if isinstance(device_map, Mapping) else {"": device_map}
-    for place in where.values():
-        if isinstance(place, int) or str(place).isdigit() or str(place).startswith("cuda"):
-            number = int(str(place).removeprefix("cuda").removeprefix(":") or 0)
-            if number >= torch.cuda.device_count():
-                raise ValueError(
-                    f"device_map names {place}: this machine has {torch.cuda.device_count()} CUDA devices; "
-                    "use device_map='auto', or device='cpu'"
-                )
-        elif place != "disk":
-            _check_device(place, "device_map's place")
-    return {"device_map": where}
-
-
-def _own_tokenizer(path: str, adapter: str | Path | None, where: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    beside = None if adapter is None else adapter_folder(adapter)
-    if beside is not None and (beside / "tokenizer_config.json").is_file():
-        rest = {option: value for option, value in where.items() if option != "gguf_file"}
-        path, where = str(beside), rest | {"local_files_only": True}
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **where)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ImportError):
         raise
     except Exception as error:  # tokenizers raises no narrower one

@@ -1,4 +1,7 @@
-"""How a block passes on what its MLP writes: as it is, times a constant, or through a norm."""
+"""A block may add its MLP's output to the residual stream as it is, times a constant, or through a norm.
+
+This file measures which, because families store it in different places.
+"""
 
 from __future__ import annotations
 
@@ -9,64 +12,72 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox.models.backend import Hook
-from xlingtox.models.forward import Running
+from xlingtox.models.forward import ForwardPasses
 
 _STEPS = (0.0, 1.0, 32.0)
-"""Far enough apart that a norm, which bounds what it passes on, shows."""
+"""Factors of the pattern that is added to the neurons. A norm bounds its output; 1 and 32 tell it from a constant."""
 
 
 @torch.no_grad()
-def multipliers(
-    running: Running, written: Callable[[int, Float[Tensor, "one d_mlp"]], Float[Tensor, "one d_model"]]
+def measure_mlp_multipliers(
+    lm: ForwardPasses, project_down: Callable[[int, Float[Tensor, "one d_mlp"]], Float[Tensor, "one d_model"]]
 ) -> tuple[float | None, ...]:
     """Measure, for each layer, the constant by which the block multiplies its MLP's output; None where none fits.
 
-    Most families add the output as it is (1.0), some times a constant (Granite's `residual_multiplier`), some through a
-    norm (Gemma 2). A single pass reads three rows of the same tokens, in which the neurons are moved by 0, 1 and 32
-    times one pattern. The change of a block's output is compared with what the down-projection makes of the pattern.
-    Behind each block the rows are made equal again, so that a layer's change does not reach the next.
+    Most families add the output as it is (1.0). Some multiply it by a constant (Granite's `residual_multiplier`), some
+    send it through a norm (Gemma 2).
+
+    A single pass reads three rows of the same tokens. In these, the neurons are moved by 0, 1 and 32 times one pattern.
+    The change of a block's output is compared with the down-projection's output for the pattern. Behind each block the
+    rows are made equal again, so that a layer's change does not reach the next.
 
     Args:
-        written: what the down-projection of a layer writes for activations, without its bias.
+        project_down: returns the output of a layer's down-projection for activations, without its bias.
     """
     pushes: dict[int, Tensor] = {}
     changes: dict[int, Tensor] = {}
 
-    def moving(layer: int) -> Hook:
-        def moved(value: Tensor) -> Tensor:
+    def mover(layer: int) -> Hook:
+        def move(value: Tensor) -> Tensor:
             signs = torch.randint(0, 2, (1, value.shape[-1]), generator=torch.Generator().manual_seed(layer)) * 2 - 1
             pattern = signs.to(value) * (float(value.float().square().mean().sqrt()) or 1.0)
-            pushes[layer] = written(layer, pattern).float()
+            pushes[layer] = project_down(layer, pattern).float()
             return value + torch.tensor(_STEPS).to(value)[:, None, None] * pattern
 
-        return moved
+        return move
 
-    def comparing(layer: int) -> Hook:
-        def compared(state: Tensor) -> Tensor:
+    def recorder(layer: int) -> Hook:
+        def record(state: Tensor) -> Tensor:
             changes[layer] = (state[1:] - state[:1]).float()
             return state[:1].repeat(len(state), 1, 1)
 
-        return compared
+        return record
 
-    layers = range(running.n_layers)
+    layers = range(lm.n_layers)
     ids = torch.tensor([[0, 1, 2]]).repeat(len(_STEPS), 1)
-    with running.hooks(
-        post={layer: moving(layer) for layer in layers}, residual={layer + 1: comparing(layer) for layer in layers}
+    with lm.hooks(
+        post={layer: mover(layer) for layer in layers}, residual={layer + 1: recorder(layer) for layer in layers}
     ):
-        running.logits(ids, torch.ones_like(ids, dtype=torch.bool), last_only=True)
-    return tuple(_constant(changes[layer], pushes[layer].to(changes[layer]), running.exact) for layer in layers)
+        lm.logits(ids, torch.ones_like(ids, dtype=torch.bool), last_only=True)
+    return tuple(_constant(changes[layer], pushes[layer].to(changes[layer]), lm.exact) for layer in layers)
 
 
 def _constant(
     changes: Float[Tensor, "step pos d_model"], push: Float[Tensor, "one d_model"], exact: bool
 ) -> float | None:
-    """The one number that takes `push` to its share in the changes of both steps, or None."""
+    """Return the one constant that explains the changes of both steps as multiples of `push`, or None.
+
+    Args:
+        changes: the changes of the block's output, for the patterns of factors 1 and 32.
+        push: the down-projection's output for the pattern.
+        exact: whether weights are held in 32 bits, where a constant must fit closely.
+    """
     if not bool(push.any()) or not bool(changes.isfinite().all()):
         return 1.0
     sizes = push.abs()[0]
-    clear = sizes > 0.1 * sizes.median()
-    near, far = (changes[i][:, clear] / (step * push[:, clear]) for i, step in enumerate(_STEPS[1:]))
-    # Medians: 16 bits round the few coordinates in which the stream is huge.
+    large = sizes > 0.1 * sizes.median()
+    near, far = (changes[i][:, large] / (step * push[:, large]) for i, step in enumerate(_STEPS[1:]))
+    # Medians, because in 16 bits the few coordinates in which the residual stream is huge are rounded coarsely.
     constant = float(far.median())
     misfit = max(float((ratio - constant).abs().median()) for ratio in (near, far))
     if not misfit <= (1e-2 if exact else 0.25) * abs(constant):

@@ -1,30 +1,34 @@
-"""Number types on a processor: in which of them a model is computed where nobody said."""
+"""Number types of weights: the one that is asked for, or one that the device computes quickly."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import sys
+from typing import Any
 
 import torch
 
 _LOG = logging.getLogger(__name__)
 
+_ROTARY = ("inv_freq", "embed_positions")
+"""Names of the buffers that hold rotary frequencies."""
+
 
 def computed_in(stored: torch.dtype, device: str | torch.device, name: str) -> torch.dtype:
-    """Return the dtype in which weights are held on a device, where none was asked for, and warn where it is another.
+    """Return the dtype in which stored weights are held on a device if none was asked for. Warn if it differs.
 
-    A GPU computes 16 bits quickly. A processor computes float16 slowly everywhere; bfloat16 is quicker than float32
-    where it has instructions for it, and slower where it has none.
+    A GPU computes 16 bits quickly. Every CPU computes float16 slowly. It computes bfloat16 faster than float32 if it
+    has instructions for it, and slower if it has none.
 
     Args:
-        name: of the model, for the warning.
+        name: the model's name, for the warning.
     """
     if torch.device(device).type != "cpu" or stored not in (torch.float16, torch.bfloat16):
         return stored
     if stored == torch.bfloat16 and multiplies_bfloat16():
         return stored
-    why = "which no processor computes quickly" if stored == torch.float16 else "for which this processor has no unit"
+    why = "which no CPU computes quickly" if stored == torch.float16 else "for which this CPU has no unit"
     _LOG.warning(
         "%s is stored in %s, %s: it is computed in float32, in twice the memory. dtype=%s keeps it as it is stored",
         name,
@@ -37,9 +41,9 @@ def computed_in(stored: torch.dtype, device: str | torch.device, name: str) -> t
 
 @functools.cache
 def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products in bfloat16, and torch a library that uses them.
+    """Return whether the CPU has instructions for products in bfloat16, and torch a library that uses them.
 
-    The processor is looked at, not timed: a busy machine would otherwise decide which numbers come out.
+    This asks the CPU and measures no time, because on a busy machine the results would depend on the load.
     """
     onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if sys.platform == "darwin" or not onednn:
@@ -48,3 +52,36 @@ def multiplies_bfloat16() -> bool:
         known = torch.cpu.get_capabilities()
         return any(bool(known.get(unit)) for unit in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16"))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise ValueError unless weights can be cast to this dtype."""
+    if dtype is None or (dtype.is_floating_point and dtype.itemsize > 1):
+        return
+    raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or None as stored")
+
+
+def as_computed(model: Any, dtype: torch.dtype | None, name: str) -> tuple[Any, torch.dtype]:
+    """Return the model in the dtype asked for, else in one that its device computes quickly, and the stored dtype."""
+    stored: torch.dtype = model.dtype
+    if dtype is not None:
+        return cast(model, dtype), dtype
+    if getattr(model, "is_quantized", False):
+        return model, stored
+    return cast(model, computed_in(stored, model.device, name)), stored
+
+
+def cast(model: Any, dtype: torch.dtype | None) -> Any:
+    """Return the model in `dtype`, except for its rotary frequencies.
+
+    Rounded frequencies would rotate far positions by whole radians. Transformers also leaves them as they are while it
+    reads weights.
+    """
+    if dtype is None or dtype == model.dtype:
+        return model
+    exact = {name: buffer for name, buffer in model.named_buffers() if name.endswith(_ROTARY)}
+    model = model.to(dtype)
+    for name, buffer in exact.items():
+        module, _, buffer_name = name.rpartition(".")
+        model.get_submodule(module)._buffers[buffer_name] = buffer
+    return model

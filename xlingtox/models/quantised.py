@@ -1,4 +1,4 @@
-"""Weights of 8 and 4 bits: asked of bitsandbytes while a checkpoint is read, or stored in it."""
+"""Weights of 8 and 4 bits: quantised by bitsandbytes while a checkpoint is read, or stored so in it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 Bits = Literal[4, 8]
 
 
-def quantised(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
-    """Return what transformers is told to read weights in so many bits.
+def quantisation_options(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Return the options that make transformers quantise weights to so many bits; none for None.
 
     Raises:
         ValueError: another number of bits, or bitsandbytes is missing.
@@ -26,7 +26,7 @@ def quantised(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
         raise ValueError(f"bits is {bits!r}: expected 4 or 8")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"{bits}-bit weights need the package bitsandbytes: pip install bitsandbytes")
-    # As QLoRA has it (Dettmers et al. 2023); the library's own defaults are another 4-bit number, and float32.
+    # QLoRA's settings (Dettmers et al. 2023). The library's defaults are another 4-bit number type, and float32.
     config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=bits == 4,
         load_in_8bit=bits == 8,
@@ -37,22 +37,22 @@ def quantised(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
 
 
 def stored_bits(config: Any) -> str | None:
-    """Return how a checkpoint's weights are packed, in words, from its configuration; None where they are not."""
+    """Return how a checkpoint's weights are quantised, in words, from its configuration; None if they are not."""
     stored = getattr(config, "quantization_config", None)
     if stored is None:
         return None
-    told = stored if isinstance(stored, dict) else stored.to_dict()
+    settings = stored if isinstance(stored, dict) else stored.to_dict()
     for bits in (4, 8):
-        if told.get(f"load_in_{bits}bit") or told.get(f"_load_in_{bits}bit"):
+        if settings.get(f"load_in_{bits}bit") or settings.get(f"_load_in_{bits}bit"):
             return f"{bits} bits"
-    method = told.get("quant_method", "an unknown way")
+    method = settings.get("quant_method", "an unknown way")
     return f"{getattr(method, 'value', method)}"
 
 
 def check_stored(config: Any, bits: Bits | None, source: str, adapter: Any = None) -> None:
-    """Raise ValueError where a checkpoint holds packed weights, and others are asked for or an adapter is to be merged.
+    """Raise ValueError if a checkpoint holds quantised weights and cannot serve what is asked of it.
 
-    Transformers would overlook the one; the other would round the adapter.
+    Transformers would silently ignore other bits that are asked for. Merging would round an adapter.
     """
     stored = stored_bits(config)
     if stored is None:
@@ -69,38 +69,38 @@ def check_stored(config: Any, bits: Bits | None, source: str, adapter: Any = Non
         )
 
 
-def check_taken(model: Any, bits: Bits | None, source: str) -> None:
-    """Raise ValueError where bits were asked for and no weight is packed: transformers says nothing then."""
+def check_some_quantised(model: Any, bits: Bits | None, source: str) -> None:
+    """Raise ValueError if bits were asked for and no weight is quantised. Transformers says nothing then."""
     if bits is None or any(not weight.is_floating_point() for weight in model.parameters()):
         return
-    raise ValueError(f"bits={bits} packs no weight of {source} ({type(model).__name__}): load it without bits")
+    raise ValueError(f"bits={bits} quantises no weight of {source} ({type(model).__name__}): load it without bits")
 
 
-def steady(model: Any) -> Any:
-    """Return the model with 4-bit layers that keep their weights as they were read.
+def keep_weights_as_read(model: Any) -> Any:
+    """Make 4-bit layers keep their weights as they were read, in place, and return the model.
 
-    Where a processor has AVX-512 BF16, bitsandbytes packs them anew at the first pass in evaluation mode. It rounds
-    their scales once more, and from then on no gradient passes through these layers, also in training.
+    On a CPU with AVX-512 BF16, bitsandbytes packs them again at the first pass in evaluation mode. That rounds their
+    scales once more, and from then on no gradient passes through these layers, also in training.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
-            # Weights that were packed anew already are put back where they are saved.
+            # Saving puts back weights that were packed again already.
             module.state_dict()
     return model
 
 
 @contextlib.contextmanager
-def ordinary_layers(config: Any, bits: Bits | None) -> Iterator[None]:
-    """Let Falcon's linear layers be built as PyTorch's, which they equal: transformers packs no others."""
+def falcon_layers_as_linear(config: Any, bits: Bits | None) -> Iterator[None]:
+    """Build Falcon's linear layers as PyTorch's, which compute the same. Transformers quantises only those."""
     if bits is None or config.model_type != "falcon":
         yield
         return
     from transformers.models.falcon import modeling_falcon
 
-    made: Any = modeling_falcon
-    before, made.FalconLinear = made.FalconLinear, nn.Linear
+    module: Any = modeling_falcon
+    before, module.FalconLinear = module.FalconLinear, nn.Linear
     try:
         yield
     finally:
-        made.FalconLinear = before
+        module.FalconLinear = before

@@ -1,4 +1,4 @@
-"""Whether a checkpoint that is read again is what was written: transformers alters some families' weights."""
+"""Check that a checkpoint reads back as it was written: transformers alters some families' weights while reading."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 
-def differing(written: Iterable[tuple[str, Tensor]], read: Any) -> str | None:
-    """Name the first weight that transformers altered while it read a checkpoint, and its rows; None without one.
+def first_changed_weight(written: Iterable[tuple[str, Tensor]], reread: Any) -> str | None:
+    """Return the first weight that transformers altered while it read a checkpoint, and its rows; None if none.
 
-    Some families do so: Youtu zeroes the row of its padding.
+    Youtu, for example, sets the embedding of its padding token to zero.
 
     Args:
-        written: names and weights that were saved; those of which the model has none are passed over.
-        read: the model that came back.
+        written: names and weights that were saved. Weights that the model does not have are skipped.
+        reread: the model that was read from them.
     """
-    weights = read.state_dict()
+    weights = reread.state_dict()
     for name, stored in written:
         weight = weights.get(name)
         if weight is None or weight.shape != stored.shape:
@@ -34,8 +34,8 @@ def differing(written: Iterable[tuple[str, Tensor]], read: Any) -> str | None:
 
 
 def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights in a folder's safetensors, one after the other."""
+    """Yield the names and weights in a folder's safetensors files, one at a time."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            for name in file.keys():  # noqa: SIM118 - it is not a mapping
                 yield name, file.get_tensor(name)

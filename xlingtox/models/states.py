@@ -1,4 +1,4 @@
-"""Mean states of the residual stream, one vector for each text and layer."""
+"""Mean states of the residual stream: one vector for each text and layer."""
 
 from __future__ import annotations
 
@@ -17,37 +17,48 @@ from xlingtox.models.hooked import HookedLM
 
 @checked
 def mean_states(
-    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int | None = None, progress: bool = True
+    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], *, batch_size: int | None = None, progress: bool = True
 ) -> Float[Tensor, "layer text d_model"]:
-    """Mean over each text's tokens of the residual stream at `layers` (0: the embedding's output, n: the n-th block's).
+    """Average the residual stream over the tokens of each text, at some layers.
 
-    `lm.n_layers + 1` stands for the state after the final norm.
+    A mean state stands for a whole text, for a probe or for retrieval. All layers are read in one pass, and states are
+    averaged during the pass, so long texts need little memory.
 
-    One pass, texts of like length together; each state is averaged where it arises and not kept. Of a text longer than
-    the model's context only the beginning is read. Float32, on the CPU.
+    Args:
+        texts: only the beginning is read of a text that is longer than the model's context.
+        layers: 0 is the embedding's output, n the output of the n-th block, `lm.n_layers + 1` the state after the final
+            norm.
+        batch_size: texts in a pass. By default as many as the free memory allows, at most 64.
+
+    Returns:
+        float32 on the CPU.
 
     Raises:
-        ValueError: no texts, or one without tokens.
+        ValueError: no texts, or a text without tokens.
+
+    Example:
+        >>> xt.models.mean_states(lm, ["the cat", "la casa"], [0, lm.n_layers], progress=False).shape
+        torch.Size([2, 2, 128])
     """
-    out, last = torch.empty(len(layers), len(texts), lm.d_model), lm.n_layers
+    means, last = torch.empty(len(layers), len(texts), lm.d_model), lm.n_layers
     with tqdm(total=len(texts), desc="reading states", unit="text", disable=not progress, leave=False) as bar:
 
         def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
             weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1)
-            means: dict[int, Tensor] = {}
+            batch_means: dict[int, Tensor] = {}
 
-            def keep(layer: int, state: Tensor) -> None:
-                means[layer] = (weight.to(state.device) @ state.float()).squeeze(1)
+            def average(layer: int, state: Tensor) -> None:
+                batch_means[layer] = (weight.to(state.device) @ state.float()).squeeze(1)
                 if layer == last and last + 1 in layers:
-                    keep(last + 1, lm.after_final_norm(state))
+                    average(last + 1, lm.after_final_norm(state))
 
-            hooks = {min(layer, last): partial(keep, min(layer, last)) for layer in layers}
+            hooks = {min(layer, last): partial(average, min(layer, last)) for layer in layers}
             with lm.hooks(residual=hooks, edit=None):
                 lm.logits(ids, mask, last_only=True)
             # Copied after the pass: a copy within it would make a GPU wait at every layer.
             for place, layer in enumerate(layers):
-                out[place, rows] = means[layer].cpu()
+                means[place, rows] = batch_means[layer].cpu()
             bar.update(len(rows))
 
         over_texts(lm, texts, batch_size, read)
-    return out
+    return means

@@ -1,6 +1,6 @@
-"""The TransformerLens side of a model: its hook points, and where a family keeps its MLP.
+"""TransformerLens as a backend: its hook points, and where each family of models keeps its MLP.
 
-The only file that knows TransformerLens.
+No other file knows TransformerLens. It takes seconds to import, so this file imports it when a model is loaded.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlingtox.models.backend import Hook, PlainEngine, Remove
-from xlingtox.models.hf_blocks import Anatomy
+from xlingtox.models.backend import Hook, HuggingFaceBackend, Remove
+from xlingtox.models.hf_blocks import UnhookedModel
 from xlingtox.text import first_line
 
 
-def lens(tl: Any) -> Lens:
-    """The side of a `TransformerBridge`, or of a `HookedTransformer` of TransformerLens 3.9.
+def backend_of(tl: Any) -> TransformerLensBackend:
+    """Return the backend of a `TransformerBridge`, or of a `HookedTransformer` of TransformerLens 3.9.
 
     Raises:
         ValueError: its weights were processed.
     """
     _check_unprocessed(tl)
-    return _BridgeLens(tl) if hasattr(tl, "original_model") else _HookedTransformerLens(tl)
+    return _BridgeBackend(tl) if hasattr(tl, "original_model") else _HookedTransformerBackend(tl)
 
 
-def beside(model: Any) -> tuple[Lens, PlainEngine]:
-    """A bridge over the weights of a plain model, and the plain model itself with its blocks and down-projections.
+def bridge_over(model: Any) -> tuple[TransformerLensBackend, HuggingFaceBackend]:
+    """Build a TransformerLens bridge over a plain model's weights. Return its backend and the plain model's.
 
-    Bridging rewires a model in place, so it is done to a twin: other modules, the same parameters. Where no bridge can
-    be built, neurons are looked up by name in the plain model (`unbridged`).
+    Bridging rewires a model in place, so it is done to a copy: other modules, the same parameters. Where no bridge can
+    be built, neurons are looked up by name in the plain model (`without_bridge`).
 
     Raises:
         ValueError: TransformerLens does not know the family, or it has no dense MLP.
@@ -39,7 +39,7 @@ def beside(model: Any) -> tuple[Lens, PlainEngine]:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
-    # Where bitsandbytes keeps the scales of 8-bit weights.
+    # bitsandbytes keeps the scales of 8-bit weights in these states.
     shared |= {id(module.state): module.state for module in model.modules() if hasattr(module, "init_8bit_state")}
     twin = copy.deepcopy(model, shared)
     names = {id(module): name for name, module in twin.named_modules()}
@@ -51,33 +51,35 @@ def beside(model: Any) -> tuple[Lens, PlainEngine]:
     except Exception as error:
         why = first_line(error)
         if "torchvision" in why:
-            # Asked for by name wherever a family sees pictures, and not used to read text.
+            # Families that see images ask for this package by name. Reading text does not use it.
             why = "it asks for the package torchvision, also to read text alone: pip install torchvision"
         reason = f"TransformerLens cannot hook {architectures[0]} as a decoder with dense MLPs: {why}"
         try:
-            return unbridged(model, reason)
+            return without_bridge(model, reason)
         except ValueError:
             raise ValueError(reason) from error
     bridge.eval()
-    side = _BridgeLens(bridge)
-    side.d_mlp  # noqa: B018 - refuses what has no dense MLP before its modules are looked for
+    tl_backend = _BridgeBackend(bridge)
+    tl_backend.d_mlp  # noqa: B018 - refuses a model without dense MLPs before its modules are looked up
 
-    def original(component: Any) -> nn.Module:
+    def plain_module(component: Any) -> nn.Module:
         module: nn.Module = model.get_submodule(names[id(component.original_component)])
         return module
 
-    blocks = [original(block) for block in bridge.blocks]
-    downs = [original(getattr(block.mlp, "out")) for block in bridge.blocks]  # noqa: B009
-    plain = PlainEngine(model, blocks, downs)
-    plain.check_attention()
-    return side, plain
+    blocks = [plain_module(block) for block in bridge.blocks]
+    downs = [plain_module(getattr(block.mlp, "out")) for block in bridge.blocks]  # noqa: B009
+    hf_backend = HuggingFaceBackend(model, blocks, downs)
+    hf_backend.check_attention()
+    return tl_backend, hf_backend
 
 
-def unbridged(model: Any, reason: str) -> tuple[Lens, PlainEngine]:
-    """A plain model's weights by TransformerLens's names, without a bridge, and the model itself to run.
+def without_bridge(model: Any, reason: str) -> tuple[TransformerLensBackend, HuggingFaceBackend]:
+    """Return a backend that names a plain model's weights as TransformerLens does, and the plain model's backend.
+
+    The first has no hook points and cannot run; the second runs the model.
 
     Args:
-        reason: why there is no bridge, for whoever asks for it.
+        reason: why there is no bridge, for the message to a user who asks for one.
 
     Raises:
         ValueError: TransformerLens does not know the family, or it has no dense MLP.
@@ -85,35 +87,35 @@ def unbridged(model: Any, reason: str) -> tuple[Lens, PlainEngine]:
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
 
-    named = (getattr(model.config, "architectures", None) or [type(model).__name__])[0]
+    architecture = (getattr(model.config, "architectures", None) or [type(model).__name__])[0]
     try:
-        sizes = build_bridge_config_from_hf(model.config, named, named, model.dtype)
+        sizes = build_bridge_config_from_hf(model.config, architecture, architecture, model.dtype)
         components = ArchitectureAdapterFactory.select_architecture_adapter(sizes).get_component_mapping()
-        anatomy = Anatomy(model, sizes, components)
+        unhooked = UnhookedModel(model, sizes, components)
     except Exception as error:
-        raise ValueError(f"TransformerLens does not know where {named} keeps dense MLPs: {error}") from error
-    side = _BridgeLens(anatomy, reason)
-    side.d_mlp  # noqa: B018 - refuses what has no dense MLP before its modules are looked for
-    blocks = [block.original_component for block in anatomy.blocks]
-    plain = PlainEngine(model, blocks, [block.mlp.out.original_component for block in anatomy.blocks])
-    plain.check_attention()
-    return side, plain
+        raise ValueError(f"TransformerLens does not know where {architecture} keeps dense MLPs: {error}") from error
+    tl_backend = _BridgeBackend(unhooked, reason)
+    tl_backend.d_mlp  # noqa: B018 - refuses a model without dense MLPs before its modules are looked up
+    blocks = [block.original_component for block in unhooked.blocks]
+    hf_backend = HuggingFaceBackend(model, blocks, [block.mlp.out.original_component for block in unhooked.blocks])
+    hf_backend.check_attention()
+    return tl_backend, hf_backend
 
 
-class Lens:
-    """A TransformerLens model as an engine, and its weights by layer.
+class TransformerLensBackend:
+    """A TransformerLens model as a backend, and its weights by layer.
 
     Attributes:
-        tl: the TransformerLens model, or the plain model's `Anatomy` where there is none.
-        unbridged: why there is none, in words; None where there is one.
+        tl: the TransformerLens model; where there is none, an `UnhookedModel` of the plain model.
+        no_bridge_because: why there is no TransformerLens model, in words; None where there is one.
     """
 
-    def __init__(self, tl: Any, unbridged: str | None = None) -> None:
-        self.tl, self.unbridged = tl, unbridged
+    def __init__(self, tl: Any, no_bridge_because: str | None = None) -> None:
+        self.tl, self.no_bridge_because = tl, no_bridge_because
         self._points = list(dict.fromkeys(tl.hook_dict.values()))
-        # Some families' bridges pass values on to hook points of another name by hooks of their own.
-        self._wiring = [hook for point in self._points for hook in point.fwd_hooks if hook.is_permanent]
-        self._ours = set(map(id, self._wiring))
+        # Some families' bridges copy values to hook points of another name, by hooks that belong to the bridge.
+        self._bridge_hooks = [hook for point in self._points for hook in point.fwd_hooks if hook.is_permanent]
+        self._not_by_hand = set(map(id, self._bridge_hooks))
 
     # --- weights
 
@@ -127,7 +129,7 @@ class Lens:
 
     @cached_property
     def d_mlp(self) -> int:
-        """Neurons a layer, from the weights: the configuration is wrong in some families.
+        """Neurons per layer, counted in the weights: the configuration is wrong in some families.
 
         Raises:
             ValueError: a layer has no dense MLP, or layers differ.
@@ -144,33 +146,34 @@ class Lens:
                     f"layer {layer} has no dense MLP with a down-projection "
                     "(mixture-of-experts and state-space layers have no neurons to read)"
                 )
-            if experts := self._experts_beside(layer):
+            if experts := self._experts_in(layer):
                 raise ValueError(
-                    f"layer {layer} has experts beside its dense MLP ({experts}), and their neurons are not counted: "
+                    f"layer {layer} has experts next to its dense MLP ({experts}), and their neurons are not counted: "
                     "expected dense MLPs alone"
                 )
-            reads = self._weight(mlp, "gate", "W_gate"), self._weight(mlp, "in", "W_in")
-            if any(each is not None and each.shape != weight.T.shape for each in reads):
-                raise ValueError(f"TransformerLens does not tell gate from up in layer {layer}'s MLP")
+            inputs = self._weight(mlp, "gate", "W_gate"), self._weight(mlp, "in", "W_in")
+            if any(reads is not None and reads.shape != weight.T.shape for reads in inputs):
+                raise ValueError(f"TransformerLens does not distinguish gate from up in layer {layer}'s MLP")
             shapes.add(tuple(weight.shape))
         if len(shapes) != 1:
             raise ValueError("layers differ in their number of neurons, or there are none")
         return shapes.pop()[0]
 
-    def _experts_beside(self, layer: int) -> str | None:
-        """The name of the first module in a layer that holds or chooses experts; None where there is none."""
+    def _experts_in(self, layer: int) -> str | None:
+        """Return the name of the first module in a layer that holds or chooses experts; None where there is none."""
         block = getattr(self.tl.blocks[layer], "original_component", None)
         names = [] if block is None else [name for name, _ in block.named_modules()]
         return next((name for name in names if "expert" in name.rpartition(".")[2].lower()), None)
 
     @property
     def n_positions(self) -> int:
+        """The longest sequence, in tokens, on which a row's logits do not depend on its neighbours in the batch."""
         rope = getattr(self._config(), "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
-            # Beyond this length all of a batch turns by other frequencies: a row's logits would depend on its
+            # Beyond this length the whole batch is rotated by other frequencies. A row's logits would depend on its
             # neighbours, and a cache would hold keys of both kinds.
-            least = rope.get("original_max_position_embeddings")
-            return int(least or self._config().original_max_position_embeddings)
+            switch = rope.get("original_max_position_embeddings")
+            return int(switch or self._config().original_max_position_embeddings)
         for name in ("n_positions", "max_position_embeddings", "n_ctx", "seq_length"):
             value = getattr(self._config(), name, None)
             if isinstance(value, int) and value > 0:
@@ -181,57 +184,58 @@ class Lens:
         return self.tl.cfg
 
     def device_of(self, layer: int) -> torch.device:
+        """Return the device of a layer's down-projection."""
         mlp = self.tl.blocks[layer].mlp
         module = _wrapped(mlp, "out")
         return (mlp.W_out if module is None else module.weight).device
 
     def down_projection(self, layer: int) -> Tensor:
-        """`[d_mlp, d_model]`"""
-        return self._known(layer, "out", "W_out")
+        """Return the down-projection, `[d_mlp, d_model]`."""
+        return self._required(layer, "out", "W_out")
 
     def up_projection(self, layer: int) -> Tensor:
-        """`[d_model, d_mlp]`"""
-        return self._known(layer, "in", "W_in")
+        """Return the projection into the neurons (of a gated MLP, the up-projection), `[d_model, d_mlp]`."""
+        return self._required(layer, "in", "W_in")
 
     def gate_projection(self, layer: int) -> Tensor | None:
-        """`[d_model, d_mlp]`, or None where the MLP has no gate."""
+        """Return the gate's projection, `[d_model, d_mlp]`, or None where the MLP has no gate."""
         return self._weight(self.tl.blocks[layer].mlp, "gate", "W_gate")
 
-    def _known(self, layer: int, part: str, name: str) -> Tensor:
+    def _required(self, layer: int, part: str, name: str) -> Tensor:
         weight = self._weight(self.tl.blocks[layer].mlp, part, name)
         if weight is None:
             raise ValueError(f"layer {layer} has no {name}")
         return weight
 
     def _weight(self, mlp: Any, part: str, name: str) -> Tensor | None:
-        """`[in, out]`: a view of the weights; of quantised ones a copy, of what they do."""
+        """Return a weight as `[in, out]`: a view, but for quantised weights a copy of what they compute."""
         module = _wrapped(mlp, part)
         if _packed(module):
-            return _effect(module, self.tl.W_U.dtype)
+            return _as_matrix(module, self.tl.W_U.dtype)
         weight = getattr(mlp, name, None)
         return weight.detach() if isinstance(weight, Tensor) else None
 
     @property
     def packed(self) -> torch.dtype | None:
-        """As which numbers down-projections are stored, if not as floating-point ones."""
+        """The integer dtype in which down-projections are stored; None where they are floating-point numbers."""
         packed = [module for block in self.tl.blocks if _packed(module := _wrapped(block.mlp, "out"))]
         return packed[0].weight.dtype if packed else None
 
     def unembedding(self) -> Tensor:
-        """`[d_model, d_vocab]`"""
+        """Return the output embedding, `[d_model, d_vocab]`."""
         weight: Tensor = self.tl.W_U
         return weight.detach()
 
     def after_final_norm(self, states: Tensor) -> Tensor:
-        """The residual stream after the last block as the unembedding reads it."""
+        """Return the residual stream after the last block as the unembedding reads it."""
         norm = getattr(self.tl, "ln_final", None)
         return states if norm is None else getattr(norm, "original_component", norm)(states)
 
     def write_vectors(self, layer: int) -> Tensor:
-        """`[d_mlp, d_model]`: rows of the down-projection, through the norm between them and the next block's input."""
+        """Return the down-projection's rows, `[d_mlp, d_model]`, through the norm behind them if there is one."""
         values, norm = self.down_projection(layer), getattr(self.tl.blocks[layer], "ln2_post", None)
         if getattr(self._config(), "do_layer_norm_before", None) is False:
-            # As OPT of 350 million parameters has it: the norm is of the stream with what the MLP added to it.
+            # OPT of 350 million parameters normalises the residual stream after the MLP was added to it.
             norm = self.tl.blocks[layer].ln2
         if norm is None:
             return values
@@ -243,8 +247,8 @@ class Lens:
     # --- hooks
 
     def hooked_by_hand(self) -> bool:
-        """Whether any hook stands here that did not come through this class."""
-        return any(id(hook) not in self._ours for point in self._points for hook in point.fwd_hooks)
+        """Return whether any hook is set here that did not come through this class."""
+        return any(id(hook) not in self._not_by_hand for point in self._points for hook in point.fwd_hooks)
 
     def on_post(self, layer: int, hook: Hook) -> Remove:
         return self._set(self.tl.blocks[layer].mlp.hook_post, hook)
@@ -254,28 +258,28 @@ class Lens:
         return self._set(blocks[0].hook_resid_pre if layer == 0 else blocks[layer - 1].hook_resid_post, hook)
 
     def _set(self, point: Any, hook: Hook) -> Remove:
-        def run(value: Tensor, hook: Any, own: Hook = hook) -> Tensor | None:
-            return own(value)
+        def run(value: Tensor, hook: Any, added: Hook = hook) -> Tensor | None:
+            return added(value)
 
-        before = {id(each) for each in point.fwd_hooks}
+        before = {id(handle) for handle in point.fwd_hooks}
         try:
             point.add_hook(run)
             handle = point.fwd_hooks[-1]
-            self._ours.add(id(handle))
+            self._not_by_hand.add(id(handle))
         except BaseException:
-            # An interrupt may have let it be set and not be known: it must not pass for one that was set by hand.
-            self._ours |= {id(each) for each in point.fwd_hooks} - before
+            # An interrupt may come when the hook is set and not yet noted. It must not count as one set by hand.
+            self._not_by_hand |= {id(handle) for handle in point.fwd_hooks} - before
             raise
 
         def remove() -> None:
             handle.hook.remove()
             if handle in point.fwd_hooks:
                 point.fwd_hooks.remove(handle)
-            self._ours.discard(id(handle))
+            self._not_by_hand.discard(id(handle))
 
         return remove
 
-    # --- running
+    # --- forward passes
 
     def run(
         self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
@@ -292,12 +296,12 @@ class Lens:
         raise NotImplementedError
 
 
-class _BridgeLens(Lens):
-    """A bridge's rewired Hugging Face model takes what a plain one takes."""
+class _BridgeBackend(TransformerLensBackend):
+    """A bridge. Its rewired Hugging Face model is called as a plain one is."""
 
-    def __init__(self, tl: Any, unbridged: str | None = None) -> None:
-        super().__init__(tl, unbridged)
-        rewired = PlainEngine(tl.original_model)
+    def __init__(self, tl: Any, no_bridge_because: str | None = None) -> None:
+        super().__init__(tl, no_bridge_because)
+        rewired = HuggingFaceBackend(tl.original_model)
         self.run, self.empty_cache = rewired.run, rewired.empty_cache  # type: ignore[method-assign]
         self.repeated, self.selected = rewired.repeated, rewired.selected  # type: ignore[method-assign]
 
@@ -305,7 +309,9 @@ class _BridgeLens(Lens):
         return self.tl.original_model.config.get_text_config()
 
 
-class _HookedTransformerLens(Lens):
+class _HookedTransformerBackend(TransformerLensBackend):
+    """A `HookedTransformer`, which has its own forward pass and cache."""
+
     def run(
         self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
     ) -> tuple[Tensor, Any]:
@@ -321,13 +327,14 @@ class _HookedTransformerLens(Lens):
         return TransformerLensKeyValueCache.init_cache(self.tl.cfg, self.tl.W_U.device, rows)
 
     def repeated(self, cache: Any, times: int) -> Any:
-        return self._each(copy.deepcopy(cache), lambda held: held.repeat_interleave(times, 0))
+        return self._changed(copy.deepcopy(cache), lambda rows: rows.repeat_interleave(times, 0))
 
     def selected(self, cache: Any, rows: Tensor) -> Any:
-        return self._each(cache, lambda held: held[rows])
+        return self._changed(cache, lambda tensor: tensor[rows])
 
     @staticmethod
-    def _each(cache: Any, change: Any) -> Any:
+    def _changed(cache: Any, change: Any) -> Any:
+        """Apply `change` to every tensor of a cache, in place."""
         for entry in cache.entries:
             entry.past_keys, entry.past_values = change(entry.past_keys), change(entry.past_values)
         if getattr(cache, "previous_attention_mask", None) is not None:
@@ -336,49 +343,54 @@ class _HookedTransformerLens(Lens):
 
 
 def _wrapped(mlp: Any, part: str) -> Any:
-    """The Hugging Face module behind a part of a bridge's MLP; None in a `HookedTransformer`."""
+    """Return the Hugging Face module behind a part of a bridge's MLP; None in a `HookedTransformer`."""
     return getattr(getattr(mlp, part, None), "original_component", None)
 
 
 def _packed(module: Any) -> bool:
-    stored: Any = getattr(module, "weight", None)
-    return stored is not None and not (stored.dtype.is_floating_point and stored.dtype.itemsize > 1)
+    """Return whether a layer's weights are quantised."""
+    weight: Any = getattr(module, "weight", None)
+    return weight is not None and not (weight.dtype.is_floating_point and weight.dtype.itemsize > 1)
 
 
 def _check_unprocessed(tl: Any) -> None:
-    """Raise ValueError where weights were folded or centred: value vectors are not the model's own any more."""
+    """Raise ValueError where weights were folded or centred: value vectors are then no longer the model's own."""
     folded = str(getattr(tl.cfg, "normalization_type", "")).endswith("Pre") and not hasattr(tl, "original_model")
     if folded or getattr(tl, "_weights_processed", False) or getattr(tl, "compatibility_mode", False):
         raise ValueError(
             "the TransformerLens model's weights were processed (norms folded in or weights centred), so its value "
             "vectors are not the model's own: use from_pretrained_no_processing, or a bridge outside compatibility mode"
         )
-    written = [getattr(block.mlp, "W_out", None) for block in tl.blocks if hasattr(block, "mlp")]
-    if written and all(isinstance(weight, Tensor) and _centred(weight.detach()) for weight in written):
+    downs = [getattr(block.mlp, "W_out", None) for block in tl.blocks if hasattr(block, "mlp")]
+    if downs and all(isinstance(weight, Tensor) and _centred(weight.detach()) for weight in downs):
         raise ValueError(
             "the TransformerLens model's down-projections were centred: load it without center_writing_weights"
         )
 
 
 def _centred(weight: Tensor) -> bool:
+    """Return whether the mean of every row is zero, which does not happen by chance."""
     rows = weight[:64].float()
     return bool(rows.mean(-1).abs().max() < 1e-4 * rows.std(-1).max())
 
 
 @torch.no_grad()
 def _gain(norm: Any, like: Tensor) -> tuple[Tensor, bool]:
-    """A norm's gain, and whether it takes the mean away; measured, because families store them differently."""
+    """Measure a norm's gain, and whether it subtracts the mean. Families store these differently."""
     signs = like.new_ones(like.shape[-1])
     signs[1::2] = -1
-    there, back, raised = (norm(each).float() for each in (signs, -signs, signs + 1))
-    return (there - back) / 2 * signs.float(), bool(torch.allclose(there, raised, atol=1e-2, rtol=1e-2))
+    normed, negated, raised = (norm(state).float() for state in (signs, -signs, signs + 1))
+    return (normed - negated) / 2 * signs.float(), bool(torch.allclose(normed, raised, atol=1e-2, rtol=1e-2))
 
 
 @torch.no_grad()
-def _effect(module: Any, dtype: torch.dtype) -> Tensor:
-    """What a linear layer does to each of its inputs, `[in, out]`: packed weights differ by method and by device."""
+def _as_matrix(module: Any, dtype: torch.dtype) -> Tensor:
+    """Return the matrix that a linear layer multiplies by, `[in, out]`, from its outputs for the unit vectors.
+
+    Quantised weights are stored differently by each method and device, so they are not decoded here.
+    """
     size, device = module.in_features, module.weight.device
-    none = module.forward(torch.zeros(1, size, device=device, dtype=dtype))
-    rows = torch.eye(size, device=device, dtype=dtype)
-    effect: Tensor = torch.cat([module.forward(rows[start : start + 256]) for start in range(0, size, 256)]) - none
-    return effect
+    bias = module.forward(torch.zeros(1, size, device=device, dtype=dtype))
+    units = torch.eye(size, device=device, dtype=dtype)
+    matrix: Tensor = torch.cat([module.forward(units[start : start + 256]) for start in range(0, size, 256)]) - bias
+    return matrix

@@ -1,4 +1,4 @@
-"""Which files a checkpoint's weights are read from: safetensors alone, inside its own folder."""
+"""Check the files of a checkpoint's weights: only safetensors inside the checkpoint's own folder are read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 def check_weight_files(source: str, config: Any, revision: str | None = None) -> None:
     """Raise unless all weights that transformers would read are safetensors inside the checkpoint's folder.
 
-    A shard's name stands in an index, which came with the checkpoint: it may name a pickled file, which can run code,
-    or a file elsewhere on the machine.
+    An index that comes with the checkpoint names the files. It may name a pickled file, which can run code, or a file
+    elsewhere on the machine.
 
     Args:
         source: a folder, or a hub name.
         config: the model's configuration, which may name the file of weights.
-        revision: of a hub name.
+        revision: the revision of a hub name.
 
     Raises:
         ValueError: the index is broken, or names another kind of file, or one outside the folder.
@@ -38,7 +38,7 @@ def check_weight_files(source: str, config: Any, revision: str | None = None) ->
             _shards(Path(index))
         return
     if named is None:
-        # As transformers looks for them: one file first.
+        # Transformers looks for a single file first.
         named = _WEIGHTS if (folder / _WEIGHTS).is_file() else _INDEX
     if not named.endswith(".index.json") or not (folder / named).is_file():
         return
@@ -47,21 +47,23 @@ def check_weight_files(source: str, config: Any, revision: str | None = None) ->
 
 
 def _shards(index: Path) -> list[str]:
+    """Return the names of the files that an index of weights names, after checking them."""
     try:
-        told = json.loads(index.read_text("utf-8"))["weight_map"]
-        shards = sorted(set(told.values()))
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{index} is broken ({error}): expected a JSON object with a weight_map, from weights to files"
         ) from error
     if not shards:
-        raise ValueError(f"{index} has a weight_map that names no file: fetch it anew")
+        raise ValueError(f"{index} has a weight_map that names no file: download it again")
     for shard in shards:
         _check_name(shard, str(index))
     return shards
 
 
 def _check_name(name: Any, where: str) -> None:
+    """Raise ValueError unless a name is that of a safetensors file, or an index of such, inside the folder."""
     inside = isinstance(name, str) and not (PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor)
     if not inside or ".." in name.replace("\\", "/").split("/"):
         raise ValueError(f"{where} names {name!r}, a file outside the checkpoint's folder, which is not read")
@@ -72,11 +74,12 @@ def _check_name(name: Any, where: str) -> None:
 
 
 def _check_inside(folder: Path, shard: str) -> None:
+    """Raise unless a file is there, and is no link to a place outside the checkpoint's folder."""
     path = (folder / shard).resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {shard}, which its index of weights names: fetch it anew")
+        raise FileNotFoundError(f"{folder} has no {shard}, which its index of weights names: download it again")
     home = folder.resolve()
     # The hub's cache keeps files in `blobs`, and links to them from `snapshots/<revision>`.
-    homes = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
-    if not any(path.is_relative_to(each) for each in homes):
+    folders = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
+    if not any(path.is_relative_to(allowed) for allowed in folders):
         raise ValueError(f"{folder / shard} is a link to {path}, outside the checkpoint's folder, and is not read")

@@ -19,7 +19,7 @@ from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.backend import Hook
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
-from xlingtox.models.generation import check_lengths, decode, greediest
+from xlingtox.models.generation import check_lengths, decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.equality import equal
@@ -218,8 +218,8 @@ def collect_activations(
                     ids,
                     attention,
                     max_new_tokens,
-                    pick=greediest,
-                    watch=reader.begin_step,
+                    pick=pick_greedily,
+                    before_pass=reader.begin_step,
                     languages=row_languages,
                     stop_at_end=stop_at_end,
                 )

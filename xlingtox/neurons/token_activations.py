@@ -21,7 +21,7 @@ from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.backend import Hook
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
-from xlingtox.models.generation import check_lengths, decode, greediest
+from xlingtox.models.generation import check_lengths, decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.equality import equal
@@ -157,7 +157,7 @@ def read_tokens(
             ids, mask = lm.encode([asked[i].text for i in rows])
             n_prompt, row_languages = ids.shape[1], [asked[i].language for i in rows]
             if max_new_tokens:
-                new, counts = decode(lm, ids, mask, max_new_tokens, pick=greediest, languages=row_languages)
+                new, counts = decode(lm, ids, mask, max_new_tokens, pick=pick_greedily, languages=row_languages)
                 ids, mask = torch.cat([ids, new], 1), torch.cat([mask, counts], 1)
             values = torch.empty(*ids.shape, len(neurons))
             hooks = {

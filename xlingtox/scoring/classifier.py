@@ -19,8 +19,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from xlingtox.checking import checked, shown
 from xlingtox.models.batching import by_length, each_batch
+from xlingtox.models.devices import default_device
 from xlingtox.models.identity import fingerprint
-from xlingtox.models.loading import cast, default_device, read_weights, tokenizer_rules
+from xlingtox.models.loading import read_weights
+from xlingtox.models.precision import cast
+from xlingtox.models.tokenizer import tokenizer_rules
 from xlingtox.scoring.protocol import Arrived, Described, check_scorable, from_stream, named_languages
 from xlingtox.text import well_formed
 

@@ -167,6 +167,8 @@ def aligned_cosines(
         if not pairs:
             raise ValueError(f"every pair in {code} has a sentence of over {_LONGEST} characters")
         layers = range(lm.n_layers + 2)
-        first, then = (mean_states(lm, side, layers, batch_size, progress) for side in zip(*pairs, strict=True))
+        first, then = (
+            mean_states(lm, side, layers, batch_size=batch_size, progress=progress) for side in zip(*pairs, strict=True)
+        )
         found[code] = float(np.mean(cosine_similarity(first.double(), then.double(), dim=-1).numpy()))
     return found

@@ -61,7 +61,7 @@ def embed(
     Raises:
         ValueError: no sentences, a sentence without tokens, or a state that is not finite.
     """
-    states = mean_states(lm, sentences, range(lm.n_layers + 1), batch_size, progress)
+    states = mean_states(lm, sentences, range(lm.n_layers + 1), batch_size=batch_size, progress=progress)
     _check_finite(states, "these sentences")
     return states
 
@@ -313,7 +313,7 @@ def _embedded(
         while waiting and sum(map(len, group)) + len(waiting[0]) <= room:
             group.append(waiting.pop(0))
         every = [text for side in group for text in side]
-        read = mean_states(lm, every, range(lm.n_layers + 1), batch_size, progress)
+        read = mean_states(lm, every, range(lm.n_layers + 1), batch_size=batch_size, progress=progress)
         yield from torch.split(read, [len(side) for side in group], dim=1)
         del read
 

@@ -33,6 +33,8 @@ from xlingtox.data import PreferencePairs, are_conversations, check_pairs
 from xlingtox.models import adapters, loading
 from xlingtox.models.batching import out_of_memory
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.precision import cast
+from xlingtox.models.tokenizer import tokenizer_rules
 from xlingtox.tuning.callback import Diverged, Over, Watch
 from xlingtox.tuning.offline import no_calls_of_trainers
 from xlingtox.tuning.preference_pairs import Pairs, Part, room_of, tunable_pairs
@@ -262,8 +264,8 @@ class _Run:
         else:
             loaded = loading.from_checkpoint(str(source), dtype=self.dtype, device=self.device)
             base, name = loaded.model, loaded.name
-        merged = adapters.merged(base, self.folder.adapter, name)
-        loading.cast(merged, self.saved_in).save_pretrained(self.folder.path)
+        merged = adapters.merge_adapter(base, self.folder.adapter, name)
+        cast(merged, self.saved_in).save_pretrained(self.folder.path)
         self.tokenizer.save_pretrained(self.folder.path)
 
 
@@ -401,7 +403,7 @@ def _pairs_hash(pairs: Pairs, part: Part) -> str:
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     named = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    whole = [loading.tokenizer_rules(tokenizer), named]
+    whole = [tokenizer_rules(tokenizer), named]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode("ascii")).hexdigest()[:16]
 
 

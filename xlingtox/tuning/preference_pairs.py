@@ -12,7 +12,7 @@ from datasets import Dataset
 from xlingtox.checking import checked
 from xlingtox.data import PreferencePairs, are_conversations, check_pairs, row_numbers
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.token_ids import n_shared
+from xlingtox.models.tokenizer import n_shared
 from xlingtox.tuning.recipe import MINI, Recipe
 
 _LOG = logging.getLogger(__name__)

@@ -1,0 +1,116 @@
+"""Tokenizers: the tokens of texts as a model reads them, and checks of a model's tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each text, behind the beginning of sequence if the tokenizer adds one.
+
+    A text is always something to continue: a prompt, a sentence, or the start of a longer text. So an end of sequence
+    that the tokenizer would add is left out, because the model would take the next token for another document. A text
+    that already has a beginning of sequence, such as a rendered chat template, gets no second one. An end of sequence
+    inside the text itself is kept: chat templates end each turn with one.
+    """
+    if not texts:
+        return []
+    start = added_start(tokenizer)
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [list(ids) if ids[: len(start)] == start else [*start, *ids] for ids in rows]
+
+
+def added_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that the tokenizer puts before each text: mostly none, or a beginning of sequence.
+
+    Each call looks them up again, because a tokenizer's rules can be changed at any time.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and backend.num_special_tokens_to_add(False) == 0:
+        return []
+    special = set(tokenizer.all_special_ids)
+    # In any text with an ordinary token, the tokens before the text's own were added.
+    for token in (token for token in range(len(tokenizer)) if token not in special):
+        text = tokenizer.decode([token])
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not plain or plain[0] in special:
+            continue
+        read = tokenizer(text)["input_ids"]
+        places = (i for i in range(len(read)) if read[i : i + len(plain)] == plain)
+        return list(read[: next(places, 0)])
+    return []
+
+
+def n_shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many tokens two rows have in common at their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
+    """Return the tokenizer. If it has no padding token that the model knows, return a copy that pads with its end.
+
+    Args:
+        vocabulary: the number of tokens that the model knows.
+
+    Raises:
+        ValueError: no end-of-sequence token, or one that the model does not know.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token first")
+    if tokenizer.eos_token_id >= vocabulary:
+        raise ValueError(
+            f"the tokenizer's end of sequence is token {tokenizer.eos_token_id}, and the model knows {vocabulary}: "
+            "model.resize_token_embeddings(len(tokenizer)), or give the model's own tokenizer"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def rows_without_text(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Iterable[int] = ()) -> list[int]:
+    """Return the numbers below `rows` that are no token of the tokenizer, but for those that end a text."""
+    if len(tokenizer) == rows and max(tokenizer.added_tokens_decoder, default=0) < rows:
+        return []
+    known = {*tokenizer.get_vocab().values(), *ends}
+    return [row for row in range(rows) if row not in known]
+
+
+def without_added_start(tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a TransformerLens model as it is in its files.
+
+    TransformerLens makes every tokenizer put a beginning of sequence before a text. The plain model, without it, gives
+    other texts and numbers.
+
+    Raises:
+        ValueError: its files are neither in a folder nor in the hub's cache, or have another vocabulary.
+    """
+    if not getattr(tokenizer, "add_bos_token", False):
+        return tokenizer
+    name = tokenizer.name_or_path
+    try:
+        from_files = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
+        known = bool(name) and from_files.get_vocab() == tokenizer.get_vocab()
+    except (OSError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(
+            "the TransformerLens model's tokenizer puts a beginning of sequence before each text, and whether the "
+            f"model's own does cannot be seen: {name!r} is no folder or cached name with this vocabulary. Give it: "
+            "load(model, tokenizer=...)"
+        )
+    return tokenizer if from_files.add_bos_token else from_files
+
+
+def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return everything that decides the tokens of a text, as JSON values. How texts are padded and cut is left out."""
+    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    return {name: rule for name, rule in json.loads(fast.to_str()).items() if name not in ("truncation", "padding")}
