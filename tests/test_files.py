@@ -1,3 +1,5 @@
+"""Files and folders are written whole or not at all, read back equal, and named where they cannot be read."""
+
 import errno
 import json
 import math
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from xlingtox import files
 from xlingtox.edits.interventions import Intervention, Offset
+from xlingtox.files import _HOST, appearing, writable_folder
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
@@ -275,3 +278,52 @@ def test_a_new_file_does_not_believe_an_old_one_that_stands_there(tmp_path):
 def _saved(result, path):
     result.save(path)
     return path
+
+
+# --- folders
+
+
+def test_writable_folder(tmp_path):
+    assert writable_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_several_may_ask_for_one_folder_at_once(tmp_path):
+    """The processes of a launcher do so."""
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(writable_folder, [tmp_path] * 800)) == {tmp_path}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "new" / "runs [1]"
+    with appearing(target) as part:
+        (part / "sub").mkdir()
+        (part / "sub" / "a").write_text("a", "utf-8")
+        (part / "sub" / "a").chmod(0o600)
+        assert not target.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["runs [1]"]
+    plain = tmp_path / "plain"
+    plain.write_text("", "utf-8")
+    assert (target / "sub" / "a").stat().st_mode == plain.stat().st_mode
+    with pytest.raises(KeyboardInterrupt), appearing(tmp_path / "other") as part:  # noqa: PT012
+        (part / "a").write_text("a", "utf-8")
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "plain"]
+    with pytest.raises(OSError), appearing(target) as part:
+        (part / "b").write_text("b", "utf-8")
+    assert [path.name for path in target.iterdir()] == ["sub"]
+    assert [path.name for path in target.parent.iterdir()] == ["runs [1]"]
+
+
+def test_what_a_killed_process_left_is_removed_and_no_others(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f".xlingtox-{_HOST}-{gone.pid}-0123abcd.partial", f".xlingtox-{_HOST}-{os.getpid()}-0123abcd.partial"]
+    names += [".runs.partial-mine", ".xlingtox-mine.partial", "runs2"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}", "utf-8")
+    with appearing(tmp_path / "runs"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "runs"])

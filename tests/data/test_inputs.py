@@ -262,9 +262,14 @@ def test_prompts_without_a_language_are_english(prompts):
     assert as_prompts(prompts) == [Prompt("en", "cat"), Prompt("en", "dog")]
 
 
-def test_prompts_that_were_taken_are_taken_again():
-    taken = as_prompts({"es": ["hola"], "en": ["cat"]})
-    assert as_prompts(taken) == as_prompts(tuple(taken)) == taken
+def test_a_list_of_prompts_passes_through_unchanged():
+    prompts = [Prompt("es", "hola "), Prompt("en", "cat"), Prompt("es", "hola ")]
+    assert as_prompts(prompts) == as_prompts(tuple(prompts)) == as_prompts(as_prompts(prompts)) == prompts
+    assert all(type(prompt) is Prompt for prompt in as_prompts(prompts))
+    with pytest.raises(ValueError, match="prompt 1 is blank"):
+        as_prompts([prompts[0], Prompt("en", " ")])
+    with pytest.raises(ValueError, match="unknown language 'xx'"):
+        as_prompts([Prompt("xx", "hola")])
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_tatoeba(tmp_path):
     ]
     assert list(data.tatoeba(tmp_path, languages=["tr"])["sentence"]) == ["kedi"]
     (tmp_path / "tatoeba.deu-eng.eng").unlink()
-    with pytest.raises(ValueError, match=r"tatoeba.deu-eng.deu has no file tatoeba.deu-eng.eng beside it"):
+    with pytest.raises(ValueError, match=r"tatoeba.deu-eng.deu has no file tatoeba.deu-eng.eng next to it"):
         data.tatoeba(tmp_path)
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from studies import HOSTILE
 
-from xlingtox import Activations, Comparison, Continuations, NeuronSet
+from xlingtox import Activations, Comparison, Continuations, NeuronSet, languages
 from xlingtox.data import Prompt
 from xlingtox.evaluation.comparison import Measures
+from xlingtox.html import tables
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import ScorerIdentity
 
@@ -93,3 +94,8 @@ def test_hostile_text_stays_text(result):
 def test_they_are_small():
     many = NeuronSet.of([(layer, index) for layer in range(40) for index in range(500)])
     assert all(len(each._repr_html_()) < 10_000 for each in (many, activations(), comparison(), continuations()))
+
+
+def test_the_direction_of_a_language_comes_from_the_table_of_languages():
+    assert [code for code in languages.NAMES if 'dir="rtl"' in tables.in_language(code)] == ["ar", "fa", "he", "ur"]
+    assert tables.in_language('"xx') == ' lang="&quot;xx" dir="ltr"'
