@@ -63,15 +63,15 @@ def public() -> Iterator[tuple[str, Any]]:
     """Yield every public function, constructor and method with its name."""
     named = {name: getattr(xt, name) for name in xt.__all__ if not inspect.ismodule(getattr(xt, name))}
     for folder, module in MODULES.items():
-        here = [name for name, held in vars(module).items() if getattr(held, "__module__", "") == module.__name__]
+        here = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         for name in getattr(module, "__all__", [name for name in here if not name.startswith("_")]):
             if not inspect.ismodule(getattr(module, name)):
                 named[f"{folder}.{name}"] = getattr(module, name)
-    for name, held in named.items():
-        if inspect.isfunction(held):
-            yield name, held
-        elif inspect.isclass(held) and not issubclass(held, BaseException):
-            for owner in reversed(held.__mro__):
+    for name, value in named.items():
+        if inspect.isfunction(value):
+            yield name, value
+        elif inspect.isclass(value) and not issubclass(value, BaseException):
+            for owner in reversed(value.__mro__):
                 for attribute, method in vars(owner).items() if owner.__module__.startswith("xlingtox") else ():
                     call = getattr(method, "__func__", method)
                     if inspect.isfunction(call) and (attribute == "__init__" or not attribute.startswith("_")):

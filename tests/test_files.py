@@ -165,14 +165,14 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     }
     # One from before this process began, which has its number: that of a container that was started again.
     left[f".xlingtox-{host}-{os.getpid()}-{'1' * 8}.partial"] = now - 80_000
-    kept = {f".xlingtox-{host}-{os.getpid()}-{'0' * 8}.partial": now, f".xlingtox-{'f' * 8}-1-{'1' * 8}.partial": now}
-    kept |= {".xlingtox-notes": now - 1e6, ".xlingtox-1-2-3.partial.json": now - 1e6, "a.partial": now - 1e6}
-    for name, written in (left | kept).items():
+    others = {f".xlingtox-{host}-{os.getpid()}-{'0' * 8}.partial": now, f".xlingtox-{'f' * 8}-1-{'1' * 8}.partial": now}
+    others |= {".xlingtox-notes": now - 1e6, ".xlingtox-1-2-3.partial.json": now - 1e6, "a.partial": now - 1e6}
+    for name, written in (left | others).items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("half")
         os.utime(tmp_path / name, (written, written))
     files.write_text(tmp_path / "a", "x")
-    assert set(os.listdir(tmp_path)) == {"a", *kept}
+    assert set(os.listdir(tmp_path)) == {"a", *others}
 
 
 # --- reading
@@ -187,7 +187,7 @@ def test_what_cannot_be_read_is_named(lm, saved, name):
         content[:-1].rstrip()[:-1]
     ]
     broken += [b"\xff\xfe" * 50, b"[" * 100_000, b"null", b"[1]", b'{"a": 1}', (saved / "report.html").read_bytes()]
-    others = [(saved / other).read_bytes() for other in [*KINDS, "edit"] if other != name]
+    others = [(saved / other_name).read_bytes() for other_name in [*KINDS, "edit"] if other_name != name]
     for wrong in [*broken, *others]:
         file.write_bytes(wrong)
         with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} (cannot be read|holds no)") as raised:
@@ -241,16 +241,16 @@ def two_files(path: Path, tensors, about) -> None:
 
 def test_a_result_in_two_files_is_read(lm, tmp_path):
     results = made(1.0)
-    probe, acts, found = results["probe"], results["activations"], results["retrieval"]
+    probe, acts, retrieved = results["probe"], results["activations"], results["retrieval"]
     model = {"name": "model 1.0", "revision": None, "dtype": "float32", "fingerprint": "f"}
     figures = {"bias": 1.0, "accuracy": 1.0, "auc": 1.0, "baseline": 1.0, "n_train": 1, "n_held_out": 1}
     two_files(tmp_path / "probe", {"direction": probe.direction}, {**figures, "model": model})
     about = {"neurons": acts.neurons.neurons, "scores": acts.neurons.scores, "languages": ["en", "en"], "model": model}
     tensors = {"sums": acts.sums, "steps": acts.steps, "mask": acts.mask, "values": acts.kept}
     two_files(tmp_path / "activations", tensors, about)
-    measures = json.loads(json.dumps(files.read_tensors(_saved(found, tmp_path / "new"))[1]["measures"]))
+    measures = json.loads(json.dumps(files.read_tensors(_saved(retrieved, tmp_path / "new"))[1]["measures"]))
     about = {"pivot": "en", "ties": {"es": [1] * 5}, "duplicates": {"es": 1}, "model": model, "measures": measures}
-    two_files(tmp_path / "retrieval", {"es": torch.from_numpy(np.ascontiguousarray(found.scores["es"]))}, about)
+    two_files(tmp_path / "retrieval", {"es": torch.from_numpy(np.ascontiguousarray(retrieved.scores["es"]))}, about)
     step = {"kind": "Offset", "positions": "all", "one": True}
     made_for = {"name": lm.name, "revision": None, "dtype": "float32", "fingerprint": lm.fingerprint()}
     tensors = {"neurons.0": torch.tensor([[0, 3], [1, 2]]), "scores.0": torch.tensor([0.5, 1.0]).double()}

@@ -36,9 +36,9 @@ def test_names():
 
 @given(st.lists(st.sampled_from([*languages.CODES, "xx", "aa"])))
 def test_in_order_is_a_sorted_set(codes):
-    found = languages.in_order(codes)
+    ordered = languages.in_order(codes)
     rank = {code: i for i, code in enumerate([*languages.CODES, "aa", "xx"])}
-    assert found == tuple(sorted(set(codes), key=rank.__getitem__))
+    assert ordered == tuple(sorted(set(codes), key=rank.__getitem__))
 
 
 def test_other_languages_may_be_too_few_to_choose_from():

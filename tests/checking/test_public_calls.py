@@ -35,4 +35,4 @@ def test_every_argument_of_every_public_call(name):
 
 
 class Nothing:
-    """Of no use."""
+    """A type that no call accepts."""

@@ -84,9 +84,9 @@ def test_masks(mask):
     ],
 )
 def test_neurons(pairs):
-    found = xt.NeuronSet.of(pairs, scores=np.array([0.5, 0.25], dtype=np.float32))
-    assert found == xt.NeuronSet(((0, 3), (1, 5)), (0.5, 0.25))
-    assert json.dumps(found.neurons) == "[[0, 3], [1, 5]]"
+    neurons = xt.NeuronSet.of(pairs, scores=np.array([0.5, 0.25], dtype=np.float32))
+    assert neurons == xt.NeuronSet(((0, 3), (1, 5)), (0.5, 0.25))
+    assert json.dumps(neurons.neurons) == "[[0, 3], [1, 5]]"
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,10 @@ def test_subclasses_and_own_scorers(lm, model, tokenizer):
     assert type(ours) is Ours
     assert xt.collect_activations(ours, TEXTS, NEURONS, max_new_tokens=2, progress=False).mean().shape == (2,)
     again = xt.HookedLM.load(lm.tl, tokenizer=tokenizer)
-    found = xt.compare(
+    comparison = xt.compare(
         lm, again, TEXTS, neurons=NEURONS, scorer=HashScorer("en", "es"), n_samples=1, max_new_tokens=2, progress=False
     )
-    assert found.scorer.name == "hash"
+    assert comparison.scorer.name == "hash"
 
 
 def test_arrays_of_one_value_agree_in_their_axes(lm):

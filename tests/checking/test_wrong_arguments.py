@@ -112,10 +112,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "WordlistScorer": xt.scoring.WordlistScorer,
     "WordlistScorer.score": xt.mini.scorer().score,
     **{
-        f"{folder}.{name}": held
+        f"{folder}.{name}": call
         for folder, module in MODULES.items()
-        for name, held in vars(module).items()
-        if inspect.isfunction(held) and not name.startswith("_")
+        for name, call in vars(module).items()
+        if inspect.isfunction(call) and not name.startswith("_")
     },
 }
 
@@ -348,12 +348,12 @@ WRONG: list[tuple[str, str, Any, str]] = [
 @pytest.mark.parametrize(("name", "argument", "value", "words"), WRONG, ids=lambda value: str(value)[:24])
 def test_a_wrong_type_gets_one_clear_line(good, name, argument, value, words):
     call = CALLS[name]
-    given = {}
+    arguments = {}
     for parameter in inspect.signature(call).parameters.values():
         if parameter.default is inspect.Parameter.empty and parameter.name != argument:
-            given[parameter.name] = good.get(parameter.name)
+            arguments[parameter.name] = good.get(parameter.name)
     with pytest.raises(TypeError) as caught:
-        call(**given, **{argument: value})
+        call(**arguments, **{argument: value})
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(name.split(".")[-1] if name.islower() else name)

@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: small, escaped, useful at a glance."""
+"""Tables of results in a notebook: small, escaped, useful at a glance."""
 
 import re
 
@@ -93,7 +93,7 @@ def test_hostile_text_stays_text(result):
 
 def test_they_are_small():
     many = NeuronSet.of([(layer, index) for layer in range(40) for index in range(500)])
-    assert all(len(each._repr_html_()) < 10_000 for each in (many, activations(), comparison(), continuations()))
+    assert all(len(result._repr_html_()) < 10_000 for result in (many, activations(), comparison(), continuations()))
 
 
 def test_the_direction_of_a_language_comes_from_the_table_of_languages():

@@ -66,6 +66,12 @@ def rtp_lx(source: str | Path, *, password: str | None = None, languages: str | 
     Raises:
         ValueError: there is no such file, the password is wrong, a file is not UTF-8 or not RTP-LX, or a language has
             no file.
+
+    Example:
+        >>> _ = (tmp_path / "RTP_LX_ES.json").write_text('{"Prompt": "eres un", "Index": 3, "Locale": "ES"}')
+        >>> prompts = xt.data.rtp_lx(tmp_path)
+        >>> prompts["language"][0], prompts["prompt"][0], prompts["index"][0]
+        ('es', 'eres un', 3)
     """
     skips = Skips()
     rows = (row for _, _, row in rtp_lx_rows(source, password, languages, skips))
