@@ -261,7 +261,7 @@ def test_a_result_in_two_files_is_read(lm, tmp_path):
     again = Activations.load(tmp_path / "activations")
     assert (again.neurons, again.languages, again.model) == (acts.neurons, acts.languages, acts.model)
     assert torch.equal(again.values, acts.values)
-    assert Retrieval.load(tmp_path / "retrieval") == found
+    assert Retrieval.load(tmp_path / "retrieval") == retrieved
     assert Intervention.load(tmp_path / "edit", lm) == Offset(NeuronSet.of([(0, 3), (1, 2)], scores=[0.5, 1.0]), -0.25)
 
 
