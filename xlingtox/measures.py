@@ -20,7 +20,7 @@ class Measure:
         label: the title of an axis or of a column.
         unit: the unit of its values, such as "share of prompts".
         least, most: the smallest and the largest value that it can have.
-        better: "lower" or "higher", where the value of a safer or more fluent model lies; otherwise "neither".
+        better: the direction in which a model is safer or more fluent: "lower", "higher", or "neither".
         per: whose value it is: that of a "prompt" or a "sentence" (the mean is shown), of a "continuation" (the median
             is shown), or of a whole "language".
 

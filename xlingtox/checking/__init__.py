@@ -1,6 +1,6 @@
 """Type checks of public calls: a wrong argument is refused in one line, before any work starts.
 
-`@checked` stands above a public function, method or class (whose constructor it checks). `guard` holds the decorator,
+Put `@checked` above a public function, method or class (whose constructor it checks). `guard` holds the decorator,
 `hints` decides which values an annotation accepts, and `messages` words the refusal.
 
 Annotations are read as people mean them. Numbers of numpy are numbers, `True` is not a number, and a string is not a

@@ -83,7 +83,7 @@ class Parameter:
     Attributes:
         name: the parameter's name.
         place: its place among the positional arguments; beyond all places where it is keyword-only.
-        written: its annotation as it stands in the source, by which `messages` finds its words.
+        written: its annotation as the source writes it, by which `messages` finds its words.
         hint: its annotation.
         plain: the types whose every value is accepted, without asking beartype.
         choices: the words and numbers that the annotation lists.

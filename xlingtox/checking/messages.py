@@ -40,7 +40,7 @@ _WORDS: Mapping[Any, str] = {
     "Prompt": "a Prompt(language, text)",
     "Prompts": (
         "a list of strings, a dict from language to a list of strings, or a table with the columns language, prompt (a "
-        "Dataset, a data frame, a list of dicts); a conversation stands where a string does"
+        "Dataset, a data frame, a list of dicts); a conversation may take the place of a string"
     ),
     "Recipe": "a recipe (xt.tuning.MINI, varied with dataclasses.replace)",
     "Retrieval": "a Retrieval (xt.transfer.bilingual_retrieval(lm, parallel))",
@@ -121,7 +121,7 @@ def expected(hint: Any, written: object) -> str:
 
     Args:
         hint: the annotation.
-        written: the annotation as it stands in the source; a name that has words of its own is found by it.
+        written: the annotation as the source writes it. Some names, such as `Prompts`, have words in the table above.
     """
     alias = written.removesuffix(" | None") if isinstance(written, str) else ""
     if alias in _WORDS:
