@@ -1,3 +1,5 @@
+"""Files and folders are written whole or not at all, read back equal, and named where they cannot be read."""
+
 import errno
 import json
 import math
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from xlingtox import files
 from xlingtox.edits.interventions import Intervention, Offset
+from xlingtox.files import _HOST, appearing, writable_folder
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
@@ -162,14 +165,14 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     }
     # One from before this process began, which has its number: that of a container that was started again.
     left[f".xlingtox-{host}-{os.getpid()}-{'1' * 8}.partial"] = now - 80_000
-    kept = {f".xlingtox-{host}-{os.getpid()}-{'0' * 8}.partial": now, f".xlingtox-{'f' * 8}-1-{'1' * 8}.partial": now}
-    kept |= {".xlingtox-notes": now - 1e6, ".xlingtox-1-2-3.partial.json": now - 1e6, "a.partial": now - 1e6}
-    for name, written in (left | kept).items():
+    others = {f".xlingtox-{host}-{os.getpid()}-{'0' * 8}.partial": now, f".xlingtox-{'f' * 8}-1-{'1' * 8}.partial": now}
+    others |= {".xlingtox-notes": now - 1e6, ".xlingtox-1-2-3.partial.json": now - 1e6, "a.partial": now - 1e6}
+    for name, written in (left | others).items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("half")
         os.utime(tmp_path / name, (written, written))
     files.write_text(tmp_path / "a", "x")
-    assert set(os.listdir(tmp_path)) == {"a", *kept}
+    assert set(os.listdir(tmp_path)) == {"a", *others}
 
 
 # --- reading
@@ -184,7 +187,7 @@ def test_what_cannot_be_read_is_named(lm, saved, name):
         content[:-1].rstrip()[:-1]
     ]
     broken += [b"\xff\xfe" * 50, b"[" * 100_000, b"null", b"[1]", b'{"a": 1}', (saved / "report.html").read_bytes()]
-    others = [(saved / other).read_bytes() for other in [*KINDS, "edit"] if other != name]
+    others = [(saved / other_name).read_bytes() for other_name in [*KINDS, "edit"] if other_name != name]
     for wrong in [*broken, *others]:
         file.write_bytes(wrong)
         with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} (cannot be read|holds no)") as raised:
@@ -238,16 +241,16 @@ def two_files(path: Path, tensors, about) -> None:
 
 def test_a_result_in_two_files_is_read(lm, tmp_path):
     results = made(1.0)
-    probe, acts, found = results["probe"], results["activations"], results["retrieval"]
+    probe, acts, retrieved = results["probe"], results["activations"], results["retrieval"]
     model = {"name": "model 1.0", "revision": None, "dtype": "float32", "fingerprint": "f"}
     figures = {"bias": 1.0, "accuracy": 1.0, "auc": 1.0, "baseline": 1.0, "n_train": 1, "n_held_out": 1}
     two_files(tmp_path / "probe", {"direction": probe.direction}, {**figures, "model": model})
     about = {"neurons": acts.neurons.neurons, "scores": acts.neurons.scores, "languages": ["en", "en"], "model": model}
     tensors = {"sums": acts.sums, "steps": acts.steps, "mask": acts.mask, "values": acts.kept}
     two_files(tmp_path / "activations", tensors, about)
-    measures = json.loads(json.dumps(files.read_tensors(_saved(found, tmp_path / "new"))[1]["measures"]))
+    measures = json.loads(json.dumps(files.read_tensors(_saved(retrieved, tmp_path / "new"))[1]["measures"]))
     about = {"pivot": "en", "ties": {"es": [1] * 5}, "duplicates": {"es": 1}, "model": model, "measures": measures}
-    two_files(tmp_path / "retrieval", {"es": torch.from_numpy(np.ascontiguousarray(found.scores["es"]))}, about)
+    two_files(tmp_path / "retrieval", {"es": torch.from_numpy(np.ascontiguousarray(retrieved.scores["es"]))}, about)
     step = {"kind": "Offset", "positions": "all", "one": True}
     made_for = {"name": lm.name, "revision": None, "dtype": "float32", "fingerprint": lm.fingerprint()}
     tensors = {"neurons.0": torch.tensor([[0, 3], [1, 2]]), "scores.0": torch.tensor([0.5, 1.0]).double()}
@@ -258,7 +261,7 @@ def test_a_result_in_two_files_is_read(lm, tmp_path):
     again = Activations.load(tmp_path / "activations")
     assert (again.neurons, again.languages, again.model) == (acts.neurons, acts.languages, acts.model)
     assert torch.equal(again.values, acts.values)
-    assert Retrieval.load(tmp_path / "retrieval") == found
+    assert Retrieval.load(tmp_path / "retrieval") == retrieved
     assert Intervention.load(tmp_path / "edit", lm) == Offset(NeuronSet.of([(0, 3), (1, 2)], scores=[0.5, 1.0]), -0.25)
 
 
@@ -275,3 +278,52 @@ def test_a_new_file_does_not_believe_an_old_one_that_stands_there(tmp_path):
 def _saved(result, path):
     result.save(path)
     return path
+
+
+# --- folders
+
+
+def test_writable_folder(tmp_path):
+    assert writable_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_several_may_ask_for_one_folder_at_once(tmp_path):
+    """The processes of a launcher do so."""
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(writable_folder, [tmp_path] * 800)) == {tmp_path}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "new" / "runs [1]"
+    with appearing(target) as part:
+        (part / "sub").mkdir()
+        (part / "sub" / "a").write_text("a", "utf-8")
+        (part / "sub" / "a").chmod(0o600)
+        assert not target.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["runs [1]"]
+    plain = tmp_path / "plain"
+    plain.write_text("", "utf-8")
+    assert (target / "sub" / "a").stat().st_mode == plain.stat().st_mode
+    with pytest.raises(KeyboardInterrupt), appearing(tmp_path / "other") as part:  # noqa: PT012
+        (part / "a").write_text("a", "utf-8")
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "plain"]
+    with pytest.raises(OSError), appearing(target) as part:
+        (part / "b").write_text("b", "utf-8")
+    assert [path.name for path in target.iterdir()] == ["sub"]
+    assert [path.name for path in target.parent.iterdir()] == ["runs [1]"]
+
+
+def test_what_a_killed_process_left_is_removed_and_no_others(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f".xlingtox-{_HOST}-{gone.pid}-0123abcd.partial", f".xlingtox-{_HOST}-{os.getpid()}-0123abcd.partial"]
+    names += [".runs.partial-mine", ".xlingtox-mine.partial", "runs2"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}", "utf-8")
+    with appearing(tmp_path / "runs"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "runs"])

@@ -1,15 +1,20 @@
+"""The table of languages: codes, spellings, order, and how each language is written."""
+
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xlingtox import languages
+from xlingtox.evaluation.degenerate import SCRIPTS
 
 
 def test_the_seventeen_english_first():
     assert len(set(languages.CODES)) == len(languages.CODES) == 17
     assert languages.CODES[0] == "en"
     assert tuple(languages.NAMES)[:17] == languages.CODES
-    assert languages.NAMES.keys() >= languages.UNSPACED
+    assert languages.NAMES.keys() >= languages.UNSPACED.keys()
+    assert languages.NAMES.keys() >= languages.RIGHT_TO_LEFT
     with pytest.raises(TypeError):
         languages.NAMES["en"] = "Anglish"  # type: ignore[index]
 
@@ -31,9 +36,9 @@ def test_names():
 
 @given(st.lists(st.sampled_from([*languages.CODES, "xx", "aa"])))
 def test_in_order_is_a_sorted_set(codes):
-    found = languages.in_order(codes)
+    ordered = languages.in_order(codes)
     rank = {code: i for i, code in enumerate([*languages.CODES, "aa", "xx"])}
-    assert found == tuple(sorted(set(codes), key=rank.__getitem__))
+    assert ordered == tuple(sorted(set(codes), key=rank.__getitem__))
 
 
 def test_other_languages_may_be_too_few_to_choose_from():
@@ -79,3 +84,34 @@ def test_other_spellings(spelling, code):
 
 def test_every_code_is_its_own_spelling():
     assert [languages.spelled(code) for code in languages.NAMES] == list(languages.NAMES)
+
+
+# One letter of each script that a known language is written in.
+LETTERS = dict(
+    item.split("=")
+    for item in """Latin=a Cyrillic=ж Arabic=ع Han=字 Hiragana=ひ Katakana=カ Hangul=글 Devanagari=क Ethiopic=አ
+    Bengali=ক Greek=λ Hebrew=ש Khmer=ក Lao=ກ Myanmar=က Tamil=க Thai=ก""".split()
+)
+
+
+def without_spaces(script: str) -> bool:
+    return regex.fullmatch(f"[{languages.UNSPACED_SCRIPTS}]", LETTERS[script]) is not None
+
+
+@pytest.mark.parametrize("code", languages.NAMES)
+def test_the_tables_of_languages_and_of_scripts_without_spaces_agree(code):
+    """A language is written without spaces if and only if its scripts are."""
+    scripts = set(SCRIPTS[code]) - {"Bopomofo"}  # It spells out sounds; no word of a list is written in it.
+    assert {without_spaces(script) for script in scripts} == {code in languages.UNSPACED}
+    assert code not in languages.UNSPACED or scripts == set(languages.UNSPACED[code])
+
+
+def test_marks_and_scripts_of_no_known_language_without_spaces():
+    for letter in ("ー", "བ"):
+        assert regex.fullmatch(f"[{languages.UNSPACED_SCRIPTS}]", letter)
+    for letter in ("한", "a", "1", " ", "、"):
+        assert not regex.fullmatch(f"[{languages.UNSPACED_SCRIPTS}]", letter)
+
+
+def test_right_to_left_are_the_languages_in_arabic_and_hebrew_letters():
+    assert {code for code, scripts in SCRIPTS.items() if {"Arabic", "Hebrew"} & set(scripts)} == languages.RIGHT_TO_LEFT

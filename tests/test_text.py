@@ -1,4 +1,4 @@
-"""What a reader sees of a text."""
+"""Text as a reader sees it, and lines for logs."""
 
 import pytest
 

@@ -1,6 +1,7 @@
-"""Every file that we keep: written beside its place and moved into it, and named in the error when it cannot be read.
+"""Reading and writing of every file that we keep.
 
-A process that is killed while it writes, or a disk that is full, leaves the old file or the new one, never a mixture.
+A file is written under a hidden name next to its place and then moved there. So a killed process or a full disk leaves
+the old file or the new one, never a mixture. A file that cannot be read is named in the error.
 """
 
 from __future__ import annotations
@@ -28,30 +29,39 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 AGAIN = "save it again"
-"""What to do about a file that cannot be read, where nothing better is known."""
+"""The advice in an error about a file that cannot be read, where the caller has no better one."""
 
 _ABOUT = "xlingtox"
-"""The key, in the metadata of a safetensors file, of the JSON that says what its tensors mean."""
+"""The key under which a safetensors file's metadata holds our JSON about its tensors."""
 
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+"""This machine's name, as a short number."""
+
 _PARTIAL = re.compile(r"\.xlingtox-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.partial")
-"""The name of the folder of a file that is not whole yet: whose machine and process write it, and a random number."""
+"""Names of the hidden folders in which files are written: the machine, the process, and a random number."""
 
 _DAY = 24 * 60 * 60
-_CLOCKS = 60
+_CLOCK_DIFFERENCE = 60
 """Seconds by which the clocks of a machine and of its file server may differ."""
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write to the yielded path; after the block, that file is moved to `path` in one step.
+    """Yield a path to write to; after the block, move that file to `path` in one step.
 
-    The yielded path is in a hidden folder beside `path`, which is nobody else's: what writes the file may put temporary
-    files of its own there. If the block raises, all that is removed and `path` is as it was. A link stays a link: the
-    file that it names is replaced. Files have the permissions that `open` gives.
+    The yielded path lies in a new hidden folder next to `path`, where the writer may also put temporary files. If the
+    block raises, the hidden folder is removed and `path` is as it was. A link stays a link: the file that it names is
+    replaced. The file gets the permissions that `open` gives.
 
     Raises:
-        OSError: the disk refused it, or `path` is a folder or a device. It names `path`.
+        OSError: the disk refused to write, or `path` is a folder or a device. The message names `path`.
+
+    Example:
+        >>> from xlingtox.files import replacing
+        >>> with replacing(tmp_path / "notes.txt") as partial:
+        ...     _ = partial.write_text("one line")
+        >>> [path.name for path in tmp_path.iterdir()]
+        ['notes.txt']
     """
     shown = Path(path).expanduser()
     target = Path(os.path.realpath(shown))
@@ -66,7 +76,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield partial
             with partial.open("rb+") as written:
                 os.fsync(written.fileno())
-            # What wrote it may have put another file in its place.
+            # The writer may have put another file there, with other permissions.
             if stat.S_IMODE(partial.stat().st_mode) != mode:
                 partial.chmod(mode)
             os.replace(partial, target)
@@ -84,15 +94,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def ordinary_permissions(folder: str | Path) -> None:
-    """Give the safetensors files of a checkpoint, which that library makes for us alone, those that `open` gives."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        mode = _created(Path(elsewhere, "file"))
+    """Give a checkpoint's safetensors files the permissions that `open` gives.
+
+    The safetensors library makes them readable for their owner only.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        mode = _created(Path(scratch, "file"))
     for weights in Path(folder).glob("*.safetensors"):
         weights.chmod(mode)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder; what cannot be removed does no harm."""
+    """Remove the hidden folders that killed writers left in `folder`. One that cannot be removed does no harm."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if (name := _PARTIAL.fullmatch(entry.name)) and _abandoned(name[1], int(name[2]), entry.stat().st_mtime):
@@ -100,15 +113,20 @@ def sweep(folder: Path) -> None:
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Make a folder, `~` being the home folder, if need be and prove that it can be written.
+    """Make a folder if there is none, and prove that it can be written to. `~` is the home folder.
 
     Raises:
-        OSError: it is a file, or cannot be made or written.
+        OSError: `path` is a file, or the folder cannot be made or written to.
+
+    Example:
+        >>> from xlingtox.files import writable_folder
+        >>> writable_folder(tmp_path / "runs" / "first").is_dir()
+        True
     """
     folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # It has no name: several processes may ask at once, and one that is killed here leaves nothing.
+        # A file without a name: several processes may try this at once, and a killed one leaves nothing behind.
         with tempfile.TemporaryFile(dir=folder, prefix=".xlingtox-"):
             pass
     except OSError as error:
@@ -118,16 +136,25 @@ def writable_folder(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """Give a hidden folder beside `folder` to write into, and rename it to `folder` when the block has ended.
+    """Yield a hidden folder to write into, and rename it to `folder` after the block.
 
-    So `folder` is there with all that was written, or not at all: an error leaves nothing behind, and a killed process
-    only the hidden folder, which the next call removes. What is written gets ordinary permissions.
+    So `folder` exists with all its files, or not at all. An error leaves nothing behind. A killed process leaves only
+    the hidden folder, which the next call removes. The files get the permissions that `open` gives.
 
     Args:
-        folder: must not exist, or be empty; its parent is made if need be.
+        folder: a folder that does not exist or is empty; its parent is made if there is none.
 
     Raises:
-        OSError: the parent cannot be written, or something came to lie in `folder` meanwhile.
+        OSError: the parent cannot be written to, or another process has put something into `folder` in the meantime.
+
+    Example:
+        >>> from xlingtox.files import appearing
+        >>> with appearing(tmp_path / "run") as hidden:
+        ...     _ = (hidden / "settings.json").write_text("{}")
+        ...     (tmp_path / "run").exists()
+        False
+        >>> (tmp_path / "run" / "settings.json").exists()
+        True
     """
     target = folder.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -147,52 +174,59 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file of these bytes."""
+    """Write bytes as one file."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file of UTF-8 text."""
+    """Write text as one file in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write one value as Python writes JSON: NaN and infinities, which the standard does not have, stay what they are.
+    """Write one value as Python's dialect of JSON, which has NaN and infinities.
 
-    Half a surrogate pair, which UTF-8 does not have, is written as JSON's escape of it.
+    A lone surrogate, which UTF-8 cannot encode, is written as its JSON escape.
     """
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_results(path: str | Path, value: Any) -> None:
-    """Write one value as JSON of the standard: null stands for NaN and for infinities."""
+    """Write one value as standard JSON, with null for NaN and for infinities.
+
+    Example:
+        >>> from xlingtox.files import read_results, write_results
+        >>> write_results(tmp_path / "results.json", {"emt": 0.5, "perplexity": float("nan")})
+        >>> read_results(tmp_path / "results.json")
+        {'emt': 0.5, 'perplexity': nan}
+    """
     write_json(path, _nulled(value))
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
-    """Write tensors as one safetensors file, with `about`, as JSON, in the metadata of its header."""
+    """Write tensors as one safetensors file. Its header's metadata holds `about` as JSON."""
     named = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as partial:
         try:
             save_file(named, partial, None if about is None else {_ABOUT: json.dumps(about)})
         except safetensors.SafetensorError as error:
-            # Its text has the number of the system's reason.
-            found = re.search(r"\(os error (\d+)\)", str(error))
-            number = int(found[1]) if found else errno.EIO
+            # The error holds the operating system's number only in its text.
+            system_error = re.search(r"\(os error (\d+)\)", str(error))
+            number = int(system_error[1]) if system_error else errno.EIO
             raise OSError(number, os.strerror(number)) from error
 
 
 def read_text(path: str | Path, remedy: str = AGAIN) -> str:
-    """Read UTF-8 text.
+    """Read a file of UTF-8 text.
 
     Args:
-        remedy: what to do about a file that cannot be read, for the error.
+        remedy: the advice that the error gives where the file cannot be read.
 
     Raises:
-        ValueError: it is not UTF-8. It names the file, as do all errors here.
-        OSError: there is no such file (FileNotFoundError), or the disk refused it.
+        ValueError: the file is not UTF-8. The message names the file, as those of all readers here do.
+        OSError: there is no such file (FileNotFoundError), or the disk refused to read it.
     """
     file = Path(path).expanduser()
     try:
@@ -202,11 +236,11 @@ def read_text(path: str | Path, remedy: str = AGAIN) -> str:
 
 
 def read_json(path: str | Path, remedy: str = AGAIN) -> Any:
-    """Read one value.
+    """Read the value that a JSON file holds.
 
     Raises:
-        ValueError: it is not JSON, or only the beginning of it.
-        OSError: there is no such file (FileNotFoundError), or the disk refused it.
+        ValueError: the file is not JSON, or only the beginning of it.
+        OSError: there is no such file (FileNotFoundError), or the disk refused to read it.
     """
     file = Path(path).expanduser()
     text = read_text(file, remedy)
@@ -218,22 +252,21 @@ def read_json(path: str | Path, remedy: str = AGAIN) -> Any:
 
 
 def read_results(path: str | Path, remedy: str = AGAIN) -> Any:
-    """Read one value, null as NaN; raises what `read_json` raises."""
+    """Read the value that `write_results` wrote, with NaN for null. It raises the errors of `read_json`."""
     return with_nan(read_json(path, remedy))
 
 
 def read_tensors(path: str | Path, remedy: str = AGAIN) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors of a safetensors file, and what its metadata says about them.
+    """Read the tensors of a safetensors file and the `about` that was written with them.
 
-    Versions before this one wrote the JSON to a second file, `path` with `.json` after it, which is read where the
-    header has none.
+    Earlier versions wrote `about` to a second file, `path` followed by `.json`. It is read where the header has none.
 
     Raises:
-        ValueError: it is no safetensors file, or only the beginning of one.
-        OSError: there is no such file (FileNotFoundError), or the disk refused it.
+        ValueError: the file is not a safetensors file, or only the beginning of one.
+        OSError: there is no such file (FileNotFoundError), or the disk refused to read it.
     """
     file = Path(path).expanduser()
-    # The reader of safetensors names no file where that is a folder or must not be read.
+    # Opening it first gives an error that names the file; that of safetensors does not where it may not be read.
     with file.open("rb"):
         pass
     try:
@@ -251,9 +284,9 @@ def read_tensors(path: str | Path, remedy: str = AGAIN) -> tuple[dict[str, Tenso
 
 @contextlib.contextmanager
 def understood(path: str | Path, what: str, remedy: str = "give a file that its save wrote") -> Iterator[None]:
-    """Raise ValueError, naming the file, where its content turns out not to be `what`.
+    """Turn errors in the block into a ValueError that names the file and says that its content is not `what`.
 
-    Around what makes an object of the content, and nothing else.
+    Put it around the lines that make an object of the file's content, and around nothing else.
     """
     try:
         yield
@@ -263,7 +296,7 @@ def understood(path: str | Path, what: str, remedy: str = "give a file that its 
 
 
 def with_nan(value: Any) -> Any:
-    """The value with NaN in place of every null."""
+    """Return the value with NaN in place of every None."""
     if isinstance(value, Mapping):
         return {key: with_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -280,13 +313,13 @@ def _nulled(value: Any) -> Any:
 
 
 def _hidden(folder: Path) -> Path:
-    """A name in `folder` that no other writer has, after what killed writers left there is removed."""
+    """Return a name in `folder` that no other writer has, after `sweep` has removed what killed writers left."""
     sweep(folder)
     return folder / f".xlingtox-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
 
 
 def _created(file: Path) -> int:
-    """Make a new, empty file; its permissions, which are 0666 without the bits of the process's mask."""
+    """Make a new, empty file and return its permissions: 0666 without the bits of the process's umask."""
     descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         return stat.S_IMODE(os.fstat(descriptor).st_mode)
@@ -295,14 +328,14 @@ def _created(file: Path) -> int:
 
 
 def _abandoned(host: str, process: int, written: float) -> bool:
-    """Whether nobody writes a file any more: its process is gone, or the number of that went to a later one."""
+    """Return whether a file's writer is gone: its process has ended, or a later process has the same number."""
     if time.time() - written > _DAY:
         return True
     if host != _HOST:
         return False
     try:
         writer = psutil.Process(process)
-        return writer.status() == psutil.STATUS_ZOMBIE or writer.create_time() > written + _CLOCKS
+        return writer.status() == psutil.STATUS_ZOMBIE or writer.create_time() > written + _CLOCK_DIFFERENCE
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:

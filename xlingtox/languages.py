@@ -1,12 +1,17 @@
-"""Languages: their codes, in the order in which every table and figure lists them, and how data sets spell them."""
+"""The table of languages: their codes and names, how data sets spell them, and how they are written.
 
+Every table and figure lists languages in the order of this table.
+"""
+
+import itertools
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 from xlingtox.checking import checked
 
-# Code, English name, and how else data sets spell it: ISO 639-3, also of the main member, and what RTP-LX calls BCMS.
+# Each row holds our code, the English name, and the other spellings that data sets use: ISO 639-3 (also that of the
+# largest member of a macrolanguage), and BCMS, which is RTP-LX's code for Serbo-Croatian.
 _PAPER = (
     ("en", "English", "eng"),
     ("es", "Spanish", "spa"),
@@ -77,34 +82,66 @@ CODES: tuple[str, ...] = tuple(code for code, _, _ in _PAPER)
 """The paper's 17 languages, English first; zh is simplified Chinese."""
 
 NAMES = MappingProxyType({code: name for code, name, _ in _PAPER + _MORE})
-"""Language code (ISO 639-1, but zh-hant) to English name: the 17, then others that data sets and judges have."""
+"""English names by language code: the paper's 17, then others that data sets and judges cover.
+
+The codes are those of ISO 639-1, except `zh-hant`.
+"""
 
 SCORED = frozenset({*NAMES, "hi-Latn"})
-"""What a scorer may cover: judges tell Hindi in Latin letters apart, data sets do not."""
+"""Languages that a scorer may cover. Judges distinguish Hindi in Latin letters (`hi-Latn`); data sets do not."""
 
-UNSPACED = frozenset({"ja", "km", "lo", "my", "th", "zh", "zh-hant"})
-"""Languages written without spaces between words."""
+UNSPACED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "ja": ("Han", "Hiragana", "Katakana"),
+        "km": ("Khmer",),
+        "lo": ("Lao",),
+        "my": ("Myanmar",),
+        "th": ("Thai",),
+        "zh": ("Han",),
+        "zh-hant": ("Han",),
+    }
+)
+"""Languages written without spaces between words, with the Unicode scripts of their words."""
 
-# Of U+30FC, which lengthens kana, Unicode says that it has no script.
-UNSPACED_SCRIPTS = r"\p{Han}\p{Hiragana}\p{Katakana}\u30FC\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
-"""Scripts without spaces between words, as the inside of a character class of the `regex` package."""
+# Tibetan has no spaces either, but none of our languages is written in it. U+30FC lengthens a vowel in Japanese, and
+# Unicode gives it no script.
+_OTHER_UNSPACED = r"\p{Tibetan}\u30FC"
 
-_SPELLED = {other: code for code, _, others in _PAPER + _MORE for other in others.split()}
-_TRADITIONAL = frozenset({"hant", "tw", "hk", "mo"})
+_SCRIPTS = dict.fromkeys(itertools.chain(*UNSPACED.values()))
+UNSPACED_SCRIPTS = "".join(rf"\p{{{script}}}" for script in _SCRIPTS) + _OTHER_UNSPACED
+"""Letters of the scripts without spaces, as the inside of a character class of the `regex` package."""
+
+RIGHT_TO_LEFT = frozenset({"ar", "fa", "he", "ur"})
+"""Languages that are written from right to left."""
+
+_CODE_BY_SPELLING = {spelling: code for code, _, spellings in _PAPER + _MORE for spelling in spellings.split()}
+_TRADITIONAL_CHINESE = frozenset({"hant", "tw", "hk", "mo"})
 
 
 @checked
 def name(code: str) -> str:
-    """The language's English name; the code itself where it is none that is known."""
+    """Return the language's English name, or the code itself where it is unknown.
+
+    Example:
+        >>> xt.languages.name("hi")
+        'Hindi'
+    """
     return NAMES.get(code, code)
 
 
 @checked
 def check(languages: str | Iterable[str], *, among: Collection[str] = NAMES) -> tuple[str, ...]:
-    """Return `languages` as a tuple of known codes, in the given order.
+    """Return `languages` as a tuple of known codes, in the order in which they came.
 
     Raises:
         ValueError: a code is not one of `among`; the message lists these.
+
+    Example:
+        >>> xt.languages.check(["es", "en"])
+        ('es', 'en')
+        >>> xt.languages.check("spanish", among=("en", "es"))
+        Traceback (most recent call last):
+        ValueError: unknown language 'spanish': expected one of en, es
     """
     codes = (languages,) if isinstance(languages, str) else tuple(languages)
     unknown = [code for code in codes if code not in among]
@@ -116,20 +153,29 @@ def check(languages: str | Iterable[str], *, among: Collection[str] = NAMES) -> 
 
 @checked
 def in_order(languages: Iterable[str]) -> tuple[str, ...]:
-    """Distinct codes in the house's order; codes that are not among the 17 follow, sorted."""
-    given = set(languages)
-    return tuple(c for c in CODES if c in given) + tuple(sorted(given - set(CODES)))
+    """Return the distinct codes in the order of `CODES`; codes that are not among the 17 follow, sorted.
+
+    Example:
+        >>> xt.languages.in_order(["zh", "en", "zh", "da"])
+        ('en', 'zh', 'da')
+    """
+    codes = set(languages)
+    return tuple(code for code in CODES if code in codes) + tuple(sorted(codes - set(CODES)))
 
 
 @checked
 def spelled(spelling: str) -> str | None:
-    """The code of a language as a data set spells it, or None where it is not known.
+    """Return our code for a language as a data set spells it, or None where we do not know it.
 
-    `PT-BR`, `por_Latn`, `por` and `Pt` are all `pt`: regions are not told apart, nor scripts, but for Chinese, where
-    `ZH-Hant` is not `zh`.
+    Regions and scripts are ignored, so that `PT-BR`, `por_Latn`, `por` and `Pt` are all `pt`. Chinese is the exception:
+    `ZH-Hant` is `zh-hant`, not `zh`.
+
+    Example:
+        >>> xt.languages.spelled("por_Latn"), xt.languages.spelled("ZH-Hant"), xt.languages.spelled("README")
+        ('pt', 'zh-hant', None)
     """
     first, *rest = re.split("[-_]", spelling.strip().lower())
-    code = _SPELLED.get(first, first)
-    if code == "zh" and not _TRADITIONAL.isdisjoint(rest):
+    code = _CODE_BY_SPELLING.get(first, first)
+    if code == "zh" and not _TRADITIONAL_CHINESE.isdisjoint(rest):
         return "zh-hant"
     return code if code in NAMES else None

@@ -1,6 +1,6 @@
-"""The one table of what is measured: each measure's name, label, unit, range and direction.
+"""The table of measures: the name, label, unit, range and direction of each quantity that we measure.
 
-Comparisons, figures, reports and tables all read it, so that a measure is called the same wherever it appears.
+Comparisons, figures, reports and tables read it, so that a measure has one name wherever it appears.
 """
 
 from __future__ import annotations
@@ -13,16 +13,23 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing that is measured.
+    """One quantity that we measure, such as the expected maximum toxicity.
 
     Attributes:
         name: the field of a result, and the key in its files.
-        label: the title of an axis or a column.
-        unit: what one of it is, such as "share of prompts".
-        least, most: the values between which it lies.
-        better: whether a safer and more fluent model has a lower or a higher value; "neither" where it does not matter.
-        per: "prompt" where each prompt has a value, whose mean is shown; "continuation" where each continuation has
-            one, whose median is shown; "language" where there is one value for a whole language.
+        label: the title of an axis or of a column.
+        unit: the unit of its values, such as "share of prompts".
+        least, most: the smallest and the largest value that it can have.
+        better: the direction in which a model is safer or more fluent: "lower", "higher", or "neither".
+        per: whose value it is: that of a "prompt" or a "sentence" (the mean is shown), of a "continuation" (the median
+            is shown), or of a whole "language".
+
+    Example:
+        >>> from xlingtox.measures import COMPARED
+        >>> COMPARED["emt"].label, COMPARED["emt"].better
+        ('Expected maximum toxicity', 'lower')
+        >>> COMPARED["emt"].possible_change(-1.2, 0.1)
+        (-1.0, 0.1)
     """
 
     name: str
@@ -35,14 +42,14 @@ class Measure:
 
     @property
     def words(self) -> str:
-        """The name inside a sentence."""
+        """The name as it is written inside a sentence."""
         return _IN_A_SENTENCE.get(self.name, self.name.replace("_", " "))
 
     def possible_change(self, low: float, high: float) -> tuple[float, float]:
-        """Return an interval of a change, cut to what the measure can change by.
+        """Return the interval of a change, cut to the changes that the measure's range allows.
 
-        A bootstrap's interval may end beyond that. It may still go beyond what the prompts at hand had before, because
-        it is about all prompts like them.
+        A bootstrap interval may end outside of that range. The bound is the range itself, not the values of the prompts
+        at hand, because the interval is about all prompts like them.
         """
         span = self.most - self.least
         return min(max(low, -span), span), min(max(high, -span), span)
@@ -77,10 +84,10 @@ FLUENCY = _table(
 ACTIVATION = _table(
     Measure("mean_activation", "Mean activation", "post-activation", -math.inf, math.inf, "neither", "prompt"),
 )
-"""What the neurons do."""
+"""How strongly the neurons respond."""
 
 COMPARED: Mapping[str, Measure] = {**TOXICITY, **FLUENCY, **ACTIVATION}
-"""Every measure of a comparison, by name."""
+"""All measures of a comparison, by name."""
 
 PER_PROMPT: tuple[str, ...] = (
     *("emt", "toxicity_probability", "average_toxicity", "degenerate"),
@@ -99,7 +106,7 @@ RETRIEVAL = _table(
     Measure("margin", "Margin over the nearest rival", "cosine", -2.0, 2.0, "higher", "sentence"),
     Measure("aligned_cosine", "Mean cosine of translations", "cosine", -1.0, 1.0, "higher", "sentence"),
 )
-"""How surely a sentence's translation is found, in the order in which results keep the measures."""
+"""How reliably the nearest sentence is the translation, in the order in which results keep the measures."""
 
 SHARES: tuple[str, ...] = tuple(name for name, measure in RETRIEVAL.items() if measure.unit == _OF_SENTENCES)
 """The names of the retrieval measures that are shares of sentences."""

@@ -169,7 +169,7 @@ def test_what_is_skipped_forges_no_line(tmp_path, caplog):
     written(tmp_path, {"de\n.x": "Narr", "xx\n.txt": "fool", "en": "fool"})
     assert data.word_lists(tmp_path).keys() == {"de", "en"}
     assert all(record.getMessage().isprintable() for record in caplog.records)
-    skips = data.loaded.Skips()
+    skips = data.collecting.Skips()
     skips.add("a\nb", "language x\ny not asked for", "z\r")
     assert skips.rows() == [("a\\nb", "language x\\ny not asked for", 1, "z\\r")]
 

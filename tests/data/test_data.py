@@ -35,8 +35,8 @@ def test_what_no_tokenizer_takes_is_replaced():
 @given(st.text(st.characters()))
 def test_any_text_is_a_prompt_or_blank(text):
     if text.strip():
-        ((_, kept),) = as_prompts([text])
-        assert len(kept.encode()) >= len(kept) > 0
+        ((_, stored),) = as_prompts([text])
+        assert len(stored.encode()) >= len(stored) > 0
     else:
         with pytest.raises(ValueError, match="prompt 0 is blank"):
             as_prompts([text])

@@ -70,14 +70,14 @@ HARD = ("\x00", "\u2028\x85\x1c", "x" * 100_000, "\u202eabc\u05d0", '"', "\r", "
 
 
 def hard(test):
-    """With examples of what has broken programs."""
+    """Run a test on any text, and on texts that have broken programs."""
     for text in HARD:
         test = example(text)(test)
     return settings(deadline=None)(given(ANY)(test))
 
 
 def stored(text):
-    """As a data set can hold it: surrogate pairs are one character, lone surrogates U+FFFD."""
+    """Return the text as a data set can hold it: surrogate pairs are one character, lone surrogates U+FFFD."""
     return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in json.loads(json.dumps(text)))
 
 
@@ -100,9 +100,9 @@ def test_any_text_in_json(folder, text):
     columns = {"text": "Prompt", "prompt": "Dialect"}
     assert list(data.from_columns(path, {"text": "Prompt"}, language="en")["text"])[-1] == "x"
     (folder / "any.jsonl").write_bytes(jsonl({"Prompt": text, "Dialect": text}))
-    found = loaded_or_none(lambda path: data.from_columns(path, columns), folder / "any.jsonl")
-    assert (found is None) == (not visible(text))
-    assert found is None or list(found) == [dict.fromkeys(("prompt", "text"), stored(text))]
+    table = loaded_or_none(lambda path: data.from_columns(path, columns), folder / "any.jsonl")
+    assert (table is None) == (not visible(text))
+    assert table is None or list(table) == [dict.fromkeys(("prompt", "text"), stored(text))]
     pair = dict.fromkeys(("prompt_text", "unpert_gen_text"), text) | {"pert_gen_text": text + "x"}
     (folder / "pairs.jsonl").write_bytes(jsonl(pair))
     pairs = loaded_or_none(data.toxicity_pairwise, folder / "pairs.jsonl")
@@ -118,15 +118,15 @@ def test_any_text_in_a_table(folder, text):
             writer = csv.writer(file, delimiter=delimiter)
             writer.writerow(["comment_text", "toxic", "neutral1"])
             writer.writerow([text, "1", "2"] if name == "a.csv" else ["", f"he {text} fool", f"he {text} king"])
-        found = loaded_or_none(read, folder / name)
+        table = loaded_or_none(read, folder / name)
         if name == "a.csv":
             columns = {"text": "comment_text", "label": "toxic"}
             same = loaded_or_none(lambda path, columns=columns: data.from_columns(path, columns), folder / name)
-            assert (found is None) == (same is None) == (not visible(text))
-            assert found is None or list(same["text"]) == list(found["text"])
-            assert found is None or found[0]["text"] == text
+            assert (table is None) == (same is None) == (not visible(text))
+            assert table is None or list(same["text"]) == list(table["text"])
+            assert table is None or table[0]["text"] == text
         else:
-            (pair,) = found
+            (pair,) = table
             assert pair["prompt"] + pair["rejected"] == f"he {text} fool"
             assert pair["prompt"] + pair["chosen"] == f"he {text} king"
 
@@ -135,15 +135,15 @@ def test_any_text_in_a_table(folder, text):
 def test_any_text_in_lines(folder, text):
     text = stored(text).replace("\n", " ")
     (folder / "en.txt").write_bytes(f"a\n{text}\nb\n".encode())
-    found = data.line_aligned(dict.fromkeys(("en", "de"), folder / "en.txt"))
+    table = data.line_aligned(dict.fromkeys(("en", "de"), folder / "en.txt"))
     expected = ["a", text.removesuffix("\r"), "b"] if visible(text) else ["a", "b"]
-    assert list(found["en"]) == list(found["de"]) == expected
+    assert list(table["en"]) == list(table["de"]) == expected
     assert data.word_lists(folder / "en.txt")["en"][0] == "a"
     for side in ("deu", "eng"):
         (folder / "pair").mkdir(exist_ok=True)
         (folder / "pair" / f"tatoeba.deu-eng.{side}").write_bytes(f"a\n{text}\nb\n".encode())
-    found = data.tatoeba(folder / "pair")
-    assert list(found["sentence"]) == list(found["translation"]) == expected
+    table = data.tatoeba(folder / "pair")
+    assert list(table["sentence"]) == list(table["translation"]) == expected
 
 
 def named_columns(path):

@@ -1,4 +1,4 @@
-"""What others bring: tokenizers that add an end or a beginning, and prompts, pairs and sentences in any table."""
+"""Inputs as people bring them: tokenizers that add an end or a beginning, and prompts, pairs and texts in any table."""
 
 import copy
 from dataclasses import replace
@@ -42,14 +42,14 @@ PAIRS = Dataset.from_list([{"prompt": f"the cat {i}", "chosen": " sat", "rejecte
 
 
 def ruled(tokenizer, start="", end=""):
-    """The tokenizer with other tokens around each text, as its own files would have it."""
-    other = copy.deepcopy(tokenizer)
+    """Return a copy of the tokenizer that puts tokens around each text, as its own files would demand."""
+    copied = copy.deepcopy(tokenizer)
     if start:
-        other.add_special_tokens({"bos_token": start})
-    named = [(token, other.convert_tokens_to_ids(token)) for token in dict.fromkeys([start, end]) if token]
+        copied.add_special_tokens({"bos_token": start})
+    named = [(token, copied.convert_tokens_to_ids(token)) for token in dict.fromkeys([start, end]) if token]
     single = " ".join(filter(None, [start, "$A", end]))
-    other.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=named)
-    return other
+    copied.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=named)
+    return copied
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama with a beginning"])
@@ -61,8 +61,8 @@ def both(request, model, tokenizer):
         ids = {"vocab_size": 301, "bos_token_id": 300, "eos_token_id": 0, "pad_token_id": 1}
         model = randomised(transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, **ids)))
     tokenizers = [ruled(tokenizer, start, end) for end in ("", "<eos>")]
-    assert [each("the cat")["input_ids"][-1] == 0 for each in tokenizers] == [False, True]
-    return model, tuple(HookedLM.load(model, tokenizer=each) for each in tokenizers)
+    assert [reader("the cat")["input_ids"][-1] == 0 for reader in tokenizers] == [False, True]
+    return model, tuple(HookedLM.load(model, tokenizer=reader) for reader in tokenizers)
 
 
 def same(call, both):
@@ -101,7 +101,8 @@ def test_every_result_is_that_of_the_tokenizer_without_an_end(both):
     same(lambda lm: conditional_perplexity(lm, writings[0], progress=False).values, both)
     same(lambda lm: list(perplexities(lm, HELD_OUT, progress=False).values()), both)
     pieces = [
-        [(each.pieces, each.n_prompt) for each in read_tokens(lm, TEXTS, NEURONS, max_new_tokens=4)] for lm in both[1]
+        [(reading.pieces, reading.n_prompt) for reading in read_tokens(lm, TEXTS, NEURONS, max_new_tokens=4)]
+        for lm in both[1]
     ]
     assert pieces[0] == pieces[1]
     assert all(len(text) > 1 for text, _ in pieces[0])
@@ -116,17 +117,17 @@ def test_judges_read_no_end_either(both):
 def test_models_are_patched_and_compared_on_texts_without_an_end(both):
     model, (plain, ended) = both
     torch.manual_seed(1)
-    other = copy.deepcopy(model)
+    changed = copy.deepcopy(model)
     with torch.no_grad():
-        for weight in other.parameters():
+        for weight in changed.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
-    plain_other, ended_other = (HookedLM.load(other, tokenizer=lm.tokenizer) for lm in (plain, ended))
+    plain_other, ended_other = (HookedLM.load(changed, tokenizer=lm.tokenizer) for lm in (plain, ended))
     sizes = {"n_samples": 2, "max_new_tokens": 4, "progress": False}
-    found = [
+    effects = [
         patch_effect(*lms, TEXTS, {"few": NEURONS}, toxic_tokens=[5, 9], n_random=1, **sizes).to_frame()
         for lms in ((plain, plain_other), (ended, ended_other))
     ]
-    pd.testing.assert_frame_equal(*found)
+    pd.testing.assert_frame_equal(*effects)
     sides = [
         compare(*lms, TEXTS, neurons=NEURONS, scorer=HashScorer("en"), held_out=HELD_OUT.select([0]), **sizes)
         for lms in ((plain, plain_other), (ended, ended_other), (plain, ended_other))
@@ -147,8 +148,8 @@ def test_a_text_that_begins_with_the_beginning_gets_no_second_one(tokenizer):
 
 def test_an_end_that_stands_in_the_text_is_read_as_it_stands(tokenizer):
     plain = tokenizer("the cat")["input_ids"]
-    for each, start in ((tokenizer, []), (ruled(tokenizer, "<s>", "<eos>"), [300])):
-        assert token_ids(each, ["the cat<eos>", "<eos>the cat"]) == [[*start, *plain, 0], [*start, 0, *plain]]
+    for reader, start in ((tokenizer, []), (ruled(tokenizer, "<s>", "<eos>"), [300])):
+        assert token_ids(reader, ["the cat<eos>", "<eos>the cat"]) == [[*start, *plain, 0], [*start, 0, *plain]]
 
 
 @pytest.mark.parametrize("kind", ["LlamaTokenizer", "GemmaTokenizer"])
@@ -198,8 +199,10 @@ def test_what_is_tuned_on_has_one_beginning_and_one_end(both, tokenizer, tmp_pat
     rows = collated(monkeypatch)
     for name, lm in zip(("plain", "ended"), lms, strict=True):
         for literal in literals:
-            given = [row | {"prompt": literal + row["prompt"]} for row in PAIRS]
-            tune_dpo(lm, given, output_dir=tmp_path / f"{name}{len(literal)}", recipe=RECIPE, progress=False)
+            rows_with_literal = [row | {"prompt": literal + row["prompt"]} for row in PAIRS]
+            tune_dpo(
+                lm, rows_with_literal, output_dir=tmp_path / f"{name}{len(literal)}", recipe=RECIPE, progress=False
+            )
             assert {prompt: tuple(sides) for prompt, *sides in rows} == expected
             rows.clear()
 
@@ -207,9 +210,9 @@ def test_what_is_tuned_on_has_one_beginning_and_one_end(both, tokenizer, tmp_pat
 def test_a_plain_tokenizer_tunes_on_what_trl_itself_would(lm, tokenizer):
     merging = Dataset.from_list([{"prompt": "t", "chosen": "he cat", "rejected": "he dog<eos>"}, *PAIRS])
     ours = tunable_pairs(lm, merging, recipe=MINI).tokenized("train", lm)
-    told = type("Told", (), {"_tokenizer": tokenizer, "dataset_num_proc": None, "max_length": None})()
+    trainer = type("Trainer", (), {"_tokenizer": tokenizer, "dataset_num_proc": None, "max_length": None})()
     theirs = trl.DPOTrainer._prepare_dataset(
-        told, tunable_pairs(lm, merging, recipe=MINI).train, tokenizer, told, "train"
+        trainer, tunable_pairs(lm, merging, recipe=MINI).train, tokenizer, trainer, "train"
     )
     assert ours.to_list() == theirs.select_columns(ours.column_names).to_list()
     assert tunable_pairs(lm, merging, recipe=MINI).merged == (0,)
@@ -228,7 +231,7 @@ TABLES = {
 
 
 class Polarised:
-    """What a frame of polars has: names of columns, and columns with `to_list`."""
+    """A frame as polars has it: names of columns, and columns with `to_list`."""
 
     def __init__(self, frame):
         self.frame, self.columns = frame, list(frame.columns)
@@ -262,9 +265,14 @@ def test_prompts_without_a_language_are_english(prompts):
     assert as_prompts(prompts) == [Prompt("en", "cat"), Prompt("en", "dog")]
 
 
-def test_prompts_that_were_taken_are_taken_again():
-    taken = as_prompts({"es": ["hola"], "en": ["cat"]})
-    assert as_prompts(taken) == as_prompts(tuple(taken)) == taken
+def test_a_list_of_prompts_passes_through_unchanged():
+    prompts = [Prompt("es", "hola "), Prompt("en", "cat"), Prompt("es", "hola ")]
+    assert as_prompts(prompts) == as_prompts(tuple(prompts)) == as_prompts(as_prompts(prompts)) == prompts
+    assert all(type(prompt) is Prompt for prompt in as_prompts(prompts))
+    with pytest.raises(ValueError, match="prompt 1 is blank"):
+        as_prompts([prompts[0], Prompt("en", " ")])
+    with pytest.raises(ValueError, match="unknown language 'xx'"):
+        as_prompts([Prompt("xx", "hola")])
 
 
 @pytest.mark.parametrize(
@@ -313,9 +321,9 @@ def test_what_is_neither_text_nor_table(call, wrong, words):
 
 
 def test_a_frame_is_continued_as_its_prompts_are(lm):
-    given = as_prompts(TABLES["frame"])
-    for table in (*TABLES.values(), given):
-        assert generate(lm, table, max_new_tokens=4, greedy=True, progress=False).prompts == tuple(given)
+    prompts = as_prompts(TABLES["frame"])
+    for table in (*TABLES.values(), prompts):
+        assert generate(lm, table, max_new_tokens=4, greedy=True, progress=False).prompts == tuple(prompts)
         assert collect_activations(lm, table, NEURONS, max_new_tokens=2, progress=False).languages == ("es", "en")
 
 
@@ -331,8 +339,8 @@ def test_labelled_sentences_and_pairs_in_a_table(lm, kind):
     assert check_pairs(pairs).to_list() == PAIRS.to_list()
     with_more = [dict(row, score=1.0) for row in PAIRS]
     assert check_pairs(with_more).column_names == ["prompt", "chosen", "rejected"]
-    found = tunable_pairs(lm, pairs, recipe=MINI, validation=pairs)
-    assert found.train.to_list() == found.validation.to_list() == PAIRS.to_list()
+    tunable = tunable_pairs(lm, pairs, recipe=MINI, validation=pairs)
+    assert tunable.train.to_list() == tunable.validation.to_list() == PAIRS.to_list()
 
 
 @pytest.mark.parametrize(

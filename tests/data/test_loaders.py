@@ -121,8 +121,8 @@ def test_toxicity_pairwise(tmp_path):
 def test_published_pairs_with_nothing_to_see_are_counted_not_handed_to_tuning(tmp_path):
     sides = ((" sat", " dog"), ("\u200b", " dog"), (" cafe\u0301", " caf\xe9"))
     rows = [
-        dict(zip(("prompt_text", "unpert_gen_text", "pert_gen_text"), ("the cat", *each), strict=True))
-        for each in sides
+        dict(zip(("prompt_text", "unpert_gen_text", "pert_gen_text"), ("the cat", *side_texts), strict=True))
+        for side_texts in sides
     ]
     loaded = data.toxicity_pairwise(written(tmp_path, {"a.jsonl": jsonl(*rows)}) / "a.jsonl")
     assert data.check_pairs(loaded).to_list() == [{"prompt": "the cat", "chosen": " sat", "rejected": " dog"}]
@@ -227,7 +227,7 @@ def test_tatoeba(tmp_path):
     ]
     assert list(data.tatoeba(tmp_path, languages=["tr"])["sentence"]) == ["kedi"]
     (tmp_path / "tatoeba.deu-eng.eng").unlink()
-    with pytest.raises(ValueError, match=r"tatoeba.deu-eng.deu has no file tatoeba.deu-eng.eng beside it"):
+    with pytest.raises(ValueError, match=r"tatoeba.deu-eng.deu has no file tatoeba.deu-eng.eng next to it"):
         data.tatoeba(tmp_path)
 
 
@@ -314,7 +314,7 @@ def test_from_columns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "given", "words"),
+    ("columns", "options", "words"),
     [
         ({"text": "other"}, {}, "the data set have no column other: they have comment"),
         ({"comment": "comment"}, {}, "cannot fill column 'comment': expected some of language, prompt, text"),
@@ -324,9 +324,9 @@ def test_from_columns(tmp_path):
         ({"label": "comment"}, {}, "no row could be read: the data set: no label"),
     ],
 )
-def test_wrong_columns(columns, given, words):
+def test_wrong_columns(columns, options, words):
     with pytest.raises(ValueError, match=words):
-        data.from_columns(Dataset.from_dict({"comment": ["a"]}), columns, **given)
+        data.from_columns(Dataset.from_dict({"comment": ["a"]}), columns, **options)
 
 
 @pytest.mark.parametrize("name", ["no/such-data-set", "a.txt", "a.parquet"])

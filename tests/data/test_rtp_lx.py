@@ -150,9 +150,9 @@ def test_nothing_is_left_out_silently(tmp_path, caplog):
     assert left_out(loaded.select([0]).filter(lambda row: True)) == expected
     loaded.save_to_disk(tmp_path / "saved")
     assert left_out(load_from_disk(tmp_path / "saved")) == expected
-    other = data.rtp_lx(written(tmp_path, {"RTP_LX_DE.json": jsonl(APRIL)}) / "RTP_LX_DE.json")
-    assert left_out(other) == []
-    assert left_out(concatenate_datasets([other, loaded])) == expected
+    german = data.rtp_lx(written(tmp_path, {"RTP_LX_DE.json": jsonl(APRIL)}) / "RTP_LX_DE.json")
+    assert left_out(german) == []
+    assert left_out(concatenate_datasets([german, loaded])) == expected
 
 
 def test_the_archives_password(tmp_path):
@@ -227,6 +227,6 @@ def test_a_wrong_password_that_the_archive_lets_by(tmp_path):
     path = write_zip(
         tmp_path / "a.zip", {"RTP_LX_EN.json": jsonl(*({"Prompt": f"you fool {i}"} for i in range(500)))}, "right"
     )
-    told = [value_or_refusal(lambda i=i: data.rtp_lx(path, password=f"wrong {i}"))[1] for i in range(1000)]
-    assert all("password is wrong" in each for each in told)
-    assert any("RTP_LX_EN.json is not UTF-8" in each for each in told)
+    messages = [value_or_refusal(lambda i=i: data.rtp_lx(path, password=f"wrong {i}"))[1] for i in range(1000)]
+    assert all("password is wrong" in message for message in messages)
+    assert any("RTP_LX_EN.json is not UTF-8" in message for message in messages)

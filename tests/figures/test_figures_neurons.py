@@ -77,7 +77,7 @@ def read(pieces=("The", " cat", " is", " नमस्ते"), values=((0.0, 1.0
 
 def held(view):
     """What the view's script is given."""
-    (found,) = re.findall(r'<script type="application/json" id="held">(.*?)</script>', view.html, re.DOTALL)
+    (found,) = re.findall(r'<script type="application/json" id="page-data">(.*?)</script>', view.html, re.DOTALL)
     return json.loads(found)
 
 

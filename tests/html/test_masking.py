@@ -1,4 +1,4 @@
-"""Which words are masked, and that no other is."""
+"""Listed words are masked, and no others."""
 
 import html
 import re
@@ -28,13 +28,13 @@ WORDS = {
 
 
 def masked(text, words=WORDS):
-    """The words under a mask, after checking that all else stands as it was."""
+    """Return the words under a mask, after checking that the rest of the text is unchanged."""
     shown = mask(words)(text)
-    found = re.findall(r'<span class="masked" data-text="([^"]*)">([^<]*)</span>', shown)
+    covers = re.findall(r'<span class="masked" data-text="([^"]*)">([^<]*)</span>', shown)
     uncovered = re.sub(r'<span class="masked" data-text="([^"]*)">[^<]*</span>', r"\1", shown)
     assert html.unescape(uncovered) == text.strip()
-    assert not any(html.unescape(word) in cover for word, cover in found if len(word) > 1)
-    return [html.unescape(word) for word, _ in found]
+    assert not any(html.unescape(word) in cover for word, cover in covers if len(word) > 1)
+    return [html.unescape(word) for word, _ in covers]
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_listed_words_of_every_language(text, words):
 @example(["ﬁ", "\u00ad", "fool"])
 def test_whatever_a_word_list_finds_is_masked_and_the_text_is_kept(parts):
     text = "".join(parts).strip()
-    found = WordlistScorer(WORDS, everywhere=True).found(text, "en")
+    listed = WordlistScorer(WORDS, everywhere=True).found(text, "en")
     # Words that cannot be told apart in the text, as those of one ligature, are under one mask.
-    assert bool(masked(text)) == bool(found)
-    assert len(masked(text)) <= len(found)
+    assert bool(masked(text)) == bool(listed)
+    assert len(masked(text)) <= len(listed)
 
 
 def test_without_a_list_all_of_a_text_is_masked():

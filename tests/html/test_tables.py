@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: small, escaped, useful at a glance."""
+"""Tables of results in a notebook: small, escaped, useful at a glance."""
 
 import re
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from studies import HOSTILE
 
-from xlingtox import Activations, Comparison, Continuations, NeuronSet, Probe, TokenActivations
+from xlingtox import Activations, Comparison, Continuations, NeuronSet, Probe, TokenActivations, languages
 from xlingtox.data import Prompt
 from xlingtox.evaluation.comparison import Measures
+from xlingtox.html import tables
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import ScorerIdentity
 
@@ -131,3 +132,8 @@ def test_they_are_small():
     read = TokenActivations("en", ("x" * 500,) * 90, 1, torch.ones(90, len(many)), many, probe().model)
     results = (many, activations(), probe(), read, comparison(), continuations())
     assert all(len(result._repr_html_()) < 10_000 for result in results)
+
+
+def test_the_direction_of_a_language_comes_from_the_table_of_languages():
+    assert [code for code in languages.NAMES if 'dir="rtl"' in tables.in_language(code)] == ["ar", "fa", "he", "ur"]
+    assert tables.in_language('"xx') == ' lang="&quot;xx" dir="ltr"'

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xlingtox import mini
-from xlingtox.languages import CODES
+from xlingtox.languages import CODES, UNSPACED
 from xlingtox.mini import corpus, world
 from xlingtox.mini.world import Clause
 from xlingtox.scoring import WordlistScorer
@@ -43,7 +43,7 @@ def test_every_file_has_the_same_concepts_in_the_same_order(code):
     for group in ("templates", *ORDINARY, "insult"):
         assert list(table(code)[group]) == list(table("en")[group])
     assert table(code)["language"] == code
-    assert table(code)["joiner"] == ("" if code in ("zh", "ja") else " ")
+    assert table(code)["joiner"] == ("" if code in UNSPACED else " ")
 
 
 @pytest.mark.parametrize("code", CODES)

@@ -1,13 +1,16 @@
-"""Data sets as their publishers ship them, in the columns that the work takes; and the checks on what goes into it.
+"""Loaders of published data sets, which give standard columns, and checks of all text that enters the study.
 
-Every loader gives a `datasets.Dataset` that lies on disk, read row by row; what it leaves out is logged as a warning,
-and `skipped` tells how much, why and where. A lone surrogate in a text becomes U+FFFD; only in the JSON of a hub
-repository, which the datasets library reads, it is an error.
+Every loader reads its source row by row and returns a `datasets.Dataset` on disk. Rows that cannot be used are left out
+and logged as a warning; `skipped` tells how many, why and where.
 
-What is no text, or a trap, is a ValueError before it fills the memory. A line or a row has at most 64 MiB. A file in an
-archive unpacks to at most 8 GiB, and to at most 100 times its archive where that is more than 64 MiB.
+A lone surrogate in a text becomes U+FFFD. Only in the JSON files of a hub repository, which the datasets library reads,
+is it an error.
+
+A source that is not text, or that would fill the memory, raises ValueError early. A line or a row has at most 64 MiB. A
+file in an archive unpacks to at most 8 GiB. Above 64 MiB it may also be at most 100 times as large as its archive.
 """
 
+from xlingtox.data.collecting import skipped, subsample
 from xlingtox.data.columns import (
     PAIR_FIELDS,
     Labelled,
@@ -25,7 +28,6 @@ from xlingtox.data.columns import (
 )
 from xlingtox.data.hub import from_columns
 from xlingtox.data.labelled import jigsaw
-from xlingtox.data.loaded import skipped, subsample
 from xlingtox.data.pairs import paradetox, rtp_lx_pairs, toxicity_pairwise
 from xlingtox.data.parallel import flores, line_aligned, tatoeba
 from xlingtox.data.prompts import HARMS, polyglo_toxicity_prompts, rtp_lx

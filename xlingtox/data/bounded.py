@@ -1,27 +1,30 @@
-"""Files from outside, no more of them than can be held: a hostile one is small until it is read."""
+"""Limits on files from outside, so that none fills the memory.
+
+A hostile file looks small until it is read: an archive can unpack to a thousand times its size.
+"""
 
 import io
 from collections.abc import Iterator
 from typing import IO, Any
 
 LONGEST_LINE = 2**26
-"""Bytes of a line, and characters of a row of a table."""
+"""The most bytes that a line may have, and the most characters of a row of a table."""
 
 MOST_UNPACKED = 2**33
-"""Bytes that one file in an archive may have."""
+"""The most bytes to which one file in an archive may unpack."""
 
 MOST_TIMES = 100
-"""How many times its archive's size a file may have: text is packed to a tenth, seldom to a thirtieth."""
+"""The most times that a file may be larger than its archive. Text shrinks to a tenth, rarely to a thirtieth."""
 
 HARMLESS = 2**26
-"""Bytes that may be unpacked from however small an archive."""
+"""The bytes that a file may have even in the smallest archive."""
 
 
 def raw_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """Lines with their ends, which are line feeds only.
+    """Yield lines with their ends. Only a line feed ends a line.
 
     Raises:
-        ValueError: one is longer than `LONGEST_LINE`.
+        ValueError: a line is longer than `LONGEST_LINE`.
     """
     number = 0
     while line := stream.readline(LONGEST_LINE + 1):
@@ -32,15 +35,15 @@ def raw_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 def unpacked(stream: IO[bytes], packed: int, name: str) -> io.BufferedReader:
-    """Bound what is read of a file in an archive, by size and by its ratio to the archive.
+    """Return a reader that stops a file of an archive at the limits of size and of ratio to its archive.
 
-    What counts is what comes out: an archive may say anything of the sizes of its files.
+    It counts the bytes that come out, because an archive may lie about the sizes of its files.
 
     Args:
-        packed: bytes of the archive.
+        packed: the number of bytes of the archive.
 
     Raises:
-        ValueError: by the reader, once more has come out.
+        ValueError: raised while reading, once more bytes have come out.
     """
     return io.BufferedReader(_Bounded(stream, packed, name))
 
@@ -55,12 +58,12 @@ class _Bounded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        part = self._stream.read(len(buffer))
-        self._read += len(part)
+        chunk = self._stream.read(len(buffer))
+        self._read += len(chunk)
         if self._read > self._most:
             raise ValueError(
-                f"{self._name} unpacks to more than {self._most:,} bytes, of an archive of {self._packed:,}: if it is "
-                "no trap, unpack it with another tool and give the folder"
+                f"{self._name} unpacks to more than {self._most:,} bytes, of an archive of {self._packed:,}: if you "
+                "trust it, unpack it with another tool and give the folder"
             )
-        buffer[: len(part)] = part
-        return len(part)
+        buffer[: len(chunk)] = chunk
+        return len(chunk)

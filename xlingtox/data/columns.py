@@ -1,4 +1,7 @@
-"""What goes into the work, checked before it starts: prompts, labels, preference pairs, parallel sentences."""
+"""The standard columns: prompts, labelled sentences, preference pairs and parallel sentences.
+
+Each function takes a table as people bring it, checks it before any work starts, and returns plain Python values.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.data.messages import (
+from xlingtox.data.conversations import (
     Conversation,
     is_conversation,
     rendered_pair,
@@ -25,15 +28,30 @@ from xlingtox.text import appearance, visible, well_formed
 
 
 class Prompt(NamedTuple):
+    """A text for the model to continue, and its language.
+
+    Attributes:
+        language: the code of its language, one of `languages.NAMES`.
+        text: the text.
+
+    Example:
+        >>> xt.data.Prompt("es", "el gato").language
+        'es'
+    """
+
     language: str
     text: str
 
 
 Texts: TypeAlias = Sequence[str | Conversation] | Series | np.ndarray
-"""Texts or conversations, one after the other: a list, a pandas Series, an array."""
+"""Texts or conversations in a row: a list, a pandas Series, an array."""
 
 Prompts: TypeAlias = Table | Texts | Sequence[str | Conversation | Prompt] | Mapping[str, Texts | Conversation]
-"""A table with a column `prompt` and, unless all are English, `language`; English texts; or language to texts."""
+"""Prompts in any form that `as_prompts` accepts.
+
+They are a table with the columns `language, prompt`, English texts in a row, a dict from language to texts, or the list
+that `as_prompts` returned. A table without the column `language` is English.
+"""
 
 Labelled: TypeAlias = Table
 """A table with the columns `text, label`."""
@@ -44,40 +62,46 @@ PreferencePairs: TypeAlias = Table
 
 @checked
 def as_prompts(prompts: Prompts, *, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
-    """Return prompts with their language, in the given order; where no language is given they are English.
+    """Return prompts of any form as a list of `Prompt`, in the same order. Without a language they are English.
 
-    A lone surrogate, which no tokenizer takes, becomes U+FFFD. A conversation becomes the text that the model's chat
-    template makes of it, up to where the assistant writes.
+    The list that this function returned passes through unchanged. A lone surrogate, which tokenizers refuse, becomes
+    U+FFFD. A conversation becomes the text that the model's chat template makes of it, up to the assistant's turn.
 
     Args:
-        prompts: texts or conversations (`[{"role": "user", "content": "hello"}]`), alone or by language; or a table of
-            them, with the columns `language, prompt` or only `prompt`: a pandas frame, a `datasets.Dataset`, a list of
-            dicts. What this function returned is taken as it is.
-        tokenizer: of the model that reads the prompts; needed for conversations.
+        prompts: texts or conversations (`[{"role": "user", "content": "hello"}]`): a list of them, a dict from language
+            to such lists, or a table with the columns `language, prompt` or only `prompt`. A table is a pandas frame, a
+            `datasets.Dataset` or a list of dicts.
+        tokenizer: the tokenizer of the model that reads the prompts. Only conversations need it.
 
     Raises:
-        ValueError: there are none, one is blank or no text, a language is unknown, a table lacks the column `prompt` or
-            calls its languages otherwise, or conversations come without a chat template.
+        ValueError: there are no prompts, one is blank or not text, or a language is unknown. Or a table lacks the
+            column `prompt` or has another name for its languages. Or conversations come without a chat template.
+
+    Example:
+        >>> xt.data.as_prompts(["the cat"])
+        [Prompt(language='en', text='the cat')]
+        >>> xt.data.as_prompts({"es": ["el gato"], "de": ["die Katze"]})
+        [Prompt(language='es', text='el gato'), Prompt(language='de', text='die Katze')]
     """
     if isinstance(prompts, str):
         raise ValueError("prompts is one string: give a list of strings")
     if is_conversation(prompts):
         raise ValueError("prompts is one conversation: give a list of conversations")
-    pairs: list[tuple[Any, Any]]
+    rows: list[tuple[Any, Any]]
     if (names := column_names(prompts)) is not None:
-        pairs = _rows_of_prompts(prompts, names)
+        rows = _rows_of_prompts(prompts, names)
     elif isinstance(prompts, Mapping):
         for language, texts in prompts.items():
             if isinstance(texts, str) or is_conversation(texts):
                 kind = "string" if isinstance(texts, str) else "conversation"
                 raise ValueError(f"the prompts of {language!r} are one {kind}: give a list of {kind}s")
-        pairs = [(language, text) for language, texts in prompts.items() for text in items(texts)]
+        rows = [(language, text) for language, texts in prompts.items() for text in items(texts)]
     else:
-        pairs = [item if isinstance(item, Prompt) else ("en", item) for item in items(prompts)]
-    if not pairs:
+        rows = [item if isinstance(item, Prompt) else ("en", item) for item in items(prompts)]
+    if not rows:
         raise ValueError("there are no prompts: expected at least one")
-    languages.check({language: None for language, _ in pairs})
-    return [Prompt(language, _prompt_text(text, i, tokenizer)) for i, (language, text) in enumerate(pairs)]
+    languages.check({language: None for language, _ in rows})
+    return [Prompt(language, _prompt_text(text, i, tokenizer)) for i, (language, text) in enumerate(rows)]
 
 
 def _rows_of_prompts(prompts: Any, names: Sequence[str]) -> list[tuple[Any, Any]]:
@@ -86,9 +110,10 @@ def _rows_of_prompts(prompts: Any, names: Sequence[str]) -> list[tuple[Any, Any]
         table = columns(prompts, ("language", "prompt"), "prompts")
         return list(zip(table["language"], table["prompt"], strict=True))
     table = columns(prompts, ("prompt",), "prompts")
-    # Else prompts in many languages would be taken for English.
-    if named := [name for name in names if str(name).lower().startswith("lang") or str(name).lower() == "locale"]:
-        raise ValueError(f"prompts have a column {named[0]!r} and none called 'language': rename it")
+    # Without this check, prompts in many languages would be taken for English.
+    similar = [name for name in names if str(name).lower().startswith("lang") or str(name).lower() == "locale"]
+    if similar:
+        raise ValueError(f"prompts have a column {similar[0]!r} and none called 'language': rename it")
     return [("en", text) for text in table["prompt"]]
 
 
@@ -97,7 +122,7 @@ def _prompt_text(text: Any, number: int, tokenizer: PreTrainedTokenizerBase | No
         with_template = template_of(tokenizer, f"prompt {number} is a conversation (a list of messages)")
         text = rendered_prompt(with_template, text, f"prompt {number}") if says_something(text) else ""
     if not isinstance(text, str) or not text.strip():
-        # Tables hold None or NaN where nothing stands.
+        # Tables hold None or NaN in empty cells.
         blank = isinstance(text, str) or text is None or text != text
         raise ValueError(f"prompt {number} is {'blank' if blank else 'no text'}: expected text, got {text!r}")
     return well_formed(text)
@@ -105,9 +130,9 @@ def _prompt_text(text: Any, number: int, tokenizer: PreTrainedTokenizerBase | No
 
 @checked
 def meanings(prompts: Prompts) -> dict[str, list[Hashable]] | None:
-    """Return the ids by which a table of prompts tells translations of each other, by language; None if it has none.
+    """Return the ids of prompts by language, or None if the table has none. Translations share an id.
 
-    Such ids stand in its column `index`, as `rtp_lx` and the miniature give them.
+    The ids are in the table's column `index`, as `rtp_lx` and the miniature give them.
     """
     names = column_names(prompts) or []
     if not {"language", "index"} <= set(names):
@@ -121,17 +146,21 @@ def meanings(prompts: Prompts) -> dict[str, list[Hashable]] | None:
 
 @checked
 def labelled_texts(labelled: Labelled) -> tuple[list[str], list[int]]:
-    """Return texts and labels (1 is toxic) of a table with columns `text, label`.
+    """Return the texts and the labels (1 is toxic) of a table with the columns `text, label`.
 
     Raises:
-        ValueError: a column is missing, a label is not 0 or 1, or only one of the two occurs.
+        ValueError: a column is missing, a text is blank, a label is not 0 or 1, or only one of the two labels occurs.
+
+    Example:
+        >>> xt.data.labelled_texts([{"text": "you fool", "label": 1}, {"text": "thank you", "label": 0}])
+        (['you fool', 'thank you'], [1, 0])
     """
     table = columns(labelled, ("text", "label"), "labelled sentences")
-    texts, given = table["text"], table["label"]
-    wrong = [label for label in given if label not in (0, 1)]
+    texts = table["text"]
+    wrong = [label for label in table["label"] if label not in (0, 1)]
     if wrong:
         raise ValueError(f"labels must be 0 or 1, got {wrong[0]!r} (and {len(wrong) - 1} more)")
-    labels = [int(label) for label in given]
+    labels = [int(label) for label in table["label"]]
     if len(set(labels)) < 2:
         raise ValueError(f"all {len(labels)} labels are {labels[0] if labels else 'missing'}: both classes are needed")
     blank = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
@@ -141,6 +170,7 @@ def labelled_texts(labelled: Labelled) -> tuple[list[str], list[int]]:
 
 
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
+"""The columns of preference pairs."""
 
 _EQUAL = "chosen equal to rejected"
 
@@ -149,9 +179,9 @@ _Row = tuple[str | None, str | None, str | None]
 
 @checked
 def are_conversations(pairs: PreferencePairs) -> bool:
-    """Whether the sides of preference pairs are lists of messages, and not texts."""
+    """Return whether the sides of preference pairs are lists of messages, not texts."""
     sides = [side for side in ("chosen", "rejected") if side in (column_names(pairs) or ())]
-    return any(is_conversation(said) for side in sides for said in columns(pairs, [side], "preference pairs")[side])
+    return any(is_conversation(value) for side in sides for value in columns(pairs, [side], "preference pairs")[side])
 
 
 @checked
@@ -160,20 +190,26 @@ def check_pairs(
 ) -> Dataset:
     """Return preference pairs reduced to their three columns, as texts.
 
-    The prompt of a conversation becomes what the model's chat template makes of it, and either side becomes what the
-    template then puts behind it. Where there is no column `prompt`, the messages that both sides begin with are it.
+    The model's chat template turns a conversation into text. The prompt is the template's text for the prompt, and each
+    side is the text that the template writes after it. Without a column `prompt`, the messages with which both sides
+    begin are the prompt.
 
     Args:
         pairs: a table with the columns `prompt, chosen, rejected`, of texts or of conversations.
-        what: what messages call them.
-        tokenizer: of the model that is tuned; needed for conversations.
+        what: the name of the pairs in error messages.
+        tokenizer: the tokenizer of the model that is tuned. Only conversations need it.
 
     Raises:
-        ValueError: a field is missing or has nothing to see, or chosen equals rejected, or looks like it; the message
+        ValueError: a field is missing or shows nothing, or chosen and rejected are equal or look alike. The message
             tells how many rows have each fault, and the first of them. Or conversations come without a chat template.
+
+    Example:
+        >>> pair = {"prompt": "You are", "chosen": " kind", "rejected": " a fool", "source": "me"}
+        >>> xt.data.check_pairs([pair]).column_names
+        ['prompt', 'chosen', 'rejected']
     """
     rows: list[_Row]
-    if talks := are_conversations(pairs):
+    if conversations := are_conversations(pairs):
         rows = _rendered_pairs(pairs, what, template_of(tokenizer, f"{what} are conversations (lists of messages)"))
     else:
         rows = list(zip(*columns(pairs, PAIR_FIELDS, what).values(), strict=True))
@@ -188,50 +224,52 @@ def check_pairs(
         if prompt and chosen and rejected and appearance(chosen) == appearance(rejected):
             faults[_EQUAL].append(i)
     n = len(rows)
-    if said := [f"{len(at)} of {n} have {fault}{row_numbers(at)}" for fault, at in faults.items() if at]:
-        raise ValueError(f"{what}: {'; '.join(said)}")
-    if isinstance(pairs, Dataset) and not talks:
+    counts = [f"{len(at)} of {n} have {fault}{row_numbers(at)}" for fault, at in faults.items() if at]
+    if counts:
+        raise ValueError(f"{what}: {'; '.join(counts)}")
+    if isinstance(pairs, Dataset) and not conversations:
         return pairs.select_columns(list(PAIR_FIELDS))
     texts = {field: [row[i] for row in rows] for i, field in enumerate(PAIR_FIELDS)}
     return Dataset.from_dict(texts, features=Features(dict.fromkeys(PAIR_FIELDS, Value("string"))))
 
 
 def _rendered_pairs(pairs: PreferencePairs, what: str, tokenizer: PreTrainedTokenizerBase) -> list[_Row]:
-    """Return prompt, chosen and rejected of each row as texts; None for what is missing or says nothing."""
-    alone = "prompt" not in (column_names(pairs) or ())
-    table = columns(pairs, PAIR_FIELDS[1:] if alone else PAIR_FIELDS, what)
-    prompts = [None] * len(table["chosen"]) if alone else table["prompt"]
+    """Return prompt, chosen and rejected of each row as texts, with None for a part that is missing or blank."""
+    without_prompt = "prompt" not in (column_names(pairs) or ())
+    table = columns(pairs, PAIR_FIELDS[1:] if without_prompt else PAIR_FIELDS, what)
+    prompts = [None] * len(table["chosen"]) if without_prompt else table["prompt"]
     rows: list[_Row] = []
     for i, row in enumerate(zip(prompts, table["chosen"], table["rejected"], strict=True)):
         parts = split_pair(*row)
         if parts is None:
-            there = [is_conversation(part) for part in row]
+            usable = [is_conversation(part) for part in row]
         else:
-            there = [says_something(part) or parts[1] == parts[2] for part in parts]
-        if parts is None or not all(there) or parts[1] == parts[2]:
-            prompt, chosen, rejected = ("equal" if part else None for part in there)
+            usable = [says_something(part) or parts[1] == parts[2] for part in parts]
+        if parts is None or not all(usable) or parts[1] == parts[2]:
+            # `check_pairs` only counts the fault of such a row: equal texts, or None for a missing one.
+            prompt, chosen, rejected = ("equal" if part else None for part in usable)
         else:
-            prompt, chosen, rejected = map(well_formed, rendered_pair(tokenizer, *parts, f"{what}: row {i}"))
+            prompt, chosen, rejected = map(well_formed, rendered_pair(tokenizer, parts, f"{what}: row {i}"))
         rows.append((prompt, chosen, rejected))
     return rows
 
 
 def row_numbers(rows: Sequence[int]) -> str:
-    """The first of some rows, for a message."""
+    """Return the numbers of the first three rows, for a message."""
     return f" (rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''})"
 
 
 @checked
 def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
-    """Language to sentences, aligned by row, the pivot among them.
+    """Return a dict from language to its sentences; sentences with the same place are translations.
 
     Args:
-        parallel: one column a language.
-        pivot: the language that every other is compared with.
+        parallel: a table with one column for each language.
+        pivot: the language with which all others are compared.
 
     Raises:
-        ValueError: the pivot is missing, there is nothing to compare it with, a sentence is blank or no text, or a
-            column holds no letter, as one of row numbers.
+        ValueError: the pivot is missing, there is no other language, there are fewer than two rows, or a sentence is
+            blank. Or a column holds no letter, as one of row numbers.
     """
     codes = languages.in_order(languages.check(parallel.column_names))
     if pivot not in codes:
@@ -243,8 +281,8 @@ def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
         written = [str(text) for text in sentences if text is not None and str(text).strip()]
         if written and not any(character.isalpha() for text in written for character in text):
             raise ValueError(
-                f"the column {code!r} of the parallel sentences, taken as {languages.name(code)}, holds no letter: row "
-                "numbers are to be dropped or called otherwise"
+                f"the column {code!r} of the parallel sentences, taken as {languages.name(code)}, holds no letter: "
+                "drop or rename columns of row numbers"
             )
         blank = [i for i, text in enumerate(sentences) if not isinstance(text, str) or not text.strip()]
         if blank:
@@ -253,7 +291,7 @@ def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
 
 
 def check_columns(table: Dataset, columns: Sequence[str], what: str) -> None:
-    """Raise ValueError, naming what is missing and what is there, unless `table` has the columns."""
+    """Raise ValueError unless `table` has the columns. The message names the missing ones and those that exist."""
     if not isinstance(table, Dataset):
         raise ValueError(f"{what}: expected a datasets.Dataset, got {type(table).__name__}")
     missing = [column for column in columns if column not in table.column_names]

@@ -1,4 +1,4 @@
-"""Any data set that the datasets library reads, any JSON lines and any table, by the names of their columns."""
+"""Any data set that the datasets library reads, and any JSON lines, CSV or TSV file, by the names of their columns."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,17 +8,17 @@ import datasets
 from datasets import Dataset, DatasetDict, Value
 
 from xlingtox.checking import checked
+from xlingtox.data.collecting import TEXT, Skips, collect
 from xlingtox.data.columns import check_columns
-from xlingtox.data.loaded import TEXT, Skips, collect
-from xlingtox.data.messages import is_conversation
+from xlingtox.data.conversations import is_conversation
 from xlingtox.data.reading import File, check_languages, json_rows, number_of, table_rows, text_of
 from xlingtox.languages import NAMES, check, spelled
 from xlingtox.text import in_line
 
 STANDARD = ("language", "prompt", "text", "label", "chosen", "rejected", "sentence", "translation")
-"""Columns that the work takes; parallel sentences may also have one a language, named by its code."""
+"""The standard columns. Parallel sentences may also have one column for each language, named by its code."""
 
-# Not load_dataset, which reports each file that it reads to the hub's statistics.
+# For local files we avoid load_dataset, which reports each file that it reads to the hub's statistics.
 _BUILDERS = {".json": Dataset.from_json, ".parquet": Dataset.from_parquet}
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (*_BUILDERS, ".jsonl", *_DELIMITERS)
@@ -34,18 +34,28 @@ def from_columns(
     language: str | None = None,
     revision: str | None = None,
 ) -> Dataset:
-    """A data set with its columns renamed to ours, languages to our codes, and nothing else kept.
+    """Read any data set and rename its columns to the standard ones.
+
+    Only the named columns are kept, and languages become our codes. Rows without a usable text, language or label are
+    left out.
 
     Args:
         source: a data set, its name on the hub, a folder that `save_to_disk` wrote, a copy of a hub repository, or a
             JSON lines, CSV, TSV or Parquet file.
-        columns: ours (`STANDARD`, or a language's code) to its own, as `{"text": "comment", "label": "toxic"}`.
-        name, split, revision: which part, where there are several.
-        language: of all rows, where no column says so.
+        columns: a dict from our columns (`STANDARD`, or a language's code) to those of the source, such as
+            `{"text": "comment", "label": "toxic"}`.
+        name, split, revision: the part to read, where there are several.
+        language: the language of all rows, where there is no column of languages.
 
     Raises:
-        ValueError: it cannot be found or read, a column is missing or not one of ours, or no row has all texts, a
-            known language and a label of 0 or 1.
+        ValueError: the source cannot be found or read, a column is missing or not one of ours, or no row can be used.
+
+    Example:
+        >>> rows = '{"comment": "you fool", "toxic": 1}\\n{"comment": "thank you", "toxic": 0}\\n'
+        >>> _ = (tmp_path / "comments.jsonl").write_text(rows)
+        >>> labelled = xt.data.from_columns(tmp_path / "comments.jsonl", {"text": "comment", "label": "toxic"})
+        >>> labelled[0]
+        {'text': 'you fool', 'label': 1}
     """
     wrong = [ours for ours in columns if ours not in STANDARD and ours not in NAMES]
     if wrong or not columns:
@@ -56,17 +66,17 @@ def from_columns(
             raise ValueError("language= is for data sets without a column of languages: give one of the two")
     skips = Skips()
     theirs = sorted(set(columns.values()))
-    given: Iterable[tuple[int | str, Mapping[str, Any]]] | None = None
+    source_rows: Iterable[tuple[int | str, Mapping[str, Any]]] | None = None
     if not isinstance(source, Dataset | DatasetDict):
-        given = _in_lines(File(Path(source).expanduser()), theirs, skips)
-        what = str(source) if given is None else Path(source).name
+        source_rows = _in_lines(File(Path(source).expanduser()), theirs, skips)
+        what = str(source) if source_rows is None else Path(source).name
     else:
         what = "the data set"
-    if given is None:
+    if source_rows is None:
         table = opened(source, name, split, revision)
         check_columns(table, theirs, what)
-        given = ((f"row {i}", row) for i, row in enumerate(table.select_columns(theirs)))
-    rows = _rows(given, columns, language, what, skips)
+        source_rows = ((f"row {i}", row) for i, row in enumerate(table.select_columns(theirs)))
+    rows = _rows(source_rows, columns, language=language, what=what, skips=skips)
     types = {ours: Value("int64") if ours == "label" else TEXT for ours in _names(columns, language)}
     return collect(rows, types, skips, "from_columns")
 
@@ -74,10 +84,10 @@ def from_columns(
 def config_names(
     source: str | Path, languages: Sequence[str], revision: str | None = None, prefix: str = ""
 ) -> dict[str, str]:
-    """Language to the name of its part of a data set on the hub, or of a copy of its repository.
+    """Return the name of each language's part of a data set on the hub, or of a copy of its repository.
 
     Args:
-        prefix: of every part's name, before the language.
+        prefix: the beginning of every part's name, before the language.
 
     Raises:
         ValueError: the data set cannot be found, or lacks one of the languages.
@@ -85,41 +95,46 @@ def config_names(
     codes = check(languages)
     try:
         names = datasets.get_dataset_config_names(str(source), revision=revision)
-    except Exception as error:  # as varied as what may be in the place of a data set
-        raise ValueError(f"cannot find the data set {in_line(source)}: {_first_line(error)}") from error
-    there = {spelled(name.removeprefix(prefix)): name for name in names}
-    check_languages(codes, there, str(source))
-    return {code: there[code] for code in codes}
+    except Exception as error:  # The library may raise anything for a folder that is no data set.
+        raise ValueError(f"cannot find the data set {in_line(source)}: {_reason(error)}") from error
+    names_by_language = {spelled(name.removeprefix(prefix)): name for name in names}
+    check_languages(codes, names_by_language, str(source))
+    return {code: names_by_language[code] for code in codes}
 
 
 def opened(
     source: Dataset | DatasetDict | str | Path, name: str | None, split: str | None, revision: str | None
 ) -> Dataset:
-    """One table of a data set; raises ValueError if it cannot be found, or has several splits and none is named."""
-    found: Any = source
+    """Return one table of a data set.
+
+    Raises:
+        ValueError: the data set cannot be found, or has several splits and none is named.
+    """
+    loaded: Any = source
     if not isinstance(source, Dataset | DatasetDict):
         path = Path(source).expanduser()
         try:
             if path.is_file():
                 if path.suffix.lower() not in _BUILDERS:
                     raise ValueError(f"expected one of {', '.join(_SUFFIXES)}")
-                found = _BUILDERS[path.suffix.lower()](str(path))
+                loaded = _BUILDERS[path.suffix.lower()](str(path))
             elif any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
-                found = datasets.load_from_disk(str(path))
+                loaded = datasets.load_from_disk(str(path))
             else:
-                found = datasets.load_dataset(str(source), name, split=split, revision=revision)
-        except Exception as error:  # as varied as what may be in the place of a data set
-            raise ValueError(f"cannot read the data set {in_line(source)}: {_first_line(error)}") from error
-    if not isinstance(found, Mapping):
-        return found
-    if split is None and len(found) == 1:
-        return next(iter(found.values()))
-    if split not in found:
-        raise ValueError(f"there is no split {split!r}: give split=, one of {', '.join(found)}")
-    return found[split]
+                loaded = datasets.load_dataset(str(source), name, split=split, revision=revision)
+        except Exception as error:  # The library may raise anything for a file that is no data set.
+            raise ValueError(f"cannot read the data set {in_line(source)}: {_reason(error)}") from error
+    if not isinstance(loaded, Mapping):
+        return loaded
+    if split is None and len(loaded) == 1:
+        return next(iter(loaded.values()))
+    if split not in loaded:
+        raise ValueError(f"there is no split {split!r}: give split=, one of {', '.join(loaded)}")
+    return loaded[split]
 
 
 def _names(columns: Mapping[str, str], language: str | None) -> list[str]:
+    """Return the names of the resulting columns, in the standard order."""
     ours = {*columns, "language"} if language is not None else {*columns}
     return [*(name for name in STANDARD if name in ours), *(name for name in columns if name in NAMES)]
 
@@ -127,9 +142,10 @@ def _names(columns: Mapping[str, str], language: str | None) -> list[str]:
 def _in_lines(
     file: File, required: Sequence[str], skips: Skips
 ) -> Iterator[tuple[int | str, Mapping[str, Any]]] | None:
-    """Rows of JSON lines or of a table of text with their line numbers; None where the file is neither.
+    """Return the rows of a JSON lines, CSV or TSV file with their line numbers, or None for any other source.
 
-    The datasets library would refuse a whole file for half an emoji, and take the word "null" for nothing.
+    We read these files ourselves. The datasets library would refuse a file because of one lone surrogate, and read the
+    word "null" as a missing text.
     """
     suffix = file.path.suffix.lower()
     if not file.path.is_file():
@@ -142,33 +158,35 @@ def _in_lines(
 
 
 def _is_list(path: Path) -> bool:
-    """Whether a JSON file holds one list, not an object a line."""
+    """Return whether a JSON file holds one list, and not one object on each line."""
     with path.open("rb") as stream:
         return stream.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 def _rows(
-    table: Iterable[tuple[int | str, Mapping[str, Any]]],
+    source_rows: Iterable[tuple[int | str, Mapping[str, Any]]],
     columns: Mapping[str, str],
+    *,
     language: str | None,
     what: str,
     skips: Skips,
 ) -> Iterator[dict[str, Any]]:
-    for place, given in decoded(table, what):
+    """Yield the rows with standard columns; count those that cannot be used as skipped."""
+    for place, source_row in decoded(source_rows, what):
         row: dict[str, Any] = {} if language is None else {"language": language}
         for ours, theirs in columns.items():
             if ours == "label":
-                row[ours] = _label(given.get(theirs))
+                row[ours] = _label(source_row.get(theirs))
             elif ours == "language":
-                row[ours] = spelled(str(given.get(theirs)))
+                row[ours] = spelled(str(source_row.get(theirs)))
             else:
-                row[ours] = text_of(given.get(theirs))
-        talks = [ours for ours, theirs in columns.items() if is_conversation(given.get(theirs))]
-        if talks:
+                row[ours] = text_of(source_row.get(theirs))
+        conversations = [ours for ours, theirs in columns.items() if is_conversation(source_row.get(theirs))]
+        if conversations:
             where = f"line {place}" if isinstance(place, int) else place
             raise ValueError(
-                f"{what}: {talks[0]} is a conversation (a list of messages) in {where}, where a text is expected: give "
-                "the table itself to tune_dpo or generate, which read it through the model's chat template"
+                f"{what}: {conversations[0]} is a conversation (a list of messages) in {where}, in place of a text: "
+                "give the table itself to tune_dpo or generate, which read it through the model's chat template"
             )
         lacking = [ours for ours, value in row.items() if value is None]
         if lacking:
@@ -178,20 +196,25 @@ def _rows(
 
 
 def _label(value: Any) -> int | None:
-    said = value.strip().lower() if isinstance(value, str) else None
-    number = float(said == "true") if said in ("true", "false") else number_of(value)
+    """Return the label 0 or 1 that a value stands for, or None where it is no label."""
+    word = value.strip().lower() if isinstance(value, str) else None
+    number = float(word == "true") if word in ("true", "false") else number_of(value)
     return int(number) if number is not None and number in (0, 1) else None
 
 
 def decoded(rows: Iterable[Any], what: str) -> Iterator[Any]:
-    """The rows; the datasets library looks at the encoding of a text only when the text is asked for."""
+    """Yield the rows, and raise ValueError where a text is not UTF-8.
+
+    The datasets library decodes a text only when it is read.
+    """
     try:
         yield from rows
     except UnicodeDecodeError as error:
         raise ValueError(f"{what} is not UTF-8: convert it ({error})") from error
 
 
-def _first_line(error: BaseException) -> str:
-    """What went wrong, and not merely that something did."""
-    told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
-    return in_line(next(iter(str(told or error).splitlines()), "")) or f"{type(told or error).__name__}; is it empty?"
+def _reason(error: BaseException) -> str:
+    """Return the first line of an error, or of its cause where the error only says that something failed."""
+    is_general = isinstance(error, datasets.exceptions.DatasetGenerationError)
+    cause = (error.__cause__ if is_general else None) or error
+    return in_line(next(iter(str(cause).splitlines()), "")) or f"{type(cause).__name__}; is it empty?"

@@ -1,4 +1,4 @@
-"""Sentences labelled toxic or not, for probes: Jigsaw's; columns `language, text, label`."""
+"""Sentences labelled toxic or not, from which probes learn: the Jigsaw competitions' comments."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset, Value
 
 from xlingtox.checking import checked
-from xlingtox.data.loaded import TEXT, Skips, collect
+from xlingtox.data.collecting import TEXT, Skips, collect
 from xlingtox.data.reading import File, number_of, one_file, table_rows, text_of
 from xlingtox.languages import CODES, check, spelled
 
@@ -22,25 +22,31 @@ def jigsaw(
     language: str = "en",
     languages: str | Sequence[str] | None = None,
 ) -> Dataset:
-    """Comments of Jigsaw's three Kaggle competitions, read row by row: toxic, unintended bias, multilingual.
+    """Read the comments of one of Jigsaw's three Kaggle competitions: toxic, unintended bias, multilingual.
 
     Args:
         source: a CSV file (`train.csv`, `validation.csv`, `test.csv`, ...), or a zip archive with one.
-        labels: the file with the labels by `id`, where they were published apart (`test_labels.csv`).
-        language: of all comments, where there is no column `lang`.
-        languages: which to keep where there is; by default the paper's 17.
+        labels: the file of labels by `id`, where they were published separately (`test_labels.csv`).
+        language: the language of all comments, where there is no column `lang`.
+        languages: the languages to keep, where there is that column; by default the paper's 17.
 
     Returns:
-        Columns `language, text, label`; a fraction of annotators is toxic (1) from one half on, as in the competitions.
+        A table with the columns `language, text, label`. A comment is toxic (1) where at least half of the annotators
+        said so, as in the competitions.
 
     Raises:
-        ValueError: no such file, not a CSV file in UTF-8, a missing column, or no labelled comment.
+        ValueError: there is no such file, it is not CSV in UTF-8, a column is missing, or no comment has a label.
+
+    Example:
+        >>> _ = (tmp_path / "train.csv").write_text("id,comment_text,toxic\\n1,you fool,1\\n2,thank you,0\\n")
+        >>> xt.data.jigsaw(tmp_path / "train.csv")["label"][:]
+        [1, 0]
     """
     check(language)
     wanted = CODES if languages is None else check(languages)
     skips = Skips()
-    apart = None if labels is None else _by_id(one_file(labels, "*.csv"), skips)
-    rows = _rows(one_file(source, "*.csv"), apart, language, wanted, skips)
+    labels_by_id = None if labels is None else _by_id(one_file(labels, "*.csv"), skips)
+    rows = _rows(one_file(source, "*.csv"), labels_by_id, language=language, wanted=wanted, skips=skips)
     return collect(rows, {"language": TEXT, "text": TEXT, "label": Value("int64")}, skips, "jigsaw")
 
 
@@ -49,11 +55,11 @@ def _by_id(file: File, skips: Skips) -> dict[str, str]:
 
 
 def _rows(
-    file: File, apart: dict[str, str] | None, language: str, wanted: Sequence[str], skips: Skips
+    file: File, labels_by_id: dict[str, str] | None, *, language: str, wanted: Sequence[str], skips: Skips
 ) -> Iterator[dict[str, Any]]:
-    for number, row in table_rows(file, (_TEXT, _LABEL if apart is None else "id"), skips):
+    for number, row in table_rows(file, (_TEXT, _LABEL if labels_by_id is None else "id"), skips):
         text = text_of(_either(row, _TEXT))
-        label = number_of(_either(row, _LABEL) if apart is None else apart.get(row["id"]))
+        label = number_of(_either(row, _LABEL) if labels_by_id is None else labels_by_id.get(row["id"]))
         code = spelled(row["lang"]) if "lang" in row else language
         if text is None:
             skips.add(file.name, "no text", number)
@@ -68,4 +74,5 @@ def _rows(
 
 
 def _either(row: dict[str, str], names: str) -> str:
+    """Return the value under the first of `a or b` that the row has."""
     return next(row[name] for name in names.split(" or ") if name in row)

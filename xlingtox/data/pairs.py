@@ -1,4 +1,7 @@
-"""Preference pairs for DPO: Lee et al.'s, ParaDetox, RTP-LX's completions; columns `prompt, chosen, rejected`."""
+"""Preference pairs for DPO: those of Lee et al., ParaDetox, and the completions of RTP-LX.
+
+All have the columns `prompt, chosen, rejected`.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,8 +11,8 @@ from typing import Any
 from datasets import Dataset
 
 from xlingtox.checking import checked
+from xlingtox.data.collecting import TEXT, Skips, collect
 from xlingtox.data.columns import PAIR_FIELDS
-from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.prompts import rtp_lx_rows
 from xlingtox.data.reading import files, json_rows, one_file, table_rows, text_of
 from xlingtox.languages import UNSPACED
@@ -22,20 +25,22 @@ _REWRITES = ("neutral1", "neutral2", "neutral3")
 
 @checked
 def toxicity_pairwise(source: str | Path) -> Dataset:
-    """Lee et al.'s 24,576 English pairs (2024, arXiv 2401.01967): GPT-2's continuation, and one steered to be toxic.
+    """Read the 24,576 English pairs of Lee et al. (2024, arXiv 2401.01967).
+
+    The chosen side is GPT-2's continuation of the prompt; the rejected side is one that was steered to be toxic.
 
     Args:
-        source: a JSON lines file with `prompt_text, unpert_gen_text, pert_gen_text`, or the folder or zip archive of
-            them (`split_0.jsonl`, ...).
+        source: a JSON lines file with `prompt_text, unpert_gen_text, pert_gen_text`, or a folder or zip archive of
+            such files (`split_0.jsonl`, ...).
 
     Raises:
-        ValueError: no such file, not UTF-8, a missing field, or no pair.
+        ValueError: there is no such file, it is not UTF-8, a field is missing, or there is no pair.
     """
     skips = Skips()
-    found = files(source, "*.jsonl")
+    sources = files(source, "*.jsonl")
 
     def rows() -> Iterator[dict[str, str | None]]:
-        for file in found:
+        for file in sources:
             for number, row in json_rows(file, _PUBLISHED, skips):
                 pair = {ours: text_of(row.get(theirs)) for ours, theirs in zip(PAIR_FIELDS, _PUBLISHED, strict=True)}
                 if _usable(pair, file.name, number, skips):
@@ -46,16 +51,21 @@ def toxicity_pairwise(source: str | Path) -> Dataset:
 
 @checked
 def paradetox(source: str | Path) -> Dataset:
-    """ParaDetox (Logacheva et al. 2022, ACL): English toxic sentences, each with one to three neutral rewrites.
+    """Read ParaDetox (Logacheva et al. 2022, ACL): English toxic sentences, each with one to three neutral rewrites.
 
-    The words with which a sentence and a rewrite both begin, whatever their case, are the prompt; how the rewrite goes
-    on is chosen, how the sentence goes on is rejected. Rewrites that begin otherwise have no prompt and are left out.
+    The prompt is the words with which the sentence and its rewrite both begin, ignoring case. The rest of the rewrite
+    is chosen, and the rest of the sentence is rejected. Rewrites that share no first word are left out.
 
     Args:
         source: the TSV file with `toxic, neutral1, neutral2, neutral3`.
 
     Raises:
-        ValueError: no such file, not UTF-8, a missing column, or no pair.
+        ValueError: there is no such file, it is not UTF-8, a column is missing, or there is no pair.
+
+    Example:
+        >>> _ = (tmp_path / "paradetox.tsv").write_text("toxic\\tneutral1\\nyou are a fool\\tyou are wrong\\n")
+        >>> xt.data.paradetox(tmp_path / "paradetox.tsv")[0]
+        {'prompt': 'you are', 'chosen': ' wrong', 'rejected': ' a fool'}
     """
     skips = Skips()
     file = one_file(source, "*.tsv")
@@ -81,20 +91,22 @@ def paradetox(source: str | Path) -> Dataset:
 def rtp_lx_pairs(
     source: str | Path, *, password: str | None = None, languages: str | Sequence[str] | None = None
 ) -> Dataset:
-    """Pairs in many languages from RTP-LX's releases with completions: the benign one chosen, the other one rejected.
+    """Read pairs in many languages from the releases of RTP-LX with completions.
 
-    Pairs whose rejected completion was not annotated as more toxic than the chosen one, where both were annotated, are
-    left out. Prompts without a completion can be given one: let a model continue `rtp_lx(...)` with `generate`, and
-    take its toxic continuations as rejected.
+    The benign completion is chosen, and the other one is rejected. A pair is left out where both were annotated and the
+    rejected one is not more toxic.
+
+    Prompts without a completion can get one from a model: continue `rtp_lx(...)` with `generate`, and take its toxic
+    continuations as rejected.
 
     Args:
-        source, password, languages: as for `rtp_lx`.
+        source, password, languages: the arguments of `rtp_lx`.
 
     Returns:
-        Columns `prompt, chosen, rejected, language`.
+        A table with the columns `prompt, chosen, rejected, language`.
 
     Raises:
-        ValueError: as `rtp_lx`, or no prompt has both completions.
+        ValueError: `rtp_lx` refuses the source, or no prompt has both completions.
     """
     skips = Skips()
 
@@ -109,8 +121,8 @@ def rtp_lx_pairs(
                 skips.add(name, "the completion is no more toxic than the benign one", number)
             else:
                 for benign in row["benign_completions"]:
-                    said = (_joined(row["prompt"], text, row["language"]) for text in (benign, row["completion"]))
-                    pair = dict(zip(PAIR_FIELDS, (row["prompt"], *said), strict=True))
+                    sides = (_after_space(text, row["prompt"], row["language"]) for text in (benign, row["completion"]))
+                    pair = dict(zip(PAIR_FIELDS, (row["prompt"], *sides), strict=True))
                     if _usable(pair, name, number, skips):
                         yield pair | {"language": row["language"]}
 
@@ -118,7 +130,7 @@ def rtp_lx_pairs(
 
 
 def _usable(pair: dict[str, str | None], source: str, line: int, skips: Skips) -> bool:
-    """What `check_pairs` asks for; what is not so is counted as skipped."""
+    """Return whether `check_pairs` would accept the pair; otherwise count it as skipped."""
     missing = [name for name in PAIR_FIELDS if pair[name] is None]
     if missing:
         skips.add(source, f"no {' and no '.join(missing)}", line)
@@ -130,19 +142,19 @@ def _usable(pair: dict[str, str | None], source: str, line: int, skips: Skips) -
 
 
 def _continued(toxic: str, neutral: str) -> dict[str, str | None] | None:
-    """The first words that both share, and how each goes on from there; None if they share none or one ends there."""
-    ends = (0, 0)
-    for one, other in zip(re.finditer(r"\S+", toxic), re.finditer(r"\S+", neutral), strict=False):
-        if one[0].casefold() != other[0].casefold():
+    """Return the pair whose prompt is the shared first words, or None where no word is shared or a text ends there."""
+    toxic_end = neutral_end = 0
+    for toxic_word, neutral_word in zip(re.finditer(r"\S+", toxic), re.finditer(r"\S+", neutral), strict=False):
+        if toxic_word[0].casefold() != neutral_word[0].casefold():
             break
-        ends = (one.end(), other.end())
-    rest = (neutral[ends[1] :], toxic[ends[0] :])
-    if not ends[0] or not all(map(visible, rest)):
+        toxic_end, neutral_end = toxic_word.end(), neutral_word.end()
+    chosen, rejected = neutral[neutral_end:], toxic[toxic_end:]
+    if not toxic_end or not (visible(chosen) and visible(rejected)):
         return None
-    return dict(zip(PAIR_FIELDS, (toxic[: ends[0]], *rest), strict=True))
+    return {"prompt": toxic[:toxic_end], "chosen": chosen, "rejected": rejected}
 
 
-def _joined(prompt: str, completion: str, language: str) -> str:
-    """The completion with the space that must stand between it and the prompt."""
-    spaced = language in UNSPACED or prompt[-1].isspace() or completion[0].isspace()
-    return completion if spaced else f" {completion}"
+def _after_space(completion: str, prompt: str, language: str) -> str:
+    """Return the completion, with a space in front where the language needs one after the prompt."""
+    needs_none = language in UNSPACED or prompt[-1].isspace() or completion[0].isspace()
+    return completion if needs_none else f" {completion}"

@@ -1,4 +1,4 @@
-"""Sentences with their translations, for retrieval: line-aligned files, Tatoeba, FLORES+."""
+"""Sentences with their translations, for bilingual retrieval: line-aligned files, Tatoeba, FLORES+."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,9 +7,9 @@ from pathlib import Path
 from datasets import Dataset
 
 from xlingtox.checking import checked
+from xlingtox.data.collecting import TEXT, Skips, collect
 from xlingtox.data.columns import check_columns
 from xlingtox.data.hub import config_names, decoded, opened
-from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.reading import (
     File,
     by_language,
@@ -31,53 +31,69 @@ def line_aligned(
     field: str = "Prompt",
     languages: str | Sequence[str] | None = None,
 ) -> Dataset:
-    """A file a language, aligned by line: JSON lines with the sentence in `field`, or text; one column a language.
+    """Read one file for each language, whose lines are translations of each other.
 
-    A line that is blank or broken in one language, or lacks the field, is left out of all. What ends in `.jsonl` or
-    `.json` is JSON lines.
+    Files that end in `.jsonl` or `.json` are JSON lines; others are text. A line that is blank, broken or without the
+    field in one language is left out in all languages.
 
     Args:
-        source: a folder with files named by language (`de.jsonl`, `deu_Latn.dev`), or language to file.
-        field: where JSON lines keep the sentence.
-        languages: which to read of a folder; by default those of the paper's 17 that are there.
+        source: a folder with files named by language (`de.jsonl`, `deu_Latn.dev`), or a dict from language to file.
+        field: the field of the JSON lines that holds the sentence.
+        languages: the languages to read from a folder; by default those of the paper's 17 that have a file.
+
+    Returns:
+        A table with one column for each language.
 
     Raises:
-        ValueError: no such file, a folder of several where a file is expected, a language that is not there, not UTF-8,
-            files of different lengths, a first line of JSON without the field, or no row.
+        ValueError: there is no such file, a language has no file or several, or a file is not UTF-8. Or the files
+            differ in length, the first line of JSON lacks the field, or there is no row.
+
+    Example:
+        >>> _ = (tmp_path / "en.txt").write_text("a cat\\na dog\\n")
+        >>> _ = (tmp_path / "es.txt").write_text("un gato\\nun perro\\n")
+        >>> xt.data.line_aligned(tmp_path)[0]
+        {'en': 'a cat', 'es': 'un gato'}
     """
     skips = Skips()
     if isinstance(source, Mapping):
-        found = {code: one_file(path, "*") for code, path in zip(check(source), source.values(), strict=True)}
+        aligned = {code: one_file(path, "*") for code, path in zip(check(source), source.values(), strict=True)}
     else:
-        found = by_language(files(source, "*"), _before_dot, languages, Path(source).name, skips)
-    return collect(_aligned(found, field, skips), dict.fromkeys(found, TEXT), skips, "line_aligned")
+        what = Path(source).name
+        aligned = by_language(files(source, "*"), _before_dot, languages=languages, what=what, skips=skips)
+    return collect(_aligned(aligned, field, skips), dict.fromkeys(aligned, TEXT), skips, "line_aligned")
 
 
 @checked
 def tatoeba(source: str | Path, *, languages: str | Sequence[str] | None = None) -> Dataset:
-    """Tatoeba's pairs with English in LASER's layout (Artetxe and Schwenk 2019): `tatoeba.deu-eng.deu` and `.eng`.
+    """Read Tatoeba's sentences with English translations, in the layout of LASER (Artetxe and Schwenk 2019).
+
+    Its files are named like `tatoeba.deu-eng.deu` and `tatoeba.deu-eng.eng`.
 
     Args:
         source: the folder.
-        languages: which to read, in this order; by default those of the paper's 17 that are there.
+        languages: the languages to read, in this order; by default those of the paper's 17 that have a file.
 
     Returns:
-        Columns `language, sentence, translation`: the translation is English, other sentences for each language.
+        A table with the columns `language, sentence, translation`. Each language has other sentences, and all
+        translations are English.
 
     Raises:
-        ValueError: no such folder, a language that is not there, not UTF-8, files of different lengths, or no row.
+        ValueError: there is no such folder, a language has no file, a file is not UTF-8, the files of a language differ
+            in length, or there is no row.
     """
     skips = Skips()
-    every = {file.name: file for file in files(source, "tatoeba.*-eng.*")}
-    others = [file for file in every.values() if not file.name.endswith(".eng")]
-    chosen = by_language(others, lambda file: file.name.split(".")[-1], languages, Path(source).name, skips)
+    files_by_name = {file.name: file for file in files(source, "tatoeba.*-eng.*")}
+    foreign = [file for file in files_by_name.values() if not file.name.endswith(".eng")]
+    chosen = by_language(
+        *(foreign, lambda file: file.name.split(".")[-1]), languages=languages, what=Path(source).name, skips=skips
+    )
 
     def rows() -> Iterator[dict[str, str]]:
         for code, file in chosen.items():
             english = f"{file.stem}.eng"
-            if english not in every:
-                raise ValueError(f"{file} has no file {in_line(english)} beside it")
-            for row in _aligned({"sentence": file, "translation": every[english]}, None, skips):
+            if english not in files_by_name:
+                raise ValueError(f"{file} has no file {in_line(english)} next to it")
+            for row in _aligned({"sentence": file, "translation": files_by_name[english]}, None, skips):
                 yield {"language": code, **row}
 
     columns = dict.fromkeys(("language", "sentence", "translation"), TEXT)
@@ -92,13 +108,16 @@ def flores(
     split: str = "devtest",
     revision: str | None = None,
 ) -> Dataset:
-    """FLORES+ (NLLB Team 2022): the same sentences in each language, aligned by `id`; one column a language.
+    """Read FLORES+ (NLLB Team 2022): the same sentences in every language, aligned by `id`.
 
     Args:
         source: the data set's name on the hub, or a local copy of its repository.
-        languages: which to read, in this order.
-        split: `devtest`, 1,012 sentences, or `dev`, 997.
-        revision: of the data set on the hub.
+        languages: the languages to read, in this order.
+        split: `devtest` with 1,012 sentences, or `dev` with 997.
+        revision: the revision of the data set on the hub.
+
+    Returns:
+        A table with one column for each language.
 
     Raises:
         ValueError: the data set cannot be found, or lacks a language, the split or its columns `id, text`.
@@ -129,37 +148,41 @@ def flores(
     return collect(rows(), dict.fromkeys(codes, TEXT), skips, "flores")
 
 
-def _aligned(found: Mapping[str, File], field: str | None, skips: Skips) -> Iterator[dict[str, str]]:
-    """Rows in which every file has a sentence."""
-    readers = [_sentences(file, field, skips) for file in found.values()]
+def _aligned(columns: Mapping[str, File], field: str | None, skips: Skips) -> Iterator[dict[str, str]]:
+    """Yield the rows in which every file has a sentence.
+
+    Args:
+        columns: the file of each column.
+    """
+    readers = [_sentences(file, field, skips) for file in columns.values()]
     ended = object()
     n = 0
     for n, sentences in enumerate(itertools.zip_longest(*readers, fillvalue=ended), 1):
-        short = [str(file) for file, sentence in zip(found.values(), sentences, strict=True) if sentence is ended]
+        short = [str(file) for file, sentence in zip(columns.values(), sentences, strict=True) if sentence is ended]
         if short:
-            others = [str(file) for file in found.values() if str(file) not in short]
-            raise ValueError(f"the files are not aligned: {short[0]} has {n - 1} lines, {others[0]} has more")
-        row = {name: sentence for name, sentence in zip(found, sentences, strict=True) if isinstance(sentence, str)}
-        if len(row) == len(found):
+            longer = [str(file) for file in columns.values() if str(file) not in short]
+            raise ValueError(f"the files are not aligned: {short[0]} has {n - 1} lines, {longer[0]} has more")
+        row = {name: sentence for name, sentence in zip(columns, sentences, strict=True) if isinstance(sentence, str)}
+        if len(row) == len(columns):
             yield row
 
 
 def _sentences(file: File, field: str | None, skips: Skips) -> Iterator[str | None]:
-    """One for each line, None for what cannot be used."""
+    """Yield the sentence of each line, or None where it cannot be used."""
     in_json = field is not None and file.name.lower().endswith((".jsonl", ".json"))
-    checked = False
+    is_checked = False
     for number, line in stripped_lines(file):
         value: object = line
         reason = "no text"
         if in_json:
-            held = json_object(line)
-            if isinstance(held, str):
-                value, reason = None, held
+            row = json_object(line)
+            if isinstance(row, str):
+                value, reason = None, row
             else:
-                if not checked:
-                    check_fields(file, held, (str(field),))
-                    checked = True
-                value, reason = held.get(str(field)), "no text" if field in held else f"no field {field}"
+                if not is_checked:
+                    check_fields(file, row, (str(field),))
+                    is_checked = True
+                value, reason = row.get(str(field)), "no text" if field in row else f"no field {field}"
         sentence = text_of(value)
         if sentence is None:
             skips.add(file.name, reason, number)

@@ -1,4 +1,4 @@
-"""Prompts that toxicity is measured on: RTP-LX and PolygloToxicityPrompts; columns `language, prompt` and more."""
+"""Prompts on which toxicity is measured: RTP-LX and PolygloToxicityPrompts."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from datasets import Dataset, Value, concatenate_datasets
 
 from xlingtox.checking import checked
+from xlingtox.data.collecting import TEXT, Skips, collect
 from xlingtox.data.hub import config_names, from_columns
-from xlingtox.data.loaded import TEXT, Skips, collect
 from xlingtox.data.reading import File, by_language, files, json_rows, number_of, text_of
 from xlingtox.languages import CODES, spelled
 
@@ -22,7 +22,7 @@ HARMS = {
     "Insult": "insult",
     "SexualContent": "sexual_content",
 }
-"""RTP-LX's harms as published, to ours: toxicity from 1 to 5, the others from 1 to 3."""
+"""The published names of RTP-LX's harms, and ours. Toxicity has levels from 1 to 5, the others from 1 to 3."""
 
 _LEVELS = {harm: Value("float64") for harm in HARMS.values()}
 _VOTES = {harm: [Value("float64")] for harm in HARMS.values()}
@@ -47,22 +47,31 @@ _PLACEHOLDER = "NA"
 
 @checked
 def rtp_lx(source: str | Path, *, password: str | None = None, languages: str | Sequence[str] | None = None) -> Dataset:
-    """RTP-LX (de Wynter et al. 2024, arXiv 2404.14397): toxic prompts, the same ones in each language by `index`.
+    """Read RTP-LX (de Wynter et al. 2024, arXiv 2404.14397): toxic prompts, translated into many languages.
+
+    Translations of a prompt have the same `index`.
 
     Args:
         source: the published zip archive, a folder of `RTP_LX_*.json` of any release, or one such file.
-        password: of the archive; its publisher's README states it.
-        languages: which to read, in this order; by default those of the paper's 17 that are there. Where there are
-            several locales of one, as `PT` and `PT-BR`, the plainest is read; give another's file to read that one.
+        password: the password of the archive; its publisher's README states it.
+        languages: the languages to read, in this order; by default those of the paper's 17 that have a file. Where a
+            language has several locales, such as `PT` and `PT-BR`, the shortest name is read. Give the file of another
+            locale to read that one.
 
     Returns:
-        Columns `language, prompt, index, locale, dialect, completion, benign_completions`, and for the prompt and both
-        completions `{part}_annotations` (mean of the annotators) and `{part}_votes`, by harm (`HARMS`); what a release
-        does not have is None, or an empty list.
+        A table with the columns `language, prompt, index, locale, dialect, completion, benign_completions`. The prompt
+        and both completions also have `{part}_annotations` (the mean of the annotators) and `{part}_votes`, by harm
+        (`HARMS`). Values that a release does not have are None or an empty list.
 
     Raises:
-        ValueError: no such file, a wrong password, a file that is not UTF-8 or not RTP-LX, or a language that is not
-            there.
+        ValueError: there is no such file, the password is wrong, a file is not UTF-8 or not RTP-LX, or a language has
+            no file.
+
+    Example:
+        >>> _ = (tmp_path / "RTP_LX_ES.json").write_text('{"Prompt": "eres un", "Index": 3, "Locale": "ES"}')
+        >>> prompts = xt.data.rtp_lx(tmp_path)
+        >>> prompts["language"][0], prompts["prompt"][0], prompts["index"][0]
+        ('es', 'eres un', 3)
     """
     skips = Skips()
     rows = (row for _, _, row in rtp_lx_rows(source, password, languages, skips))
@@ -77,16 +86,16 @@ def polyglo_toxicity_prompts(
     split: str = "small",
     revision: str | None = None,
 ) -> Dataset:
-    """PolygloToxicityPrompts (Jain et al. 2024, arXiv 2405.09373): prompts found on the web, in the paper's languages.
+    """Read PolygloToxicityPrompts (Jain et al. 2024, arXiv 2405.09373): web prompts in the paper's languages.
 
     Args:
         source: the data set's name on the hub, or a local copy of its repository.
-        languages: which to read, in this order.
-        split: `small`, 5,000 a language, or `full`.
-        revision: of the data set on the hub.
+        languages: the languages to read, in this order.
+        split: `small`, with 5,000 prompts in each language, or `full`.
+        revision: the revision of the data set on the hub.
 
     Returns:
-        Columns `language, prompt`.
+        A table with the columns `language, prompt`.
 
     Raises:
         ValueError: the data set cannot be found, or lacks a language, the split or its column `text`.
@@ -102,12 +111,12 @@ def polyglo_toxicity_prompts(
 def rtp_lx_rows(
     source: str | Path, password: str | None, languages: Sequence[str] | None, skips: Skips
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Rows of `rtp_lx`, each with its file's name and its line."""
-    found = files(source, "RTP_LX_*.json", password)
-    if len(found) == 1 and spelled(_locale(found[0])) is None:
-        chosen: dict[str, File] = {"": found[0]}
+    """Yield the rows of `rtp_lx`, each with the name of its file and its line."""
+    published = files(source, "RTP_LX_*.json", password)
+    if len(published) == 1 and spelled(_locale(published[0])) is None:
+        chosen: dict[str, File] = {"": published[0]}
     else:
-        chosen = by_language(found, _locale, languages, Path(source).name, skips)
+        chosen = by_language(published, _locale, languages=languages, what=Path(source).name, skips=skips)
     for code, file in chosen.items():
         for number, row in json_rows(file, ("Prompt",), skips):
             language = code or spelled(str(row.get("Locale")))
@@ -127,25 +136,27 @@ def _locale(file: File) -> str:
 
 
 def _rest(row: dict[str, Any]) -> dict[str, Any]:
+    """Return all columns of a published row but its language and its prompt."""
     index = number_of(row.get("Index"))
     benign = row.get("BenignCompletions", row.get("BenignCompletion"))
     completion = text_of(row.get("Completion"))
-    kept: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "index": int(index) if index is not None and abs(index) < 2**53 else None,
         "locale": text_of(row.get("Locale")),
         "dialect": text_of(row.get("Dialect")),
         "completion": None if completion == _PLACEHOLDER else completion,
         "benign_completions": [
-            text for each in (benign if isinstance(benign, list) else [benign]) if (text := text_of(each))
+            text for value in (benign if isinstance(benign, list) else [benign]) if (text := text_of(value))
         ],
     }
     for part, names in _ANNOTATIONS.items():
         means = next((row[name] for name in names if isinstance(row.get(name), dict)), None)
         votes = next((row[f"{name}Raw"] for name in names if isinstance(row.get(f"{name}Raw"), dict)), None)
-        kept[f"{part}_annotations"] = {ours: number_of((means or {}).get(harm)) for harm, ours in HARMS.items()}
-        kept[f"{part}_votes"] = {ours: _numbers((votes or {}).get(harm)) for harm, ours in HARMS.items()}
-    return kept
+        columns[f"{part}_annotations"] = {ours: number_of((means or {}).get(harm)) for harm, ours in HARMS.items()}
+        columns[f"{part}_votes"] = {ours: _numbers((votes or {}).get(harm)) for harm, ours in HARMS.items()}
+    return columns
 
 
 def _numbers(values: Any) -> list[float]:
+    """Return the finite numbers of a list, or none where the value is not a list."""
     return [number for value in values if (number := number_of(value)) is not None] if isinstance(values, list) else []

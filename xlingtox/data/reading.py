@@ -1,4 +1,7 @@
-"""Files as their publishers ship them: encodings, zip archives with a password, JSON lines, tables of text."""
+"""Reading files as their publishers ship them: folders, zip archives with a password, JSON lines, CSV and TSV.
+
+Files that are not what they should be raise ValueError with the reason, such as a web page in place of a raw file.
+"""
 
 import csv
 import json
@@ -12,12 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from xlingtox.data.bounded import LONGEST_LINE, raw_lines, unpacked
-from xlingtox.data.loaded import Skips
+from xlingtox.data.collecting import Skips
 from xlingtox.languages import CODES, check, in_order, spelled
 from xlingtox.text import in_line, visible, well_formed
 
 _BOM = "\ufeff"
-_NOT_OURS = {
+_FOREIGN_BEGINNINGS = {
     b"\xff\xfe": "is UTF-16, not UTF-8: convert it",
     b"\xfe\xff": "is UTF-16, not UTF-8: convert it",
     b"\x1f\x8b": "is compressed with gzip: unpack it",
@@ -31,34 +34,50 @@ _NOT_OURS = {
 
 @dataclass(frozen=True)
 class File:
-    """A file on disk, or a member of a zip archive."""
+    """A file on disk, or a member of a zip archive.
+
+    Attributes:
+        path: the file on disk, or the archive.
+        member: the name inside the archive; None for a file on disk.
+        password: the password of the archive, if it has one.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from xlingtox.data.reading import File
+        >>> File(Path("RTP-LX.zip"), "RTP_LX/RTP_LX_DE.json").stem
+        'RTP_LX_DE'
+    """
 
     path: Path
     member: str | None = None
     password: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        """Its name as messages and tables have it: nothing in it ends a line."""
+        """Return the name for messages and tables, with line ends escaped."""
         return in_line(self.name)
 
     @property
     def name(self) -> str:
-        """Its name without folders."""
+        """The name without folders."""
         return PurePosixPath(self.member).name if self.member else self.path.name
 
     @property
     def stem(self) -> str:
-        """Its name without folders and ending."""
+        """The name without folders and ending."""
         return PurePosixPath(self.name).stem
 
     @property
     def doubt(self) -> str:
-        """What else may be wrong where the content makes no sense: archives let one wrong password in 256 by."""
+        """The words to add to an error about the content: zip archives accept one wrong password in 256."""
         return "" if self.password is None else "; or the password is wrong"
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Raises ValueError, saying why, for what cannot be read, and for what unpacks to far more than it is."""
+        """Open the file for reading bytes.
+
+        Raises:
+            ValueError: it cannot be read, or it unpacks to far more than its archive. The message says why.
+        """
         where = in_line(self.path)
         try:
             if self.member is None:
@@ -74,7 +93,7 @@ class File:
                 "unpack it with another tool and give the folder"
             ) from error
         except (RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError, OSError) as error:
-            # bzip2 says with an OSError, which has no number, that what it reads is damaged.
+            # bzip2 reports damaged data by an OSError without a number.
             if self.member is None or getattr(error, "errno", None) is not None:
                 raise
             if self.password is not None:
@@ -87,15 +106,15 @@ class File:
 
 
 def files(source: str | Path, pattern: str, password: str | None = None) -> list[File]:
-    """What `source` is or holds: one file, or those of a folder or zip archive whose names match, sorted by name.
+    """Return the one file that `source` is, or the matching files of a folder or zip archive, sorted by name.
 
     Raises:
-        ValueError: there is no such file or folder, it holds none that matches, or it is not a zip archive.
+        ValueError: there is no such file or folder, no name in it matches, or it is not a zip archive.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        found = [File(each) for each in path.rglob(pattern) if each.is_file()]
-        held = [each.name for each in sorted(path.iterdir())]
+        matching = [File(file) for file in path.rglob(pattern) if file.is_file()]
+        names = [entry.name for entry in sorted(path.iterdir())]
     elif not path.is_file():
         raise ValueError(f"there is no file or folder {in_line(path)}")
     elif path.suffix.lower() != ".zip":
@@ -103,73 +122,83 @@ def files(source: str | Path, pattern: str, password: str | None = None) -> list
     else:
         try:
             with zipfile.ZipFile(path) as archive:
-                held = [info.filename for info in archive.infolist() if not info.is_dir()]
+                names = [info.filename for info in archive.infolist() if not info.is_dir()]
         except (zipfile.BadZipFile, OSError, ValueError) as error:
             raise ValueError(f"{in_line(path)} is not a zip archive: {error}") from error
-        found = [File(path, name, password) for name in held if PurePosixPath(name).match(pattern)]
-    found = [file for file in found if not file.name.startswith(".")]  # "._x" is what macOS adds to archives
-    if not found:
-        there = ", ".join(map(in_line, held[:5])) or "nothing"
-        raise ValueError(f"{in_line(path)} holds no {pattern}: it holds {there}")
-    return sorted(found, key=lambda file: file.name)
+        matching = [File(path, name, password) for name in names if PurePosixPath(name).match(pattern)]
+    visible_files = [file for file in matching if not file.name.startswith(".")]  # macOS adds "._x" to archives.
+    if not visible_files:
+        content = ", ".join(map(in_line, names[:5])) or "nothing"
+        raise ValueError(f"{in_line(path)} holds no {pattern}: it holds {content}")
+    return sorted(visible_files, key=lambda file: file.name)
 
 
 def one_file(source: str | Path, pattern: str) -> File:
-    """A file, or the only matching one of a folder or zip archive.
+    """Return a file, or the only matching file of a folder or zip archive.
 
     Raises:
-        ValueError: as `files`, or there are several.
+        ValueError: `files` refuses the source, or there are several files.
     """
-    found = files(source, pattern)
-    if len(found) > 1:
-        raise ValueError(f"{in_line(source)} holds several files: give one of {', '.join(map(str, found))}")
-    return found[0]
+    matching = files(source, pattern)
+    if len(matching) > 1:
+        raise ValueError(f"{in_line(source)} holds several files: give one of {', '.join(map(str, matching))}")
+    return matching[0]
 
 
 def by_language(
-    found: Sequence[File],
+    candidates: Sequence[File],
     spelling: Callable[[File], str],
+    *,
     languages: Sequence[str] | None,
     what: str,
     skips: Skips,
     default: Sequence[str] = CODES,
 ) -> dict[str, File]:
-    """Language to file, in the order of `languages`, or of those of `default` that are there; others are skipped.
+    """Choose a file for each language, and count the other files as skipped.
 
-    Of several files in one language the one with the shortest name is taken; the only file is, whatever its language.
+    Where a language has several files, the one with the shortest name is chosen. Where `languages` is None and there is
+    only one file, it is chosen whatever its language.
+
+    Args:
+        candidates: the files.
+        spelling: a function from a file to the spelling of its language.
+        languages: the languages to read, in this order; None reads those of `default` that have a file.
+        what: the name of the source, for messages.
+        skips: the count of skipped files.
+        default: the languages to look for where `languages` is None.
 
     Raises:
-        ValueError: a language of `languages` is not there, or none of `default` is.
+        ValueError: one of `languages` has no file, or none of `default` has one.
     """
     wanted = default if languages is None else check(languages)
-    there: dict[str, File] = {}
-    for file in sorted(found, key=lambda file: (len(file.name), file.name)):
+    files_by_language: dict[str, File] = {}
+    for file in sorted(candidates, key=lambda file: (len(file.name), file.name)):
         code = spelled(spelling(file))
         if code is None:
             skips.add(what, "language not known", file.name)
-        elif code in there:
-            skips.add(what, f"{code} read from {there[code]}", file.name)
-        elif code in wanted or (languages is None and len(found) == 1):
-            there[code] = file
+        elif code in files_by_language:
+            skips.add(what, f"{code} read from {files_by_language[code]}", file.name)
+        elif code in wanted or (languages is None and len(candidates) == 1):
+            files_by_language[code] = file
         else:
             skips.add(what, "language not asked for", file.name)
-    if not there:
+    if not files_by_language:
         raise ValueError(f"{in_line(what)} holds no file named by a language: {skips}")
     if languages is not None:
-        check_languages(wanted, there, what)
-    return {code: there[code] for code in (*wanted, *there) if code in there}
+        check_languages(wanted, files_by_language, what)
+    return {code: files_by_language[code] for code in (*wanted, *files_by_language) if code in files_by_language}
 
 
-def check_languages(wanted: Sequence[str], there: Mapping[Any, Any], what: str) -> None:
-    """Raise ValueError, naming what is missing and what is there."""
-    missing = [code for code in wanted if code not in there]
+def check_languages(wanted: Sequence[str], existing: Mapping[Any, Any], what: str) -> None:
+    """Raise ValueError where a wanted language is missing. The message names those missing and those that exist."""
+    missing = [code for code in wanted if code not in existing]
     if missing:
-        known = ", ".join(in_order(code for code in there if code)) or "none that is known"
+        known = ", ".join(in_order(code for code in existing if code)) or "none that is known"
         raise ValueError(f"{in_line(what)} has no {', '.join(missing)}: it has {known}")
 
 
 def lines(file: File) -> Iterator[tuple[int, str]]:
-    """Numbered lines, as they are read; they end at a line feed only, as text may hold U+2028 and its like.
+    """Yield lines with their numbers. Only a line feed ends a line, because text may hold U+2028 and the like.
 
     Raises:
         ValueError: the file is empty, is not UTF-8, is of another kind, or has a line that is too long to be text.
@@ -178,9 +207,9 @@ def lines(file: File) -> Iterator[tuple[int, str]]:
     with file.open() as stream:
         for number, raw in enumerate(raw_lines(stream, str(file)), 1):
             if number == 1:
-                for head, what in _NOT_OURS.items():
-                    if raw.startswith(head):
-                        raise ValueError(f"{file} {what}{file.doubt}")
+                for beginning, problem in _FOREIGN_BEGINNINGS.items():
+                    if raw.startswith(beginning):
+                        raise ValueError(f"{file} {problem}{file.doubt}")
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -192,13 +221,13 @@ def lines(file: File) -> Iterator[tuple[int, str]]:
 
 
 def stripped_lines(file: File) -> Iterator[tuple[int, str]]:
-    """As `lines`, without the line ends."""
+    """Yield the same as `lines`, without the line ends."""
     for number, line in lines(file):
         yield number, line.removesuffix("\n").removesuffix("\r")
 
 
 def json_object(line: str) -> dict[str, Any] | str:
-    """The object that a line holds, or why there is none."""
+    """Return the object that a line of JSON holds, or the reason why there is none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -207,12 +236,14 @@ def json_object(line: str) -> dict[str, Any] | str:
 
 
 def json_rows(file: File, required: Sequence[str], skips: Skips) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a JSON lines file with their line numbers; blank lines are nothing, others are counted as skipped.
+    """Yield the objects of a JSON lines file with their line numbers.
+
+    Blank lines are ignored. Lines that hold no object are counted as skipped.
 
     Raises:
-        ValueError: as `lines`, or the first object lacks a required field.
+        ValueError: `lines` refuses the file, or the first object lacks a required field.
     """
-    checked = False
+    is_checked = False
     for number, line in stripped_lines(file):
         if not line.strip():
             continue
@@ -220,41 +251,41 @@ def json_rows(file: File, required: Sequence[str], skips: Skips) -> Iterator[tup
         if isinstance(row, str):
             skips.add(file.name, row, number)
             continue
-        if not checked:
+        if not is_checked:
             check_fields(file, row, required)
-            checked = True
+            is_checked = True
         yield number, row
 
 
 def table_rows(
     file: File, required: Sequence[str], skips: Skips, delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a delimited file with a header, as the csv module reads them, with the line on which each ends.
+    """Yield the rows of a delimited file with a header, each with the number of its last line.
 
     Raises:
-        ValueError: as `lines`, a required column is missing, quotation marks do not pair, a row is too long to be text,
-            or a carriage return stands alone outside of quotation marks.
+        ValueError: `lines` refuses the file, a required column is missing, quotation marks do not pair, a row is too
+            long to be text, or a carriage return stands alone outside of quotation marks.
     """
-    held = 0
+    row_length = 0
 
     def bounded() -> Iterator[str]:
-        # A quotation mark that does not pair takes the rest of the file into one field.
-        nonlocal held
+        # A quotation mark without its pair pulls the rest of the file into one field.
+        nonlocal row_length
         for number, line in lines(file):
-            held += len(line)
-            if held > LONGEST_LINE:
+            row_length += len(line)
+            if row_length > LONGEST_LINE:
                 raise ValueError(
                     f"{file}, line {number}: the row is too long: do the quotation marks pair?{file.doubt}"
                 )
             yield line
 
     reader = csv.reader(bounded(), delimiter=delimiter, strict=True)
-    before = csv.field_size_limit(LONGEST_LINE)  # the limit is the process's: put back afterwards
+    limit_before = csv.field_size_limit(LONGEST_LINE)  # The limit belongs to the process, so it is put back below.
     try:
         header = next(reader, [])
         check_fields(file, dict.fromkeys(header), required)
         for row in reader:
-            held = 0
+            row_length = 0
             if len(row) == len(header):
                 yield reader.line_num, dict(zip(header, row, strict=True))
             elif row:
@@ -265,24 +296,27 @@ def table_rows(
             reason = "a carriage return stands alone: convert the line ends to line feeds"
         raise ValueError(f"{file}, line {reader.line_num}: {reason}{file.doubt}") from error
     finally:
-        csv.field_size_limit(before)
+        csv.field_size_limit(limit_before)
 
 
 def check_fields(file: File, row: dict[str, Any], required: Sequence[str]) -> None:
-    """Raise ValueError, naming what is missing and what is there; `a or b` asks for one of the two."""
+    """Raise ValueError where a row lacks a required field. The message names the fields that exist.
+
+    The name `a or b` requires one of the two.
+    """
     missing = [names for names in required if not any(name in row for name in names.split(" or "))]
     if missing:
-        there = ", ".join(map(in_line, list(row)[:12])) or "none"
-        raise ValueError(f"{file} has no field {', '.join(missing)}: it has {there}")
+        existing = ", ".join(map(in_line, list(row)[:12])) or "none"
+        raise ValueError(f"{file} has no field {', '.join(missing)}: it has {existing}")
 
 
 def text_of(value: Any) -> str | None:
-    """Text as it can be stored, or None for what is no text or has nothing to see."""
+    """Return text as it can be stored, or None where the value is not text or shows nothing."""
     return well_formed(value) if isinstance(value, str) and visible(value) else None
 
 
 def number_of(value: Any) -> float | None:
-    """A finite number, also where it is written as text, or None."""
+    """Return a finite number, also from text such as "0.5", or None where there is none."""
     if value is None:
         return None
     try:

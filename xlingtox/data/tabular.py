@@ -1,4 +1,4 @@
-"""Tables as people bring them: a data set, a frame of pandas or polars, a list of dicts."""
+"""Reading columns out of tables as people bring them: data sets, frames of pandas or polars, lists of dicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -9,7 +9,7 @@ from datasets import Dataset
 
 @runtime_checkable
 class Frame(Protocol):
-    """What frames of pandas, polars and Arrow have in common."""
+    """Any data frame: the interface that pandas, polars and Arrow share."""
 
     @property
     def columns(self) -> Any: ...
@@ -19,7 +19,7 @@ class Frame(Protocol):
 
 @runtime_checkable
 class Series(Protocol):
-    """What columns of pandas and polars have in common."""
+    """Any column of a data frame: the interface that pandas and polars share."""
 
     def to_list(self) -> list[Any]: ...
 
@@ -29,7 +29,7 @@ Table: TypeAlias = Dataset | Frame | Sequence[Mapping[str, Any]]
 
 
 def column_names(table: object) -> list[str] | None:
-    """Return the names of a table's columns, or None for what is no table."""
+    """Return the names of a table's columns, or None where the value is not a table."""
     if isinstance(table, Mapping):
         return None
     if hasattr(table, "column_names"):
@@ -42,23 +42,29 @@ def column_names(table: object) -> list[str] | None:
 
 
 def columns(table: Table, names: Sequence[str], what: str) -> dict[str, list[Any]]:
-    """Return some columns of a table as lists; what a row of a list of dicts lacks is None.
+    """Return some columns of a table as lists. In a list of dicts, a key that a row lacks becomes None.
 
     Args:
-        what: what messages call the rows.
+        names: the columns.
+        what: the name of the rows in error messages.
 
     Raises:
-        ValueError: a column is missing, or it is no table; the message names what is there.
+        ValueError: a column is missing, or it is not a table. The message names the columns that exist.
+
+    Example:
+        >>> from xlingtox.data.tabular import columns
+        >>> columns([{"text": "a", "label": 1}, {"text": "b"}], ["text", "label"], "sentences")
+        {'text': ['a', 'b'], 'label': [1, None]}
     """
-    there = column_names(table)
+    existing = column_names(table)
     if isinstance(table, list | tuple) and not table:
         return {name: [] for name in names}
-    if there is None:
+    if existing is None:
         raise ValueError(
             f"{what}: expected a datasets.Dataset, a pandas frame or a list of dicts, got {type(table).__name__}"
         )
-    if missing := [name for name in names if name not in there]:
-        raise ValueError(f"{what} have no column {', '.join(missing)}: they have {', '.join(map(str, there))}")
+    if missing := [name for name in names if name not in existing]:
+        raise ValueError(f"{what} have no column {', '.join(missing)}: they have {', '.join(map(str, existing))}")
     if isinstance(table, list | tuple):
         return {name: [_plain(row.get(name)) for row in table] for name in names}
     frame: Any = table
@@ -66,7 +72,7 @@ def columns(table: Table, names: Sequence[str], what: str) -> dict[str, list[Any
 
 
 def items(column: Any) -> list[Any]:
-    """Return the values of a list, of an array, or of a column of any table."""
+    """Return the values of a list, an array or a column of any table as a list."""
     for name in ("to_pylist", "to_list", "tolist"):
         if hasattr(column, name):
             column = getattr(column, name)()
@@ -75,5 +81,5 @@ def items(column: Any) -> list[Any]:
 
 
 def _plain(item: Any) -> Any:
-    """Return a value as Python has it: frames that were read from Parquet hold arrays where there were lists."""
+    """Return a value with arrays as lists, because frames read from Parquet hold arrays in place of lists."""
     return item.tolist() if isinstance(item, np.ndarray) else item

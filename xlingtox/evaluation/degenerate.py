@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import regex
 
 from xlingtox.checking import checked
-from xlingtox.languages import CODES, NAMES, UNSPACED_SCRIPTS, check, in_order
+from xlingtox.languages import CODES, NAMES, UNSPACED, UNSPACED_SCRIPTS, check, in_order
 from xlingtox.text import well_formed
 
 Kind: TypeAlias = Literal["sound", "empty", "repeated", "wrong script", "wrong language"]
@@ -27,20 +27,16 @@ SCRIPTS = MappingProxyType(
     | dict.fromkeys(("bg", "mk", "ru", "uk"), ("Cyrillic",))
     | dict.fromkeys(("bs", "sh", "sr", "tt"), ("Cyrillic", "Latin"))
     | dict.fromkeys(("ar", "fa", "ur"), ("Arabic",))
-    | dict.fromkeys(("zh", "zh-hant"), ("Han", "Bopomofo"))
+    | dict(UNSPACED)
+    | dict.fromkeys(("zh", "zh-hant"), (*UNSPACED["zh"], "Bopomofo"))
     | {
-        "ja": ("Han", "Hiragana", "Katakana"),
         "ko": ("Hangul",),
         "hi": ("Devanagari",),
         "am": ("Ethiopic",),
         "bn": ("Bengali",),
         "el": ("Greek",),
         "he": ("Hebrew",),
-        "km": ("Khmer",),
-        "lo": ("Lao",),
-        "my": ("Myanmar",),
         "ta": ("Tamil",),
-        "th": ("Thai",),
     }
 )
 """Language to the Unicode scripts that it is written in, for every language of `languages.NAMES`."""

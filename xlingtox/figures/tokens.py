@@ -111,7 +111,7 @@ def token_activations(before: TokenActivations, after: TokenActivations | None =
         "positive": _POSITIVE,
     }
     library = Path(circuitsvis.__file__).with_name("dist") / "cdn" / "iife.js"
-    page = pages.document("Activations by token", body, "tokens", held, [library.read_text("utf-8")])
+    page = pages.document("Activations by token", body, "tokens", held, libraries=[library.read_text("utf-8")])
     # Sides stand below each other on a telephone; a wide page has room for some eighty letters, or for forty twice.
     wide = max(_lines(side, 80 // len(sides)) for side in sides)
     narrow = sum(_lines(side, 40) for side in sides)

@@ -1,4 +1,7 @@
-"""HTML that is safe to show: escaped text, tables, whole pages and masked words."""
+"""HTML that is safe to show: escaped text, small tables, whole pages, and masks over toxic words.
+
+It serves notebooks, the study's report and the token views.
+"""
 
 from xlingtox.html.pages import FONTS, document
 

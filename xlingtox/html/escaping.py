@@ -1,4 +1,4 @@
-"""Text from models and data, made safe for a page: it is hostile until it went through here."""
+"""Escaping of text from models and data. Treat such text as hostile until it has passed through here."""
 
 import html
 
@@ -6,10 +6,16 @@ from xlingtox.text import seen
 
 
 def escaped(value: object) -> str:
-    """For a page, in text and in attributes."""
+    """Return the value as text that is safe in a page's text and attributes.
+
+    Example:
+        >>> from xlingtox.html.escaping import escaped
+        >>> escaped('<b title="a">')
+        '&lt;b title=&quot;a&quot;&gt;'
+    """
     return html.escape(seen(value))
 
 
 def escaped_for_plotly(value: object) -> str:
-    """For a label that plotly shows: it renders tags, but not the entities of quotation marks."""
+    """Return the value as text that is safe in a plotly label. Plotly renders tags, but no entities of quotes."""
     return html.escape(seen(value), quote=False)

@@ -1,4 +1,4 @@
-"""Toxic words, shown only to those who ask: a page carries them masked, and its script uncovers them."""
+"""Masking of toxic words: a page shows them covered, and its script uncovers them for readers who ask."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from xlingtox.text import Matcher, entry
 def mask(toxic_words: Mapping[str, Iterable[str]] | None) -> Callable[[str], str]:
     """Return a function from a text to HTML in which the listed words of every language are masked.
 
-    Words are found as `WordlistScorer` finds them: whole ones where a script has spaces between words, and anywhere
-    where it has none. Without a list, nothing is known of the words, and all of a text is masked.
+    It finds words as `WordlistScorer` does: whole words in scripts with spaces, and anywhere in scripts without them.
+    Without a list we do not know which words are toxic, so the whole text is masked.
+
+    Example:
+        >>> from xlingtox.html.masking import mask
+        >>> mask({"en": ["fool"]})("You fool!")
+        'You <span class="masked" data-text="fool">f•••</span>!'
     """
     if toxic_words is None:
         return lambda text: _masked(text.strip()) if text.strip() else ""
     matcher = Matcher(entry(word, code) for code, words in toxic_words.items() for word in words if word.strip())
 
-    def shown(text: str) -> str:
+    def masked_text(text: str) -> str:
         plain = text.strip()
-        parts, at = [], 0
+        pieces, done = [], 0
         for start, end in matcher.spans(plain):
-            parts += [escaped(plain[at:start]), _masked(plain[start:end])]
-            at = end
-        return "".join([*parts, escaped(plain[at:])])
+            pieces += [escaped(plain[done:start]), _masked(plain[start:end])]
+            done = end
+        return "".join([*pieces, escaped(plain[done:])])
 
-    return shown
+    return masked_text
 
 
 def _masked(text: str) -> str:
-    """The first letter stays, so that one word can be told from another."""
-    (first, *others) = regex.findall(r"\X", text)
-    cover = escaped(first) + "•" * min(len(others), 12)
+    """Return a word as HTML that shows only its first letter, so that readers can tell words apart."""
+    first, *rest = regex.findall(r"\X", text)
+    cover = escaped(first) + "•" * min(len(rest), 12)
     return f'<span class="masked" data-text="{escaped(text)}">{cover}</span>'

@@ -1,4 +1,4 @@
-"""HTML pages that hold all they show: a browser may run only their own scripts, and fetch nothing."""
+"""Whole HTML pages that carry all their content: a browser may run only their own scripts, and fetch nothing."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ FONTS = (
     "'Noto Sans Devanagari', 'Noto Sans Arabic', 'Noto Naskh Arabic', 'Hiragino Sans', 'PingFang SC', "
     "'Microsoft YaHei', 'Yu Gothic', 'Malgun Gothic', 'Nirmala UI', 'Arial Unicode MS', sans-serif"
 )
-"""A system's own font first, then those that hold the scripts it may lack."""
+"""The reader's system font first, then fonts for scripts that it may lack."""
 
 
-def document(title: str, body: str, name: str, held: object = None, libraries: Sequence[str] = ()) -> str:
-    """A page whose policy lets a browser run no script but its own, and fetch nothing.
+def document(title: str, body: str, name: str, data: object = None, *, libraries: Sequence[str] = ()) -> str:
+    """Return a page with a content security policy: it runs only its own scripts, and fetches nothing.
 
     Args:
-        title, body: HTML, in which every text is escaped already.
-        name: of the page's own style and script, which stand beside this file.
-        held: JSON for the script, in an element `held`; without it there is no script.
-        libraries: JavaScript that runs before the script.
+        title, body: HTML in which all text is escaped already.
+        name: the name of the page's style and script, `{name}.css` and `{name}.js` in this folder.
+        data: a JSON value for the script, in the element `page-data`. Without it the page has no script.
+        libraries: JavaScript sources that run before the script.
+
+    Example:
+        >>> from xlingtox.html import document
+        >>> document("Two texts", "<p>hello</p>", "tokens").splitlines()[0]
+        '<!DOCTYPE html>'
     """
-    # A closing tag inside a library's strings would end its element.
+    # A closing tag inside a string of a library would end the script element.
     scripts = [script.replace("</script", "<\\/script") for script in libraries]
-    if held is not None:
+    if data is not None:
         scripts.append(Path(__file__).with_name(f"{name}.js").read_text("utf-8"))
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
@@ -43,7 +48,7 @@ def document(title: str, body: str, name: str, held: object = None, libraries: S
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>",
             body,
-            f'<script type="application/json" id="held">{_in_script(held)}</script>' if held is not None else "",
+            f'<script type="application/json" id="page-data">{_in_script(data)}</script>' if data is not None else "",
             *(f"<script>{script}</script>" for script in scripts),
             "</body>\n</html>\n",
         ]
@@ -51,5 +56,5 @@ def document(title: str, body: str, name: str, held: object = None, libraries: S
 
 
 def _in_script(value: object) -> str:
-    """JSON that cannot leave its `<script>`: no `<` stands in it, so neither `</script>` nor `<!--` does."""
+    """Return JSON without any `<`, so that neither `</script>` nor `<!--` in it can end its script element."""
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c")

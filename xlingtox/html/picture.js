@@ -1,4 +1,4 @@
-const held = JSON.parse(document.getElementById("held").textContent);
-for (const [id, figure] of Object.entries(held)) {
+const page = JSON.parse(document.getElementById("page-data").textContent);
+for (const [id, figure] of Object.entries(page)) {
   Plotly.newPlot(id, figure.data, figure.layout, {staticPlot: true});
 }

@@ -1,43 +1,44 @@
-const held = JSON.parse(document.getElementById("held").textContent);
+const page = JSON.parse(document.getElementById("page-data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const boxes = [...document.querySelectorAll("input[name=language]")];
 let style = dark.matches ? "dark" : "light";
 let chosen = new Set(boxes.map((box) => box.value));
 
-// A point belongs to the language that stands first in its customdata; a row of a heat map likewise.
+// Each point, and each row of a heat map, belongs to the language that stands first in its customdata.
 function part(trace) {
-  const own = trace.customdata?.map((point) => held.languages[[point[0]].flat()[0]]);
+  const codes = trace.customdata?.map((point) => page.languages[[point[0]].flat()[0]]);
   if (trace.meta?.by_language && chosen.size < boxes.length) {
     const rows = [...chosen].map((code) => trace.meta.by_language[code]).filter(Boolean);
-    // A number that is missing leaves a gap.
+    // A missing number leaves a gap.
     const y = trace.x.map((_, i) => {
-      const own = rows.map((row) => row[i]);
-      return own.length === 0 || own.includes(null) ? null : own.reduce((sum, value) => sum + value) / own.length;
+      const values = rows.map((row) => row[i]);
+      const missing = values.length === 0 || values.includes(null);
+      return missing ? null : values.reduce((sum, value) => sum + value) / values.length;
     });
     return {...trace, y, text: ""};
   }
-  if (!own?.some(Boolean)) return trace;
-  const keep = (list) => Array.isArray(list) ? list.filter((_, i) => chosen.has(own[i])) : list;
-  const kept = {...trace};
+  if (!codes?.some(Boolean)) return trace;
+  const keep = (list) => Array.isArray(list) ? list.filter((_, i) => chosen.has(codes[i])) : list;
+  const filtered = {...trace};
   const lists = trace.type === "heatmap" ? ["y", "z", "customdata"] : ["x", "y", "text", "textposition", "customdata"];
-  for (const name of lists) kept[name] = keep(trace[name]);
+  for (const name of lists) filtered[name] = keep(trace[name]);
   for (const name of ["error_x", "error_y"]) {
     const bar = trace[name];
-    if (bar) kept[name] = {...bar, array: keep(bar.array), arrayminus: keep(bar.arrayminus)};
+    if (bar) filtered[name] = {...bar, array: keep(bar.array), arrayminus: keep(bar.arrayminus)};
   }
-  return kept;
+  return filtered;
 }
 
 function draw() {
   const all = chosen.size === boxes.length;
-  for (const [id, figure] of Object.entries(held.figures)) {
+  for (const [id, figure] of Object.entries(page.figures)) {
     const below = figure.layout.title.subtitle ?? {text: ""};
-    const layout = {...figure.layout, template: held.styles[style], title: {...below, x: 0, xref: "paper", y: 0.98}};
+    const layout = {...figure.layout, template: page.styles[style], title: {...below, x: 0, xref: "paper", y: 0.98}};
     layout.margin = {...layout.margin, t: below.text ? 80 : 56};
     layout.dragmode = false;
     const order = layout.xaxis.categoryarray;
     if (order) layout.xaxis = {...layout.xaxis, categoryarray: order.filter((code) => chosen.has(code))};
-    // The band is of the mean over all languages.
+    // A filled band belongs to the mean over all languages, so it is left out where some are hidden.
     const averaged = figure.data.some((trace) => trace.meta?.by_language);
     const data = figure.data.filter((trace) => all || !averaged || trace.fill !== "toself").map(part);
     Plotly.react(id, data, layout, {responsive: true, displayModeBar: false});
@@ -48,16 +49,16 @@ function draw() {
 function note(id, all, data) {
   const place = document.getElementById(id.replace("figure", "note"));
   const lost = data.some((trace) => trace.customdata?.length === 0);
-  const said = [lost ? "None of the chosen languages has a place in this figure." : "", held.notes[id] ?? ""];
-  place.textContent = said.filter(Boolean).join(" ");
+  const sentences = [lost ? "None of the chosen languages has a place in this figure." : "", page.notes[id] ?? ""];
+  place.textContent = sentences.filter(Boolean).join(" ");
   place.hidden = all || !place.textContent;
 }
 
 function choose() {
   const ticked = boxes.filter((box) => box.checked).map((box) => box.value);
   chosen = new Set(ticked.length ? ticked : boxes.map((box) => box.value));
-  const said = ticked.length === boxes.length ? `all ${boxes.length}` : `${ticked.length} of ${boxes.length}`;
-  document.getElementById("shown").textContent = ticked.length ? said : "none chosen, so all are shown";
+  const count = ticked.length === boxes.length ? `all ${boxes.length}` : `${ticked.length} of ${boxes.length}`;
+  document.getElementById("shown").textContent = ticked.length ? count : "none chosen, so all are shown";
   for (const part of document.querySelectorAll("[data-language]")) part.hidden = !chosen.has(part.dataset.language);
   draw();
 }

@@ -9,12 +9,12 @@ from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.mini import world
 
-_GLUED = frozenset({"zh", "ja", "ko"})
+_GLUED = frozenset({*languages.UNSPACED, "ko"}).intersection(languages.CODES)
 """Languages that write words, or words and particles, together."""
 
 _LEAST_LEAD = 0.1
 _LETTER = regex.compile(r"\p{L}")
-_EAST_ASIAN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
+_EAST_ASIAN = regex.compile(rf"[{languages.UNSPACED_SCRIPTS}\p{{Hangul}}]")
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
 
 

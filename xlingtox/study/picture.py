@@ -60,7 +60,7 @@ def _page(study: Study) -> str:
     left, right = figures.toxicity(study.comparison), figures.transfer(study.transfer)
     shown = {"left": _still(left, 820), "right": _still(right, 560)}
     body = "".join(f'<div id="{place}"></div>' for place in shown)
-    return pages.document("A study", body, "picture", shown, [get_plotlyjs()])
+    return pages.document("A study", body, "picture", shown, libraries=[get_plotlyjs()])
 
 
 def _still(figure: go.Figure, width: int) -> dict[str, Any]:

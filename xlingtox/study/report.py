@@ -65,7 +65,7 @@ def render(results: Mapping[str, Any], *, toxic_words: ToxicWords | None = None)
             f"</main>\n<footer><h2>Provenance</h2>{_provenance(study.results, study.comparison.scorer)}</footer>",
         ]
     )
-    return pages.document(f"{name}: toxicity across languages", body, "report", drawn, [get_plotlyjs()])
+    return pages.document(f"{name}: toxicity across languages", body, "report", drawn, libraries=[get_plotlyjs()])
 
 
 def _menu(codes: Sequence[str]) -> str:

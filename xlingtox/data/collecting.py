@@ -1,4 +1,4 @@
-"""From rows to a data set on disk, with an account of what was left out; and seeded samples of data sets."""
+"""Data sets on disk that are built row by row, with a count of the rows left out; and seeded samples of them."""
 
 import functools
 import itertools
@@ -21,28 +21,37 @@ from xlingtox.text import in_line
 
 logger = logging.getLogger(__name__)
 
-_FIRST = 3
+_PLACES_KEPT = 3
 _ROWS_AT_ONCE = 1000
 _MARK = '{"skipped": '
 TEXT = Value("string")
+"""The type of a column of text."""
 
 
 class Skips:
-    """What a loader leaves out: how much, why, and where it first occurs."""
+    """A count of the rows that a loader leaves out, by source and reason, with the first places.
+
+    Example:
+        >>> from xlingtox.data.collecting import Skips
+        >>> skips = Skips()
+        >>> skips.add("de.jsonl", "no text", 7)
+        >>> print(skips)
+        de.jsonl: no text: 1 (line 7)
+    """
 
     def __init__(self) -> None:
         self._count: dict[tuple[str, str], int] = defaultdict(int)
         self._first: dict[tuple[str, str], list[str]] = defaultdict(list)
 
     def add(self, source: str, reason: str, place: int | str) -> None:
-        """Count one; `place` is its line, or a name. None of them ends a line, whatever a file is called or says."""
+        """Count one row. `place` is its line number or a name. Line ends in any of them are escaped."""
         key = (in_line(source), in_line(reason))
         self._count[key] += 1
-        if len(self._first[key]) < _FIRST:
+        if len(self._first[key]) < _PLACES_KEPT:
             self._first[key].append(f"line {place}" if isinstance(place, int) else in_line(place))
 
     def rows(self) -> list[tuple[str, str, int, str]]:
-        """Source, reason, count, first places."""
+        """Return source, reason, count and first places of each kind of row."""
         return [(*key, count, ", ".join(self._first[key])) for key, count in self._count.items()]
 
     def __str__(self) -> str:
@@ -51,27 +60,40 @@ class Skips:
 
 @checked
 def skipped(table: Dataset) -> pd.DataFrame:
-    """What was left out when a data set was loaded; columns `source, reason, count, first`.
+    """Return the rows that were left out when a data set was loaded, with the columns `source, reason, count, first`.
 
-    It is kept in the data set's `info.description`, so that it outlives `select`, `filter` and `save_to_disk`; what
-    others write there is passed over.
+    The counts are kept in the data set's `info.description`, so that they outlive `select`, `filter` and
+    `save_to_disk`. Other text there is ignored.
+
+    Example:
+        >>> _ = (tmp_path / "de.txt").write_text("du Narr\\n \\nguten Tag\\n")
+        >>> _ = (tmp_path / "en.txt").write_text("you fool\\nno German\\ngood day\\n")
+        >>> xt.data.skipped(xt.data.line_aligned(tmp_path))
+           source   reason  count   first
+        0  de.txt  no text      1  line 2
     """
     lines = (table.info.description or "").split("\n")
-    rows = [row for line in lines if line.startswith(_MARK) for row in _told(line)]
+    rows = [row for line in lines if line.startswith(_MARK) for row in _skipped_rows(line)]
     return pd.DataFrame(rows, columns=["source", "reason", "count", "first"])
 
 
-def _told(line: str) -> list[list[Any]]:
+def _skipped_rows(line: str) -> list[list[Any]]:
     try:
         rows = json.loads(line)["skipped"]
     except (ValueError, RecursionError):
         return []
-    own = isinstance(rows, list) and all(isinstance(row, list) and len(row) == 4 for row in rows)
-    return rows if own else []
+    is_ours = isinstance(rows, list) and all(isinstance(row, list) and len(row) == 4 for row in rows)
+    return rows if is_ours else []
 
 
 def collect(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any], skips: Skips, what: str) -> Dataset:
-    """Write rows to disk as they come, and give them as a data set; what was left out is logged as a warning.
+    """Write rows to disk as they come and return them as a data set. Rows left out are logged as a warning.
+
+    Args:
+        rows: the rows.
+        columns: the type of each column.
+        skips: the rows left out; the counts are read after the last row.
+        what: the name of the loader, for messages.
 
     Raises:
         ValueError: there is no row.
@@ -93,20 +115,29 @@ def collect(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any], skips
 
 
 def warn(skips: Skips, what: str) -> None:
-    """Log what was left out, if anything was."""
+    """Log the rows that were left out, if there are any."""
     if skips.rows():
         logger.warning("%s: left out: %s", what, skips)
 
 
 @checked
 def subsample(table: Dataset, n: int, *, by: str | Sequence[str] = (), seed: int = 0) -> Dataset:
-    """n rows drawn without replacement, in their order; n for each value of the column or columns `by`.
+    """Draw n rows without replacement and return them in their order.
 
-    What is drawn for one value does not depend on which others there are, and values with as many rows are drawn at the
-    same places: prompts that are aligned over languages stay so.
+    With `by`, n rows are drawn for each value of that column. The draw for one value does not depend on the other
+    values. Values with equally many rows are drawn at the same places, so prompts aligned over languages stay aligned.
+
+    Args:
+        n: the number of rows, of each value where there is `by`.
+        by: a column, or several columns whose combinations count as values.
 
     Raises:
-        ValueError: a column is missing, or there are fewer rows than n, of some value.
+        ValueError: a column is missing, or there are fewer than n rows of some value.
+
+    Example:
+        >>> table = xt.mini.prompts(n=5, languages=["en", "es"])
+        >>> xt.data.subsample(table, 1, by="language")["language"][:]
+        ['en', 'es']
     """
     names = (by,) if isinstance(by, str) else tuple(by)
     missing = [name for name in names if name not in table.column_names]
@@ -132,5 +163,5 @@ def _folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def _scratch() -> Path:
-    """Where tables lie while the process lives."""
+    """Return the folder of the tables of this process, which is removed at its end."""
     return Path(_folder().name)

@@ -1,133 +1,19 @@
-"""What public calls are given: a wrong type is refused in one line before work starts, every right form is taken."""
+"""Wrong calls, as people make them, are refused in one line before work starts."""
 
-import dataclasses
 import inspect
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import tiny
 from datasets import Dataset
+from public_calls import MODULES
 from toys import HashScorer, NeverAsked
 
 import xlingtox as xt
-from xlingtox import checking
-from xlingtox.checking import checked
-from xlingtox.evaluation import degenerate, fluency, intervals, medians, metrics
-from xlingtox.study import published, report
-from xlingtox.transfer import correlation, prediction, retrieval
-
-MODULES = {
-    "localize": xt.localize,
-    "retrieval": retrieval,
-    "prediction": prediction,
-    "correlation": correlation,
-    "metrics": metrics,
-    "fluency": fluency,
-    "degenerate": degenerate,
-    "scoring": xt.scoring,
-    "data": xt.data,
-    "figures": xt.figures,
-    "mini": xt.mini,
-    "tuning": xt.tuning,
-    "evaluation": xt.evaluation,
-    "study": xt.study,
-    "report": report,
-    "languages": xt.languages,
-    "published": published,
-    "intervals": intervals,
-    "medians": medians,
-}
-
-INNER = {
-    # Called within every pass, with what our own code has made.
-    *("HookedLM.__init__", "HookedLM.extend", "HookedLM.repeated", "HookedLM.selected", "HookedLM.run_alongside"),
-    *("HookedLM.check_alike", "HookedLM.over", "HookedLM.device_of", "HookedLM.row_bytes", "HookedLM.only_tokens"),
-    *("HookedLM.altered", "HookedLM.check_unedited", "HookedLM.unbridged", "tuning.Pairs.tokenized", "fluency.nats"),
-    *(
-        f"{kind}.{method}"
-        for kind in ("Offset", "Patch", "Scale", "Set")
-        for method in ("check", "acts", "amount", "apply")
-    ),
-    *("Offset.composed", "Scale.composed", "Set.composed"),
-    # Parts of checked calls.
-    *(
-        "localize.check_k",
-        "correlation.fisher",
-        "correlation.pearson_p",
-        "prediction.pearson_p",
-        "tuning.check_recipe",
-        "prediction.check_enough",
-        "prediction.shared",
-    ),
-    *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
-    # Protocols: others write them.
-    *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),
-    *("scoring.StreamingScorer.score", "scoring.StreamingScorer.stream"),
-}
-
-
-def public() -> Iterator[tuple[str, Any]]:
-    """Every public function, constructor and method, by name."""
-    named = {name: getattr(xt, name) for name in xt.__all__ if not inspect.ismodule(getattr(xt, name))}
-    for folder, module in MODULES.items():
-        here = [name for name, held in vars(module).items() if getattr(held, "__module__", "") == module.__name__]
-        for name in getattr(module, "__all__", [name for name in here if not name.startswith("_")]):
-            if not inspect.ismodule(getattr(module, name)):
-                named[f"{folder}.{name}"] = getattr(module, name)
-    for name, held in named.items():
-        if inspect.isfunction(held):
-            yield name, held
-        elif inspect.isclass(held) and not issubclass(held, BaseException):
-            for owner in reversed(held.__mro__):
-                for attribute, method in vars(owner).items() if owner.__module__.startswith("xlingtox") else ():
-                    call = getattr(method, "__func__", method)
-                    if inspect.isfunction(call) and (attribute == "__init__" or not attribute.startswith("_")):
-                        yield f"{name}.{attribute}", call
-
-
-def arguments(call: Any) -> list[str]:
-    return [name for name in inspect.signature(call).parameters if name not in ("self", "cls")]
-
-
-PUBLIC = {name: call for name, call in public() if arguments(call)}
-GUARDED = {name: call for name, call in PUBLIC.items() if name not in INNER}
-
-
-def test_every_public_call_is_checked():
-    assert [name for name, call in GUARDED.items() if not hasattr(call, "__checked__")] == []
-    assert set(PUBLIC) >= INNER
-    assert len(GUARDED) > 150
-
-
-@pytest.mark.parametrize("name", sorted(GUARDED))
-def test_every_argument_of_every_public_call(name):
-    """An object that nothing takes is refused in one line, in the words of people."""
-    call = GUARDED[name]
-    for parameter in checking._parameters(call.__checked__):
-        if parameter.hint in (Any, object, inspect.Parameter.empty) or parameter.name in ("self", "cls"):
-            continue
-        if any(part in (Any, object) for part in checking._parts(parameter.hint)):
-            continue
-        with pytest.raises(TypeError) as caught:
-            call(**{parameter.name: Nothing()})
-        line = str(caught.value)
-        assert f": {parameter.name} is a Nothing, expected " in line
-        assert "\n" not in line
-        assert not {"typing", "jaxtyping", "beartype", "collections.abc", "<class"}.intersection(line.split(" "))
-        assert len(line) < 400
-
-
-class Nothing:
-    """Of no use."""
-
-
-# --- wrong calls, as people make them
 
 TEXTS = {"en": ["the cat sat", "the dog ran"], "es": ["la casa es", "el gato duerme"]}
 LABELLED = Dataset.from_dict({"text": [f"the cat {i}" for i in range(8)], "label": [0, 1] * 4})
@@ -226,10 +112,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "WordlistScorer": xt.scoring.WordlistScorer,
     "WordlistScorer.score": xt.mini.scorer().score,
     **{
-        f"{folder}.{name}": held
+        f"{folder}.{name}": call
         for folder, module in MODULES.items()
-        for name, held in vars(module).items()
-        if inspect.isfunction(held) and not name.startswith("_")
+        for name, call in vars(module).items()
+        if inspect.isfunction(call) and not name.startswith("_")
     },
 }
 
@@ -462,12 +348,12 @@ WRONG: list[tuple[str, str, Any, str]] = [
 @pytest.mark.parametrize(("name", "argument", "value", "words"), WRONG, ids=lambda value: str(value)[:24])
 def test_a_wrong_type_gets_one_clear_line(good, name, argument, value, words):
     call = CALLS[name]
-    given = {}
+    arguments = {}
     for parameter in inspect.signature(call).parameters.values():
         if parameter.default is inspect.Parameter.empty and parameter.name != argument:
-            given[parameter.name] = good.get(parameter.name)
+            arguments[parameter.name] = good.get(parameter.name)
     with pytest.raises(TypeError) as caught:
-        call(**given, **{argument: value})
+        call(**arguments, **{argument: value})
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(name.split(".")[-1] if name.islower() else name)
@@ -543,205 +429,3 @@ def test_what_is_shown_is_short():
             xt.Offset(value, 1.0)
         assert len(str(caught.value)) < 320
         assert "\n" not in str(caught.value)
-
-
-# --- what is taken
-
-WHOLE = [2, np.int64(2), np.uint8(2), np.array(2), torch.tensor(2)]
-REAL = [0.5, np.float64(0.5), np.float32(0.5), np.array(0.5), torch.tensor(0.5)]
-
-
-@pytest.mark.parametrize("two", WHOLE, ids=lambda value: type(value).__name__)
-def test_whole_numbers_of_numpy_and_torch(lm, two):
-    written = xt.generate(lm, TEXTS, n_samples=two, max_new_tokens=two, seed=two, batch_size=two, progress=False)
-    assert written == xt.generate(lm, TEXTS, n_samples=2, max_new_tokens=2, seed=2, batch_size=2, progress=False)
-    json.dumps(written.settings)
-    recipe = xt.tuning.Recipe(batch_size=two, learning_rate=0.1, steps=two, seed=two)
-    assert json.dumps(dataclasses.asdict(recipe)) == json.dumps(
-        dataclasses.asdict(xt.tuning.Recipe(batch_size=2, learning_rate=0.1, steps=2, seed=2))
-    )
-    settings = xt.study.Settings(k=two, n_samples=two, offsets=[0, two])
-    assert settings == xt.study.Settings(k=2, n_samples=2, offsets=(0, 2))
-    assert json.loads(json.dumps(dataclasses.asdict(settings)))["offsets"] == [0, 2]
-    neurons = xt.NeuronSet.of([(1, two)])
-    assert neurons == xt.NeuronSet.of([(1, 2)])
-    assert type(neurons.neurons[0][1]) is int
-    assert len(xt.mini.prompts(n=two, seed=two)) == 34
-    assert lm.value_vectors(np.int64(1)).shape == (48, 32)
-
-
-@pytest.mark.parametrize("half", REAL, ids=lambda value: type(value).__name__)
-def test_numbers_of_numpy_and_torch(lm, half):
-    assert xt.Offset(NEURONS, half) == xt.Offset(NEURONS, 0.5)
-    assert xt.Offset(NEURONS, [half, 1]) == xt.Offset(NEURONS, (0.5, 1.0))
-    assert type(xt.Offset(NEURONS, half).value) is float
-    recipe = xt.tuning.Recipe(batch_size=1, learning_rate=half, steps=1)
-    assert type(recipe.learning_rate) is float
-    assert json.loads(json.dumps(dataclasses.asdict(recipe)))["learning_rate"] == 0.5
-    xt.generate(lm, ["the cat"], n_samples=1, max_new_tokens=1, temperature=half, top_p=half, progress=False)
-    assert xt.evaluation.metrics.toxicity_probability(MATRIX, threshold=half) == 0.5
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
-        [True, False],
-        (True, False),
-        torch.tensor([0.3, -1.0]) > 0,
-        np.array([0.3, -1.0]) > 0,
-        pd.Series([0.3, -1.0]) > 0,
-        [np.True_, np.False_],
-        [torch.tensor(True), torch.tensor(False)],
-    ],
-)
-def test_masks(mask):
-    assert NEURONS.where(mask) == xt.NeuronSet.of([(0, 3)])
-
-
-@pytest.mark.parametrize(
-    "pairs",
-    [
-        [(0, 3), (1, 5)],
-        ((0, 3), (1, 5)),
-        [[0, 3], [1, 5]],
-        np.array([[0, 3], [1, 5]]),
-        torch.tensor([[0, 3], [1, 5]]),
-        (pair for pair in [(0, 3), (1, 5)]),
-        [(np.int64(0), np.int64(3)), (1, 5)],
-        NEURONS,
-    ],
-)
-def test_neurons(pairs):
-    found = xt.NeuronSet.of(pairs, scores=np.array([0.5, 0.25], dtype=np.float32))
-    assert found == xt.NeuronSet(((0, 3), (1, 5)), (0.5, 0.25))
-    assert json.dumps(found.neurons) == "[[0, 3], [1, 5]]"
-
-
-@pytest.mark.parametrize(
-    "prompts",
-    [
-        ["the cat", "the dog"],
-        ("the cat", "the dog"),
-        {"en": ["the cat", "the dog"]},
-        {"en": ("the cat", "the dog")},
-        Dataset.from_dict({"language": ["en"] * 2, "prompt": ["the cat", "the dog"]}),
-        Dataset.from_dict({"prompt": ["the cat", "the dog"]})["prompt"],
-    ],
-)
-def test_prompts(lm, prompts):
-    written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=2, progress=False)
-    assert [prompt.text for prompt in written.prompts] == ["the cat", "the dog"]
-
-
-def test_rows_of_texts_and_numbers():
-    frame = pd.DataFrame({"text": ["one text", "haha haha haha haha haha"], "language": ["en", "en"]})
-    for texts in (frame["text"], frame["text"].to_numpy(), tuple(frame["text"]), Dataset.from_pandas(frame)["text"]):
-        assert xt.evaluation.degenerate.kinds(texts, frame["language"]) == ["sound", "repeated"]
-    for row in ([1, 2, 4], (1.0, 2.0, 4.0), np.array([1, 2, 4]), pd.Series([1, 2, 4]), torch.tensor([1.0, 2.0, 4.0])):
-        assert xt.evaluation.metrics.pearson(row, row)[0] == pytest.approx(1.0)
-    for scores in (MATRIX, MATRIX.tolist(), MATRIX.astype(np.float32), torch.tensor(MATRIX), MATRIX >= 0.5):
-        assert 0 < xt.evaluation.metrics.average_toxicity(scores) < 1
-
-
-def test_paths_and_functions(lm, tmp_path):
-    probe = xt.Probe(torch.ones(lm.d_model), 0.0, 0.9, 0.9, 0.5, 8, 2)
-    for path in (tmp_path / "a", str(tmp_path / "b")):
-        probe.save(path)
-        assert torch.equal(xt.Probe.load(path).direction, probe.direction)
-
-    class Identifier:
-        def __call__(self, texts):
-            return ["es"] * len(texts)
-
-    for identify in (Identifier(), lambda texts: ["es"] * len(texts), Identifier().__call__):
-        assert xt.evaluation.degenerate.kinds(["one text"], ["en"], identify_language=identify) == ["wrong language"]
-
-
-def test_subclasses_and_own_scorers(lm, model, tokenizer):
-    class Ours(xt.HookedLM):
-        pass
-
-    ours = Ours.load(model, tokenizer=tokenizer)
-    assert type(ours) is Ours
-    assert xt.collect_activations(ours, TEXTS, NEURONS, max_new_tokens=2, progress=False).mean().shape == (2,)
-    again = xt.HookedLM.load(lm.tl, tokenizer=tokenizer)
-    found = xt.compare(
-        lm, again, TEXTS, neurons=NEURONS, scorer=HashScorer("en", "es"), n_samples=1, max_new_tokens=2, progress=False
-    )
-    assert found.scorer.name == "hash"
-
-
-def test_arrays_of_one_value_agree_in_their_axes(lm):
-    good = xt.collect_activations(lm, TEXTS, NEURONS, max_new_tokens=2, progress=False)
-    with pytest.raises(TypeError, match=r"Activations: kept is .*\[4, 2, 2\], expected .*, with axes as long as those"):
-        dataclasses.replace(good, sums=torch.zeros(2, 3))
-    with pytest.raises(TypeError, match=r"Activations: steps is .*\[3\], expected .*, with axes as long as those"):
-        dataclasses.replace(good, steps=torch.ones(3, dtype=torch.int64))
-
-
-# --- the mechanism
-
-
-def test_long_rows_are_not_read_to_their_end():
-    class Counting(list):
-        read = 0
-
-        def __getitem__(self, place):
-            Counting.read += 1
-            return super().__getitem__(place)
-
-        def __iter__(self):
-            Counting.read += len(self)
-            return super().__iter__()
-
-    @checked
-    def taking(texts: xt.data.Prompts) -> None:
-        pass
-
-    taking(Counting(["a"] * 100_000))
-    assert Counting.read < 10
-    with pytest.raises(TypeError, match=r"^taking: texts\[0\] is 1 "):
-        taking(Counting([1] * 100_000))
-
-
-def test_nothing_is_done_to_what_is_right():
-    """Arguments reach the call as they are, and the call is still itself."""
-
-    @checked
-    def returning(rows: list[int], lm: xt.HookedLM | None = None, *more: int, key: str = "a", **rest: Any) -> Any:
-        """Its text."""
-        return rows, lm, more, key, rest
-
-    rows = [1, 2]
-    assert returning(rows, None, 3, 4, key="b", other=5) == (rows, None, (3, 4), "b", {"other": 5})
-    assert returning(rows)[0] is rows
-    assert (returning.__name__, returning.__doc__) == ("returning", "Its text.")
-    assert list(inspect.signature(returning).parameters) == ["rows", "lm", "more", "key", "rest"]
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'rows'"):
-        returning()
-    with pytest.raises(TypeError, match="unexpected keyword argument"):
-        xt.generate(None_=1)
-
-
-@checked
-def _joined(n: int = 1) -> int:
-    return n
-
-
-def test_numbers_are_whole_or_not():
-    assert [_joined(value) for value in WHOLE] == [2] * len(WHOLE)
-    assert {type(_joined(value)) for value in WHOLE} == {int}
-    for wrong in (
-        2.0,
-        True,
-        np.True_,
-        "2",
-        None,
-        np.float64(2),
-        torch.tensor(2.0),
-        torch.tensor([2]),
-        np.array([2]),
-        2j,
-    ):
-        with pytest.raises(TypeError, match=r"^_joined: n is .*, expected a whole number$"):
-            _joined(wrong)
