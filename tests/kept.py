@@ -24,7 +24,7 @@ from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer.correlation import Correlation
-from xlingtox.transfer.prediction import Predictor, Transfer
+from xlingtox.transfer.results import Predictor, Transfer
 from xlingtox.transfer.retrieval import Retrieval
 
 KINDS: dict[str, Any] = {

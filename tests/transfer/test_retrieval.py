@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import math
+import re
 
 import datasets
 import numpy as np
@@ -11,10 +12,12 @@ from conftest import N_POSITIONS
 from datasets import Dataset
 from published import jsonl, repository, written
 from scipy import stats
+from studies import HOSTILE
 
 from xlingtox import data, files
 from xlingtox.languages import CODES
 from xlingtox.measures import RETRIEVAL
+from xlingtox.models.identity import Identity
 from xlingtox.transfer import parallel, retrieval
 from xlingtox.transfer.retrieval import Retrieval
 
@@ -209,10 +212,10 @@ def test_other_bad_input(lm):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_states_that_are_not_finite_are_refused_and_never_a_perfect_score(lm, monkeypatch, value):
     """As of a model in float16 that overflows in its second block, on the third Russian sentence."""
-    whole = retrieval.mean_states
+    read = retrieval.mean_states
 
-    def broken(lm, texts, *how):
-        states = whole(lm, texts, *how)
+    def broken(lm, texts, layers, **how):
+        states = read(lm, texts, layers, **how)
         if SENTENCES["ru"][2] in texts:
             states[2, list(texts).index(SENTENCES["ru"][2]), 5] = value
         return states
@@ -232,7 +235,7 @@ def test_states_that_are_not_finite_are_refused_and_never_a_perfect_score(lm, mo
 def with_states(monkeypatch, states):
     """Every layer gives a sentence the state that is named here."""
 
-    def read(lm, texts, layers, *how):
+    def read(lm, texts, layers, **how):
         return torch.stack([torch.tensor([states[text] for text in texts], dtype=torch.float32)] * len(layers))
 
     monkeypatch.setattr(retrieval, "mean_states", read)
@@ -421,3 +424,21 @@ def test_a_result_of_nothing_says_so():
     assert repr(empty) == "Retrieval(en and no other language)"
     assert empty.to_frame().empty
     assert empty.mean() == {}
+
+
+def test_a_notebook_shows_a_row_a_language(lm):
+    shown = accuracy(lm, SENTENCES)._repr_html_()
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", shown.split("<tbody>")[1])
+    assert ["Russian" in row for row in rows] == [False, True]
+    measured = made(np.ones((3, 20)))._repr_html_()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", measured)
+    assert [cell.replace("\u00a0", " ") for cell in cells[:2]] == ["20", "100.0 %"]
+    assert cells[3].replace("\u00a0", " ") == "5.0 %", "by chance, one of twenty"
+    assert Retrieval("en", {}, {}, {})._repr_html_().count("<tr>") == 1
+
+
+def test_hostile_text_stays_text_in_a_notebook():
+    model = Identity(HOSTILE, None, "float32", "0")
+    found = Retrieval(HOSTILE, {HOSTILE: np.ones((len(RETRIEVAL), 3, 4))}, {}, {}, model)
+    for markup in ("<img", "<script", "\u202e", "\x00"):
+        assert markup not in found._repr_html_()

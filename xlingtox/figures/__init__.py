@@ -7,6 +7,7 @@ from xlingtox.figures.doses import dose_response
 from xlingtox.figures.neurons import activation_map, neuron_activations, promoted, sources
 from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
+from xlingtox.figures.plot import plot
 from xlingtox.figures.roc import roc
 from xlingtox.figures.style import AFTER, BEFORE, style
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
@@ -25,6 +26,7 @@ __all__ = [
     "fluency",
     "neuron_activations",
     "patch_effect",
+    "plot",
     "promoted",
     "retrieval_by_layer",
     "roc",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -31,64 +32,95 @@ _MOST_SORTED = 2000
 
 
 @checked
-def sources(candidates: NeuronSet, sources: NeuronSet, *, n_layers: int | None = None) -> go.Figure:
-    """Where the potential and the actual sources sit: how many a layer, and below it each one's cosine to the probe.
+def sources(candidates: NeuronSet, sources: NeuronSet | None = None, *, n_layers: int | None = None) -> go.Figure:
+    """Draw where neurons sit: how many there are in each layer, and below it each one's score.
+
+    With `sources`, the potential and the actual sources are told apart, and the scores are cosines to the probe.
 
     Args:
-        candidates: its scores are cosines, as `localize.by_cosine` gives them.
+        candidates: any neurons; with `sources`, those that `localize.by_cosine` gives.
         sources: those of them that are active on toxic prompts.
-        n_layers: of the model, so that empty layers show too (default: up to the last source's).
+        n_layers: of the model, so that empty layers show too (default: up to the last neuron's).
 
     Raises:
         ValueError: no neurons, an actual source that is not among the potential ones, or one beyond `n_layers`.
+
+    Example:
+        >>> figure = xt.figures.sources(candidates, sources, n_layers=lm.n_layers)
+        >>> figure.layout.title.text
+        'Sources by layer'
     """
     if not candidates:
         raise ValueError("no neurons to draw: there are no potential sources")
-    stray = [neuron for neuron in sources if neuron not in candidates]
+    stray = [neuron for neuron in sources or () if neuron not in candidates]
     if stray:
         raise ValueError(f"actual source {stray[0]} is not among the {len(candidates)} potential ones")
     last = max(layer for layer, _ in candidates)
     if n_layers is not None and last >= n_layers:
         raise ValueError(f"a source is in layer {last}, but n_layers is {n_layers}: layers are 0 to {n_layers - 1}")
     layers = list(range(last + 1 if n_layers is None else n_layers))
-    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.3, 0.7])
-    sides = (
-        (candidates & sources, "actual sources", SOURCES, "circle", -0.15),
-        (candidates - sources, "potential only", CONTROL, "circle-open", 0.15),
+    groups = (
+        [_Group(candidates, "neurons", SOURCES, "circle", 0.0, "score")]
+        if sources is None
+        else [
+            _Group(candidates & sources, "actual sources", SOURCES, "circle", -0.15),
+            _Group(candidates - sources, "potential only", CONTROL, "circle-open", 0.15),
+        ]
     )
-    for neurons, name, colour, symbol, aside in sides:
-        own = neurons.by_layer()
-        # As the points: only the actual sources are filled.
-        filled = colour if symbol == "circle" else "rgba(0,0,0,0)"
-        figure.add_bar(
-            x=layers,
-            y=[len(own[layer][0]) if layer in own else 0 for layer in layers],
-            marker={"color": filled, "line": {"color": colour, "width": 1.5}},
-            hovertemplate=f"layer %{{x}}: %{{y}} {name}<extra></extra>",
-            name=name,
-            legendgroup=name,
-            row=1,
-            col=1,
-        )
-        figure.add_scatter(
-            x=[layer + aside for layer, _ in neurons],
-            y=list(neurons.scores),
-            mode="markers",
-            marker={"color": colour, "size": 7, "symbol": symbol},
-            text=neuron_labels(neurons),
-            hovertemplate="neuron %{text}<br>cosine %{y:.3f}<extra></extra>",
-            name=name,
-            legendgroup=name,
-            showlegend=False,
-            row=2,
-            col=1,
-        )
+    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.3, 0.7])
+    for group in groups:
+        _add_group(figure, group, layers)
     figure.update_yaxes(title_text="Neurons", row=1)
-    figure.update_yaxes(title_text="Cosine to the probe", row=2)
+    figure.update_yaxes(title_text="Score" if sources is None else "Cosine to the probe", row=2)
     figure.update_xaxes(layer_ticks(len(layers)))
     figure.update_xaxes(title_text="Layer", row=2)
-    counted = f"{len(sources)} of {len(candidates)} potential sources are active"
-    return styled(figure, height=480).update_layout(barmode="stack", title=heading("Sources by layer", counted))
+    if sources is None:
+        title = heading("Neurons by layer", f"{len(candidates)} neurons")
+    else:
+        title = heading("Sources by layer", f"{len(sources)} of {len(candidates)} potential sources are active")
+    return styled(figure, height=480).update_layout(barmode="stack", title=title)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Neurons that are drawn alike; `shift` sets their points a little aside of their layer."""
+
+    neurons: NeuronSet
+    name: str
+    colour: str
+    symbol: str
+    shift: float
+    score: str = "cosine"
+
+
+def _add_group(figure: go.Figure, group: _Group, layers: Sequence[int]) -> None:
+    """Add a bar for each layer to the first panel, and a point for each neuron to the second."""
+    neurons_by_layer = group.neurons.by_layer()
+    # Bars are filled where the points are.
+    fill = group.colour if group.symbol == "circle" else "rgba(0,0,0,0)"
+    figure.add_bar(
+        x=list(layers),
+        y=[len(neurons_by_layer[layer][0]) if layer in neurons_by_layer else 0 for layer in layers],
+        marker={"color": fill, "line": {"color": group.colour, "width": 1.5}},
+        hovertemplate=f"layer %{{x}}: %{{y}} {group.name}<extra></extra>",
+        name=group.name,
+        legendgroup=group.name,
+        row=1,
+        col=1,
+    )
+    figure.add_scatter(
+        x=[layer + group.shift for layer, _ in group.neurons],
+        y=list(group.neurons.scores),
+        mode="markers",
+        marker={"color": group.colour, "size": 7, "symbol": group.symbol},
+        text=neuron_labels(group.neurons),
+        hovertemplate=f"neuron %{{text}}<br>{group.score} %{{y:.3f}}<extra></extra>",
+        name=group.name,
+        legendgroup=group.name,
+        showlegend=False,
+        row=2,
+        col=1,
+    )
 
 
 @checked

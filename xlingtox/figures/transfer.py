@@ -10,7 +10,6 @@ import plotly.graph_objects as go
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.evaluation.metrics import varies
 from xlingtox.figures.style import (
     BAND,
     CONTROL,
@@ -22,7 +21,9 @@ from xlingtox.figures.style import (
 )
 from xlingtox.html.escaping import escaped_for_plotly
 from xlingtox.measures import COMPARED, RETRIEVAL
-from xlingtox.transfer.prediction import FEWEST, Interval, Line, Transfer
+from xlingtox.transfer.correlation import FEWEST, Interval, varies
+from xlingtox.transfer.least_squares import Line
+from xlingtox.transfer.results import Transfer
 from xlingtox.transfer.retrieval import Retrieval
 
 
