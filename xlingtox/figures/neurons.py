@@ -36,7 +36,7 @@ _MOST_SORTED = 2000
 def sources(candidates: NeuronSet, sources: NeuronSet | None = None, *, n_layers: int | None = None) -> go.Figure:
     """Draw where neurons sit: how many there are in each layer, and below it each one's score.
 
-    With `sources`, the potential and the actual sources are told apart, and the scores are cosines to the probe.
+    With `sources`, the actual sources are drawn apart from the potential ones, and the scores are cosines to the probe.
 
     Args:
         candidates: any neurons; with `sources`, those that `localize.by_cosine` gives.
@@ -207,7 +207,7 @@ def _map(
         )
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, tickfont={"size": 10}, showgrid=False)
     figure.update_xaxes(showticklabels=False, showgrid=False, ticks="")
-    figure.update_xaxes(title_text=f"{len(order)} neurons, like beside like", row=len(panels))
+    figure.update_xaxes(title_text=f"{len(order)} neurons, similar ones next to each other", row=len(panels))
     sizes = np.abs(np.concatenate([values.ravel() for _, values in panels]))
     finite = sizes[np.isfinite(sizes)]
     greatest = float(finite.max(initial=0.0))

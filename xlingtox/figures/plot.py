@@ -66,7 +66,7 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
 @functools.singledispatch
 def _draw(result: object, **options: Any) -> go.Figure | TokenView:
     kinds = ", ".join(kind.__name__ for kind in _draw.registry if kind is not object)
-    raise TypeError(f"plot: result is a {type(result).__name__}, expected what there is a figure of: {kinds}")
+    raise TypeError(f"plot: result is a {type(result).__name__}, expected one of: {kinds}")
 
 
 _draw.register(Comparison, toxicity)

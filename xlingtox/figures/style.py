@@ -81,6 +81,7 @@ def heading(text: str, subtitle: str = "") -> dict[str, object]:
 
 
 def language_label(code: str) -> str:
+    """Return a language's name, escaped."""
     return escaped_for_plotly(languages.name(code))
 
 

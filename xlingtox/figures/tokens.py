@@ -91,7 +91,7 @@ def token_activations(before: TokenActivations, after: TokenActivations | None =
         raise ValueError("no neurons to draw")
     for name, part_of in (("neurons", lambda side: side.neurons.neurons), ("prompt", _prompt)):
         if part_of(sides[-1]) != part_of(before):
-            raise ValueError(f"before and after differ in their {name}: read the same in both models")
+            raise ValueError(f"before and after differ in their {name}: read the same text and neurons in both models")
     texts: list[dict[str, object]] = []
     shown = []
     for side, name in zip(sides, ("Before", "After") if after else ("",), strict=True):

@@ -45,10 +45,10 @@ class Correlation:
         value: r or rho.
         p_value: two-sided.
         low, high: 95 % interval by Fisher's z; NaN below six points, and for 1 and -1. In simulations with 16 normal
-            points it covers the truth 94 to 95 times of 100, for rho 95 to 96.
+            points it covers the truth 94 to 95 times out of 100, for rho 95 to 96.
         bootstrap_low, bootstrap_high: 95 % percentile bootstrap interval, points resampled in pairs; NaN below six
             points. It does not assume normal points, but is too narrow for few of them: in the same simulations it
-            covers the true r 89 to 91 times of 100 (rho: 95 to 97).
+            covers the true r 89 to 91 times out of 100 (rho: 95 to 97).
         exact: whether the p-value is exact, for r under normal variables; otherwise it is that of random permutations.
 
     Example:
@@ -166,9 +166,9 @@ def _spearman_p(x_ranks: Float[np.ndarray, "point"], y_ranks: Float[np.ndarray, 
 def rank_products(n: int) -> Int[np.ndarray, "total"]:
     """Count the orders of the ranks 1 to n by their sum of place times rank: entry s is the number with sum s.
 
-    The places are cut into two halves. For each set of ranks that may stand in the first half, we count the orders of
-    that set by their sum, and those of the remaining ranks in the second half. So 16 points need 12,870 sets of ranks
-    in place of 2e13 orders.
+    The places are cut into two halves. Each set of ranks that may stand in the first half leaves the other ranks to the
+    second. The orders of either are counted by their sum, and every sum of one meets every sum of the other. So 16
+    points need 12,870 sets of ranks in place of 2e13 orders.
     """
     half = n // 2
     first_half, second_half = (_sums_by_ranks(n, size) for size in (half, n - half))

@@ -48,11 +48,11 @@ def sentence_pairs(parallel: Parallel, *, pivot: str = "en") -> Pairs:
         columns = parallel_columns(parallel, pivot)
         pairs = {code: (columns[pivot], column) for code, column in columns.items() if code != pivot}
     for code, sides in pairs.items():
-        _check_told_apart({pivot: sides[0], code: sides[1]})
+        _check_distinct({pivot: sides[0], code: sides[1]})
     return pairs
 
 
-def _check_told_apart(sides: Mapping[str, list[str]]) -> None:
+def _check_distinct(sides: Mapping[str, list[str]]) -> None:
     """Raise ValueError where every candidate is right, so that a search cannot fail."""
     for code, sentences in sides.items():
         if len(set(sentences)) == 1:

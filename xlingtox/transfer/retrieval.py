@@ -140,8 +140,8 @@ class Retrieval:
 
         The interval of a share never comes closer to 0 or 1 than that of no hit at all, or of nothing but hits. With a
         handful of hits, or of misses, a bootstrap still covers less than it promises. Over 200 sentences, in one layer
-        and one direction, 95 % intervals hold a true share of 2 % 91 times of 100. They hold a share of 3 % 93 times,
-        and others up to a half 95 times or more.
+        and one direction, 95 % intervals hold a true share of 2 % only 91 times out of 100. They hold a share of 3 % 93
+        times, and others up to a half 95 times or more.
         """
         row = _row(measure)
         if not 0 < level < 1:
