@@ -31,7 +31,7 @@ def patched():
     shares |= {"positive cosine": 0.3, "positive cosine (random)": 0.1}
     base = {measure: 1 + rng.random(12) / 10 for measure in ("probe", "toxic_mass", "toxicity")}
     runs = {
-        name: {measure: own - share * (1 + rng.random(12) / 10) for measure, own in base.items()}
+        name: {measure: values - share * (1 + rng.random(12) / 10) for measure, values in base.items()}
         for name, share in shares.items()
     }
     return PatchEffect(("en", "de", "ja") * 4, {"base": base} | runs)
@@ -96,6 +96,6 @@ def test_a_clash_is_seen(browser, pages, tmp_path):
     figure.write_html(tmp_path / "page.html", include_plotlyjs=True, default_height=620)
     with visiting(browser, tmp_path / "page.html", 700) as visit:
         visit.page.wait_for_selector(".main-svg .legendtext")
-        found = visit.page.evaluate(CLASHES)
-    assert any("over Preference tuning" in each or "Preference tuning" in each for each in found)
-    assert any(each.startswith("outside: A title") for each in found)
+        clashes = visit.page.evaluate(CLASHES)
+    assert any("over Preference tuning" in clash or "Preference tuning" in clash for clash in clashes)
+    assert any(clash.startswith("outside: A title") for clash in clashes)

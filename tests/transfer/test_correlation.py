@@ -43,7 +43,7 @@ def test_spearman_s_p_is_exact_for_few_and_near_it_for_more():
     x, y = points(6)
     rho = stats.spearmanr(x, y).statistic
     every = [stats.spearmanr(order, y).statistic for order in itertools.permutations(x)]
-    assert correlation.spearman(x, y).p_value == sum(abs(other) >= abs(rho) - 1e-12 for other in every) / 720
+    assert correlation.spearman(x, y).p_value == sum(abs(shuffled) >= abs(rho) - 1e-12 for shuffled in every) / 720
     x, y = points(16)
     known = stats.permutation_test(
         (x,),
@@ -91,15 +91,15 @@ def test_it_is_said_whether_p_is_exact(n, tied, exact):
     x, y = points(n, seed=3)
     if tied:
         y[0] = y[1]
-    found = correlation.spearman(x, y)
-    assert found.exact is exact
+    correlated = correlation.spearman(x, y)
+    assert correlated.exact is exact
     if tied and exact:
         rho = stats.spearmanr(x, y).statistic
         ranks = stats.rankdata(y) - 5
         orders = np.array(list(itertools.permutations(stats.rankdata(x))))
         every = (orders - 5) @ ranks / math.sqrt(60 * (ranks @ ranks))
-        assert found.p_value == pytest.approx((abs(every) >= abs(rho) - 1e-9).mean())
-    assert found.p_value == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.03)
+        assert correlated.p_value == pytest.approx((abs(every) >= abs(rho) - 1e-9).mean())
+    assert correlated.p_value == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.03)
     assert correlation.pearson(x, y).exact
 
 
@@ -108,7 +108,7 @@ def test_intervals_of_correlations_are_bootstraps_over_languages(kind):
     x, y = points(16)
     theirs = stats.pearsonr if kind == "pearson" else stats.spearmanr
     drawn = np.random.default_rng(7).integers(0, 16, (4000, 16))
-    known = np.quantile([theirs(np.array(x)[own], np.array(y)[own]).statistic for own in drawn], [0.025, 0.975])
+    known = np.quantile([theirs(np.array(x)[rows], np.array(y)[rows]).statistic for rows in drawn], [0.025, 0.975])
     ours = getattr(correlation, kind)(x, y)
     assert (ours.bootstrap_low, ours.bootstrap_high) == pytest.approx(tuple(known), abs=0.06)  # two Monte Carlo draws
 
@@ -137,9 +137,9 @@ def test_intervals_of_correlations_cover_what_they_say(kind, truth):
 
 def test_few_points_and_perfect_ones_have_no_interval():
     for kind in (correlation.pearson, correlation.spearman):
-        few = kind(*points(5))
-        assert np.isfinite([few.value, few.p_value]).all()
-        assert np.isnan([few.low, few.high, few.bootstrap_low, few.bootstrap_high]).all()
+        short = kind(*points(5))
+        assert np.isfinite([short.value, short.p_value]).all()
+        assert np.isnan([short.low, short.high, short.bootstrap_low, short.bootstrap_high]).all()
         perfect = kind([1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 10, 12])
         assert np.isnan([perfect.low, perfect.high]).all()
 
@@ -147,13 +147,13 @@ def test_few_points_and_perfect_ones_have_no_interval():
 def test_a_side_that_does_not_vary_has_no_correlation():
     third = [0.1 * 3, 0.3, 0.9 / 3, 0.3, 0.6 / 2, 0.3]  # constant but for rounding
     assert np.ptp(third) > 0
-    for found in (
+    for correlated in (
         correlation.pearson([1, 1, 1], [1, 2, 3]),
         correlation.spearman([1, 2, 3], [2, 2, 2]),
         correlation.pearson(third, [1, 2, 3, 4, 5, 6]),
         correlation.spearman([6, 2, 3, 1, 5, 4], third),
     ):
-        assert np.isnan(dataclasses.astuple(found)[:-1]).all()
+        assert np.isnan(dataclasses.astuple(correlated)[:-1]).all()
     assert Line.fit(third, [1, 2, 3, 4, 5, 6]).slope == 0
     assert correlation.pearson([1e-9, 2e-9, 3e-9], [1, 2, 4]).value > 0.9, "small values are no rounding"
 
@@ -209,7 +209,7 @@ def test_pearson_by_its_definition(points):
 
 
 def test_pearson_of_sixteen_languages():
-    """With n = 16 an r of 0.497 is just significant at 5 %."""
+    """An r of 0.497 over 16 points is just significant at 5 %."""
     x = np.repeat([-1.0, 1.0], 8)
     noise = np.tile([-1.0, 1.0], 8)  # uncorrelated with x
     correlated = correlation.pearson(0.497 * x + math.sqrt(1 - 0.497**2) * noise, x)

@@ -71,24 +71,24 @@ def test_relating_equals_scipy(measure):
 
 def test_errors_of_languages_left_out_equal_scikit_learn():
     retrieved = known(CODES)
-    found = relate(retrieved, observed(CODES))
-    x, y = np.array(list(retrieved.values()))[:, None], np.array(list(found.drop.values()))
+    transfer = relate(retrieved, observed(CODES))
+    x, y = np.array(list(retrieved.values()))[:, None], np.array(list(transfer.drop.values()))
     foretold = cross_val_predict(LinearRegression(), x, y, cv=LeaveOneOut())
-    own = found.predictors["retrieval"]
-    assert own.error == pytest.approx(abs(foretold - y).mean())
-    assert own.guess == pytest.approx(np.mean([abs(np.delete(y, i).mean() - y[i]) for i in range(6)]))
+    predictor = transfer.predictors["retrieval"]
+    assert predictor.error == pytest.approx(abs(foretold - y).mean())
+    assert predictor.guess == pytest.approx(np.mean([abs(np.delete(y, i).mean() - y[i]) for i in range(6)]))
 
 
 def test_the_drop_of_another_language():
     drops = {"es": 0.2, "fr": 0.25, "de": 0.45, "ru": 0.5}
     retrieved = {"es": 0.1, "fr": 0.2, "de": 0.3, "ru": 0.4, "zh": 0.5, "ar": 2.0}
-    found = relate(retrieved, dropping(drops))
+    transfer = relate(retrieved, dropping(drops))
     slope, intercept = np.polyfit(list(retrieved.values())[:4], list(drops.values()), 1)
-    foretold = found.predict("zh")
+    foretold = transfer.predict("zh")
     assert foretold.drop == pytest.approx(intercept + 0.5 * slope)
     assert foretold.low < foretold.drop < foretold.high
-    assert found.predict("zh", level=0.5).low > foretold.low
-    beyond = found.predict("ar")
+    assert transfer.predict("zh", level=0.5).low > foretold.low
+    beyond = transfer.predict("ar")
     assert foretold.extrapolated
     assert beyond.extrapolated
     assert beyond.drop == pytest.approx(intercept + 2 * slope)
@@ -96,15 +96,15 @@ def test_the_drop_of_another_language():
     assert not relate(retrieved, dropping(drops | {"zh": 0.4})).predict("de").extrapolated
     # A language that was observed is foretold from the others.
     slope, intercept = np.polyfit([0.2, 0.3, 0.4], [0.25, 0.45, 0.5], 1)
-    assert found.predict("es").drop == pytest.approx(intercept + 0.1 * slope)
+    assert transfer.predict("es").drop == pytest.approx(intercept + 0.1 * slope)
 
 
 def test_no_prediction_is_certain():
     """Drops that are all the same, as 1 where EMT falls to 0, tell nothing of how far another may be from them."""
     codes = [f"{i:02}" for i in range(17)]
     x = dict(zip(codes, np.linspace(0.1, 0.9, 17), strict=True))
-    found = relate(x, dropping(dict.fromkeys(codes[:16], 1.0)))
-    foretold = found.predict(codes[16])
+    transfer = relate(x, dropping(dict.fromkeys(codes[:16], 1.0)))
+    foretold = transfer.predict(codes[16])
     assert (foretold.drop, foretold.low, foretold.high) == (pytest.approx(1), -math.inf, math.inf)
     steep = {code: 0.1 + 2 * x[code] + 0.01 * (-1) ** i for i, code in enumerate(codes[:8])}
     beyond = relate(x, dropping(steep)).predict(codes[16])
@@ -134,10 +134,10 @@ def test_prediction_intervals_hold_what_they_promise():
     for _ in range(60):
         x = rng.uniform(size=17)
         y = 0.2 + 0.3 * x + rng.normal(0, 0.05, 17)
-        found = relate(dict(zip(codes, x, strict=True)), dropping(dict(zip(codes[:16], y[:16], strict=True))))
-        coverage.append(found.predictors["retrieval"].coverage)
+        transfer = relate(dict(zip(codes, x, strict=True)), dropping(dict(zip(codes[:16], y[:16], strict=True))))
+        coverage.append(transfer.predictors["retrieval"].coverage)
         for level, hits in held.items():
-            foretold = found.predict(codes[16], level=level)
+            foretold = transfer.predict(codes[16], level=level)
             hits.append(foretold.low <= y[16] <= foretold.high)
     assert np.mean(coverage) == pytest.approx(0.95, abs=0.03)
     assert {level: np.mean(hits) for level, hits in held.items()} == pytest.approx({0.8: 0.8, 0.95: 0.95}, abs=0.1)
@@ -158,22 +158,22 @@ def test_at_least_three_languages():
 def test_other_predictors_and_intervals():
     diff = dataclasses.replace(observed(CODES), changes={"es": {"emt": (-0.3, -0.1)}})
     text = {"en": 9.0, "es": 3.0, "fr": 1.0, "de": 2.0, "ru": 2.5}
-    found = relate(known(CODES), diff, intervals={"es": (0.1, 0.2), "ko": (0.3, 0.4)}, others={"text": text})
+    transfer = relate(known(CODES), diff, intervals={"es": (0.1, 0.2), "ko": (0.3, 0.4)}, others={"text": text})
     before = diff.before["es"].emt
-    assert found.drop_intervals == {"es": pytest.approx((0.1 / before, 0.3 / before))}
-    assert found.retrieval_intervals == {"es": (0.1, 0.2)}
-    frame = found.to_frame().set_index("predictor")
+    assert transfer.drop_intervals == {"es": pytest.approx((0.1 / before, 0.3 / before))}
+    assert transfer.retrieval_intervals == {"es": (0.1, 0.2)}
+    frame = transfer.to_frame().set_index("predictor")
     assert list(frame["languages"]) == [6, 4]
     some = ["es", "fr", "de", "ru"]
-    expected = stats.pearsonr([text[code] for code in some], [found.drop[code] for code in some])
+    expected = stats.pearsonr([text[code] for code in some], [transfer.drop[code] for code in some])
     assert tuple(frame.loc["text", ["pearson_r", "pearson_p_value"]]) == pytest.approx(tuple(expected))
-    assert found.predict("ar").language == "ar"
+    assert transfer.predict("ar").language == "ar"
     with pytest.raises(ValueError, match="text has no value for 'ar': it has es, fr, de, ru"):
-        found.predict("ar", predictor="text")
+        transfer.predict("ar", predictor="text")
     with pytest.raises(ValueError, match="no predictor 'luck': there are retrieval, text"):
-        found.predict("ar", predictor="luck")
+        transfer.predict("ar", predictor="luck")
     with pytest.raises(ValueError, match="level is 95"):
-        found.predict("ar", level=95)
+        transfer.predict("ar", level=95)
     three = relate(known(CODES[:3]), observed(CODES[:3]))
     with pytest.raises(ValueError, match="without 'es', retrieval and drops share 2 languages"):
         three.predict("es")
@@ -181,11 +181,11 @@ def test_other_predictors_and_intervals():
 
 def test_it_says_how_little_the_languages_carry():
     codes = [f"{i:02}" for i in range(16)]
-    said = relate(known(codes), dropping(known(codes, 2)))
+    transfer = relate(known(codes), dropping(known(codes, 2)))
     # The r at which t with 14 degrees of freedom is 2.145.
-    assert "16 languages carry little: an |r| below 0.50 may be chance" in said.caveat
-    assert f"r = {said.pearson_r:.2f} has a 95 % interval from" in said.caveat
-    assert said.caveat in repr(said)
+    assert "16 languages carry little: an |r| below 0.50 may be chance" in transfer.caveat
+    assert f"r = {transfer.pearson_r:.2f} has a 95 % interval from" in transfer.caveat
+    assert transfer.caveat in repr(transfer)
     assert "has no interval to speak of. A language's drop" in relate(known(CODES[:4]), observed(CODES)).caveat
     flat = relate(dict.fromkeys(CODES, 0.5), observed(CODES))
     assert math.isnan(flat.pearson_r)
@@ -195,29 +195,29 @@ def test_it_says_how_little_the_languages_carry():
 
 def test_saved_and_loaded_is_equal(tmp_path):
     diff = dataclasses.replace(observed(CODES), changes={"es": {"emt": (-0.3, -0.1)}})
-    found = relate(known(CODES), diff, intervals={"es": (0.1, 0.2)}, others={"text": known(CODES, 5)})
-    found.save(tmp_path / "transfer.json")
-    assert Transfer.load(tmp_path / "transfer.json") == found
-    assert found != dataclasses.replace(found, p_value=0.5)
-    assert found != "found"
+    transfer = relate(known(CODES), diff, intervals={"es": (0.1, 0.2)}, others={"text": known(CODES, 5)})
+    transfer.save(tmp_path / "transfer.json")
+    assert Transfer.load(tmp_path / "transfer.json") == transfer
+    assert transfer != dataclasses.replace(transfer, p_value=0.5)
+    assert transfer != "found"
 
 
 def test_saved_and_loaded_is_equal_where_numbers_are_not_defined(tmp_path):
     """Fewer than six languages have no interval, and retrieval that does not vary has no correlation."""
     for retrieved in (known(CODES[:4]), dict.fromkeys(CODES, 0.5)):
-        found = relate(retrieved, observed(CODES))
-        assert math.isnan(found.predictors["retrieval"].pearson.low)
-        found.save(tmp_path / "transfer.json")
-        assert Transfer.load(tmp_path / "transfer.json") == found
+        transfer = relate(retrieved, observed(CODES))
+        assert math.isnan(transfer.predictors["retrieval"].pearson.low)
+        transfer.save(tmp_path / "transfer.json")
+        assert Transfer.load(tmp_path / "transfer.json") == transfer
 
 
 def test_a_notebook_shows_the_caveat_and_a_row_a_predictor():
-    found = relate(known(CODES), observed(CODES), others={"text": known(CODES, 5)})
-    shown = found._repr_html_()
-    assert shown.startswith(f"<p>{html.escape(found.caveat)}</p><table>")
+    transfer = relate(known(CODES), observed(CODES), others={"text": known(CODES, 5)})
+    shown = transfer._repr_html_()
+    assert shown.startswith(f"<p>{html.escape(transfer.caveat)}</p><table>")
     assert "Predictors of the drop in expected maximum toxicity" in shown
     assert re.findall(r'<th scope="row"[^>]*>([^<]*)', shown) == ["retrieval", "text"]
-    assert f">{found.pearson_r:.2f}<".replace("-", "−") in shown
+    assert f">{transfer.pearson_r:.2f}<".replace("-", "−") in shown
     hostile = relate(known(CODES), known(CODES, 2), measure=HOSTILE, others={HOSTILE: known(CODES, 5)})._repr_html_()
     for raw in ("<img", "<script", "\u202e", "\x00"):
         assert raw not in hostile
@@ -228,8 +228,8 @@ def test_a_notebook_shows_the_caveat_and_a_row_a_predictor():
 
 def test_tokens_per_character(lm, tokenizer):
     texts = {"en": ["the cat", "a"], "ru": ["кот"]}
-    found = predictors.tokens_per_character(lm, texts)
-    assert found == {
+    ratios = predictors.tokens_per_character(lm, texts)
+    assert ratios == {
         "en": (len(tokenizer("the cat")["input_ids"]) + len(tokenizer("a")["input_ids"])) / 8,
         "ru": len(tokenizer("кот")["input_ids"]) / 3,
     }
@@ -263,8 +263,8 @@ def test_share_of_promoted_tokens(lm, tokenizer):
         promoted |= set(scores.topk(5).indices.tolist())
     some = tokenizer.decode(sorted(promoted)[:1])
     texts = {"en": [some, "the cat"], "ru": ["кот"]}
-    used = {code: {i for text in own for i in tokenizer(text)["input_ids"]} for code, own in texts.items()}
-    expected = {code: len(promoted & own) / len(promoted) for code, own in used.items()}
+    used = {code: {i for text in lines for i in tokenizer(text)["input_ids"]} for code, lines in texts.items()}
+    expected = {code: len(promoted & tokens) / len(promoted) for code, tokens in used.items()}
     assert predictors.promoted_share(lm, neurons, texts, k=5) == expected
 
 
@@ -282,16 +282,16 @@ PARALLEL = {
 def test_prediction_is_retrieval_then_transfer(lm):
     diff, text = observed(("en", "es", "ru", "de")), {"es": 3.0, "de": 2.0, "ru": 1.0}
     for parallel in (PARALLEL, Dataset.from_dict(PARALLEL)):
-        found = prediction.predict_transfer(
+        transfer = prediction.predict_transfer(
             lm, parallel, diff, measure="average_toxicity", predictors={"text": text}, progress=False
         )
         measured = retrieval.bilingual_retrieval(lm, PARALLEL, progress=False)
-        assert list(found.predictors) == ["retrieval", "aligned_cosine", "tokens_per_character", "text"]
-        assert found.retrieval == measured.mean()
-        assert found.retrieval_intervals == measured.intervals()
-        assert found.predictors["aligned_cosine"].values == measured.mean("aligned_cosine")
-        own = {code: PARALLEL[code] for code in ("es", "de", "ru")}
-        assert found.predictors["tokens_per_character"].values == predictors.tokens_per_character(lm, own)
+        assert list(transfer.predictors) == ["retrieval", "aligned_cosine", "tokens_per_character", "text"]
+        assert transfer.retrieval == measured.mean()
+        assert transfer.retrieval_intervals == measured.intervals()
+        assert transfer.predictors["aligned_cosine"].values == measured.mean("aligned_cosine")
+        translated = {code: PARALLEL[code] for code in ("es", "de", "ru")}
+        assert transfer.predictors["tokens_per_character"].values == predictors.tokens_per_character(lm, translated)
 
 
 def test_too_few_languages_are_refused_before_any_reading(lm, monkeypatch):
@@ -306,24 +306,24 @@ def test_the_tuned_language_is_no_point_whatever_the_pivot(lm):
     diff = observed(("en", "es", "ru", "de"), before={"en": measures(0.9, 0.9)})
     with pytest.raises(ValueError, match="retrieval and drops share 2 languages"):
         prediction.predict_transfer(lm, PARALLEL, diff, pivot="de", progress=False)
-    found = prediction.predict_transfer(lm, PARALLEL, diff, pivot="de", source_language="de", progress=False)
-    assert set(found.drop) == {"en", "es", "ru"}
+    transfer = prediction.predict_transfer(lm, PARALLEL, diff, pivot="de", source_language="de", progress=False)
+    assert set(transfer.drop) == {"en", "es", "ru"}
     measured = retrieval.bilingual_retrieval(lm, PARALLEL, pivot="de", progress=False)
-    assert found.retrieval == measured.mean()
-    assert set(found.predictors["tokens_per_character"].values) == {"en", "es", "ru"}
+    assert transfer.retrieval == measured.mean()
+    assert set(transfer.predictors["tokens_per_character"].values) == {"en", "es", "ru"}
     more = PARALLEL | {"fr": ["la maison est grande", "le chat dort", "un chien", "le tapis"]}
     diff = observed(("en", "es", "ru", "fr"))
-    found = prediction.predict_transfer(lm, more, diff, pivot="de", progress=False)
-    assert list(found.drop) == ["es", "fr", "ru"]
+    transfer = prediction.predict_transfer(lm, more, diff, pivot="de", progress=False)
+    assert list(transfer.drop) == ["es", "fr", "ru"]
     measured = retrieval.bilingual_retrieval(lm, more, pivot="de", progress=False)
     for name, values in (("retrieval", measured.mean()), ("aligned_cosine", measured.mean("aligned_cosine"))):
-        assert found.predictors[name].values == {code: values[code] for code in ("es", "fr", "ru")}
+        assert transfer.predictors[name].values == {code: values[code] for code in ("es", "fr", "ru")}
 
 
 def test_a_comparison_of_another_model_is_refused_before_any_reading(lm, monkeypatch):
-    own, other = lm.identity(), Identity("tuned", None, "float32", "abcabcabcabc")
+    untuned, tuned = lm.identity(), Identity("tuned", None, "float32", "abcabcabcabc")
     diff = observed(("en", "es", "ru", "de"))
-    good, swapped = (dataclasses.replace(diff, models=models) for models in ((own, other), (other, own)))
+    good, swapped = (dataclasses.replace(diff, models=models) for models in ((untuned, tuned), (tuned, untuned)))
     assert prediction.predict_transfer(lm, PARALLEL, good, progress=False).drop
     measured = retrieval.bilingual_retrieval(lm, PARALLEL, progress=False)
     monkeypatch.setattr(retrieval, "mean_states", None)
