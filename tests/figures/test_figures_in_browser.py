@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from browsing import visiting
 from studies import made_up
 
-from xlingtox import figures, languages
+from xlingtox import NeuronSet, Probe, figures, languages
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.measures import FLUENCY, TOXICITY
 from xlingtox.study.findings import Study
@@ -57,6 +58,8 @@ def drawn():
         "training": figures.training(log()),
         "patch_effect": figures.patch_effect(patched()),
         "roc": roc(),
+        "probe": figures.probe(Probe(torch.ones(4), 0.0, 0.9, 0.95, 0.6, 90, 10)),
+        "sources": figures.sources(NeuronSet.of([(0, 1), (2, 5), (2, 9)], scores=[0.3, 0.5, 0.4])),
         **{f"fluency {measure}": figures.fluency(study.comparison, measure=measure) for measure in FLUENCY},
         **{f"toxicity {measure}": figures.toxicity(study.comparison, measure=measure) for measure in TOXICITY},
         "activations": figures.activations(study.comparison),

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import test_figures as results
 import test_figures_neurons as neurons
+import torch
 
 import xlingtox as xt
 from xlingtox.evaluation.patch_effect import PatchEffect
@@ -15,6 +16,7 @@ from xlingtox.transfer.retrieval import Retrieval
 EFFECT = PatchEffect(("en", "de") * 2, {run: {"probe": np.arange(4.0) + i} for i, run in enumerate(("base", "tuned"))})
 EFFECT.runs["sources"] = {"probe": np.arange(4.0) + 0.5}
 FOUND = Retrieval("en", {"es": np.random.default_rng(0).uniform(size=(len(RETRIEVAL), 3, 4))}, {}, {})
+PROBE = xt.Probe(torch.ones(4), 0.0, 0.9, 0.95, 0.6, 90, 10)
 DRIFT = pd.DataFrame({"layer": [0, 0], "kind": "value", "index": [0, 1], "cosine": [0.9, 1.0], "norm_change": 0.1})
 
 
@@ -25,6 +27,7 @@ DRIFT = pd.DataFrame({"layer": [0, 0], "kind": "value", "index": [0, 1], "cosine
         (results.transfer(), xt.figures.transfer(results.transfer())),
         (FOUND, xt.figures.retrieval_by_layer(FOUND)),
         (EFFECT, xt.figures.patch_effect(EFFECT)),
+        (PROBE, xt.figures.probe(PROBE)),
         (neurons.POTENTIAL, xt.figures.sources(neurons.POTENTIAL)),
         (neurons.activations(), xt.figures.activation_map(neurons.activations())),
         (neurons.read(), xt.figures.token_activations(neurons.read())),
@@ -53,6 +56,15 @@ def test_options_are_those_of_the_figure():
         xt.plot(results.transfer(), colour="red")
 
 
+def test_a_probe_stands_next_to_guessing():
+    figure = xt.plot(PROBE)
+    measured, guessed = figure.data
+    assert (measured.y, guessed.y) == ((0.9, 0.95), (0.6, 0.5))
+    assert figure.layout.title.subtitle.text == "10 held-out sentences"
+    with pytest.raises(ValueError, match="was not measured on held-out sentences"):
+        xt.plot(xt.Probe.from_direction([1.0, 2.0]))
+
+
 def test_neurons_alone_are_no_sources():
     bars, points = xt.plot(neurons.POTENTIAL, n_layers=4).data
     assert (bars.name, bars.y) == ("neurons", (1, 0, 2, 0))
@@ -63,7 +75,7 @@ def test_neurons_alone_are_no_sources():
     assert xt.plot(neurons.POTENTIAL, sources=neurons.ACTUAL) == xt.figures.sources(neurons.POTENTIAL, neurons.ACTUAL)
 
 
-@pytest.mark.parametrize("name", ["activations", "comparison", "transfer", "retrieval", "patching"])
+@pytest.mark.parametrize("name", ["probe", "activations", "comparison", "transfer", "retrieval", "patching"])
 def test_what_is_kept_in_a_file_can_be_drawn(name):
     result = kept.made(1.0)[name]
     if name == "patching":

@@ -8,7 +8,7 @@ from xlingtox.figures.neurons import activation_map, neuron_activations, promote
 from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
 from xlingtox.figures.plot import plot
-from xlingtox.figures.roc import roc
+from xlingtox.figures.roc import probe, roc
 from xlingtox.figures.style import AFTER, BEFORE, style
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
@@ -27,6 +27,7 @@ __all__ = [
     "neuron_activations",
     "patch_effect",
     "plot",
+    "probe",
     "promoted",
     "retrieval_by_layer",
     "roc",

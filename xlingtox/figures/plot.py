@@ -16,10 +16,11 @@ from xlingtox.figures.doses import dose_response
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
 from xlingtox.figures.patching import patch_effect
+from xlingtox.figures.roc import probe
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
 from xlingtox.figures.tuning import weight_drift
-from xlingtox.neurons import Activations, NeuronSet, TokenActivations
+from xlingtox.neurons import Activations, NeuronSet, Probe, TokenActivations
 from xlingtox.neurons import top_tokens as most_activating_tokens
 from xlingtox.transfer import Retrieval, Transfer
 
@@ -40,6 +41,7 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             | `Transfer`                      | `transfer`           |                       |
             | `Retrieval`                     | `retrieval_by_layer` | `measure`             |
             | `PatchEffect`                   | `patch_effect`       | `language`            |
+            | `Probe`                         | `probe`              |                       |
             | `NeuronSet`                     | `sources`            | `sources`, `n_layers` |
             | `Activations`                   | `activation_map`     | `after`               |
             | `TokenActivations`              | `token_activations`  | `after`               |
@@ -73,6 +75,7 @@ _draw.register(Comparison, toxicity)
 _draw.register(Transfer, transfer)
 _draw.register(Retrieval, retrieval_by_layer)
 _draw.register(PatchEffect, patch_effect)
+_draw.register(Probe, probe)
 _draw.register(NeuronSet, sources)
 _draw.register(Activations, activation_map)
 _draw.register(TokenActivations, token_activations)

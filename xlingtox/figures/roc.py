@@ -1,4 +1,4 @@
-"""The ROC curve: how well a probe's scores tell toxic from other text."""
+"""Figures of a probe: how well its scores tell toxic from other text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,41 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from xlingtox import languages as house
 from xlingtox.checking import checked
 from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, styled
+from xlingtox.neurons.probe import Probe
+
+
+@checked
+def probe(probe: Probe) -> go.Figure:
+    """Draw a probe's accuracy and AUC on held-out sentences, next to what guessing reaches.
+
+    Guessing always the larger class reaches the baseline's accuracy, and any guessing an AUC of 0.5.
+
+    Raises:
+        ValueError: the probe was not measured on held-out sentences.
+
+    Example:
+        >>> [bars.name for bars in xt.figures.probe(probe).data]
+        ['probe', 'guessing']
+    """
+    if probe.accuracy is None or probe.auc is None or probe.baseline is None:
+        raise ValueError("nothing to draw: the probe was not measured on held-out sentences")
+    figure = go.Figure()
+    for name, colour, values in (
+        ("probe", SOURCES, [probe.accuracy, probe.auc]),
+        ("guessing", CONTROL, [probe.baseline, 0.5]),
+    ):
+        figure.add_bar(
+            x=["Accuracy", "AUC"],
+            y=values,
+            name=name,
+            marker={"color": colour},
+            hovertemplate=f"%{{x}}, {name} %{{y:.3f}}<extra></extra>",
+        )
+    figure.update_yaxes(title_text="On held-out sentences", range=[0, 1.02])
+    counted = "" if probe.n_held_out is None else f"{probe.n_held_out} held-out sentences"
+    return styled(figure).update_layout(
+        barmode="group", bargap=0.4, title=heading("How well the probe tells toxic from other text", counted)
+    )
 
 
 @checked
