@@ -40,7 +40,7 @@ def toxicity(comparison: Comparison, *, measure: str = "average_toxicity") -> go
 
     Example:
         >>> diff = xt.compare(
-        ...     lm, lm, prompts, neurons=sources, scorer=xt.mini.scorer(), n_samples=2, max_new_tokens=4, progress=False
+        ...     lm, lm, prompts, neurons=sources, scorer=xt.mini.scorer(), n_samples=1, max_new_tokens=2, progress=False
         ... )
         >>> xt.figures.toxicity(diff).layout.yaxis.title.text
         'Average toxicity'
@@ -69,6 +69,13 @@ def activations(comparison: Comparison) -> go.Figure:
 
     Raises:
         ValueError: a comparison without languages.
+
+    Example:
+        >>> diff = xt.compare(
+        ...     lm, lm, prompts, neurons=sources, scorer=xt.mini.scorer(), n_samples=1, max_new_tokens=2, progress=False
+        ... )
+        >>> [bars.name for bars in xt.figures.activations(diff).data]
+        ['before', 'after, with the 95 % interval of the change']
     """
     figure = _pairs(comparison, "mean_activation")
     figure.update_yaxes(title_text="Mean activation", zeroline=True)

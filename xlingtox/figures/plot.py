@@ -124,7 +124,7 @@ _TABLES: Mapping[frozenset[str], Callable[[pd.DataFrame], go.Figure | TokenView]
     frozenset({"token", "score", "rank"}): promoted,
     frozenset({"kind", "cosine", "norm_change"}): _draw_drift,
 }
-"""The columns that tell a table from the others, to its figure."""
+"""The columns by which a table is recognised, each with its figure."""
 
 
 # --- `DoseResponse` and `WeightDrift`, where the package has them

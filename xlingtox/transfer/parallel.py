@@ -31,8 +31,9 @@ def sentence_pairs(parallel: Parallel, *, pivot: str = "en") -> Pairs:
         pivot: the language that all others are paired with.
 
     Raises:
-        ValueError: columns of unequal length, no pivot, no second language, fewer than two pairs of a language, a blank
-            sentence or one that is no text, a column of row numbers, an unknown language, or sentences that nothing
+        TypeError: a sentence in a dict that is no text.
+        ValueError: columns of unequal length, no pivot, no second language, an unknown language, or a column of row
+            numbers. A sentence that is blank or no text, fewer than two pairs of a language, or sentences that nothing
             tells apart.
 
     Example:

@@ -92,9 +92,9 @@ class Transfer:
     Attributes:
         measure: which drop, `emt` or another of a comparison's.
         retrieval, drop: language to accuracy, and to (before - after) / before.
-        pearson_r, p_value: of these two, two-sided.
+        pearson_r, p_value: Pearson's r of these two, and its two-sided p-value.
         retrieval_intervals: 95 %, over sentences; may be empty.
-        drop_intervals: 95 %, over prompts, the value before tuning taken as it is; may be empty.
+        drop_intervals: 95 %, over prompts, with the value before tuning taken as exact; may be empty.
         predictors: by name; `retrieval` is the first.
 
     Example:
