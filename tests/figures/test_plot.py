@@ -17,7 +17,6 @@ EFFECT = PatchEffect(("en", "de") * 2, {run: {"probe": np.arange(4.0) + i} for i
 EFFECT.runs["sources"] = {"probe": np.arange(4.0) + 0.5}
 FOUND = Retrieval("en", {"es": np.random.default_rng(0).uniform(size=(len(RETRIEVAL), 3, 4))}, {}, {})
 PROBE = xt.Probe(torch.ones(4), 0.0, 0.9, 0.95, 0.6, 90, 10)
-DRIFT = pd.DataFrame({"layer": [0, 0], "kind": "value", "index": [0, 1], "cosine": [0.9, 1.0], "norm_change": 0.1})
 
 
 @pytest.mark.parametrize(
@@ -32,9 +31,7 @@ DRIFT = pd.DataFrame({"layer": [0, 0], "kind": "value", "index": [0, 1], "cosine
         (neurons.activations(), xt.figures.activation_map(neurons.activations())),
         (neurons.read(), xt.figures.token_activations(neurons.read())),
         ([neurons.read()], xt.figures.top_tokens(xt.top_tokens([neurons.read()]))),
-        (results.doses(), xt.figures.dose_response(results.doses())),
         (neurons.DRIFT, xt.figures.weight_drift(neurons.DRIFT)),
-        (DRIFT, xt.figures.weight_drift(xt.evaluation.drift_by_layer(DRIFT))),
         (neurons.promoted(), xt.figures.promoted(neurons.promoted())),
         (neurons.top(), xt.figures.top_tokens(neurons.top())),
     ],
@@ -48,12 +45,18 @@ def test_options_are_those_of_the_figure():
     assert xt.plot(results.comparison(), measure="emt").layout.yaxis.title.text == "Expected maximum toxicity"
     assert xt.plot(FOUND, measure="margin") == xt.figures.retrieval_by_layer(FOUND, measure="margin")
     assert xt.plot(EFFECT, language="de").layout.title.subtitle.text == "German"
-    assert xt.plot(results.doses(), control=results.doses(spread=0.1)).data[0].fill == "toself"
     assert len(xt.plot(neurons.activations(), after=neurons.activations()).data) == 3
     with pytest.raises(ValueError, match="unknown measure 'rudeness'"):
         xt.plot(results.comparison(), measure="rudeness")
     with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
         xt.plot(results.transfer(), colour="red")
+
+
+def test_doses_and_drift():
+    assert xt.plot(results.doses()) == xt.figures.dose_response(results.doses())
+    assert xt.plot(results.doses(), control=results.doses(spread=0.1)).data[0].fill == "toself"
+    table = pd.DataFrame({"layer": [0, 0], "kind": "value", "index": [0, 1], "cosine": [0.9, 1.0], "norm_change": 0.1})
+    assert xt.plot(table) == xt.figures.weight_drift(xt.evaluation.drift_by_layer(table))
 
 
 def test_a_probe_stands_next_to_guessing():
@@ -88,10 +91,10 @@ def test_what_is_kept_in_a_file_can_be_drawn(name):
     [
         (0.5, TypeError, r"^plot: result is a float, expected one of: Comparison, Transfer, Retrieval, PatchEffect, "),
         (None, TypeError, "^plot: result is a NoneType, expected"),
-        ([0.5], TypeError, "^plot: result is a list of float, expected .*: TokenActivations, Dose"),
+        ([0.5], TypeError, "^plot: result is a list of float, expected .*: TokenActivations, LayerDrift"),
         ([], ValueError, "the list of results is empty"),
         ([neurons.read(), 3], TypeError, r"\[1\] is 3 "),
-        (pd.DataFrame({"a": [1]}), ValueError, "the table has the columns a: expected that of"),
+        (pd.DataFrame({"a": [1]}), ValueError, "the table has the columns a: expected a table of xt.top_tokens"),
     ],
 )
 def test_what_cannot_be_drawn_gets_one_clear_line(result, error, words):

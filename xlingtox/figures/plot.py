@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from xlingtox import evaluation
 from xlingtox.checking import checked
-from xlingtox.evaluation import Comparison, Dose, LayerDrift, PatchEffect, drift_by_layer
+from xlingtox.evaluation import Comparison, Dose, LayerDrift, PatchEffect
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
@@ -97,47 +97,41 @@ def _draw_top_tokens(readings: Sequence[TokenActivations], *, k: int = 5) -> Tok
     return top_tokens(most_activating_tokens(readings, k=k))
 
 
-_SEVERAL: Mapping[type, Callable[..., go.Figure | TokenView]] = {
+_SEVERAL: dict[type, Callable[..., go.Figure | TokenView]] = {
     TokenActivations: _draw_top_tokens,
-    Dose: dose_response,
     LayerDrift: weight_drift,
 }
 
 
 @_draw.register(pd.DataFrame)
 def _draw_table(table: pd.DataFrame) -> go.Figure | TokenView:
-    for columns, figure in _TABLES.items():
+    for columns, (_, figure) in _TABLES.items():
         if columns <= set(table.columns):
             return figure(table)
+    known = ", ".join(source for source, _ in _TABLES.values())
     raise ValueError(
-        f"plot: the table has the columns {', '.join(map(str, table.columns))}: expected that of "
-        "NeuronSet.promoted_tokens, xt.top_tokens or xt.weight_drift"
+        f"plot: the table has the columns {', '.join(map(str, table.columns))}: expected a table of {known}"
     )
 
 
-def _draw_drift(vectors: pd.DataFrame) -> go.Figure:
-    return weight_drift(drift_by_layer(vectors))
-
-
-_TABLES: Mapping[frozenset[str], Callable[[pd.DataFrame], go.Figure | TokenView]] = {
-    frozenset({"token", "context", "activation"}): top_tokens,
-    frozenset({"token", "score", "rank"}): promoted,
-    frozenset({"kind", "cosine", "norm_change"}): _draw_drift,
+_TABLES: dict[frozenset[str], tuple[str, Callable[[pd.DataFrame], go.Figure | TokenView]]] = {
+    frozenset({"token", "context", "activation"}): ("xt.top_tokens", top_tokens),
+    frozenset({"token", "score", "rank"}): ("NeuronSet.promoted_tokens", promoted),
 }
-"""The columns by which a table is recognised, each with its figure."""
+"""The columns by which a table is recognised, what gives it, and its figure."""
 
 
-# --- `DoseResponse` and `WeightDrift`, where the package has them
+# --- doses and drift: `DoseResponse` and `WeightDrift` where the package has these results, else lists and tables
 
+_EVALUATION = vars(evaluation)
 
-def _draw_dose_response(response: Any) -> go.Figure:
-    return dose_response(response.doses, response.control)
+if "DoseResponse" in _EVALUATION:
+    _draw.register(_EVALUATION["DoseResponse"], dose_response)
+    _draw.register(_EVALUATION["WeightDrift"], weight_drift)
+else:
 
+    def _draw_drift(vectors: pd.DataFrame) -> go.Figure:
+        return weight_drift(_EVALUATION["drift_by_layer"](vectors))
 
-def _draw_weight_drift(drift: Any) -> go.Figure:
-    return weight_drift(drift.by_layer())
-
-
-for _name, _figure in (("DoseResponse", _draw_dose_response), ("WeightDrift", _draw_weight_drift)):
-    if hasattr(evaluation, _name):
-        _draw.register(getattr(evaluation, _name), _figure)
+    _SEVERAL[Dose] = dose_response
+    _TABLES[frozenset({"kind", "cosine", "norm_change"})] = ("xt.weight_drift", _draw_drift)
