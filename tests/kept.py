@@ -25,7 +25,7 @@ from xlingtox.neurons.probe import Probe
 from xlingtox.neurons.token_activations import TokenActivations
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer.correlation import Correlation
-from xlingtox.transfer.prediction import Predictor, Transfer
+from xlingtox.transfer.results import Predictor, Transfer
 from xlingtox.transfer.retrieval import Retrieval
 
 KINDS: dict[str, Any] = {

@@ -11,6 +11,7 @@ from xlingtox.transfer import correlation, prediction, retrieval
 
 MODULES = {
     "localize": xt.localize,
+    "transfer": xt.transfer,
     "retrieval": retrieval,
     "prediction": prediction,
     "correlation": correlation,
@@ -47,7 +48,6 @@ INNER = {
         "localize.check_k",
         "correlation.fisher",
         "correlation.pearson_p",
-        "prediction.pearson_p",
         "tuning.check_recipe",
         "prediction.check_enough",
         "prediction.shared",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from xlingtox.evaluation.dose_response import dose_response as dose_response
     from xlingtox.evaluation.patch_effect import patch_effect as patch_effect
     from xlingtox.evaluation.weight_drift import weight_drift as weight_drift
+    from xlingtox.figures.plot import plot as plot
     from xlingtox.models import Continuations as Continuations
     from xlingtox.models import HookedLM as HookedLM
     from xlingtox.models import HookNeverFired as HookNeverFired
@@ -67,6 +68,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Tuning": {"tuning": ("tune_dpo",), "evaluation": ("weight_drift",)},
     "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},
+    "Look": {"figures": ("plot",)},
 }
 """The public names by the question that they answer, each under the folder that holds it."""
 

@@ -110,7 +110,7 @@ def test_rows_of_texts_and_numbers():
     for texts in (frame["text"], frame["text"].to_numpy(), tuple(frame["text"]), Dataset.from_pandas(frame)["text"]):
         assert xt.evaluation.degenerate.kinds(texts, frame["language"]) == ["sound", "repeated"]
     for row in ([1, 2, 4], (1.0, 2.0, 4.0), np.array([1, 2, 4]), pd.Series([1, 2, 4]), torch.tensor([1.0, 2.0, 4.0])):
-        assert xt.evaluation.metrics.pearson(row, row)[0] == pytest.approx(1.0)
+        assert xt.transfer.pearson(row, row).value == pytest.approx(1.0)
     for scores in (MATRIX, MATRIX.tolist(), MATRIX.astype(np.float32), torch.tensor(MATRIX), MATRIX >= 0.5):
         assert 0 < xt.evaluation.metrics.average_toxicity(scores) < 1
 

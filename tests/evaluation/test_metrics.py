@@ -605,50 +605,6 @@ def test_bad_changes(given, words):
         metrics.paired_changes(**({"before": {"en": TABLE[0]}, "after": {"en": TABLE[1]}} | given))
 
 
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(-50, 50), st.integers(-50, 50)), min_size=3, max_size=12))
-def test_pearson_by_its_definition(points):
-    x, y = (list(map(float, side)) for side in zip(*points, strict=True))
-    r, p = metrics.pearson(x, y)
-    if len(set(x)) == 1 or len(set(y)) == 1:
-        assert math.isnan(r)
-        assert math.isnan(p)
-        return
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    products = sum((a - mean_x) * (b - mean_y) for a, b in points)
-    squares = sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y)
-    assert r == pytest.approx(products / math.sqrt(squares))
-    assert 0 <= p <= 1
-
-
-def test_pearson_of_sixteen_languages():
-    """FACTS: with n = 16 an r of 0.497 is just significant at 5 %."""
-    x = np.repeat([-1.0, 1.0], 8)
-    noise = np.tile([-1.0, 1.0], 8)  # uncorrelated with x
-    r, p = metrics.pearson(0.497 * x + math.sqrt(1 - 0.497**2) * noise, x)
-    assert r == pytest.approx(0.497)
-    assert p == pytest.approx(0.05, abs=0.001)
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=12))
-def test_spearman_is_pearson_of_the_ranks(points):
-    def ranks(side):
-        """Equal numbers share the mean of their places."""
-        return [sum(b < a for b in side) + (sum(b == a for b in side) + 1) / 2 for a in side]
-
-    x, y = zip(*points, strict=True)
-    expected, _ = metrics.pearson(ranks(x), ranks(y))
-    assert metrics.spearman(x, y)[0] == pytest.approx(expected, nan_ok=True)
-
-
-@pytest.mark.parametrize("correlation", [metrics.pearson, metrics.spearman])
-@pytest.mark.parametrize(("x", "y"), [([1, 2], [1, 2]), ([1, 2, 3], [1, 2]), ([], [])])
-def test_a_correlation_needs_three_pairs(correlation, x, y):
-    with pytest.raises(ValueError, match="three"):
-        correlation(x, y)
-
-
 @pytest.mark.parametrize("threshold", [math.nan, -0.1, 1.1, math.inf])
 def test_a_threshold_that_is_none(threshold):
     with pytest.raises(ValueError, match=r"threshold is .*: expected a number in \[0, 1\]"):

@@ -48,10 +48,10 @@ def test_every_colour_holds_three_to_one_against_the_page(colour, dark):
 
 
 def contrast(colour, page, opacity=1.0):
-    """Of a colour as it is seen through to the page."""
+    """The contrast of a colour, which may let the page shine through."""
     mixed = [opacity * int(colour[i : i + 2], 16) + (1 - opacity) * int(page[i : i + 2], 16) for i in (1, 3, 5)]
     seen = "#" + "".join(f"{round(part):02X}" for part in mixed)
-    low, high = sorted(float(linear(each) @ [0.2126, 0.7152, 0.0722]) for each in (seen, page))
+    low, high = sorted(float(linear(shade) @ [0.2126, 0.7152, 0.0722]) for shade in (seen, page))
     return (high + 0.05) / (low + 0.05)
 
 
@@ -69,4 +69,4 @@ def test_panels_of_training_share_no_look():
     looks = {}
     for trace in figures.training(log).data:
         looks.setdefault(trace.yaxis, set()).add((trace.line.color, trace.marker.symbol, trace.line.dash))
-    assert not any(one & other for one, other in itertools.combinations(looks.values(), 2))
+    assert not any(first & second for first, second in itertools.combinations(looks.values(), 2))

@@ -40,8 +40,8 @@ def doses(offsets=(0.0, -2.0, -1.0), spread=0.0):
 
 
 def transfer(**change):
-    found = Transfer("emt", {"ar": 0.1, "es": 0.5, "de": 0.3}, {"ar": 0.2, "es": 0.9, "de": 0.7}, 0.97, 0.02)
-    return dataclasses.replace(found, **change)
+    result = Transfer("emt", {"ar": 0.1, "es": 0.5, "de": 0.3}, {"ar": 0.2, "es": 0.9, "de": 0.7}, 0.97, 0.02)
+    return dataclasses.replace(result, **change)
 
 
 def test_toxicity_is_a_pair_of_bars_a_language_in_the_house_s_order():
@@ -225,11 +225,11 @@ def test_intervals_on_both_axes():
 
 
 def test_no_interval_goes_beyond_what_there_is():
-    found = transfer(
+    result = transfer(
         retrieval={"ar": 0.02, "es": 0.98, "de": 0.3}, retrieval_intervals={"ar": (-0.01, 0.05), "es": (0.9, 1.02)},
         drop={"ar": 0.1, "es": 0.97, "de": 0.3}, drop_intervals={"ar": (-0.2, 0.4), "es": (0.9, 1.06)},
     )  # fmt: skip
-    points = figures.transfer(found).data[-1]
+    points = figures.transfer(result).data[-1]
     assert points.error_x.arrayminus == pytest.approx([0.08, 0, 0.02])
     assert points.error_x.array == pytest.approx([0.02, 0, 0.03])
     assert points.error_y.array == pytest.approx([0.03, 0, 0.3])
@@ -298,24 +298,24 @@ def test_no_label_is_struck_by_the_line(width):
 def test_retrieval_by_layer_is_a_heat_map_with_the_embedding_apart():
     rng = np.random.default_rng(0)
     scores = {code: rng.uniform(size=(len(RETRIEVAL), 25, 40)) for code in ("ar", "es")}
-    found = Retrieval("en", scores, {}, {})
-    figure = figures.retrieval_by_layer(found, measure="csls_top1")
+    result = Retrieval("en", scores, {}, {})
+    figure = figures.retrieval_by_layer(result, measure="csls_top1")
     (cells,) = figure.data
     assert cells.y == ("es", "ar")
     np.testing.assert_allclose(cells.z[1], scores["ar"][list(RETRIEVAL).index("csls_top1")].mean(-1))
-    assert [list(each) for each in cells.customdata[0][:2]] == [["Spanish", "embedding"], ["Spanish", 1]]
+    assert [list(cell) for cell in cells.customdata[0][:2]] == [["Spanish", "embedding"], ["Spanish", 1]]
     assert figure.layout.xaxis.ticktext[:2] == ("emb.", "2")
     assert figure.layout.shapes[0].x0 == 0.5
     assert figure.layout.title.subtitle.text == "40 sentences, chance 0.025"
-    assert "chance" not in figures.retrieval_by_layer(found, measure="margin").layout.title.subtitle.text
+    assert "chance" not in figures.retrieval_by_layer(result, measure="margin").layout.title.subtitle.text
     assert "English" in figure.layout.title.text
 
 
 def test_retrieval_by_layer_leaves_its_result_as_it_was():
     scores = {"es": np.random.default_rng(0).uniform(size=(len(RETRIEVAL), 3, 4))}
-    found, kept = Retrieval("en", scores, {}, {}), copy.deepcopy(scores)
-    figures.retrieval_by_layer(found)
-    np.testing.assert_array_equal(found.scores["es"], kept["es"])
+    result, kept = Retrieval("en", scores, {}, {}), copy.deepcopy(scores)
+    figures.retrieval_by_layer(result)
+    np.testing.assert_array_equal(result.scores["es"], kept["es"])
 
 
 def test_points_that_are_not_numbers_are_left_out():
@@ -365,12 +365,12 @@ def test_bad_input_gets_one_clear_line(call, said):
 
 
 def test_inputs_are_left_as_they_were():
-    given = [comparison(), doses(), doses(spread=0.1), transfer()]
-    kept = copy.deepcopy(given)
-    figures.toxicity(given[0])
+    inputs = [comparison(), doses(), doses(spread=0.1), transfer()]
+    kept = copy.deepcopy(inputs)
+    figures.toxicity(inputs[0])
     for measure in FLUENCY:
-        figures.fluency(given[0], measure=measure)
-    figures.activations(given[0])
-    figures.dose_response(given[1], given[2])
-    figures.transfer(given[3])
-    assert given == kept
+        figures.fluency(inputs[0], measure=measure)
+    figures.activations(inputs[0])
+    figures.dose_response(inputs[1], inputs[2])
+    figures.transfer(inputs[3])
+    assert inputs == kept

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from browsing import visiting
 from studies import made_up
 
-from xlingtox import figures, languages
+from xlingtox import NeuronSet, Probe, figures, languages
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.measures import FLUENCY, TOXICITY
 from xlingtox.study.findings import Study
@@ -31,7 +32,7 @@ def patched():
     shares |= {"positive cosine": 0.3, "positive cosine (random)": 0.1}
     base = {measure: 1 + rng.random(12) / 10 for measure in ("probe", "toxic_mass", "toxicity")}
     runs = {
-        name: {measure: own - share * (1 + rng.random(12) / 10) for measure, own in base.items()}
+        name: {measure: values - share * (1 + rng.random(12) / 10) for measure, values in base.items()}
         for name, share in shares.items()
     }
     return PatchEffect(("en", "de", "ja") * 4, {"base": base} | runs)
@@ -57,6 +58,8 @@ def drawn():
         "training": figures.training(log()),
         "patch_effect": figures.patch_effect(patched()),
         "roc": roc(),
+        "probe": figures.probe(Probe(torch.ones(4), 0.0, 0.9, 0.95, 0.6, 90, 10)),
+        "sources": figures.sources(NeuronSet.of([(0, 1), (2, 5), (2, 9)], scores=[0.3, 0.5, 0.4])),
         **{f"fluency {measure}": figures.fluency(study.comparison, measure=measure) for measure in FLUENCY},
         **{f"toxicity {measure}": figures.toxicity(study.comparison, measure=measure) for measure in TOXICITY},
         "activations": figures.activations(study.comparison),
@@ -96,6 +99,6 @@ def test_a_clash_is_seen(browser, pages, tmp_path):
     figure.write_html(tmp_path / "page.html", include_plotlyjs=True, default_height=620)
     with visiting(browser, tmp_path / "page.html", 700) as visit:
         visit.page.wait_for_selector(".main-svg .legendtext")
-        found = visit.page.evaluate(CLASHES)
-    assert any("over Preference tuning" in each or "Preference tuning" in each for each in found)
-    assert any(each.startswith("outside: A title") for each in found)
+        clashes = visit.page.evaluate(CLASHES)
+    assert any("over Preference tuning" in clash or "Preference tuning" in clash for clash in clashes)
+    assert any(clash.startswith("outside: A title") for clash in clashes)

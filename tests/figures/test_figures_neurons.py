@@ -38,9 +38,9 @@ def activations(means=MEANS, name="mini", neurons=4):
 
 
 def comparison(**change):
-    own = {"en": ((3.0, 1.0), (0.5, 1.5)), "ar": ((4.0, 2.0), (4.0, 0.0))}
+    means = {"en": ((3.0, 1.0), (0.5, 1.5)), "ar": ((4.0, 2.0), (4.0, 0.0))}
     sides = [dict.fromkeys(("ar", "en"), Measures(*[0.0] * 10)) for _ in range(2)]
-    known = {"models": (MINI, MINI), "neurons": ((1, 0), (1, 3)), "neuron_activations": own}
+    known = {"models": (MINI, MINI), "neurons": ((1, 0), (1, 3)), "neuron_activations": means}
     return Comparison(*sides, {}, ScorerIdentity("wordlist", "1", ("en", "ar")), **(known | change))
 
 
@@ -71,26 +71,26 @@ DRIFT = (
 
 
 def read(pieces=("The", " cat", " is", " नमस्ते"), values=((0.0, 1.0), (-2.0, 0.5), (1.0, 0.0), (0.0, 0.25)), **change):
-    given = {"language": "en", "n_prompt": 2, "neurons": NeuronSet.of([(0, 1), (2, 7)]), "model": MINI}
-    return TokenActivations(pieces=pieces, values=torch.tensor(values), **(given | change))
+    defaults = {"language": "en", "n_prompt": 2, "neurons": NeuronSet.of([(0, 1), (2, 7)]), "model": MINI}
+    return TokenActivations(pieces=pieces, values=torch.tensor(values), **(defaults | change))
 
 
 def held(view):
-    """What the view's script is given."""
-    (found,) = re.findall(r'<script type="application/json" id="page-data">(.*?)</script>', view.html, re.DOTALL)
-    return json.loads(found)
+    """The data that the view's script reads."""
+    (script_text,) = re.findall(r'<script type="application/json" id="page-data">(.*?)</script>', view.html, re.DOTALL)
+    return json.loads(script_text)
 
 
 def test_sources_sit_by_layer_and_cosine():
     figure = figures.sources(POTENTIAL, ACTUAL, n_layers=4)
-    actual_bar, actual, other_bar, other = figure.data
+    actual_bar, actual, potential_bar, potential = figure.data
     assert actual_bar.x == (0, 1, 2, 3)
     assert actual_bar.y == (1, 0, 1, 0)
-    assert other_bar.y == (0, 0, 1, 0)
+    assert potential_bar.y == (0, 0, 1, 0)
     assert dict(zip(actual.text, actual.y, strict=True)) == {"2.5": 0.5, "0.1": 0.4}
     assert [round(x) for x in actual.x] == [2, 0]
-    assert (other.text, other.y) == (("2.9",), (0.3,))
-    assert (actual_bar.name, other_bar.name) == ("actual sources", "potential only")
+    assert (potential.text, potential.y) == (("2.9",), (0.3,))
+    assert (actual_bar.name, potential_bar.name) == ("actual sources", "potential only")
     assert figure.layout.title.subtitle.text == "2 of 3 potential sources are active"
     assert figures.sources(POTENTIAL, ACTUAL).data[0].x == (0, 1, 2)
 
@@ -99,7 +99,7 @@ def test_the_map_has_three_panels_with_one_order_of_neurons_and_the_house_s_of_l
     after = {code: [value - 1 for value in row] for code, row in MEANS.items()}
     figure = figures.activation_map(activations(), activations(after))
     before, then, change = figure.data
-    assert [each.name for each in figure.data] == ["Before", "After", "Change"]
+    assert [trace.name for trace in figure.data] == ["Before", "After", "Change"]
     assert before.y == then.y == change.y == ("en", "ar")
     shown = [cell[1] for cell in before.customdata[0]]
     assert set(shown[:2]) == {"1.1", "1.3"}, "the active pair side by side, on the left"
@@ -169,8 +169,8 @@ def test_roc_by_counting():
         true = sum(c and bool(label) for c, label in zip(called, labels, strict=True)) / 3
         points.add((false, true))
     assert set(zip(curve.x, curve.y, strict=True)) <= points
-    toxic, other = ([score for score, label in zip(scores, labels, strict=True) if label == which] for which in (1, 0))
-    higher = [(a > b) + (a == b) / 2 for a in toxic for b in other]
+    toxic, neutral = ([s for s, label in zip(scores, labels, strict=True) if label == which] for which in (1, 0))
+    higher = [(a > b) + (a == b) / 2 for a in toxic for b in neutral]
     assert f"AUC {np.mean(higher):.3f}" in curve.hovertemplate
 
 
@@ -259,11 +259,11 @@ def test_a_token_view_shows_what_has_no_shape_and_says_what_its_colours_mean():
 
 def test_a_token_view_s_frame_is_as_high_as_its_text_needs():
     long = read(("word ",) * 40, ((0.0, 0.0),) * 40)
-    alone, beside = figures.token_activations(long), figures.token_activations(long, long)
+    alone, side_by_side = figures.token_activations(long), figures.token_activations(long, long)
     wide = figures.token_activations(read(("字字字字字",) * 40, ((0.0, 0.0),) * 40, language="zh"))
     assert alone.narrow > alone.height
-    assert beside.height > alone.height, "half as wide"
-    assert beside.narrow > 1.5 * alone.narrow, "below each other on a telephone"
+    assert side_by_side.height > alone.height, "half as wide"
+    assert side_by_side.narrow > 1.5 * alone.narrow, "below each other on a telephone"
     assert wide.height > alone.height, "wide letters"
     assert f"height: clamp({alone.height}px, calc({alone.narrow}px - " in alone._repr_html_()
 
@@ -349,26 +349,26 @@ def test_bad_input_gets_one_clear_line(call, said):
 
 
 def test_figures_have_the_house_style_and_leave_their_inputs_as_they_were():
-    given = [POTENTIAL, ACTUAL, promoted(), LOG, DRIFT, top()]
-    kept = copy.deepcopy(given)
+    inputs = [POTENTIAL, ACTUAL, promoted(), LOG, DRIFT, top()]
+    kept = copy.deepcopy(inputs)
     acts, tokens, compared = activations(), read(), comparison()
     sums, values = acts.sums.clone(), tokens.values.clone()
     drawn = [
-        figures.sources(given[0], given[1]),
+        figures.sources(inputs[0], inputs[1]),
         figures.activation_map(acts, acts),
-        figures.promoted(given[2]),
+        figures.promoted(inputs[2]),
         figures.roc([0, 1], [0.0, 1.0]),
-        figures.training(given[3]),
-        figures.weight_drift(given[4]),
+        figures.training(inputs[3]),
+        figures.weight_drift(inputs[4]),
         figures.neuron_activations(compared),
     ]
     figures.token_activations(tokens, tokens)
-    figures.top_tokens(given[5])
+    figures.top_tokens(inputs[5])
     for figure in drawn:
         assert isinstance(figure, go.Figure)
         assert figure.layout.template == figures.style()
         assert figure.layout.title.text
-    for now, then in zip(given, kept, strict=True):
+    for now, then in zip(inputs, kept, strict=True):
         assert now.equals(then) if isinstance(now, pd.DataFrame) else now == then
     assert compared == comparison()
     assert torch.equal(acts.sums, sums)

@@ -29,7 +29,7 @@ from xlingtox.neurons.probe import Probe
 from xlingtox.neurons.token_activations import read_tokens
 from xlingtox.scoring import ProbeScorer
 from xlingtox.study import stages
-from xlingtox.transfer import retrieval
+from xlingtox.transfer import prediction, retrieval
 
 NEURONS = NeuronSet.of([(0, 3), (1, 5)])
 EDIT = Offset(NEURONS, 2.0)
@@ -282,7 +282,7 @@ def test_what_was_computed_under_an_edit_is_not_taken_for_the_models_own(lm, oth
     options = {"neurons": NEURONS, "scorer": HashScorer("en", "es"), "n_samples": 1, "max_new_tokens": 2}
     diff = compare(lm, other, TEXTS, **options, progress=False)
     with pytest.raises(ValueError, match=r"retrieval is of .* under Offset\("):
-        retrieval.predict_from_retrieval(edited["retrieval"], diff)
+        prediction.predict_from_retrieval(edited["retrieval"], diff)
 
 
 def test_texts_that_were_kept_under_an_edit_are_not_read_as_the_models_own(lm, other, tmp_path):

@@ -1,8 +1,9 @@
 import copy
 import dataclasses
-import itertools
+import html
 import logging
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from datasets import Dataset
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from studies import HOSTILE
 from tokenizers.processors import TemplateProcessing
 
 from xlingtox import NeuronSet
@@ -18,193 +20,11 @@ from xlingtox.evaluation.comparison import Comparison, Measures
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import Activations
 from xlingtox.scoring import ScorerIdentity
-from xlingtox.transfer import correlation, prediction, retrieval
-from xlingtox.transfer.correlation import rank_products
-from xlingtox.transfer.prediction import Line, Transfer, relate
+from xlingtox.transfer import prediction, predictors, retrieval
+from xlingtox.transfer.prediction import relate
+from xlingtox.transfer.results import Transfer
 
 CODES = ("es", "fr", "de", "ru", "zh", "ar")
-
-
-def points(n, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.uniform(size=n)
-    return x.tolist(), (x + rng.normal(size=n)).tolist()
-
-
-# --- statistics
-
-
-@pytest.mark.parametrize(
-    ("r", "p"), [(0.73, 0.0013), (0.59, 0.016), (0.66, 0.0054), (0.78, 0.00037), (-0.59, 0.016), (0.0, 1.0), (1.0, 0.0)]
-)
-def test_p_of_a_published_r_over_16_languages(r, p):
-    """The paper's four, and edges; checked against a table of Student's t with 14 degrees of freedom."""
-    assert prediction.pearson_p(r, 16) == pytest.approx(p, rel=0.04)
-
-
-@pytest.mark.parametrize("n", [3, 8, 16])
-def test_correlations_equal_scipy(n):
-    x, y = points(n)
-    x[1] = x[0]  # a tie
-    ours, known = prediction.pearson(x, y), stats.pearsonr(x, y)
-    assert (ours.value, ours.p_value) == pytest.approx((known.statistic, known.pvalue))
-    assert prediction.pearson_p(ours.value, n) == pytest.approx(known.pvalue)
-    assert prediction.spearman(x, y).value == pytest.approx(stats.spearmanr(x, y).statistic)
-
-
-def test_spearman_s_p_is_exact_for_few_and_near_it_for_more():
-    x, y = points(6)
-    rho = stats.spearmanr(x, y).statistic
-    every = [stats.spearmanr(order, y).statistic for order in itertools.permutations(x)]
-    assert prediction.spearman(x, y).p_value == sum(abs(other) >= abs(rho) - 1e-12 for other in every) / 720
-    x, y = points(16)
-    known = stats.permutation_test(
-        (x,),
-        lambda order: stats.spearmanr(order, y).statistic,
-        permutation_type="pairings",
-        n_resamples=2000,
-        random_state=0,
-    ).pvalue
-    assert prediction.spearman(x, y).p_value == pytest.approx(known, abs=0.04)
-    assert prediction.spearman(x, x).p_value == 2 / math.factorial(16)
-
-
-@pytest.mark.parametrize("n", [2, 3, 6, 7])
-def test_every_order_of_ranks_is_counted(n):
-    sums = [sum(place * rank for place, rank in enumerate(o, 1)) for o in itertools.permutations(range(1, n + 1))]
-    assert rank_products(n).tolist() == np.bincount(sums).tolist()
-
-
-@pytest.mark.parametrize(
-    ("n", "rho", "p"), [(10, 0.648, 0.05), (13, 0.560, 0.05), (16, 0.503, 0.05), (16, 0.635, 0.01)]
-)
-def test_spearman_s_p_is_that_of_the_published_table(n, rho, p):
-    """Critical values of Zar (1972), two-sided: the least rho that n ranks can have and that is significant."""
-    counts = rank_products(n)
-    assert counts.sum() == math.factorial(n)
-    rhos = (np.arange(len(counts)) - n * (n + 1) ** 2 / 4) / (n * (n * n - 1) / 12)
-    least = rhos[rhos > rho - 5e-4].min()
-    ends = least, least - np.diff(rhos)[0]
-    reached, before = (counts[abs(rhos) >= end - 1e-9].sum() / counts.sum() for end in ends)
-    assert least == pytest.approx(rho, abs=1e-3)
-    assert reached <= p < before
-
-
-def test_counts_over_16_ranks_have_the_known_moments():
-    counts, sums = rank_products(16), np.arange(len(rank_products(16)))
-    mean = (counts * sums).sum() / math.factorial(16)
-    assert mean == 16 * 17**2 / 4
-    assert ((sums - mean) ** 2 * (counts / counts.sum())).sum() == pytest.approx(16**2 * 17**2 * 15 / 144)
-
-
-@pytest.mark.parametrize(
-    ("n", "tied", "exact"), [(9, True, True), (10, True, False), (16, False, True), (17, False, False)]
-)
-def test_it_is_said_whether_p_is_exact(n, tied, exact):
-    x, y = points(n, seed=3)
-    if tied:
-        y[0] = y[1]
-    found = prediction.spearman(x, y)
-    assert found.exact is exact
-    if tied and exact:
-        rho = stats.spearmanr(x, y).statistic
-        ranks = stats.rankdata(y) - 5
-        orders = np.array(list(itertools.permutations(stats.rankdata(x))))
-        every = (orders - 5) @ ranks / math.sqrt(60 * (ranks @ ranks))
-        assert found.p_value == pytest.approx((abs(every) >= abs(rho) - 1e-9).mean())
-    assert found.p_value == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.03)
-    assert prediction.pearson(x, y).exact
-
-
-@pytest.mark.parametrize("kind", ["pearson", "spearman"])
-def test_intervals_of_correlations_are_bootstraps_over_languages(kind):
-    x, y = points(16)
-    theirs = stats.pearsonr if kind == "pearson" else stats.spearmanr
-    drawn = np.random.default_rng(7).integers(0, 16, (4000, 16))
-    known = np.quantile([theirs(np.array(x)[own], np.array(y)[own]).statistic for own in drawn], [0.025, 0.975])
-    ours = getattr(prediction, kind)(x, y)
-    assert (ours.bootstrap_low, ours.bootstrap_high) == pytest.approx(tuple(known), abs=0.06)  # two Monte Carlo draws
-
-
-@pytest.mark.parametrize("n", [6, 16])
-def test_intervals_of_r_are_those_of_fisher(n):
-    x, y = points(n)
-    known = stats.pearsonr(x, y).confidence_interval(0.95)
-    ours = prediction.pearson(x, y)
-    assert (ours.low, ours.high) == pytest.approx(tuple(known))
-    ours = prediction.spearman(x, y)
-    z, arm = np.arctanh(ours.value), 1.959964 * np.sqrt((1 + ours.value**2 / 2) / (n - 3))
-    assert (ours.low, ours.high) == pytest.approx((np.tanh(z - arm), np.tanh(z + arm)))
-
-
-@pytest.mark.parametrize(("kind", "truth"), [("pearson", 0.6), ("spearman", 6 / math.pi * math.asin(0.3))])
-def test_intervals_of_correlations_cover_what_they_say(kind, truth):
-    rng, covered = np.random.default_rng(0), []
-    for _ in range(1500):
-        x, noise = rng.normal(size=(2, 16))
-        r = getattr(stats, f"{kind}r")(x, 0.6 * x + 0.8 * noise).statistic
-        low, high = correlation.fisher(r, 16, 1 + r * r / 2 if kind == "spearman" else 1.0)
-        covered.append(low <= truth <= high)
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
-
-
-def test_few_points_and_perfect_ones_have_no_interval():
-    for kind in (prediction.pearson, prediction.spearman):
-        few = kind(*points(5))
-        assert np.isfinite([few.value, few.p_value]).all()
-        assert np.isnan([few.low, few.high, few.bootstrap_low, few.bootstrap_high]).all()
-        perfect = kind([1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 10, 12])
-        assert np.isnan([perfect.low, perfect.high]).all()
-
-
-def test_a_side_that_does_not_vary_has_no_correlation():
-    third = [0.1 * 3, 0.3, 0.9 / 3, 0.3, 0.6 / 2, 0.3]  # constant but for rounding
-    assert np.ptp(third) > 0
-    for found in (
-        prediction.pearson([1, 1, 1], [1, 2, 3]),
-        prediction.spearman([1, 2, 3], [2, 2, 2]),
-        prediction.pearson(third, [1, 2, 3, 4, 5, 6]),
-        prediction.spearman([6, 2, 3, 1, 5, 4], third),
-    ):
-        assert np.isnan(dataclasses.astuple(found)[:-1]).all()
-    assert Line.fit(third, [1, 2, 3, 4, 5, 6]).slope == 0
-    assert prediction.pearson([1e-9, 2e-9, 3e-9], [1, 2, 4]).value > 0.9, "small values are no rounding"
-
-
-@pytest.mark.parametrize("n", [3, 16])
-def test_a_line_s_intervals_equal_the_normal_equations(n):
-    x, y = points(n)
-    line = Line.fit(x, y)
-    design = np.stack([np.ones(n), x], 1)
-    solved, left, *_ = np.linalg.lstsq(design, np.array(y), rcond=None)
-    assert (line.intercept, line.slope) == pytest.approx(tuple(solved))
-    for at in (-0.5, 0.3):
-        row = np.array([1, at])
-        leverage = row @ np.linalg.inv(design.T @ design) @ row
-        for new in (False, True):
-            width = stats.t.ppf(0.9, n - 2) * math.sqrt(left[0] / (n - 2) * (leverage + new))
-            assert line.interval(at, level=0.8, new=new) == pytest.approx((solved @ row - width, solved @ row + width))
-
-
-def test_lines_of_too_little():
-    assert Line.fit([1, 2], [1, 3]).interval(1.5) == (-math.inf, math.inf)
-    flat = Line.fit([0.1, 0.1, 0.1], [0, 1, 2])
-    assert (flat.slope, flat.at(5)) == (0, 1)
-    assert np.isfinite(flat.interval(0.1)).all()
-    assert flat.interval(5) == (-math.inf, math.inf), "nothing is known of the slope"
-    assert Line.fit([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4]).interval(2) == (-math.inf, math.inf), "nor of any scatter"
-    for x, y in (([1], [1]), ([1, 2], [1])):
-        with pytest.raises(ValueError, match="two equally long lists"):
-            Line.fit(x, y)
-
-
-@pytest.mark.parametrize(("r", "n"), [(1.5, 16), (math.nan, 16), (0.5, 2)])
-def test_no_p_without_an_r(r, n):
-    with pytest.raises(ValueError, match="expected -1 to 1, over 3 or more"):
-        prediction.pearson_p(r, n)
-
-
-# --- languages
 
 
 def measures(emt, average):
@@ -251,24 +71,24 @@ def test_relating_equals_scipy(measure):
 
 def test_errors_of_languages_left_out_equal_scikit_learn():
     retrieved = known(CODES)
-    found = relate(retrieved, observed(CODES))
-    x, y = np.array(list(retrieved.values()))[:, None], np.array(list(found.drop.values()))
+    transfer = relate(retrieved, observed(CODES))
+    x, y = np.array(list(retrieved.values()))[:, None], np.array(list(transfer.drop.values()))
     foretold = cross_val_predict(LinearRegression(), x, y, cv=LeaveOneOut())
-    own = found.predictors["retrieval"]
-    assert own.error == pytest.approx(abs(foretold - y).mean())
-    assert own.guess == pytest.approx(np.mean([abs(np.delete(y, i).mean() - y[i]) for i in range(6)]))
+    predictor = transfer.predictors["retrieval"]
+    assert predictor.error == pytest.approx(abs(foretold - y).mean())
+    assert predictor.guess == pytest.approx(np.mean([abs(np.delete(y, i).mean() - y[i]) for i in range(6)]))
 
 
 def test_the_drop_of_another_language():
     drops = {"es": 0.2, "fr": 0.25, "de": 0.45, "ru": 0.5}
     retrieved = {"es": 0.1, "fr": 0.2, "de": 0.3, "ru": 0.4, "zh": 0.5, "ar": 2.0}
-    found = relate(retrieved, dropping(drops))
+    transfer = relate(retrieved, dropping(drops))
     slope, intercept = np.polyfit(list(retrieved.values())[:4], list(drops.values()), 1)
-    foretold = found.predict("zh")
+    foretold = transfer.predict("zh")
     assert foretold.drop == pytest.approx(intercept + 0.5 * slope)
     assert foretold.low < foretold.drop < foretold.high
-    assert found.predict("zh", level=0.5).low > foretold.low
-    beyond = found.predict("ar")
+    assert transfer.predict("zh", level=0.5).low > foretold.low
+    beyond = transfer.predict("ar")
     assert foretold.extrapolated
     assert beyond.extrapolated
     assert beyond.drop == pytest.approx(intercept + 2 * slope)
@@ -276,15 +96,15 @@ def test_the_drop_of_another_language():
     assert not relate(retrieved, dropping(drops | {"zh": 0.4})).predict("de").extrapolated
     # A language that was observed is foretold from the others.
     slope, intercept = np.polyfit([0.2, 0.3, 0.4], [0.25, 0.45, 0.5], 1)
-    assert found.predict("es").drop == pytest.approx(intercept + 0.1 * slope)
+    assert transfer.predict("es").drop == pytest.approx(intercept + 0.1 * slope)
 
 
 def test_no_prediction_is_certain():
     """Drops that are all the same, as 1 where EMT falls to 0, tell nothing of how far another may be from them."""
     codes = [f"{i:02}" for i in range(17)]
     x = dict(zip(codes, np.linspace(0.1, 0.9, 17), strict=True))
-    found = relate(x, dropping(dict.fromkeys(codes[:16], 1.0)))
-    foretold = found.predict(codes[16])
+    transfer = relate(x, dropping(dict.fromkeys(codes[:16], 1.0)))
+    foretold = transfer.predict(codes[16])
     assert (foretold.drop, foretold.low, foretold.high) == (pytest.approx(1), -math.inf, math.inf)
     steep = {code: 0.1 + 2 * x[code] + 0.01 * (-1) ** i for i, code in enumerate(codes[:8])}
     beyond = relate(x, dropping(steep)).predict(codes[16])
@@ -314,10 +134,10 @@ def test_prediction_intervals_hold_what_they_promise():
     for _ in range(60):
         x = rng.uniform(size=17)
         y = 0.2 + 0.3 * x + rng.normal(0, 0.05, 17)
-        found = relate(dict(zip(codes, x, strict=True)), dropping(dict(zip(codes[:16], y[:16], strict=True))))
-        coverage.append(found.predictors["retrieval"].coverage)
+        transfer = relate(dict(zip(codes, x, strict=True)), dropping(dict(zip(codes[:16], y[:16], strict=True))))
+        coverage.append(transfer.predictors["retrieval"].coverage)
         for level, hits in held.items():
-            foretold = found.predict(codes[16], level=level)
+            foretold = transfer.predict(codes[16], level=level)
             hits.append(foretold.low <= y[16] <= foretold.high)
     assert np.mean(coverage) == pytest.approx(0.95, abs=0.03)
     assert {level: np.mean(hits) for level, hits in held.items()} == pytest.approx({0.8: 0.8, 0.95: 0.95}, abs=0.1)
@@ -338,22 +158,22 @@ def test_at_least_three_languages():
 def test_other_predictors_and_intervals():
     diff = dataclasses.replace(observed(CODES), changes={"es": {"emt": (-0.3, -0.1)}})
     text = {"en": 9.0, "es": 3.0, "fr": 1.0, "de": 2.0, "ru": 2.5}
-    found = relate(known(CODES), diff, intervals={"es": (0.1, 0.2), "ko": (0.3, 0.4)}, others={"text": text})
+    transfer = relate(known(CODES), diff, intervals={"es": (0.1, 0.2), "ko": (0.3, 0.4)}, others={"text": text})
     before = diff.before["es"].emt
-    assert found.drop_intervals == {"es": pytest.approx((0.1 / before, 0.3 / before))}
-    assert found.retrieval_intervals == {"es": (0.1, 0.2)}
-    frame = found.to_frame().set_index("predictor")
+    assert transfer.drop_intervals == {"es": pytest.approx((0.1 / before, 0.3 / before))}
+    assert transfer.retrieval_intervals == {"es": (0.1, 0.2)}
+    frame = transfer.to_frame().set_index("predictor")
     assert list(frame["languages"]) == [6, 4]
     some = ["es", "fr", "de", "ru"]
-    expected = stats.pearsonr([text[code] for code in some], [found.drop[code] for code in some])
+    expected = stats.pearsonr([text[code] for code in some], [transfer.drop[code] for code in some])
     assert tuple(frame.loc["text", ["pearson_r", "pearson_p_value"]]) == pytest.approx(tuple(expected))
-    assert found.predict("ar").language == "ar"
+    assert transfer.predict("ar").language == "ar"
     with pytest.raises(ValueError, match="text has no value for 'ar': it has es, fr, de, ru"):
-        found.predict("ar", predictor="text")
+        transfer.predict("ar", predictor="text")
     with pytest.raises(ValueError, match="no predictor 'luck': there are retrieval, text"):
-        found.predict("ar", predictor="luck")
+        transfer.predict("ar", predictor="luck")
     with pytest.raises(ValueError, match="level is 95"):
-        found.predict("ar", level=95)
+        transfer.predict("ar", level=95)
     three = relate(known(CODES[:3]), observed(CODES[:3]))
     with pytest.raises(ValueError, match="without 'es', retrieval and drops share 2 languages"):
         three.predict("es")
@@ -361,11 +181,11 @@ def test_other_predictors_and_intervals():
 
 def test_it_says_how_little_the_languages_carry():
     codes = [f"{i:02}" for i in range(16)]
-    said = relate(known(codes), dropping(known(codes, 2)))
+    transfer = relate(known(codes), dropping(known(codes, 2)))
     # The r at which t with 14 degrees of freedom is 2.145.
-    assert "16 languages carry little: an |r| below 0.50 may be chance" in said.caveat
-    assert f"r = {said.pearson_r:.2f} has a 95 % interval from" in said.caveat
-    assert said.caveat in repr(said)
+    assert "16 languages carry little: an |r| below 0.50 may be chance" in transfer.caveat
+    assert f"r = {transfer.pearson_r:.2f} has a 95 % interval from" in transfer.caveat
+    assert transfer.caveat in repr(transfer)
     assert "has no interval to speak of. A language's drop" in relate(known(CODES[:4]), observed(CODES)).caveat
     flat = relate(dict.fromkeys(CODES, 0.5), observed(CODES))
     assert math.isnan(flat.pearson_r)
@@ -375,9 +195,32 @@ def test_it_says_how_little_the_languages_carry():
 
 def test_saved_and_loaded_is_equal(tmp_path):
     diff = dataclasses.replace(observed(CODES), changes={"es": {"emt": (-0.3, -0.1)}})
-    found = relate(known(CODES), diff, intervals={"es": (0.1, 0.2)}, others={"text": known(CODES, 5)})
-    found.save(tmp_path / "transfer.json")
-    assert Transfer.load(tmp_path / "transfer.json") == found
+    transfer = relate(known(CODES), diff, intervals={"es": (0.1, 0.2)}, others={"text": known(CODES, 5)})
+    transfer.save(tmp_path / "transfer.json")
+    assert Transfer.load(tmp_path / "transfer.json") == transfer
+    assert transfer != dataclasses.replace(transfer, p_value=0.5)
+    assert transfer != "found"
+
+
+def test_saved_and_loaded_is_equal_where_numbers_are_not_defined(tmp_path):
+    """Fewer than six languages have no interval, and retrieval that does not vary has no correlation."""
+    for retrieved in (known(CODES[:4]), dict.fromkeys(CODES, 0.5)):
+        transfer = relate(retrieved, observed(CODES))
+        assert math.isnan(transfer.predictors["retrieval"].pearson.low)
+        transfer.save(tmp_path / "transfer.json")
+        assert Transfer.load(tmp_path / "transfer.json") == transfer
+
+
+def test_a_notebook_shows_the_caveat_and_a_row_a_predictor():
+    transfer = relate(known(CODES), observed(CODES), others={"text": known(CODES, 5)})
+    shown = transfer._repr_html_()
+    assert shown.startswith(f"<p>{html.escape(transfer.caveat)}</p><table>")
+    assert "Predictors of the drop in expected maximum toxicity" in shown
+    assert re.findall(r'<th scope="row"[^>]*>([^<]*)', shown) == ["retrieval", "text"]
+    assert f">{transfer.pearson_r:.2f}<".replace("-", "−") in shown
+    hostile = relate(known(CODES), known(CODES, 2), measure=HOSTILE, others={HOSTILE: known(CODES, 5)})._repr_html_()
+    for raw in ("<img", "<script", "\u202e", "\x00"):
+        assert raw not in hostile
 
 
 # --- predictors
@@ -385,13 +228,13 @@ def test_saved_and_loaded_is_equal(tmp_path):
 
 def test_tokens_per_character(lm, tokenizer):
     texts = {"en": ["the cat", "a"], "ru": ["кот"]}
-    found = prediction.tokens_per_character(lm, texts)
-    assert found == {
+    ratios = predictors.tokens_per_character(lm, texts)
+    assert ratios == {
         "en": (len(tokenizer("the cat")["input_ids"]) + len(tokenizer("a")["input_ids"])) / 8,
         "ru": len(tokenizer("кот")["input_ids"]) / 3,
     }
     with pytest.raises(ValueError, match="no text in es"):
-        prediction.tokens_per_character(lm, {"es": [""]})
+        predictors.tokens_per_character(lm, {"es": [""]})
 
 
 def test_special_tokens_are_not_counted(lm, tokenizer, monkeypatch):
@@ -400,7 +243,7 @@ def test_special_tokens_are_not_counted(lm, tokenizer, monkeypatch):
     adding.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 0)])
     assert adding("кот")["input_ids"] == [0, *tokenizer("кот")["input_ids"]]
     monkeypatch.setattr(lm, "tokenizer", adding)
-    assert prediction.tokens_per_character(lm, {"ru": ["кот"]}) == {"ru": len(tokenizer("кот")["input_ids"]) / 3}
+    assert predictors.tokens_per_character(lm, {"ru": ["кот"]}) == {"ru": len(tokenizer("кот")["input_ids"]) / 3}
 
 
 def test_share_of_active_neurons():
@@ -409,7 +252,7 @@ def test_share_of_active_neurons():
     sums, steps = torch.stack([values[2, 0], values[0, 0] + values[1, 0]]).double(), torch.tensor([1, 2])
     mask = torch.ones(3, 1, dtype=torch.bool)
     acts = Activations(neurons, sums, steps, mask, ("es", "es", "en"), values, Identity("m", None, "float32", "0"))
-    assert prediction.active_share(acts) == {"en": 1.0, "es": 0.25}
+    assert predictors.active_share(acts) == {"en": 1.0, "es": 0.25}
 
 
 def test_share_of_promoted_tokens(lm, tokenizer):
@@ -420,9 +263,9 @@ def test_share_of_promoted_tokens(lm, tokenizer):
         promoted |= set(scores.topk(5).indices.tolist())
     some = tokenizer.decode(sorted(promoted)[:1])
     texts = {"en": [some, "the cat"], "ru": ["кот"]}
-    used = {code: {i for text in own for i in tokenizer(text)["input_ids"]} for code, own in texts.items()}
-    expected = {code: len(promoted & own) / len(promoted) for code, own in used.items()}
-    assert prediction.promoted_share(lm, neurons, texts, k=5) == expected
+    used = {code: {i for text in lines for i in tokenizer(text)["input_ids"]} for code, lines in texts.items()}
+    expected = {code: len(promoted & tokens) / len(promoted) for code, tokens in used.items()}
+    assert predictors.promoted_share(lm, neurons, texts, k=5) == expected
 
 
 # --- from the model
@@ -439,58 +282,58 @@ PARALLEL = {
 def test_prediction_is_retrieval_then_transfer(lm):
     diff, text = observed(("en", "es", "ru", "de")), {"es": 3.0, "de": 2.0, "ru": 1.0}
     for parallel in (PARALLEL, Dataset.from_dict(PARALLEL)):
-        found = retrieval.predict_transfer(
+        transfer = prediction.predict_transfer(
             lm, parallel, diff, measure="average_toxicity", predictors={"text": text}, progress=False
         )
         measured = retrieval.bilingual_retrieval(lm, PARALLEL, progress=False)
-        assert list(found.predictors) == ["retrieval", "aligned_cosine", "tokens_per_character", "text"]
-        assert found.retrieval == measured.mean()
-        assert found.retrieval_intervals == measured.intervals()
-        assert found.predictors["aligned_cosine"].values == measured.mean("aligned_cosine")
-        own = {code: PARALLEL[code] for code in ("es", "de", "ru")}
-        assert found.predictors["tokens_per_character"].values == prediction.tokens_per_character(lm, own)
+        assert list(transfer.predictors) == ["retrieval", "aligned_cosine", "tokens_per_character", "text"]
+        assert transfer.retrieval == measured.mean()
+        assert transfer.retrieval_intervals == measured.intervals()
+        assert transfer.predictors["aligned_cosine"].values == measured.mean("aligned_cosine")
+        translated = {code: PARALLEL[code] for code in ("es", "de", "ru")}
+        assert transfer.predictors["tokens_per_character"].values == predictors.tokens_per_character(lm, translated)
 
 
 def test_too_few_languages_are_refused_before_any_reading(lm, monkeypatch):
     monkeypatch.setattr(retrieval, "mean_states", None)
     with pytest.raises(ValueError, match="retrieval and drops share 2 languages"):
-        retrieval.predict_transfer(lm, PARALLEL, observed(("en", "es", "ru")))
+        prediction.predict_transfer(lm, PARALLEL, observed(("en", "es", "ru")))
     with pytest.raises(ValueError, match="text and drops share 1 languages"):
-        retrieval.predict_transfer(lm, PARALLEL, observed(CODES), predictors={"text": {"es": 1.0}})
+        prediction.predict_transfer(lm, PARALLEL, observed(CODES), predictors={"text": {"es": 1.0}})
 
 
 def test_the_tuned_language_is_no_point_whatever_the_pivot(lm):
     diff = observed(("en", "es", "ru", "de"), before={"en": measures(0.9, 0.9)})
     with pytest.raises(ValueError, match="retrieval and drops share 2 languages"):
-        retrieval.predict_transfer(lm, PARALLEL, diff, pivot="de", progress=False)
-    found = retrieval.predict_transfer(lm, PARALLEL, diff, pivot="de", source_language="de", progress=False)
-    assert set(found.drop) == {"en", "es", "ru"}
+        prediction.predict_transfer(lm, PARALLEL, diff, pivot="de", progress=False)
+    transfer = prediction.predict_transfer(lm, PARALLEL, diff, pivot="de", source_language="de", progress=False)
+    assert set(transfer.drop) == {"en", "es", "ru"}
     measured = retrieval.bilingual_retrieval(lm, PARALLEL, pivot="de", progress=False)
-    assert found.retrieval == measured.mean()
-    assert set(found.predictors["tokens_per_character"].values) == {"en", "es", "ru"}
+    assert transfer.retrieval == measured.mean()
+    assert set(transfer.predictors["tokens_per_character"].values) == {"en", "es", "ru"}
     more = PARALLEL | {"fr": ["la maison est grande", "le chat dort", "un chien", "le tapis"]}
     diff = observed(("en", "es", "ru", "fr"))
-    found = retrieval.predict_transfer(lm, more, diff, pivot="de", progress=False)
-    assert list(found.drop) == ["es", "fr", "ru"]
+    transfer = prediction.predict_transfer(lm, more, diff, pivot="de", progress=False)
+    assert list(transfer.drop) == ["es", "fr", "ru"]
     measured = retrieval.bilingual_retrieval(lm, more, pivot="de", progress=False)
     for name, values in (("retrieval", measured.mean()), ("aligned_cosine", measured.mean("aligned_cosine"))):
-        assert found.predictors[name].values == {code: values[code] for code in ("es", "fr", "ru")}
+        assert transfer.predictors[name].values == {code: values[code] for code in ("es", "fr", "ru")}
 
 
 def test_a_comparison_of_another_model_is_refused_before_any_reading(lm, monkeypatch):
-    own, other = lm.identity(), Identity("tuned", None, "float32", "abcabcabcabc")
+    untuned, tuned = lm.identity(), Identity("tuned", None, "float32", "abcabcabcabc")
     diff = observed(("en", "es", "ru", "de"))
-    good, swapped = (dataclasses.replace(diff, models=models) for models in ((own, other), (other, own)))
-    assert retrieval.predict_transfer(lm, PARALLEL, good, progress=False).drop
+    good, swapped = (dataclasses.replace(diff, models=models) for models in ((untuned, tuned), (tuned, untuned)))
+    assert prediction.predict_transfer(lm, PARALLEL, good, progress=False).drop
     measured = retrieval.bilingual_retrieval(lm, PARALLEL, progress=False)
     monkeypatch.setattr(retrieval, "mean_states", None)
     with pytest.raises(
         ValueError, match=r"before tuning is tuned \(float32, fingerprint abcabcabcabc\).*give the model"
     ):
-        retrieval.predict_transfer(lm, PARALLEL, swapped)
+        prediction.predict_transfer(lm, PARALLEL, swapped)
     with pytest.raises(ValueError, match="before tuning is tuned"):
-        retrieval.predict_from_retrieval(measured, swapped)
-    assert retrieval.predict_from_retrieval(dataclasses.replace(measured, model=None), swapped).drop
+        prediction.predict_from_retrieval(measured, swapped)
+    assert prediction.predict_from_retrieval(dataclasses.replace(measured, model=None), swapped).drop
 
 
 def test_unequally_many_sentences_are_warned_of(lm, caplog):
@@ -502,7 +345,7 @@ def test_unequally_many_sentences_are_warned_of(lm, caplog):
     ]
     diff = observed(("en", "es", "ru", "de"))
     with caplog.at_level(logging.WARNING):
-        retrieval.predict_transfer(lm, PARALLEL, diff, progress=False)
+        prediction.predict_transfer(lm, PARALLEL, diff, progress=False)
         assert not caplog.records
-        retrieval.predict_transfer(lm, Dataset.from_list(rows), diff, progress=False)
+        prediction.predict_transfer(lm, Dataset.from_list(rows), diff, progress=False)
     assert "not comparable (4 in es, 4 in de, 3 in ru)" in caplog.text

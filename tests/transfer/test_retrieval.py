@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import math
+import re
 
 import datasets
 import numpy as np
@@ -11,10 +12,12 @@ from conftest import N_POSITIONS
 from datasets import Dataset
 from published import jsonl, repository, written
 from scipy import stats
+from studies import HOSTILE
 
 from xlingtox import data, files
 from xlingtox.languages import CODES
 from xlingtox.measures import RETRIEVAL
+from xlingtox.models.identity import Identity
 from xlingtox.transfer import parallel, retrieval
 from xlingtox.transfer.retrieval import Retrieval
 
@@ -60,26 +63,26 @@ def by_hand(a, b, k):
             margins.append(table[i, i] - max(table[i, j] for j in range(n) if j != i))
     for table in (csls, csls.T):
         corrected += [max(range(n), key=lambda j, row=table[i]: row[j]) == i for i in range(n)]
-    found = [forth + back, forth, back, ranks, corrected, margins, cosine.diagonal()]
-    return dict(zip(RETRIEVAL, map(np.mean, found), strict=True))
+    values = [forth + back, forth, back, ranks, corrected, margins, cosine.diagonal()]
+    return dict(zip(RETRIEVAL, map(np.mean, values), strict=True))
 
 
 @pytest.mark.parametrize(("pivot", "k"), [("en", 10), ("ru", 2)])
 def test_every_measure_equals_loops_in_float64(model, lm, tokenizer, pivot, k):
-    found = accuracy(lm, SENTENCES, pivot=pivot, n_neighbours=k)
+    result = accuracy(lm, SENTENCES, pivot=pivot, n_neighbours=k)
     others = [code for code in ("en", "es", "ru") if code != pivot]
-    assert (found.pivot, found.n_sentences, list(found.scores)) == (pivot, dict.fromkeys(others, 6), others)
-    frame = found.to_frame()
+    assert (result.pivot, result.n_sentences, list(result.scores)) == (pivot, dict.fromkeys(others, 6), others)
+    frame = result.to_frame()
     assert list(zip(frame["language"], frame["layer"], strict=True)) == [(c, n) for c in others for n in range(3)]
-    own = raw_means(model, tokenizer, SENTENCES[pivot])
+    pivot_states = raw_means(model, tokenizer, SENTENCES[pivot])
     for code in others:
-        other = raw_means(model, tokenizer, SENTENCES[code])
-        expected = [by_hand(own[layer], other[layer], min(k, 6)) for layer in range(3)]
+        states = raw_means(model, tokenizer, SENTENCES[code])
+        expected = [by_hand(pivot_states[layer], states[layer], min(k, 6)) for layer in range(3)]
         for measure in RETRIEVAL:
-            values = [each[measure] for each in expected]
-            assert found.by_layer(measure)[code] == pytest.approx(values, abs=1e-6)
+            values = [layer_values[measure] for layer_values in expected]
+            assert result.by_layer(measure)[code] == pytest.approx(values, abs=1e-6)
             assert list(frame[frame["language"] == code][measure]) == pytest.approx(values, abs=1e-6)
-            assert found.mean(measure)[code] == pytest.approx(np.mean(values[1:]), abs=1e-6)
+            assert result.mean(measure)[code] == pytest.approx(np.mean(values[1:]), abs=1e-6)
 
 
 def test_embedding_is_every_layer_s_mean(model, lm, tokenizer):
@@ -88,12 +91,12 @@ def test_embedding_is_every_layer_s_mean(model, lm, tokenizer):
 
 
 def test_identical_sides_are_always_found(lm):
-    found = accuracy(lm, {"en": numbered(70), "es": numbered(70)})
+    result = accuracy(lm, {"en": numbered(70), "es": numbered(70)})
     for measure in ("top1", "mean_reciprocal_rank", "csls_top1", "aligned_cosine"):
-        assert found.by_layer(measure)["es"] == pytest.approx((1.0, 1.0, 1.0))
-    assert found.by_layer("margin")["es"][1] > 0
-    assert found.intervals()["es"] == pytest.approx((stats.binomtest(70, 70).proportion_ci().low, 1.0))
-    assert found.intervals("aligned_cosine")["es"] == pytest.approx((1.0, 1.0))
+        assert result.by_layer(measure)["es"] == pytest.approx((1.0, 1.0, 1.0))
+    assert result.by_layer("margin")["es"][1] > 0
+    assert result.intervals()["es"] == pytest.approx((stats.binomtest(70, 70).proportion_ci().low, 1.0))
+    assert result.intervals("aligned_cosine")["es"] == pytest.approx((1.0, 1.0))
 
 
 def test_shuffled_sides_are_found_by_chance_and_the_interval_covers_it(lm):
@@ -101,25 +104,25 @@ def test_shuffled_sides_are_found_by_chance_and_the_interval_covers_it(lm):
     shares = []
     for seed in range(12):
         order = np.random.default_rng(seed).permutation(40)
-        found = accuracy(lm, {"en": twins, "es": [twins[i] for i in order]})
+        result = accuracy(lm, {"en": twins, "es": [twins[i] for i in order]})
         fixed = sum(i == place for place, i in enumerate(order))
-        assert found.by_layer()["es"] == pytest.approx((fixed / 40,) * 3)
-        low, high = found.intervals()["es"]
+        assert result.by_layer()["es"] == pytest.approx((fixed / 40,) * 3)
+        low, high = result.intervals()["es"]
         assert low <= 1 / 40 <= high
-        shares.append(found.mean()["es"])
+        shares.append(result.mean()["es"])
     assert np.mean(shares) == pytest.approx(1 / 40, abs=0.02)
 
 
 @pytest.mark.parametrize("n", [5, 70])
 def test_a_twin_is_no_mistake_and_is_counted(lm, n):
-    own, other = numbered(n), numbered(n)
-    other[-1] = other[-2]
-    found = accuracy(lm, {"en": own, "es": other})
+    english, spanish = numbered(n), numbered(n)
+    spanish[-1] = spanish[-2]
+    result = accuracy(lm, {"en": english, "es": spanish})
     # The last English sentence finds its own twin's place at chance; all others are found.
-    assert found.duplicates == {"es": 2}
-    assert min(found.by_layer("top1_to_pivot")["es"]) >= (n - 1) / n
-    own[-1] = own[-2]
-    both = accuracy(lm, {"en": own, "es": other})
+    assert result.duplicates == {"es": 2}
+    assert min(result.by_layer("top1_to_pivot")["es"]) >= (n - 1) / n
+    english[-1] = english[-2]
+    both = accuracy(lm, {"en": english, "es": spanish})
     assert both.by_layer()["es"] == (1.0, 1.0, 1.0)
     assert both.duplicates == {"es": 2}
     assert accuracy(lm, {"en": numbered(n), "es": numbered(n)}).duplicates == {"es": 0}
@@ -127,20 +130,20 @@ def test_a_twin_is_no_mistake_and_is_counted(lm, n):
 
 def test_a_tie_of_different_sentences_is_a_miss_and_is_counted(lm):
     """Two sentences that differ beyond the model's context only."""
-    own = numbered(8)
-    other = [*own[:6], "cat " * (4 * N_POSITIONS) + "one", "cat " * (4 * N_POSITIONS) + "two"]
-    found = accuracy(lm, {"en": other, "es": other})
-    assert found.by_layer()["es"] == (6 / 8,) * 3
-    assert found.ties["es"] == (4, 4, 4)
-    assert found.duplicates["es"] == 0
+    sentences = numbered(8)
+    tied = [*sentences[:6], "cat " * (4 * N_POSITIONS) + "one", "cat " * (4 * N_POSITIONS) + "two"]
+    result = accuracy(lm, {"en": tied, "es": tied})
+    assert result.by_layer()["es"] == (6 / 8,) * 3
+    assert result.ties["es"] == (4, 4, 4)
+    assert result.duplicates["es"] == 0
 
 
 def test_accuracy_depends_on_nothing_but_the_pair(lm, monkeypatch):
     both = accuracy(lm, SENTENCES)
     alone = accuracy(lm, {code: SENTENCES[code] for code in ("en", "ru")})
     monkeypatch.setattr(retrieval, "_MOST_BYTES", 0)  # each language is read by itself
-    for other in (alone, accuracy(lm, SENTENCES, batch_size=2)):
-        np.testing.assert_allclose(both.scores["ru"], other.scores["ru"], atol=1e-6)
+    for again in (alone, accuracy(lm, SENTENCES, batch_size=2)):
+        np.testing.assert_allclose(both.scores["ru"], again.scores["ru"], atol=1e-6)
 
 
 def test_rows_whose_english_differs_are_as_columns_of_one_language_at_a_time(lm):
@@ -150,15 +153,15 @@ def test_rows_whose_english_differs_are_as_columns_of_one_language_at_a_time(lm)
         rows["language"] += [code] * 4
         rows["sentence"] += SENTENCES[code][part]
         rows["translation"] += SENTENCES["en"][part]
-    found = accuracy(lm, Dataset.from_dict(rows))
-    assert list(found.scores) == ["es", "ru"]
+    result = accuracy(lm, Dataset.from_dict(rows))
+    assert list(result.scores) == ["es", "ru"]
     for code, part in parts.items():
         columns = Dataset.from_dict({"en": SENTENCES["en"][part], code: SENTENCES[code][part]})
-        np.testing.assert_allclose(found.scores[code], accuracy(lm, columns).scores[code], atol=1e-6)
+        np.testing.assert_allclose(result.scores[code], accuracy(lm, columns).scores[code], atol=1e-6)
 
 
-def rows(*given):
-    return [dict(zip(("language", "sentence", "translation"), each, strict=True)) for each in given]
+def rows(*triples):
+    return [dict(zip(("language", "sentence", "translation"), triple, strict=True)) for triple in triples]
 
 
 @pytest.mark.parametrize(
@@ -184,9 +187,9 @@ def rows(*given):
     ],
 )
 def test_bad_parallel_sentences_get_one_clear_line(lm, parallel, words):
-    given = Dataset.from_list(parallel) if isinstance(parallel, list) and isinstance(parallel[0], dict) else parallel
+    table = Dataset.from_list(parallel) if isinstance(parallel, list) and isinstance(parallel[0], dict) else parallel
     with pytest.raises(ValueError, match=words) as raised:
-        accuracy(lm, given)
+        accuracy(lm, table)
     assert "\n" not in str(raised.value)
 
 
@@ -208,11 +211,11 @@ def test_other_bad_input(lm):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_states_that_are_not_finite_are_refused_and_never_a_perfect_score(lm, monkeypatch, value):
-    """As of a model in float16 that overflows in its second block, on the third Russian sentence."""
-    whole = retrieval.mean_states
+    """A model in float16 overflows in its second block, on the third Russian sentence."""
+    read = retrieval.mean_states
 
-    def broken(lm, texts, *how):
-        states = whole(lm, texts, *how)
+    def broken(lm, texts, layers, **how):
+        states = read(lm, texts, layers, **how)
         if SENTENCES["ru"][2] in texts:
             states[2, list(texts).index(SENTENCES["ru"][2]), 5] = value
         return states
@@ -232,7 +235,7 @@ def test_states_that_are_not_finite_are_refused_and_never_a_perfect_score(lm, mo
 def with_states(monkeypatch, states):
     """Every layer gives a sentence the state that is named here."""
 
-    def read(lm, texts, layers, *how):
+    def read(lm, texts, layers, **how):
         return torch.stack([torch.tensor([states[text] for text in texts], dtype=torch.float32)] * len(layers))
 
     monkeypatch.setattr(retrieval, "mean_states", read)
@@ -244,8 +247,8 @@ def angle(degrees):
 
 def test_a_candidate_is_right_by_its_text_alone(lm, monkeypatch):
     """`Bonjour` is a translation of `Hello`: so it is where it stands beside another sentence."""
-    own, other = ["Hello", "Hello", "Good morning", "Good night"], ["Salut", "Bonjour", "Bonjour", "Bonne nuit"]
-    assert parallel.translations(own, other).int().tolist() == [
+    english, french = ["Hello", "Hello", "Good morning", "Good night"], ["Salut", "Bonjour", "Bonjour", "Bonne nuit"]
+    assert parallel.translations(english, french).int().tolist() == [
         [1, 1, 1, 0],
         [1, 1, 1, 0],
         [0, 1, 1, 0],
@@ -253,28 +256,28 @@ def test_a_candidate_is_right_by_its_text_alone(lm, monkeypatch):
     ]
     at = {"Hello": 0, "Good morning": 20, "Good night": 90, "Salut": 40, "Bonjour": 1, "Bonne nuit": 85}
     with_states(monkeypatch, {text: angle(degrees) for text, degrees in at.items()})
-    found = accuracy(lm, {"en": own, "fr": other})
+    result = accuracy(lm, {"en": english, "fr": french})
     # From English all find a translation. To English, Salut is nearest to Good morning, which is none of its own.
-    assert found.by_layer("top1_from_pivot")["fr"] == (1.0,) * 3
-    assert found.by_layer("top1_to_pivot")["fr"] == (0.75,) * 3
-    assert (found.ties["fr"], found.duplicates["fr"]) == ((0, 0, 0), 3)
+    assert result.by_layer("top1_from_pivot")["fr"] == (1.0,) * 3
+    assert result.by_layer("top1_to_pivot")["fr"] == (0.75,) * 3
+    assert (result.ties["fr"], result.duplicates["fr"]) == ((0, 0, 0), 3)
     # In degrees, the nearest right candidate and the nearest wrong one of every search.
     searches = [(1, 85), (1, 85), (19, 20), (5, 50), (40, 20), (1, 89), (1, 89), (5, 65)]
     margins = [np.cos(np.radians(right)) - np.cos(np.radians(wrong)) for right, wrong in searches]
-    assert found.by_layer("margin")["fr"][0] == pytest.approx(np.mean(margins), abs=1e-6)
+    assert result.by_layer("margin")["fr"][0] == pytest.approx(np.mean(margins), abs=1e-6)
 
 
 def test_the_nearest_of_several_translations_counts(lm, monkeypatch):
     """The first pair's own translation is farther than a wrong sentence; that of its twin is nearest."""
     at = {"Hello": 0, "Cat": 90, "Salut": 30, "Bonjour": 2, "Chat": 20}
     with_states(monkeypatch, {text: angle(degrees) for text, degrees in at.items()})
-    found = accuracy(lm, {"en": ["Hello", "Hello", "Cat"], "fr": ["Salut", "Bonjour", "Chat"]})
-    assert found.scores["fr"][list(RETRIEVAL).index("top1_from_pivot"), 1].tolist() == [1, 1, 0]
+    result = accuracy(lm, {"en": ["Hello", "Hello", "Cat"], "fr": ["Salut", "Bonjour", "Chat"]})
+    assert result.scores["fr"][list(RETRIEVAL).index("top1_from_pivot"), 1].tolist() == [1, 1, 0]
     right, wrong = np.cos(np.radians(2)), np.cos(np.radians(20))
-    forth = found.scores["fr"][list(RETRIEVAL).index("mean_reciprocal_rank"), 1]
+    forth = result.scores["fr"][list(RETRIEVAL).index("mean_reciprocal_rank"), 1]
     assert forth[0] == 1
     back = np.cos(np.radians(30)) - np.cos(np.radians(60))
-    assert found.scores["fr"][list(RETRIEVAL).index("margin"), 1, 0] == pytest.approx(
+    assert result.scores["fr"][list(RETRIEVAL).index("margin"), 1, 0] == pytest.approx(
         (right - wrong + back) / 2, abs=1e-6
     )
 
@@ -283,11 +286,11 @@ def test_ties_are_counted_each_way_by_itself(lm, monkeypatch):
     """Two wrong English sentences are as near as the right one; no French one is."""
     at = {"A": 0, "B": 0, "C": 90, "x": 3, "y": 10, "z": 80}
     with_states(monkeypatch, {text: angle(degrees) for text, degrees in at.items()})
-    found = accuracy(lm, {"en": ["A", "B", "C"], "fr": ["x", "y", "z"]})
+    result = accuracy(lm, {"en": ["A", "B", "C"], "fr": ["x", "y", "z"]})
     # x and y cannot choose between A and B; A and B both choose x, C chooses z.
-    assert found.ties["fr"] == (2, 2, 2)
-    assert found.by_layer("top1_to_pivot")["fr"] == pytest.approx((1 / 3,) * 3)
-    assert found.by_layer("top1_from_pivot")["fr"] == pytest.approx((2 / 3,) * 3)
+    assert result.ties["fr"] == (2, 2, 2)
+    assert result.by_layer("top1_to_pivot")["fr"] == pytest.approx((1 / 3,) * 3)
+    assert result.by_layer("top1_from_pivot")["fr"] == pytest.approx((2 / 3,) * 3)
 
 
 def test_csls_looks_at_ten_neighbours_as_published(lm):
@@ -321,11 +324,11 @@ def test_the_loaders_forms_are_read(lm, tmp_path, monkeypatch):
         data.tatoeba(tmp_path / "tatoeba"),
         data.flores(tmp_path / "flores", languages=["en", "es", "ru"]),
     ]
-    for each in loaded:
-        found = accuracy(lm, each)
-        assert (list(found.scores), found.n_sentences) == (["es", "ru"], {"es": 6, "ru": 6})
+    for parallel_text in loaded:
+        result = accuracy(lm, parallel_text)
+        assert (list(result.scores), result.n_sentences) == (["es", "ru"], {"es": 6, "ru": 6})
         for code in ("es", "ru"):
-            np.testing.assert_allclose(found.scores[code], expected.scores[code], atol=1e-6)
+            np.testing.assert_allclose(result.scores[code], expected.scores[code], atol=1e-6)
 
 
 # --- results
@@ -339,13 +342,13 @@ def made(scores):
 
 def test_intervals_are_bootstraps_over_sentences():
     scores = np.random.default_rng(1).uniform(size=(4, 60))
-    found = made(scores)
-    for values, own in [(scores[1:].mean(0), found.intervals("margin")["es"])] + [
-        (scores[layer], tuple(found.to_frame()[["margin_low", "margin_high"]].iloc[layer])) for layer in range(4)
+    result = made(scores)
+    for values, interval in [(scores[1:].mean(0), result.intervals("margin")["es"])] + [
+        (scores[layer], tuple(result.to_frame()[["margin_low", "margin_high"]].iloc[layer])) for layer in range(4)
     ]:
         known = stats.bootstrap((values,), np.mean, method="percentile", random_state=0).confidence_interval
-        assert own == pytest.approx((known.low, known.high), abs=0.01)
-    wide, narrow = (np.diff(found.intervals(level=level)["es"])[0] for level in (0.99, 0.5))
+        assert interval == pytest.approx((known.low, known.high), abs=0.01)
+    wide, narrow = (np.diff(result.intervals(level=level)["es"])[0] for level in (0.99, 0.5))
     assert wide > 2 * narrow
 
 
@@ -362,36 +365,36 @@ def test_intervals_of_few_hits_grow_with_them():
 
 def test_the_best_layer_of_translations_of_the_same_sentences_is_told_on_others():
     """Sixteen languages in which the same sentences are found by a toss: what one chooses by is not told of another."""
-    told = []
+    accuracies = []
     for seed in range(30):
         tossed = np.stack([np.random.default_rng(seed).integers(0, 2, (101, 200)).astype(float)] * len(RETRIEVAL))
         codes = CODES[1:]
-        found = Retrieval("en", dict.fromkeys(codes, tossed), dict.fromkeys(codes, (0,) * 101), dict.fromkeys(codes, 0))
-        best = found.best_layer(seed=seed)
+        ties, duplicates = dict.fromkeys(codes, (0,) * 101), dict.fromkeys(codes, 0)
+        best = Retrieval("en", dict.fromkeys(codes, tossed), ties, duplicates).best_layer(seed=seed)
         assert len(set(best.means.values())) == 1
-        told.append(best.means["es"])
-    assert np.mean(told) == pytest.approx(0.5, abs=0.02)
+        accuracies.append(best.means["es"])
+    assert np.mean(accuracies) == pytest.approx(0.5, abs=0.02)
 
 
 def test_languages_of_unequal_length_are_split_by_themselves():
-    found = Retrieval(
+    result = Retrieval(
         "en",
         {"es": np.ones((len(RETRIEVAL), 3, 7)), "de": np.zeros((len(RETRIEVAL), 3, 4))},
         {"es": (0, 0, 0), "de": (0, 0, 0)},
         {"es": 0, "de": 0},
     )
-    best = found.best_layer()
+    best = result.best_layer()
     assert best.means == {"es": 1.0, "de": 0.0}
     assert best.intervals["es"] == pytest.approx((0.025 ** (1 / 4), 1.0))  # 3 of 7 sentences chose
     assert best.intervals["de"] == pytest.approx((0.0, 1 - 0.025 ** (1 / 2)))
 
 
 def test_the_best_layer_is_told_on_sentences_that_did_not_choose_it():
-    """Of 100 layers of noise the best looks good on the sentences that chose it, and on no others."""
+    """The best of 100 layers of noise looks good on the sentences that chose it, and on no others."""
     noise = np.random.default_rng(0).integers(0, 2, (101, 200)).astype(float)
     assert noise[1:].mean(1).max() > 0.57
-    told = [made(noise).best_layer(seed=seed).means["es"] for seed in range(30)]
-    assert np.mean(told) == pytest.approx(0.5, abs=0.03)
+    accuracies = [made(noise).best_layer(seed=seed).means["es"] for seed in range(30)]
+    assert np.mean(accuracies) == pytest.approx(0.5, abs=0.03)
     noise[[0, 7]] = 1.0
     best = made(noise).best_layer()
     assert (best.layer, best.means["es"]) == (7, 1.0)  # the embedding's output takes no part
@@ -400,15 +403,15 @@ def test_the_best_layer_is_told_on_sentences_that_did_not_choose_it():
 
 def test_saved_and_loaded_is_equal(lm, tmp_path):
     order = {code: SENTENCES[code] for code in ("en", "ru", "es")} | {"ar": SENTENCES["es"][::-1]}
-    found = accuracy(lm, order)
-    found.save(tmp_path / "found.safetensors")
+    result = accuracy(lm, order)
+    result.save(tmp_path / "found.safetensors")
     again = Retrieval.load(tmp_path / "found.safetensors")
-    assert again == found
+    assert again == result
     assert again.model == lm.identity()
-    assert list(again.scores) == list(found.scores) == ["es", "ru", "ar"], "in the house's order, not the alphabet's"
+    assert list(again.scores) == list(result.scores) == ["es", "ru", "ar"], "in the house's order, not the alphabet's"
     for name, value in (("pivot", "fr"), ("ties", {}), ("duplicates", {}), ("model", None), ("scores", {})):
-        assert again != dataclasses.replace(found, **{name: value})
-    assert again != dataclasses.replace(found, scores=found.scores | {"ru": found.scores["ru"] + 1e-9})
+        assert again != dataclasses.replace(result, **{name: value})
+    assert again != dataclasses.replace(result, scores=result.scores | {"ru": result.scores["ru"] + 1e-9})
     assert again != "found"
     assert repr(again).startswith("Retrieval(en and 3 languages, 3 layers")
     files.write_tensors(tmp_path / "found.safetensors", {}, {"measures": ["top_1", "other"]})
@@ -421,3 +424,21 @@ def test_a_result_of_nothing_says_so():
     assert repr(empty) == "Retrieval(en and no other language)"
     assert empty.to_frame().empty
     assert empty.mean() == {}
+
+
+def test_a_notebook_shows_a_row_a_language(lm):
+    shown = accuracy(lm, SENTENCES)._repr_html_()
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", shown.split("<tbody>")[1])
+    assert ["Russian" in row for row in rows] == [False, True]
+    measured = made(np.ones((3, 20)))._repr_html_()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", measured)
+    assert [cell.replace("\u00a0", " ") for cell in cells[:2]] == ["20", "100.0 %"]
+    assert cells[3].replace("\u00a0", " ") == "5.0 %", "by chance, one of twenty"
+    assert Retrieval("en", {}, {}, {})._repr_html_().count("<tr>") == 1
+
+
+def test_hostile_text_stays_text_in_a_notebook():
+    model = Identity(HOSTILE, None, "float32", "0")
+    result = Retrieval(HOSTILE, {HOSTILE: np.ones((len(RETRIEVAL), 3, 4))}, {}, {}, model)
+    for markup in ("<img", "<script", "\u202e", "\x00"):
+        assert markup not in result._repr_html_()

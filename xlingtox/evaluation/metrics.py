@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Hashable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy import stats
 
 from xlingtox.checking import checked
 from xlingtox.evaluation.intervals import PerPrompt
@@ -171,34 +170,3 @@ def perplexity(losses: Float[np.ndarray, "text"], tokens: Float[np.ndarray, "tex
 def relative_drop(before: float, after: float) -> float:
     """(before - after) / before; NaN where there was nothing before."""
     return float((before - after) / before) if before > 0 else float("nan")
-
-
-@checked
-def pearson(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Pearson's r and its two-sided p-value; NaN for both where one side does not vary.
-
-    Raises:
-        ValueError: fewer than three points, or sides of unequal length.
-    """
-    return _correlation(stats.pearsonr, x, y)
-
-
-@checked
-def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Spearman's rank correlation, like `pearson`."""
-    return _correlation(stats.spearmanr, x, y)
-
-
-def _correlation(method: Callable[..., Any], x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    if len(x) != len(y) or len(x) < 3:
-        raise ValueError(f"a correlation needs two equally long lists of three or more: got {len(x)} and {len(y)}")
-    if not (varies(x) and varies(y)):
-        return float("nan"), float("nan")
-    result = method(x, y)
-    return float(result.statistic), float(result.pvalue)
-
-
-@checked
-def varies(values: Sequence[float] | np.ndarray) -> bool:
-    """Whether values differ by more than rounding: a billionth of the largest."""
-    return bool(np.ptp(values) > 1e-9 * np.max(np.abs(values)))

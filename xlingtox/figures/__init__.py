@@ -7,7 +7,8 @@ from xlingtox.figures.doses import dose_response
 from xlingtox.figures.neurons import activation_map, neuron_activations, promoted, sources
 from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
-from xlingtox.figures.roc import roc
+from xlingtox.figures.plot import plot
+from xlingtox.figures.roc import probe, roc
 from xlingtox.figures.style import AFTER, BEFORE, style
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
@@ -25,6 +26,8 @@ __all__ = [
     "fluency",
     "neuron_activations",
     "patch_effect",
+    "plot",
+    "probe",
     "promoted",
     "retrieval_by_layer",
     "roc",

@@ -1,9 +1,10 @@
-"""Dose and response."""
+"""Toxicity and fluency against the strength of an edit."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -16,25 +17,31 @@ from xlingtox.figures.style import BAND, CONTROL, SOURCES, drawable, heading, st
 
 @checked
 def dose_response(intervention: Sequence[Dose], control: Sequence[Dose] = ()) -> go.Figure:
-    """Toxicity, and below it perplexity and the share of degenerate text, against the offset (paper, Figure 2).
+    """Draw toxicity, and below it perplexity and the share of degenerate text, against the offset (paper, Figure 2).
 
-    Panels that share their offsets, not axes in one: where lines of two scales cross means nothing. Where several sets
-    stand behind a dose, a band goes from the least to the greatest toxicity among them. The lines of toxicity carry
-    each language's own in `meta`, so that a page can show some languages alone.
+    The panels share their offsets, and each has its own axis: where lines of two scales cross means nothing. Where
+    several sets of neurons stand behind a dose, a band goes from the least to the greatest toxicity among them. The
+    lines of toxicity carry the values of each language in `meta`, so that a page can show some languages alone.
+
+    Args:
+        intervention: the doses of the sources.
+        control: the doses of random neurons.
 
     Raises:
         ValueError: no doses.
+
+    Example:
+        >>> doses = [xt.Dose(offset, 0.5 + offset / 4, {"en": 0.5}, 0.0, 7.0, 0.3, 0.6) for offset in (-1.0, 0.0)]
+        >>> xt.figures.dose_response(doses).layout.yaxis.title.text
+        'Average toxicity'
     """
     if not intervention:
         raise ValueError("no doses to draw: the intervention is empty")
     figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.5, 0.27, 0.23])
-    # Drawn last, named first: the control lies behind.
-    for doses, name, colour, dash, rank in (
-        (control, "random neurons", CONTROL, "dash", 2),
-        (intervention, "sources", SOURCES, "solid", 1),
-    ):
-        if doses:
-            _add_doses(figure, sorted(doses, key=lambda dose: dose.offset), name, colour, dash, rank)
+    # The sources are drawn last, so that they lie in front, and named first.
+    if control:
+        _add_doses(figure, control, _Look("random neurons", CONTROL, "dash", rank=2))
+    _add_doses(figure, intervention, _Look("sources", SOURCES, "solid", rank=1))
     figure.update_yaxes(title_text="Average toxicity", rangemode="tozero", row=1)
     figure.update_yaxes(title_text="Perplexity", row=2)
     figure.update_yaxes(title_text="Degenerate", tickformat=".0%", rangemode="tozero", row=3)
@@ -44,43 +51,56 @@ def dose_response(intervention: Sequence[Dose], control: Sequence[Dose] = ()) ->
     return styled(figure, height=640).update_layout(title=title)
 
 
-def _add_doses(figure: go.Figure, doses: Sequence[Dose], name: str, colour: str, dash: str, rank: int) -> None:
-    spread = [dose for dose in doses if math.isfinite(dose.low) and math.isfinite(dose.high)]
-    banded = any(dose.high > dose.low for dose in spread)
-    if banded:
+@dataclass(frozen=True)
+class _Look:
+    """The name of a line in the legend, its place there, and its look."""
+
+    name: str
+    colour: str
+    dash: str
+    rank: int
+
+
+def _add_doses(figure: go.Figure, doses: Sequence[Dose], look: _Look) -> None:
+    """Add one line to each panel, and to the first panel a band where the sets of neurons differ."""
+    doses = sorted(doses, key=lambda dose: dose.offset)
+    name = look.name
+    bounded = [dose for dose in doses if math.isfinite(dose.low) and math.isfinite(dose.high)]
+    has_band = any(dose.high > dose.low for dose in bounded)
+    if has_band:
         figure.add_scatter(
-            x=[dose.offset for dose in spread] + [dose.offset for dose in reversed(spread)],
-            y=[dose.high for dose in spread] + [dose.low for dose in reversed(spread)],
+            x=[dose.offset for dose in bounded] + [dose.offset for dose in reversed(bounded)],
+            y=[dose.high for dose in bounded] + [dose.low for dose in reversed(bounded)],
             fill="toself",
             fillcolor=BAND,
             line={"width": 0},
             mode="lines",
             hoverinfo="skip",
             name=f"{name}, least to greatest",
-            legendrank=rank + 1,
+            legendrank=look.rank + 1,
             row=1,
             col=1,
         )
-    drawn = {
+    line = {
         "x": [dose.offset for dose in doses],
         "mode": "lines+markers",
-        "line": {"color": colour, "dash": dash, "width": 2},
-        "marker": {"color": colour, "size": 7},
+        "line": {"color": look.colour, "dash": look.dash, "width": 2},
+        "marker": {"color": look.colour, "size": 7},
         "name": name,
         "legendgroup": name,
-        "cliponaxis": False,  # half a marker at zero is hardly one
+        "cliponaxis": False,  # otherwise a marker at zero is cut in half
         "col": 1,
     }
     codes = languages.in_order({code for dose in doses for code in dose.toxicity_by_language})
     by_language = {code: drawable(dose.toxicity_by_language.get(code, math.nan) for dose in doses) for code in codes}
     figure.add_scatter(
         y=drawable(dose.average_toxicity for dose in doses),
-        text=[f"<br>least {dose.low:.3f}, greatest {dose.high:.3f}" if banded else "" for dose in doses],
+        text=[f"<br>least {dose.low:.3f}, greatest {dose.high:.3f}" if has_band else "" for dose in doses],
         hovertemplate=f"{name}, offset %{{x}}<br>average toxicity %{{y:.3f}}%{{text}}<extra></extra>",
         meta={"by_language": by_language},
-        legendrank=rank,
+        legendrank=look.rank,
         row=1,
-        **drawn,
+        **line,
     )
     for row, measure, form in ((2, "perplexity", ".2f"), (3, "degenerate", ".1%")):
         figure.add_scatter(
@@ -88,5 +108,5 @@ def _add_doses(figure: go.Figure, doses: Sequence[Dose], name: str, colour: str,
             hovertemplate=f"{name}, offset %{{x}}<br>{measure} %{{y:{form}}}<extra></extra>",
             showlegend=False,
             row=row,
-            **drawn,
+            **line,
         )

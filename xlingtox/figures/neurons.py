@@ -1,9 +1,10 @@
-"""Neurons: where the sources sit, what they promote, and what each does in each language."""
+"""Figures of neurons: where they sit, what they promote, and what each of them does in each language."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -21,88 +22,126 @@ from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import Neuron, NeuronSet
 
 _WITHIN = 0.99
-"""Share of a map's cells that colours tell apart; those beyond look alike, and have their values on hover."""
+"""The colours of a map tell this share of its cells apart; the cells beyond look alike, and show their values on hover.
+"""
 
 _LETTERS, _ROW = 76, 28
-"""Of a line of promoted tokens, and pixels of a row."""
+"""A line of promoted tokens has this many letters, and a row this many pixels."""
 
 _MOST_SORTED = 2000
-"""Neurons; clustering takes time and memory by the square of their number."""
+"""Neurons are clustered up to this number: time and memory grow with its square."""
 
 
 @checked
-def sources(candidates: NeuronSet, sources: NeuronSet, *, n_layers: int | None = None) -> go.Figure:
-    """Where the potential and the actual sources sit: how many a layer, and below it each one's cosine to the probe.
+def sources(candidates: NeuronSet, sources: NeuronSet | None = None, *, n_layers: int | None = None) -> go.Figure:
+    """Draw where neurons sit: how many there are in each layer, and below it each one's score.
+
+    With `sources`, the actual sources are drawn apart from the potential ones, and the scores are cosines to the probe.
 
     Args:
-        candidates: its scores are cosines, as `localize.by_cosine` gives them.
+        candidates: any neurons; with `sources`, those that `localize.by_cosine` gives.
         sources: those of them that are active on toxic prompts.
-        n_layers: of the model, so that empty layers show too (default: up to the last source's).
+        n_layers: of the model, so that empty layers show too (default: up to the last neuron's).
 
     Raises:
         ValueError: no neurons, an actual source that is not among the potential ones, or one beyond `n_layers`.
+
+    Example:
+        >>> figure = xt.figures.sources(candidates, sources, n_layers=lm.n_layers)
+        >>> figure.layout.title.text
+        'Sources by layer'
     """
     if not candidates:
         raise ValueError("no neurons to draw: there are no potential sources")
-    stray = [neuron for neuron in sources if neuron not in candidates]
+    stray = [neuron for neuron in sources or () if neuron not in candidates]
     if stray:
         raise ValueError(f"actual source {stray[0]} is not among the {len(candidates)} potential ones")
     last = max(layer for layer, _ in candidates)
     if n_layers is not None and last >= n_layers:
         raise ValueError(f"a source is in layer {last}, but n_layers is {n_layers}: layers are 0 to {n_layers - 1}")
     layers = list(range(last + 1 if n_layers is None else n_layers))
-    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.3, 0.7])
-    sides = (
-        (candidates & sources, "actual sources", SOURCES, "circle", -0.15),
-        (candidates - sources, "potential only", CONTROL, "circle-open", 0.15),
+    groups = (
+        [_Group(candidates, "neurons", SOURCES, "circle", 0.0, "score")]
+        if sources is None
+        else [
+            _Group(candidates & sources, "actual sources", SOURCES, "circle", -0.15),
+            _Group(candidates - sources, "potential only", CONTROL, "circle-open", 0.15),
+        ]
     )
-    for neurons, name, colour, symbol, aside in sides:
-        own = neurons.by_layer()
-        # As the points: only the actual sources are filled.
-        filled = colour if symbol == "circle" else "rgba(0,0,0,0)"
-        figure.add_bar(
-            x=layers,
-            y=[len(own[layer][0]) if layer in own else 0 for layer in layers],
-            marker={"color": filled, "line": {"color": colour, "width": 1.5}},
-            hovertemplate=f"layer %{{x}}: %{{y}} {name}<extra></extra>",
-            name=name,
-            legendgroup=name,
-            row=1,
-            col=1,
-        )
-        figure.add_scatter(
-            x=[layer + aside for layer, _ in neurons],
-            y=list(neurons.scores),
-            mode="markers",
-            marker={"color": colour, "size": 7, "symbol": symbol},
-            text=neuron_labels(neurons),
-            hovertemplate="neuron %{text}<br>cosine %{y:.3f}<extra></extra>",
-            name=name,
-            legendgroup=name,
-            showlegend=False,
-            row=2,
-            col=1,
-        )
+    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.3, 0.7])
+    for group in groups:
+        _add_group(figure, group, layers)
     figure.update_yaxes(title_text="Neurons", row=1)
-    figure.update_yaxes(title_text="Cosine to the probe", row=2)
+    figure.update_yaxes(title_text="Score" if sources is None else "Cosine to the probe", row=2)
     figure.update_xaxes(layer_ticks(len(layers)))
     figure.update_xaxes(title_text="Layer", row=2)
-    counted = f"{len(sources)} of {len(candidates)} potential sources are active"
-    return styled(figure, height=480).update_layout(barmode="stack", title=heading("Sources by layer", counted))
+    if sources is None:
+        title = heading("Neurons by layer", f"{len(candidates)} neurons")
+    else:
+        title = heading("Sources by layer", f"{len(sources)} of {len(candidates)} potential sources are active")
+    return styled(figure, height=480).update_layout(barmode="stack", title=title)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Neurons that are drawn alike; `shift` sets their points a little aside of their layer."""
+
+    neurons: NeuronSet
+    name: str
+    colour: str
+    symbol: str
+    shift: float
+    score: str = "cosine"
+
+
+def _add_group(figure: go.Figure, group: _Group, layers: Sequence[int]) -> None:
+    """Add a bar for each layer to the first panel, and a point for each neuron to the second."""
+    neurons_by_layer = group.neurons.by_layer()
+    # Bars are filled where the points are.
+    fill = group.colour if group.symbol == "circle" else "rgba(0,0,0,0)"
+    figure.add_bar(
+        x=list(layers),
+        y=[len(neurons_by_layer[layer][0]) if layer in neurons_by_layer else 0 for layer in layers],
+        marker={"color": fill, "line": {"color": group.colour, "width": 1.5}},
+        hovertemplate=f"layer %{{x}}: %{{y}} {group.name}<extra></extra>",
+        name=group.name,
+        legendgroup=group.name,
+        row=1,
+        col=1,
+    )
+    figure.add_scatter(
+        x=[layer + group.shift for layer, _ in group.neurons],
+        y=list(group.neurons.scores),
+        mode="markers",
+        marker={"color": group.colour, "size": 7, "symbol": group.symbol},
+        text=neuron_labels(group.neurons),
+        hovertemplate=f"neuron %{{text}}<br>{group.score} %{{y:.3f}}<extra></extra>",
+        name=group.name,
+        legendgroup=group.name,
+        showlegend=False,
+        row=2,
+        col=1,
+    )
 
 
 @checked
 def activation_map(before: Activations, after: Activations | None = None) -> go.Figure:
-    """Mean activation of every neuron in every language: before, after, and the change.
+    """Draw the mean activation of every neuron in every language: before, after, and the change.
 
-    Languages keep the house's order. Neurons are sorted by likeness of their means before (average linkage, optimal
-    leaf order), the same in every panel; the more active end is on the left. More than 2,000 are sorted by their mean.
+    Languages keep the house's order. Neurons that behaved alike before stand next to each other (average linkage,
+    optimal leaf order), in the same order in every panel. The more active end is on the left. More than 2,000 neurons
+    are sorted by their mean.
 
     Args:
-        after: of the tuned or edited model, over the same neurons and languages.
+        before: the activations of one model, which are drawn alone if there is no `after`.
+        after: those of the tuned or edited model, over the same neurons and languages.
 
     Raises:
         ValueError: the two differ in their neurons or languages, or there are no neurons.
+
+    Example:
+        >>> xt.figures.activation_map(activations).layout.title.text
+        'Mean activation, by language and neuron'
     """
     if not before.neurons:
         raise ValueError("no neurons to draw")
@@ -113,13 +152,15 @@ def activation_map(before: Activations, after: Activations | None = None) -> go.
             f"{len(before.neurons)} and {len(after.neurons)} neurons, {', '.join(codes)} and "
             f"{', '.join(after.language_codes)}"
         )
-    then = None if after is None else _means(after)
-    return _map(before.neurons, codes, _means(before), then, str(before.model))
+    panels = [("Before", _means(before))]
+    if after is not None:
+        panels += [("After", _means(after)), ("Change", _means(after) - _means(before))]
+    return _map(before.neurons, codes, panels, str(before.model))
 
 
 @checked
 def neuron_activations(comparison: Comparison) -> go.Figure:
-    """The compared neurons in every language, one by one: before, after, and the change, as `activation_map`.
+    """Draw the compared neurons in every language, one by one, before, after, and their change, as `activation_map`.
 
     Raises:
         ValueError: a comparison that does not hold its neurons.
@@ -131,20 +172,19 @@ def neuron_activations(comparison: Comparison) -> go.Figure:
         np.array([comparison.neuron_activations[code][side] for code in codes], dtype=np.float64) for side in (0, 1)
     )
     name = "" if comparison.models is None else str(comparison.models[0])
-    return _map(comparison.neurons, codes, before, after, name)
+    return _map(comparison.neurons, codes, [("Before", before), ("After", after), ("Change", after - before)], name)
 
 
 def _map(
     neurons: Iterable[Neuron],
     codes: Sequence[str],
-    first: Float[np.ndarray, "language neuron"],
-    then: Float[np.ndarray, "language neuron"] | None,
+    panels: Sequence[tuple[str, Float[np.ndarray, "language neuron"]]],
     model: str,
 ) -> go.Figure:
-    panels = [("Before", first)] if then is None else [("Before", first), ("After", then), ("Change", then - first)]
-    order = _by_likeness(first)
-    named = neuron_labels(neurons)
-    labels = [named[i] for i in order]
+    """Draw one heat map below the other; the first one decides the order of the neurons."""
+    order = _by_likeness(panels[0][1])
+    labels_as_given = neuron_labels(neurons)
+    labels = [labels_as_given[i] for i in order]
     names = [language_label(code) for code in codes]
     figure = make_subplots(
         rows=len(panels),
@@ -167,43 +207,48 @@ def _map(
         )
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, tickfont={"size": 10}, showgrid=False)
     figure.update_xaxes(showticklabels=False, showgrid=False, ticks="")
-    figure.update_xaxes(title_text=f"{len(order)} neurons, like beside like", row=len(panels))
-    every = np.abs(np.concatenate([values.ravel() for _, values in panels]))
-    finite = every[np.isfinite(every)]
+    figure.update_xaxes(title_text=f"{len(order)} neurons, similar ones next to each other", row=len(panels))
+    sizes = np.abs(np.concatenate([values.ravel() for _, values in panels]))
+    finite = sizes[np.isfinite(sizes)]
     greatest = float(finite.max(initial=0.0))
-    # A single cell that is far beyond the others would wash out all of them.
+    # A single cell that is far beyond the others would make all of them pale.
     most = limit(np.quantile(finite, [_WITHIN], method="higher")) if len(finite) else 1.0
     beyond = f"colours end at ±{most:.2f}, the greatest is {greatest:.2f}" if most < greatest else ""
     bar = {"title": {"text": "Mean activation", "side": "right"}, "thickness": 12}
-    tall = 150 + len(panels) * (16 * len(codes) + 40)
-    return styled(figure, height=tall).update_layout(
+    return styled(figure, height=150 + len(panels) * (16 * len(codes) + 40)).update_layout(
         coloraxis={"cmin": -most, "cmax": most, "colorbar": bar},
         title=heading("Mean activation, by language and neuron", "; ".join(filter(None, [model, beyond]))),
     )
 
 
-def _means(found: Activations) -> Float[np.ndarray, "language neuron"]:
-    return np.stack([found.mean(language=code).numpy() for code in found.language_codes]).astype(np.float64)
+def _means(activations: Activations) -> Float[np.ndarray, "language neuron"]:
+    means = [activations.mean(language=code).numpy() for code in activations.language_codes]
+    return np.stack(means).astype(np.float64)
 
 
 def _by_likeness(means: Float[np.ndarray, "language neuron"]) -> list[int]:
-    count = means.shape[1]
-    if not 2 < count <= _MOST_SORTED:
+    """Return an order of the neurons in which those with similar means are neighbours, the more active end first."""
+    n_neurons = means.shape[1]
+    if not 2 < n_neurons <= _MOST_SORTED:
         return np.argsort(-means.mean(0), kind="stable").tolist()
     order = leaves_list(linkage(means.T, "average", optimal_ordering=True))
-    half = means.mean(0)[order]
-    return (order if half[: count // 2].mean() >= half[-(count // 2) :].mean() else order[::-1]).tolist()
+    ordered, half = means.mean(0)[order], n_neurons // 2
+    return (order if ordered[:half].mean() >= ordered[-half:].mean() else order[::-1]).tolist()
 
 
 @checked
 def promoted(table: pd.DataFrame) -> go.Figure:
-    """The tokens that each value vector promotes, as a table, each with its script.
+    """Draw the tokens that each value vector promotes as a table, each with its script.
 
     Args:
         table: as `NeuronSet.promoted_tokens` gives it.
 
     Raises:
         ValueError: a column is missing, or there are no rows.
+
+    Example:
+        >>> xt.figures.promoted(sources.promoted_tokens(lm, k=3)).layout.title.text
+        'Promoted tokens'
     """
     wanted = ["layer", "index", "score", "rank", "token"]
     missing = [column for column in wanted if column not in table.columns]
@@ -220,11 +265,11 @@ def promoted(table: pd.DataFrame) -> go.Figure:
         tokens.setdefault((layer, index), []).append(shown)
     order = list(dict.fromkeys(zip(table["layer"], table["index"], strict=True)))
     lists = ["<br>".join(_lines(tokens[neuron])) for neuron in order]
-    # As many lines in every cell of a row: plotly sets those of a single one higher.
-    below = ["<br>\u00a0" * text.count("<br>") for text in lists]
+    # Every cell of a row gets as many lines as its list: plotly would set a cell of one line higher.
+    blank_lines = ["<br>\u00a0" * text.count("<br>") for text in lists]
     columns = [
-        [label + rest for label, rest in zip(neuron_labels(order), below, strict=True)],
-        [f"{scores[neuron]:.3f}{rest}" for neuron, rest in zip(order, below, strict=True)],
+        [label + blank for label, blank in zip(neuron_labels(order), blank_lines, strict=True)],
+        [f"{scores[neuron]:.3f}{blank}" for neuron, blank in zip(order, blank_lines, strict=True)],
         lists,
     ]
     figure = go.Figure()
@@ -240,7 +285,7 @@ def promoted(table: pd.DataFrame) -> go.Figure:
 
 
 def _lines(tokens: Sequence[str]) -> list[str]:
-    """Joined into lines that a notebook has room for: plotly would break them too, but a little aside of their row."""
+    """Join tokens into lines that fit into a notebook; lines that plotly breaks do not stay level with their row."""
     lines = [tokens[0]]
     for token in tokens[1:]:
         longer = f"{lines[-1]} · {token}"
@@ -252,7 +297,7 @@ def _lines(tokens: Sequence[str]) -> list[str]:
 
 
 def script(text: str) -> str:
-    """The script of a text's first letter or vowel sign, by the Unicode standard's name of it."""
+    """Return the script of a text's first letter or vowel sign, by its name in the Unicode standard."""
     letter = next((char for char in text if unicodedata.category(char)[0] in "LM"), None)
     if letter is None:
         return "part of a letter" if "\ufffd" in text else "no letter"

@@ -1,4 +1,4 @@
-"""Pairs of bars, before and after, a pair a language."""
+"""Pairs of bars, before and after: one pair for each language."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from xlingtox.figures.style import (
 from xlingtox.html.escaping import escaped_for_plotly
 from xlingtox.measures import COMPARED, FLUENCY, TOXICITY, Measure
 
+_Interval = tuple[float, float]
+
 
 @checked
 def toxicity(comparison: Comparison, *, measure: str = "average_toxicity") -> go.Figure:
-    """Toxicity per language before and after (paper, Figure 1, a mean over five runs of DPO).
+    """Draw toxicity in each language before and after (paper, Figure 1, a mean over five runs of DPO).
 
-    The error bar on `after` is the 95 % interval of the change, set upon the value before; it ends at 0 and 1, beyond
+    The error bar on `after` is the 95 % interval of the change, added to the value before. It ends at 0 and 1, beyond
     which there is no toxicity.
 
     Args:
@@ -35,13 +37,20 @@ def toxicity(comparison: Comparison, *, measure: str = "average_toxicity") -> go
 
     Raises:
         ValueError: another measure, or a comparison without languages.
+
+    Example:
+        >>> diff = xt.compare(
+        ...     lm, lm, prompts, neurons=sources, scorer=xt.mini.scorer(), n_samples=1, max_new_tokens=2, progress=False
+        ... )
+        >>> xt.figures.toxicity(diff).layout.yaxis.title.text
+        'Average toxicity'
     """
     return _measured(comparison, measure, TOXICITY, f"scored by {comparison.scorer.name}")
 
 
 @checked
 def fluency(comparison: Comparison, *, measure: str = "continuation_perplexity") -> go.Figure:
-    """What each model writes like, per language before and after, with intervals as in `toxicity`.
+    """Draw how good the text of each model is, in each language before and after, with intervals as in `toxicity`.
 
     Args:
         measure: `perplexity` (of held-out text, without an interval), `continuation_perplexity`, `distinct_1`,
@@ -56,10 +65,17 @@ def fluency(comparison: Comparison, *, measure: str = "continuation_perplexity")
 
 @checked
 def activations(comparison: Comparison) -> go.Figure:
-    """Mean activation of the sources per language, before and after (paper, Figure 3).
+    """Draw the mean activation of the sources in each language, before and after (paper, Figure 3).
 
     Raises:
         ValueError: a comparison without languages.
+
+    Example:
+        >>> diff = xt.compare(
+        ...     lm, lm, prompts, neurons=sources, scorer=xt.mini.scorer(), n_samples=1, max_new_tokens=2, progress=False
+        ... )
+        >>> [bars.name for bars in xt.figures.activations(diff).data]
+        ['before', 'after, with the 95 % interval of the change']
     """
     figure = _pairs(comparison, "mean_activation")
     figure.update_yaxes(title_text="Mean activation", zeroline=True)
@@ -75,16 +91,16 @@ def _measured(comparison: Comparison, measure: str, known: Mapping[str, Measure]
 
 
 def _pairs(comparison: Comparison, measure: str) -> go.Figure:
-    """A pair of bars a language, in the house's order."""
+    """Draw a pair of bars for each language, in the house's order of languages."""
     codes = [code for code in languages.in_order(comparison.languages) if code in comparison.after]
     if not codes:
         raise ValueError("no languages to draw: the comparison is empty")
     before = [float(getattr(comparison.before[code], measure)) for code in codes]
     after = [float(getattr(comparison.after[code], measure)) for code in codes]
-    spans = [comparison.changes.get(code, {}).get(measure) for code in codes]
+    intervals = [comparison.changes.get(code, {}).get(measure) for code in codes]
     changes = [
-        COMPARED[measure].possible_change(*span) if span is not None and all(map(math.isfinite, span)) else None
-        for span in spans
+        COMPARED[measure].possible_change(*interval) if interval and all(map(math.isfinite, interval)) else None
+        for interval in intervals
     ]
     labels = [escaped_for_plotly(code) for code in codes]
     names = [language_label(code) for code in codes]
@@ -97,21 +113,20 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
         customdata=[[name] for name in names],
         hovertemplate="%{customdata[0]}<br>before %{y:.3f}<extra></extra>",
     )
-    # A bootstrap interval need not hold the observed change: a bar's arm is never shorter than nothing.
-    least, most = COMPARED[measure].least, COMPARED[measure].most
     arms = [
-        (0.0, 0.0) if span is None else (max(0.0, min(b + span[1], most) - a), max(0.0, a - max(b + span[0], least)))
-        for b, a, span in zip(before, after, changes, strict=True)
+        _arms(COMPARED[measure], first, then, change)
+        for first, then, change in zip(before, after, changes, strict=True)
     ]
-    drawn = any(span is not None for span in changes)
+    has_intervals = any(interval is not None for interval in changes)
     figure.add_bar(
         x=labels,
         y=drawable(after),
-        name="after, with the 95 % interval of the change" if drawn else "after",
+        name="after, with the 95 % interval of the change" if has_intervals else "after",
         marker={"color": AFTER},
-        error_y=error_bars((up for up, _ in arms), (down for _, down in arms)) if drawn else None,
+        error_y=error_bars((up for up, _ in arms), (down for _, down in arms)) if has_intervals else None,
         customdata=[
-            [name, _change(b, a, span)] for name, b, a, span in zip(names, before, after, changes, strict=True)
+            [name, _change(first, then, change)]
+            for name, first, then, change in zip(names, before, after, changes, strict=True)
         ],
         hovertemplate="%{customdata[0]}<br>after %{y:.3f}<br>%{customdata[1]}<extra></extra>",
     )
@@ -121,7 +136,18 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
     return styled(figure).update_layout(barmode="group", bargap=0.25, bargroupgap=0.05)
 
 
-def _change(before: float, after: float, span: tuple[float, float] | None) -> str:
-    if span is None:
+def _arms(measure: Measure, before: float, after: float, change: _Interval | None) -> tuple[float, float]:
+    """Return how far the error bar goes up and down from the value after.
+
+    A bootstrap interval need not hold the observed change, and no arm is shorter than nothing.
+    """
+    if change is None:
+        return 0.0, 0.0
+    low, high = max(before + change[0], measure.least), min(before + change[1], measure.most)
+    return max(0.0, high - after), max(0.0, after - low)
+
+
+def _change(before: float, after: float, interval: _Interval | None) -> str:
+    if interval is None:
         return f"change {after - before:+.3f}"
-    return f"change {after - before:+.3f}, 95 % interval {span[0]:+.3f} to {span[1]:+.3f}"
+    return f"change {after - before:+.3f}, 95 % interval {interval[0]:+.3f} to {interval[1]:+.3f}"

@@ -1,4 +1,4 @@
-"""Patching: what groups of neurons carry of a change."""
+"""The share of a change that patched neurons carry."""
 
 from __future__ import annotations
 
@@ -24,16 +24,23 @@ _NONE = (math.nan,) * 3
 
 @checked
 def patch_effect(effect: PatchEffect, *, language: str = "all") -> go.Figure:
-    """Share of the change from one model to the other that each group of neurons carries, beside random neurons.
+    """Draw the share of the change between two models that each group of neurons carries, next to random neurons.
 
-    A panel a measure, one below the other, with 95 % intervals over prompts. 0 is none of the change, 1 all of it; a
-    share may lie outside.
+    Each measure has a panel, with 95 % intervals over prompts. 0 is none of the change and 1 is all of it. A share may
+    lie outside of that.
 
     Args:
         language: a code, or "all" for the mean over languages.
 
     Raises:
         ValueError: a language that is not there.
+
+    Example:
+        >>> effect = xt.patch_effect(
+        ...     lm, xt.Scale(sources, 0.0).bake(lm), prompts, {"sources": sources}, probe=probe, progress=False
+        ... )
+        >>> xt.figures.patch_effect(effect).layout.yaxis.title.text
+        'Share of change'
     """
     shares = effect.shares(language=language)
     measures, groups = list(effect.runs["base"]), effect.groups

@@ -1,4 +1,4 @@
-"""How well a probe's scores tell toxic from other text."""
+"""Figures of a probe: how well its scores tell toxic from other text."""
 
 from __future__ import annotations
 
@@ -11,28 +11,70 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from xlingtox import languages as house
 from xlingtox.checking import checked
 from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, styled
+from xlingtox.neurons.probe import Probe
+
+
+@checked
+def probe(probe: Probe) -> go.Figure:
+    """Draw a probe's accuracy and AUC on held-out sentences, next to what guessing reaches.
+
+    Guessing always the larger class reaches the baseline's accuracy, and any guessing an AUC of 0.5.
+
+    Raises:
+        ValueError: the probe was not measured on held-out sentences.
+
+    Example:
+        >>> [bars.name for bars in xt.figures.probe(probe).data]
+        ['probe', 'guessing']
+    """
+    if probe.accuracy is None or probe.auc is None or probe.baseline is None:
+        raise ValueError("nothing to draw: the probe was not measured on held-out sentences")
+    figure = go.Figure()
+    for name, colour, values in (
+        ("probe", SOURCES, [probe.accuracy, probe.auc]),
+        ("guessing", CONTROL, [probe.baseline, 0.5]),
+    ):
+        figure.add_bar(
+            x=["Accuracy", "AUC"],
+            y=values,
+            name=name,
+            marker={"color": colour},
+            hovertemplate=f"%{{x}}, {name} %{{y:.3f}}<extra></extra>",
+        )
+    figure.update_yaxes(title_text="On held-out sentences", range=[0, 1.02])
+    counted = "" if probe.n_held_out is None else f"{probe.n_held_out} held-out sentences"
+    return styled(figure).update_layout(
+        barmode="group", bargap=0.4, title=heading("How well the probe tells toxic from other text", counted)
+    )
 
 
 @checked
 def roc(labels: Sequence[int], scores: Sequence[float], *, languages: Sequence[str] | None = None) -> go.Figure:
-    """The ROC curve of a probe on held-out text, a curve a language if `languages` are given.
+    """Draw the ROC curve of a probe on held-out text, with one curve for each language if `languages` are given.
 
     Args:
-        labels: 1 is toxic.
-        scores: of each text, higher is more toxic; such as `mean_states(...)[0] @ probe.direction`.
-        languages: of each text. English is drawn in colour, the others in grey with their names on hover.
+        labels: one for each text; 1 is toxic.
+        scores: one for each text, higher is more toxic; such as `mean_states(...)[0] @ probe.direction`.
+        languages: one for each text. English is drawn in colour, the others in grey with their names on hover.
 
     Raises:
         ValueError: lists of unequal length, a label that is not 0 or 1, a score that is not finite, or one class only
             (in a language, where they are given).
+
+    Example:
+        >>> figure = xt.figures.roc([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9])
+        >>> figure.layout.title.subtitle.text
+        'AUC 0.750'
     """
-    own = ["" for _ in labels] if languages is None else list(languages)
-    if not len(labels) == len(scores) == len(own):
-        raise ValueError(f"{len(labels)} labels, {len(scores)} scores and {len(own)} languages: expected one a text")
-    truth, given = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    codes = ["" for _ in labels] if languages is None else list(languages)
+    if not len(labels) == len(scores) == len(codes):
+        raise ValueError(
+            f"{len(labels)} labels, {len(scores)} scores and {len(codes)} languages: expected one of each for a text"
+        )
+    truth, numbers = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if not set(truth.tolist()) <= {0, 1}:
         raise ValueError("labels must be 0 or 1")
-    if not np.isfinite(given).all():
+    if not np.isfinite(numbers).all():
         raise ValueError("a score is missing (NaN or infinite)")
     figure = go.Figure()
     figure.add_scatter(
@@ -40,14 +82,14 @@ def roc(labels: Sequence[int], scores: Sequence[float], *, languages: Sequence[s
         hoverinfo="skip",
     )  # fmt: skip
     areas = {}
-    # The first in order is drawn last, above the others.
-    for code in reversed(house.in_order(own) or ("",)):
-        rows = np.array([each == code for each in own], dtype=bool)
+    # The first language is drawn last, above the others.
+    for code in reversed(house.in_order(codes) or ("",)):
+        rows = np.array([language == code for language in codes], dtype=bool)
         if len(set(truth[rows].tolist())) < 2:
             where = f" in {code}" if code else ""
             raise ValueError(f"a curve needs toxic and other text: all labels{where} are of one class")
-        areas[code] = float(roc_auc_score(truth[rows], given[rows]))
-        false, true, _ = roc_curve(truth[rows], given[rows])
+        areas[code] = float(roc_auc_score(truth[rows], numbers[rows]))
+        false, true, _ = roc_curve(truth[rows], numbers[rows])
         main = code in ("", "en")
         name = language_label(code) if code else "probe"
         figure.add_scatter(
@@ -63,9 +105,9 @@ def roc(labels: Sequence[int], scores: Sequence[float], *, languages: Sequence[s
         )
     figure.update_xaxes(title_text="Share of other text called toxic", range=[0, 1.01])
     figure.update_yaxes(title_text="Share of toxic text found", range=[0, 1.02])
-    # Both axes begin with 0 %, which stand apart.
+    # Both axes begin with 0 %: these two labels must not touch.
     for axes in (figure.update_xaxes, figure.update_yaxes):
         axes(tickformat=".0%", ticklabelstandoff=9)
     low, high = min(areas.values()), max(areas.values())
-    said = f"AUC {high:.3f}" if len(areas) == 1 else f"AUC {low:.3f} to {high:.3f} over {len(areas)} languages"
-    return styled(figure).update_layout(title=heading("ROC of the probe on held-out text", said))
+    summary = f"AUC {high:.3f}" if len(areas) == 1 else f"AUC {low:.3f} to {high:.3f} over {len(areas)} languages"
+    return styled(figure).update_layout(title=heading("ROC of the probe on held-out text", summary))

@@ -1,4 +1,4 @@
-"""Token views: what neurons do over real text, with CircuitsVis, and the tokens they like most."""
+"""Token views: text coloured by what neurons do at each token, with CircuitsVis, and the tokens they react to most."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from xlingtox.html.escaping import escaped, escaped_for_plotly
 from xlingtox.neurons.token_activations import TokenActivations
 
 _NEGATIVE, _POSITIVE = "#AF8DC3", "#7FBF7B"
-"""The heat maps' colours, light enough to read dark letters on."""
+"""The colours of the heat maps, light enough for dark letters to be read on them."""
 
 _KEY = (
     f'<p class="key"><span style="background: {_NEGATIVE}"></span> below zero '
     f'<span style="background: {_POSITIVE}"></span> above zero; full colour at <b id="limit"></b>, white at 0</p>'
 )
 _NARROW, _WIDE, _LINE = 390, 1000, 29
-"""Pixels: of pages, and of a line of text."""
+"""The pixels of a narrow page's width, of a wide page's width, and of a line's height."""
 
 
 @checked
@@ -36,8 +36,15 @@ class TokenView:
 
     Attributes:
         html: the whole page, which loads nothing.
-        height: of the frame on a wide page, in pixels.
-        narrow: its height on a telephone; as `height` where none is given. In between it is in between.
+        height: the frame's height on a wide page, in pixels.
+        narrow: its height on a telephone; the same as `height` where none is given. On pages of a width in between, the
+            height is in between too.
+
+    Example:
+        >>> view = xt.plot(xt.read_tokens(lm, prompts, sources, max_new_tokens=4, progress=False)[0])
+        >>> view.save(tmp_path / "view.html")
+        >>> (tmp_path / "view.html").read_text("utf-8").startswith("<!DOCTYPE html>")
+        True
     """
 
     html: str = field(repr=False)
@@ -62,38 +69,44 @@ class TokenView:
 
 @checked
 def token_activations(before: TokenActivations, after: TokenActivations | None = None) -> TokenView:
-    """Text coloured by what a neuron does at each token, with a menu of the neurons; before and after side by side.
+    """Colour a text by what a neuron does at each token, with a menu of the neurons, before and after side by side.
 
-    Green is above zero and purple below; both sides share their colours' scale, neuron by neuron. Ends of lines are
+    Green is above zero and purple below. Both sides have the same scale of colours for a neuron. Ends of lines are
     shown as ↵ and tabs as ⇥.
 
     Args:
+        before: one text with its activations, which is shown alone if there is no `after`.
         after: the same prompt in the tuned or edited model.
 
     Raises:
         ValueError: no neurons, or two sides that differ in their neurons or their prompt.
+
+    Example:
+        >>> readings = xt.read_tokens(lm, prompts, sources, max_new_tokens=4, progress=False)
+        >>> xt.figures.token_activations(readings[0])
+        TokenView(height=...)
     """
     sides = [before] if after is None else [before, after]
     if not before.neurons:
         raise ValueError("no neurons to draw")
-    for what, of in (("neurons", lambda side: side.neurons.neurons), ("prompt", _prompt)):
-        if of(sides[-1]) != of(before):
-            raise ValueError(f"before and after differ in their {what}: read the same in both models")
+    for name, part_of in (("neurons", lambda side: side.neurons.neurons), ("prompt", _prompt)):
+        if part_of(sides[-1]) != part_of(before):
+            raise ValueError(f"before and after differ in their {name}: read the same text and neurons in both models")
     texts: list[dict[str, object]] = []
     shown = []
     for side, name in zip(sides, ("Before", "After") if after else ("",), strict=True):
         parts = []
-        for label, own in (("Prompt", slice(0, side.n_prompt)), ("Continuation", slice(side.n_prompt, None))):
-            if not side.pieces[own]:
+        for label, part in (("Prompt", slice(0, side.n_prompt)), ("Continuation", slice(side.n_prompt, None))):
+            if not side.pieces[part]:
                 continue
-            # CircuitsVis sets tokens as HTML and their spaces so that no line can end there.
-            tokens = [escaped_for_plotly(_visible(piece)).replace(" ", "\u200b ") for piece in side.pieces[own]]
+            # CircuitsVis takes tokens for HTML, and lets no line end at their spaces without a zero-width space.
+            tokens = [escaped_for_plotly(_visible(piece)).replace(" ", "\u200b ") for piece in side.pieces[part]]
             where = f'id="text-{len(texts)}" class="text"{tables.in_language(side.language)}'
             parts.append(f"<p>{label}, {tables.language_name(side.language)}</p><div {where}></div>")
-            values = [[round(value, 3) for value in row] for row in side.values[own].tolist()]
+            values = [[round(value, 3) for value in row] for row in side.values[part].tolist()]
             texts.append({"tokens": tokens, "values": values})
-        said = f"{name}: {escaped(side.model)}" if name else escaped(side.model)
-        shown.append(f"<div><h2>{said}</h2>{''.join(parts)}</div>")
+        title = f"{name}: {escaped(side.model)}" if name else escaped(side.model)
+        shown.append(f"<div><h2>{title}</h2>{''.join(parts)}</div>")
     labels = enumerate(neuron_labels(before.neurons))
     menu = "".join(f'<option value="{i}">{label}</option>' for i, label in labels)
     body = (
@@ -101,7 +114,7 @@ def token_activations(before: TokenActivations, after: TokenActivations | None =
         f'<label>Neuron <select id="neuron">{menu}</select></label> {_KEY}'
         f'<div class="sides">{"".join(shown)}</div></main>'
     )
-    held = {
+    data = {
         "texts": texts,
         "limits": [
             limit(value for side in sides for value in side.values[:, column].tolist())
@@ -111,23 +124,27 @@ def token_activations(before: TokenActivations, after: TokenActivations | None =
         "positive": _POSITIVE,
     }
     library = Path(circuitsvis.__file__).with_name("dist") / "cdn" / "iife.js"
-    page = pages.document("Activations by token", body, "tokens", held, libraries=[library.read_text("utf-8")])
-    # Sides stand below each other on a telephone; a wide page has room for some eighty letters, or for forty twice.
+    page = pages.document("Activations by token", body, "tokens", data, libraries=[library.read_text("utf-8")])
+    # A wide page has room for some eighty letters, or for forty twice. On a telephone one side stands below the other.
     wide = max(_lines(side, 80 // len(sides)) for side in sides)
     narrow = sum(_lines(side, 40) for side in sides)
     return TokenView(page, 130 + _LINE * wide, 150 + _LINE * narrow + 30 * (len(sides) - 1))
 
 
 def _visible(piece: str) -> str:
+    """Replace ends of lines and tabs, which have no shape, by signs."""
     return piece.replace("\r\n", "↵").replace("\n", "↵").replace("\r", "↵").replace("\t", "⇥")
 
 
 def _lines(side: TokenActivations, letters: int) -> int:
-    """Lines of the prompt and of the continuation, each below a label that is as high; wide letters count twice."""
+    """Count the lines of the prompt and of the continuation, each below a label that takes one line too.
+
+    East Asian wide letters count twice.
+    """
     lines = 0
-    for own in (side.pieces[: side.n_prompt], side.pieces[side.n_prompt :]):
-        room = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for piece in own for letter in piece)
-        lines += math.ceil(room / letters) + 1 if own else 0
+    for pieces in (side.pieces[: side.n_prompt], side.pieces[side.n_prompt :]):
+        width = sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for piece in pieces for letter in piece)
+        lines += math.ceil(width / letters) + 1 if pieces else 0
     return lines
 
 
@@ -137,18 +154,23 @@ def _prompt(side: TokenActivations) -> tuple[str, ...]:
 
 @checked
 def top_tokens(table: pd.DataFrame) -> TokenView:
-    """The tokens on which each neuron is most active, a row a neuron and a column a language.
+    """Show the tokens on which each neuron is most active, with a row for each neuron and a column for each language.
 
     Args:
-        table: as `tokens.top_tokens` gives it; the text before a token is shown on hover.
+        table: as `xt.top_tokens` gives it; the text before a token is shown on hover.
 
     Raises:
         ValueError: a column is missing, or there are no rows.
+
+    Example:
+        >>> readings = xt.read_tokens(lm, prompts, sources, max_new_tokens=4, progress=False)
+        >>> xt.figures.top_tokens(xt.top_tokens(readings, k=3))
+        TokenView(height=...)
     """
     wanted = ["layer", "index", "language", "token", "context", "activation"]
     missing = [column for column in wanted if column not in table.columns]
     if missing:
-        raise ValueError(f"the table has no column {', '.join(missing)}: expected that of tokens.top_tokens")
+        raise ValueError(f"the table has no column {', '.join(missing)}: expected that of xt.top_tokens")
     if table.empty:
         raise ValueError("no tokens to draw: the table is empty")
     codes = languages.in_order(table["language"])

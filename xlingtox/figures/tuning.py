@@ -1,4 +1,4 @@
-"""Tuning: how training went, and how far the weights moved."""
+"""Figures of tuning: how training went, and how far the weights moved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, headi
 _REJECTED = "#A0559C"
 _LOSS = "#7F7F7F"
 _SYMBOLS = {1: "circle", 2: "diamond", 3: "square"}
-"""Panels share no colour and no symbol: one legend below all of them names each line."""
+"""The symbol of each panel. No two panels share a colour and a symbol, since one legend names all their lines."""
 
 _CURVES: tuple[tuple[str, str, str, str, int], ...] = (
     ("loss", "training loss", _LOSS, "solid", 1),
@@ -32,19 +32,24 @@ _CURVES: tuple[tuple[str, str, str, str, int], ...] = (
 
 @checked
 def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Training curves: the loss, the share of pairs preferred rightly, and the rewards and their margin, by step.
+    """Draw the training curves: the loss, the share of pairs preferred rightly, and the rewards with their margin.
 
-    Those of pairs that are kept for validation are dotted, in the colour of the solid line that they belong to.
+    The curves of pairs that are kept for validation are dotted, in the colour of the solid line that they belong to.
 
     Args:
         log: the content of the `log.json` that `tune_dpo` writes.
 
     Raises:
         ValueError: no row has a step and a loss.
+
+    Example:
+        >>> figure = xt.figures.training([{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}])
+        >>> figure.data[0].y
+        (0.7, 0.5)
     """
     figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.07, row_heights=[0.4, 0.25, 0.35])
-    for key, name, colour, dash, row in _CURVES:
-        points = [(each["step"], float(each[key])) for each in log if "step" in each and key in each]
+    for key, name, colour, dash, panel in _CURVES:
+        points = [(row["step"], float(row[key])) for row in log if "step" in row and key in row]
         if not points and key == "loss":
             raise ValueError("no curve to draw: no row of the log has a step and a loss")
         if not points:
@@ -54,12 +59,12 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
             y=drawable(value for _, value in points),
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 2},
-            marker={"size": 5, "symbol": _SYMBOLS[row]},
+            marker={"size": 5, "symbol": _SYMBOLS[panel]},
             name=name,
             legendgroup=key.removeprefix("eval_"),
             showlegend=dash == "solid",
             hovertemplate=f"step %{{x}}<br>{name} %{{y:.3f}}<extra></extra>",
-            row=row,
+            row=panel,
             col=1,
         )
     figure.update_yaxes(title_text="Loss", row=1)
@@ -67,10 +72,10 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
     figure.update_yaxes(title_text="Reward", zeroline=True, row=3)
     figure.update_xaxes(title_text="Step", row=3)
     validated = any(not trace.showlegend for trace in figure.data)
-    told = "dotted lines are of pairs kept for validation" if validated else ""
-    # Above the panels, so many names would reach into the title.
+    subtitle = "dotted lines are of pairs kept for validation" if validated else ""
+    # The legend stands below: above the panels, so many names would reach into the title.
     below = {"yref": "container", "y": 0.01, "yanchor": "bottom"}
-    title = heading("Preference tuning, step by step", told)
+    title = heading("Preference tuning, step by step", subtitle)
     return styled(figure, height=620).update_layout(title=title, legend=below)
 
 
@@ -79,37 +84,43 @@ _KINDS = {
     "up": ("up vectors", CONTROL, "square", 0.0),
     "value": ("value vectors", SOURCES, "circle", 0.06),
 }
-"""Kinds stand a little aside of their layer, so that no bar hides another."""
+"""Each kind of vector with its name, its look and its shift from the layer's place, so that no bar hides another."""
 
 
 @checked
 def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
-    """How far the MLP's weights moved by tuning, by layer: cosine of each vector with itself, and change of its norm.
+    """Draw how far tuning moved the MLP's weights, by layer: each vector's cosine with before, and its change of norm.
+
+    The mean over a layer's vectors is drawn, and their least and greatest as a bar. A layer whose vectors were all zero
+    has none (NaN).
 
     Args:
-        drift: of a comparison, or `drift.by_layer(weight_drift(before, after))`. The mean over a layer's vectors is
-            drawn, and their least and greatest as a bar; a layer whose vectors were all zero has none (NaN).
+        drift: of a comparison, or `evaluation.drift_by_layer(weight_drift(before, after))`.
 
     Raises:
         ValueError: no layers, another kind of vector, or an infinite number.
+
+    Example:
+        >>> table = xt.weight_drift(lm, xt.Scale(sources, 0.5).bake(lm))
+        >>> xt.figures.weight_drift(xt.evaluation.drift_by_layer(table)).layout.yaxis.title.text
+        'Cosine with before'
     """
     if not drift:
         raise ValueError("no drift to draw: there are no layers")
-    if other := [each.kind for each in drift if each.kind not in _KINDS]:
-        raise ValueError(f"unknown kind {other[0]!r}: expected {', '.join(_KINDS)}")
-    if any(math.isinf(number) for each in drift for number in (each.cosine, each.norm_change)):
+    if unknown := [layer.kind for layer in drift if layer.kind not in _KINDS]:
+        raise ValueError(f"unknown kind {unknown[0]!r}: expected {', '.join(_KINDS)}")
+    if any(math.isinf(number) for layer in drift for number in (layer.cosine, layer.norm_change)):
         raise ValueError("a cosine or a change of norm is infinite")
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
-    for kind, (name, colour, symbol, aside) in _KINDS.items():
-        own = sorted((each for each in drift if each.kind == kind), key=lambda each: each.layer)
-        layers = [each.layer + aside for each in own]
-        cosines = [(each.cosine, *each.cosine_range) for each in own]
-        norms = [(each.norm_change, *each.norm_change_range) for each in own]
+    for kind, (name, colour, symbol, shift) in _KINDS.items():
+        layers = sorted((layer for layer in drift if layer.kind == kind), key=lambda layer: layer.layer)
+        cosines = [(layer.cosine, *layer.cosine_range) for layer in layers]
+        norms = [(layer.norm_change, *layer.norm_change_range) for layer in layers]
         for row, points, form in ((1, cosines, ".5f"), (2, norms, "+.2%")):
-            if not own:
+            if not layers:
                 continue
             figure.add_scatter(
-                x=layers,
+                x=[layer.layer + shift for layer in layers],
                 y=drawable(mean for mean, _, _ in points),
                 error_y=error_bars(
                     (high - mean for mean, _, high in points), (mean - low for mean, low, _ in points), thickness=1.2
@@ -117,7 +128,7 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
                 marker={"color": colour, "size": 7, "symbol": symbol},
-                customdata=[[*drawable(ends), each.layer] for each, (_, *ends) in zip(own, points, strict=True)],
+                customdata=[[*drawable(ends), layer.layer] for layer, (_, *ends) in zip(layers, points, strict=True)],
                 hovertemplate=f"layer %{{customdata[2]}}, {name}<br>%{{y:{form}}}<br>least %{{customdata[0]:{form}}}, "
                 f"greatest %{{customdata[1]:{form}}}<extra></extra>",
                 name=name,
@@ -128,6 +139,6 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
             )
     figure.update_yaxes(title_text="Cosine with before", row=1)
     figure.update_yaxes(title_text="Change of norm", tickformat=".2~%", zeroline=True, row=2)
-    figure.update_xaxes(layer_ticks(max(each.layer for each in drift) + 1))
+    figure.update_xaxes(layer_ticks(max(layer.layer for layer in drift) + 1))
     figure.update_xaxes(title_text="Layer", row=2)
     return styled(figure, height=500).update_layout(title=heading("How far the weights moved, by layer"))

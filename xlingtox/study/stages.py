@@ -430,7 +430,7 @@ def _transfer(found: retrieval.Retrieval, observed: Comparison, measure: str) ->
     if len(drops) < prediction.FEWEST:
         _LOG.warning("only %d languages have a drop in %s: no correlation", len(drops), measure)
         return prediction.Transfer(measure, {code: means[code] for code in drops}, drops, math.nan, math.nan)
-    return retrieval.predict_from_retrieval(found, observed, measure=measure)
+    return prediction.predict_from_retrieval(found, observed, measure=measure)
 
 
 @checked

@@ -1,28 +1,18 @@
-"""Which languages will tuning in one language reach?
+"""Predict which languages tuning in one language will reach.
 
-Bilingual retrieval tells how near a model keeps the sentences of two languages. `predict_transfer` sets it, before
-tuning, against the drop in toxicity that was observed, next to other predictors.
+`bilingual_retrieval` measures how near a model keeps the sentences of two languages. `predict_transfer` sets that,
+before tuning, against the drop in toxicity that was observed, next to other predictors. `correlation` holds the
+statistics of so few points, and `parallel` reads the sentences.
 """
 
 from xlingtox.transfer import retrieval
 from xlingtox.transfer.correlation import Correlation, pearson, spearman
+from xlingtox.transfer.least_squares import Line
 from xlingtox.transfer.parallel import Parallel, sentence_pairs, translations
-from xlingtox.transfer.prediction import (
-    Line,
-    Prediction,
-    Predictor,
-    Transfer,
-    active_share,
-    promoted_share,
-    tokens_per_character,
-)
-from xlingtox.transfer.retrieval import (
-    BestLayer,
-    Retrieval,
-    bilingual_retrieval,
-    predict_from_retrieval,
-    predict_transfer,
-)
+from xlingtox.transfer.prediction import predict_from_retrieval, predict_transfer, relate
+from xlingtox.transfer.predictors import active_share, promoted_share, tokens_per_character
+from xlingtox.transfer.results import Prediction, Predictor, Transfer
+from xlingtox.transfer.retrieval import BestLayer, Retrieval, bilingual_retrieval
 
 __all__ = [
     "BestLayer",
@@ -39,6 +29,7 @@ __all__ = [
     "predict_from_retrieval",
     "predict_transfer",
     "promoted_share",
+    "relate",
     "retrieval",
     "sentence_pairs",
     "spearman",

@@ -1,4 +1,4 @@
-"""Nearest neighbours among sentences: how surely each one's translation is found, by cosine."""
+"""Nearest neighbours among sentences: how surely each sentence's translation is found, by cosine."""
 
 from __future__ import annotations
 
@@ -11,49 +11,61 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 _TIE = 1e-7
-"""Cosines nearer than this are the same: float32 states tell no more."""
+"""Cosines that differ by less count as equal: float32 states are no more precise."""
 
 
-def scored(
-    own: Float[Tensor, "sentence d_model"],
+def retrieval_scores(
+    pivot: Float[Tensor, "sentence d_model"],
     other: Float[Tensor, "sentence d_model"],
     right: Bool[Tensor, "sentence sentence"],
+    *,
     n_neighbours: int,
 ) -> tuple[Float[np.ndarray, "measure sentence"], int]:
-    """Return each measure of `measures.RETRIEVAL` in one layer, and the number of searches that end in a tie.
+    """Compute each measure of `measures.RETRIEVAL` in one layer, and count the searches that end in a tie.
 
     Args:
-        right: which candidates count as a sentence's translation; see `translations`.
-        n_neighbours: of CSLS.
+        pivot, other: one state for each sentence, in the pivot and in the other language.
+        right: which candidates count as a sentence's translation; see `parallel.translations`.
+        n_neighbours: how many neighbours CSLS looks at.
     """
-    cosine = normalize(own.double(), dim=-1) @ normalize(other.double(), dim=-1).T
+    cosine = normalize(pivot.double(), dim=-1) @ normalize(other.double(), dim=-1).T
     k = min(n_neighbours, len(cosine))
     csls = 2 * cosine - cosine.topk(k, 1).values.mean(1, keepdim=True) - cosine.topk(k, 0).values.mean(0)
-    forth, back = (_searched(each, own) for each, own in ((cosine, right), (cosine.T, right.T)))
-    top1, corrected = (
-        [(way.rank == 1).double() for way in ways]
-        for ways in ((forth, back), (_searched(csls, right), _searched(csls.T, right.T)))
-    )
+    forth, back = _search(cosine, right), _search(cosine.T, right.T)
+    csls_forth, csls_back = _search(csls, right), _search(csls.T, right.T)
     values = [
-        (top1[0] + top1[1]) / 2,
-        *top1,
+        (forth.top1 + back.top1) / 2,
+        forth.top1,
+        back.top1,
         (1 / forth.rank + 1 / back.rank) / 2,
-        (corrected[0] + corrected[1]) / 2,
+        (csls_forth.top1 + csls_back.top1) / 2,
         (forth.margin + back.margin) / 2,
         cosine.diagonal(),
     ]
-    ties = sum(int((way.margin.abs() <= _TIE).sum()) for way in (forth, back))
-    return torch.stack(values).numpy(), ties
+    n_ties = sum(int((search.margin.abs() <= _TIE).sum()) for search in (forth, back))
+    return torch.stack(values).numpy(), n_ties
 
 
 @dataclass(frozen=True)
 class _Search:
+    """Results of searching every query's translation.
+
+    Attributes:
+        rank: of the nearest right candidate among all wrong ones; 1 is best, and a tie counts against it.
+        margin: similarity of the nearest right candidate less that of the nearest wrong one.
+    """
+
     rank: Float[Tensor, "sentence"]
     margin: Float[Tensor, "sentence"]
 
+    @property
+    def top1(self) -> Float[Tensor, "sentence"]:
+        """1 where the nearest candidate is right, else 0."""
+        return (self.rank == 1).double()
 
-def _searched(similarity: Float[Tensor, "query candidate"], right: Bool[Tensor, "query candidate"]) -> _Search:
-    """The nearest of the right candidates against all others."""
+
+def _search(similarity: Float[Tensor, "query candidate"], right: Bool[Tensor, "query candidate"]) -> _Search:
+    """Set the nearest right candidate of each query against all wrong ones."""
     best = similarity.masked_fill(~right, -torch.inf).max(1).values
     rivals = similarity.masked_fill(right, -torch.inf)
     rank = 1 + (rivals >= best[:, None] - _TIE).sum(1).double()

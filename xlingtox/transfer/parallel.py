@@ -1,4 +1,4 @@
-"""Sentences and their translations, checked before work starts, and which of them count as each other's."""
+"""Sentences and their translations: checked before work starts, and which of them count as each other's."""
 
 from __future__ import annotations
 
@@ -17,57 +17,75 @@ from xlingtox.data import check_columns, parallel_columns
 
 Parallel: TypeAlias = Dataset | Mapping[str, Sequence[str]]
 
+Pairs: TypeAlias = dict[str, tuple[list[str], list[str]]]
+"""Language to sentences of the pivot, and their translations into the language."""
+
 
 @checked
-def sentence_pairs(parallel: Parallel, *, pivot: str = "en") -> dict[str, tuple[list[str], list[str]]]:
-    """Language to sentences of the pivot and their translations, in the house's order of languages.
+def sentence_pairs(parallel: Parallel, *, pivot: str = "en") -> Pairs:
+    """Pair the sentences of the pivot with their translations into each language, in the house's order of languages.
 
     Args:
         parallel: one column a language, aligned by row; or rows `language, sentence, translation`, where `translation`
             is in the pivot and may differ from language to language (as in Tatoeba).
+        pivot: the language that all others are paired with.
 
     Raises:
-        ValueError: columns of unequal length, no pivot, no second language, fewer than two pairs of a language, a blank
-            sentence or one that is no text, a column of row numbers, an unknown language, or sentences that nothing
+        TypeError: a sentence in a dict that is no text.
+        ValueError: columns of unequal length, no pivot, no second language, an unknown language, or a column of row
+            numbers. A sentence that is blank or no text, fewer than two pairs of a language, or sentences that nothing
             tells apart.
+
+    Example:
+        >>> xt.transfer.sentence_pairs({"en": ["a cat", "a dog"], "es": ["un gato", "un perro"]})
+        {'es': (['a cat', 'a dog'], ['un gato', 'un perro'])}
     """
     if isinstance(parallel, Mapping):
         parallel = _table(parallel)
     check_columns(parallel, (), "parallel sentences")
     if "sentence" in parallel.column_names:
-        found = _by_rows(parallel, pivot)
+        pairs = _from_rows(parallel, pivot)
     else:
         columns = parallel_columns(parallel, pivot)
-        found = {code: (columns[pivot], own) for code, own in columns.items() if code != pivot}
-    for code, (own, other) in found.items():
-        for name, side in ((pivot, own), (code, other)):
-            if len(set(side)) == 1:
-                raise ValueError(f"all {len(side)} sentences of {name} are the same: nothing tells them apart")
-        right = translations(own, other)
-        for axis, name, query in ((1, code, own), (0, pivot, other)):
-            alone = right.all(axis).nonzero()
-            if len(alone):
-                text = query[int(alone[0])]
-                raise ValueError(f"every sentence of {name} is a translation of {text!r}: the right one has no rival")
-    return found
+        pairs = {code: (columns[pivot], column) for code, column in columns.items() if code != pivot}
+    for code, sides in pairs.items():
+        _check_distinct({pivot: sides[0], code: sides[1]})
+    return pairs
 
 
-def translations(own: Sequence[str], other: Sequence[str]) -> Bool[Tensor, "own other"]:
-    """Which sentences are each other's translation: where some pair has the two texts, and not only their own pair.
+def _check_distinct(sides: Mapping[str, list[str]]) -> None:
+    """Raise ValueError where every candidate is right, so that a search cannot fail."""
+    for code, sentences in sides.items():
+        if len(set(sentences)) == 1:
+            raise ValueError(f"all {len(sentences)} sentences of {code} are the same: nothing tells them apart")
+    right = translations(*sides.values())
+    pivot, code = sides
+    for axis, searched, queries in ((1, code, sides[pivot]), (0, pivot, sides[code])):
+        without_rival = right.all(axis).nonzero()
+        if len(without_rival):
+            text = queries[int(without_rival[0])]
+            raise ValueError(f"every sentence of {searched} is a translation of {text!r}: the right one has no rival")
 
-    A sentence that comes twice with different translations has both of them; one that is the translation of two has
-    both of these. Whether a candidate is right depends on its text alone, so that no text is both right and wrong.
+
+@checked
+def translations(pivot: Sequence[str], other: Sequence[str]) -> Bool[Tensor, "pivot other"]:
+    """Return which sentences are each other's translation: those whose two texts are a pair somewhere in the lists.
+
+    A sentence that occurs twice with different translations has both of them, and one that translates two sentences
+    has both of these. Whether a candidate is right depends on its text alone, so that no text is both right and wrong.
     """
-    (left, one), (right, two) = (np.unique(list(side), return_inverse=True) for side in (own, other))
-    attested = np.zeros((len(left), len(right)), dtype=bool)
-    attested[one, two] = True
-    return torch.from_numpy(attested[one][:, two])
+    (pivot_texts, pivot_index), (other_texts, other_index) = (
+        np.unique(list(side), return_inverse=True) for side in (pivot, other)
+    )
+    attested = np.zeros((len(pivot_texts), len(other_texts)), dtype=bool)
+    attested[pivot_index, other_index] = True
+    return torch.from_numpy(attested[pivot_index][:, other_index])
 
 
-def n_duplicates(own: Sequence[str], other: Sequence[str]) -> int:
-    """Pairs that have a side in common with another one."""
+def n_duplicates(pivot: Sequence[str], other: Sequence[str]) -> int:
+    """Count the pairs that share a side with another pair."""
     counts = []
-    for side in (own, other):
+    for side in (pivot, other):
         _, inverse, count = np.unique(list(side), return_inverse=True, return_counts=True)
         counts.append(count[inverse])
     return int((np.maximum(*counts) > 1).sum())
@@ -79,7 +97,7 @@ def _table(parallel: Mapping[str, Sequence[str]]) -> Dataset:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"misaligned parallel sentences: {', '.join(f'{n} in {c}' for c, n in lengths.items())}")
     for name, column in columns.items():
-        # None is a blank sentence, and refused as one with its place.
+        # None is a blank sentence, which is refused later, with its row.
         wrong = [text for text in column if not isinstance(text, str | None)]
         if wrong:
             raise TypeError(
@@ -89,22 +107,22 @@ def _table(parallel: Mapping[str, Sequence[str]]) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def _by_rows(parallel: Dataset, pivot: str) -> dict[str, tuple[list[str], list[str]]]:
+def _from_rows(parallel: Dataset, pivot: str) -> Pairs:
     check_columns(parallel, ("language", "sentence", "translation"), "parallel sentences")
-    found: dict[str, tuple[list[str], list[str]]] = {
-        code: ([], []) for code in languages.in_order(parallel["language"])
-    }
-    languages.check([pivot, *found])
-    if pivot in found:
+    pairs: Pairs = {code: ([], []) for code in languages.in_order(parallel["language"])}
+    languages.check([pivot, *pairs])
+    if pivot in pairs:
         raise ValueError(f"rows of the pivot {pivot!r} among the sentences: give it as their translation")
     for i, row in enumerate(parallel):
         for column in ("sentence", "translation"):
             if not isinstance(row[column], str) or not row[column].strip():
                 raise ValueError(f"row {i} of the parallel sentences ({row['language']}) has no {column}")
-        own, other = found[row["language"]]
-        own.append(row["translation"])
-        other.append(row["sentence"])
-    few = [code for code, (own, _) in found.items() if len(own) < 2]
-    if few or not found:
-        raise ValueError(f"two pairs of a language are needed at least: {few[0] if few else 'there'} has no second one")
-    return found
+        in_pivot, in_language = pairs[row["language"]]
+        in_pivot.append(row["translation"])
+        in_language.append(row["sentence"])
+    if not pairs:
+        raise ValueError("there are no parallel sentences: give at least two pairs of each language")
+    single = [code for code, (sentences, _) in pairs.items() if len(sentences) < 2]
+    if single:
+        raise ValueError(f"at least two pairs of each language are needed: {single[0]} has no second one")
+    return pairs

@@ -1,0 +1,137 @@
+"""One function that draws any result; each type of result has its figure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from xlingtox import evaluation
+from xlingtox.checking import checked
+from xlingtox.evaluation import Comparison, Dose, LayerDrift, PatchEffect
+from xlingtox.figures.doses import dose_response
+from xlingtox.figures.neurons import activation_map, promoted, sources
+from xlingtox.figures.pairs import toxicity
+from xlingtox.figures.patching import patch_effect
+from xlingtox.figures.roc import probe
+from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
+from xlingtox.figures.transfer import retrieval_by_layer, transfer
+from xlingtox.figures.tuning import weight_drift
+from xlingtox.neurons import Activations, NeuronSet, Probe, TokenActivations
+from xlingtox.neurons import top_tokens as most_activating_tokens
+from xlingtox.transfer import Retrieval, Transfer
+
+
+@checked
+def plot(result: Any, **options: Any) -> go.Figure | TokenView:
+    """Draw a result as the figure that answers its first question.
+
+    Every figure is also a function of `xt.figures`, which holds some more.
+
+    Args:
+        result: what to draw; see the table.
+        options: those of the figure.
+
+            | result                          | figure               | options               |
+            |---------------------------------|----------------------|-----------------------|
+            | `Comparison`                    | `toxicity`           | `measure`             |
+            | `Transfer`                      | `transfer`           |                       |
+            | `Retrieval`                     | `retrieval_by_layer` | `measure`             |
+            | `PatchEffect`                   | `patch_effect`       | `language`            |
+            | `Probe`                         | `probe`              |                       |
+            | `NeuronSet`                     | `sources`            | `sources`, `n_layers` |
+            | `Activations`                   | `activation_map`     | `after`               |
+            | `TokenActivations`              | `token_activations`  | `after`               |
+            | a list of `TokenActivations`    | `top_tokens`         | `k`                   |
+            | a list of `Dose`                | `dose_response`      | `control`             |
+            | a table of promoted tokens      | `promoted`           |                       |
+            | a table that `top_tokens` gives | `top_tokens`         |                       |
+            | a table of `weight_drift`       | `weight_drift`       |                       |
+
+    Raises:
+        TypeError: there is no figure of such a result, or the figure has no such option.
+        ValueError: what the figure refuses, an empty list, or a table with other columns.
+
+    Example:
+        >>> figure = xt.plot(activations)
+        >>> figure.layout.title.text
+        'Mean activation, by language and neuron'
+        >>> xt.plot(candidates, sources=sources, n_layers=lm.n_layers).layout.title.text
+        'Sources by layer'
+    """
+    return _draw(result, **options)
+
+
+@functools.singledispatch
+def _draw(result: object, **options: Any) -> go.Figure | TokenView:
+    kinds = ", ".join(kind.__name__ for kind in _draw.registry if kind is not object)
+    raise TypeError(f"plot: result is a {type(result).__name__}, expected one of: {kinds}")
+
+
+_draw.register(Comparison, toxicity)
+_draw.register(Transfer, transfer)
+_draw.register(Retrieval, retrieval_by_layer)
+_draw.register(PatchEffect, patch_effect)
+_draw.register(Probe, probe)
+_draw.register(NeuronSet, sources)
+_draw.register(Activations, activation_map)
+_draw.register(TokenActivations, token_activations)
+
+
+@_draw.register(list)
+@_draw.register(tuple)
+def _draw_several(results: Sequence[object], **options: Any) -> go.Figure | TokenView:
+    if not results:
+        raise ValueError("plot: the list of results is empty")
+    kind = type(results[0])
+    if kind not in _SEVERAL:
+        kinds = ", ".join(kind.__name__ for kind in _SEVERAL)
+        raise TypeError(f"plot: result is a list of {kind.__name__}, expected a single result, or a list of: {kinds}")
+    return _SEVERAL[kind](results, **options)
+
+
+def _draw_top_tokens(readings: Sequence[TokenActivations], *, k: int = 5) -> TokenView:
+    return top_tokens(most_activating_tokens(readings, k=k))
+
+
+_SEVERAL: dict[type, Callable[..., go.Figure | TokenView]] = {
+    TokenActivations: _draw_top_tokens,
+    LayerDrift: weight_drift,
+}
+
+
+@_draw.register(pd.DataFrame)
+def _draw_table(table: pd.DataFrame) -> go.Figure | TokenView:
+    for columns, (_, figure) in _TABLES.items():
+        if columns <= set(table.columns):
+            return figure(table)
+    known = ", ".join(source for source, _ in _TABLES.values())
+    raise ValueError(
+        f"plot: the table has the columns {', '.join(map(str, table.columns))}: expected a table of {known}"
+    )
+
+
+_TABLES: dict[frozenset[str], tuple[str, Callable[[pd.DataFrame], go.Figure | TokenView]]] = {
+    frozenset({"token", "context", "activation"}): ("xt.top_tokens", top_tokens),
+    frozenset({"token", "score", "rank"}): ("NeuronSet.promoted_tokens", promoted),
+}
+"""The columns by which a table is recognised, what gives it, and its figure."""
+
+
+# --- doses and drift: `DoseResponse` and `WeightDrift` where the package has these results, else lists and tables
+
+_EVALUATION = vars(evaluation)
+
+if "DoseResponse" in _EVALUATION:
+    _draw.register(_EVALUATION["DoseResponse"], dose_response)
+    _draw.register(_EVALUATION["WeightDrift"], weight_drift)
+else:
+
+    def _draw_drift(vectors: pd.DataFrame) -> go.Figure:
+        return weight_drift(_EVALUATION["drift_by_layer"](vectors))
+
+    _SEVERAL[Dose] = dose_response
+    _TABLES[frozenset({"kind", "cosine", "norm_change"})] = ("xt.weight_drift", _draw_drift)

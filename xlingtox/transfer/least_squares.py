@@ -1,0 +1,78 @@
+"""A least-squares line, and the intervals around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from xlingtox.checking import checked
+from xlingtox.transfer.correlation import FEWEST, Interval, varies
+
+
+@checked
+@dataclass(frozen=True)
+class Line:
+    """A least-squares line of y on x, with what is needed for intervals under normal errors of equal size.
+
+    Attributes:
+        slope, intercept: the line; it is level, at the mean of y, where x does not vary.
+        deviation: standard deviation of the residuals, with n - 2 degrees of freedom; NaN for two points, and 0 where
+            all points lie on the line but for rounding.
+        n: how many points it was fitted to.
+        centre, spread: mean of x, and the sum of its squared deviations.
+
+    Example:
+        >>> line = xt.transfer.Line.fit([0.0, 1.0, 2.0, 3.0], [0.1, 1.0, 2.1, 3.0])
+        >>> round(line.slope, 2), round(line.at(4.0), 2)
+        (0.98, 4.0)
+    """
+
+    slope: float
+    intercept: float
+    deviation: float
+    n: int
+    centre: float
+    spread: float
+
+    @classmethod
+    @checked
+    def fit(cls, x: Sequence[float], y: Sequence[float]) -> Line:
+        """Fit the line.
+
+        Raises:
+            ValueError: lists of unequal length, or fewer than two points.
+        """
+        if len(x) != len(y) or len(x) < 2:
+            raise ValueError(f"a line needs two equally long lists of two or more: got {len(x)} and {len(y)}")
+        a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        spread = float(((a - a.mean()) ** 2).sum()) if varies(a) else 0.0
+        slope = float((a - a.mean()) @ (b - b.mean())) / spread if spread else 0.0
+        intercept = float(b.mean() - slope * a.mean())
+        residuals = b - intercept - slope * a
+        squares = float((residuals**2).sum()) if abs(residuals).max() > 1e-9 * abs(b).max() else 0.0
+        deviation = math.sqrt(squares / (len(a) - 2)) if len(a) > 2 else math.nan
+        return cls(slope, intercept, deviation, len(a), float(a.mean()), spread)
+
+    @checked
+    def at(self, x: float) -> float:
+        """Return the line's y at x."""
+        return self.intercept + self.slope * x
+
+    @checked
+    def interval(self, x: float, *, level: float = 0.95, new: bool = False) -> Interval:
+        """Return the interval of the line at x, or of a `new` point there, from Student's t.
+
+        Both ends are infinite where the points do not show their scatter: two points, or all of them on the line. They
+        are infinite too where the slope is unknown, because all points have one x, and this is another.
+        """
+        slope_is_known = self.spread > 0 or math.isclose(x, self.centre, rel_tol=1e-9)
+        if self.n < FEWEST or self.deviation == 0 or not slope_is_known:
+            return -math.inf, math.inf
+        distance = (x - self.centre) ** 2 / self.spread if self.spread else 0.0
+        width = float(stats.t.ppf((1 + level) / 2, self.n - 2))
+        width *= self.deviation * math.sqrt(1 / self.n + distance + (1 if new else 0))
+        return self.at(x) - width, self.at(x) + width
