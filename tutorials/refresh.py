@@ -18,6 +18,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from drawing import drawing
 from stored_results import BY_LANGUAGE, RESULTS, store, stored
@@ -82,29 +83,50 @@ def _percents(sides: Sequence[float], digits: int = 0) -> str:
     return " → ".join(percent(side, digits) for side in sides)
 
 
-def studies() -> str:
+def of_studies(columns: Sequence[str], cells: Callable[[Mapping[str, Any]], Sequence[str]]) -> str:
     """Return a row for each stored study of the miniature."""
     rows = []
     for file in sorted(RESULTS.glob("demo-world-*.json")):
-        demo, (_, _, world, _, seed) = stored(file.stem), file.stem.split("-")
-        at, transfer, left = demo["at_offset"], demo["transfer"], [f"{share:.2f}" for share in demo["left"]]
-        (code, rise), random = demo["worst"], at["random_perplexity_change"]
-        probability = demo["toxicity_probability"]
-        rows.append(
-            (
-                *(world, seed, arrow(probability["en"]), f"{arrow(probability['others'])} ({'–'.join(left)})"),
-                f"{change(demo['perplexity_change'], 1)} (worst {code} {change(rise)})",
-                *(f"{demo['fell']} of {demo['languages']}", signed(demo["offset"], 3).rstrip("0").rstrip(".")),
-                *(arrow(at["toxicity"]), change(at["perplexity_change"])),
-                "–" if random is None else change(random, 1),
-                *(f"{correlation['r']:.2f} ({significance(correlation['p'])})" for correlation in transfer.values()),
-            )
+        _, _, world, _, seed = file.stem.split("-")
+        rows.append((world, seed, *cells(stored(file.stem))))
+    return table(["World", "Study seed", *columns], rows)
+
+
+def studies_tuned() -> str:
+    """Return what English tuning did in each study."""
+
+    def cells(demo: Mapping[str, Any]) -> Sequence[str]:
+        probability, left, (code, rise) = demo["toxicity_probability"], demo["left"], demo["worst"]
+        return (
+            arrow(probability["en"]),
+            f"{arrow(probability['others'])} ({'–'.join(f'{share:.2f}' for share in left)})",
+            f"{change(demo['perplexity_change'], 1)} (worst {code} {change(rise)})",
+            f"{demo['fell']} of {demo['languages']}",
         )
-    columns = (
-        "world, study seed, English, other 16: mean (range), perplexity, activation falls in, γ, toxicity at γ,"
-        " perplexity at γ, random at γ, r: EMT, r: average"
-    )
-    return table(columns.split(", "), rows)
+
+    return of_studies(["English", "Other 16: mean (range)", "Perplexity", "Activation falls in"], cells)
+
+
+def studies_edited() -> str:
+    """Return what the chosen offset did in each study."""
+
+    def cells(demo: Mapping[str, Any]) -> Sequence[str]:
+        at, offset = demo["at_offset"], signed(demo["offset"], 3).rstrip("0").rstrip(".")
+        random = at["random_perplexity_change"]
+        price = change(at["perplexity_change"])
+        return offset, arrow(at["toxicity"]), price, "–" if random is None else change(random, 1)
+
+    return of_studies(["γ", "Average toxicity", "Perplexity", "Perplexity, random neurons"], cells)
+
+
+def studies_transfer() -> str:
+    """Return how well retrieval told the drop in each study."""
+
+    def cells(demo: Mapping[str, Any]) -> Sequence[str]:
+        correlations = (f"{row['r']:.2f} ({significance(row['p'])})" for row in demo["transfer"].values())
+        return *correlations, f"{demo['error']:.2f}", f"{demo['guess']:.2f}"
+
+    return of_studies(["r, EMT", "r, average", "Error, EMT", "Guess, EMT"], cells)
 
 
 def by_language() -> str:
@@ -152,15 +174,6 @@ def predictors() -> str:
 
 
 _R = "Pearson's r (95 %)"
-
-
-def errors() -> str:
-    """Return retrieval's error on a language that is left out, next to that of a guess, in every stored study."""
-    rows = []
-    for file in sorted(RESULTS.glob("demo-world-*.json")):
-        demo, (_, _, world, _, seed) = stored(file.stem), file.stem.split("-")
-        rows.append((world, seed, f"{demo['error']:.2f}", f"{demo['guess']:.2f}"))
-    return table(["World", "Study seed", "Error of retrieval", "Error of the guess"], rows)
 
 
 def rows_of(name: str, columns: Mapping[str, str]) -> Callable[[], str]:
@@ -223,13 +236,14 @@ _CONTROLS = {
 
 CONTENT: Mapping[str, Callable[[], str]] = {
     "summary": summary,
-    "studies": studies,
+    "studies-tuned": studies_tuned,
+    "studies-edited": studies_edited,
+    "studies-transfer": studies_transfer,
     "by-language": by_language,
     "doses": doses,
     "controls": rows_of("controls", _CONTROLS),
     "patching": patching,
     "predictors": predictors,
-    "errors": errors,
     "demo-seconds": demo_seconds,
     "engine": rows_of("engine", _COSTS),
     "edits": rows_of("edits", _COSTS),
