@@ -14,7 +14,7 @@ from families import build
 from huggingface_hub import constants
 from toys import xlm_roberta
 
-from xlingtox.tuning.offline import no_calls_of_trainers
+from xlingtox.tuning.side_effects import no_hub_calls
 
 ROOT = Path(__file__).parents[2]
 SWITCHES = ("CI", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
@@ -130,7 +130,7 @@ def test_the_switches_are_put_back(monkeypatch, before, silenced):
         monkeypatch.setenv("HF_HUB_OFFLINE", before)
     for error in (KeyboardInterrupt, ValueError):
         inside = []
-        with contextlib.suppress(error), no_calls_of_trainers():
+        with contextlib.suppress(error), no_hub_calls():
             inside += [constants.HF_HUB_DISABLE_TELEMETRY, os.environ["HF_HUB_OFFLINE"]]
             raise error
         assert inside == [True, "1"]
