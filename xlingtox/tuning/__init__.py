@@ -1,4 +1,4 @@
-"""What does preference tuning in one language do to a model? This folder tunes it, with TRL.
+"""Tune a model on preference pairs in one language, with TRL.
 
 `tune_dpo` takes pairs of a chosen and a rejected continuation, and returns the tuned model as a `HookedLM`. A `Recipe`
 holds every setting; `PAPER_FULL`, `PAPER_QLORA` and `MINI` are ready-made. TRL, PEFT and transformers' trainer are

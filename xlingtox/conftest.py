@@ -1,0 +1,28 @@
+"""What the examples in docstrings may use without saying where it comes from. Only pytest reads this file."""
+
+from typing import Any
+
+import pytest
+
+import xlingtox as xt
+
+
+@pytest.fixture(scope="session")
+def example_values() -> dict[str, Any]:
+    lm = xt.HookedLM.load("mini")
+    prompts = xt.mini.prompts(n=2, languages=["en", "es"])
+    probe = xt.Probe.fit(lm, xt.mini.labelled("en", n=200), progress=False)
+    candidates = xt.localize.by_cosine(lm, probe, k=100)
+    activations = xt.collect_activations(lm, prompts, candidates, max_new_tokens=8, progress=False)
+    sources = candidates.where(activations.mean(language="en") > 0)
+    names = ("lm", "prompts", "probe", "candidates", "activations", "sources")
+    return {"xt": xt} | {name: value for name, value in locals().items() if name in names}
+
+
+@pytest.fixture(autouse=True)
+def names_in_examples(request: pytest.FixtureRequest) -> None:
+    """Give a docstring's example the model and the results that it begins with."""
+    if isinstance(request.node, pytest.DoctestItem):
+        namespace = request.getfixturevalue("doctest_namespace")
+        namespace.update(request.getfixturevalue("example_values"))
+        namespace["tmp_path"] = request.getfixturevalue("tmp_path")
