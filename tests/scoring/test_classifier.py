@@ -180,7 +180,7 @@ def test_tokenizers_and_limits_are_told_apart(pair, tmp_path):
 def test_a_hub_commit_stands_for_its_tokenizer_but_for_no_other(pair, monkeypatch):
     model, tokenizer = made(**HEADS["softmax"])
     model.config._commit_hash = "b" * 40
-    monkeypatch.setattr(classifier, "_loaded", lambda source, own, *_: (model, own or tokenizer, source))
+    monkeypatch.setattr(classifier, "_loaded", lambda source, own, **_: (model, own or tokenizer, source))
     assert ClassifierScorer("some/model", languages=["en"]).revision == f"{'b' * 40} toxic softmax float32"
     named = ClassifierScorer("some/model", languages=["en"], tokenizer=tokenizer).revision
     assert named.startswith(f"{'b' * 40} toxic softmax float32 ")
@@ -231,7 +231,7 @@ def test_presets_cover_what_their_cards_say(pair, monkeypatch):
         "textdetox/xlmr-large-toxicity-classifier-v2": set("am ar de en es fr he hi hi-Latn it ja ru tt uk zh".split()),
         "unitary/multilingual-toxic-xlm-roberta": set("en es fr it pt ru tr".split()),
     }
-    monkeypatch.setattr(classifier, "_loaded", lambda source, *_: (*pair, source))
+    monkeypatch.setattr(classifier, "_loaded", lambda source, _, **__: (*pair, source))
     for name, kind in zip(PRESETS, ("softmax", "sigmoid"), strict=True):
         scorer = ClassifierScorer(name, progress=False)
         assert (scorer.name, scorer.languages) == (name, PRESETS[name].languages)
@@ -244,7 +244,7 @@ def test_presets_cover_what_their_cards_say(pair, monkeypatch):
 def test_a_preset_has_its_commit_unless_another_is_asked_for(pair, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        classifier, "_loaded", lambda source, _, revision, *__: asked.append(revision) or (*pair, source)
+        classifier, "_loaded", lambda source, _, revision, **__: asked.append(revision) or (*pair, source)
     )
     unitary = "unitary/multilingual-toxic-xlm-roberta"
     for options in ({}, {"revision": "refs/pr/2"}):

@@ -14,7 +14,7 @@ from xlingtox.edits.interventions import Offset
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
-from xlingtox.scoring import Cached, ProbeScorer, UncoveredLanguage, WordlistScorer, agreement
+from xlingtox.scoring import Agreement, Cached, ProbeScorer, UncoveredLanguage, WordlistScorer, agreement
 
 # --- ProbeScorer
 
@@ -190,6 +190,28 @@ def test_scorers_that_cover_different_languages():
     assert len(frame) == 9
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.pairs = ()
+
+
+def test_an_agreement_is_kept_in_one_file_and_shown(tmp_path):
+    tables = [0.1, 0.2, 0.3, 0.9, 0.5], [0.95, 0.92, 0.93, 0.94, 0.2]
+    scorers = [Given("<a>", tables[0], "en", "fr"), Given("b", tables[1], "en"), Given("c", [0.5] * 5, "en", "fr")]
+    result = agreement(scorers, list("01234"), ["en", "en", "en", "en", "fr"])
+    result.save(tmp_path / "agreement.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["agreement.json"]
+    again = Agreement.load(tmp_path / "agreement.json")
+    assert again.to_frame().equals(result.to_frame())
+    assert math.isnan(again.pairs[1].rank_correlation)
+    assert [pair.disagreements for pair in again.pairs] == [pair.disagreements for pair in result.pairs]
+    assert type(again.pairs[0].disagreements[0]) is type(result.pairs[0].disagreements[0])
+    assert repr(again) == "Agreement(3 scorers, 2 languages)"
+    html = result._repr_html_()
+    assert html.count("<tr") == 7
+    assert "&lt;a&gt;" in html
+    assert "<a>" not in html
+    assert "not defined" in html
+    (tmp_path / "agreement.json").write_text('{"pairs": [{"language": "en"}]}')
+    with pytest.raises(ValueError, match=r"agreement\.json holds no agreement"):
+        Agreement.load(tmp_path / "agreement.json")
 
 
 def test_bad_input_is_refused_before_work():
