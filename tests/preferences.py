@@ -1,7 +1,9 @@
-"""For the tests of tuning: a few preference pairs, a recipe of a few steps, fixtures, and readers of a run's log."""
+"""Preference pairs, a recipe of a few steps, fixtures and readers of logs, for the tests of tuning."""
 
 import copy
 import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,8 +28,8 @@ def weights(model):
     return {name: weight.clone() for name, weight in model.state_dict().items()}
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def losses(folder):
@@ -61,25 +63,33 @@ def log_p(model, tokenizer, prompt, continuation):
     return sum(float(chance[i - 1, ids[0, i]]) for i in range(len(tokenizer(prompt)["input_ids"]), ids.shape[1]))
 
 
+class Tuned(NamedTuple):
+    """A tuned model: the source in training mode, in which it must stay, its HookedLM, the tuned one, its folder."""
+
+    source: Any
+    lm: HookedLM
+    after: HookedLM
+    folder: Path
+
+
 @pytest.fixture(scope="module")
 def tuned(model, tokenizer, tmp_path_factory):
-    """The model that was given (in training mode, as it must stay), its HookedLM, the tuned one, and its folder."""
-    given = copy.deepcopy(model).train()
-    lm = HookedLM.load(given, tokenizer=tokenizer)
+    source = copy.deepcopy(model).train()
+    lm = HookedLM.load(source, tokenizer=tokenizer)
     folder = tmp_path_factory.mktemp("dpo") / "made" / "for it"
-    return given, lm, tune_dpo(lm, PAIRS, output_dir=folder, recipe=RECIPE, progress=False), folder
+    return Tuned(source, lm, tune_dpo(lm, PAIRS, output_dir=folder, recipe=RECIPE, progress=False), folder)
 
 
 class Begun(BaseException):
-    """Training had begun. Not an error of its own, after which the folder would be left to other runs."""
+    """Training had begun. It is no Exception, after which the run would give its folder back."""
 
 
 class Interrupted(KeyboardInterrupt):
-    pass
+    """The user broke off a run."""
 
 
 class Reached(KeyboardInterrupt):
-    pass
+    """The trainer was about to be made."""
 
 
 @pytest.fixture
@@ -93,15 +103,15 @@ def untrained(monkeypatch):
 
 @pytest.fixture
 def reached(monkeypatch):
-    found = {}
+    options_of_trainer = {}
 
     class Trainer:
         def __init__(self, **options):
-            found.update(options)
+            options_of_trainer.update(options)
             raise Reached
 
     monkeypatch.setattr("trl.DPOTrainer", Trainer)
-    return found
+    return options_of_trainer
 
 
 # With these validation pairs the loss rises from the first evaluation on.

@@ -31,16 +31,16 @@ tuned, untrained = preferences.tuned, preferences.untrained
 
 
 def test_the_rejected_becomes_less_likely_than_the_chosen(tuned, model, tokenizer):
-    after = AutoModelForCausalLM.from_pretrained(tuned[3]).eval()
+    after = AutoModelForCausalLM.from_pretrained(tuned.folder).eval()
     assert margin(after, tokenizer) > margin(model, tokenizer) + 1
 
 
 def test_the_given_model_is_left_as_it_was(tuned, model, tokenizer):
-    given, lm, _, _ = tuned
-    assert same(weights(given), weights(model))
-    assert given.training
-    assert given.forward.__func__ is type(given).forward
-    assert all(weight.grad is None for weight in given.parameters())
+    source, lm, _, _ = tuned
+    assert same(weights(source), weights(model))
+    assert source.training
+    assert source.forward.__func__ is type(source).forward
+    assert all(weight.grad is None for weight in source.parameters())
     ids, mask = lm.encode(PROMPTS)
     fresh = HookedLM.load(model, tokenizer=tokenizer)
     assert torch.equal(lm.logits(ids, mask), fresh.logits(ids, mask))
@@ -60,11 +60,11 @@ def test_the_tuned_model_is_the_one_in_the_folder(tuned):
 
 
 def test_what_was_done_is_written_down(tuned):
-    folder = tuned[3]
+    folder = tuned.folder
     record = json.loads((folder / "recipe.json").read_text("utf-8"))
     assert record["recipe"] == dataclasses.asdict(RECIPE)
     assert (record["pairs"], record["finished"]) == (4, True)
-    assert record["model"]["fingerprint"] == tuned[1].fingerprint()
+    assert record["model"]["fingerprint"] == tuned.lm.fingerprint()
     named = {"xlingtox", "torch", "transformers", "trl", "accelerate", "datasets"}
     assert named <= record["versions"].keys() <= named | {"peft", "bitsandbytes"}
     assert record["trl"]["beta"] == 0.1
@@ -78,11 +78,11 @@ def test_the_same_seed_gives_the_same_weights(tuned, tmp_path):
     torch.rand(5)  # whatever else is drawn
     for name, seed in [("again", 0), ("other", 1)]:
         tune_dpo(lm, PAIRS, output_dir=tmp_path / name, recipe=dataclasses.replace(RECIPE, seed=seed), progress=False)
-    first, again, other = (
+    first, again, other_seed = (
         load_file(out / "model.safetensors") for out in (folder, tmp_path / "again", tmp_path / "other")
     )
     assert same(first, again)
-    assert not same(first, other)
+    assert not same(first, other_seed)
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4, bits=None)], ids=["whole", "adapter"])
@@ -102,7 +102,7 @@ def test_the_reference_is_the_model_in_memory(model, tokenizer, tmp_path, lora):
 
 
 def test_tuning_can_be_silent(tuned, tmp_path, capfd):
-    tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
+    tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
     assert capfd.readouterr() == ("", "")
 
 
@@ -124,21 +124,21 @@ def test_the_model_may_have_another_precision(model, tokenizer, tmp_path):
 
 def test_what_is_no_model_and_what_is_no_recipe(tuned, untrained, tmp_path):
     with pytest.raises(TypeError, match=r"lm is a GPT2LMHeadModel, expected .*load\(model, tokenizer=\.\.\.\)"):
-        tune_dpo(tuned[0], PAIRS, output_dir=tmp_path, recipe=RECIPE)
+        tune_dpo(tuned.source, PAIRS, output_dir=tmp_path, recipe=RECIPE)
     with pytest.raises(TypeError, match=r"recipe is 'MINI' .*expected a recipe \(xt\.tuning\.MINI"):
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe="MINI")
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe="MINI")
 
 
 def test_every_optimizer_that_is_there_tunes(tuned, tmp_path):
     for optimizer in ("adamw_torch", "adafactor", "sgd", "adagrad"):
         recipe = dataclasses.replace(RECIPE, steps=2, optimizer=optimizer)
-        after = tune_dpo(tuned[1], PAIRS, output_dir=tmp_path / optimizer, recipe=recipe, progress=False)
-        assert after.fingerprint() != tuned[1].fingerprint()
+        after = tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path / optimizer, recipe=recipe, progress=False)
+        assert after.fingerprint() != tuned.lm.fingerprint()
 
 
 @pytest.mark.parametrize("loss", ["hinge", "ipo", "apo_zero", "apo_down"])
 def test_every_loss_prefers_what_was_chosen(tuned, tokenizer, tmp_path, loss):
-    tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, loss_type=loss), progress=False)
+    tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, loss_type=loss), progress=False)
     log = json.loads((tmp_path / "log.json").read_text("utf-8"))
     assert log[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
     assert log[5]["rewards/margins"] > 0
@@ -147,8 +147,8 @@ def test_every_loss_prefers_what_was_chosen(tuned, tokenizer, tmp_path, loss):
 def test_the_robust_loss_is_another_one(tuned, tmp_path):
     robust = dataclasses.replace(RECIPE, loss_type="robust", label_smoothing=0.2)
     assert (
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=robust, progress=False).fingerprint()
-        != tuned[2].fingerprint()
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=robust, progress=False).fingerprint()
+        != tuned.after.fingerprint()
     )
     assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["trl"]["label_smoothing"] == 0.2
 
@@ -157,36 +157,36 @@ def test_a_folder_is_tuned_as_the_model_in_memory_is(tuned, model, tokenizer, tm
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     after = tune_dpo(tmp_path / "model", PAIRS, output_dir=tmp_path / "out", recipe=RECIPE, progress=False)
-    assert after.fingerprint() == tuned[2].fingerprint()
+    assert after.fingerprint() == tuned.after.fingerprint()
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4, bits=None)])
-@pytest.mark.parametrize("given", ["in memory", "as a folder"])
-def test_nothing_tuned_is_in_memory_when_a_model_is_read(tuned, tokenizer, tmp_path, monkeypatch, given, lora):
+@pytest.mark.parametrize("kind", ["in memory", "as a folder"])
+def test_nothing_tuned_is_in_memory_when_a_model_is_read(tuned, tokenizer, tmp_path, monkeypatch, kind, lora):
     """Else reading the tuned model, or the base that an adapter is merged into, would take more memory than a step."""
     held, counts, read = [], [], loading.from_checkpoint
 
     class Trainer(trl.DPOTrainer):
         def train(self, **options):
             done = super().train(**options)
-            state = [each for row in self.optimizer.state.values() for each in row.values()]
-            held.extend(weakref.ref(each) for each in [*self.model.parameters(), *state])
+            state = [tensor for row in self.optimizer.state.values() for tensor in row.values()]
+            held.extend(weakref.ref(tensor) for tensor in [*self.model.parameters(), *state])
             return done
 
     def from_checkpoint(*args, **options):
-        counts.append(sum(each() is not None for each in held))
+        counts.append(sum(tensor() is not None for tensor in held))
         return read(*args, **options)
 
-    tuned[0].save_pretrained(tmp_path / "model")
+    tuned.source.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.setattr("trl.DPOTrainer", Trainer)
     monkeypatch.setattr(loading, "from_checkpoint", from_checkpoint)
-    lm = tuned[1] if given == "in memory" else tmp_path / "model"
+    lm = tuned.lm if kind == "in memory" else tmp_path / "model"
     tune_dpo(
         lm, PAIRS, output_dir=tmp_path / "out", recipe=dataclasses.replace(RECIPE, steps=1, lora=lora), progress=False
     )
     assert len(held) > 20
-    folder = given == "as a folder"
+    folder = kind == "as a folder"
     # The base before it is tuned, the base that an adapter is merged into, and the tuned model.
     assert counts == [0] * (folder + (folder and lora is not None) + 1)
 
@@ -195,7 +195,7 @@ def test_the_best_weights_by_validation_loss_are_kept(tuned, model, tokenizer, t
     """The validation pairs ask for the opposite, so that the loss rises from the first evaluation on."""
     turned = PAIRS.rename_columns({"chosen": "rejected", "rejected": "chosen"})
     recipe = dataclasses.replace(RECIPE, steps=None, epochs=20, evaluate_every=1, patience=3)
-    tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, validation=turned, progress=False)
+    tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=recipe, validation=turned, progress=False)
     curve = [(step, loss) for step, _, loss in losses(tmp_path) if loss is not None]
     best = min(curve, key=lambda row: row[1])
     assert curve[-1][0] == best[0] + 3 < 40
@@ -216,21 +216,21 @@ def test_the_reference_is_read_anew_for_another_length(tuned, tmp_path, room):
     recipe = dataclasses.replace(RECIPE, steps=1, learning_rate=1e-12, max_length=room)
     long = but(rejected=[" and the dog ran away from the house"] * 4)
     for name in ("kept", "again"):
-        tune_dpo(tuned[1], long, output_dir=tmp_path / name, recipe=recipe, progress=False)
+        tune_dpo(tuned.lm, long, output_dir=tmp_path / name, recipe=recipe, progress=False)
         assert losses(tmp_path / name)[0][1] == pytest.approx(math.log(2), abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_of_16_bits_are_tuned_in_32(model, tokenizer, tmp_path, dtype):
-    """In 16 bits they overflow, or do not move; what is saved is as the source is stored."""
-    given = copy.deepcopy(model).to(dtype)
+    """Weights of 16 bits overflow, or do not move. The tuned weights are saved in the dtype of the source."""
+    source = copy.deepcopy(model).to(dtype)
     small = dataclasses.replace(RECIPE, learning_rate=1e-5)
-    lm = HookedLM.load(given, tokenizer=tokenizer)
+    lm = HookedLM.load(source, tokenizer=tokenizer)
     after = tune_dpo(lm, PAIRS, output_dir=tmp_path / "short", recipe=small, progress=False)
     assert after.stored_dtype == dtype
     assert after.dtype == lm.dtype
-    whole = HookedLM.load(given.float(), tokenizer=tokenizer)
-    tune_dpo(whole, PAIRS, output_dir=tmp_path / "whole", recipe=small, progress=False)
+    float_lm = HookedLM.load(source.float(), tokenizer=tokenizer)
+    tune_dpo(float_lm, PAIRS, output_dir=tmp_path / "whole", recipe=small, progress=False)
     short, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("short", "whole"))
     assert losses(tmp_path / "short") == losses(tmp_path / "whole")
     assert same(short, {name: weight.to(dtype) for name, weight in expected.items()})
@@ -242,24 +242,24 @@ def test_weights_of_16_bits_are_tuned_in_32(model, tokenizer, tmp_path, dtype):
 )
 def test_no_dropout_while_training_and_the_configuration_as_it_was(name, field, tokenizer, tmp_path):
     """TRL knows modules of dropout only; else the first loss is not log 2."""
-    kind, given = type(families.build(name)), families.build(name)
-    setattr(given.config, field, 0.3)
-    dropping = kind(copy.deepcopy(given.config))
-    dropping.load_state_dict(given.state_dict())
+    kind, source = type(families.build(name)), families.build(name)
+    setattr(source.config, field, 0.3)
+    dropping = kind(copy.deepcopy(source.config))
+    dropping.load_state_dict(source.state_dict())
     lm = HookedLM.load(dropping.eval(), tokenizer=tokenizer)
     still = dataclasses.replace(RECIPE, steps=1, batch_size=4, learning_rate=1e-12)
     tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=still, progress=False)
     assert losses(tmp_path)[0][1] == pytest.approx(math.log(2), abs=1e-5)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
-    assert (getattr(config, field), config.use_cache) == (0.3, given.config.use_cache) == (0.3, True)
+    assert (getattr(config, field), config.use_cache) == (0.3, source.config.use_cache) == (0.3, True)
 
 
 def test_dropout_is_switched_off_for_what_reads_the_configuration_as_it_runs():
-    """As Falcon does with hidden_dropout."""
-    given = families.build("llama")
-    given.config.hidden_dropout, given.config.what_reads_dropout = 0.2, "text"
-    assert without_dropout(given)["hidden_dropout"] == 0.2
-    assert (given.config.hidden_dropout, given.config.what_reads_dropout) == (0.0, "text")
+    """Falcon reads hidden_dropout this way."""
+    source = families.build("llama")
+    source.config.hidden_dropout, source.config.what_reads_dropout = 0.2, "text"
+    assert without_dropout(source)["hidden_dropout"] == 0.2
+    assert (source.config.hidden_dropout, source.config.what_reads_dropout) == (0.0, "text")
 
 
 def test_a_frozen_model_is_tuned_and_random_numbers_go_on(tuned, model, tokenizer, tmp_path):
@@ -279,12 +279,12 @@ def test_a_frozen_model_is_tuned_and_random_numbers_go_on(tuned, model, tokenize
     seed()
     after = tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     assert drawn() == expected
-    assert after.fingerprint() == tuned[2].fingerprint()
+    assert after.fingerprint() == tuned.after.fingerprint()
     assert not any(weight.requires_grad for weight in frozen.parameters())
 
 
 def test_an_edit_that_tuning_would_leave_out_is_refused(tuned, untrained, tmp_path):
-    lm = tuned[1]
+    lm = tuned.lm
     with Offset(NeuronSet.of([(0, 1)]), 1.0).on(lm):
         with pytest.raises(ValueError, match=r"has hooks on it.*edit.bake\(lm\)"):
             tune_dpo(lm, PAIRS, output_dir=tmp_path / "out", recipe=RECIPE, progress=False)
@@ -293,7 +293,7 @@ def test_an_edit_that_tuning_would_leave_out_is_refused(tuned, untrained, tmp_pa
 
 
 def test_a_transformer_lens_model_cannot_be_tuned(tuned, untrained, tokenizer, tmp_path):
-    bridge = HookedLM.load(tuned[1].tl, tokenizer=tokenizer)
+    bridge = HookedLM.load(tuned.lm.tl, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="given as a TransformerLens model"):
         tune_dpo(bridge, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
 
@@ -307,8 +307,8 @@ def test_activations_are_computed_again_if_asked_for(tuned, tmp_path, monkeypatc
 
     monkeypatch.setattr("transformers.modeling_utils.checkpoint", checkpoint)
     again = dataclasses.replace(RECIPE, gradient_checkpointing=True)
-    after = tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=again, progress=False)
-    assert len(counted) >= RECIPE.steps * tuned[1].n_layers
+    after = tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=again, progress=False)
+    assert len(counted) >= RECIPE.steps * tuned.lm.n_layers
     ids, mask = after.encode(["the cat sat on the"])
-    assert_close(after.logits(ids, mask), tuned[2].logits(ids, mask), atol=1e-4, rtol=1e-4)
+    assert_close(after.logits(ids, mask), tuned.after.logits(ids, mask), atol=1e-4, rtol=1e-4)
     assert not after.unwrapped().is_gradient_checkpointing

@@ -1,4 +1,4 @@
-"""Heavy packages wait until they are needed: who imports a folder does not pay for what it may never use."""
+"""Heavy packages are imported only when they are needed."""
 
 import json
 import os

@@ -29,19 +29,19 @@ LORA = dataclasses.replace(RECIPE, lora=Lora(rank=4, bits=None), learning_rate=1
 def test_an_adapter_is_kept_and_merged(name, tokenizer, tmp_path):
     """Adapter, merged, saved, hooked: the same logits, and the value vectors of the merged model."""
     peft = pytest.importorskip("peft")
-    given = families.build(name)
-    lm = HookedLM.load(given, tokenizer=tokenizer)
+    source = families.build(name)
+    lm = HookedLM.load(source, tokenizer=tokenizer)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         after = tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=LORA, progress=False)
-    assert not [each for each in warned if "peft" in each.filename]
+    assert not [warning for warning in warned if "peft" in warning.filename]
     ids, mask = after.encode(["the cat sat on the"])
-    adapted = peft.PeftModel.from_pretrained(copy.deepcopy(given), tmp_path / "adapter").eval()
+    adapted = peft.PeftModel.from_pretrained(copy.deepcopy(source), tmp_path / "adapter").eval()
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert_close(after.logits(ids, mask), adapted(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
         assert_close(after.logits(ids, mask), plain(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(after.logits(ids, mask), given(input_ids=ids).logits, atol=1e-2)
+        assert not torch.allclose(after.logits(ids, mask), source(input_ids=ids).logits, atol=1e-2)
     for layer in range(lm.n_layers):
         assert torch.equal(after.value_vectors(layer), families.values(plain, name, layer))
         assert not torch.equal(after.value_vectors(layer), lm.value_vectors(layer))
@@ -51,7 +51,7 @@ def test_an_adapter_is_kept_and_merged(name, tokenizer, tmp_path):
 
 
 def test_an_adapter_names_its_base_where_that_is_what_lies_there(base, tokenizer, tmp_path):
-    """What a model in memory remembers to have come from may be another: PEFT writes it down all the same."""
+    """PEFT writes down the path that a model in memory remembers, even if another model lies there."""
     pytest.importorskip("peft")
     named = tune_dpo(base[1], PAIRS, output_dir=tmp_path / "named", recipe=LORA, progress=False)
     assert HookedLM.load(tmp_path / "named" / "adapter").fingerprint() == named.fingerprint()
@@ -70,8 +70,8 @@ def test_an_adapter_names_its_base_where_that_is_what_lies_there(base, tokenizer
 def test_a_model_with_code_of_its_own_is_tuned_and_baked(base, tmp_path):
     folder = base[1]
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    own = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.LlamaForCausalLM"}
-    config |= {"model_type": "mine", "architectures": ["LlamaForCausalLM"], "auto_map": own}
+    auto_map = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.LlamaForCausalLM"}
+    config |= {"model_type": "mine", "architectures": ["LlamaForCausalLM"], "auto_map": auto_map}
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     (folder / "mine.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM as Theirs\n"
@@ -97,7 +97,7 @@ def test_an_adapter_that_cannot_be_merged_fails_and_is_kept(tuned, tmp_path, mon
 
     monkeypatch.setattr("xlingtox.models.adapters.merged", changed)
     with pytest.raises(ValueError, match="cannot be merged"):
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=LORA, progress=False)
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=LORA, progress=False)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "config.json").exists()
 
@@ -114,10 +114,10 @@ def test_a_quantised_base_is_read_from_the_model_that_was_given(tuned, reached, 
     monkeypatch.setattr(dpo, "_check_packages", lambda _: None)
     recipe = dataclasses.replace(PAPER_QLORA, max_length=32, steps=2, epochs=None)
     with pytest.raises(Reached):
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, validation=PAIRS, progress=False)
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=recipe, validation=PAIRS, progress=False)
     assert asked == {"source": str(tmp_path / "base"), "bits": 4}
     based = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    assert same(weights(based), weights(tuned[0]))
+    assert same(weights(based), weights(tuned.source))
     assert (reached["peft_config"].r, reached["peft_config"].lora_alpha) == (64, 16)
     assert reached["args"].gradient_checkpointing
     instead = json.loads((tmp_path / "recipe.json").read_text("utf-8"))["instead"]

@@ -117,8 +117,8 @@ def test_no_connection_is_attempted(folder):
         [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert not any(told["seen"].values()), "\n".join([str(told["seen"]), *told["attempts"]])
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert not any(report["seen"].values()), "\n".join([str(report["seen"]), *report["attempts"]])
 
 
 @pytest.mark.parametrize("before", [None, "0", "1"])

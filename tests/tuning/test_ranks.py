@@ -54,10 +54,10 @@ def test_two_processes_tune_one_model(model, tokenizer, tmp_path):
         [*launcher, str(script)], capture_output=True, text=True, check=False, env=environment, timeout=3600
     )
     assert done.returncode == 0, done.stderr
-    said = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
+    reports = [json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1)]
     # One of them writes what both read.
-    assert [main for main, _ in said] == [True, False]
-    assert said[0][1] == said[1][1]
+    assert [main for main, _ in reports] == [True, False]
+    assert reports[0][1] == reports[1][1]
     # Two processes with one pair each do what one does with two.
     recipe = Recipe(steps=3, batch_size=2, learning_rate=1e-3, max_length=32)
     alone = tune_dpo(tmp_path / "model", PAIRS, output_dir=tmp_path / "alone", recipe=recipe, progress=False)
@@ -96,8 +96,8 @@ def test_sharded_weights_are_saved_whole(tuned, tmp_path, monkeypatch):
 
     monkeypatch.setattr("trl.DPOTrainer", Trainer)
     assert (
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False).fingerprint()
-        == tuned[2].fingerprint()
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False).fingerprint()
+        == tuned.after.fingerprint()
     )
 
 
@@ -112,9 +112,9 @@ def test_a_base_that_was_half_written_is_written_again(tuned, reached, tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr(transformers.PreTrainedModel, "save_pretrained", killed)
         with pytest.raises(Interrupted):
-            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
+            tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     assert not (tmp_path / "base").exists()
     with pytest.raises(Reached):
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
-    assert same(weights(AutoModelForCausalLM.from_pretrained(tmp_path / "base")), weights(tuned[0]))
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
+    assert same(weights(AutoModelForCausalLM.from_pretrained(tmp_path / "base")), weights(tuned.source))
     assert AutoTokenizer.from_pretrained(tmp_path / "base").eos_token == "<eos>"

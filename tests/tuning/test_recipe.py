@@ -75,7 +75,7 @@ def test_a_missing_package_is_said_before_anything_is_written(tuned, untrained, 
     quantised = dataclasses.replace(RECIPE, optimizer="adamw_bnb_8bit")
     for recipe in (dataclasses.replace(RECIPE, lora=Lora(rank=4, bits=4)), quantised):
         with pytest.raises(ImportError, match=r"needs the package bitsandbytes: pip install 'xlingtox\[quantised\]'"):
-            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path / "out", recipe=recipe, progress=False)
+            tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path / "out", recipe=recipe, progress=False)
     assert not (tmp_path / "out").exists()
     dpo._check_packages(dataclasses.replace(RECIPE, optimizer="adamw_torch_8bit"))
 
@@ -87,7 +87,7 @@ def test_an_optimizer_that_is_not_there_is_said_before_the_folder_is_claimed(tun
     with pytest.raises(
         (ImportError, ValueError), match=f"the optimizer {optimizer} cannot be used here: .*(install|must|need)"
     ):
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
     assert not list(tmp_path.iterdir())
 
 

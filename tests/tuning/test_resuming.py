@@ -56,8 +56,8 @@ PASSES = dataclasses.replace(VALIDATED, steps=None, epochs=3.5, batch_size=1, ac
 @pytest.mark.parametrize(("recipe", "last"), [(VALIDATED, 9), (IMPATIENT, 6), (PASSES, 7)])
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tuned, tmp_path, monkeypatch, step, recipe, last):
-    lm = tuned[1]
-    whole = tune_dpo(lm, PAIRS, output_dir=tmp_path / "whole", recipe=recipe, validation=TURNED, progress=False)
+    lm = tuned.lm
+    uninterrupted = tune_dpo(lm, PAIRS, output_dir=tmp_path / "whole", recipe=recipe, validation=TURNED, progress=False)
     assert losses(tmp_path / "whole")[-1][0] == last
     with monkeypatch.context() as patched:
         interrupt(patched, step)
@@ -68,7 +68,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tuned, tmp_path, 
     broken.mkdir(parents=True)
     (broken / "model.safetensors").write_bytes(b"half")
     resumed = tune_dpo(lm, PAIRS, output_dir=tmp_path / "cut", recipe=recipe, validation=TURNED, progress=False)
-    assert resumed.fingerprint() == whole.fingerprint()
+    assert resumed.fingerprint() == uninterrupted.fingerprint()
     log = untimed(tmp_path / "cut")
     assert log == untimed(tmp_path / "whole")
     counts = [row["num_tokens"] for row in log if "num_tokens" in row]
@@ -95,10 +95,10 @@ def test_a_run_broken_off_after_its_last_step_trains_no_further(tuned, tmp_path,
 
     def tune(name):
         return tune_dpo(
-            tuned[1], PAIRS, output_dir=tmp_path / name, recipe=recipe, validation=validation, progress=False
+            tuned.lm, PAIRS, output_dir=tmp_path / name, recipe=recipe, validation=validation, progress=False
         )
 
-    whole, real = tune("whole"), trl.DPOTrainer.save_model
+    uninterrupted, real = tune("whole"), trl.DPOTrainer.save_model
 
     def save_model(self, folder, *args, **options):
         if "checkpoint-" not in str(folder):
@@ -116,7 +116,7 @@ def test_a_run_broken_off_after_its_last_step_trains_no_further(tuned, tmp_path,
                 patched.setattr("xlingtox.models.adapters.merged", merged)
             with pytest.raises(Interrupted):
                 tune("cut")
-    assert tune("cut").fingerprint() == whole.fingerprint()
+    assert tune("cut").fingerprint() == uninterrupted.fingerprint()
     assert untimed(tmp_path / "cut") == untimed(tmp_path / "whole")
 
 
@@ -127,7 +127,7 @@ def test_a_process_that_was_killed(tmp_path):
     step += step % 2 if moment == "on_save" else 0
     pairs = mini.pairs("en").select(range(32))
     recipe = dataclasses.replace(MINI, steps=6, batch_size=4, save_every=2)
-    whole = tune_dpo("mini", pairs, output_dir=tmp_path / "whole", recipe=recipe, progress=False)
+    uninterrupted = tune_dpo("mini", pairs, output_dir=tmp_path / "whole", recipe=recipe, progress=False)
     code = f"""
         import dataclasses, os, torch
         from xlingtox import data, mini, tuning
@@ -145,7 +145,7 @@ def test_a_process_that_was_killed(tmp_path):
     killed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert killed.returncode == -9, (step, moment, killed.stderr)
     resumed = tune_dpo("mini", pairs, output_dir=tmp_path / "cut", recipe=recipe, progress=False)
-    assert resumed.fingerprint() == whole.fingerprint(), (step, moment)
+    assert resumed.fingerprint() == uninterrupted.fingerprint(), (step, moment)
 
 
 def test_a_run_killed_in_its_last_moment_is_cleared(tuned, tmp_path, monkeypatch):
@@ -157,10 +157,10 @@ def test_a_run_killed_in_its_last_moment_is_cleared(tuned, tmp_path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(run_folder.RunFolder, "clear", clear)
         with pytest.raises(Interrupted):
-            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
+            tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
     assert (tmp_path / "checkpoints").exists()
     for left in (False, True):
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
         record = json.loads((tmp_path / "recipe.json").read_text("utf-8"))
         assert (record["finished"], "clearing" in record, "name" in record["model"]) == (True, False, True)
         assert (tmp_path / "checkpoints").exists() == left
@@ -180,11 +180,11 @@ def gives_a_number(checkpoint, tokenizer):
 
 def test_a_run_that_diverges_stops_and_names_a_checkpoint_that_is_good(tuned, tokenizer, tmp_path):
     """The newest checkpoint has finite weights too, of which the loss is no number."""
-    said = r"at step \d+ of 30; the last good checkpoint is (.*checkpoint-\d+)\. .*learning_rate"
+    message = r"at step \d+ of 30; the last good checkpoint is (.*checkpoint-\d+)\. .*learning_rate"
     for _ in range(2):
-        with pytest.raises(Diverged, match=said) as raised:
-            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=WILD, progress=False)
-        good = Path(re.search(said, str(raised.value))[1])
+        with pytest.raises(Diverged, match=message) as raised:
+            tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=WILD, progress=False)
+        good = Path(re.search(message, str(raised.value))[1])
         assert gives_a_number(good, tokenizer)
         kept = sorted((tmp_path / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
         assert kept[-2:-1] == [good]
@@ -198,7 +198,7 @@ def test_a_run_that_diverges_in_its_last_step_is_not_finished(tuned, tmp_path):
     last = dataclasses.replace(WILD, steps=1, learning_rate=1e38, warm_up=0)
     for _ in range(2):
         with pytest.raises(Diverged, match=r"the loss is (nan|inf) after the last step of 1; no checkpoint"):
-            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=last, progress=False)
+            tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=last, progress=False)
         assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["finished"] is False
         assert (tmp_path / "checkpoints" / "checkpoint-1").is_dir()
         assert not (tmp_path / "config.json").exists()

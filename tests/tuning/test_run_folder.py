@@ -22,7 +22,7 @@ def test_a_folder_that_cannot_be_written(tuned, untrained, tmp_path, below):
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(OSError, match="cannot write to the output folder"):
-        tune_dpo(tuned[1], PAIRS, output_dir=file / below, recipe=RECIPE, progress=False)
+        tune_dpo(tuned.lm, PAIRS, output_dir=file / below, recipe=RECIPE, progress=False)
     assert file.read_text() == "mine"
 
 
@@ -33,10 +33,10 @@ def test_a_run_that_came_to_nothing_leaves_the_folder(tuned, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(callback.TrainingMonitor, "on_train_begin", on_train_begin)
         with pytest.raises(MemoryError, match=r"while tuning: set the recipe's gradient_checkpointing, or"):
-            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
+            tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     assert not list(tmp_path.iterdir())
     shorter = dataclasses.replace(RECIPE, steps=1)
-    tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=shorter, progress=False)
+    tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=shorter, progress=False)
     assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["finished"]
 
 
@@ -50,16 +50,16 @@ def test_a_run_that_got_somewhere_keeps_the_folder_when_it_breaks_off(tuned, tmp
     with monkeypatch.context() as patch:
         patch.setattr(callback.TrainingMonitor, "on_step_begin", on_step_begin)
         with pytest.raises(ZeroDivisionError):
-            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
+            tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
     with pytest.raises(ValueError, match="holds another run"):
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
 
 
 def test_what_is_written_has_ordinary_permissions(tuned):
     """Those of safetensors would be the user's alone."""
-    files = [path for path in tuned[3].rglob("*") if path.is_file()]
-    assert (tuned[3] / "model.safetensors") in files
-    assert {path.stat().st_mode for path in files} == {(tuned[3] / "config.json").stat().st_mode}
+    files = [path for path in tuned.folder.rglob("*") if path.is_file()]
+    assert (tuned.folder / "model.safetensors") in files
+    assert {path.stat().st_mode for path in files} == {(tuned.folder / "config.json").stat().st_mode}
 
 
 def test_a_finished_run_is_only_loaded(tuned, monkeypatch):
@@ -78,15 +78,15 @@ def test_a_finished_run_is_only_loaded(tuned, monkeypatch):
 )
 def test_a_folder_of_another_run_is_refused(tuned, untrained, changed, words):
     with pytest.raises(ValueError, match=words):
-        tune_dpo(tuned[1], output_dir=tuned[3], progress=False, **{"pairs": PAIRS, "recipe": RECIPE} | changed)
+        tune_dpo(tuned.lm, output_dir=tuned.folder, progress=False, **{"pairs": PAIRS, "recipe": RECIPE} | changed)
 
 
 def test_another_model_is_another_run_and_a_strange_checkpoint_is_none(tuned, untrained, model, tmp_path):
     with pytest.raises(ValueError, match=r"another run \(other model\)"):
-        tune_dpo(tuned[2], PAIRS, output_dir=tuned[3], recipe=RECIPE, progress=False)
+        tune_dpo(tuned.after, PAIRS, output_dir=tuned.folder, recipe=RECIPE, progress=False)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a checkpoint that is not of this run"):
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -99,15 +99,15 @@ def test_what_others_left_in_the_folder_is_neither_used_nor_deleted(tuned, untra
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{}")
     with pytest.raises(ValueError, match=rf"holds {name.split('/')[0]}, which .* not its own: give a new folder"):
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
-    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [file]
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
 
 
 def test_only_what_the_run_made_is_deleted(tuned, tmp_path):
     (tmp_path / "other").mkdir()
     for name in ("other/training_args.bin", "notes.txt"):
         (tmp_path / name).write_text("mine")
-    tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
+    tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
     assert (tmp_path / "other" / "training_args.bin").read_text() == (tmp_path / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "training_args.bin").exists()
 
@@ -116,29 +116,29 @@ def test_only_what_the_run_made_is_deleted(tuned, tmp_path):
 def test_a_record_that_cannot_be_read_is_said_to_be_so(tuned, untrained, tmp_path, text, words):
     (tmp_path / "recipe.json").write_text(text)
     with pytest.raises(ValueError, match=f"recipe.json {words}.*: whose run the folder holds is not known, give a new"):
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
 
 
 def test_a_model_is_known_again_by_another_path_and_a_tokenizer_by_its_tokens(
     tuned, untrained, tokenizer, tmp_path, monkeypatch
 ):
-    tuned[0].save_pretrained(tmp_path / "model")
+    tuned.source.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     for name in ("model", tmp_path / "model"):
         with pytest.raises(Begun):
             tune_dpo(name, PAIRS, output_dir=tmp_path / "out", recipe=RECIPE, progress=False)
-    other = copy.deepcopy(tokenizer)
-    other.backend_tokenizer.post_processor = processors.TemplateProcessing(
+    other_tokenizer = copy.deepcopy(tokenizer)
+    other_tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<eos> $A", special_tokens=[("<eos>", 0)]
     )
-    lm = HookedLM.load(tuned[0], tokenizer=other)
+    lm = HookedLM.load(tuned.source, tokenizer=other_tokenizer)
     with pytest.raises(ValueError, match=r"another run \(other tokenizer\)"):
         tune_dpo(lm, PAIRS, output_dir=tmp_path / "out", recipe=RECIPE, progress=False)
 
 
 def test_nothing_saved_is_not_finished(tuned, tmp_path, monkeypatch):
-    """As transformers does with weights that FSDP has sharded."""
+    """Transformers saves nothing of weights that FSDP has sharded."""
     real = trl.DPOTrainer.save_model
 
     def save_model(self, folder, *args, **options):
@@ -148,9 +148,9 @@ def test_nothing_saved_is_not_finished(tuned, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(trl.DPOTrainer, "save_model", save_model)
         with pytest.raises(RuntimeError, match=r"no weights were saved .*: its checkpoints are kept"):
-            tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
+            tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["finished"] is False
     assert (
-        tune_dpo(tuned[1], PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False).fingerprint()
-        == tuned[2].fingerprint()
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False).fingerprint()
+        == tuned.after.fingerprint()
     )
