@@ -33,7 +33,7 @@ from datasets import Dataset, load_from_disk
 from engine import SHAPES, model_of, show, timed
 
 import xlingtox as xt
-from xlingtox.tuning.dpo import Recipe
+from xlingtox.tuning import Recipe
 
 # What is freed goes back to the system at once, so that what is resident is what is held.
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}

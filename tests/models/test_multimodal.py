@@ -14,7 +14,7 @@ from xlingtox.edits.interventions import Scale
 from xlingtox.models.generation import decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.tuning.dpo import MINI, Lora, tune_dpo
+from xlingtox.tuning import MINI, Lora, tune_dpo
 
 pytestmark = pytest.mark.skipif(OLD, reason="TransformerLens 3.9 knows none of them")
 TEXTS = ["the cat sat on the mat", "la casa es grande"]

@@ -16,7 +16,7 @@ from xlingtox.edits.interventions import Scale
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.tuning.dpo import PAPER_QLORA, tune_dpo
+from xlingtox.tuning import PAPER_QLORA, tune_dpo
 
 TEXTS = ["the cat sat on the mat", "la casa"]
 IDS = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}

@@ -64,7 +64,7 @@ def test_equal_to_the_pipeline(head, batch_size):
     scorer = scorer_of((model, tokenizer), batch_size=batch_size)
     toxic = {"toxic", "Toxic", "toxicity", "LABEL_0"}
     expected = [
-        next(each["score"] for each in labels if each["label"] in toxic)
+        next(row["score"] for row in labels if row["label"] in toxic)
         for labels in pipeline(TEXTS, truncation=True, max_length=64)
     ]
     scores = scorer.score(TEXTS, CODES)
@@ -77,11 +77,11 @@ def test_equal_to_the_pipeline(head, batch_size):
 def test_a_head_that_the_configuration_tells_wrongly(pair):
     """Sigmoid of the toxic logit, worked out here."""
     model, tokenizer = pair
-    given = tokenizer(TEXTS[0], return_tensors="pt")
+    encoded = tokenizer(TEXTS[0], return_tensors="pt")
     with torch.no_grad():
-        logit = model(input_ids=given["input_ids"]).logits[0, 0].item()
-    found = scorer_of(pair, activation="sigmoid", toxic_label="Neutral").score(TEXTS[:1], ["en"])
-    assert found[0] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-6)
+        logit = model(input_ids=encoded["input_ids"]).logits[0, 0].item()
+    scores = scorer_of(pair, activation="sigmoid", toxic_label="Neutral").score(TEXTS[:1], ["en"])
+    assert scores[0] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-6)
 
 
 def test_of_a_long_text_the_beginning_is_read(pair):
@@ -111,8 +111,8 @@ def test_a_model_without_a_limit_and_with_absolute_positions():
     ids = torch.tensor([[*tokenizer("the cat sat " * 20)["input_ids"][:15], 2]])
     with torch.no_grad():
         expected = model(input_ids=ids).logits.softmax(-1)[0, 1].item()
-    found = scorer_of((model, tokenizer)).score(["the cat sat " * 20, ""], ["en", "en"])
-    assert found[0] == pytest.approx(expected, abs=1e-6)
+    scores = scorer_of((model, tokenizer)).score(["the cat sat " * 20, ""], ["en", "en"])
+    assert scores[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_model_from_a_folder(pair, tmp_path):
@@ -135,7 +135,7 @@ def test_the_revision_is_of_all_that_a_score_depends_on(pair):
         scorer_of(pair, dtype=torch.bfloat16),
         scorer_of(made(**HEADS["softmax"], initializer_range=0.2)),
     ]
-    assert len({base.revision, *(other.revision for other in others)}) == 5
+    assert len({base.revision, *(scorer.revision for scorer in others)}) == 5
     assert scorer_of(pair, batch_size=2).revision == base.revision
     base.score(TEXTS, CODES)
     assert scorer_of((pair[0], base._tokenizer)).revision == base.revision
@@ -161,9 +161,9 @@ def test_a_model_that_was_changed_after_it_came_from_the_hub_has_scores_of_its_o
 
 def test_tokenizers_and_limits_are_told_apart(pair, tmp_path):
     model, tokenizer = pair
-    short, other = copy.deepcopy(tokenizer), xlm_roberta(HEADS["softmax"], TEXTS[:1])[1]
+    short, small_tokenizer = copy.deepcopy(tokenizer), xlm_roberta(HEADS["softmax"], TEXTS[:1])[1]
     short.model_max_length = 5
-    scorers = [scorer_of((model, each)) for each in (tokenizer, short, other)]
+    scorers = [scorer_of((model, choice)) for choice in (tokenizer, short, small_tokenizer)]
     assert len({scorer.revision for scorer in scorers}) == 3
     for scorer in scorers:
         cached = Cached(scorer, path=tmp_path / "scores.sqlite", progress=False)
@@ -180,7 +180,7 @@ def test_tokenizers_and_limits_are_told_apart(pair, tmp_path):
 def test_a_hub_commit_stands_for_its_tokenizer_but_for_no_other(pair, monkeypatch):
     model, tokenizer = made(**HEADS["softmax"])
     model.config._commit_hash = "b" * 40
-    monkeypatch.setattr(classifier, "_loaded", lambda source, own, *_: (model, own or tokenizer, source))
+    monkeypatch.setattr(classifier, "_loaded", lambda source, chosen, **_: (model, chosen or tokenizer, source))
     assert ClassifierScorer("some/model", languages=["en"]).revision == f"{'b' * 40} toxic softmax float32"
     named = ClassifierScorer("some/model", languages=["en"], tokenizer=tokenizer).revision
     assert named.startswith(f"{'b' * 40} toxic softmax float32 ")
@@ -197,18 +197,18 @@ def test_the_model_given_stays_as_it_is(pair):
 
 
 def test_memory_that_runs_out_and_a_cache(pair, tmp_path, monkeypatch):
-    whole, scorer = scorer_of(pair).score(TEXTS, CODES), scorer_of(pair)
+    expected, scorer = scorer_of(pair).score(TEXTS, CODES), scorer_of(pair)
     forward = scorer._model.forward
 
-    def tight(*args, **given):
-        if len(given["input_ids"]) > 2:
+    def tight(*args, **inputs):
+        if len(inputs["input_ids"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(*args, **given)
+        return forward(*args, **inputs)
 
     monkeypatch.setattr(scorer._model, "forward", tight)
     cached = Cached(scorer, path=tmp_path / "scores.sqlite", progress=False)
     for _ in range(2):
-        np.testing.assert_allclose(cached.score(TEXTS, CODES), whole, atol=1e-6)
+        np.testing.assert_allclose(cached.score(TEXTS, CODES), expected, atol=1e-6)
         monkeypatch.setattr(scorer._model, "forward", None)
 
 
@@ -231,7 +231,7 @@ def test_presets_cover_what_their_cards_say(pair, monkeypatch):
         "textdetox/xlmr-large-toxicity-classifier-v2": set("am ar de en es fr he hi hi-Latn it ja ru tt uk zh".split()),
         "unitary/multilingual-toxic-xlm-roberta": set("en es fr it pt ru tr".split()),
     }
-    monkeypatch.setattr(classifier, "_loaded", lambda source, *_: (*pair, source))
+    monkeypatch.setattr(classifier, "_loaded", lambda source, _, **__: (*pair, source))
     for name, kind in zip(PRESETS, ("softmax", "sigmoid"), strict=True):
         scorer = ClassifierScorer(name, progress=False)
         assert (scorer.name, scorer.languages) == (name, PRESETS[name].languages)
@@ -244,7 +244,7 @@ def test_presets_cover_what_their_cards_say(pair, monkeypatch):
 def test_a_preset_has_its_commit_unless_another_is_asked_for(pair, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        classifier, "_loaded", lambda source, _, revision, *__: asked.append(revision) or (*pair, source)
+        classifier, "_loaded", lambda source, _, revision, **__: asked.append(revision) or (*pair, source)
     )
     unitary = "unitary/multilingual-toxic-xlm-roberta"
     for options in ({}, {"revision": "refs/pr/2"}):
@@ -286,9 +286,9 @@ def test_pickled_weights_are_not_read(tmp_path):
 )
 def test_what_is_not_clear_is_asked_for(config, options, words):
     model, tokenizer = made(**config)
-    given = {"languages": ["en"], "tokenizer": tokenizer, **options}
+    arguments = {"languages": ["en"], "tokenizer": tokenizer, **options}
     with pytest.raises(ValueError, match=words):
-        ClassifierScorer(model, languages=given.pop("languages"), progress=False, **given)
+        ClassifierScorer(model, languages=arguments.pop("languages"), progress=False, **arguments)
 
 
 def test_a_model_that_is_no_classifier(pair, tmp_path):

@@ -14,7 +14,7 @@ from xlingtox.edits.interventions import Offset
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
-from xlingtox.scoring import Cached, ProbeScorer, UncoveredLanguage, WordlistScorer, agreement
+from xlingtox.scoring import Agreement, Cached, ProbeScorer, UncoveredLanguage, WordlistScorer, agreement
 
 # --- ProbeScorer
 
@@ -78,9 +78,9 @@ def test_the_probe_and_the_weights_are_the_revision(lm, probe, ending):
 def test_what_does_not_fit_is_refused(lm, probe):
     with pytest.raises(ValueError, match="width"):
         ProbeScorer(lm, dataclasses.replace(probe, direction=torch.ones(3)), languages=["en"])
-    other = dataclasses.replace(lm.identity(), name="elsewhere", fingerprint="0" * 12)
+    other_model = dataclasses.replace(lm.identity(), name="elsewhere", fingerprint="0" * 12)
     with pytest.raises(ValueError, match="was fitted on elsewhere, whose weights are not those of"):
-        ProbeScorer(lm, dataclasses.replace(probe, model=other), languages=["en"])
+        ProbeScorer(lm, dataclasses.replace(probe, model=other_model), languages=["en"])
     with pytest.raises(ValueError, match="unknown language 'EN'"):
         ProbeScorer(lm, probe, languages=["EN"])
     with pytest.raises(ValueError, match="say which languages"):
@@ -151,8 +151,8 @@ def test_rank_correlations_by_language_and_pair():
     tables = [np.round(generator.random(60), 1) for _ in range(3)]
     codes = [["en", "fr", "de"][i % 3] for i in range(60)]
     scorers = [Given(name, table, "en", "fr", "de") for name, table in zip("abc", tables, strict=True)]
-    found = agreement(scorers, [str(i) for i in range(60)], codes, n_disagreements=4)
-    frame = found.to_frame()
+    result = agreement(scorers, [str(i) for i in range(60)], codes, n_disagreements=4)
+    frame = result.to_frame()
     assert list(frame.columns) == ["language", "first", "second", "n", "rank_correlation"]
     order = [("en", "a", "b"), ("en", "a", "c"), ("en", "b", "c"), ("fr", "a", "b")]
     assert [tuple(row) for row in frame.iloc[:4, :3].to_numpy()] == order
@@ -160,16 +160,18 @@ def test_rank_correlations_by_language_and_pair():
         a, b = (tables["abc".index(name)][[c == row.language for c in codes]] for name in (row.first, row.second))
         assert row.n == 20
         assert row.rank_correlation == pytest.approx(spearman(a, b))
-    assert len(found.disagreements_to_frame()) == 9 * 4
+    assert len(result.disagreements_to_frame()) == 9 * 4
 
 
 def test_the_largest_disagreements():
     first, second = [0.1, 0.2, 0.3, 0.9, 0.5], [0.91, 0.92, 0.93, 0.94, 0.2]
-    found = agreement([Given("a", first, "en"), Given("b", second, "en")], list("01234"), ["en"] * 5, n_disagreements=2)
-    (pair,) = found.pairs
+    result = agreement(
+        [Given("a", first, "en"), Given("b", second, "en")], list("01234"), ["en"] * 5, n_disagreements=2
+    )
+    (pair,) = result.pairs
     # Ranks 1 2 3 5 4 and 2 3 4 5 1: the scale of the scores does not count.
-    assert [tuple(each) for each in pair.disagreements] == [(4, 0.5, 0.2, 0.75), (0, 0.1, 0.91, -0.25)]
-    frame = found.disagreements_to_frame()
+    assert [tuple(disagreement) for disagreement in pair.disagreements] == [(4, 0.5, 0.2, 0.75), (0, 0.1, 0.91, -0.25)]
+    frame = result.disagreements_to_frame()
     assert frame.columns.tolist() == [
         "language", "first", "second", "text", "first_score", "second_score", "ranks_apart"
     ]  # fmt: skip
@@ -177,19 +179,41 @@ def test_the_largest_disagreements():
 
 
 def test_scorers_that_cover_different_languages():
-    found = agreement(
+    result = agreement(
         [WordlistScorer({"en": ["fool"], "fr": ["sot"]}), HashScorer("en", "de"), Given("c", [0.5] * 9, "en", "de")],
         ["0", "1", "2", "3", "4"],
         ["en", "en", "de", "de", "fr"],
     )
-    frame = found.to_frame().set_index(["language", "first", "second"])
+    frame = result.to_frame().set_index(["language", "first", "second"])
     assert frame.loc[("en", "wordlist", "hash"), "n"] == 2
     assert frame.loc[("de", "wordlist", "hash"), "n"] == 0
     assert frame.loc[("fr", "hash", "c"), "n"] == 0
     assert math.isnan(frame.loc[("en", "wordlist", "c"), "rank_correlation"])  # both give all texts the same
     assert len(frame) == 9
     with pytest.raises(dataclasses.FrozenInstanceError):
-        found.pairs = ()
+        result.pairs = ()
+
+
+def test_an_agreement_is_kept_in_one_file_and_shown(tmp_path):
+    tables = [0.1, 0.2, 0.3, 0.9, 0.5], [0.95, 0.92, 0.93, 0.94, 0.2]
+    scorers = [Given("<a>", tables[0], "en", "fr"), Given("b", tables[1], "en"), Given("c", [0.5] * 5, "en", "fr")]
+    result = agreement(scorers, list("01234"), ["en", "en", "en", "en", "fr"])
+    result.save(tmp_path / "agreement.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["agreement.json"]
+    again = Agreement.load(tmp_path / "agreement.json")
+    assert again.to_frame().equals(result.to_frame())
+    assert math.isnan(again.pairs[1].rank_correlation)
+    assert [pair.disagreements for pair in again.pairs] == [pair.disagreements for pair in result.pairs]
+    assert type(again.pairs[0].disagreements[0]) is type(result.pairs[0].disagreements[0])
+    assert repr(again) == "Agreement(3 scorers, 2 languages)"
+    html = result._repr_html_()
+    assert html.count("<tr") == 7
+    assert "&lt;a&gt;" in html
+    assert "<a>" not in html
+    assert "not defined" in html
+    (tmp_path / "agreement.json").write_text('{"pairs": [{"language": "en"}]}')
+    with pytest.raises(ValueError, match=r"agreement\.json holds no agreement"):
+        Agreement.load(tmp_path / "agreement.json")
 
 
 def test_bad_input_is_refused_before_work():

@@ -102,8 +102,8 @@ def child(tmp_path, monkeypatch, request):
     monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'tests'}:{root / 'tests' / 'scoring'}")
 
     def start(server, n):
-        given = [server.endpoint, tmp_path / "scores.sqlite", n]
-        process = subprocess.Popen([sys.executable, "-c", CHILD, *map(str, given)])
+        arguments = [server.endpoint, tmp_path / "scores.sqlite", n]
+        process = subprocess.Popen([sys.executable, "-c", CHILD, *map(str, arguments)])
         while server.answered.total() < n // 2:
             assert process.poll() is None
             time.sleep(0.02)
@@ -134,15 +134,15 @@ def test_two_processes_at_once_ask_once(make, child):
 
 def test_threads_at_once_ask_once(make):
     with Server() as server:
-        scorer, found = make(server), []
+        scorer, tables = make(server), []
         threads = [
-            threading.Thread(target=lambda: found.append(scorer.score(TEXTS[:300], CODES[:300]))) for _ in range(3)
+            threading.Thread(target=lambda: tables.append(scorer.score(TEXTS[:300], CODES[:300]))) for _ in range(3)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert [scores.tolist() for scores in found] == [TRUTH[:300]] * 3
+        assert [scores.tolist() for scores in tables] == [TRUTH[:300]] * 3
         assert server.calls.total() == 300
 
 
@@ -241,10 +241,10 @@ def test_the_key_is_written_nowhere(make, tmp_path, caplog):
         scorer = make(server)
         with pytest.raises(UnscoredError) as e:
             scorer.score(TEXTS[:5], CODES[:5])
-    told = "".join(traceback.format_exception(e.value)) + repr(scorer) + str(vars(scorer)) + caplog.text
-    assert "is not enabled" in told
-    assert "***" in told
-    assert KEY not in told
+    everything = "".join(traceback.format_exception(e.value)) + repr(scorer) + str(vars(scorer)) + caplog.text
+    assert "is not enabled" in everything
+    assert "***" in everything
+    assert KEY not in everything
     assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
 
 
@@ -270,9 +270,9 @@ def test_a_key_that_comes_back_in_a_header_is_in_no_log(make, caplog):
 def test_a_scorer_with_a_key_is_not_pickled(make):
     with Server() as server:
         scorer = make(server)
-        for each in (pickle.dumps, copy.deepcopy):
+        for copying in (pickle.dumps, copy.deepcopy):
             with pytest.raises(TypeError, match="holds an API key, which is not pickled"):
-                each(scorer)
+                copying(scorer)
 
 
 @pytest.mark.parametrize(("fault", "words"), [("too_large", "HTTP 413: Request"), ("nested", "HTTP 400")])
@@ -318,7 +318,7 @@ def test_what_it_is(tmp_path):
     scorer = PerspectiveScorer(cache=tmp_path / "a" / "scores.sqlite")
     assert (scorer.name, scorer.revision) == ("Perspective", "TOXICITY")
     assert scorer.languages == {*languages.CODES, "hi-Latn"}
-    other = PerspectiveScorer(endpoint="http://localhost:1/x", cache=tmp_path / "scores.sqlite")
-    assert other.revision == "TOXICITY http://localhost:1/x"
+    local = PerspectiveScorer(endpoint="http://localhost:1/x", cache=tmp_path / "scores.sqlite")
+    assert local.revision == "TOXICITY http://localhost:1/x"
     assert sqlite3.connect(tmp_path / "a" / "scores.sqlite").execute("SELECT count(*) FROM scores").fetchone() == (0,)
     assert np.array_equal(scorer.score([], []), [])

@@ -40,10 +40,10 @@ def test_the_papers_files(written, tmp_path):
     assert replay.name == "Perspective, stored"
     texts, codes = ["\ud800\0", "傻", "", "a\u2028b"], ["en", "zh", "zh", "en"]
     assert replay.score(texts, codes).tolist() == [1.0, 0.75, 0.01, 0.5]
-    other = PerspectiveReplay(tmp_path / "perspective_api_eval-output-rtp_lx_en.json")
-    assert other.revision != replay.revision == PerspectiveReplay(sorted(tmp_path.glob("*.json"))).revision
+    english = PerspectiveReplay(tmp_path / "perspective_api_eval-output-rtp_lx_en.json")
+    assert english.revision != replay.revision == PerspectiveReplay(sorted(tmp_path.glob("*.json"))).revision
     with pytest.raises(UncoveredLanguage, match="does not cover zh: it covers en"):
-        other.score(["傻"], ["zh"])
+        english.score(["傻"], ["zh"])
 
 
 def test_real_toxicity_prompts(written):

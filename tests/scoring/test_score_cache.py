@@ -159,13 +159,14 @@ def test_a_killed_process_loses_nothing_and_its_claims_are_taken_over(file, monk
 
 def test_what_another_run_is_scoring_is_waited_for(file):
     """A claim of a living process, and the score that it writes in the end."""
-    own = psutil.Process()
+    this_process = psutil.Process()
     Cached(Streaming("en"), path=file, progress=False).score(["x"], ["en"])
     db = sqlite3.connect(file, isolation_level=None)
     scorer, language, text, score = db.execute("SELECT * FROM scores").fetchone()
     db.execute("DELETE FROM scores")
     db.execute(
-        "INSERT INTO claims VALUES (?, ?, ?, 'other', ?, ?)", (scorer, language, text, own.pid, own.create_time())
+        "INSERT INTO claims VALUES (?, ?, ?, 'other', ?, ?)",
+        (scorer, language, text, this_process.pid, this_process.create_time()),
     )
 
     class Answering(Streaming):
@@ -173,9 +174,9 @@ def test_what_another_run_is_scoring_is_waited_for(file):
             db.execute("INSERT INTO scores VALUES (?, ?, ?, ?)", (scorer, language, text, 0.5))
             yield from super().stream(texts, languages)
 
-    other = Answering("en")
-    assert Cached(other, path=file, progress=False).score(["x", "y"], ["en", "en"])[0] == 0.5
-    assert other.asked == [("en", "y")]
+    answering = Answering("en")
+    assert Cached(answering, path=file, progress=False).score(["x", "y"], ["en", "en"])[0] == 0.5
+    assert answering.asked == [("en", "y")]
     assert score != 0.5
 
 

@@ -218,7 +218,7 @@ def test_the_revision_is_a_hash_of_the_words():
     ]
     assert len(base.revision) == 12
     assert same.revision == base.revision
-    assert len({base.revision, *(other.revision for other in others)}) == 4
+    assert len({base.revision, *(scorer.revision for scorer in others)}) == 4
 
 
 def test_long_texts_are_folded_in_one_pass(monkeypatch):
@@ -307,9 +307,9 @@ def test_languages_that_there_are(words, told):
 @settings(deadline=None)
 @given(st.text(st.characters()), st.sampled_from(sorted(WORDS)))
 def test_any_text_has_a_score(scorer, everywhere, text, language):
-    for each in (scorer, everywhere):
-        assert check_scores(each, [text], [language])[0] in (0, 1)
-        assert each.score([f"{text} {WORDS[language][0]} {text}"], [language]) == [1.0]
+    for judge in (scorer, everywhere):
+        assert check_scores(judge, [text], [language])[0] in (0, 1)
+        assert judge.score([f"{text} {WORDS[language][0]} {text}"], [language]) == [1.0]
 
 
 @settings(deadline=None)

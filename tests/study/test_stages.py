@@ -21,7 +21,7 @@ from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.study import stages
 from xlingtox.study.stages import Materials, Settings
-from xlingtox.tuning.dpo import Recipe
+from xlingtox.tuning import Recipe
 
 CODES = ("en", "es", "de", "ru")
 SUBJECTS = {

@@ -14,7 +14,7 @@ from families import build
 from huggingface_hub import constants
 from toys import xlm_roberta
 
-from xlingtox.tuning.offline import no_calls_of_trainers
+from xlingtox.tuning.side_effects import no_hub_calls
 
 ROOT = Path(__file__).parents[2]
 SWITCHES = ("CI", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
@@ -117,8 +117,8 @@ def test_no_connection_is_attempted(folder):
         [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert not any(told["seen"].values()), "\n".join([str(told["seen"]), *told["attempts"]])
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert not any(report["seen"].values()), "\n".join([str(report["seen"]), *report["attempts"]])
 
 
 @pytest.mark.parametrize("before", [None, "0", "1"])
@@ -130,7 +130,7 @@ def test_the_switches_are_put_back(monkeypatch, before, silenced):
         monkeypatch.setenv("HF_HUB_OFFLINE", before)
     for error in (KeyboardInterrupt, ValueError):
         inside = []
-        with contextlib.suppress(error), no_calls_of_trainers():
+        with contextlib.suppress(error), no_hub_calls():
             inside += [constants.HF_HUB_DISABLE_TELEMETRY, os.environ["HF_HUB_OFFLINE"]]
             raise error
         assert inside == [True, "1"]

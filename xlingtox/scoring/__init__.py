@@ -1,37 +1,59 @@
-"""Scorers: texts and their languages in, toxicity in [0, 1] out."""
+"""Score how toxic texts are. Scorers take texts and their languages, and return toxicity in [0, 1].
 
-from xlingtox.scoring.cache import Cached
-from xlingtox.scoring.classifier import PRESETS, ClassifierScorer
-from xlingtox.scoring.judges import Agreement, Disagreement, PairAgreement, agreement
-from xlingtox.scoring.perspective import PerspectiveScorer
-from xlingtox.scoring.probe import ProbeScorer
-from xlingtox.scoring.protocol import (
-    Scorer,
-    ScorerIdentity,
-    StreamingScorer,
-    UncoveredLanguage,
-    UnscoredError,
-    check_scores,
-)
-from xlingtox.scoring.replay import PerspectiveReplay
-from xlingtox.scoring.wordlist import WordlistScorer
+`WordlistScorer` looks for listed words, `ProbeScorer` reads a model's states, `ClassifierScorer` runs a Hugging Face
+classifier, `PerspectiveScorer` asks Google's API and `PerspectiveReplay` reads its stored answers. `Cached` keeps every
+score on disk, and `agreement` compares scorers. Anything with the attributes and the method of `Scorer` is a scorer.
 
-__all__ = [
-    "PRESETS",
-    "Agreement",
-    "Cached",
-    "ClassifierScorer",
-    "Disagreement",
-    "PairAgreement",
-    "PerspectiveReplay",
-    "PerspectiveScorer",
-    "ProbeScorer",
-    "Scorer",
-    "ScorerIdentity",
-    "StreamingScorer",
-    "UncoveredLanguage",
-    "UnscoredError",
-    "WordlistScorer",
-    "agreement",
-    "check_scores",
-]
+Each name is imported when it is first used, because some scorers need an HTTP client or a statistics library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xlingtox.scoring.cache import Cached as Cached
+    from xlingtox.scoring.classifier import PRESETS as PRESETS
+    from xlingtox.scoring.classifier import ClassifierScorer as ClassifierScorer
+    from xlingtox.scoring.judges import Agreement as Agreement
+    from xlingtox.scoring.judges import Disagreement as Disagreement
+    from xlingtox.scoring.judges import PairAgreement as PairAgreement
+    from xlingtox.scoring.judges import agreement as agreement
+    from xlingtox.scoring.perspective import PerspectiveScorer as PerspectiveScorer
+    from xlingtox.scoring.probe import ProbeScorer as ProbeScorer
+    from xlingtox.scoring.protocol import Scorer as Scorer
+    from xlingtox.scoring.protocol import ScorerIdentity as ScorerIdentity
+    from xlingtox.scoring.protocol import StreamingScorer as StreamingScorer
+    from xlingtox.scoring.protocol import UncoveredLanguage as UncoveredLanguage
+    from xlingtox.scoring.protocol import UnscoredError as UnscoredError
+    from xlingtox.scoring.protocol import check_scores as check_scores
+    from xlingtox.scoring.replay import PerspectiveReplay as PerspectiveReplay
+    from xlingtox.scoring.wordlist import WordlistScorer as WordlistScorer
+
+_MODULES = {
+    "cache": ("Cached",),
+    "classifier": ("PRESETS", "ClassifierScorer"),
+    "judges": ("Agreement", "Disagreement", "PairAgreement", "agreement"),
+    "perspective": ("PerspectiveScorer",),
+    "probe": ("ProbeScorer",),
+    "protocol": (
+        *("Scorer", "ScorerIdentity", "StreamingScorer", "UncoveredLanguage", "UnscoredError", "check_scores"),
+    ),
+    "replay": ("PerspectiveReplay",),
+    "wordlist": ("WordlistScorer",),
+}
+"""The public names by the module that holds them."""
+
+_HOLDERS = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOLDERS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOLDERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(f"{__name__}.{_HOLDERS[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

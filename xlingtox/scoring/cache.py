@@ -1,4 +1,4 @@
-"""Cached: every score kept in one file, so that no text is scored twice."""
+"""Keep every score in one file, so that no text is scored twice."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, check_ra
 from xlingtox.text import in_line
 
 _AT_ONCE = 256
-"""Texts that a scorer which does not stream is given at once: what a kill may cost."""
+"""Texts in one call of a scorer that does not stream. A killed process may lose the scores of one call."""
 
 _LONGEST_WAIT = 1.0
-"""Seconds between two looks at what other processes have scored."""
+"""The most seconds between two looks at what other processes have scored."""
 
 _VERSION = 1
 _SCHEMA = f"""
@@ -49,31 +49,43 @@ COMMIT;
 _WANTED = "CREATE TEMP TABLE wanted (language TEXT, text BLOB, PRIMARY KEY (language, text)) WITHOUT ROWID"
 
 Key = tuple[str, bytes]
-"""Language, and SHA-256 of the text."""
+"""The language, and the SHA-256 of the text."""
 
 
 def default_path() -> Path:
-    """The user's own file of scores: `xlingtox/scores.sqlite` in the folder for caches."""
+    """Return the user's own file of scores: `xlingtox/scores.sqlite` in the folder for caches."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xlingtox" / "scores.sqlite"
 
 
 class Cached:
-    """A scorer whose scores are kept in a SQLite file, by scorer, revision, language and text.
+    """A scorer that keeps the scores of another scorer in a SQLite file, by scorer, revision, language and text.
 
-    A score is written as soon as it is there: an interrupted run, even a killed one, goes on where it stopped. Several
-    processes and threads of one machine may use one file at once: each text is scored by one of them, and the others
-    wait for it; those of a process that died are taken over. The file holds no text, only its SHA-256.
+    A score is written as soon as it arrives. So a run that was interrupted, or killed, goes on where it stopped.
+
+    Several processes and threads of one machine may use one file at once. Each text is scored by one of them, and the
+    others wait for its score. The texts of a process that died are taken over. The file holds no text, only its
+    SHA-256.
+
+    Example:
+        >>> scorer = xt.scoring.Cached(xt.mini.scorer(), path=tmp_path / "scores.sqlite", progress=False)
+        >>> scorer.score(["a friend"], ["en"])
+        array([0.])
+        >>> scorer.name == xt.mini.scorer().name
+        True
     """
 
     @checked
     def __init__(self, scorer: Scorer, *, path: str | Path | None = None, progress: bool = True) -> None:
         """
         Args:
-            path: the file, made if need be; may hold the scores of many scorers. None: `default_path()`.
+            scorer: the scorer that is asked for the scores that the file does not have.
+            path: the file, made if it does not exist. It may hold the scores of many scorers. None is the user's own
+                file, `xlingtox/scores.sqlite` in the folder for caches.
+            progress: show a progress bar.
 
         Raises:
             OSError: the file cannot be written.
-            ValueError: it is no file of scores, or a damaged one.
+            ValueError: it is not a file of scores, or a damaged one.
         """
         # Two layers would wait for each other's claims.
         self.scorer: Scorer = scorer.scorer if isinstance(scorer, Cached) else scorer
@@ -97,13 +109,13 @@ class Cached:
 
     @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-        """Scores from the file, and from the scorer for what is not there.
+        """Return scores from the file, and ask the scorer for those that the file does not have.
 
         Raises:
             UncoveredLanguage: a language that the scorer does not cover; nothing is scored.
-            ValueError: the scorer returned what is no score, or the file is damaged or holds such a one. Whatever the
-                scorer raises passes; what it has scored before is kept.
-            OSError: the file cannot be read or written any more: the disk is full, say.
+            ValueError: the scorer returned a value outside [0, 1], or the file is damaged or holds such a value. Errors
+                of the scorer pass through, and the scores before them are kept.
+            OSError: the file cannot be read or written any more, for instance because the disk is full.
         """
         check_scorable(self, texts, languages)
         keys = [(language, _digest(text)) for text, language in zip(texts, languages, strict=True)]
@@ -120,8 +132,8 @@ class Cached:
                     run.read()
                     bar.update(len(run.scores) - before)
                     rows = sorted(first[key] for key in run.claim())
-                    own, codes = [texts[i] for i in rows], [languages[i] for i in rows]
-                    for arrived, scores in _streamed(self.scorer, own, codes):
+                    claimed, codes = [texts[i] for i in rows], [languages[i] for i in rows]
+                    for arrived, scores in _streamed(self.scorer, claimed, codes):
                         run.keep([keys[rows[i]] for i in arrived], check_range(self.scorer, scores, len(arrived)))
                         bar.update(len(arrived))
                     if lacking := sum(keys[i] not in run.scores for i in rows):
@@ -137,33 +149,33 @@ class Cached:
 
 
 class _Run:
-    """One call's work on the file: what it wants, what it has claimed, what is known."""
+    """One call's work on the file: the texts it wants, the texts it has claimed, and the scores it has."""
 
     def __init__(self, db: sqlite3.Connection, path: Path, scorer: Scorer, wanted: Sequence[Key]) -> None:
         self.db, self.path, self.name = db, path, uuid.uuid4().hex
         self.scores: dict[Key, float] = {}
-        by = (scorer.name, scorer.revision)
+        identity = (scorer.name, scorer.revision)
         with _named(path):
             db.execute(_WANTED)
             with _writing(db):
                 db.executemany("INSERT INTO wanted VALUES (?, ?)", wanted)
-                db.execute("INSERT OR IGNORE INTO scorers (name, revision) VALUES (?, ?)", by)
-            own = "SELECT id FROM scorers WHERE name = ? AND revision = ?"
-            self.scorer: int = db.execute(own, by).fetchone()[0]
+                db.execute("INSERT OR IGNORE INTO scorers (name, revision) VALUES (?, ?)", identity)
+            query = "SELECT id FROM scorers WHERE name = ? AND revision = ?"
+            self.scorer: int = db.execute(query, identity).fetchone()[0]
 
     def read(self) -> None:
-        """Take from the file what is there."""
+        """Read the wanted scores that the file has."""
         with _named(self.path):
-            there = self.db.execute(
+            stored = self.db.execute(
                 "SELECT language, text, score FROM wanted JOIN scores USING (language, text) WHERE scorer = ?",
                 (self.scorer,),
             ).fetchall()
-        rows = [((language, text), _stored_score(self.path, language, text, score)) for language, text, score in there]
+        rows = [((language, text), _stored_score(self.path, language, text, score)) for language, text, score in stored]
         self._known(rows)
 
     def claim(self) -> list[Key]:
-        """Everything wanted that nobody has scored or is scoring: this run's to score."""
-        own = psutil.Process()
+        """Claim and return the wanted texts that nobody has scored or is scoring."""
+        process_here = psutil.Process()
         with _named(self.path), _writing(self.db):
             for process, started in self.db.execute("SELECT DISTINCT process, started FROM claims").fetchall():
                 if not _alive(process, started):
@@ -172,11 +184,11 @@ class _Run:
                 "INSERT OR IGNORE INTO claims SELECT ?1, language, text, ?2, ?3, ?4 FROM wanted WHERE NOT EXISTS ("
                 "SELECT 1 FROM scores s WHERE s.scorer = ?1 AND s.language = wanted.language AND s.text = wanted.text"
                 ") RETURNING language, text",
-                (self.scorer, self.name, own.pid, own.create_time()),
+                (self.scorer, self.name, process_here.pid, process_here.create_time()),
             ).fetchall()
 
     def keep(self, keys: Sequence[Key], scores: Float[np.ndarray, "row"]) -> None:
-        """Write scores at once."""
+        """Write scores to the file, and give up the claims on their texts."""
         known = list(zip(keys, scores.tolist(), strict=True))
         with _named(self.path), _writing(self.db):
             self.db.executemany(
@@ -190,7 +202,7 @@ class _Run:
         self._known(known)
 
     def close(self) -> None:
-        """Leave to others what was claimed and not scored."""
+        """Leave the texts that were claimed and not scored to other processes."""
         with _named(self.path), _writing(self.db):
             self.db.execute("DELETE FROM claims WHERE run = ?", (self.name,))
 
@@ -212,7 +224,10 @@ def _streamed(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) ->
 
 
 def _stored_score(path: Path, language: str, text: bytes, score: object) -> float:
-    """A score as the file has it, which anybody may have written; raises ValueError, with its place, for no score."""
+    """Return a score of the file; raise ValueError, naming its place, if it is not a number in [0, 1].
+
+    Any program may have written to the file.
+    """
     if not isinstance(score, float) or not 0 <= score <= 1:
         raise ValueError(
             f"{in_line(path)} holds {score!r:.60} as the score of a text in {language} (SHA-256 {text.hex()}): "
@@ -226,15 +241,15 @@ def _digest(text: str) -> bytes:
 
 
 def _alive(process: int, started: float) -> bool:
-    """Whether the process that made a claim still runs: its number may have gone to another one."""
+    """Return whether the process that made a claim still runs. Its number may belong to a later process now."""
     try:
-        found = psutil.Process(process)
-        return found.status() != psutil.STATUS_ZOMBIE and abs(found.create_time() - started) < 2
+        holder = psutil.Process(process)
+        return holder.status() != psutil.STATUS_ZOMBIE and abs(holder.create_time() - started) < 2
     except psutil.NoSuchProcess:
         return False
 
 
-# Another process may be turning the file into one with a write-ahead log, for which SQLite does not always wait.
+# SQLite does not always wait while another process switches the file to a write-ahead log.
 @tenacity.retry(
     retry=tenacity.retry_if_exception_message(match=".*locked"),
     wait=tenacity.wait_random(0.05, 0.2),
@@ -244,14 +259,14 @@ def _alive(process: int, started: float) -> bool:
 def _connected(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=60, isolation_level=None)
     try:
-        # In this order: another process may be making the tables, and the version with them.
+        # Tables before the version: another process may be making both, in one transaction.
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and tables:
             raise sqlite3.DatabaseError("it is a SQLite file of something else")
         if version not in (0, _VERSION):
             raise sqlite3.DatabaseError(f"it has version {version}, expected {_VERSION}")
-        # Written ahead, a commit costs no flush and survives a kill; a power cut may cost the last ones.
+        # With a write-ahead log a commit needs no flush and survives a kill. A power cut may lose the last commits.
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         if version == 0:
@@ -269,7 +284,7 @@ def _writing(db: sqlite3.Connection) -> Iterator[None]:
         yield
         db.execute("COMMIT")
     except BaseException:
-        # Of some errors, as of a full disk, SQLite has rolled back itself.
+        # After some errors, such as a full disk, SQLite has rolled back by itself.
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
@@ -277,7 +292,7 @@ def _writing(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Raise what SQLite raises as OSError, or as ValueError where the file is not what it should be; with its path."""
+    """Turn SQLite's errors into OSError, or into ValueError where the file is not one of scores; name the file."""
     try:
         yield
     except sqlite3.OperationalError as error:

@@ -1,4 +1,4 @@
-"""ClassifierScorer: a Hugging Face sequence classifier as judge."""
+"""Score texts with a Hugging Face sequence classifier."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from xlingtox.models.loading import read_weights
 from xlingtox.models.precision import cast
 from xlingtox.models.tokenizer import tokenizer_rules
 from xlingtox.scoring.protocol import Arrived, Described, check_scorable, from_stream, named_languages
-from xlingtox.text import well_formed
+from xlingtox.text import first_line, well_formed
 
 Activation = Literal["sigmoid", "softmax"]
 
@@ -34,13 +34,13 @@ _TOXIC = ("toxic", "toxicity")
 
 @dataclass(frozen=True)
 class Preset:
-    """What a published classifier's card says and its configuration does not.
+    """Facts about a published classifier that its card states and its configuration does not.
 
     Attributes:
-        languages: those that it was trained on.
-        activation: of its head.
-        toxic_label: name or number of its label; None: found by name.
-        revision: the hub commit that is loaded unless another is asked for; None: the newest.
+        languages: the languages that it was trained on.
+        activation: the activation of its head.
+        toxic_label: name or number of its toxic label; None looks it up by name.
+        revision: the hub commit that is loaded unless the caller asks for another; None is the newest.
     """
 
     languages: frozenset[str]
@@ -55,21 +55,31 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "textdetox/xlmr-large-toxicity-classifier-v2": Preset(
             frozenset("am ar de en es fr he hi hi-Latn it ja ru tt uk zh".split()), "softmax", 1
         ),
-        # The hub's own conversion to safetensors: the default branch has pickled weights only.
+        # This commit is the hub's conversion to safetensors; the default branch has pickled weights only.
         "unitary/multilingual-toxic-xlm-roberta": Preset(
             frozenset("en es fr it pt ru tr".split()), "sigmoid", revision="a3d4e66839269e45c5e8491dfa55a53fdaedcdbc"
         ),
     }
 )
-"""Public classifiers by their hub names. No open one covers all 17 languages."""
+"""Public classifiers by their hub names. No open classifier covers all 17 languages."""
 
 
 class ClassifierScorer(Described):
-    """The probability that a sequence classifier gives to its toxic label.
+    """A scorer that returns a sequence classifier's probability of its toxic label.
 
-    Of a text longer than the model's context only the beginning is read. The revision is label, activation and type of
-    number behind the hub commit, where model and tokenizer come from the hub; else behind twelve hex digits of the
-    weights, and before twelve of the tokenizer and its limit of length.
+    Only the beginning is read of a text longer than the model's context.
+
+    The revision begins with the hub commit, or with twelve hex digits of the weights if the model is not from the hub.
+    Label, activation and dtype follow. If the tokenizer is not from that commit, twelve hex digits of it and of the
+    length limit follow too.
+
+    Example:
+        This downloads the classifier from the hub, so it does not run as a test.
+
+        >>> hub_name = "textdetox/xlmr-large-toxicity-classifier-v2"
+        >>> scorer = xt.scoring.ClassifierScorer(hub_name)  # doctest: +SKIP
+        >>> scorer.score(["you are a fool"], ["en"])  # doctest: +SKIP
+        array([0.9...])
     """
 
     @checked
@@ -89,19 +99,23 @@ class ClassifierScorer(Described):
     ) -> None:
         """
         Args:
-            source: a hub name, a folder, or a model in memory with its `tokenizer`; what is in memory is copied.
-            languages: that the classifier is good for; known for the `PRESETS`.
-            toxic_label: name or number; None: the label called toxic or toxicity.
-            activation: "softmax" over labels that exclude each other, "sigmoid" for labels that do not; None: by the
-                configuration, as transformers' pipeline has it.
-            revision: a hub commit, tag or branch (default: the preset's, or the newest); the commit that it stands for
-                is in `.revision`.
-            dtype: None: as the weights are stored.
+            source: a hub name, a folder, or a model in memory with its `tokenizer`. A model in memory is copied.
+            languages: the languages that the classifier works in; known for the `PRESETS`.
+            tokenizer: the tokenizer of a model in memory.
+            toxic_label: name or number of the label; None takes the label called toxic or toxicity.
+            activation: "softmax" for labels that exclude each other, "sigmoid" for labels that do not. None decides by
+                the configuration, like transformers' pipeline.
+            revision: a hub commit, tag or branch (default: the preset's, or the newest). The attribute `revision` has
+                the commit that it stands for.
+            device: where the model runs; None takes a GPU if there is one.
+            dtype: the dtype of the weights; None keeps the stored one.
+            batch_size: texts in one forward pass.
+            progress: show a progress bar.
 
         Raises:
-            ValueError: no languages, or unknown ones, a toxic label or activation that is not clear, or no tokenizer
-                that can pad.
-            FileNotFoundError: no such model.
+            ValueError: no languages, or unknown ones; the toxic label or the activation is not clear; the tokenizer
+                cannot pad.
+            FileNotFoundError: there is no such model.
         """
         preset = PRESETS.get(str(source)) if isinstance(source, str | Path) else None
         if preset is not None:
@@ -113,7 +127,9 @@ class ClassifierScorer(Described):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected at least 1")
         self._batch_size, self._progress = batch_size, progress
-        self._model, self._tokenizer, name = _loaded(source, copy.deepcopy(tokenizer), revision, device, dtype)
+        self._model, self._tokenizer, name = _loaded(
+            source, copy.deepcopy(tokenizer), revision=revision, device=device, dtype=dtype
+        )
         if self._tokenizer.pad_token_id is None:
             raise ValueError(f"the tokenizer of {name} has no padding token: set tokenizer.pad_token first")
         config = self._model.config
@@ -121,29 +137,33 @@ class ClassifierScorer(Described):
         self._activation = _activation(config, activation)
         self._longest = _longest(self._model, self._tokenizer)
         kind = str(self._model.dtype).removeprefix("torch.")
-        told = f"{config.id2label[self._label]} {self._activation} {kind}"
-        # A model in memory keeps the commit that it once came from, whatever became of it.
+        reading = f"{config.id2label[self._label]} {self._activation} {kind}"
+        # A model in memory remembers the commit that it came from, even if its weights were changed since.
         from_hub = isinstance(source, str | Path) and not Path(source).exists()
         commit = getattr(config, "_commit_hash", None) if from_hub else None
-        told = f"{commit or fingerprint(self._model.state_dict())} {told}"
+        revision = f"{commit or fingerprint(self._model.state_dict())} {reading}"
         if commit is None or tokenizer is not None:
-            told = f"{told} {_reading(self._tokenizer, self._longest)}"
-        super().__init__(name, told, covered)
+            revision = f"{revision} {_tokenizer_digits(self._tokenizer, self._longest)}"
+        super().__init__(name, revision, covered)
 
     @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-        """Raises UncoveredLanguage for a language that was not named."""
+        """Return the probability of the toxic label for each text.
+
+        Raises:
+            UncoveredLanguage: a language that was not named.
+        """
         return from_stream(self, texts, languages)
 
     @checked
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
-        """Scores batch by batch, short texts first."""
+        """Yield scores batch by batch, short texts first."""
         check_scorable(self, texts, languages)
         if not texts:
             return
         longest = self._longest
-        read = [well_formed(text) for text in texts]
-        encoded = self._tokenizer(read, truncation=longest is not None, max_length=longest)
+        readable = [well_formed(text) for text in texts]
+        encoded = self._tokenizer(readable, truncation=longest is not None, max_length=longest)
         ids = encoded["input_ids"]
         lengths = [len(row) for row in ids]
         if not min(lengths):
@@ -153,7 +173,7 @@ class ClassifierScorer(Described):
             "attention_mask": 0,
             "token_type_ids": self._tokenizer.pad_token_type_id,
         }
-        given = {name: encoded[name] for name in pads if name in encoded}
+        columns = {name: encoded[name] for name in pads if name in encoded}
 
         def run(rows: list[int]) -> Float[np.ndarray, "row"]:
             batch = {
@@ -163,7 +183,7 @@ class ClassifierScorer(Described):
                     padding_value=pads[name],
                     padding_side=self._tokenizer.padding_side,
                 ).to(self._model.device)
-                for name, values in given.items()
+                for name, values in columns.items()
             }
             with torch.inference_mode():
                 logits = self._model(**batch).logits.float()
@@ -179,10 +199,12 @@ class ClassifierScorer(Described):
 def _loaded(
     source: Any,
     tokenizer: PreTrainedTokenizerBase | None,
+    *,
     revision: str | None,
     device: str | torch.device | None,
     dtype: torch.dtype | None,
 ) -> tuple[Any, PreTrainedTokenizerBase, str]:
+    """Return the model, its tokenizer and its name."""
     if not isinstance(source, str | Path):
         if not isinstance(source, torch.nn.Module):
             raise TypeError(
@@ -197,34 +219,33 @@ def _loaded(
     try:
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **where)
     except OSError as error:
-        first = str(error).splitlines()[0]
         raise FileNotFoundError(
-            f"{source} is no folder with a classifier, nor a model that the hub gives us: {first}"
+            f"{source} is no folder with a classifier, nor a model that the hub gives us: {first_line(error)}"
         ) from error
     kind = AutoModelForSequenceClassification
     model = read_weights(kind, source, dtype=dtype or "auto", **where)
     return model.to(device or default_device()).eval(), tokenizer, str(source)
 
 
-def _label(config: Any, given: str | int | None) -> int:
-    """The number of the toxic label."""
+def _label(config: Any, toxic_label: str | int | None) -> int:
+    """Return the number of the toxic label."""
     labels: dict[int, str] = config.id2label
-    if isinstance(given, int) and given in labels:
-        return given
-    wanted = _TOXIC if given is None else (str(given).lower(),)
-    found = [number for number, label in labels.items() if label.strip().lower() in wanted]
-    if given is None and not found and list(labels.values()) == ["LABEL_0"]:
+    if isinstance(toxic_label, int) and toxic_label in labels:
+        return toxic_label
+    names = _TOXIC if toxic_label is None else (str(toxic_label).lower(),)
+    numbers = [number for number, label in labels.items() if label.strip().lower() in names]
+    if toxic_label is None and not numbers and list(labels.values()) == ["LABEL_0"]:
         return 0
-    if len(found) != 1:
+    if len(numbers) != 1:
         known = ", ".join(f"{number}: {label!r}" for number, label in labels.items())
-        what = "which label is toxic is not clear" if given is None else f"there is no label {given!r}"
-        raise ValueError(f"{what}: give toxic_label, one of {known}")
-    return found[0]
+        problem = "which label is toxic is not clear" if toxic_label is None else f"there is no label {toxic_label!r}"
+        raise ValueError(f"{problem}: give toxic_label, one of {known}")
+    return numbers[0]
 
 
-def _activation(config: Any, given: Activation | None) -> Activation:
-    if given is not None:
-        return given
+def _activation(config: Any, activation: Activation | None) -> Activation:
+    if activation is not None:
+        return activation
     kind = config.problem_type
     if kind == "regression":
         raise ValueError("the classifier is a regression, not a probability: give activation='sigmoid' if it is one")
@@ -239,10 +260,10 @@ def _activation(config: Any, given: Activation | None) -> Activation:
 
 
 def _longest(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The most tokens that the model reads; None without a limit."""
+    """Return the most tokens that the model reads, or None without a limit."""
     limits = [tokenizer.model_max_length]
     if positions := getattr(model.config, "max_position_embeddings", None):
-        # RoBERTa counts positions from behind its padding.
+        # RoBERTa counts positions from after its padding index.
         skipped = {
             module.padding_idx + 1
             for name, module in model.named_modules()
@@ -253,8 +274,8 @@ def _longest(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     return longest if longest < 1_000_000 else None
 
 
-def _reading(tokenizer: Any, longest: int | None) -> str:
-    """Twelve hex digits of how texts become tokens."""
-    how = [longest, tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id]
-    whole = json.dumps([tokenizer_rules(tokenizer), how], sort_keys=True)
-    return hashlib.sha256(whole.encode()).hexdigest()[:12]
+def _tokenizer_digits(tokenizer: Any, longest: int | None) -> str:
+    """Return twelve hex digits of everything that decides which tokens the model reads."""
+    settings = [longest, tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id]
+    rules = json.dumps([tokenizer_rules(tokenizer), settings], sort_keys=True)
+    return hashlib.sha256(rules.encode()).hexdigest()[:12]

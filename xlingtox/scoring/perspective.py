@@ -1,4 +1,4 @@
-"""PerspectiveScorer: Google's Perspective API, or a server that speaks as it does."""
+"""Score texts with Google's Perspective API, or with another server that answers in the same way."""
 
 from __future__ import annotations
 
@@ -32,32 +32,43 @@ ATTRIBUTE = "TOXICITY"
 """The attribute that the paper scores with."""
 
 LANGUAGES = frozenset({*CODES, "hi-Latn"})
-"""Languages of the attribute: the 17, and Hindi in Latin letters."""
+"""The languages of the attribute: the 17, and Hindi in Latin letters."""
 
 _KEY = "PERSPECTIVE_API_KEY"
 _LONGEST_MESSAGE = 300
-"""Characters of what an error's answer says."""
+"""The most characters of a server's error message that we repeat."""
 
 _LOGGERS = ("httpx2", "httpcore2")
 _MOST_BYTES = 20_480
-"""Of a comment, by the API's limits."""
+"""The most bytes of a text, by the API's limits."""
 
 _MOST_THREADS = 32
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
-"""Seconds between two attempts at a text: the first time, and at most."""
+"""Seconds before the second attempt at a text, and the most before a later one."""
 
 _GIVE_UP_AFTER = 3
-"""Texts in a row that failed at every attempt: then the service is down."""
+"""After this many texts in a row that failed at every attempt, the service counts as down."""
 
 
 class PerspectiveScorer:
-    """The TOXICITY of a text by the Perspective API (Lees et al. 2022, arXiv 2202.11176).
+    """A scorer that asks the Perspective API for the TOXICITY of a text (Lees et al. 2022, arXiv 2202.11176).
 
-    Calls keep to a rate, and are tried again, at growing intervals, after HTTP 429, 5xx, time-outs, broken connections
-    and answers that make no sense. An empty text is sent as one space, as in the paper's code; of a text of more than
-    20,480 bytes only the beginning is sent. Texts are sent with `doNotStore`. The API stops at the end of 2026: give
-    the `endpoint` of another server with the same answers, or use `PerspectiveReplay` for responses that are stored.
+    Every score is kept on disk, as by `Cached`. Calls keep to a rate. They are repeated at growing intervals after
+    HTTP 429, 5xx, time-outs, broken connections and answers that make no sense.
+
+    An empty text is sent as one space, as in the paper's code. Only the beginning is sent of a text of more than 20,480
+    bytes. Texts are sent with `doNotStore`.
+
+    The API stops at the end of 2026. Give the `endpoint` of another server with the same answers, or use
+    `PerspectiveReplay` for stored responses.
+
+    Example:
+        This needs a key and the network, so it does not run as a test.
+
+        >>> scorer = xt.scoring.PerspectiveScorer(queries_per_second=1.0)  # doctest: +SKIP
+        >>> scorer.score(["you are a fool"], ["en"])  # doctest: +SKIP
+        array([0.8...])
     """
 
     @checked
@@ -74,18 +85,20 @@ class PerspectiveScorer:
     ) -> None:
         """
         Args:
-            api_key: or the environment variable PERSPECTIVE_API_KEY. It is sent as a header, and written nowhere: a
-                scorer with a key cannot be pickled.
-            queries_per_second: of this scorer; at most 1,000.
-            cache: the file that keeps every score, as in `Cached`; None: the user's own.
-            attempts: at a text, before it counts as failed.
+            api_key: the key; None takes it from the environment variable PERSPECTIVE_API_KEY. It is sent as a header
+                and written nowhere. So a scorer cannot be pickled.
+            endpoint: the address of the API, without the key.
+            queries_per_second: the rate of this scorer, at most 1,000.
+            cache: the file that keeps every score; None is the user's own, as in `Cached`.
+            attempts: how often a text is tried before it counts as failed.
             timeout: seconds that the server may be silent.
+            progress: show a progress bar.
 
         Raises:
-            ValueError: no key, or another argument that makes no sense.
+            ValueError: there is no key, or another argument makes no sense.
             OSError: the file of scores cannot be written.
         """
-        # A line break at the end, as files have it, would be quoted with the key in an error of the HTTP library.
+        # With a line break at its end, the HTTP library would quote the key in an error.
         key = (os.environ.get(_KEY, "") if api_key is None else api_key).strip()
         if not key or not (key.isascii() and key.isprintable()):
             raise ValueError(f"no usable API key: set the environment variable {_KEY}, or give api_key")
@@ -98,7 +111,7 @@ class PerspectiveScorer:
         self._key = _Key(key)
         self._endpoint, self._timeout, self._attempts = endpoint, timeout, attempts
         self._threads = min(_MOST_THREADS, math.ceil(queries_per_second))
-        # One call at a time, evenly spaced; the library would otherwise add a safety margin to every wait.
+        # One call at a time, evenly spaced. Without buffer_ms=0 the library would lengthen every wait.
         self._rate = Limiter(Rate(1, max(1, round(1000 / queries_per_second))), buffer_ms=0)
         self._cached = Cached(self, path=cache, progress=progress)
 
@@ -108,7 +121,7 @@ class PerspectiveScorer:
 
     @property
     def revision(self) -> str:
-        """The attribute, and the endpoint where it is not Google's; the API does not say which model answered."""
+        """The attribute, and the endpoint if it is not Google's. The API does not say which model answered."""
         return ATTRIBUTE if self._endpoint == ENDPOINT else f"{ATTRIBUTE} {self._endpoint}"
 
     @property
@@ -120,22 +133,22 @@ class PerspectiveScorer:
 
     @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-        """Scores from the cache, and from the API for what is not there.
+        """Return scores from the file, and ask the API for those that the file does not have.
 
         Raises:
-            UncoveredLanguage: a language that the API does not know for this attribute, by our list or its answer.
-            UnscoredError: some texts failed at every attempt, or the API refused them; all others are in the cache,
-                so that scoring again goes on with what is left.
+            UncoveredLanguage: a language that the API does not cover for this attribute, by our list or its answer.
+            UnscoredError: some texts failed at every attempt, or the API refused them. The scores of the others are
+                kept, so that the next call continues with the rest.
         """
         return self._cached.score(texts, languages)
 
     @checked
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
-        """Scores as they arrive, past the cache; raises as `score` does, after all that could be scored."""
+        """Yield scores as they arrive, without the file; raise what `score` raises after all others are scored."""
         check_scorable(self, texts, languages)
         problems: list[Exception] = []
         in_a_row = 0
-        todo = iter(range(len(texts)))
+        remaining = iter(range(len(texts)))
         running: dict[Future[float], int] = {}
         given_up = threading.Event()
         with (
@@ -146,7 +159,7 @@ class PerspectiveScorer:
             try:
                 while True:
                     room = 0 if given_up.is_set() else 2 * self._threads - len(running)
-                    for i in islice(todo, room):
+                    for i in islice(remaining, room):
                         running[pool.submit(self._asked, client, texts[i], languages[i], given_up)] = i
                     if not running:
                         break
@@ -168,7 +181,7 @@ class PerspectiveScorer:
                 given_up.set()
                 _cancel(running)
         if problems:
-            raise _error(problems, len(texts), untried=sum(1 for _ in todo))
+            raise _error(problems, len(texts), untried=sum(1 for _ in remaining))
 
     def _asked(self, client: httpx2.Client, text: str, language: str, given_up: threading.Event) -> float:
         again = tenacity.Retrying(
@@ -206,17 +219,17 @@ class PerspectiveScorer:
             after = response.headers.get("retry-after", "")
             return _Passing(f"HTTP {status}", float(after) if after.isdecimal() else 0.0)
         message, kinds = _complaint(response)
-        # What a server says may repeat what it was sent.
+        # A server's message may repeat the request, and with it the key.
         shown = self._key.hidden_in(message)[:_LONGEST_MESSAGE]
-        said = f"HTTP {status}: {shown}" if shown else f"HTTP {status}"
+        reason = f"HTTP {status}: {shown}" if shown else f"HTTP {status}"
         if "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE" in kinds or "does not support request languages" in message:
-            return _Unsupported(said)
+            return _Unsupported(reason)
         wrong_key = status == 400 and ("API_KEY_INVALID" in kinds or "API key" in message)
-        return _Stopped(said) if wrong_key or status < 400 or status in (401, 403, 404) else _Refused(said)
+        return _Stopped(reason) if wrong_key or status < 400 or status in (401, 403, 404) else _Refused(reason)
 
 
 class _Key(httpx2.Auth):
-    """The key, for the requests alone: never part of an address, which logs and errors quote."""
+    """The key, sent as a header. It is never part of an address, because logs and errors quote addresses."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -228,20 +241,21 @@ class _Key(httpx2.Auth):
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a PerspectiveScorer holds an API key, which is not pickled or copied: make another one")
 
-    def hidden_in(self, said: str) -> str:
-        for written in (self._key, repr(self._key)[1:-1]):
-            said = said.replace(written, "***")
-        return said
+    def hidden_in(self, text: str) -> str:
+        """Return a text with asterisks in place of the key."""
+        for spelling in (self._key, repr(self._key)[1:-1]):
+            text = text.replace(spelling, "***")
+        return text
 
     @contextlib.contextmanager
     def out_of_logs(self) -> Iterator[None]:
-        """While calls are made: a server may send the key back, and the HTTP library logs all that it gets."""
+        """Hide the key in the HTTP library's log lines inside the block: a server may send the key back."""
 
         def hide(record: logging.LogRecord) -> bool:
             record.msg, record.args = self.hidden_in(record.getMessage()), ()
             return True
 
-        # Of a logger, and not of those below it: a filter sees what is logged there alone.
+        # A filter sees only what is logged to its own logger, so each logger below gets one too.
         loggers = [logging.getLogger(name) for name in [*logging.root.manager.loggerDict] if name.startswith(_LOGGERS)]
         for logger in loggers:
             logger.addFilter(hide)
@@ -253,7 +267,7 @@ class _Key(httpx2.Auth):
 
 
 class _Passing(Exception):
-    """What another attempt may cure."""
+    """A failure that another attempt may cure."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
@@ -261,15 +275,15 @@ class _Passing(Exception):
 
 
 class _Refused(Exception):
-    """The API does not take this text."""
+    """The API refuses this text."""
 
 
 class _Unsupported(Exception):
-    """The API does not take this language."""
+    """The API does not cover this language."""
 
 
 class _Stopped(Exception):
-    """The API takes nothing from us: a wrong key or address."""
+    """The API refuses every call, because the key or the address is wrong."""
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
@@ -292,10 +306,10 @@ def _value(response: httpx2.Response) -> float:
 
 
 def attribute_score(answer: Any) -> float:
-    """The attribute's summary score in an answer of the API.
+    """Return the attribute's summary score in an answer of the API.
 
     Raises:
-        ValueError: there is none in [0, 1].
+        ValueError: there is no score, or it is not in [0, 1].
     """
     try:
         value = answer["attributeScores"][ATTRIBUTE]["summaryScore"]["value"]
@@ -307,7 +321,7 @@ def attribute_score(answer: Any) -> float:
 
 
 def _complaint(response: httpx2.Response) -> tuple[str, str]:
-    """What an error's answer says, and its kinds of error as one text."""
+    """Return the message in an error's answer, and its details as one text."""
     try:
         error = response.json()["error"]
         return str(error.get("message", "")), str(error.get("details", ""))
@@ -321,7 +335,7 @@ def _cancel(running: Iterable[Future[float]]) -> None:
 
 
 def _error(problems: Sequence[Exception], n: int, untried: int) -> Exception:
-    """All problems in one sentence."""
+    """Return one error that counts all problems by their reasons."""
     how: dict[type[Exception], str] = {
         _Passing: "failed at every attempt",
         _Refused: "refused",
@@ -330,10 +344,10 @@ def _error(problems: Sequence[Exception], n: int, untried: int) -> Exception:
     }
     reasons = Counter((type(problem), str(problem)) for problem in problems if type(problem) in how)
     untried += len(problems) - reasons.total()
-    told = [f"{count} {how[kind]} ({reason})" for (kind, reason), count in reasons.most_common(5)]
-    told += [f"{untried} not tried any more"] if untried else []
+    parts = [f"{count} {how[kind]} ({reason})" for (kind, reason), count in reasons.most_common(5)]
+    parts += [f"{untried} not tried any more"] if untried else []
     left = reasons.total() + untried
-    message = f"Perspective has no score for {left} of {n} texts: {'; '.join(told)}. Those of the others are kept"
+    message = f"Perspective has no score for {left} of {n} texts: {'; '.join(parts)}. Those of the others are kept"
     if all(isinstance(problem, _Unsupported) for problem in problems):
         return UncoveredLanguage(message)
     return UnscoredError(f"{message}: score again to go on", left)

@@ -1,11 +1,10 @@
-"""ProbeScorer: a probe on a model's states as judge."""
+"""Score texts with a probe on a model's states."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import expit
 
 from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
@@ -16,46 +15,57 @@ from xlingtox.text import well_formed
 
 
 class ProbeScorer(Described):
-    """The probability that a probe gives to toxic, on the states of the model that it was fitted on.
+    """A scorer that returns a probe's probability that a text is toxic, read from a model's states.
 
-    A text is read as by `Probe.fit`: the mean over its tokens of the last layer's residual stream. A text without
-    tokens is read as an end of sequence alone. The revision is twelve hex digits of the probe, and of the model's
-    weights.
+    It needs no network and no second model. A text is read as in `Probe.fit`: the mean of the last layer's residual
+    stream over the text's tokens. A text without tokens is read as one end of sequence. The revision is twelve hex
+    digits of the probe, followed by those of the model's weights.
+
+    Example:
+        >>> scorer = xt.scoring.ProbeScorer(lm, probe, languages=["en"], progress=False)
+        >>> insult, kind = scorer.score(["you are a fool", "you are a friend"], ["en", "en"])
+        >>> bool(insult > kind)
+        True
     """
 
     @checked
     def __init__(self, lm: HookedLM, probe: Probe, *, languages: Iterable[str], progress: bool = True) -> None:
         """
         Args:
-            languages: in which the probe was found good, for instance by its AUC on labelled sentences of each.
+            lm: the model that the probe was fitted on. It must be without edits whenever it scores.
+            probe: a probe on the residual stream before the final norm, as `Probe.fit` makes it.
+            languages: the languages in which the probe works, for instance by its AUC on labelled sentences of each.
+            progress: show a progress bar.
 
         Raises:
-            ValueError: the probe is of another width, reads states after the final norm, or was fitted on other weights
+            ValueError: the probe has another width, reads states after the final norm, or was fitted on other weights
                 or under an edit; no languages, or unknown ones.
         """
         probe.check(lm)
         if probe.after_final_norm:
             raise ValueError("the probe reads states after the final norm, a scorer those before it: use Probe.fit")
-        fitted, own = probe.model, lm.identity()
-        if fitted is not None and fitted.fingerprint != own.fingerprint:
-            raise ValueError(f"the probe was fitted on {fitted.name}, whose weights are not those of {own.name}")
+        fitted, identity = probe.model, lm.identity()
+        if fitted is not None and fitted.fingerprint != identity.fingerprint:
+            raise ValueError(f"the probe was fitted on {fitted.name}, whose weights are not those of {identity.name}")
         if fitted is not None and fitted.edit is not None:
             raise ValueError(f"the probe was fitted on {fitted}, and scores without an edit: fit one without it")
         covered = named_languages(languages, "probe")
-        self._lm, self._probe, self._progress, self._read = lm, probe, progress, own
+        self._lm, self._probe, self._progress, self._fingerprint = lm, probe, progress, identity.fingerprint
         self._direction = probe.direction.double().numpy()
         weights = hashlib.sha256(self._direction.tobytes() + np.float64(probe.bias).tobytes()).hexdigest()[:12]
-        super().__init__(f"probe on {lm.name}", f"{weights} on {own.fingerprint} {own.dtype}", covered)
+        super().__init__(f"probe on {lm.name}", f"{weights} on {identity.fingerprint} {identity.dtype}", covered)
 
     @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-        """Scores by the model as it was given.
+        """Return the probability of toxic for each text, by the model as it was when the scorer was made.
 
         Raises:
             UncoveredLanguage: a language that was not named.
-            RuntimeError: an edit or another hook stands on the model, or its weights have changed: the scores would be
-                another judge's, and a cache would keep them as this one's.
+            RuntimeError: an edit or another hook is on the model, or its weights have changed. The scores would be
+                those of another scorer, and a cache would keep them under this one's name.
         """
+        from scipy.special import expit
+
         check_scorable(self, texts, languages)
         if not texts:
             return np.zeros(0)
@@ -64,11 +74,11 @@ class ProbeScorer(Described):
                 f"{self.name}: an edit or another hook stands on the judge: score outside its `with` block, or give "
                 "the judge a model of its own"
             )
-        if self._lm.fingerprint() != self._read.fingerprint:
+        if self._lm.fingerprint() != self._fingerprint:
             raise RuntimeError(f"{self.name}: the judge's weights have changed since: make another ProbeScorer")
-        read = [well_formed(text) for text in texts]
-        end, ids = str(self._lm.tokenizer.eos_token), self._lm.token_ids(read)
-        read = [text if tokens else end for text, tokens in zip(read, ids, strict=True)]
-        states = mean_states(self._lm, read, [self._lm.n_layers], progress=self._progress)[0]
+        readable = [well_formed(text) for text in texts]
+        end, ids = str(self._lm.tokenizer.eos_token), self._lm.token_ids(readable)
+        readable = [text if tokens else end for text, tokens in zip(readable, ids, strict=True)]
+        states = mean_states(self._lm, readable, [self._lm.n_layers], progress=self._progress)[0]
         logits = states.double().numpy() @ self._direction + self._probe.bias
         return expit(logits)

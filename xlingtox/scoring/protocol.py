@@ -1,4 +1,4 @@
-"""What every scorer is, and the checks on what goes in and what comes out."""
+"""The protocol that every scorer follows, and the checks of its texts, languages and scores."""
 
 from __future__ import annotations
 
@@ -13,17 +13,28 @@ from xlingtox.checking import checked
 from xlingtox.languages import SCORED, check, in_order
 
 Arrived = tuple[list[int], Float[np.ndarray, "row"]]
-"""Numbers of texts, and their scores."""
+"""Positions of texts in the call, and their scores."""
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Toxicity of texts.
+    """The protocol of a scorer: anything with these three attributes and this method can score texts.
 
     Attributes:
-        name: which scorer this is, for results.
-        revision: which state of it: two scorers that may score a text differently differ in name or revision.
-        languages: the languages that it covers.
+        name: the scorer's name in results.
+        revision: the scorer's exact state. Two scorers that may score a text differently differ in name or revision.
+        languages: the codes of the languages that the scorer covers.
+
+    Example:
+        >>> class Exclaiming:
+        ...     name, revision, languages = "exclaiming", "1", frozenset({"en"})
+        ...
+        ...     def score(self, texts, languages):
+        ...         return [float("!" in text) for text in texts]
+        >>> isinstance(Exclaiming(), xt.scoring.Scorer)
+        True
+        >>> xt.scoring.check_scores(Exclaiming(), ["Go away!", "Come in"], ["en", "en"])
+        array([1., 0.])
     """
 
     @property
@@ -36,7 +47,7 @@ class Scorer(Protocol):
     def languages(self) -> frozenset[str]: ...
 
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-        """Toxicity of each text in [0, 1].
+        """Return the toxicity of each text in [0, 1].
 
         Raises:
             UncoveredLanguage: a language that is not covered.
@@ -47,11 +58,16 @@ class Scorer(Protocol):
 @checked
 @dataclass(frozen=True)
 class ScorerIdentity:
-    """Which scorer it was, for results.
+    """The name, revision and languages of a scorer, as results keep them.
 
     Attributes:
-        name, revision: as the scorer gave them.
-        languages: that it covers, in the house's order.
+        name, revision: the same as the scorer's.
+        languages: the codes that the scorer covers, in the order of `xlingtox.languages`.
+
+    Example:
+        >>> scorer = xt.scoring.WordlistScorer({"es": ["tonto"], "en": ["fool"]})
+        >>> xt.scoring.ScorerIdentity.of(scorer)
+        ScorerIdentity(name='wordlist', revision='...', languages=('en', 'es'))
     """
 
     name: str
@@ -61,11 +77,12 @@ class ScorerIdentity:
     @classmethod
     @checked
     def of(cls, scorer: Scorer) -> ScorerIdentity:
+        """Return the identity of a scorer."""
         return cls(scorer.name, scorer.revision, in_order(scorer.languages))
 
 
 class Described:
-    """A scorer that knows all along what it is."""
+    """The base of scorers whose name, revision and languages are known when they are made."""
 
     def __init__(self, name: str, revision: str, languages: frozenset[str]) -> None:
         self._name, self._revision, self._languages = name, revision, languages
@@ -85,22 +102,25 @@ class Described:
 
 @runtime_checkable
 class StreamingScorer(Scorer, Protocol):
-    """A scorer that hands out scores as they arrive, so that what was scored outlives an interruption."""
+    """The protocol of a scorer that yields scores as they arrive, so that an interruption does not lose them.
+
+    `Cached` writes each score to disk as soon as it is yielded.
+    """
 
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
-        """Each text once, in any order; what cannot be scored is an error after all the others."""
+        """Yield the positions and scores of each text once, in any order; raise for the rest at the end."""
         ...
 
 
 class UncoveredLanguage(ValueError):
-    """A language that the scorer does not cover."""
+    """The scorer does not cover a language."""
 
 
 class UnscoredError(RuntimeError):
     """Some texts could not be scored.
 
     Attributes:
-        unscored: how many.
+        unscored: the number of these texts.
     """
 
     def __init__(self, message: str, unscored: int) -> None:
@@ -110,20 +130,26 @@ class UnscoredError(RuntimeError):
 
 @checked
 def check_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-    """Score, and refuse what is no score: a failed score is never a zero.
+    """Score texts, and refuse anything that is not a score in [0, 1].
+
+    A failure to score must never pass for a toxicity of zero.
 
     Raises:
         UncoveredLanguage: a language that the scorer does not cover.
-        TypeError: something that is no text.
-        ValueError: as many languages as texts were not given; a scorer that returned too
-            few numbers, or some outside [0, 1].
+        TypeError: an item that is not a text.
+        ValueError: texts and languages differ in number; the scorer returned another number of scores, or some outside
+            [0, 1].
+
+    Example:
+        >>> xt.scoring.check_scores(xt.mini.scorer(), ["a friend"], ["en"])
+        array([0.])
     """
     check_scorable(scorer, texts, languages)
     return check_range(scorer, scorer.score(texts, languages), len(texts))
 
 
 def check_range(scorer: Scorer, scores: Float[np.ndarray, "text"], n: int) -> Float[np.ndarray, "text"]:
-    """The scores of n texts as float64, or ValueError."""
+    """Return the scores of n texts as float64; raise ValueError unless there are n, all in [0, 1]."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (n,):
         raise ValueError(f"scorer {scorer.name} returned shape {scores.shape} for {n} texts")
@@ -133,13 +159,13 @@ def check_range(scorer: Scorer, scores: Float[np.ndarray, "text"], n: int) -> Fl
 
 
 def check_scorable(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> None:
-    """Raise ValueError unless every text is one and has a language that the scorer covers."""
+    """Raise ValueError unless every text has a language that the scorer covers, TypeError for what is not a text."""
     check_texts(texts, languages)
     check_covered(scorer, languages)
 
 
 def check_texts(texts: Sequence[str], languages: Sequence[str]) -> None:
-    """Raise ValueError unless every text has a language, and TypeError unless it is a text."""
+    """Raise ValueError unless every text has a language, and TypeError for what is not a text."""
     if len(texts) != len(languages):
         raise ValueError(f"{len(texts)} texts and {len(languages)} languages: expected one language for each text")
     wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
@@ -147,10 +173,10 @@ def check_texts(texts: Sequence[str], languages: Sequence[str]) -> None:
         raise TypeError(f"text {wrong} is {texts[wrong]!r}: expected text")
 
 
-def named_languages(languages: Iterable[str] | None, what: str) -> frozenset[str]:
-    """The languages that a judge is said to be good for; raises ValueError for none, or an unknown one."""
+def named_languages(languages: Iterable[str] | None, kind: str) -> frozenset[str]:
+    """Return the languages that the caller names for a scorer; raise ValueError for none, or an unknown one."""
     if languages is None or not (named := tuple(languages)):
-        raise ValueError(f"say which languages the {what} covers: languages=['en', ...]")
+        raise ValueError(f"say which languages the {kind} covers: languages=['en', ...]")
     return frozenset(check(named, among=SCORED))
 
 
@@ -163,7 +189,7 @@ def check_covered(scorer: Scorer, languages: Sequence[str]) -> None:
 
 
 def from_stream(scorer: StreamingScorer, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-    """Scores in the order of the texts."""
+    """Return the scores that a scorer streams, in the order of the texts."""
     scores = np.full(len(texts), np.nan)
     for rows, arrived in scorer.stream(texts, languages):
         scores[rows] = arrived

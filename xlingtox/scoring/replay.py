@@ -1,4 +1,4 @@
-"""PerspectiveReplay: what the Perspective API answered once."""
+"""Replay stored answers of the Perspective API, without network."""
 
 import hashlib
 import json
@@ -23,23 +23,33 @@ _RTP = ATTRIBUTE.lower()
 
 
 class PerspectiveReplay(Described):
-    """Scores from stored responses of the Perspective API, by language and text, without network.
+    """A scorer that looks up stored responses of the Perspective API by language and text.
 
-    Reads lines of JSON in two layouts: the paper's `perspective_api_eval` files (`query`, `response`), and
-    RealToxicityPrompts (Gehman et al. 2020), its prompts as well as its scored generations (`text`, `toxicity`). The
-    revision is twelve hex digits of the files, the languages are those of the stored responses.
+    It reproduces published scores without a key or a network, and scores no new text. It reads lines of JSON in two
+    layouts: the paper's `perspective_api_eval` files (`query`, `response`), and RealToxicityPrompts (Gehman et al.
+    2020). Of the latter it reads the prompts and the scored generations (`text`, `toxicity`).
+
+    The revision is twelve hex digits of the files. The languages are those of the stored responses.
+
+    Example:
+        >>> file = tmp_path / "responses.jsonl"
+        >>> file.write_text('{"text": "a fool", "toxicity": 0.75}') > 0
+        True
+        >>> scorer = xt.scoring.PerspectiveReplay(file)
+        >>> scorer.score(["a fool"], ["en"])
+        array([0.75])
     """
 
     @checked
     def __init__(self, source: str | Path | Sequence[str | Path], *, language: str | None = None) -> None:
         """
         Args:
-            source: a file, several, or a folder, of which all `.json` and `.jsonl` files are read.
-            language: of responses that do not say theirs. RealToxicityPrompts is English.
+            source: one file, several, or a folder, of which all `.json` and `.jsonl` files are read.
+            language: the language of responses that do not name theirs. RealToxicityPrompts is English.
 
         Raises:
-            FileNotFoundError: no such file, or a folder without any.
-            ValueError: a line that is not JSON or no response, a score outside [0, 1], or an unknown language; the
+            FileNotFoundError: there is no such file, or none in the folder.
+            ValueError: a line that is not JSON or not a response, a score outside [0, 1], or an unknown language. The
                 message names file and line.
         """
         files = _files([source] if isinstance(source, str | Path) else source)
@@ -63,21 +73,21 @@ class PerspectiveReplay(Described):
 
     @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-        """Stored scores.
+        """Return the stored score of each text.
 
         Raises:
             UncoveredLanguage: a language without responses.
-            UnscoredError: texts without a stored response, or whose response has no score.
+            UnscoredError: texts without a stored response, or with a response that has no score.
         """
         check_scorable(self, texts, languages)
-        found = [self._scores.get(key) for key in zip(languages, texts, strict=True)]
-        lacking = [i for i, score in enumerate(found) if score is None]
+        scores = [self._scores.get(key) for key in zip(languages, texts, strict=True)]
+        lacking = [i for i, score in enumerate(scores) if score is None]
         if lacking:
             first = f"text {lacking[0]}, {texts[lacking[0]][:60]!r} in {languages[lacking[0]]}"
             raise UnscoredError(
                 f"no stored score for {len(lacking)} of {len(texts)} texts; the first is {first}", len(lacking)
             )
-        return np.array(found, dtype=np.float64)
+        return np.array(scores, dtype=np.float64)
 
 
 def _files(sources: Sequence[str | Path]) -> list[Path]:
@@ -91,7 +101,7 @@ def _files(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def _stored(file: Path, language: str | None, digest: Any) -> Iterator[tuple[str, str, float | None]]:
-    """Text, language and score of each response in a file; None where the API did not answer."""
+    """Yield text, language and score of each response in a file; the score is None where the API did not answer."""
     with file.open("rb") as lines:
         for number, line in enumerate(raw_lines(lines, in_line(file)), 1):
             digest.update(line)
@@ -117,10 +127,10 @@ def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, float
         raise ValueError("expected a JSON object on each line")
     if "query" in row and "response" in row:
         answer = row["response"]
-        said = answer.get("languages") if isinstance(answer, dict) else None
-        if not isinstance(said or [], list):
-            raise ValueError(f"languages is {_shown(said)}: expected a list")
-        code = _code(said[0] if said else language)
+        codes = answer.get("languages") if isinstance(answer, dict) else None
+        if not isinstance(codes or [], list):
+            raise ValueError(f"languages is {_shown(codes)}: expected a list")
+        code = _code(codes[0] if codes else language)
         yield _text(row, "query"), code, None if answer is None else attribute_score(answer)
         return
     generations = row.get("generations")
@@ -128,8 +138,8 @@ def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, float
     parts += generations if isinstance(generations, list) else []
     scored = [part for part in parts if isinstance(part, dict) and "text" in part and _RTP in part]
     if not scored:
-        there = ", ".join(map(in_line, list(row)[:12])) or "nothing"
-        raise ValueError(f"expected query and response, or text and {_RTP}, got {there}")
+        fields = ", ".join(map(in_line, list(row)[:12])) or "nothing"
+        raise ValueError(f"expected query and response, or text and {_RTP}, got {fields}")
     for part in scored:
         value = part[_RTP]
         answer = {"attributeScores": {ATTRIBUTE: {"summaryScore": {"value": value}}}}
@@ -143,12 +153,12 @@ def _text(row: dict[str, Any], name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in at most 60 characters."""
+    """Return a value as JSON, cut after 60 characters."""
     return json.dumps(value)[:60]
 
 
 def _code(language: Any) -> str:
-    """The API's spelling as ours: it reads Chinese in either script as one language, however that is spelled."""
+    """Return our code for the API's: it reads Chinese in either script as one language, in several spellings."""
     if language is None:
         raise ValueError("the response does not say its language: give language=...")
     code = "zh" if isinstance(language, str) and language.lower().startswith("zh") else language

@@ -1,4 +1,4 @@
-"""WordlistScorer: a text is toxic if it holds a listed word."""
+"""Score texts with word lists: a text is toxic if it holds a listed word."""
 
 import hashlib
 import json
@@ -14,26 +14,34 @@ from xlingtox.text import RULES, Matcher, entry
 
 
 class WordlistScorer(Described):
-    """1.0 for a text with a listed word, else 0.0.
+    """A scorer that returns 1.0 for a text with a listed word, and 0.0 for any other text.
 
-    Case is ignored, and so are full and half width, and marks that a script leaves out as often as it writes them:
-    Arabic vowel signs and the hamza of an alef, Hebrew points, the Devanagari nukta, Russian stress and the dots of ё,
-    the Greek tonos. A mark that makes another letter counts: `lache` is not `lâche`. In German words ß and ss are the
-    same.
+    It is exact and quick, but it reads no context.
 
-    Words match whole where their script has spaces between words, and as any part of the text where it has none
-    (Chinese, Japanese, Thai), as symbols do; Korean ones match as the beginning of a word, because particles are
-    written onto them.
-    The revision is twelve hex digits of all words.
+    Case, full width and half width do not matter. Nor do marks that writers may leave out: Arabic vowel signs and the
+    hamza of an alef, Hebrew points, the Devanagari nukta, Russian stress and the dots of ё, the Greek tonos. A mark
+    that makes another letter counts: `lache` is not `lâche`. In German words ß and ss are the same.
+
+    A word matches whole if its script has spaces between words. It matches anywhere in the text if its script has none
+    (Chinese, Japanese, Thai); so do symbols. A Korean word matches as the beginning of a word, because particles are
+    written onto it. The revision is twelve hex digits of all words.
+
+    Example:
+        >>> scorer = xt.scoring.WordlistScorer({"en": ["fool"], "es": ["tonto"]})
+        >>> scorer.score(["What a Fool!", "un amigo"], ["en", "es"])
+        array([1., 0.])
+        >>> scorer.found("What a Fool!", "en")
+        ['Fool']
     """
 
     @checked
     def __init__(self, words: Mapping[str, Sequence[str]], *, everywhere: bool = False, name: str = "wordlist") -> None:
         """
         Args:
-            words: language to its toxic words; a word may be several, with spaces.
-            everywhere: look for the words of every language in every text, as code-switching asks for. Only for lists
-                in which no word is harmless in another language.
+            words: each language's toxic words. An entry may be several words with spaces between them.
+            everywhere: look for the words of every language in every text, because speakers switch between languages.
+                Use it only if no listed word is harmless in another language.
+            name: the scorer's name in results.
 
         Raises:
             ValueError: no list, an unknown language or one without words, or a blank word.
@@ -44,26 +52,36 @@ class WordlistScorer(Described):
         for language, listed in words.items():
             if not listed or any(not word.strip() for word in listed):
                 raise ValueError(f"the word list of {language!r} is empty or has a blank word")
-        own = {language: frozenset(entry(word, language) for word in listed) for language, listed in words.items()}
+        entries = {language: frozenset(entry(word, language) for word in listed) for language, listed in words.items()}
         if everywhere:
-            own = dict.fromkeys(own, frozenset().union(*own.values()))
-        matchers = {listed: Matcher(listed) for listed in set(own.values())}
-        self._matchers = {language: matchers[listed] for language, listed in own.items()}
-        # As ASCII, which writes lone surrogates too.
-        rules = json.dumps([RULES, {language: sorted(listed) for language, listed in own.items()}], sort_keys=True)
+            entries = dict.fromkeys(entries, frozenset().union(*entries.values()))
+        matchers = {listed: Matcher(listed) for listed in set(entries.values())}
+        self._matchers = {language: matchers[listed] for language, listed in entries.items()}
+        # ASCII escapes can write lone surrogates too.
+        rules = json.dumps([RULES, {language: sorted(listed) for language, listed in entries.items()}], sort_keys=True)
         revision = hashlib.sha256(rules.encode("ascii")).hexdigest()[:12]
-        super().__init__(name, revision, frozenset(own))
+        super().__init__(name, revision, frozenset(entries))
 
     @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-        """Raises ValueError for a language without a list."""
+        """Return 1.0 or 0.0 for each text.
+
+        Raises:
+            UncoveredLanguage: a language without a list.
+        """
         check_scorable(self, texts, languages)
         pairs = zip(texts, languages, strict=True)
-        found = [self._matchers[language].search(text) for text, language in pairs]
-        return np.array(found, dtype=np.float64)
+        matches = [self._matchers[language].search(text) for text, language in pairs]
+        return np.array(matches, dtype=np.float64)
 
     @checked
     def found(self, text: str, language: str) -> list[str]:
-        """The listed words in a text, from the left, the longest one at each place; without optional marks."""
+        """Return the listed words in a text from left to right, the longest one at each place.
+
+        The words come as the text writes them, without optional marks.
+
+        Raises:
+            UncoveredLanguage: a language without a list.
+        """
         check_scorable(self, [text], [language])
         return self._matchers[language].words(text)

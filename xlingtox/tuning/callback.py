@@ -1,40 +1,41 @@
-"""Watch: what is seen of a run while it trains, and its end where it diverges."""
+"""Follow a training run from inside the trainer: a progress bar, the log, and an end to a run that diverges.
+
+Importing this module imports transformers' trainer, which is slow. So only `training` imports it.
+"""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from transformers import TrainerCallback
 
-from xlingtox.tuning.run_folder import RunFolder
+from xlingtox.tuning.run_folder import Diverged, RunFolder
 
 
-class Diverged(RuntimeError):
-    """The loss or the gradient is no number any more."""
+class AlreadyTrained(Exception):
+    """All steps were done in an earlier call. Only the trained weights had to be read again."""
 
 
-class Over(Exception):
-    """Training ended before, and all that was to do was to read its weights again."""
-
-
-class Watch(TrainerCallback):
-    """One bar of our own, as the trainer's writes its log between the steps; and an end to a run that diverges.
+class TrainingMonitor(TrainerCallback):
+    """A trainer callback that moves one progress bar, keeps the log, and stops a run that diverges.
 
     Attributes:
-        start: the checkpoint that training goes on from, or whose weights are kept if it is over.
+        start: the checkpoint to load before training: the newest one, or the best one if training has ended.
     """
 
     def __init__(self, folder: RunFolder, bar: Any) -> None:
-        self.folder, self.bar, self.before = folder, bar, (before := folder.reached())
-        self.start = None if before is None else before.best if before.over and before.best else before.checkpoint
+        self.folder, self.bar, self.earlier = folder, bar, folder.reached()
+        self.start = None
+        if self.earlier is not None:
+            ended_with_best = self.earlier.over and self.earlier.best is not None
+            self.start = self.earlier.best if ended_with_best else self.earlier.checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Else at least one more step would be done.
-        if self.before is not None and self.before.over:
-            raise Over
+        # Without this the trainer would do at least one more step.
+        if self.earlier is not None and self.earlier.over:
+            raise AlreadyTrained
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.total = state.max_steps
@@ -43,51 +44,41 @@ class Watch(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         for name in ("loss", "grad_norm", "eval_loss"):
             if name in (logs or {}) and not math.isfinite(float(logs[name])):
-                raise self.diverged(f"{name} is {logs[name]} at step {state.global_step}", state, state.log_history)
+                raise self._diverged(f"{name} is {logs[name]} at step {state.global_step}", state, state.log_history)
         if "loss" in (logs or {}):
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
 
-    def count_on(self, trainer: Any) -> None:
-        """Let the trainer count the tokens of a resumed run from where it broke off: TRL keeps no count of them."""
-        if self.before is not None:
-            counts = [row["num_tokens"] for row in self.before.log if "num_tokens" in row]
+    def restore_token_count(self, trainer: Any) -> None:
+        """Make a resumed run count tokens from where it broke off, because TRL does not save the count."""
+        if self.earlier is not None:
+            counts = [row["num_tokens"] for row in self.earlier.log if "num_tokens" in row]
             trainer._total_train_tokens = int(max(counts, default=0))
 
-    def log(self, trainer: Any) -> list[dict[str, Any]]:
-        """Losses and margins of all steps, also where only the best weights were read again."""
-        return self.before.log if self.before is not None and self.before.over else trainer.state.log_history
+    def history(self, trainer: Any) -> list[dict[str, Any]]:
+        """Return losses and margins of all steps, also where training had ended in an earlier call."""
+        return self.earlier.log if self.earlier is not None and self.earlier.over else trainer.state.log_history
 
-    def full_log(self, trainer: Any) -> list[dict[str, Any]]:
-        """The log of a run that is over, with a last row about all its steps, also those before an interruption.
+    def finished_history(self, trainer: Any) -> list[dict[str, Any]]:
+        """Return the log of a finished run, with a last row that sums up all its steps.
 
-        Transformers' own last row is left out, which knows the steps since the last start alone.
+        Transformers writes a last row of its own, which covers the steps since the last start only. It is left out.
         """
-        rows = [row for row in self.log(trainer) if "train_runtime" not in row]
+        rows = [row for row in self.history(trainer) if "train_runtime" not in row]
         losses = [row["loss"] for row in rows if "loss" in row]
-        flos = self.before.flos if self.before is not None and self.before.over else trainer.state.total_flos
-        last = {name: rows[-1][name] for name in ("epoch", "step")}
-        return [*rows, {"train_loss": fmean(losses), "total_flos": flos, **last}]
+        ended = self.earlier is not None and self.earlier.over
+        flos = self.earlier.flos if self.earlier is not None and ended else trainer.state.total_flos
+        position = {name: rows[-1][name] for name in ("epoch", "step")}
+        return [*rows, {"train_loss": fmean(losses), "total_flos": flos, **position}]
 
-    def check_last(self, trainer: Any) -> None:
-        """Raise Diverged unless the tuned weights give a loss: no step was left to show it."""
+    def check_final_loss(self, trainer: Any) -> None:
+        """Raise Diverged unless the tuned weights give a finite loss on one batch: no later step would show it."""
         pairs, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
-        few = pairs.select(range(min(len(pairs), size)))
-        measured = trainer.evaluation_loop(trainer.get_eval_dataloader(few), "last", prediction_loss_only=True)
+        batch = pairs.select(range(min(len(pairs), size)))
+        measured = trainer.evaluation_loop(trainer.get_eval_dataloader(batch), "last", prediction_loss_only=True)
         if not math.isfinite(loss := measured.metrics["eval_loss"]):
-            raise self.diverged(f"the loss is {loss} after the last step", trainer.state, self.log(trainer))
+            raise self._diverged(f"the loss is {loss} after the last step", trainer.state, self.history(trainer))
 
-    def diverged(self, what: str, state: Any, log: list[dict[str, Any]]) -> Diverged:
-        last = self._last_good(log)
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written before"
-        return Diverged(f"{what} of {state.max_steps}; {kept}. A lower learning_rate or max_grad_norm may help")
-
-    def _last_good(self, log: list[dict[str, Any]]) -> Path | None:
-        """The newest checkpoint whose weights gave a loss: that of a step is of the weights before it."""
-        shown = [0]
-        for row in log:
-            if "eval_loss" in row and math.isfinite(row["eval_loss"]):
-                shown.append(row["step"])
-            elif "loss" in row and math.isfinite(row["loss"]) and math.isfinite(row.get("grad_norm", 0.0)):
-                shown.append(row["step"] - 1)
-        good = [path for step, path in self.folder.whole_checkpoints().items() if step <= max(shown)]
-        return good[-1] if good else None
+    def _diverged(self, problem: str, state: Any, log: list[dict[str, Any]]) -> Diverged:
+        checkpoint = self.folder.last_good_checkpoint(log)
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint had been written before"
+        return Diverged(f"{problem} of {state.max_steps}; {kept}. A lower learning_rate or max_grad_norm may help")

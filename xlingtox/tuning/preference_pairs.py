@@ -1,10 +1,10 @@
-"""Preference pairs as the model that is tuned reads them: which fit, and which are told apart."""
+"""Check preference pairs with the model's tokenizer: which of them fit, and which sides it can tell apart."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from datasets import Dataset
@@ -23,16 +23,23 @@ Part = Literal["train", "validation"]
 @checked
 @dataclass(frozen=True)
 class Pairs:
-    """Preference pairs that can be tuned on, and what became of the others.
+    """Preference pairs that a model can be tuned on, and the row numbers of those that were changed or left out.
 
     Attributes:
-        train, validation: with the columns `prompt, chosen, rejected`.
-        left_out: rows of the given pairs whose prompts are too long, or whose sides are the same tokens once cut.
-        cut: rows of which a continuation's end is cut.
-        merged: rows in which a token reaches from the prompt into the continuation: the prompt that is tuned on ends
-            before that token.
-        validation_left_out: as `left_out`, of the validation pairs that were given.
-        conversations: which of `train` and `validation` were conversations: the chat template has ended their sides.
+        train, validation: tables with the columns `prompt, chosen, rejected`.
+        left_out: rows whose prompts are too long, or whose two sides are the same tokens once cut.
+        cut: rows in which the end of a continuation is cut.
+        merged: rows in which one token spans the end of the prompt and the beginning of the continuation. The prompt
+            that is tuned on ends before that token.
+        validation_left_out: the same as `left_out`, for validation pairs that the caller gave.
+        conversations: which of `train` and `validation` were conversations. The chat template has ended their sides.
+
+    Example:
+        >>> pairs = xt.tuning.tunable_pairs(lm, xt.mini.pairs("en", n=8))
+        >>> len(pairs.train), pairs.left_out
+        (8, ())
+        >>> pairs.train.column_names
+        ['prompt', 'chosen', 'rejected']
     """
 
     train: Dataset
@@ -44,14 +51,14 @@ class Pairs:
     conversations: tuple[Part, ...] = ()
 
     def tokenized(self, part: Part, lm: HookedLM) -> Dataset:
-        """Return pairs as the tokens that are tuned on; columns `prompt_ids, chosen_ids, rejected_ids`.
+        """Return the pairs of one part as tokens; columns `prompt_ids, chosen_ids, rejected_ids`.
 
-        The prompt ends where a side goes on otherwise than the prompt alone does.
+        The prompt ends where the first side departs from the tokens of the prompt alone.
         """
         rows = []
         for prompt, *sides in _tokens(lm, getattr(self, part), part in self.conversations):
-            begin = min(n_shared(prompt, side) for side in sides)
-            rows.append((prompt[:begin], *(side[begin:] for side in sides)))
+            start = min(n_shared(prompt, side) for side in sides)
+            rows.append((prompt[:start], *(side[start:] for side in sides)))
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
         return Dataset.from_dict(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
 
@@ -60,58 +67,63 @@ class Pairs:
 def tunable_pairs(
     lm: HookedLM, pairs: PreferencePairs, *, recipe: Recipe = MINI, validation: PreferencePairs | None = None
 ) -> Pairs:
-    """Preference pairs after all that `tune_dpo` checks before it trains.
+    """Return the preference pairs that `tune_dpo` would tune on, after all its checks.
+
+    Call it before a long run to see which pairs are left out, and why: the reasons are logged as warnings.
 
     Raises:
-        ValueError: as `tune_dpo`.
+        ValueError: pairs that `tune_dpo` refuses.
+
+    Example:
+        >>> short = xt.tuning.Recipe(steps=2, batch_size=2, learning_rate=1e-4, validation_share=0.25)
+        >>> pairs = xt.tuning.tunable_pairs(lm, xt.mini.pairs("en", n=8), recipe=short)
+        >>> len(pairs.train), len(pairs.validation)
+        (6, 2)
     """
     lm.check_unwrappable()
     if recipe.patience is not None and validation is None and not recipe.validation_share:
         raise ValueError(
-            f"patience is {recipe.patience}, and there are no validation pairs to be patient with: give validation=, "
+            f"patience is {recipe.patience}, and there are no validation pairs to measure it on: give validation=, "
             "a recipe with a validation_share, or one with patience=None"
         )
-    kept = _fitting(lm, pairs, recipe, "preference pairs")
-    found = kept.left_out, kept.cut, kept.merged
+    usable = _usable(lm, pairs, recipe, "preference pairs")
     if validation is not None:
-        own = _fitting(lm, validation, recipe, "validation pairs")
-        both: dict[Part, bool] = {"train": kept.conversations, "validation": own.conversations}
-        talking = tuple(part for part, talks in both.items() if talks)
-        return Pairs(kept.pairs, own.pairs, *found, validation_left_out=own.left_out, conversations=talking)
+        usable_validation = _usable(lm, validation, recipe, "validation pairs")
+        by_part: dict[Part, Pairs] = {"train": usable, "validation": usable_validation}
+        return replace(
+            usable,
+            validation=usable_validation.train,
+            validation_left_out=usable_validation.left_out,
+            conversations=tuple(part for part, checked_pairs in by_part.items() if checked_pairs.conversations),
+        )
     if not recipe.validation_share:
-        return Pairs(kept.pairs, None, *found, conversations=("train",) if kept.conversations else ())
-    n = len(kept.pairs)
+        return usable
+    n = len(usable.train)
     if n < 2:
         raise ValueError("preference pairs: one pair cannot be split into training and validation")
-    share = min(n - 1, max(1, round(recipe.validation_share * n)))
-    parts = kept.pairs.train_test_split(test_size=share, seed=recipe.seed)
-    talking = ("train", "validation") if kept.conversations else ()
-    return Pairs(parts["train"], parts["test"], *found, conversations=talking)
+    n_validation = min(n - 1, max(1, round(recipe.validation_share * n)))
+    parts = usable.train.train_test_split(test_size=n_validation, seed=recipe.seed)
+    conversations: tuple[Part, ...] = ("train", "validation") if usable.conversations else ()
+    return replace(usable, train=parts["train"], validation=parts["test"], conversations=conversations)
 
 
-def room_of(lm: HookedLM, recipe: Recipe) -> int:
-    """Tokens of prompt and continuation that recipe and model both allow."""
+def max_tokens(lm: HookedLM, recipe: Recipe) -> int:
+    """Return how many tokens of prompt and continuation both the recipe and the model allow."""
     return min(recipe.max_length, lm.n_positions)
 
 
-@dataclass(frozen=True)
-class _Fitting:
-    pairs: Dataset
-    left_out: tuple[int, ...]
-    cut: tuple[int, ...]
-    merged: tuple[int, ...]
-    conversations: bool
+def _usable(lm: HookedLM, pairs: PreferencePairs, recipe: Recipe, title: str) -> Pairs:
+    """Return the pairs that a model can learn from, all of them for training.
 
-
-def _fitting(lm: HookedLM, given: PreferencePairs, recipe: Recipe, what: str) -> _Fitting:
-    """The pairs that a model can learn from, and the rows of the others: TRL says nothing of most of them."""
-    pairs, room = check_pairs(given, what=what, tokenizer=lm.tokenizer), room_of(lm, recipe)
-    talks = are_conversations(given)
-    longest = min(recipe.max_prompt_length or recipe.max_length, room - 1)
-    long, alike, cut, merged = [], [], [], []
-    for row, (prompt, chosen, rejected) in enumerate(_tokens(lm, pairs, talks)):
-        if len(prompt) > longest:
-            long.append(row)
+    TRL drops or cuts most of the others without a word. Here they are counted and logged.
+    """
+    table, room = check_pairs(pairs, what=title, tokenizer=lm.tokenizer), max_tokens(lm, recipe)
+    conversations = are_conversations(pairs)
+    longest_prompt = min(recipe.max_prompt_length or recipe.max_length, room - 1)
+    too_long, alike, cut, merged = [], [], [], []
+    for row, (prompt, chosen, rejected) in enumerate(_tokens(lm, table, conversations)):
+        if len(prompt) > longest_prompt:
+            too_long.append(row)
         elif chosen[:room] == rejected[:room]:
             alike.append(row)
         else:
@@ -119,38 +131,39 @@ def _fitting(lm: HookedLM, given: PreferencePairs, recipe: Recipe, what: str) ->
                 cut.append(row)
             if any(side[: len(prompt)] != prompt for side in (chosen, rejected)):
                 merged.append(row)
-    n, out = len(pairs), sorted([*long, *alike])
-    said = []
-    if long:
-        said.append(f"{len(long)} of {n} prompts have more than {longest} tokens{row_numbers(long)}")
+    n, left_out = len(table), sorted([*too_long, *alike])
+    reasons = []
+    if too_long:
+        numbers = row_numbers(too_long)
+        reasons.append(f"{len(too_long)} of {n} prompts have more than {longest_prompt} tokens{numbers}")
     if alike:
-        said.append(f"{len(alike)} of {n} have the same first {room} tokens on both sides{row_numbers(alike)}")
-    if len(out) == n:
-        why = "none leaves room for a continuation" if not alike else "none is left to tune on"
-        raise ValueError(f"{what}: {'; '.join(said)}: {why}")
-    if said:
-        _LOG.warning("%s: %s: they are left out", what, "; ".join(said))
+        reasons.append(f"{len(alike)} of {n} have the same first {room} tokens on both sides{row_numbers(alike)}")
+    if len(left_out) == n:
+        consequence = "none is left to tune on" if alike else "none leaves room for a continuation"
+        raise ValueError(f"{title}: {'; '.join(reasons)}: {consequence}")
+    if reasons:
+        _LOG.warning("%s: %s: they are left out", title, "; ".join(reasons))
     if cut:
-        _LOG.warning("%s: %d of %d are cut after %d tokens%s", what, len(cut), n, room, row_numbers(cut))
+        _LOG.warning("%s: %d of %d are cut after %d tokens%s", title, len(cut), n, room, row_numbers(cut))
     if merged:
         _LOG.warning(
             "%s: in %d of %d a token reaches from the prompt into the continuation%s: they are tuned on prompts that "
             "end before it; let continuations begin with their own space",
-            what,
+            title,
             len(merged),
             n,
             row_numbers(merged),
         )
-    kept = pairs.select(sorted(set(range(n)) - set(out))) if out else pairs
-    return _Fitting(kept, tuple(out), tuple(cut), tuple(merged), talks)
+    train = table.select(sorted(set(range(n)) - set(left_out))) if left_out else table
+    return Pairs(train, None, tuple(left_out), tuple(cut), tuple(merged), (), ("train",) if conversations else ())
 
 
 def _tokens(
     lm: HookedLM, pairs: Dataset, conversations: bool = False
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Yield each pair's prompt, and the prompt with either side, as tokens.
+    """Yield each pair as tokens: the prompt, the prompt with the chosen side, the prompt with the rejected side.
 
-    As in TRL, an end of sequence follows a side that is plain text. A conversation ends as its chat template ends it.
+    As in TRL, an end of sequence follows a side that is plain text. The chat template has ended a conversation already.
     """
     end, prompts = "" if conversations else str(lm.tokenizer.eos_token), list(pairs["prompt"])
     texts = [prompts]

@@ -1,4 +1,4 @@
-"""Recipes: how to tune, as values."""
+"""Recipes: every setting of a tuning run, as one value."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from transformers.training_args import OptimizerNames
 
 from xlingtox.checking import checked
 
 _OPTIONAL = ("steps", "epochs", "max_prompt_length", "patience")
+
+_READY_MADE_OPTIMIZERS = ("rmsprop", "adamw_torch")
+"""The optimizers of the recipes below. They need no check, for which transformers' trainer would be imported."""
 
 LossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"]
 
@@ -19,11 +21,20 @@ LossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"]
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """A low-rank adapter on every linear layer, and on the input embedding where it is not tied to the output.
+    """A low-rank adapter (LoRA) to tune in place of all weights.
+
+    It is put on every linear layer, and on the input embedding where that is not tied to the output embedding. A base
+    of 4 or 8 bits makes it QLoRA, which fits models of 7 or 8 billion parameters on one GPU.
 
     Attributes:
-        rank, alpha, dropout: of the adapter (paper, appendix: 64, 16, 0.05).
-        bits: 4 or 8, for a base that is quantised while it is tuned; None for one that is not.
+        rank, alpha, dropout: the adapter's size, scale and dropout (paper, appendix: 64, 16, 0.05).
+        bits: 4 or 8 for a base that is quantised during tuning; None for one that is not.
+
+    Example:
+        >>> adapter = xt.tuning.Lora(rank=8, bits=None)
+        >>> recipe = xt.tuning.Recipe(steps=100, batch_size=4, learning_rate=1e-4, lora=adapter)
+        >>> recipe.lora.rank
+        8
     """
 
     rank: int = 64
@@ -41,30 +52,42 @@ class Lora:
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to tune; vary one with `dataclasses.replace`.
+    """Every setting of a tuning run. Vary a recipe with `dataclasses.replace`.
+
+    `PAPER_FULL` and `PAPER_QLORA` are the paper's recipes, and `MINI` is for the shipped miniature.
 
     Attributes:
-        batch_size: pairs a pass, on each device.
-        learning_rate: its peak; reached after `warm_up` steps and then held.
-        steps, epochs: how long, one of them: optimiser steps, or passes over the pairs.
-        accumulation: passes a step.
-        beta: strength of the pull to the reference model (paper, appendix: 0.1).
-        loss_type: TRL's name of the loss, of those that need nothing beside the pairs and `beta`; sigmoid is DPO's.
-        label_smoothing: of the loss `robust`, and only there: the share of pairs that are taken to be the wrong way
-            round, above 0 and less than 0.5.
-        max_length: tokens of prompt and continuation together; the end of a longer continuation is cut, also where
+        batch_size: pairs in one forward pass, on each device.
+        learning_rate: the peak of the learning rate. It is reached after `warm_up` steps and then held.
+        steps, epochs: the length of the run; give one of them. Steps are optimizer steps, epochs are passes over the
+            pairs.
+        accumulation: forward passes in one step.
+        beta: how strongly the tuned model is pulled to the reference (paper, appendix: 0.1).
+        loss_type: TRL's name of the loss; `sigmoid` is DPO's. Only losses that need nothing but the pairs and `beta`.
+        label_smoothing: the share of pairs assumed to be the wrong way round, above 0 and less than 0.5. Only the loss
+            `robust` has it.
+        warm_up: steps in which the learning rate grows to its peak.
+        max_length: tokens of prompt and continuation together. The end of a longer continuation is cut, also where
             the model has fewer positions.
-        max_prompt_length: pairs with a prompt of more tokens are left out; None: those that leave no room to continue.
-        max_grad_norm: gradients are clipped to it.
-        optimizer: transformers' name of it.
-        validation_share: of the pairs, held out by `seed` where no validation pairs are given.
+        max_prompt_length: pairs with a prompt of more tokens are left out. None leaves out only prompts that leave no
+            room for a continuation.
+        max_grad_norm: gradients are clipped to this norm.
+        optimizer: transformers' name of the optimizer.
+        validation_share: the share of pairs that is held out by `seed`, where no validation pairs are given.
         evaluate_every: steps between evaluations on the validation pairs, if there are any.
-        patience: evaluations without a lower loss before it stops; the best weights are kept. None: all steps are done
-            and the last weights are kept.
-        save_every: steps between checkpoints that an interrupted run goes on from; with `patience`, every evaluation.
-        gradient_checkpointing: compute activations again in the backward pass, for less memory.
-        lora: tune an adapter, which is merged in the end; None: all weights.
-        seed: of the held-out pairs, of the order of the others, and of the adapter.
+        patience: evaluations without a lower loss before training stops; the best weights are kept. None does all
+            steps and keeps the last weights.
+        save_every: steps between checkpoints, from which an interrupted run resumes. With `patience`, every evaluation
+            saves one.
+        gradient_checkpointing: compute activations again in the backward pass, which saves memory and costs time.
+        lora: the adapter to tune, which is merged at the end. None tunes all weights.
+        seed: decides which pairs are held out, the order of the others, and the adapter's first weights.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> recipe = xt.tuning.Recipe(steps=100, batch_size=4, learning_rate=1e-5)
+        >>> replace(recipe, beta=0.2).beta
+        0.2
     """
 
     batch_size: int
@@ -105,9 +128,7 @@ class Recipe:
                 continue
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value!r}: expected a finite number above 0")
-        optimizers = [name.value for name in OptimizerNames]
-        if self.optimizer not in optimizers:
-            raise ValueError(f"optimizer is {self.optimizer!r}: expected one of {', '.join(optimizers)}")
+        _check_optimizer(self.optimizer)
         if (self.loss_type == "robust") != bool(self.label_smoothing) or not 0 <= self.label_smoothing < 0.5:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing} with loss_type {self.loss_type!r}: robust needs it above 0 "
@@ -117,12 +138,12 @@ class Recipe:
             raise ValueError(f"validation_share is {self.validation_share}: expected at least 0 and less than 1")
 
     def arguments(self, room: int, validated: bool, on_cpu: bool) -> dict[str, Any]:
-        """What TRL's `DPOConfig` gets, every default that matters said.
+        """Return the settings for TRL's `DPOConfig`, with every default that matters written out.
 
         Args:
-            room: tokens of prompt and continuation that recipe and model both allow.
+            room: tokens of prompt and continuation together that recipe and model both allow.
             validated: whether there are validation pairs.
-            on_cpu: train on the CPU, in the weights' own precision; else in bfloat16 where the GPU has it.
+            on_cpu: train on the CPU, in the precision of the weights. On a GPU, bfloat16 is used where the GPU has it.
         """
         best = validated and self.patience is not None
         return {
@@ -170,7 +191,7 @@ class Recipe:
             "auto_find_batch_size": False,
             "restore_callback_states_from_checkpoint": True,
             "logging_steps": 1,
-            # Else a loss that is no number is written down as 0.
+            # Without this, a loss of NaN is logged as 0.
             "logging_nan_inf_filter": False,
             "seed": self.seed,
             "data_seed": self.seed,
@@ -184,6 +205,16 @@ class Recipe:
             "report_to": "none",
             "disable_tqdm": True,
         }
+
+
+def _check_optimizer(name: str) -> None:
+    if name in _READY_MADE_OPTIMIZERS:
+        return
+    from transformers.training_args import OptimizerNames
+
+    known = [optimizer.value for optimizer in OptimizerNames]
+    if name not in known:
+        raise ValueError(f"optimizer is {name!r}: expected one of {', '.join(known)}")
 
 
 def _check_least(name: str, value: int, least: int) -> None:
@@ -201,10 +232,11 @@ PAPER_FULL = Recipe(
     validation_share=0.05,
     patience=10,
 )
-"""Of mGPT and BLOOM-1.7B (paper, appendix)."""
+"""The recipe for mGPT and BLOOM-1.7B (paper, appendix)."""
 
 PAPER_QLORA = replace(PAPER_FULL, epochs=20, batch_size=1, accumulation=4, lora=Lora(), gradient_checkpointing=True)
-"""Of the models with 7 and 8 billion parameters (paper, appendix)."""
+"""The recipe for the models of 7 and 8 billion parameters (paper, appendix)."""
 
 MINI = Recipe(steps=22, batch_size=16, learning_rate=1e-4, optimizer="adamw_torch", evaluate_every=2, save_every=10)
-"""For the shipped miniature. AdamW, where the paper has RMSprop, because it costs so small a model less English."""
+"""The recipe for the shipped miniature. AdamW replaces the paper's RMSprop, because it harms the English of so small a
+model less."""

@@ -1,8 +1,9 @@
-"""RunFolder: whose the folder of a tuning run is, and how far the run got."""
+"""The folder of a tuning run: which run it belongs to, how far the run got, and its last good checkpoint."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,18 +19,24 @@ from xlingtox.files import appearing, writable_folder
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 _ARGUMENTS = "training_args.bin"
+_NOT_IN_WEIGHTS = frozenset({"name", "revision", "edit"})
+"""What may differ between two descriptions of the same weights: one folder has many paths."""
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient is not a finite number any more. The message names the last good checkpoint."""
 
 
 @dataclass(frozen=True)
 class Reached:
-    """How far training got, by its newest whole checkpoint.
+    """The state of training at its newest complete checkpoint.
 
     Attributes:
-        checkpoint: that checkpoint.
-        over: whether training ended there: all steps are done, or patience is used up.
-        best: the checkpoint with the lowest validation loss, where that is what is kept.
+        checkpoint: the folder of that checkpoint.
+        over: whether training ended there, because all steps were done or patience was used up.
+        best: the checkpoint with the lowest validation loss, where that one is to be kept.
         log: losses and margins up to there.
-        flos: operations up to there, as transformers counts them.
+        flos: floating-point operations up to there, as transformers counts them.
     """
 
     checkpoint: Path
@@ -43,8 +50,9 @@ class RunFolder:
     """A folder that holds one run and nothing else.
 
     Attributes:
-        path: the folder; the tuned model lies in it.
-        checkpoints, base, adapter, log: what lies below it. The first two are gone when the run is finished.
+        path: the folder, in which the tuned model lies.
+        checkpoints, base: folders that are needed during the run only, and then removed.
+        adapter, log: the adapter and the log, which stay.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -52,122 +60,137 @@ class RunFolder:
         self.checkpoints, self.base, self.adapter = (self.path / name for name in ("checkpoints", "base", "adapter"))
         self.log, self._recipe = self.path / "log.json", self.path / "recipe.json"
 
-    def claimed(self, about: Mapping[str, Any]) -> bool:
-        """Whether the folder holds this run's tuned model already; else take it for this run.
+    def claimed(self, record: Mapping[str, Any]) -> bool:
+        """Return whether the folder holds this run's tuned model already; if not, claim it for this run.
 
         Args:
-            about: by what a run is known again.
+            record: the values by which a run is known again.
 
         Raises:
-            ValueError: it holds another run, or something that the run would overwrite or take for its own.
+            ValueError: the folder holds another run, or files that this run would overwrite or take for its own.
         """
         with PartialState().main_process_first():
             if self._recipe.is_file():
-                record = self._read()
-                found, own = _known_by(record), _known_by(json.loads(json.dumps(about)))
-                if other := [name for name in own if found.get(name) != own[name]]:
-                    raise ValueError(f"{self.path} holds another run (other {', '.join(other)}): give a new folder")
-                if found.get("clearing"):
-                    self._clear(record)
-                return bool(found.get("finished"))
+                stored = self._read()
+                stored_key, key = _identifying(stored), _identifying(json.loads(json.dumps(record)))
+                if differing := [name for name in key if stored_key.get(name) != key[name]]:
+                    names = ", ".join(differing)
+                    raise ValueError(f"{self.path} holds another run (other {names}): give a new folder")
+                if stored.get("clearing"):
+                    self._clear(stored)
+                return bool(stored.get("finished"))
             if (self.path / "config.json").is_file():
                 raise ValueError(f"{self.path} holds a checkpoint that is not of this run: give a new folder")
-            theirs = [self.checkpoints, self.base, self.adapter, self.log, self.path / _ARGUMENTS]
-            theirs += [*self.path.glob("*.safetensors"), *self.path.glob("tokenizer*.json")]
-            if there := sorted(each.name for each in theirs if each.exists()):
+            in_the_way = [self.checkpoints, self.base, self.adapter, self.log, self.path / _ARGUMENTS]
+            in_the_way += [*self.path.glob("*.safetensors"), *self.path.glob("tokenizer*.json")]
+            if existing := sorted(path.name for path in in_the_way if path.exists()):
                 raise ValueError(
-                    f"{self.path} holds {', '.join(there)}, which this run would overwrite and which is not its own: "
-                    "give a new folder"
+                    f"{self.path} holds {', '.join(existing)}, which this run would overwrite and which is not its "
+                    "own: give a new folder"
                 )
-            self.write(about, finished=False)
+            self.write(record, finished=False)
         return False
 
     def _read(self) -> dict[str, Any]:
         remedy = "whose run the folder holds is not known, give a new folder"
-        found = files.read_json(self._recipe, remedy)
-        if not isinstance(found, dict):
+        record = files.read_json(self._recipe, remedy)
+        if not isinstance(record, dict):
             raise ValueError(f"{self._recipe} holds no object: {remedy}")
-        return found
+        return record
 
-    def write(self, about: Mapping[str, Any], finished: bool) -> None:
+    def write(self, record: Mapping[str, Any], finished: bool) -> None:
         """Write `recipe.json`, in the main process."""
         if PartialState().is_main_process:
-            whole = {**about, "versions": _versions(), "finished": finished}
-            files.write_json(self._recipe, whole)
+            files.write_json(self._recipe, {**record, "versions": _versions(), "finished": finished})
 
-    def finish(self, about: Mapping[str, Any]) -> None:
-        """Say in `recipe.json` that the run is over, and remove what it needed only on its way.
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Mark the run as finished in `recipe.json`, and remove what was needed during the run only.
 
-        If it is killed in between, the next call removes the rest.
+        If the process is killed in between, the next call removes the rest.
         """
-        record = {**about, "versions": _versions(), "finished": True}
-        files.write_json(self._recipe, record | {"clearing": True})
-        self._clear(record)
+        finished = {**record, "versions": _versions(), "finished": True}
+        files.write_json(self._recipe, finished | {"clearing": True})
+        self._clear(finished)
 
     def _clear(self, record: Mapping[str, Any]) -> None:
         self.clear()
         files.write_json(self._recipe, {name: value for name, value in record.items() if name != "clearing"})
 
-    def whole(self, place: Path, write: Callable[[Path], Any]) -> Path:
-        """What `write` makes at `place` below the folder, written once, by the main process, and never half."""
+    def written_once(self, place: Path, write: Callable[[Path], Any]) -> Path:
+        """Let the main process write a folder below this one, if it is not there, and return it when it is complete."""
         with PartialState().main_process_first():
             if not place.exists():
-                with appearing(place) as part:
-                    write(part)
+                with appearing(place) as partial:
+                    write(partial)
         return place
 
-    def whole_checkpoints(self) -> dict[int, Path]:
-        """Step to checkpoint, from the first on, of those that were written whole: their state is written last."""
-        paths = self.checkpoints.glob("checkpoint-*/trainer_state.json")
-        found = {int(path.parent.name.rpartition("-")[2]): path.parent for path in paths if _state(path) is not None}
-        return dict(sorted(found.items()))
+    def complete_checkpoints(self) -> dict[int, Path]:
+        """Return the checkpoints that were written completely, by step: the trainer writes their state last."""
+        states = self.checkpoints.glob("checkpoint-*/trainer_state.json")
+        folders = {int(file.parent.name.rpartition("-")[2]): file.parent for file in states if _state(file) is not None}
+        return dict(sorted(folders.items()))
 
     def reached(self) -> Reached | None:
-        """How far training got; None if no checkpoint was written."""
-        whole = self.whole_checkpoints()
-        if not whole:
+        """Return the state of training at its newest complete checkpoint, or None if there is no checkpoint."""
+        checkpoints = self.complete_checkpoints()
+        if not checkpoints:
             return None
-        newest = max(whole)
-        state = _state(whole[newest] / "trainer_state.json")
+        newest = max(checkpoints)
+        state = _state(checkpoints[newest] / "trainer_state.json")
         assert state is not None
-        stopped = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
-        over = newest >= state["max_steps"] or bool(stopped.get("should_training_stop"))
+        control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+        over = newest >= state["max_steps"] or bool(control.get("should_training_stop"))
         best = state.get("best_model_checkpoint")
-        # The folder may have been moved since.
-        path = None if best is None else self.checkpoints / Path(best).name
-        best_there = path if path is not None and path.is_dir() else None
-        return Reached(whole[newest], over, best_there, state["log_history"], state.get("total_flos", 0.0))
+        # The run's folder may have been moved since.
+        best_path = None if best is None else self.checkpoints / Path(best).name
+        best_checkpoint = best_path if best_path is not None and best_path.is_dir() else None
+        return Reached(checkpoints[newest], over, best_checkpoint, state["log_history"], state.get("total_flos", 0.0))
 
-    def given_up(self) -> None:
-        """Leave the folder to other runs if this one broke off before there was anything to go on from."""
-        made = (self.adapter, self.log, self.path / "config.json")
-        if PartialState().is_main_process and not self.whole_checkpoints() and not any(each.exists() for each in made):
+    def last_good_checkpoint(self, log: list[dict[str, Any]]) -> Path | None:
+        """Return the newest checkpoint whose weights are known to give a finite loss.
+
+        The loss that is logged at a step belongs to the weights before that step.
+        """
+        good_steps = [0]
+        for row in log:
+            if "eval_loss" in row and math.isfinite(row["eval_loss"]):
+                good_steps.append(row["step"])
+            elif "loss" in row and math.isfinite(row["loss"]) and math.isfinite(row.get("grad_norm", 0.0)):
+                good_steps.append(row["step"] - 1)
+        good = [path for step, path in self.complete_checkpoints().items() if step <= max(good_steps)]
+        return good[-1] if good else None
+
+    def release_if_empty(self) -> None:
+        """Give the folder back to other runs, if this one broke off before there was anything to resume from."""
+        results = (self.adapter, self.log, self.path / "config.json")
+        if not PartialState().is_main_process or self.complete_checkpoints():
+            return
+        if not any(path.exists() for path in results):
             self.clear()
             self._recipe.unlink(missing_ok=True)
 
-    def check_saved(self, what: str) -> None:
-        """Raise RuntimeError unless there is a whole checkpoint: not every way of training saves one."""
+    def check_saved(self, situation: str) -> None:
+        """Raise RuntimeError unless weights were saved, because not every way of training saves them."""
         if not (self.path / "config.json").is_file() or not list(self.path.glob("*.safetensors")):
             raise RuntimeError(
-                f"{what}, but no weights were saved in {self.path}: its checkpoints are kept in {self.checkpoints}. "
-                "Under FSDP, set its state-dict type to FULL_STATE_DICT"
+                f"{situation}, but no weights were saved in {self.path}: its checkpoints are kept in "
+                f"{self.checkpoints}. Under FSDP, set its state-dict type to FULL_STATE_DICT"
             )
 
     def clear(self) -> None:
-        """Remove what the run needed only on its way."""
+        """Remove what was needed during the run only."""
         for folder in (self.path, self.adapter):
             (folder / _ARGUMENTS).unlink(missing_ok=True)
         for folder in (self.checkpoints, self.base):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _known_by(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is known again by: of the model its weights, for one folder has many paths, and nothing is tuned
-    under an edit."""
-    model = about.get("model")
-    named = {"name", "revision", "edit"}
-    own = {key: value for key, value in model.items() if key not in named} if isinstance(model, dict) else model
-    return {**about, "model": own}
+def _identifying(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a record by which a run is known again: a model is known by its weights, not by its name."""
+    model = record.get("model")
+    if isinstance(model, dict):
+        model = {key: value for key, value in model.items() if key not in _NOT_IN_WEIGHTS}
+    return {**record, "model": model}
 
 
 def _state(file: Path) -> dict[str, Any] | None:
@@ -178,10 +201,10 @@ def _state(file: Path) -> dict[str, Any] | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"xlingtox": __version__}
+    versions = {"xlingtox": __version__}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,0 +1,153 @@
+"""One tuning run: the model that is tuned, its pairs as tokens, and the record by which the run is known again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from xlingtox import files
+from xlingtox.models import adapters, loading
+from xlingtox.models.hooked import HookedLM
+from xlingtox.models.precision import cast
+from xlingtox.models.tokenizer import tokenizer_rules
+from xlingtox.tuning.preference_pairs import Pairs, Part, max_tokens
+from xlingtox.tuning.recipe import Recipe
+from xlingtox.tuning.run_folder import RunFolder
+
+
+class Run:
+    """One tuning run. It holds what training needs, and writes the run's record and checkpoints.
+
+    Attributes:
+        source: the model as the caller gave it.
+        recipe, pairs, tokenizer: what the model is tuned with.
+        room: tokens of prompt and continuation together.
+        folder: the folder of the run.
+        record: the content of `recipe.json`.
+        dtype, stored_dtype, device, remote_code: the same as of the HookedLM.
+    """
+
+    def __init__(
+        self,
+        source: HookedLM | str | Path,
+        lm: HookedLM,
+        pairs: Pairs,
+        *,
+        recipe: Recipe,
+        output_dir: str | Path,
+        plain_model: Any = None,
+    ) -> None:
+        """
+        Args:
+            source: the model as the caller gave it.
+            lm: the same model, loaded. It is read here and not kept.
+            plain_model: the Hugging Face model, if it was loaded for this run only. Nobody else must hold it.
+        """
+        self._plain_model = plain_model
+        self.source, self.recipe, self.room, self.pairs = source, recipe, max_tokens(lm, recipe), pairs
+        parts: tuple[Part, ...] = ("train",) if pairs.validation is None else ("train", "validation")
+        self._ids = {part: pairs.tokenized(part, lm) for part in parts}
+        self.dtype, self.stored_dtype, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer
+        self.remote_code = lm.remote_code
+        self.record: dict[str, Any] = {
+            "recipe": dataclasses.asdict(recipe),
+            "model": dataclasses.asdict(lm.identity()),
+            "tokenizer": _tokenizer_hash(lm.tokenizer),
+            "pairs": len(pairs.train),
+            "pairs_hash": _pairs_hash(pairs, "train"),
+            "left_out": len(pairs.left_out),
+            "validation": 0 if pairs.validation is None else len(pairs.validation),
+            "validation_hash": None if pairs.validation is None else _pairs_hash(pairs, "validation"),
+        }
+        self.folder = RunFolder(output_dir)
+
+    def begin(self, **details: Any) -> None:
+        """Write `recipe.json` of a run that is not finished, in the main process."""
+        counts = {name: len(getattr(self.pairs, name)) for name in ("cut", "merged", "validation_left_out")}
+        self.record |= counts | details
+        self.folder.write(self.record, finished=False)
+
+    def stored(self, part: Part) -> Dataset:
+        """Return the tokens of pairs as a data set that lies in the run's folder.
+
+        TRL keeps the reference's log-probabilities next to it. For pairs in memory each process would look for them
+        in a place of its own, and find none. It could also mistake those of another `max_length` for these.
+        """
+
+        def write(place: Path) -> None:
+            self._ids[part].save_to_disk(place)
+
+        return datasets.load_from_disk(self.folder.written_once(self.folder.checkpoints / f"{part}_ids", write))
+
+    def take_model(self) -> Any:
+        """Return a plain Hugging Face model to tune, with the source's weights, which nobody else holds."""
+        if self._plain_model is not None:
+            model, self._plain_model = self._plain_model, None
+            return model
+        assert isinstance(self.source, HookedLM)
+        model = self.source.unwrapped()
+        if self.recipe.lora is None or self.recipe.lora.bits is None:
+            return model
+        base = self.base(model)
+        del model
+        # Weights are quantised while they are read from a checkpoint.
+        return loading.from_checkpoint(base, bits=self.recipe.lora.bits, trust_remote_code=self.remote_code).model
+
+    def release_model(self) -> None:
+        """Forget the model that was loaded for this run, if it was not taken."""
+        self._plain_model = None
+
+    def base(self, model: Any) -> str:
+        """Write the model as it is before tuning as a checkpoint, and return its folder."""
+
+        def write(place: Path) -> None:
+            model.save_pretrained(place)
+            self.tokenizer.save_pretrained(place)
+
+        return str(self.folder.written_once(self.folder.base, write))
+
+    def forget_wrong_base(self) -> None:
+        """Remove the name of the base model from the adapter, unless that base is the model that was tuned.
+
+        PEFT writes the path that the model remembers. An edited model, or one with another adapter merged, is not what
+        lies at that path.
+        """
+        if isinstance(self.source, HookedLM) or adapters.adapter_folder(self.source) is not None:
+            file = self.folder.adapter / adapters.CONFIG
+            files.write_json(file, files.read_json(file) | {"base_model_name_or_path": None, "revision": None})
+
+    def merge(self) -> None:
+        """Merge the adapter into the base, which is not quantised, and write the checkpoint.
+
+        Raises:
+            ValueError: the merged model gives other logits than base and adapter.
+        """
+        source = self.source
+        if isinstance(source, HookedLM):
+            base, name = source.unwrapped(), source.name
+        else:
+            loaded = loading.from_checkpoint(str(source), dtype=self.dtype, device=self.device)
+            base, name = loaded.model, loaded.name
+        merged = adapters.merge_adapter(base, self.folder.adapter, name)
+        cast(merged, self.stored_dtype).save_pretrained(self.folder.path)
+        self.tokenizer.save_pretrained(self.folder.path)
+
+
+def _pairs_hash(pairs: Pairs, part: Part) -> str:
+    rows = json.dumps([list(row.values()) for row in getattr(pairs, part)], ensure_ascii=True)
+    # The same texts end in other tokens if a chat template made them.
+    rows += " conversations" if part in pairs.conversations else ""
+    return hashlib.sha256(rows.encode("ascii")).hexdigest()[:16]
+
+
+def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    special_tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    rules = json.dumps([tokenizer_rules(tokenizer), special_tokens], sort_keys=True)
+    return hashlib.sha256(rules.encode("ascii")).hexdigest()[:16]
