@@ -211,8 +211,8 @@ def test_states_that_are_not_finite_are_refused_and_never_a_perfect_score(lm, mo
     """As of a model in float16 that overflows in its second block, on the third Russian sentence."""
     whole = retrieval.mean_states
 
-    def broken(lm, texts, *how):
-        states = whole(lm, texts, *how)
+    def broken(lm, texts, layers, **how):
+        states = whole(lm, texts, layers, **how)
         if SENTENCES["ru"][2] in texts:
             states[2, list(texts).index(SENTENCES["ru"][2]), 5] = value
         return states
@@ -232,7 +232,7 @@ def test_states_that_are_not_finite_are_refused_and_never_a_perfect_score(lm, mo
 def with_states(monkeypatch, states):
     """Every layer gives a sentence the state that is named here."""
 
-    def read(lm, texts, layers, *how):
+    def read(lm, texts, layers, **how):
         return torch.stack([torch.tensor([states[text] for text in texts], dtype=torch.float32)] * len(layers))
 
     monkeypatch.setattr(retrieval, "mean_states", read)
