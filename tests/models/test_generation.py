@@ -103,8 +103,8 @@ def test_prompts_are_sampled_apart(two_word_model):
     assert texts[:20] != texts[20:]
 
 
-def frequencies_fit(model, lm, word, temperature, top_p, n):
-    """Counts of the next token against exact nucleus probabilities by hand; returns the nucleus's size."""
+def frequencies_fit(model, lm, word, *, temperature, top_p, n):
+    """Compare counts of the next token with exact nucleus probabilities by hand. Return the nucleus's size."""
     logits = raw.forward(model, torch.tensor([[lm.tokenizer.convert_tokens_to_ids(word)]])).logits[0, -1]
     chance = raw.nucleus(logits, temperature, top_p)
     written = wrote(lm, [word], n_samples=n, max_new_tokens=1, temperature=temperature, top_p=top_p, seed=5)
@@ -122,13 +122,13 @@ def test_sampling_follows_the_exact_nucleus(two_word_model, temperature, top_p):
     logits = torch.randn(2, 14, generator=torch.Generator().manual_seed(1))
     logits[:, -2:] = -40.0
     model, lm = two_word_model(logits)
-    assert (frequencies_fit(model, lm, "w0", temperature, top_p, n=4000) == 1) == (top_p == 0.01)
+    assert (frequencies_fit(model, lm, "w0", temperature=temperature, top_p=top_p, n=4000) == 1) == (top_p == 0.01)
 
 
 def test_a_nucleus_of_more_than_256_tokens_is_exact(two_word_model):
     logits = 0.5 * torch.randn(2, 600, generator=torch.Generator().manual_seed(2))
     model, lm = two_word_model(logits)
-    assert frequencies_fit(model, lm, "w0", 0.9, 0.8, n=8000) > 256
+    assert frequencies_fit(model, lm, "w0", temperature=0.9, top_p=0.8, n=8000) > 256
 
 
 def test_a_flat_neighbour_changes_no_row_even_where_logits_tie(two_word_model):
