@@ -41,6 +41,11 @@ class Preset:
         activation: the activation of its head.
         toxic_label: name or number of its toxic label; None looks it up by name.
         revision: the hub commit that is loaded unless the caller asks for another; None is the newest.
+
+    Example:
+        >>> preset = xt.scoring.PRESETS["unitary/multilingual-toxic-xlm-roberta"]
+        >>> preset.activation, "tr" in preset.languages
+        ('sigmoid', True)
     """
 
     languages: frozenset[str]

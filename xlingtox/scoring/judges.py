@@ -30,6 +30,11 @@ class Disagreement(NamedTuple):
         first_score, second_score: the two scores, in [0, 1].
         ranks_apart: the difference of the text's two ranks among the language's texts, in [-1, 1]. It is positive if
             the first scorer ranks the text as more toxic than the second does.
+
+    Example:
+        >>> disagreement = xt.scoring.Disagreement(text=4, first_score=0.5, second_score=0.2, ranks_apart=0.75)
+        >>> disagreement.ranks_apart > 0
+        True
     """
 
     text: int

@@ -105,6 +105,10 @@ class StreamingScorer(Scorer, Protocol):
     """The protocol of a scorer that yields scores as they arrive, so that an interruption does not lose them.
 
     `Cached` writes each score to disk as soon as it is yielded.
+
+    Example:
+        >>> isinstance(xt.mini.scorer(), xt.scoring.StreamingScorer)
+        False
     """
 
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:

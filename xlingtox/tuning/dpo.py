@@ -36,9 +36,9 @@ def tune_dpo(
 ) -> HookedLM:
     """Tune a model on preference pairs with TRL's `DPOTrainer`, and return the tuned model (paper, section 3).
 
-    DPO makes each chosen continuation more likely and each rejected one less likely, relative to a reference. The
-    reference is the model before tuning. Its log-probabilities are computed before the first step, so that only one
-    model is in memory during training.
+    DPO makes the chosen continuation more likely compared with the rejected one, and `beta` keeps the model near a
+    reference, which is the model before tuning. The reference's log-probabilities are computed before the first step,
+    so that only one model is in memory during training.
 
     The folder becomes an ordinary checkpoint with its tokenizer. `recipe.json` records the recipe, all settings that
     TRL got, the package versions and a hash of the pairs. `log.json` records losses and margins. A LoRA recipe also
@@ -81,7 +81,7 @@ def tune_dpo(
     _check_packages(recipe)
     with random_state_kept():
         run = _prepared(lm, pairs, recipe=recipe, validation=validation, output_dir=output_dir)
-        # The first to ask decides for the process: on a CPU, each of several would take itself for the only one.
+        # The first call decides: without cpu=True, each of several processes on a CPU takes itself for the only one.
         PartialState(cpu=run.device.type == "cpu")
         _check_optimizer(recipe)
         if not run.folder.claimed(run.record):
