@@ -229,7 +229,7 @@ def test_frame_and_drops(diff):
 
 
 def test_drift_is_the_mean_and_the_ends_of_each_layer(diff, lm, others):
-    table = weight_drift(lm, others[1])
+    table = weight_drift(lm, others[1]).to_frame()
     assert [(each.layer, each.kind) for each in diff.drift] == [
         (layer, kind) for layer in range(lm.n_layers) for kind in ("key", "value")
     ]

@@ -8,7 +8,7 @@ the price, and `degenerate` tells text that is no text.
 from xlingtox.evaluation import degenerate, fluency, metrics
 from xlingtox.evaluation.comparison import Comparison, compare
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
-from xlingtox.evaluation.dose_response import Dose, dose_response
+from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities
 from xlingtox.evaluation.intervals import paired_changes, paired_interval, sign_flip_test
 from xlingtox.evaluation.medians import paired_median_changes
@@ -27,8 +27,7 @@ from xlingtox.evaluation.metrics import (
 )
 from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
 from xlingtox.evaluation.resampling import Change
-from xlingtox.evaluation.weight_drift import LayerDrift, weight_drift
-from xlingtox.evaluation.weight_drift import by_layer as drift_by_layer
+from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
 
 __all__ = [
     "TOXIC",
@@ -36,11 +35,13 @@ __all__ = [
     "Change",
     "Comparison",
     "Dose",
+    "DoseResponse",
     "Fluency",
     "Identifier",
     "Kind",
     "LayerDrift",
     "PatchEffect",
+    "WeightDrift",
     "average_toxicity",
     "compare",
     "conditional_perplexity",
@@ -49,7 +50,6 @@ __all__ = [
     "distinct_n",
     "distinct_n_per_unigram",
     "dose_response",
-    "drift_by_layer",
     "expected_maximum_toxicity",
     "fluency",
     "metrics",

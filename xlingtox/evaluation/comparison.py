@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.evaluation import degenerate, metrics
 from xlingtox.evaluation.fluency import check_held_out, conditional_perplexity, perplexities
 from xlingtox.evaluation.metrics import Change
-from xlingtox.evaluation.weight_drift import LayerDrift, by_layer, weight_drift
+from xlingtox.evaluation.weight_drift import LayerDrift, weight_drift
 from xlingtox.files import writable_folder
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
@@ -91,6 +91,7 @@ class Comparison:
     after: Mapping[str, Measures]
     changes: Mapping[str, Mapping[str, tuple[float, float]]]
     scorer: ScorerIdentity
+    _: KW_ONLY
     models: tuple[Identity, Identity] | None = None
     mean_changes: Mapping[str, Change] = field(default_factory=dict)
     drift: tuple[LayerDrift, ...] = ()
@@ -178,17 +179,13 @@ class Comparison:
             scorer=ScorerIdentity(**whole["scorer"] | {"languages": tuple(whole["scorer"]["languages"])}),
             models=None if isinstance(models, float) else (Identity.of(models[0]), Identity.of(models[1])),
             mean_changes={measure: Change(**row) for measure, row in whole.get("mean_changes", {}).items()},
-            drift=tuple(_layer_drift(row) for row in whole.get("drift", ())),
+            drift=tuple(LayerDrift.of(row) for row in whole.get("drift", ())),
             neurons=NeuronSet.of(whole.get("neurons", ())).neurons,
             neuron_activations={
                 code: (tuple(first), tuple(then)) for code, (first, then) in whole.get("neuron_activations", {}).items()
             },
             counts={code: (dict(first), dict(then)) for code, (first, then) in whole.get("counts", {}).items()},
         )
-
-
-def _layer_drift(row: Mapping[str, Any]) -> LayerDrift:
-    return LayerDrift(**dict(row) | {name: tuple(row[name]) for name in ("cosine_range", "norm_change_range")})
 
 
 @checked
@@ -274,7 +271,7 @@ def compare(
         scorer=ScorerIdentity.of(scorer),
         models=(before.identity(), after.identity()),
         mean_changes={measure: mean for measure, (_, mean) in compared.items()},
-        drift=() if before.standing_edit or after.standing_edit else by_layer(weight_drift(before, after)),
+        drift=() if before.standing_edit or after.standing_edit else weight_drift(before, after).by_layer(),
         neurons=neurons.neurons,
         neuron_activations={code: (sides[0][code].by_neuron, sides[1][code].by_neuron) for code in codes},
         counts={code: (sides[0][code].counts, sides[1][code].counts) for code in codes},

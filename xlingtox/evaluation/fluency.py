@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xlingtox import languages
+from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import check_columns
 from xlingtox.evaluation import metrics
+from xlingtox.html import tables
+from xlingtox.html.escaping import escaped
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
@@ -39,36 +43,96 @@ _CONVERTED = 2**18
 
 
 @checked
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Fluency:
-    """How likely a judge finds what was written.
+    """A judge's perplexity of continuations, text by text and language by language.
+
+    A low value means that the judge finds the text likely. Texts that cannot be judged are counted, by their fault.
 
     Attributes:
         judge: the name of the model that judged.
-        values: of each text, in the order of the continuations; NaN where there is none.
-        medians: language to the median over its texts; NaN where none has a value.
-        counts: language to how many texts it has (`texts`), and how many of these hold nothing to judge (`blank`), are
-            longer with their prompt than the judge's context (`too_long`), have a value of 10,000 or more, or one that
-            is undefined (`out_of_range`), or begin within a token (`merged`).
-        model: which causal model judged, and under which edit; None for a judge that is none.
+        values: the value of each text, in the order of the continuations; NaN where it has none.
+        medians: the median of each language over its texts; NaN where no text has a value.
+        counts: how many texts each language has (`texts`), and how many of these have each fault. `blank` texts hold
+            nothing to judge. Texts that are `too_long` exceed the judge's context. Texts `out_of_range` have a value of
+            10,000 or more, or an undefined one. `merged` texts begin within a token.
+        model: which causal model judged, and under which edit; None if the judge is not a causal model.
+
+    Example:
+        >>> written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+        >>> fluency = xt.evaluation.conditional_perplexity(lm, written, progress=False)
+        >>> fluency
+        Fluency(4 texts judged by mini: medians en ..., es ...)
+        >>> fluency.save(tmp_path / "fluency.json")
+        >>> xt.evaluation.Fluency.load(tmp_path / "fluency.json") == fluency
+        True
     """
 
     judge: str
     values: Float[np.ndarray, "text"]
     medians: Mapping[str, float]
     counts: Mapping[str, Mapping[str, int]]
+    _: KW_ONLY
     model: Identity | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether everything is the same; NaN equals NaN."""
+        if not isinstance(other, Fluency):
+            return NotImplemented
+        return (
+            (self.judge, self.counts, self.model) == (other.judge, other.counts, other.model)
+            and list(self.medians) == list(other.medians)
+            and np.array_equal(list(self.medians.values()), list(other.medians.values()), equal_nan=True)
+            and np.array_equal(self.values, other.values, equal_nan=True)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        medians = ", ".join(f"{code} {median:.2f}" for code, median in self.medians.items())
+        return f"Fluency({len(self.values)} texts judged by {self.judge}: medians {medians})"
 
     @property
     def mean(self) -> float:
-        """Mean over languages of their medians (paper, Table 2); NaN where a language has none."""
+        """The mean over languages of their medians (paper, Table 2); NaN where a language has none."""
         return float(np.mean(list(self.medians.values())))
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `language, median`, and the counts."""
+        """Return one row for each language: columns `language, median`, and the counts."""
         return pd.DataFrame(
             [{"language": code, "median": self.medians[code], **row} for code, row in self.counts.items()]
         )
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: one row for each language, with its median and its counts."""
+        faults = list(dict.fromkeys(fault for row in self.counts.values() for fault in row))
+        rows = [
+            [tables.language_name(code), tables.number(self.medians[code], 2), *(str(row.get(f, 0)) for f in faults)]
+            for code, row in self.counts.items()
+        ]
+        columns = ["Language", "Median", *(escaped(fault.replace("_", " ").capitalize()) for fault in faults)]
+        return tables.table(f"Fluency of continuations, judged by {escaped(self.judge)}", columns, rows)
+
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file."""
+        content = {"judge": self.judge, "values": self.values.tolist(), "medians": dict(self.medians)}
+        content |= {"counts": self.counts, "model": self.model and dataclasses.asdict(self.model)}
+        files.write_json(path, content)
+
+    @classmethod
+    @checked
+    def load(cls, path: str | Path) -> Fluency:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ValueError: the file holds no fluency. The error names the file.
+        """
+        content = files.read_json(path)
+        with files.understood(path, "fluency"):
+            values, model = np.array(content["values"], dtype=np.float64), content["model"]
+            medians, counts = content["medians"], content["counts"]
+            return cls(content["judge"], values, medians, counts, model=model and Identity.of(model))
 
 
 class _Row(NamedTuple):
@@ -283,4 +347,4 @@ def _summed_up(
         counts[code] = {"texts": int(own.sum())} | {name: int((own & fault).sum()) for name, fault in faults.items()}
     if isinstance(judge, str):
         return Fluency(judge, values, medians, counts)
-    return Fluency(judge.name, values, medians, counts, judge)
+    return Fluency(judge.name, values, medians, counts, model=judge)

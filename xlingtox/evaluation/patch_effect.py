@@ -38,7 +38,7 @@ _BASE, _TUNED, _RANDOM = "base", "tuned", " (random)"
 
 
 @checked
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class PatchEffect:
     """How a model's behaviour moves towards another's as groups of its neurons act as they do there.
 
@@ -53,6 +53,22 @@ class PatchEffect:
     languages: tuple[str, ...]
     runs: Mapping[str, Values]
     models: tuple[Identity, Identity] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all values and both models are the same; NaN equals NaN."""
+        if not isinstance(other, PatchEffect):
+            return NotImplemented
+        return (
+            (self.languages, self.models, list(self.runs)) == (other.languages, other.models, list(other.runs))
+            and all(list(values) == list(other.runs[run]) for run, values in self.runs.items())
+            and all(
+                np.array_equal(values, other.runs[run][measure], equal_nan=True)
+                for run, values_by_measure in self.runs.items()
+                for measure, values in values_by_measure.items()
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
     @checked
     def to_frame(self, *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:

@@ -10,12 +10,12 @@ from plotly.subplots import make_subplots
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.dose_response import Dose, DoseResponse
 from xlingtox.figures.style import BAND, CONTROL, SOURCES, drawable, heading, styled
 
 
 @checked
-def dose_response(intervention: Sequence[Dose], control: Sequence[Dose] = ()) -> go.Figure:
+def dose_response(response: DoseResponse) -> go.Figure:
     """Toxicity, and below it perplexity and the share of degenerate text, against the offset (paper, Figure 2).
 
     Panels that share their offsets, not axes in one: where lines of two scales cross means nothing. Where several sets
@@ -25,13 +25,13 @@ def dose_response(intervention: Sequence[Dose], control: Sequence[Dose] = ()) ->
     Raises:
         ValueError: no doses.
     """
-    if not intervention:
-        raise ValueError("no doses to draw: the intervention is empty")
+    if not response.doses:
+        raise ValueError("no doses to draw: the dose-response is empty")
     figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.5, 0.27, 0.23])
     # Drawn last, named first: the control lies behind.
     for doses, name, colour, dash, rank in (
-        (control, "random neurons", CONTROL, "dash", 2),
-        (intervention, "sources", SOURCES, "solid", 1),
+        (response.control, "random neurons", CONTROL, "dash", 2),
+        (response.doses, "sources", SOURCES, "solid", 1),
     ):
         if doses:
             _add_doses(figure, sorted(doses, key=lambda dose: dose.offset), name, colour, dash, rank)

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from xlingtox.checking import checked
-from xlingtox.evaluation.weight_drift import LayerDrift
+from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift
 from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, heading, layer_ticks, styled
 
 _REJECTED = "#A0559C"
@@ -83,25 +83,26 @@ _KINDS = {
 
 
 @checked
-def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
+def weight_drift(drift: WeightDrift | Sequence[LayerDrift]) -> go.Figure:
     """How far the MLP's weights moved by tuning, by layer: cosine of each vector with itself, and change of its norm.
 
     Args:
-        drift: of a comparison, or `drift.by_layer(weight_drift(before, after))`. The mean over a layer's vectors is
+        drift: the result of `xt.weight_drift(before, after)`, or `comparison.drift`. The mean over a layer's vectors is
             drawn, and their least and greatest as a bar; a layer whose vectors were all zero has none (NaN).
 
     Raises:
         ValueError: no layers, another kind of vector, or an infinite number.
     """
-    if not drift:
+    layer_drifts = drift.by_layer() if isinstance(drift, WeightDrift) else drift
+    if not layer_drifts:
         raise ValueError("no drift to draw: there are no layers")
-    if other := [each.kind for each in drift if each.kind not in _KINDS]:
+    if other := [each.kind for each in layer_drifts if each.kind not in _KINDS]:
         raise ValueError(f"unknown kind {other[0]!r}: expected {', '.join(_KINDS)}")
-    if any(math.isinf(number) for each in drift for number in (each.cosine, each.norm_change)):
+    if any(math.isinf(number) for each in layer_drifts for number in (each.cosine, each.norm_change)):
         raise ValueError("a cosine or a change of norm is infinite")
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
     for kind, (name, colour, symbol, aside) in _KINDS.items():
-        own = sorted((each for each in drift if each.kind == kind), key=lambda each: each.layer)
+        own = sorted((each for each in layer_drifts if each.kind == kind), key=lambda each: each.layer)
         layers = [each.layer + aside for each in own]
         cosines = [(each.cosine, *each.cosine_range) for each in own]
         norms = [(each.norm_change, *each.norm_change_range) for each in own]
@@ -128,6 +129,6 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
             )
     figure.update_yaxes(title_text="Cosine with before", row=1)
     figure.update_yaxes(title_text="Change of norm", tickformat=".2~%", zeroline=True, row=2)
-    figure.update_xaxes(layer_ticks(max(each.layer for each in drift) + 1))
+    figure.update_xaxes(layer_ticks(max(each.layer for each in layer_drifts) + 1))
     figure.update_xaxes(title_text="Layer", row=2)
     return styled(figure, height=500).update_layout(title=heading("How far the weights moved, by layer"))
