@@ -215,7 +215,7 @@ def test_the_copying_score_is_the_authors(copier, tokenizer, batch_size):
 
 
 def test_the_copying_score_needs_an_encoder_decoder_at_rest(copier, model, tokenizer):
-    with pytest.raises(ValueError, match="GPT2LMHeadModel is no encoder-decoder"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel is not an encoder-decoder"):
         copying_score(model, tokenizer, WRITTEN)
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         copying_score(copy.deepcopy(copier).train(), tokenizer, WRITTEN)

@@ -1,8 +1,9 @@
-"""How toxic and how fluent is what a model writes, and what changed it?
+"""The answers to two questions: how toxic and how fluent is what a model writes, and what changed that?
 
-`compare` sets a model before tuning against the same model after it. `dose_response` edits neurons more and more
-strongly, and `patch_effect` moves the activations of one model into the other. `metrics` holds the measures, `fluency`
-the price, and `degenerate` tells text that is no text.
+`compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly, and
+`patch_effect` moves the activations of one model into the other. `weight_drift` says how far the weights moved.
+`metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, and `degenerate` finds
+text that says nothing.
 """
 
 from xlingtox.evaluation import degenerate, fluency, metrics
@@ -11,6 +12,7 @@ from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities
 from xlingtox.evaluation.intervals import paired_changes, paired_interval, sign_flip_test
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.medians import paired_median_changes
 from xlingtox.evaluation.metrics import (
     TOXIC,
@@ -40,6 +42,7 @@ __all__ = [
     "Identifier",
     "Kind",
     "LayerDrift",
+    "Measures",
     "PatchEffect",
     "WeightDrift",
     "average_toxicity",

@@ -20,8 +20,8 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation import degenerate, metrics
-from xlingtox.evaluation.comparison import toxicity_scores
 from xlingtox.evaluation.fluency import check_held_out, perplexities
+from xlingtox.evaluation.measurement import toxicity_scores
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.generation import generate
