@@ -73,16 +73,16 @@ def kinds(texts: Sequence[str], languages: Sequence[str], *, identify_language: 
     """Name the kind of each text: the first of these that fits, otherwise "sound".
 
     - "empty": the text has no letter, digit or pictograph. Spaces and punctuation say nothing.
-    - "repeated": at least the last three quarters of the text are one n-gram over and over, the last time perhaps cut
-      short. A single word or pictograph must come at least 5 times, a phrase at least 3 times.
-    - "wrong script": four letters or more are from other scripts than the language's (`SCRIPTS`), and fewer than half
-      of the words have a letter from its scripts.
+    - "repeated": at least the last three quarters of the text are one n-gram over and over. The last may be cut short.
+    - "wrong script": at least four letters are from scripts that the language does not use (`SCRIPTS`). In addition,
+      fewer than half of the words have a letter that it uses.
     - "wrong language": `identify_language` says so. Scripts alone do not tell Spanish from Polish, or Chinese from
       Japanese.
 
-    In scripts without spaces a character stands for a word. Repetition is also found inside words ("hahahahaha"), if
-    there are at most three different ones. Their letters must then be repeated at least 5 times. Without any letters,
-    at least 20 repeated digits count.
+    A single word or pictograph counts as repeated from 5 times on, a phrase from 3 times on. In scripts without spaces
+    a character stands for a word. Repetition is also found inside words ("hahahahaha"), if there are at most three
+    different ones. Their letters must then come at least 5 times. Without any letters, at least 20 repeated digits
+    count.
 
     Args:
         languages: the language that each text should be in.
