@@ -1,6 +1,7 @@
 """Weight drift, against numpy on the raw models."""
 
 import copy
+import dataclasses
 
 import families
 import numpy as np
@@ -9,7 +10,7 @@ from conftest import tiny
 from families import randomised
 
 from xlingtox import figures
-from xlingtox.evaluation.weight_drift import weight_drift
+from xlingtox.evaluation.weight_drift import WeightDrift, weight_drift
 from xlingtox.models.hooked import HookedLM
 
 
@@ -41,7 +42,7 @@ def test_no_drift_and_no_match(model, lm, tokenizer):
         weight_drift(lm, HookedLM.load(tiny("llama"), tokenizer=tokenizer))
 
 
-def test_vectors_that_are_zero_have_no_number_and_are_drawn_without(tokenizer):
+def test_vectors_that_are_zero_have_no_number_and_are_drawn_without(tokenizer, tmp_path):
     """Pruned neurons, or a layer of them."""
     given = families.build("gpt2")
     for layer, rows in ((0, slice(3, 4)), (1, slice(None))):
@@ -58,6 +59,14 @@ def test_vectors_that_are_zero_have_no_number_and_are_drawn_without(tokenizer):
     assert np.isnan(by_layer[1].norm_change)
     figure = figures.weight_drift(drift)
     assert next(trace for trace in figure.data if trace.name == "value vectors").y[1] is None
+    drift.save(tmp_path / "drift.safetensors")
+    assert WeightDrift.load(tmp_path / "drift.safetensors") == drift
+    assert drift != dataclasses.replace(drift, cosine=np.nan_to_num(drift.cosine))
+
+
+def test_each_kind_of_vector_has_a_name():
+    with pytest.raises(ValueError, match="there are 2 kinds of vectors, but 1 names for them"):
+        WeightDrift(("key",), np.zeros((3, 2, 5)), np.zeros((3, 2, 5)))
 
 
 def test_a_gated_mlp_does_not_match_an_ungated_one_of_the_same_shape(tokenizer):
