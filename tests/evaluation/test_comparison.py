@@ -193,7 +193,7 @@ def test_models_that_cut_texts_otherwise_are_not_compared(model, lm, tokenizer):
         single="<eos> $A", special_tokens=[("<eos>", 0)]
     )
     other = HookedLM.load(model, tokenizer=begun)
-    with pytest.raises(ValueError, match=r"cut 'la casa' into other tokens, \[.*\] and \[0, "):
+    with pytest.raises(ValueError, match=r"cut 'la casa' into different tokens, \[.*\] and \[0, "):
         run(lm, other)
 
 

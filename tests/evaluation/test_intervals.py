@@ -254,7 +254,7 @@ def test_changes_of_medians_by_plain_loops():
 @pytest.mark.parametrize(
     ("after", "words"),
     [
-        (np.ones((3, 2)), r"a row a prompt on both sides in en: got shapes \(3, 4\) and \(3, 2\)"),
+        (np.ones((3, 2)), r"one row for each prompt on both sides in en: got shapes \(3, 4\) and \(3, 2\)"),
         (np.full((3, 4), math.nan), "no prompt in en has a value before and after"),
     ],
 )

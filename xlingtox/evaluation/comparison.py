@@ -240,8 +240,8 @@ def compare(
     _check_same_tokens(before, after, prompt_list, held_out)
     if output_dir is not None and (hooked := [lm.name for lm in (before, after) if lm.hooked]):
         raise ValueError(
-            f"{hooked[0]} has hooks on it, and texts that are kept do not show which: compare without output_dir=, or "
-            "with the model that edit.bake(lm) gives"
+            f"{hooked[0]} has hooks on it, which do not show in the texts that output_dir= keeps: compare without "
+            "output_dir=, or with the model that edit.bake(lm) gives"
         )
     folder = None if output_dir is None else writable_folder(output_dir)
     settings = {"n_samples": n_samples, "max_new_tokens": max_new_tokens, "seed": seed}
@@ -291,8 +291,8 @@ def _check_same_tokens(before: HookedLM, after: HookedLM, prompts: Iterable[Prom
     for text, ids_before, ids_after in zip(texts, *sides, strict=True):
         if ids_before != ids_after:
             raise ValueError(
-                f"the models' tokenizers cut {text!r} into other tokens, {ids_before[:5]} and {ids_after[:5]}: what "
-                "they give is not to be compared; load both with one tokenizer="
+                f"the models' tokenizers cut {text!r} into different tokens, {ids_before[:5]} and {ids_after[:5]}, so "
+                "that their results cannot be compared: load both models with one tokenizer="
             )
 
 
@@ -319,13 +319,15 @@ def _continuations(
     try:
         continuations = Continuations.load(file)
     except ValueError as error:
-        raise ValueError(f"{error}; or delete it, and the texts are written anew") from error
+        raise ValueError(f"{error}; or delete it, and the texts are generated again") from error
     stored: Any = {"max_new_tokens": None, "seed": None, "model": {}} | continuations.settings
     stored["n_samples"] = continuations.n_samples
     same_settings = all(stored[name] == value for name, value in settings.items())
     same_prompts = list(continuations.prompts) == list(prompts)
     if not (same_settings and same_prompts and Identity.of(stored["model"]).is_same(lm.identity())):
-        raise ValueError(f"{file} was written by another model, or for other prompts or settings: give another folder")
+        raise ValueError(
+            f"{file} was written by another model, or for other prompts or settings: give another output_dir"
+        )
     return continuations
 
 

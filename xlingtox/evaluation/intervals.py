@@ -64,7 +64,7 @@ def paired_changes(
     Args:
         before, after: for each language, one value for each prompt: `prompt_maxima`, `prompt_means`, or whether a
             maximum reaches 0.5. Both sides have the same prompts in the same order.
-        level: the share of intervals that hold the true change, as in `paired_interval`.
+        level: the share of intervals that should hold the true change.
         n_resamples: how many draws are made for each interval, and for each test. Its p-values are at least
             1 / (1 + n_resamples).
         bounds: the least and the greatest value that a prompt can have; infinite where there is none.
@@ -110,7 +110,7 @@ def paired_interval(
     Each prompt gets an exponential weight. One further prompt does too, which changed as far as an unseen prompt may.
 
     It changes the farther, the fewer prompts differ from the commonest change. Where hardly any do, as with rare
-    outcomes, it goes as far as the bounds allow, and one of its two values was not seen before. Where many do, it goes
+    outcomes, it goes as far as the bounds allow, and its value before or after is a new one. Where many do, it goes
     little farther than the farthest prompt.
 
     A toss says whether it goes down or up. Where prompts tie, it more often goes to the side where the end of the
@@ -126,6 +126,8 @@ def paired_interval(
     `tests/benchmarks/coverage.py` simulates how often 95 % intervals hold the truth.
 
     Args:
+        level: the share of intervals that should hold the true change.
+        n_resamples: how many draws are made.
         bounds: the least and the greatest value that a prompt can have, on either side; infinite where there is none.
 
     Raises:

@@ -91,7 +91,7 @@ class _Medians:
         if sides[0].ndim != 2 or sides[0].shape != sides[1].shape:
             shapes = f"{sides[0].shape} and {sides[1].shape}"
             raise ValueError(
-                f"a change of medians needs a row a prompt on both sides in {language}: got shapes {shapes}"
+                f"a change of medians needs one row for each prompt on both sides in {language}: got shapes {shapes}"
             )
         present = np.flatnonzero(np.isfinite(sides[0]).any(1) & np.isfinite(sides[1]).any(1))
         if not len(present):
