@@ -322,7 +322,7 @@ def test_saved_without_perplexity_is_still_json(lm, tmp_path):
     diff = run(lm, lm, held_out=None)
     assert all(math.isnan(diff.before[code].perplexity) for code in CODES)
     diff.save(tmp_path / "diff.json")
-    assert Comparison.load(tmp_path / "diff.json").to_frame().equals(diff.to_frame())
+    assert Comparison.load(tmp_path / "diff.json") == diff
     strict_json(tmp_path / "diff.json")
 
 

@@ -37,7 +37,7 @@ from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_covered
 
 
 @checked
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Comparison:
     """The measures of two models in each language, before and after a change such as tuning.
 
@@ -64,8 +64,8 @@ class Comparison:
         >>> comparison
         Comparison(2 languages, EMT ... to ..., scored by miniature's insults)
         >>> comparison.save(tmp_path / "comparison.json")
-        >>> xt.Comparison.load(tmp_path / "comparison.json").languages
-        ('en', 'es')
+        >>> xt.Comparison.load(tmp_path / "comparison.json") == comparison
+        True
     """
 
     before: Mapping[str, Measures]
@@ -79,6 +79,14 @@ class Comparison:
     neurons: tuple[Neuron, ...] = ()
     neuron_activations: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
     counts: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether everything is the same; NaN equals NaN."""
+        if not isinstance(other, Comparison):
+            return NotImplemented
+        return _equal(dataclasses.asdict(self), dataclasses.asdict(other))
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         means = (np.mean([measures.emt for measures in side.values()]) for side in (self.before, self.after))
@@ -282,6 +290,16 @@ def compare(
         neuron_activations={code: (sides[0][code].by_neuron, sides[1][code].by_neuron) for code in codes},
         counts={code: (sides[0][code].counts, sides[1][code].counts) for code in codes},
     )
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Return whether two values of a comparison are the same, where NaN equals NaN."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    both_nan = isinstance(first, float) and isinstance(second, float) and math.isnan(first) and math.isnan(second)
+    return bool(first == second) or both_nan
 
 
 def _check_same_tokens(before: HookedLM, after: HookedLM, prompts: Iterable[Prompt], held_out: Dataset | None) -> None:
