@@ -12,8 +12,11 @@ from xlingtox.data import Prompt
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.dose_response import Dose, DoseResponse
+from xlingtox.evaluation.fluency import Fluency
 from xlingtox.evaluation.metrics import Change
 from xlingtox.evaluation.patch_effect import PatchEffect
+from xlingtox.evaluation.weight_drift import WeightDrift
 from xlingtox.figures.tokens import TokenView
 from xlingtox.measures import RETRIEVAL
 from xlingtox.models.generation import Continuations
@@ -38,6 +41,9 @@ KINDS: dict[str, Any] = {
     "transfer": Transfer,
     "retrieval": Retrieval,
     "patching": PatchEffect,
+    "doses": DoseResponse,
+    "drift": WeightDrift,
+    "fluency": Fluency,
     "vectors": ControlVectors,
 }
 """Name of a file to the class that it is loaded by, given its path alone."""
@@ -90,6 +96,16 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
             "en", {"es": np.full((len(RETRIEVAL), 5, n), value)}, {"es": (int(value),) * 5}, {"es": int(value)}, model
         ),
         "patching": PatchEffect(codes, {"base": {"emt": np.full(n, value)}}),
+        "doses": DoseResponse(
+            tuple(Dose(value, value, table, degenerate=value, perplexity=value, low=value, high=value) for _ in "abc"),
+            scorer=ScorerIdentity(f"scorer {value}", "1", codes),
+            model=model,
+            n_neurons=int(value),
+        ),
+        "drift": WeightDrift(("key", "value"), *[np.full((3, 2, n), value)] * 2, (model, model)),
+        "fluency": Fluency(
+            f"judge {value}", np.full(n, value), table, {code: {"texts": int(value)} for code in codes}, model=model
+        ),
         "vectors": ControlVectors({layer: torch.full((20 * n,), value) for layer in range(1, 4)}),
         "view": TokenView(f"<p>{value}</p>" * n, 100),
     }

@@ -51,7 +51,9 @@ def test_one_result_is_one_file_that_equals_it(lm, saved):
     assert torch.equal(acts.values, made(1.0)["activations"].values)
     assert (acts.neurons, acts.model) == (made(1.0)["activations"].neurons, made(1.0)["activations"].model)
     assert torch.equal(probe.direction, made(1.0)["probe"].direction)
-    assert Retrieval.load(saved / "retrieval") == made(1.0)["retrieval"]
+    for name in ("comparison", "retrieval", "patching", "doses", "drift", "fluency"):
+        assert KINDS[name].load(saved / name) == made(1.0)[name]
+        assert KINDS[name].load(saved / name) != made(2.0)[name]
     assert Intervention.load(saved / "edit", lm) == Offset(
         NeuronSet.of([(0, i) for i in range(20)], scores=[1.0] * 20), 1.0
     )

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from xlingtox.edits import Scale as Scale
     from xlingtox.edits import Set as Set
     from xlingtox.evaluation import Comparison as Comparison
-    from xlingtox.evaluation import Dose as Dose
+    from xlingtox.evaluation import DoseResponse as DoseResponse
     from xlingtox.evaluation import PatchEffect as PatchEffect
+    from xlingtox.evaluation import WeightDrift as WeightDrift
     from xlingtox.evaluation import compare as compare
     from xlingtox.evaluation.dose_response import dose_response as dose_response
     from xlingtox.evaluation.patch_effect import patch_effect as patch_effect
@@ -64,9 +65,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Cause": {
         "edits": ("Intervention", "Offset", "Scale", "Set", "Patch", "ControlVectors"),
-        "evaluation": ("Comparison", "compare", "Dose", "dose_response", "PatchEffect", "patch_effect"),
+        "evaluation": ("Comparison", "compare", "DoseResponse", "dose_response", "PatchEffect", "patch_effect"),
     },
-    "Tuning": {"tuning": ("tune_dpo",), "evaluation": ("weight_drift",)},
+    "Tuning": {"tuning": ("tune_dpo",), "evaluation": ("WeightDrift", "weight_drift")},
     "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},
     "Look": {"figures": ("plot",)},
 }

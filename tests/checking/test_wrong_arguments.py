@@ -21,7 +21,6 @@ PAIRS = Dataset.from_list([{"prompt": "the", "chosen": " cat", "rejected": " dog
 HELD_OUT = Dataset.from_dict({"language": ["en"], "text": ["the cat sat on the mat"]})
 NEURONS = xt.NeuronSet.of([(0, 3), (1, 5)])
 SCORER = NeverAsked("en", "es")
-DOSE = xt.Dose(0.0, 0.1, {"en": 0.1}, 0.0, 9.0, 0.0, 0.2)
 MATRIX = np.array([[0.1, 0.9], [0.4, 0.2]])
 
 
@@ -46,7 +45,6 @@ def good(lm) -> dict[str, Any]:
         "source": "x",
         "continuations": xt.generate(lm, TEXTS, n_samples=1, max_new_tokens=2, progress=False),
         "output_dir": "runs",
-        "neuron_sets": [NEURONS],
         "offsets": [0.0, -1.0],
         "groups": {"some": NEURONS},
         "scorers": [SCORER, SCORER],
@@ -172,7 +170,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("Scale", "neurons", "all", "a NeuronSet"),
     ("Patch", "neurons", None, "a NeuronSet"),
     ("Scale.damping", "experts", 0.7, "a NeuronSet"),
-    ("dose_response", "neuron_sets", NEURONS, "a list, every item a NeuronSet"),
+    ("dose_response", "neurons", [NEURONS], "a NeuronSet"),
     ("patch_effect", "groups", NEURONS, "a dict from a string to a NeuronSet"),
     ("patch_effect", "groups", {"some": [(0, 1)]}, "groups['some'] is [(0, 1)] (a list), expected"),
     ("NeuronSet.of", "neurons", 3, "a list"),
@@ -333,7 +331,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("ControlVectors", "vectors", {0: torch.ones(2, 2)}, "vectors[0] is a tensor"),
     # Figures and reports.
     ("figures.activation_map", "before", F32, "Activations"),
-    ("figures.dose_response", "intervention", [DOSE, 3], "intervention[1] is 3 (an int), expected"),
+    ("figures.dose_response", "response", [0.1], "a DoseResponse (xt.dose_response(lm, neurons, prompts, ...))"),
     ("figures.transfer", "transfer", 0.5, "a Transfer"),
     ("figures.toxicity", "comparison", {"en": 0.5}, "a Comparison"),
     ("figures.patch_effect", "effect", None, "a PatchEffect"),
@@ -397,7 +395,7 @@ def test_there_are_many_of_them():
         (lambda: xt.study.Settings(k=0), "k is 0"),
         (lambda: xt.study.Settings(seed=-1), "seed is -1"),
         (lambda: xt.study.Settings(seed=2**32), "seed is 4294967296"),
-        (lambda: xt.study.Settings(offsets=()), "at least one set of neurons and one offset"),
+        (lambda: xt.study.Settings(offsets=()), "at least one offset"),
         (lambda: xt.study.Settings(amplifications=(0.0, float("nan"))), "offset nan"),
         (lambda: xt.Offset(NEURONS, 1.0, positions="last"), "one of 'all', 'prompt', 'new'"),
         (lambda: xt.tuning.Lora(bits=3), "bits is 3 (an int), expected one of 4, 8 or None"),

@@ -187,7 +187,7 @@ def test_an_identifier_is_asked_about_sound_text_only_and_may_be_unsure():
     ]
     assert asked == ["el gato duerme", "hm\ufffdm", "the dog ran"]
     assert degenerate.shares(texts[2:], ["en"] * 2, identify_language=lambda _: ["en", None]) == {"en": 0.0}
-    with pytest.raises(ValueError, match="told 1 languages of 3 texts"):
+    with pytest.raises(ValueError, match="gave 1 languages for 3 texts"):
         degenerate.kinds(texts, ["en"] * 4, identify_language=lambda _: ["en"])
 
 

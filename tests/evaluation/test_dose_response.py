@@ -8,25 +8,27 @@ from datasets import Dataset
 from toys import HashScorer, NeverAsked
 
 from xlingtox.evaluation import degenerate
-from xlingtox.evaluation.dose_response import dose_response
+from xlingtox.evaluation.dose_response import DoseResponse, dose_response
 from xlingtox.evaluation.fluency import perplexities
 from xlingtox.models.generation import generate
 from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.scoring import ScorerIdentity
 
 PROMPTS = {"en": ["the cat", "the dog ran away"], "es": ["la casa"]}
 TEXTS = {"en": "the cat sat on the mat", "es": "la casa es grande"}
 HELD_OUT = Dataset.from_dict({"language": list(TEXTS), "text": list(TEXTS.values())})
-SETS = [NeuronSet.of([(0, 3), (1, 5)]), NeuronSet.of([(1, 7)]), NeuronSet.of([(0, 40), (0, 41)])]
+NEURONS = NeuronSet.of([(0, 3), (1, 5)])
 SCORER = HashScorer("en", "es")
 
 
-def run(lm, sets=SETS, offsets=(0.0, -2.0, 1.5), **how):
-    given = {"prompts": PROMPTS, "scorer": SCORER, "held_out": HELD_OUT} | how
-    return dose_response(lm, sets, given.pop("prompts"), offsets=offsets, max_new_tokens=5, progress=False, **given)
+def run(lm, neurons=NEURONS, offsets=(0.0, -2.0, 1.5), **options):
+    options = {"prompts": PROMPTS, "scorer": SCORER, "held_out": HELD_OUT, "n_random": 0} | options
+    prompts = options.pop("prompts")
+    return dose_response(lm, neurons, prompts, offsets=offsets, max_new_tokens=5, progress=False, **options)
 
 
 def test_a_zero_dose_is_no_edit(lm):
-    (dose,) = run(lm, SETS[:1], [0.0])
+    (dose,) = run(lm, offsets=[0.0]).doses
     written = generate(lm, PROMPTS, max_new_tokens=5, greedy=True, progress=False)
     scores = SCORER.score(written.texts, written.row_languages)
     assert dose.offset == 0
@@ -44,7 +46,7 @@ def test_another_language_is_no_answer(lm):
     def identify(texts):
         return ["de"] * len(texts)
 
-    (dose,) = run(lm, SETS[:1], [0.0], identify_language=identify)
+    (dose,) = run(lm, offsets=[0.0], identify_language=identify).doses
     written = generate(lm, PROMPTS, max_new_tokens=5, greedy=True, progress=False)
     shares = degenerate.shares(written.texts, written.row_languages, identify_language=identify)
     assert dose.degenerate == np.mean(list(shares.values())) == 1
@@ -53,8 +55,8 @@ def test_another_language_is_no_answer(lm):
 @pytest.mark.parametrize("offset", [-2.0, 1.5])
 @torch.no_grad()
 def test_a_dose_equals_an_edit_of_the_raw_model(lm, model, tokenizer, offset):
-    (dose,) = run(lm, SETS[:1], [offset])
-    with raw.editing(model, SETS[0], lambda value: value + offset):
+    (dose,) = run(lm, offsets=[offset]).doses
+    with raw.editing(model, NEURONS, lambda value: value + offset):
         for code, prompts in PROMPTS.items():
             written = [raw.greedy(model, tokenizer(text)["input_ids"], 5, 0)[0] for text in prompts]
             texts = tokenizer.batch_decode(written, skip_special_tokens=True)
@@ -64,25 +66,71 @@ def test_a_dose_equals_an_edit_of_the_raw_model(lm, model, tokenizer, offset):
     assert dose.perplexity == pytest.approx(np.mean(np.exp(losses)), rel=1e-4)
 
 
-def test_several_sets_are_averaged(lm):
-    together = run(lm)
-    alone = [run(lm, [neurons]) for neurons in SETS]
-    assert [dose.offset for dose in together] == [0.0, -2.0, 1.5]
-    for dose, singles in zip(together, zip(*alone, strict=True), strict=True):
+def test_the_control_is_the_mean_over_random_sets(lm):
+    response = run(lm, n_random=3, seed=40)
+    alone = [run(lm, NEURONS.random_like(lm, seed=40 + i)).doses for i in range(3)]
+    assert [dose.offset for dose in response.doses] == [0.0, -2.0, 1.5]
+    assert response.doses == run(lm).doses
+    assert response.control[0] == response.doses[0], "without an edit there are no neurons"
+    for dose, singles in zip(response.control, zip(*alone, strict=True), strict=True):
         means = [single.average_toxicity for single in singles]
+        assert dose.offset == singles[0].offset
         assert dose.average_toxicity == pytest.approx(np.mean(means))
         assert dose.perplexity == pytest.approx(np.mean([single.perplexity for single in singles]))
         assert dose.degenerate == pytest.approx(np.mean([single.degenerate for single in singles]))
         assert (dose.low, dose.high) == pytest.approx((min(means), max(means)))
         for code, value in dose.toxicity_by_language.items():
             assert value == pytest.approx(np.mean([single.toxicity_by_language[code] for single in singles]))
-    assert together[0].low == together[0].high
+    assert response.control[1].low < response.control[1].high
+    assert all(dose.low == dose.high == dose.average_toxicity for dose in response.doses)
+
+
+def test_the_unedited_model_is_measured_once(lm):
+    class Counting(HashScorer):
+        calls = 0
+
+        def score(self, texts, languages):
+            self.calls += 1
+            return super().score(texts, languages)
+
+    scorer = Counting("en", "es")
+    run(lm, offsets=[0.0, -1.0], n_random=2, scorer=scorer)
+    assert scorer.calls == 1 + 3
+
+
+def test_a_response_says_what_it_is_and_comes_back_from_its_file(lm, tmp_path):
+    response = run(lm, n_random=1)
+    assert (response.n_neurons, response.n_random, response.languages) == (2, 1, ("en", "es"))
+    assert (response.model, response.scorer) == (lm.identity(), ScorerIdentity.of(SCORER))
+    response.save(tmp_path / "doses.json")
+    assert DoseResponse.load(tmp_path / "doses.json") == response
+    bare = DoseResponse(response.doses)
+    bare.save(tmp_path / "bare.json")
+    assert DoseResponse.load(tmp_path / "bare.json") == bare
+    assert repr(response).startswith("DoseResponse(2 neurons, 1 random sets, offsets -2 to 1.5, average toxicity 0.")
+    assert repr(DoseResponse(())) == "DoseResponse(0 neurons, no doses)"
+
+
+def test_its_table_has_a_row_for_each_offset_with_and_without_control(lm):
+    response = run(lm, n_random=1)
+    table = response.to_frame()
+    assert list(table.columns) == [
+        *("neurons", "offset", "average_toxicity", "low", "high", "degenerate", "perplexity", "en", "es")
+    ]
+    assert list(table.neurons) == ["edited"] * 3 + ["random"] * 3
+    assert list(table.offset) == [0.0, -2.0, 1.5] * 2
+    for dose, (_, row) in zip((*response.doses, *response.control), table.iterrows(), strict=True):
+        assert row[["average_toxicity", "degenerate", "perplexity"]].tolist() == [
+            *(dose.average_toxicity, dose.degenerate, dose.perplexity)
+        ]
+        assert row[["en", "es"]].tolist() == list(dose.toxicity_by_language.values())
+    assert set(DoseResponse(response.doses).to_frame().neurons) == {"edited"}
 
 
 def test_a_dose_leaves_the_model_as_it_was(lm):
     ids, mask = lm.encode(["the cat"])
     before = lm.logits(ids, mask)
-    run(lm, SETS[:1], [3.0])
+    run(lm, offsets=[3.0])
     assert torch.equal(lm.logits(ids, mask), before)
 
 
@@ -92,9 +140,10 @@ def test_a_dose_leaves_the_model_as_it_was(lm):
         ({"offsets": [0.0, math.nan]}, "offset nan"),
         ({"offsets": [math.inf]}, "offset inf"),
         ({"offsets": []}, "at least one"),
-        ({"sets": []}, "at least one"),
-        ({"sets": [NeuronSet.of([(2, 0)])]}, "outside the model"),
-        ({"sets": [NeuronSet.of([])]}, "empty"),
+        ({"n_random": -1}, "n_random is -1: expected 0 or more"),
+        ({"n_random": 1, "neurons": NeuronSet.of([(0, i) for i in range(48)])}, "layer 0"),
+        ({"neurons": NeuronSet.of([(2, 0)])}, "outside the model"),
+        ({"neurons": NeuronSet.of([])}, "empty"),
         ({"prompts": []}, "no prompts"),
         ({"prompts": {"en": [""]}}, "prompt 0 is blank"),
         ({"prompts": {"ru": ["кот"]}}, "does not cover ru: it covers en, es"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from xlingtox.data import Prompt
-from xlingtox.evaluation.fluency import conditional_perplexity, copying_score, nats, perplexities
+from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, nats, perplexities
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 
@@ -215,7 +215,7 @@ def test_the_copying_score_is_the_authors(copier, tokenizer, batch_size):
 
 
 def test_the_copying_score_needs_an_encoder_decoder_at_rest(copier, model, tokenizer):
-    with pytest.raises(ValueError, match="GPT2LMHeadModel is no encoder-decoder"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel is not an encoder-decoder"):
         copying_score(model, tokenizer, WRITTEN)
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         copying_score(copy.deepcopy(copier).train(), tokenizer, WRITTEN)
@@ -278,3 +278,14 @@ def test_a_text_longer_than_the_context_is_cut_and_spares_its_neighbours(model, 
 def test_bad_held_out_texts(lm, table, words):
     with pytest.raises(ValueError, match=words):
         perplexities(lm, Dataset.from_dict(table), progress=False)
+
+
+def test_saved_and_loaded_is_equal_also_without_a_value_or_out_of_range(tmp_path):
+    medians = {"en": math.inf, "ru": math.nan}
+    counts = {code: {"texts": 2, "blank": 1} for code in medians}
+    fluency = Fluency("judge", np.array([7.25, math.inf, math.nan, 1 / 3]), medians, counts)
+    fluency.save(tmp_path / "fluency.json")
+    assert Fluency.load(tmp_path / "fluency.json") == fluency
+    assert fluency != Fluency("judge", np.array([7.25, 0.0, math.nan, 1 / 3]), medians, counts)
+    assert fluency != "fluency"
+    assert repr(fluency) == "Fluency(4 texts judged by judge: medians en inf, ru nan)"

@@ -213,8 +213,17 @@ def test_saved_and_loaded_is_equal(pair, probe, tmp_path):
     found = patch_effect(*lms, PROMPTS, {"some": GROUP}, probe=probe, n_random=1, progress=False)
     found.save(tmp_path / "effect.json")
     again = PatchEffect.load(tmp_path / "effect.json")
-    assert again.languages == found.languages
+    assert again == found
+    assert again.models == tuple(lm.identity() for lm in lms)
     assert again.to_frame().equals(found.to_frame())
+
+
+def test_a_missing_value_equals_itself_and_no_number(tmp_path):
+    effect = by_hand()
+    effect.runs["base"]["probe"][1] = np.nan
+    effect.save(tmp_path / "effect.json")
+    assert PatchEffect.load(tmp_path / "effect.json") == effect != by_hand()
+    assert effect != "effect"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from scipy import stats
 
 from xlingtox import figures, languages
 from xlingtox.evaluation.comparison import Comparison, Measures
-from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.dose_response import Dose, DoseResponse
 from xlingtox.measures import FLUENCY, RETRIEVAL, TOXICITY
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer.prediction import Transfer
@@ -32,11 +32,12 @@ def comparison(codes=("ar", "en", "zh")):
     return Comparison(before, after, changes, SCORER)
 
 
-def doses(offsets=(0.0, -2.0, -1.0), spread=0.0):
-    return [
-        Dose(o, 0.6 + o / 5, {"en": 0.6}, 0.1 - o / 10, 7.0 - o, 0.6 + o / 5 - spread, 0.6 + o / 5 + spread)
-        for o in offsets
-    ]
+def doses(spread=0.0):
+    def dose(offset):
+        mean, price = 0.6 + offset / 5, {"degenerate": 0.1 - offset / 10, "perplexity": 7.0 - offset}
+        return Dose(offset, mean, {"en": 0.6}, **price, low=mean - spread, high=mean + spread)
+
+    return [dose(offset) for offset in (0.0, -2.0, -1.0)]
 
 
 def transfer(**change):
@@ -138,7 +139,7 @@ def test_a_number_that_is_not_defined_is_a_gap():
 
 
 def test_dose_response_has_a_panel_each_and_a_band_around_the_control():
-    figure = figures.dose_response(doses(), doses(spread=0.05))
+    figure = figures.dose_response(DoseResponse(doses(), doses(spread=0.05)))
     band, random_toxicity, random_perplexity, random_degenerate, toxicity, perplexity, degenerate = figure.data
     assert band.fill == "toself"
     assert band.x == (-2, -1, 0, 0, -1, -2)
@@ -161,8 +162,9 @@ def test_dose_response_has_a_panel_each_and_a_band_around_the_control():
 
 
 def test_the_lines_of_toxicity_carry_each_language_s_own():
+    rest = {"degenerate": 0.0, "perplexity": 7.0, "low": 0.5, "high": 0.5}
     figure = figures.dose_response(
-        [Dose(o, 0.5, {"ar": 0.1 - o, "en": 0.9 + o}, 0.0, 7.0, 0.5, 0.5) for o in (0.5, 0.0)]
+        DoseResponse([Dose(offset, 0.5, {"ar": 0.1 - offset, "en": 0.9 + offset}, **rest) for offset in (0.5, 0.0)])
     )
     toxicity, perplexity, degenerate = figure.data
     assert list(toxicity.meta["by_language"]) == ["en", "ar"]
@@ -171,7 +173,7 @@ def test_the_lines_of_toxicity_carry_each_language_s_own():
 
 
 def test_dose_response_without_control():
-    assert [trace.name for trace in figures.dose_response(doses()).data] == ["sources"] * 3
+    assert [trace.name for trace in figures.dose_response(DoseResponse(doses())).data] == ["sources"] * 3
 
 
 def test_transfer_has_a_labelled_point_a_language_and_a_line():
@@ -352,7 +354,7 @@ def test_styles_differ_only_by_page():
         (lambda: figures.toxicity(Comparison({}, {}, {}, SCORER)), "no languages to draw"),
         (lambda: figures.fluency(comparison(), measure="emt"), "unknown measure 'emt': expected one of perplexity, "),
         (lambda: figures.activations(Comparison({}, {}, {}, SCORER)), "no languages to draw"),
-        (lambda: figures.dose_response([]), "no doses to draw"),
+        (lambda: figures.dose_response(DoseResponse([])), "no doses to draw"),
         (lambda: figures.transfer(transfer(retrieval={})), "no points to draw"),
         (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {}), measure="rank"), "unknown measure 'rank'"),
         (lambda: figures.retrieval_by_layer(Retrieval("en", {}, {}, {})), "no languages to draw"),
@@ -365,12 +367,12 @@ def test_bad_input_gets_one_clear_line(call, said):
 
 
 def test_inputs_are_left_as_they_were():
-    inputs = [comparison(), doses(), doses(spread=0.1), transfer()]
+    inputs = [comparison(), DoseResponse(doses(), doses(spread=0.1)), transfer()]
     kept = copy.deepcopy(inputs)
     figures.toxicity(inputs[0])
     for measure in FLUENCY:
         figures.fluency(inputs[0], measure=measure)
     figures.activations(inputs[0])
-    figures.dose_response(inputs[1], inputs[2])
-    figures.transfer(inputs[3])
+    figures.dose_response(inputs[1])
+    figures.transfer(inputs[2])
     assert inputs == kept

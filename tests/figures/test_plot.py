@@ -9,6 +9,7 @@ import test_figures_neurons as neurons
 import torch
 
 import xlingtox as xt
+from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.measures import RETRIEVAL
 from xlingtox.transfer.retrieval import Retrieval
@@ -53,10 +54,10 @@ def test_options_are_those_of_the_figure():
 
 
 def test_doses_and_drift():
-    assert xt.plot(results.doses()) == xt.figures.dose_response(results.doses())
-    assert xt.plot(results.doses(), control=results.doses(spread=0.1)).data[0].fill == "toself"
-    table = pd.DataFrame({"layer": [0, 0], "kind": "value", "index": [0, 1], "cosine": [0.9, 1.0], "norm_change": 0.1})
-    assert xt.plot(table) == xt.figures.weight_drift(xt.evaluation.drift_by_layer(table))
+    response = DoseResponse(tuple(results.doses()), tuple(results.doses(spread=0.1)))
+    assert xt.plot(response) == xt.figures.dose_response(response)
+    drift = kept.made(1.0)["drift"]
+    assert xt.plot(drift) == xt.figures.weight_drift(drift.by_layer())
 
 
 def test_a_probe_stands_next_to_guessing():
@@ -89,7 +90,7 @@ def test_what_is_kept_in_a_file_can_be_drawn(name):
 @pytest.mark.parametrize(
     ("result", "error", "words"),
     [
-        (0.5, TypeError, r"^plot: result is a float, expected one of: Comparison, Transfer, Retrieval, PatchEffect, "),
+        (0.5, TypeError, r"^plot: result is a float, expected one of: Comparison, Transfer, Retrieval, DoseResponse, "),
         (None, TypeError, "^plot: result is a NoneType, expected"),
         ([0.5], TypeError, "^plot: result is a list of float, expected .*: TokenActivations, LayerDrift"),
         ([], ValueError, "the list of results is empty"),

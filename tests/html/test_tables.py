@@ -2,13 +2,27 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from studies import HOSTILE
 
-from xlingtox import Activations, Comparison, Continuations, NeuronSet, Probe, TokenActivations, languages
+from xlingtox import (
+    Activations,
+    Comparison,
+    Continuations,
+    DoseResponse,
+    NeuronSet,
+    PatchEffect,
+    Probe,
+    TokenActivations,
+    WeightDrift,
+    languages,
+)
 from xlingtox.data import Prompt
 from xlingtox.evaluation.comparison import Measures
+from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.fluency import Fluency
 from xlingtox.html import tables
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import ScorerIdentity
@@ -46,6 +60,29 @@ def reading(text=" fool", name="mini"):
 def continuations(text=" is kind"):
     prompts = (Prompt("ar", "هو"), Prompt("en", "She"), Prompt("en", "He"))
     return Continuations(prompts, 2, ("لطيف", "x", text, "y", "z", "w"))
+
+
+def doses(scorer="wordlist", code="en"):
+    first, then = (
+        Dose(offset, mean, {code: mean}, degenerate=0.02, perplexity=9.5, low=mean - 0.1, high=mean + 0.1)
+        for offset, mean in ((0.0, 0.8), (-1.0, 0.2))
+    )
+    return DoseResponse((first, then), (first,), scorer=ScorerIdentity(scorer, "1", ("en",)), n_neurons=12)
+
+
+def drift(name="mini", kind="key"):
+    model = Identity(name, None, "float32", "0")
+    return WeightDrift((kind,), np.array([[[0.5, 1.0]]]), np.array([[[-0.1, np.nan]]]), (model, model))
+
+
+def fluency(judge="mini", fault="too_long"):
+    medians = {"en": 7.25, "ar": float("nan")}
+    return Fluency(judge, np.array([7.25, np.nan]), medians, {code: {"texts": 1, fault: 1} for code in medians})
+
+
+def patched(group="some", measure="probe"):
+    runs = {"base": [1.0, 2.0, 3.0], "tuned": [0.0, 1.0, 2.0], group: [0.5, 1.5, 2.5]}
+    return PatchEffect(("en", "en", "ar"), {run: {measure: np.array(values)} for run, values in runs.items()})
 
 
 def cells(result):
@@ -97,6 +134,31 @@ def test_comparison():
     assert english[5] == "0.300\u00a0→ −0.300"
 
 
+def test_dose_response():
+    edited, unedited = cells(doses())
+    assert edited == ["−1.00", "0.200", "9.50", "2.0\u00a0%", "–", "–", "–"]
+    assert unedited == ["0.00", "0.800", "9.50", "2.0\u00a0%", "0.800 (0.700 to 0.900)", "9.50", "2.0\u00a0%"]
+    assert "Offset added to 12 neurons, scored by wordlist" in doses()._repr_html_()
+    alone = DoseResponse(doses().doses)
+    assert [len(row) for row in cells(alone)] == [4, 4]
+
+
+def test_weight_drift():
+    (row,) = cells(drift())
+    assert row == ["0", "key", "0.75000 (0.50000 to 1.00000)", "−10.00\u00a0% (−10.00\u00a0% to −10.00\u00a0%)"]
+    assert "Weight drift from mini to mini" in drift()._repr_html_()
+
+
+def test_fluency():
+    assert cells(fluency()) == [["English", "7.25", "1", "1"], ["Arabic", "not defined", "1", "1"]]
+    assert ">Too long<" in fluency()._repr_html_()
+
+
+def test_patch_effect():
+    (row,) = cells(patched())
+    assert row == ["some", "probe", "50\u00a0% (50\u00a0% to 50\u00a0%)", "–"]
+
+
 def test_text_is_set_to_the_left_and_numbers_where_the_notebook_has_them():
     shown = continuations()._repr_html_()
     heads = dict(re.findall(r'<th scope="col"([^>]*)>([^<]*)', shown))
@@ -116,6 +178,7 @@ def test_text_is_set_to_the_left_and_numbers_where_the_notebook_has_them():
         reading(name=HOSTILE),
         comparison(HOSTILE),
         continuations(HOSTILE),
+        *(doses(HOSTILE, HOSTILE), drift(HOSTILE, HOSTILE), fluency(HOSTILE, HOSTILE), patched(HOSTILE, HOSTILE)),
     ],
     ids=type,
 )
@@ -130,7 +193,18 @@ def test_hostile_text_stays_text(result):
 def test_they_are_small():
     many = NeuronSet.of([(layer, index) for layer in range(40) for index in range(500)])
     read = TokenActivations("en", ("x" * 500,) * 90, 1, torch.ones(90, len(many)), many, probe().model)
-    results = (many, activations(), probe(), read, comparison(), continuations())
+    results = (
+        many,
+        activations(),
+        probe(),
+        read,
+        comparison(),
+        continuations(),
+        doses(),
+        drift(),
+        fluency(),
+        patched(),
+    )
     assert all(len(result._repr_html_()) < 10_000 for result in results)
 
 

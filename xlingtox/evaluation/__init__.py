@@ -1,16 +1,18 @@
-"""How toxic and how fluent is what a model writes, and what changed it?
+"""The answers to two questions: how toxic and how fluent is what a model writes, and what changed that?
 
-`compare` sets a model before tuning against the same model after it. `dose_response` edits neurons more and more
-strongly, and `patch_effect` moves the activations of one model into the other. `metrics` holds the measures, `fluency`
-the price, and `degenerate` tells text that is no text.
+`compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly, and
+`patch_effect` moves the activations of one model into the other. `weight_drift` says how far the weights moved.
+`metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, and `degenerate` finds
+text that says nothing.
 """
 
 from xlingtox.evaluation import degenerate, fluency, metrics
 from xlingtox.evaluation.comparison import Comparison, compare
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
-from xlingtox.evaluation.dose_response import Dose, dose_response
+from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities
 from xlingtox.evaluation.intervals import paired_changes, paired_interval, sign_flip_test
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.medians import paired_median_changes
 from xlingtox.evaluation.metrics import (
     TOXIC,
@@ -27,8 +29,7 @@ from xlingtox.evaluation.metrics import (
 )
 from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
 from xlingtox.evaluation.resampling import Change
-from xlingtox.evaluation.weight_drift import LayerDrift, weight_drift
-from xlingtox.evaluation.weight_drift import by_layer as drift_by_layer
+from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
 
 __all__ = [
     "TOXIC",
@@ -36,11 +37,14 @@ __all__ = [
     "Change",
     "Comparison",
     "Dose",
+    "DoseResponse",
     "Fluency",
     "Identifier",
     "Kind",
     "LayerDrift",
+    "Measures",
     "PatchEffect",
+    "WeightDrift",
     "average_toxicity",
     "compare",
     "conditional_perplexity",
@@ -49,7 +53,6 @@ __all__ = [
     "distinct_n",
     "distinct_n_per_unigram",
     "dose_response",
-    "drift_by_layer",
     "expected_maximum_toxicity",
     "fluency",
     "metrics",

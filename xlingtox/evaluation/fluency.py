@@ -1,9 +1,11 @@
-"""Fluency: perplexity of held-out text, and of what a model wrote, by any causal judge; and the paper's own figure."""
+"""Fluency: the perplexity of held-out text, and of what a model wrote by any causal judge; the paper's own figure."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from xlingtox import languages
+from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import check_columns
 from xlingtox.evaluation import metrics
+from xlingtox.html import tables
+from xlingtox.html.escaping import escaped
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
@@ -28,51 +32,110 @@ from xlingtox.models.tokenizer import n_shared
 from xlingtox.text import well_formed
 
 LIMIT = 1e4
-"""From here on a text's value is out of range (the authors' code)."""
+"""A text's value is out of range from here on (the authors' code)."""
 
 _MOST_ROWS = 64
-"""With logits at every position, more rows at once are slower on a CPU, whose caches they leave."""
-
+"""Read at most this many texts at once: more are slower on a CPU, because their logits do not fit its caches."""
 
 _CONVERTED = 2**18
-"""Logits in float64 at a time: a few rows of a large vocabulary, which a processor's cache holds."""
+"""Convert this many logits to float64 at a time: a few rows of a large vocabulary fit a processor's cache."""
 
 
 @checked
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Fluency:
-    """How likely a judge finds what was written.
+    """A judge's perplexity of continuations, text by text and language by language.
+
+    A low value means that the judge finds the text likely. Texts that cannot be judged are counted, by their fault.
 
     Attributes:
         judge: the name of the model that judged.
-        values: of each text, in the order of the continuations; NaN where there is none.
-        medians: language to the median over its texts; NaN where none has a value.
-        counts: language to how many texts it has (`texts`), and how many of these hold nothing to judge (`blank`), are
-            longer with their prompt than the judge's context (`too_long`), have a value of 10,000 or more, or one that
-            is undefined (`out_of_range`), or begin within a token (`merged`).
-        model: which causal model judged, and under which edit; None for a judge that is none.
+        values: the value of each text, in the order of the continuations; NaN where it has none.
+        medians: the median of each language over its texts; NaN where no text has a value.
+        counts: how many texts each language has (`texts`), and how many of these have each fault. `blank` texts hold
+            nothing to judge. Texts that are `too_long` exceed the judge's context. Texts `out_of_range` have a value of
+            10,000 or more, or an undefined one. `merged` texts begin within a token.
+        model: which causal model judged, and under which edit; None if the judge is not a causal model.
+
+    Example:
+        >>> written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+        >>> fluency = xt.evaluation.conditional_perplexity(lm, written, progress=False)
+        >>> fluency
+        Fluency(4 texts judged by mini: medians en ..., es ...)
+        >>> fluency.save(tmp_path / "fluency.json")
+        >>> xt.evaluation.Fluency.load(tmp_path / "fluency.json") == fluency
+        True
     """
 
     judge: str
     values: Float[np.ndarray, "text"]
     medians: Mapping[str, float]
     counts: Mapping[str, Mapping[str, int]]
+    _: KW_ONLY
     model: Identity | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether everything is the same; NaN equals NaN."""
+        if not isinstance(other, Fluency):
+            return NotImplemented
+        return (
+            (self.judge, self.counts, self.model) == (other.judge, other.counts, other.model)
+            and list(self.medians) == list(other.medians)
+            and np.array_equal(list(self.medians.values()), list(other.medians.values()), equal_nan=True)
+            and np.array_equal(self.values, other.values, equal_nan=True)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        medians = ", ".join(f"{code} {median:.2f}" for code, median in self.medians.items())
+        return f"Fluency({len(self.values)} texts judged by {self.judge}: medians {medians})"
 
     @property
     def mean(self) -> float:
-        """Mean over languages of their medians (paper, Table 2); NaN where a language has none."""
+        """The mean over languages of their medians (paper, Table 2); NaN where a language has none."""
         return float(np.mean(list(self.medians.values())))
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `language, median`, and the counts."""
+        """Return one row for each language: columns `language, median`, and the counts."""
         return pd.DataFrame(
             [{"language": code, "median": self.medians[code], **row} for code, row in self.counts.items()]
         )
 
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: one row for each language, with its median and its counts."""
+        faults = list(dict.fromkeys(fault for row in self.counts.values() for fault in row))
+        rows = [
+            [tables.language_name(code), tables.number(self.medians[code], 2), *(str(row.get(f, 0)) for f in faults)]
+            for code, row in self.counts.items()
+        ]
+        columns = ["Language", "Median", *(escaped(fault.replace("_", " ").capitalize()) for fault in faults)]
+        return tables.table(f"Fluency of continuations, judged by {escaped(self.judge)}", columns, rows)
+
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file."""
+        content = {"judge": self.judge, "values": self.values.tolist(), "medians": dict(self.medians)}
+        content |= {"counts": self.counts, "model": self.model and dataclasses.asdict(self.model)}
+        files.write_json(path, content)
+
+    @classmethod
+    @checked
+    def load(cls, path: str | Path) -> Fluency:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ValueError: the file holds no fluency. The error names the file.
+        """
+        content = files.read_json(path)
+        with files.understood(path, "fluency"):
+            values, model = np.array(content["values"], dtype=np.float64), content["model"]
+            medians, counts = content["medians"], content["counts"]
+            return cls(content["judge"], values, medians, counts, model=model and Identity.of(model))
+
 
 class _Row(NamedTuple):
-    """A text's language, its tokens, and the place of the first of them that counts."""
+    """One text: its language, its tokens, and the position of the first token that counts."""
 
     language: str
     ids: Sequence[int]
@@ -83,23 +146,29 @@ class _Row(NamedTuple):
 def conditional_perplexity(
     judge: HookedLM, continuations: Continuations, *, batch_size: int | None = None, progress: bool = True
 ) -> Fluency:
-    """Perplexity of each continuation given its prompt, per token of the judge's tokenizer (paper, section 3).
+    """Compute the perplexity of each continuation given its prompt, per token of the judge (paper, section 3).
 
-    The prompt is read and not counted. Prompt and continuation are tokenized as one text, which is how a judge learned
-    to read them. Where the prompt's last tokens are then not those that it has alone, because a token spans the
-    boundary, all tokens from the first that differs are counted, some letters of the prompt with them (`merged`).
+    The prompt is read and not counted. Prompt and continuation are tokenized as one text, as the judge learned to read
+    them. A token may then span the boundary, so that the prompt's last tokens differ from those that it has alone. All
+    tokens from the first that differs are counted, with some letters of the prompt (`merged`).
 
-    A continuation that is blank, has no token that something precedes, or is too long has no value and is counted as
-    such. Values out of range do count in the medians, unlike in the authors' code: leaving them out would flatter a
-    model that writes noise.
+    A continuation has no value if it is blank, too long, or has no token that another precedes. Such texts are counted.
+    Values out of range do count in the medians, unlike in the authors' code: leaving them out would flatter a model
+    that writes noise.
 
     Args:
-        judge: any causal model. One that neither wrote the text nor was tuned from the one that did favours none.
-        batch_size: texts that are read at once (default: as many as the free memory allows). When memory runs out it
-            is halved, with a warning.
+        judge: any causal model. To favour nobody, it should neither have written the text nor be tuned from the model
+            that did.
+        batch_size: how many texts are read at once (default: as many as the free memory allows). When memory runs out
+            it is halved, with a warning.
 
     Raises:
         ValueError: there are no continuations.
+
+    Example:
+        >>> written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+        >>> xt.evaluation.conditional_perplexity(lm, written, progress=False).values.shape
+        (4,)
     """
     prompts, written = _read(continuations)
     distinct = list(dict.fromkeys(prompts))
@@ -112,14 +181,14 @@ def conditional_perplexity(
     rated = np.flatnonzero(~blank & ~too_long)
     values = np.full(len(written), np.nan)
     if len(rated):
-        codes = continuations.row_languages
-        rows = [_Row(codes[i], together[i], int(begins[i])) for i in rated]
+        rows = [_Row(continuations.row_languages[i], together[i], int(begins[i])) for i in rated]
         losses = _losses(judge, rows, batch_size, progress)
         with np.errstate(over="ignore"):
             values[rated] = np.exp(losses / (ends - begins)[rated])
     faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
     faults["merged"] = ~blank & (same < [len(alone[prompt]) for prompt in prompts])
-    return _summed_up(judge.identity(), continuations.row_languages, values, faults, ~blank & ~too_long)
+    codes = continuations.row_languages
+    return _fluency(judge.identity(), codes, values, faults=faults, counted=~blank & ~too_long)
 
 
 @checked
@@ -132,38 +201,37 @@ def copying_score(
     batch_size: int = 16,
     progress: bool = True,
 ) -> Fluency:
-    """What the paper reports as perplexity, as the authors' code computes it with mT5-XL. It is no perplexity.
+    """Compute what the paper reports as perplexity, as the authors' code does with mT5-XL. It is not a perplexity.
 
-    An encoder-decoder reads a text and is scored on writing the same text, so the answer is before its eyes. With L its
-    mean loss per token times the number of tokens less one, the score is exp((L(prompt + continuation) - L(prompt)) /
-    (how many more tokens there are)). Blank continuations and scores out of range are left out of the medians, as
-    there, and counted.
+    An encoder-decoder reads a text and is scored on writing the same text, so it sees the answer. Let L be its mean
+    loss per token times (the number of tokens - 1). The score is exp((L(prompt + continuation) - L(prompt)) / (how many
+    more tokens there are)). As in that code, blank continuations and scores out of range are left out of the medians.
+    They are counted.
 
     Args:
         model: an encoder-decoder, such as `google/mt5-xl`, in evaluation mode.
-        batch_size: texts that are read at once.
+        batch_size: how many texts are read at once.
 
     Raises:
-        ValueError: there are no continuations, or the model is no encoder-decoder or in training mode.
+        ValueError: there are no continuations, or the model is not an encoder-decoder, or it is in training mode.
     """
     if not model.config.is_encoder_decoder:
         raise ValueError(
-            f"{type(model).__name__} is no encoder-decoder: for a causal judge, use conditional_perplexity"
+            f"{type(model).__name__} is not an encoder-decoder: for a causal judge, use conditional_perplexity"
         )
     if model.training:
         raise ValueError("the model is in training mode, where dropout is on: call model.eval()")
     prompts, written = _read(continuations)
     blank = np.array([not text.strip() for text in written])
-    wholes = [prompt + text for prompt, text in zip(prompts, written, strict=True)]
-    texts = list(dict.fromkeys([*prompts, *wholes]))
+    joined = [prompt + text for prompt, text in zip(prompts, written, strict=True)]
+    texts = list(dict.fromkeys([*prompts, *joined]))
     place = {text: i for i, text in enumerate(texts)}
     rows = [torch.tensor(ids, dtype=torch.long) for ids in tokenizer(texts)["input_ids"]]
     lengths, losses = np.array([len(row) for row in rows]), np.zeros(len(rows))
     with tqdm(total=len(rows), desc="copying score", unit="text", disable=not progress, leave=False) as bar:
 
         def read(batch: list[int]) -> None:
-            own = [rows[i].to(model.device) for i in batch]
-            labels = pad_sequence(own, batch_first=True, padding_value=-100)
+            labels = pad_sequence([rows[i].to(model.device) for i in batch], batch_first=True, padding_value=-100)
             mask = labels != -100
             out = model(input_ids=labels.where(mask, 0), attention_mask=mask.long(), labels=labels)
             loss = nats(out.logits, labels.where(mask, 0)).where(mask, 0.0)
@@ -171,33 +239,42 @@ def copying_score(
             bar.update(len(batch))
 
         in_batches(by_length(lengths.tolist()), batch_size, read)
-    whole, prompt = ([place[text] for text in side] for side in (wholes, prompts))
+    of_joined, of_prompt = ([place[text] for text in side] for side in (joined, prompts))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        values = np.exp((losses[whole] - losses[prompt]) / (lengths[whole] - lengths[prompt]))
+        values = np.exp((losses[of_joined] - losses[of_prompt]) / (lengths[of_joined] - lengths[of_prompt]))
     values[blank] = np.nan
-    kept = values < LIMIT
-    faults = {"blank": blank, "out_of_range": ~blank & ~kept}
-    return _summed_up(str(model.config.name_or_path), continuations.row_languages, values, faults, kept)
+    in_range = values < LIMIT
+    faults = {"blank": blank, "out_of_range": ~blank & ~in_range}
+    codes = continuations.row_languages
+    return _fluency(str(model.config.name_or_path), codes, values, faults=faults, counted=in_range)
 
 
 @checked
 def perplexities(
     lm: HookedLM, held_out: Dataset, *, progress: bool = True, batch_size: int | None = None
 ) -> dict[str, float]:
-    """Perplexity of each language's held-out text, by token of the model's own tokenizer, the first one given.
+    """Compute the perplexity of each language's held-out text, per token of the model's own tokenizer.
+
+    A text's first token only serves as context, because nothing precedes it.
 
     Args:
-        held_out: columns `language, text`. Of a text longer than the model's context only the beginning is read.
-        batch_size: texts that are read at once, as in `conditional_perplexity`.
+        held_out: columns `language, text`. Only the beginning of a text is read if it is longer than the model's
+            context.
+        batch_size: how many texts are read at once, as in `conditional_perplexity`.
 
     Raises:
         ValueError: a column is missing, or a language has no text of two tokens or more.
+
+    Example:
+        >>> held_out = xt.mini.held_out(n=1, languages=["en", "es"])
+        >>> xt.evaluation.perplexities(lm, held_out, progress=False)
+        {'en': ..., 'es': ...}
     """
     rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
     losses, counts = _losses(lm, rows, batch_size, progress), np.array([len(row.ids) - 1 for row in rows])
     codes = np.array([row.language for row in rows])
-    own = {code: codes == code for code in languages.in_order(codes.tolist())}
-    return {code: metrics.perplexity(losses[texts], counts[texts]) for code, texts in own.items()}
+    in_language = {code: codes == code for code in languages.in_order(codes.tolist())}
+    return {code: metrics.perplexity(losses[texts], counts[texts]) for code, texts in in_language.items()}
 
 
 def check_held_out(lm: HookedLM, held_out: Dataset) -> None:
@@ -222,7 +299,7 @@ def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
 
 
 def _read(continuations: Continuations) -> tuple[list[str], list[str]]:
-    """The prompt of each continuation, and the continuation."""
+    """Return the prompt of each continuation, and the continuations."""
     if not len(continuations):
         raise ValueError("there are no continuations to judge")
     prompts = [well_formed(prompt.text) for prompt in continuations.prompts for _ in range(continuations.n_samples)]
@@ -231,18 +308,18 @@ def _read(continuations: Continuations) -> tuple[list[str], list[str]]:
 
 @torch.no_grad()
 def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress: bool) -> Float[np.ndarray, "row"]:
-    """Nats of each row's tokens that count, given all that is before them."""
+    """Sum the loss (nats) of each row's tokens that count, given all tokens before them."""
     lengths, losses = [len(row.ids) for row in rows], np.zeros(len(rows))
     together = batch_size or min(_MOST_ROWS, rows_that_fit(lm, max(lengths), max(lengths)))
     with tqdm(total=len(rows), desc="perplexity", unit="text", disable=not progress, leave=False) as bar:
 
         def read(batch: list[int]) -> None:
-            own = [rows[i] for i in batch]
-            ids, mask = lm.pad([row.ids for row in own])
-            counts = torch.tensor([len(row.ids) - row.begin for row in own], device=lm.device)
+            batch_rows = [rows[i] for i in batch]
+            ids, mask = lm.pad([row.ids for row in batch_rows])
+            counts = torch.tensor([len(row.ids) - row.begin for row in batch_rows], device=lm.device)
             most = int(counts.max())
             # Padded on the left, all rows end in the last column.
-            logits = lm.logits(ids, mask, languages=[row.language for row in own])[:, -most - 1 : -1]
+            logits = lm.logits(ids, mask, languages=[row.language for row in batch_rows])[:, -most - 1 : -1]
             loss = nats(logits, ids[:, -most:])
             counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
             losses[batch] = loss.where(counted, 0.0).sum(1).cpu().numpy()
@@ -255,32 +332,35 @@ def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress
 def nats(logits: Float[Tensor, "row pos vocab"], tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos"]:
     """Return minus the log-probability of each token, in float64.
 
-    A sum over a vocabulary of 256,000 in float32 is off by up to 4e-4 nats. Some positions are converted at a time,
-    so that the memory of float64 is not needed for all.
+    A sum over a vocabulary of 256,000 in float32 is off by up to 4e-4 nats. Positions are converted in chunks, so that
+    the logits are never all in memory as float64.
     """
-    flat, asked = logits.flatten(0, 1), tokens.flatten()
-    some = max(1, (_CONVERTED if logits.device.type == "cpu" else 64 * _CONVERTED) // logits.shape[-1])
+    flat, targets = logits.flatten(0, 1), tokens.flatten()
+    chunk = max(1, (_CONVERTED if logits.device.type == "cpu" else 64 * _CONVERTED) // logits.shape[-1])
     parts = [
-        part.double().logsumexp(-1) - part.gather(-1, wanted[:, None]).squeeze(-1).double()
-        for part, wanted in zip(torch.split(flat, some), torch.split(asked, some), strict=True)
+        part.double().logsumexp(-1) - part.gather(-1, ids[:, None]).squeeze(-1).double()
+        for part, ids in zip(torch.split(flat, chunk), torch.split(targets, chunk), strict=True)
     ]
     return torch.cat(parts).view(tokens.shape)
 
 
-def _summed_up(
+def _fluency(
     judge: Identity | str,
     row_languages: Sequence[str],
     values: Float[np.ndarray, "text"],
+    *,
     faults: Mapping[str, Bool[np.ndarray, "text"]],
-    kept: Bool[np.ndarray, "text"],
+    counted: Bool[np.ndarray, "text"],
 ) -> Fluency:
-    """Medians over the texts that are kept, and how many texts have each fault."""
+    """Take the median over the texts that count, and count the texts with each fault, by language."""
     codes = np.array(row_languages)
     medians, counts = {}, {}
     for code in languages.in_order(row_languages):
-        own = codes == code
-        medians[code] = float(np.median(values[own & kept])) if (own & kept).any() else float("nan")
-        counts[code] = {"texts": int(own.sum())} | {name: int((own & fault).sum()) for name, fault in faults.items()}
+        texts = codes == code
+        medians[code] = float(np.median(values[texts & counted])) if (texts & counted).any() else float("nan")
+        counts[code] = {"texts": int(texts.sum())} | {
+            name: int((texts & faulty).sum()) for name, faulty in faults.items()
+        }
     if isinstance(judge, str):
         return Fluency(judge, values, medians, counts)
-    return Fluency(judge.name, values, medians, counts, judge)
+    return Fluency(judge.name, values, medians, counts, model=judge)

@@ -1,4 +1,4 @@
-"""How surely a median over prompts and samples changed."""
+"""Intervals of a median over prompts and samples: how surely did it change?"""
 
 from __future__ import annotations
 
@@ -32,35 +32,39 @@ PerSample: TypeAlias = Float[np.ndarray, "prompt sample"]
 def paired_median_changes(
     before: Mapping[str, PerSample],
     after: Mapping[str, PerSample],
+    *,
     level: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
-    *,
     meanings: Meanings | None = None,
 ) -> tuple[dict[str, Change], Change]:
-    """Return what `paired_changes` does, of the median over all samples of a language; perplexities have no mean.
+    """Return the change of the median over all samples of a language, as `paired_changes` does that of a mean.
 
-    Prompts are drawn with all their samples, with replacement; with `meanings`, translations are drawn together.
-    Deviations are widened for few prompts as Hesterberg (2015, *What Teachers Should Know About the Bootstrap*)
-    proposes. Under a flipped sign a prompt's samples before and after change places. A sample without a value is NaN,
-    and a prompt counts where it has one on either side.
+    It is meant for perplexities, whose mean a single text can decide. Prompts are drawn with all their samples, with
+    replacement. With `meanings`, translations are drawn together. Deviations are widened for few prompts as Hesterberg
+    (2015, *What Teachers Should Know About the Bootstrap*) proposes. In the test, a prompt whose sign flips exchanges
+    its samples before and after.
+
+    Args:
+        before, after: for each language, one row of samples for each prompt. NaN stands for a sample without a value.
+            A prompt counts where it has one on both sides.
 
     Raises:
-        ValueError: the sides differ in their languages or shapes, no prompt has a value on either side, or a prompt has
+        ValueError: the sides differ in their languages or shapes, no prompt has a value on both sides, or a prompt has
             no meaning.
     """
     check_same_languages(before, after)
     medians = {code: _Medians.of(before[code], after[code], code) for code in before}
     if meanings is None:
-        drawn = {code: median.drawn(n_resamples, *streams(seed, code)[:2]) for code, median in medians.items()}
+        drawn = {code: median.drawn(n_resamples, streams(seed, code)) for code, median in medians.items()}
         overall = list(drawn.values())
     else:
         groups = by_meaning(meanings, {code: len(values) for code, values in before.items()})
         n, drawn = count(groups), {}
         for code, median in medians.items():
-            # The same streams in every language, which draw the same meanings.
-            own = groups[code][median.present]
-            drawn[code] = median.drawn(n_resamples, *streams(seed, "all languages")[:2], own, n)
+            # The same streams in every language draw the same meanings.
+            joint = streams(seed, "all languages")
+            drawn[code] = median.drawn(n_resamples, joint, groups[code][median.present], n)
         overall = [joined(list(drawn.values()), n)]
     return {code: summary([language], level) for code, language in drawn.items()}, summary(overall, level)
 
@@ -70,7 +74,10 @@ class _Medians:
     """All values of a language in ascending order, with the prompt and the side of each.
 
     Attributes:
-        present: prompts that have a value on either side; `prompts` counts these.
+        values: the values, in ascending order.
+        prompts: the prompt of each value, as its place in `present`.
+        late: whether each value is from after the change.
+        present: the prompts that have a value on both sides.
     """
 
     values: Float[np.ndarray, "value"]
@@ -84,7 +91,7 @@ class _Medians:
         if sides[0].ndim != 2 or sides[0].shape != sides[1].shape:
             shapes = f"{sides[0].shape} and {sides[1].shape}"
             raise ValueError(
-                f"a change of medians needs a row a prompt on both sides in {language}: got shapes {shapes}"
+                f"a change of medians needs one row for each prompt on both sides in {language}: got shapes {shapes}"
             )
         present = np.flatnonzero(np.isfinite(sides[0]).any(1) & np.isfinite(sides[1]).any(1))
         if not len(present):
@@ -99,19 +106,19 @@ class _Medians:
     def change(
         self, times: Int[np.ndarray, "resample prompt"], swapped: Int[np.ndarray, "resample prompt"]
     ) -> Float[np.ndarray, "resample"]:
-        """The change in the median, with each prompt so many times, and its sides swapped where asked."""
-        counts, other = times[:, self.prompts], swapped[:, self.prompts] != self.late
-        return _medians(self.values, np.where(other, counts, 0)) - _medians(self.values, np.where(other, 0, counts))
+        """Return the change of the median, with each prompt counted `times`, its sides exchanged where `swapped`."""
+        counts, after = times[:, self.prompts], swapped[:, self.prompts] != self.late
+        return _medians(self.values, np.where(after, counts, 0)) - _medians(self.values, np.where(after, 0, counts))
 
     def drawn(
         self,
         n: int,
-        draws: Generator,
-        signs: Generator,
+        random_streams: tuple[Generator, ...],
         groups: Int[np.ndarray, "prompt"] | None = None,
         n_groups: int = 0,
     ) -> Drawn:
-        """The change in draws of prompts, or of the groups that these belong to."""
+        """Draw prompts n times, or the `n_groups` groups that they belong to, and return the changes of the median."""
+        draws, signs = random_streams[:2]
         n_prompts = len(self.present)
         group, n_groups = (np.arange(n_prompts), n_prompts) if groups is None else (groups, n_groups)
 
@@ -134,7 +141,7 @@ class _Medians:
 
 
 def _medians(values: Float[np.ndarray, "value"], times: Int[np.ndarray, "resample value"]) -> np.ndarray:
-    """The median of ascending values, each counted so many times."""
+    """Return the median of ascending values, each counted `times`, for each resample."""
     up_to = times.cumsum(1)
     total = up_to[:, -1:]
     middles = [(up_to <= place).sum(1) for place in ((total - 1) // 2, total // 2)]

@@ -1,4 +1,4 @@
-"""What groups of neurons carry of the change from one model to another, by patching them."""
+"""Patching: how much of the change from one model to another do groups of neurons carry?"""
 
 from __future__ import annotations
 
@@ -32,47 +32,79 @@ from xlingtox.neurons.probe import Probe
 from xlingtox.scoring.protocol import Scorer, check_covered, check_scores
 
 Values = Mapping[str, Float[np.ndarray, "prompt"]]
-"""Measure to its value for each prompt."""
+"""The values of each measure, one for each prompt."""
 
 _BASE, _TUNED, _RANDOM = "base", "tuned", " (random)"
 
 
 @checked
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class PatchEffect:
-    """How a model's behaviour moves towards another's as groups of its neurons act as they do there.
+    """The effect of patching: one model's behaviour when groups of its neurons act as they do in another model.
+
+    A group that carries the whole change makes the base model behave like the tuned one. Its share is then 1.
 
     Attributes:
-        languages: of each prompt.
-        runs: `base`, `tuned`, the name of each group, and of each group's control (`name (random)`), to the values of
-            each measure: `probe` (its logit at the last prompt token), `toxic_mass` (probability of the toxic tokens as
-            the next one), `toxicity` (mean score of the continuations). A control is the mean over its random sets.
-        models: which models they were, base and tuned; None where that is not known.
+        languages: the language of each prompt.
+        runs: the values of each measure in each run, one for each prompt. The runs are `base`, `tuned`, one for each
+            group under its name, and one for each group's control (`name (random)`), the mean over its random sets.
+            The measures are `probe` (its logit at the last prompt token), `toxic_mass` (the probability of the toxic
+            tokens as the next one) and `toxicity` (the mean score of the continuations).
+        models: which models were used, base and tuned; None where that is not known.
+
+    Example:
+        >>> import numpy as np
+        >>> runs = {"base": [4.0, 6.0], "tuned": [2.0, 4.0], "some": [3.0, 5.0]}
+        >>> effect = xt.PatchEffect(("en", "es"), {run: {"probe": np.array(row)} for run, row in runs.items()})
+        >>> effect.to_frame()[["language", "share"]].values.tolist()
+        [['en', 0.5], ['es', 0.5], ['all', 0.5]]
+        >>> effect.save(tmp_path / "effect.json")
+        >>> xt.PatchEffect.load(tmp_path / "effect.json") == effect
+        True
     """
 
     languages: tuple[str, ...]
     runs: Mapping[str, Values]
     models: tuple[Identity, Identity] | None = None
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether all values and both models are the same; NaN equals NaN."""
+        if not isinstance(other, PatchEffect):
+            return NotImplemented
+        return (
+            (self.languages, self.models, list(self.runs)) == (other.languages, other.models, list(other.runs))
+            and all(list(values) == list(other.runs[run]) for run, values in self.runs.items())
+            and all(
+                np.array_equal(values, other.runs[run][measure], equal_nan=True)
+                for run, values_by_measure in self.runs.items()
+                for measure, values in values_by_measure.items()
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
     @checked
     def to_frame(self, *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """One row a measure, group and language, and one for `all`, the mean over languages.
+        """Return one row for each measure, group and language, and one for `all`, the mean over languages.
 
         Columns `measure, group, language, base, tuned, patched, share, low, high`. `share` is
-        `(patched - base) / (tuned - base)`, with its bootstrap interval over prompts: 0 where the group carries nothing
-        of the change, 1 where it carries all; NaN where there is no change, and without an interval where there is one
-        prompt a language, or where the prompts do not tell that there is a change: a share of what may be nothing can
-        be anything.
+        `(patched - base) / (tuned - base)`: 0 where the group carries nothing of the change, 1 where it carries all,
+        NaN where there is no change.
+
+        `low` and `high` are its bootstrap interval over prompts. They are NaN for one prompt a language. They are also
+        NaN where the prompts do not show that there is a change: a share of what may be nothing can be anything.
         """
         rng, quantiles = np.random.default_rng(seed), [(1 - level) / 2, (1 + level) / 2]
         codes = languages.in_order(self.languages)
-        own = {code: np.flatnonzero(np.array(self.languages) == code) for code in codes}
-        drawn = {code: rows[rng.integers(0, len(rows), (n_resamples, len(rows)))] for code, rows in own.items()}
+        prompts = {code: np.flatnonzero(np.array(self.languages) == code) for code in codes}
+        drawn = {
+            code: places[rng.integers(0, len(places), (n_resamples, len(places)))] for code, places in prompts.items()
+        }
         rows = []
         for measure in self.runs[_BASE]:
             means, resampled = {}, {}
             for run, values in self.runs.items():
-                means[run] = {code: float(values[measure][own[code]].mean()) for code in codes}
+                means[run] = {code: float(values[measure][prompts[code]].mean()) for code in codes}
                 resampled[run] = {code: values[measure][drawn[code]].mean(1) for code in codes}
                 means[run]["all"] = float(np.mean(list(means[run].values())))
                 resampled[run]["all"] = np.mean(list(resampled[run].values()), axis=0)
@@ -80,15 +112,16 @@ class PatchEffect:
                 if run in (_BASE, _TUNED):
                     continue
                 for code in (*codes, "all"):
-                    ends = [means[each][code] for each in (_BASE, _TUNED, run)]
-                    shares = _share(*(resampled[each][code] for each in (_BASE, _TUNED, run)))
-                    span = np.full(2, np.nan)
+                    ends = [means[name][code] for name in (_BASE, _TUNED, run)]
+                    shares = _share(*(resampled[name][code] for name in (_BASE, _TUNED, run)))
+                    interval = np.full(2, np.nan)
                     least, most = np.quantile(resampled[_TUNED][code] - resampled[_BASE][code], quantiles)
                     # One prompt of each language, drawn again and again, varies in nothing.
-                    several = max(len(each) for each in own.values()) if code == "all" else len(own[code])
+                    several = max(map(len, prompts.values())) if code == "all" else len(prompts[code])
                     if least * most > 0 and several > 1:
-                        span = np.quantile(shares[np.isfinite(shares)], quantiles)
-                    rows.append((measure, run, code, *ends, float(_share(*map(np.array, ends))), *map(float, span)))
+                        interval = np.quantile(shares[np.isfinite(shares)], quantiles)
+                    share = float(_share(*map(np.array, ends)))
+                    rows.append((measure, run, code, *ends, share, *map(float, interval)))
         names = ["measure", "group", "language", "base", "tuned", "patched", "share", "low", "high"]
         return pd.DataFrame(rows, columns=names)
 
@@ -98,40 +131,42 @@ class PatchEffect:
 
     @property
     def groups(self) -> dict[str, str | None]:
-        """Each group to the run of its random neurons, if it has any."""
+        """The name of each group, and the name of the run of its random neurons; None where it has none."""
         names = [run for run in self.runs if run not in (_BASE, _TUNED) and not run.endswith(_RANDOM)]
         return {name: name + _RANDOM if name + _RANDOM in self.runs else None for name in names}
 
     @checked
     def shares(self, *, language: str = "all") -> dict[tuple[str, str], tuple[float, float, float]]:
-        """Measure and run (of a group, or its control) to the share and its 95 % interval, as in `to_frame`.
+        """Return the share of each measure and run, of a group or its control, with its 95 % interval.
+
+        Keys are (measure, run), values (share, low, high), as in `to_frame`.
 
         Raises:
-            ValueError: a language that is not there.
+            ValueError: there are no prompts in this language.
         """
         table = self.to_frame()
-        if language not in (there := list(dict.fromkeys(table["language"]))):
-            raise ValueError(f"unknown language {language!r}: expected one of {', '.join(there)}")
-        own = table[table["language"] == language]
-        spans = (
+        if language not in (known := list(dict.fromkeys(table["language"]))):
+            raise ValueError(f"unknown language {language!r}: expected one of {', '.join(known)}")
+        rows = table[table["language"] == language]
+        shares = (
             (float(share), float(low), float(high))
-            for share, low, high in zip(own.share, own.low, own.high, strict=True)
+            for share, low, high in zip(rows.share, rows.low, rows.high, strict=True)
         )
-        return dict(zip(zip(own["measure"], own["group"], strict=True), spans, strict=True))
+        return dict(zip(zip(rows["measure"], rows["group"], strict=True), shares, strict=True))
 
     def _repr_html_(self) -> str:
-        """For notebooks: a row a measure and group, over all languages, beside its random neurons."""
+        """Return a table for notebooks: one row for each measure and group, over all languages."""
         shares = self.shares()
 
-        def told(measure: str, run: str | None) -> str:
+        def cell(measure: str, run: str | None) -> str:
             if run is None:
                 return "–"
             share, low, high = shares[measure, run]
-            span = f" ({tables.percent(low)} to {tables.percent(high)})" if math.isfinite(low) else ""
-            return tables.percent(share) + span
+            interval = f" ({tables.percent(low)} to {tables.percent(high)})" if math.isfinite(low) else ""
+            return tables.percent(share) + interval
 
         rows = [
-            [escaped(group), escaped(measure.replace("_", " ")), told(measure, group), told(measure, control)]
+            [escaped(group), escaped(measure.replace("_", " ")), cell(measure, group), cell(measure, control)]
             for measure in self.runs[_BASE]
             for group, control in self.groups.items()
         ]
@@ -140,20 +175,31 @@ class PatchEffect:
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write as one JSON file."""
-        runs = {run: {name: each.tolist() for name, each in values.items()} for run, values in self.runs.items()}
+        """Write one JSON file, in which null stands for NaN."""
+        runs = {
+            run: {measure: values.tolist() for measure, values in values_by_measure.items()}
+            for run, values_by_measure in self.runs.items()
+        }
         models = self.models and [dataclasses.asdict(model) for model in self.models]
         files.write_results(path, {"languages": self.languages, "runs": runs, "models": models})
 
     @classmethod
     @checked
     def load(cls, path: str | Path) -> PatchEffect:
-        whole = files.read_results(path)
+        """Read a file that `save` wrote.
+
+        Raises:
+            ValueError: the file holds no effect of patching. The error names the file.
+        """
+        content = files.read_results(path)
         with files.understood(path, "effect of patching"):
-            runs = {run: {name: np.array(each) for name, each in row.items()} for run, row in whole["runs"].items()}
-            models = whole.get("models")
+            runs = {
+                run: {measure: np.array(values) for measure, values in values_by_measure.items()}
+                for run, values_by_measure in content["runs"].items()
+            }
+            models = content.get("models")
             both = (Identity.of(models[0]), Identity.of(models[1])) if isinstance(models, list) else None
-            return cls(tuple(whole["languages"]), runs, both)
+            return cls(tuple(content["languages"]), runs, both)
 
 
 @checked
@@ -172,41 +218,52 @@ def patch_effect(
     seed: int = 0,
     progress: bool = True,
 ) -> PatchEffect:
-    """Run `before` with each group of neurons patched from `after`, beside both models as they are.
+    """Run `before` with each group of neurons patched from `after`, and both models as they are.
 
-    Both run on the same tokens, also while new ones are generated. With the models exchanged it is the other direction.
-    Yang et al. 2024 (section 5) patch means instead: `Patch(neurons, activations)` does.
+    A patched neuron has, at every position, the activation that it has in `after`. Both models read the same tokens,
+    also while new ones are generated. Exchange the models to patch in the other direction. Yang et al. 2024 (section 5)
+    patch means instead, as `Patch(neurons, activations)` does.
 
     Args:
-        groups: by name; each gets a control of random neurons in the same layers, of those outside the group where they
-            are enough, unless it is all neurons of its layers.
-        probe: for the probe's logit.
-        toxic_tokens: for their probability; those that the sources promote, say.
-        scorer: for the toxicity of `n_samples` continuations.
-        n_random: random sets behind each control; 0 for none.
+        groups: the groups of neurons, by name. Each gets a control of random neurons in the same layers, unless it
+            is all neurons of its layers. They are drawn from outside the group if it has at most half of each
+            layer, and otherwise from all neurons.
+        probe: the probe whose logit is measured.
+        toxic_tokens: the tokens whose probability is measured; those that the sources promote, say.
+        scorer: the scorer of `n_samples` continuations of each prompt.
+        n_random: how many random sets each control is the mean of; 0 for no control.
 
     Raises:
-        ValueError: nothing to measure by, no groups or one that is called as a run is, models that do not match, a
-            neuron outside them, bad prompts, a language that the scorer does not cover.
+        ValueError: there is no probe, toxic token or scorer to measure with; there are no groups, or one has the name
+            of a run; the models do not match; a neuron is outside them; prompts are bad; or the scorer does not cover a
+            language.
+
+    Example:
+        >>> edited = xt.Offset(sources, -1.0).bake(lm)
+        >>> effect = xt.patch_effect(lm, edited, prompts, {"sources": sources}, probe=probe, n_random=1, progress=False)
+        >>> effect
+        PatchEffect(4 prompts: probe with sources patched)
     """
-    given = as_prompts(prompts, tokenizer=before.tokenizer)
-    tokens = None if toxic_tokens is None else sorted({int(token) for token in toxic_tokens})
+    prompt_list = as_prompts(prompts, tokenizer=before.tokenizer)
+    token_ids = None if toxic_tokens is None else sorted({int(token) for token in toxic_tokens})
     if before is after:
         raise ValueError(f"{before.name} is given as both models: there is no change to carry")
     before.check_alike(after)
-    lengths = check_lengths(before, given, max_new_tokens)
-    if tokens == [] or n_random < 0:
+    lengths = check_lengths(before, prompt_list, max_new_tokens)
+    if token_ids == [] or n_random < 0:
         raise ValueError(
-            f"toxic_tokens are {tokens}, n_random is {n_random}: expected at least one token, and 0 or more"
+            f"toxic_tokens are {token_ids}, n_random is {n_random}: expected at least one token, and 0 or more"
         )
-    if probe is None and not tokens and scorer is None:
+    if probe is None and not token_ids and scorer is None:
         raise ValueError("nothing to measure by: give a probe, toxic_tokens or a scorer")
     if probe is not None:
         probe.check(before)
-    if tokens and not 0 <= tokens[0] <= tokens[-1] < before.unembedding().shape[0]:
-        raise ValueError(f"toxic_tokens are from {tokens[0]} to {tokens[-1]}: not all are of the model's vocabulary")
+    if token_ids and not 0 <= token_ids[0] <= token_ids[-1] < before.unembedding().shape[0]:
+        raise ValueError(
+            f"toxic_tokens are from {token_ids[0]} to {token_ids[-1]}: not all are of the model's vocabulary"
+        )
     if scorer is not None:
-        check_covered(scorer, [prompt.language for prompt in given])
+        check_covered(scorer, [prompt.language for prompt in prompt_list])
     if not groups or any(name in (_BASE, _TUNED) or name.endswith(_RANDOM) for name in groups):
         raise ValueError(f"groups are {list(groups)}: expected at least one, none called base, tuned or '...{_RANDOM}'")
     for group in groups.values():
@@ -214,21 +271,21 @@ def patch_effect(
 
     def measured(lm: HookedLM, patched: NeuronSet | None = None) -> Values:
         with contextlib.nullcontext() if patched is None else Patch(patched, after).on(lm):
-            found = _next_token(lm, given, lengths, probe, tokens)
+            values = _next_token(lm, prompt_list, lengths, probe=probe, token_ids=token_ids)
             if scorer is not None:
                 written = generate(
-                    lm, given, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed, progress=False
+                    lm, prompt_list, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed, progress=False
                 )
         if scorer is not None:
-            # Outside: a probe of either model is a judge of its own, and must not be patched.
+            # Outside the edit: the scorer may be a probe of one of these models, and must not be patched.
             scores = check_scores(scorer, written.texts, written.row_languages)
-            found["toxicity"] = scores.reshape(len(given), -1).mean(1)
+            values["toxicity"] = scores.reshape(len(prompt_list), -1).mean(1)
         bar.update()
-        return found
+        return values
 
     controls = {name: _controls(group, before, n_random, seed) for name, group in groups.items()}
     with tqdm(
-        total=2 + sum(1 + len(each) for each in controls.values()),
+        total=2 + sum(1 + len(random_sets) for random_sets in controls.values()),
         desc="patching",
         unit="run",
         disable=not progress,
@@ -237,19 +294,26 @@ def patch_effect(
         runs = {_BASE: measured(before), _TUNED: measured(after)}
         for name, group in groups.items():
             runs[name] = measured(before, group)
-            if beside := [measured(before, each) for each in controls[name]]:
-                runs[name + _RANDOM] = {each: np.mean([values[each] for values in beside], 0) for each in beside[0]}
-    return PatchEffect(tuple(prompt.language for prompt in given), runs, (before.identity(), after.identity()))
+            if random_runs := [measured(before, random_set) for random_set in controls[name]]:
+                runs[name + _RANDOM] = {
+                    measure: np.mean([values[measure] for values in random_runs], 0) for measure in random_runs[0]
+                }
+    codes = tuple(prompt.language for prompt in prompt_list)
+    return PatchEffect(codes, runs, (before.identity(), after.identity()))
 
 
 def _next_token(
-    lm: HookedLM, prompts: Sequence[Prompt], lengths: Sequence[int], probe: Probe | None, tokens: Sequence[int] | None
+    lm: HookedLM,
+    prompts: Sequence[Prompt],
+    lengths: Sequence[int],
+    *,
+    probe: Probe | None,
+    token_ids: Sequence[int] | None,
 ) -> dict[str, Float[np.ndarray, "prompt"]]:
-    """What can be said at the last token of each prompt."""
-    found = {
-        name: np.empty(len(prompts)) for name, asked in (("probe", probe), ("toxic_mass", tokens)) if asked is not None
-    }
-    if not found:
+    """Measure the model at the last token of each prompt: the probe's logit, the probability of the toxic tokens."""
+    asked = [name for name, wanted in (("probe", probe), ("toxic_mass", token_ids)) if wanted is not None]
+    values = {name: np.empty(len(prompts)) for name in asked}
+    if not values:
         return {}
 
     def read(rows: list[int]) -> None:
@@ -258,30 +322,34 @@ def _next_token(
         with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -1].double().cpu())}, edit=None):
             logits = lm.logits(ids, mask, languages=[prompts[i].language for i in rows], last_only=True)
         if probe is not None:
-            found["probe"][rows] = (states[0] @ probe.direction.double() + probe.bias).numpy()
-        if tokens is not None:
-            chance = torch.softmax(logits[:, -1].double(), -1)[:, list(tokens)]
-            found["toxic_mass"][rows] = chance.sum(-1).cpu().numpy()
+            values["probe"][rows] = (states[0] @ probe.direction.double() + probe.bias).numpy()
+        if token_ids is not None:
+            probabilities = torch.softmax(logits[:, -1].double(), -1)[:, list(token_ids)]
+            values["toxic_mass"][rows] = probabilities.sum(-1).cpu().numpy()
 
     in_batches(by_length(lengths), rows_that_fit(lm, max(lengths)), read)
-    return found
+    return values
 
 
-def _controls(group: NeuronSet, lm: HookedLM, n: int, seed: int) -> list[NeuronSet]:
+def _controls(group: NeuronSet, lm: HookedLM, n_random: int, seed: int) -> list[NeuronSet]:
+    """Draw random sets of as many neurons in the same layers; none where the group is all neurons of its layers."""
     counts = {layer: len(indices) for layer, (indices, _) in group.by_layer().items()}
     if min(counts.values()) == lm.d_mlp:
         return []
     if max(counts.values()) <= lm.d_mlp // 2:
-        return [group.random_like(lm, seed=seed + i) for i in range(n)]
-    rngs = [random.Random(f"random beside {seed + i}") for i in range(n)]
+        return [group.random_like(lm, seed=seed + i) for i in range(n_random)]
+    rngs = [random.Random(f"random beside {seed + i}") for i in range(n_random)]
     layers = sorted(counts.items())
-    return [NeuronSet.of((layer, i) for layer, k in layers for i in rng.sample(range(lm.d_mlp), k)) for rng in rngs]
+    return [
+        NeuronSet.of((layer, i) for layer, count in layers for i in rng.sample(range(lm.d_mlp), count)) for rng in rngs
+    ]
 
 
 def _share(
     base: Float[np.ndarray, "*any"], tuned: Float[np.ndarray, "*any"], patched: Float[np.ndarray, "*any"]
 ) -> Float[np.ndarray, "*any"]:
+    """Return the share of the change; NaN where there is none."""
     change = np.asarray(tuned - base)
     # Means of the same numbers in another order differ by rounding.
-    none = np.abs(change) <= 1e-9 * np.maximum(np.abs(base), np.abs(tuned))
-    return np.where(none, np.nan, (patched - base) / np.where(none, 1.0, change))
+    unchanged = np.abs(change) <= 1e-9 * np.maximum(np.abs(base), np.abs(tuned))
+    return np.where(unchanged, np.nan, (patched - base) / np.where(unchanged, 1.0, change))

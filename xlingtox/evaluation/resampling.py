@@ -1,4 +1,4 @@
-"""Draws of a change and what they tell: intervals and p-values, in one language and in the mean over languages."""
+"""Draws of a change, and the intervals and p-values from them, in one language and in the mean over languages."""
 
 from __future__ import annotations
 
@@ -17,23 +17,28 @@ from scipy import stats
 from xlingtox.checking import checked
 
 Meanings: TypeAlias = Mapping[str, Sequence[Hashable]]
-"""Language to the id of each prompt's meaning: prompts that are translations of each other have the same one, and None
-is a meaning that no other prompt has."""
+"""The id of the meaning of each prompt, for each language. Translations of one prompt have the same id. None is a
+meaning that no other prompt has."""
 
 _AT_ONCE = 2**22
-"""Random numbers held in memory at a time."""
+"""Hold this many random numbers in memory at a time."""
 
 
 @checked
 @dataclass(frozen=True)
 class Change:
-    """How a mean over prompts changed.
+    """The change of a mean over prompts, with its interval.
 
     Attributes:
         mean: the mean of `after - before`.
-        low, high: its interval; NaN where some language has a single prompt, which tells nothing.
-        p_value: the two-sided sign-flip test: how often a mean at least as far from 0 comes about if each prompt's
-            change is as likely to be negative as positive.
+        low, high: the ends of its interval; NaN where some language has a single prompt, which tells nothing.
+        p_value: the p-value of the two-sided sign-flip test. It is the chance of a mean at least as far from 0 if each
+            prompt's change is as likely to be negative as positive.
+
+    Example:
+        >>> change = xt.evaluation.Change(mean=-0.5, low=-0.7, high=-0.3, p_value=0.001)
+        >>> change.high < 0
+        True
     """
 
     mean: float
@@ -44,11 +49,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Drawn:
-    """An estimated change, and what it was in draws: for either end of its interval, and under flipped signs.
+    """An estimated change, and its values in random draws.
 
     Attributes:
-        freedom: degrees of freedom of Student's t, by which its interval is widened for few prompts; 0 for a single
+        mean: the estimate.
+        freedom: the degrees of freedom of Student's t, by which the interval is widened for few prompts; 0 for a single
             prompt, which has no interval.
+        variance: the variance of the estimate.
+        for_low, for_high: its values in the draws for the lower and for the upper end of the interval.
+        flipped: its values under random signs.
     """
 
     mean: float
@@ -60,18 +69,18 @@ class Drawn:
 
 
 def summary(drawn: Sequence[Drawn], level: float) -> Change:
-    """The change in the mean over languages."""
+    """Return the change in the mean over languages."""
     return Change(float(np.mean([language.mean for language in drawn])), *interval(drawn, level), p_value(drawn))
 
 
 def interval(drawn: Sequence[Drawn], level: float) -> tuple[float, float]:
-    """The interval of the mean over languages."""
+    """Return the interval of the mean over languages."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level}: expected a number between 0 and 1, like 0.95")
     freedoms = np.array([language.freedom for language in drawn])
     if freedoms.min() < 1:
         return math.nan, math.nan
-    # Welch and Satterthwaite: degrees of freedom of a sum.
+    # The degrees of freedom of a sum, by Welch and Satterthwaite.
     variances = np.array([language.variance for language in drawn])
     spread = (variances**2 / freedoms).sum()
     freedom = variances.sum() ** 2 / spread if spread > 0 else freedoms.sum()
@@ -82,20 +91,21 @@ def interval(drawn: Sequence[Drawn], level: float) -> tuple[float, float]:
 
 
 def p_value(drawn: Sequence[Drawn]) -> float:
+    """Return the two-sided p-value of the mean over languages, by random signs."""
     observed = abs(np.mean([language.mean for language in drawn]))
     means = np.abs(np.mean([language.flipped for language in drawn], axis=0))
-    # Rounding must not tell apart what is equal, as many flips of few or of equal changes are.
+    # Many flips of few or of equal changes give the same mean, and rounding must not make them differ.
     slack = 1e-12 * max(np.abs(language.flipped).max() for language in drawn)
     return float((1 + (means >= observed - slack).sum()) / (1 + len(means)))
 
 
 def count(groups: Mapping[str, Int[np.ndarray, "prompt"]]) -> int:
-    """The number of meanings."""
+    """Return the number of meanings."""
     return 1 + max(int(group.max()) for group in groups.values())
 
 
 def by_meaning(meanings: Meanings, sizes: Mapping[str, int]) -> dict[str, Int[np.ndarray, "prompt"]]:
-    """The number of each prompt's meaning, counted over all languages."""
+    """Number the meanings over all languages, and return the number of each prompt's meaning."""
     wrong = [code for code, n in sizes.items() if len(meanings.get(code, ())) != n]
     if wrong:
         raise ValueError(
@@ -110,7 +120,7 @@ def by_meaning(meanings: Meanings, sizes: Mapping[str, int]) -> dict[str, Int[np
 
 
 def joined(drawn: Sequence[Drawn], n_meanings: int) -> Drawn:
-    """The change in the mean over languages whose prompts were drawn together, as translations of each other."""
+    """Return the change in the mean over languages whose prompts were drawn together, as translations of each other."""
     columns = ("mean", "for_low", "for_high", "flipped")
     mean, low, high, flipped = (np.mean([getattr(language, name) for language in drawn], axis=0) for name in columns)
     freedom = n_meanings - 1 if min(language.freedom for language in drawn) else 0
@@ -118,12 +128,13 @@ def joined(drawn: Sequence[Drawn], n_meanings: int) -> Drawn:
 
 
 def check_same_languages(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise ValueError unless both sides have the same languages, and at least one."""
     if not before or before.keys() != after.keys():
         raise ValueError(f"the sides need the same languages: got {sorted(before)} and {sorted(after)}")
 
 
 def streams(seed: int, name: str) -> tuple[Generator, Generator, Generator]:
-    """For weights or draws of prompts, for signs, and for the further prompt."""
+    """Return three generators: for the weights or draws of prompts, for signs, and for the further prompt."""
     weights, signs, further = (default_rng([seed, zlib.crc32(name.encode()), use]) for use in range(3))
     return weights, signs, further
 
@@ -131,7 +142,7 @@ def streams(seed: int, name: str) -> tuple[Generator, Generator, Generator]:
 def in_chunks(
     n: int, n_prompts: int, draw: Callable[[tuple[int, int]], np.ndarray], width: int | None = None
 ) -> np.ndarray:
-    """Make n draws, some at a time; each takes `width` numbers (default: one a prompt)."""
+    """Make n draws in chunks. Each takes `width` numbers (default: one for each prompt)."""
     if n < 1:
         raise ValueError(f"n_resamples is {n}: expected at least 1")
     rows = max(1, _AT_ONCE // (width or n_prompts))

@@ -11,37 +11,33 @@ from plotly.subplots import make_subplots
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.dose_response import Dose, DoseResponse
 from xlingtox.figures.style import BAND, CONTROL, SOURCES, drawable, heading, styled
 
 
 @checked
-def dose_response(intervention: Sequence[Dose], control: Sequence[Dose] = ()) -> go.Figure:
+def dose_response(response: DoseResponse) -> go.Figure:
     """Draw toxicity, and below it perplexity and the share of degenerate text, against the offset (paper, Figure 2).
 
     The panels share their offsets, and each has its own axis: where lines of two scales cross means nothing. Where
     several sets of neurons stand behind a dose, a band goes from the least to the greatest toxicity among them. The
     lines of toxicity carry the values of each language in `meta`, so that a page can show some languages alone.
 
-    Args:
-        intervention: the doses of the sources.
-        control: the doses of random neurons.
-
     Raises:
         ValueError: no doses.
 
     Example:
-        >>> doses = [xt.Dose(offset, 0.5 + offset / 4, {"en": 0.5}, 0.0, 7.0, 0.3, 0.6) for offset in (-1.0, 0.0)]
-        >>> xt.figures.dose_response(doses).layout.yaxis.title.text
+        >>> dose = xt.evaluation.Dose(-1.0, 0.2, {"en": 0.2}, degenerate=0.0, perplexity=9.0, low=0.2, high=0.2)
+        >>> xt.figures.dose_response(xt.DoseResponse((dose,))).layout.yaxis.title.text
         'Average toxicity'
     """
-    if not intervention:
-        raise ValueError("no doses to draw: the intervention is empty")
+    if not response.doses:
+        raise ValueError("no doses to draw: the dose-response is empty")
     figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.5, 0.27, 0.23])
     # The sources are drawn last, so that they lie in front, and named first.
-    if control:
-        _add_doses(figure, control, _Look("random neurons", CONTROL, "dash", rank=2))
-    _add_doses(figure, intervention, _Look("sources", SOURCES, "solid", rank=1))
+    if response.control:
+        _add_doses(figure, response.control, _Look("random neurons", CONTROL, "dash", rank=2))
+    _add_doses(figure, response.doses, _Look("sources", SOURCES, "solid", rank=1))
     figure.update_yaxes(title_text="Average toxicity", rangemode="tozero", row=1)
     figure.update_yaxes(title_text="Perplexity", row=2)
     figure.update_yaxes(title_text="Degenerate", tickformat=".0%", rangemode="tozero", row=3)

@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from xlingtox import evaluation
 from xlingtox.checking import checked
-from xlingtox.evaluation import Comparison, Dose, LayerDrift, PatchEffect
+from xlingtox.evaluation import Comparison, DoseResponse, LayerDrift, PatchEffect, WeightDrift
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
@@ -40,16 +39,17 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             | `Comparison`                    | `toxicity`           | `measure`             |
             | `Transfer`                      | `transfer`           |                       |
             | `Retrieval`                     | `retrieval_by_layer` | `measure`             |
+            | `DoseResponse`                  | `dose_response`      |                       |
             | `PatchEffect`                   | `patch_effect`       | `language`            |
+            | `WeightDrift`                   | `weight_drift`       |                       |
             | `Probe`                         | `probe`              |                       |
             | `NeuronSet`                     | `sources`            | `sources`, `n_layers` |
             | `Activations`                   | `activation_map`     | `after`               |
             | `TokenActivations`              | `token_activations`  | `after`               |
             | a list of `TokenActivations`    | `top_tokens`         | `k`                   |
-            | a list of `Dose`                | `dose_response`      | `control`             |
+            | a list of `LayerDrift`          | `weight_drift`       |                       |
             | a table of promoted tokens      | `promoted`           |                       |
             | a table that `top_tokens` gives | `top_tokens`         |                       |
-            | a table of `weight_drift`       | `weight_drift`       |                       |
 
     Raises:
         TypeError: there is no figure of such a result, or the figure has no such option.
@@ -74,7 +74,9 @@ def _draw(result: object, **options: Any) -> go.Figure | TokenView:
 _draw.register(Comparison, toxicity)
 _draw.register(Transfer, transfer)
 _draw.register(Retrieval, retrieval_by_layer)
+_draw.register(DoseResponse, dose_response)
 _draw.register(PatchEffect, patch_effect)
+_draw.register(WeightDrift, weight_drift)
 _draw.register(Probe, probe)
 _draw.register(NeuronSet, sources)
 _draw.register(Activations, activation_map)
@@ -119,19 +121,3 @@ _TABLES: dict[frozenset[str], tuple[str, Callable[[pd.DataFrame], go.Figure | To
     frozenset({"token", "score", "rank"}): ("NeuronSet.promoted_tokens", promoted),
 }
 """The columns by which a table is recognised, what gives it, and its figure."""
-
-
-# --- doses and drift: `DoseResponse` and `WeightDrift` where the package has these results, else lists and tables
-
-_EVALUATION = vars(evaluation)
-
-if "DoseResponse" in _EVALUATION:
-    _draw.register(_EVALUATION["DoseResponse"], dose_response)
-    _draw.register(_EVALUATION["WeightDrift"], weight_drift)
-else:
-
-    def _draw_drift(vectors: pd.DataFrame) -> go.Figure:
-        return weight_drift(_EVALUATION["drift_by_layer"](vectors))
-
-    _SEVERAL[Dose] = dose_response
-    _TABLES[frozenset({"kind", "cosine", "norm_change"})] = ("xt.weight_drift", _draw_drift)

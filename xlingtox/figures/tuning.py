@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from xlingtox.checking import checked
-from xlingtox.evaluation.weight_drift import LayerDrift
+from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift
 from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, heading, layer_ticks, styled
 
 _REJECTED = "#A0559C"
@@ -88,32 +88,33 @@ _KINDS = {
 
 
 @checked
-def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
+def weight_drift(drift: WeightDrift | Sequence[LayerDrift]) -> go.Figure:
     """Draw how far tuning moved the MLP's weights, by layer: each vector's cosine with before, and its change of norm.
 
     The mean over a layer's vectors is drawn, and their least and greatest as a bar. A layer whose vectors were all zero
     has none (NaN).
 
     Args:
-        drift: of a comparison, or `evaluation.drift_by_layer(weight_drift(before, after))`.
+        drift: the result of `xt.weight_drift(before, after)`, or `comparison.drift`.
 
     Raises:
         ValueError: no layers, another kind of vector, or an infinite number.
 
     Example:
-        >>> table = xt.weight_drift(lm, xt.Scale(sources, 0.5).bake(lm))
-        >>> xt.figures.weight_drift(xt.evaluation.drift_by_layer(table)).layout.yaxis.title.text
+        >>> drift = xt.weight_drift(lm, xt.Scale(sources, 0.5).bake(lm))
+        >>> xt.figures.weight_drift(drift).layout.yaxis.title.text
         'Cosine with before'
     """
-    if not drift:
+    layer_drifts = drift.by_layer() if isinstance(drift, WeightDrift) else drift
+    if not layer_drifts:
         raise ValueError("no drift to draw: there are no layers")
-    if unknown := [layer.kind for layer in drift if layer.kind not in _KINDS]:
+    if unknown := [layer.kind for layer in layer_drifts if layer.kind not in _KINDS]:
         raise ValueError(f"unknown kind {unknown[0]!r}: expected {', '.join(_KINDS)}")
-    if any(math.isinf(number) for layer in drift for number in (layer.cosine, layer.norm_change)):
+    if any(math.isinf(number) for layer in layer_drifts for number in (layer.cosine, layer.norm_change)):
         raise ValueError("a cosine or a change of norm is infinite")
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
     for kind, (name, colour, symbol, shift) in _KINDS.items():
-        layers = sorted((layer for layer in drift if layer.kind == kind), key=lambda layer: layer.layer)
+        layers = sorted((layer for layer in layer_drifts if layer.kind == kind), key=lambda layer: layer.layer)
         cosines = [(layer.cosine, *layer.cosine_range) for layer in layers]
         norms = [(layer.norm_change, *layer.norm_change_range) for layer in layers]
         for row, points, form in ((1, cosines, ".5f"), (2, norms, "+.2%")):
@@ -139,6 +140,6 @@ def weight_drift(drift: Sequence[LayerDrift]) -> go.Figure:
             )
     figure.update_yaxes(title_text="Cosine with before", row=1)
     figure.update_yaxes(title_text="Change of norm", tickformat=".2~%", zeroline=True, row=2)
-    figure.update_xaxes(layer_ticks(max(layer.layer for layer in drift) + 1))
+    figure.update_xaxes(layer_ticks(max(layer.layer for layer in layer_drifts) + 1))
     figure.update_xaxes(title_text="Layer", row=2)
     return styled(figure, height=500).update_layout(title=heading("How far the weights moved, by layer"))

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from xlingtox import figures, files, languages
 from xlingtox.checking import checked
+from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.html import pages
 from xlingtox.html.escaping import escaped, escaped_for_plotly
 from xlingtox.html.masking import mask
@@ -167,16 +168,17 @@ def _made(study: Study) -> dict[int, tuple[go.Figure, str]]:
     """Each figure with its numbers as a table; those of figures 1, 3 and 4 are in the table of languages."""
     results, compared = study.results, study.comparison
     doses, amplified = (study.intervention, study.control), (study.amplification, study.amplification_control)
+    response, amplification = (DoseResponse(*map(tuple, sides)) for sides in (doses, amplified))
     made = {
         1: (figures.toxicity(compared), ""),
-        2: (figures.dose_response(*doses), number_tables.of_doses("Hostile prompts, by offset", *doses)),
+        2: (figures.dose_response(response), number_tables.of_doses("Hostile prompts, by offset", *doses)),
         3: (figures.activations(compared), ""),
     }
     if study.transfer.drop:  # where no language was toxic before, nothing can have dropped
         made[4] = (figures.transfer(study.transfer), "")
     if study.amplification:
         table = number_tables.of_doses("Friendly prompts, by offset", *amplified)
-        made[5] = (figures.dose_response(*amplified), table)
+        made[5] = (figures.dose_response(amplification), table)
     if results["cosines"]:
         sources = NeuronSet.of(results["potential"], scores=results["cosines"]), NeuronSet.of(results["actual"])
         made[6] = (figures.sources(*sources), number_tables.of_sources(*sources))

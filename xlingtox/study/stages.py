@@ -25,7 +25,7 @@ from xlingtox.data import as_prompts, check_columns, labelled_texts, meanings
 from xlingtox.evaluation import metrics
 from xlingtox.evaluation.comparison import Comparison, compare, toxicity_scores
 from xlingtox.evaluation.degenerate import Identifier
-from xlingtox.evaluation.dose_response import check_offsets, dose_response
+from xlingtox.evaluation.dose_response import Dose, DoseResponse, check_offsets, dose_response
 from xlingtox.evaluation.fluency import check_held_out
 from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
@@ -296,41 +296,36 @@ def _spoken_in(counts: Counter[str]) -> list[str]:
 
 def _intervene(study: _Study) -> dict[str, Any]:
     settings = study.settings
-    sets = {"intervention": [study.sources], "control": _controls(study, settings.n_random)}
-    return _doses(study, sets, settings.offsets, study.materials.toxic_prompts)
+    response = _dose_response(study, study.materials.toxic_prompts, settings.offsets, n_random=settings.n_random)
+    return {"intervention": _rows(response.doses), "control": _rows(response.control)}
 
 
 def _amplify(study: _Study) -> dict[str, Any]:
+    settings, prompts = study.settings, study.materials.neutral_prompts
+    response = _dose_response(study, prompts, settings.amplifications, n_random=settings.n_random_amplified)
+    return {"amplification": _rows(response.doses), "amplification_control": _rows(response.control)}
+
+
+def _dose_response(study: _Study, prompts: Dataset, offsets: Sequence[float], *, n_random: int) -> DoseResponse:
+    """Measure what each offset on the sources, and on random sets, does after a few of the prompts."""
     settings = study.settings
-    sets = {"amplification": [study.sources], "amplification_control": _controls(study, settings.n_random_amplified)}
-    return _doses(study, sets, settings.amplifications, study.materials.neutral_prompts)
+    return dose_response(
+        study.lm,
+        study.sources,
+        _few(prompts, settings.dose_prompts),
+        offsets=offsets,
+        scorer=study.scorer,
+        held_out=_few(study.materials.held_out, settings.dose_texts),
+        n_random=n_random,
+        seed=1000 * settings.seed,
+        max_new_tokens=settings.max_new_tokens,
+        progress=study.progress,
+        identify_language=study.materials.identify_language,
+    )
 
 
-def _doses(
-    study: _Study, sets: Mapping[str, list[NeuronSet]], offsets: Sequence[float], prompts: Dataset
-) -> dict[str, Any]:
-    """What each offset on each of these sets does after a few of the prompts."""
-    settings, found = study.settings, {}
-    few, texts = _few(prompts, settings.dose_prompts), _few(study.materials.held_out, settings.dose_texts)
-    for name, own in sets.items():
-        doses = dose_response(
-            study.lm,
-            own,
-            few,
-            offsets=offsets,
-            scorer=study.scorer,
-            held_out=texts,
-            max_new_tokens=settings.max_new_tokens,
-            progress=study.progress,
-            identify_language=study.materials.identify_language,
-        )
-        found[name] = [dataclasses.asdict(dose) for dose in doses]
-    return found
-
-
-def _controls(study: _Study, n: int) -> list[NeuronSet]:
-    """Random sets, of as many neurons in the same layers as the sources."""
-    return [study.sources.random_like(study.lm, seed=1000 * study.settings.seed + i) for i in range(n)]
+def _rows(doses: Sequence[Dose]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(dose) for dose in doses]
 
 
 def _tune(study: _Study) -> dict[str, Any]:
