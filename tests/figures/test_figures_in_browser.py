@@ -8,7 +8,7 @@ from studies import made_up
 from xlingtox import figures, languages
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.measures import FLUENCY, TOXICITY
-from xlingtox.study.findings import Study
+from xlingtox.study import StudyResults
 
 CLASHES = """() => {
   const whole = document.querySelector(".main-svg").getBoundingClientRect();
@@ -52,7 +52,7 @@ def roc():
 
 
 def drawn():
-    study = Study(made_up())
+    study = StudyResults.of(made_up())
     return {
         "training": figures.training(log()),
         "patch_effect": figures.patch_effect(patched()),

@@ -30,7 +30,7 @@ RECIPE = train.Recipe(
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     out = tmp_path_factory.mktemp("mini") / "made" / "for it"
-    train.train(out, 0, RECIPE, quiet=True)
+    train.train(out, seed=0, recipe=RECIPE, progress=False)
     return out
 
 
@@ -42,8 +42,8 @@ def tokenizer(checkpoint):
 
 def test_the_same_seed_gives_the_same_bytes(checkpoint, tmp_path, capfd):
     torch.rand(7)  # what else is drawn in this process does not matter
-    train.train(tmp_path / "again", 0, RECIPE, quiet=True)
-    train.train(tmp_path / "other", 1, RECIPE, quiet=True)
+    train.train(tmp_path / "again", seed=0, recipe=RECIPE, progress=False)
+    train.train(tmp_path / "other", seed=1, recipe=RECIPE, progress=False)
     assert capfd.readouterr().out == ""
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (checkpoint / name).read_bytes()
@@ -52,10 +52,30 @@ def test_the_same_seed_gives_the_same_bytes(checkpoint, tmp_path, capfd):
 
 
 def test_training_changes_the_weights(checkpoint, tmp_path):
-    train.train(tmp_path, 0, dataclasses.replace(RECIPE, steps=1), quiet=True)
+    train.train(tmp_path, seed=0, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
     one, three = (load_file(folder / "model.safetensors") for folder in (tmp_path, checkpoint))
     assert one.keys() == three.keys()
     assert all(not torch.equal(one[name], three[name]) for name in one)
+
+
+def test_a_folder_that_holds_something_is_refused_and_kept(checkpoint, tmp_path):
+    before = {file: file.read_bytes() for file in checkpoint.iterdir()}
+    with pytest.raises(OSError, match="is there already: choose a new or an empty folder"):
+        train.train(checkpoint, seed=1, recipe=RECIPE, progress=False)
+    assert {file: file.read_bytes() for file in checkpoint.iterdir()} == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="is there already"):
+        train.train(tmp_path / "file", seed=1, recipe=RECIPE, progress=False)
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(train.files, "write_json", full)
+    with pytest.raises(OSError, match="no space left"):
+        train.train(tmp_path / "new", seed=0, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_checkpoint_is_an_ordinary_one(checkpoint, tokenizer):

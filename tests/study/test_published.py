@@ -108,14 +108,23 @@ def test_one_beginning_and_no_second(starting):
     assert list(rows["language"]) == ["en", "en", "es"]
 
 
+def test_conversations_are_rendered_by_the_model_s_template(starting):
+    turns = [{"role": "user", "content": "the cat"}]
+    with_template = copy.copy(starting)
+    tokenizer = copy.deepcopy(starting.tokenizer)
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }} sat{% endfor %}"
+    with_template.tokenizer = tokenizer
+    assert list(published.with_start(with_template, {"en": [turns]})["prompt"]) == ["<eos>the cat sat"]
+
+
 def test_a_tokenizer_without_a_beginning(lm):
     with pytest.raises(ValueError, match="no beginning of text"):
         published.with_start(lm, PROMPTS)
 
 
-def test_their_retrieval_figure_by_hand(family, tokenizer):
+def test_their_retrieval_figure_by_hand(family, tokenizer, monkeypatch):
     english, spanish = ["the cat", "the house", "x" * 257, "a dog"], ["el gato", "la casa", "x", "y" * 257]
-    found = published.aligned_cosines(family.lm, {"en": english, "es": spanish}, progress=False)
+    figures = published.aligned_cosines(family.lm, {"en": english, "es": spanish}, progress=False)
     cosines = []
     for pair in zip(english[:2], spanish[:2], strict=True):
         sides = []
@@ -125,7 +134,17 @@ def test_their_retrieval_figure_by_hand(family, tokenizer):
             sides.append([*(state[0].mean(0) for state in states), normed(family.model, ids).mean(0)])
         cosines += [float(torch.cosine_similarity(*both, dim=0)) for both in zip(*sides, strict=True)]
     assert len(cosines) == 2 * (family.lm.n_layers + 2)
-    assert found == {"es": pytest.approx(np.mean(cosines), abs=1e-5)}
+    assert figures == {"es": pytest.approx(np.mean(cosines), abs=1e-5)}
+    several = {"en": english, "es": spanish, "de": ["die katze", "y" * 257, "das haus", "ein hund"], "ru": english}
+    read, texts_read = published.mean_states, []
+    monkeypatch.setattr(
+        published, "mean_states", lambda lm, texts, *more: texts_read.append(texts) or read(lm, texts, *more)
+    )
+    together = published.aligned_cosines(family.lm, several, progress=False)
+    assert [len(texts) for texts in texts_read] == [3, 2, 2, 3], "English is read once"
+    for code in ("es", "de", "ru"):
+        alone = published.aligned_cosines(family.lm, {"en": english, code: several[code]}, progress=False)
+        assert together[code] == pytest.approx(alone[code], abs=1e-6)
     with pytest.raises(ValueError, match="every pair in es"):
         published.aligned_cosines(family.lm, {"en": ["x" * 300, "y" * 300], "es": ["a b", "c"]}, progress=False)
 
