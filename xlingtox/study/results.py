@@ -35,7 +35,7 @@ _IN_A_NOTEBOOK = ("toxicity_probability", "average_toxicity", "degenerate", "per
 @checked
 @dataclass(frozen=True)
 class ProbeQuality:
-    """How well the study's probe tells toxic from other sentences, measured on held-out sentences.
+    """The quality of the study's probe: it tells toxic from other sentences, here on held-out ones.
 
     Attributes:
         accuracy: share of the sentences that it sorts rightly.
@@ -311,7 +311,9 @@ def _candidates(stored: Mapping[str, Any]) -> NeuronSet:
 
 
 def _promoted(rows: Sequence[Mapping[str, Any]]) -> tuple[PromotedTokens, ...]:
-    tokens = (tuple(PromotedToken(each["token"], tuple(each["languages"])) for each in row["tokens"]) for row in rows)
+    tokens = (
+        tuple(PromotedToken(entry["token"], tuple(entry["languages"])) for entry in row["tokens"]) for row in rows
+    )
     return tuple(PromotedTokens(**dict(row) | {"tokens": promoted}) for row, promoted in zip(rows, tokens, strict=True))
 
 
