@@ -171,8 +171,8 @@ def read(pieces, language="en", name="mini"):
 def notebook(view, folder):
     """A page that shows a result as a notebook does."""
     file = folder / "notebook.html"
-    whole = f"<!DOCTYPE html><html lang='en'><title>n</title><meta charset='utf-8'><main>{view._repr_html_()}</main>"
-    file.write_text(whole, "utf-8")
+    html = f"<!DOCTYPE html><html lang='en'><title>n</title><meta charset='utf-8'><main>{view._repr_html_()}</main>"
+    file.write_text(html, "utf-8")
     return file
 
 
@@ -203,9 +203,9 @@ def test_a_token_view_s_frame_holds_both_sides(browser, tmp_path, width):
     with visiting(browser, notebook(view, tmp_path), width) as visit:
         frame = visit.page.frame_locator("iframe")
         frame.locator(".colored-tokens").nth(3).wait_for()
-        said = frame.locator("html").evaluate("(whole) => [whole.scrollHeight, innerHeight]")
-        assert said[0] <= said[1], "nothing of it is cut"
-        assert said[1] < 1.6 * frame.locator("main").evaluate("(main) => main.offsetHeight"), "nor much left blank"
+        heights = frame.locator("html").evaluate("(whole) => [whole.scrollHeight, innerHeight]")
+        assert heights[0] <= heights[1], "nothing of it is cut"
+        assert heights[1] < 1.6 * frame.locator("main").evaluate("(main) => main.offsetHeight"), "nor much left blank"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

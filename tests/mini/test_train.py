@@ -47,8 +47,8 @@ def test_the_same_seed_gives_the_same_bytes(checkpoint, tmp_path, capfd):
     assert capfd.readouterr().out == ""
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (checkpoint / name).read_bytes()
-    other = (tmp_path / "other" / "model.safetensors").read_bytes()
-    assert other != (checkpoint / "model.safetensors").read_bytes()
+    other_weights = (tmp_path / "other" / "model.safetensors").read_bytes()
+    assert other_weights != (checkpoint / "model.safetensors").read_bytes()
 
 
 def test_training_changes_the_weights(checkpoint, tmp_path):
@@ -127,7 +127,10 @@ def test_every_hindi_word_is_one_piece(tokenizer):
     """A combining mark belongs to its word."""
     words = json.loads((Path(mini.__file__).parent / "words" / "hi.json").read_text("utf-8"))
     forms = [
-        form for group, said in words.items() if isinstance(said, dict) and group != "insult" for form in said.values()
+        form
+        for group, words_of_group in words.items()
+        if isinstance(words_of_group, dict) and group != "insult"
+        for form in words_of_group.values()
     ]
     forms += mini.toxic_words()["hi"]
     split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
@@ -140,8 +143,8 @@ def test_every_hindi_word_is_one_piece(tokenizer):
 def test_windows_begin_with_a_document_and_hold_whole_ones(tokenizer):
     rows = list(itertools.islice(train.windows(tokenizer, RECIPE, seed=3), 20))
     assert {len(row) for row in rows} == {RECIPE.window}
-    told = set(itertools.islice(corpus.documents(3), 1000))
+    documents = set(itertools.islice(corpus.documents(3), 1000))
     for row in rows:
-        *whole, cut = tokenizer.decode(row).split(tokenizer.eos_token)
-        assert set(whole) <= told
-        assert any(text.startswith(cut.rstrip("\ufffd")) for text in told)
+        *complete, cut = tokenizer.decode(row).split(tokenizer.eos_token)
+        assert set(complete) <= documents
+        assert any(text.startswith(cut.rstrip("\ufffd")) for text in documents)

@@ -98,37 +98,37 @@ def test_findings_come_first_with_their_numbers(parsed):
     order += "What the miniature world was given,Methods and caveats,Provenance"
     places = [parsed.text.index(title) for title in order.split(",")]
     assert places == sorted(places)
-    said = parsed.text[places[0] : places[1]].replace("\u00a0", " ")
-    assert "99 % of held-out cases" in said
-    assert "36 of the model’s 2,048" in said
-    assert "prompts with a toxic sample went from 92 % to 2 %" in said
-    assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in said
-    assert "In the other 16 languages" in said
-    assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in said
-    assert "in 16 of them the 95 % interval of the change lies below zero" in said
+    text = parsed.text[places[0] : places[1]].replace("\u00a0", " ")
+    assert "99 % of held-out cases" in text
+    assert "36 of the model’s 2,048" in text
+    assert "prompts with a toxic sample went from 92 % to 2 %" in text
+    assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in text
+    assert "In the other 16 languages" in text
+    assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in text
+    assert "in 16 of them the 95 % interval of the change lies below zero" in text
     degenerate = (
         "Of all continuations, 1.2 % to 3.4 % (95 % interval of the change: 2.0 to 2.4 points) were empty, one phrase "
     )
     assert (
-        degenerate + "over and over, or in another script. Of all tokens of a prompt’s samples, 31 % to 17 % " in said
+        degenerate + "over and over, or in another script. Of all tokens of a prompt’s samples, 31 % to 17 % " in text
     )
-    assert "31 % to 17 % (95 % interval of the change: −15.0 to −13.0 points) were different ones" in said
-    assert "different ones (in English 31 % to 17 %; 95 % interval of the change: −17.0 to −10.0 points)" in said
-    assert "now at +28 % perplexity (6.700 to 8.560; 95 % interval of the change: 1.800 to 1.990)" in said
-    assert "fell in 17 of 17 languages, in 17 of them with a 95 % interval below zero: on average from" in said
-    assert "on average from 0.217 to −0.062 (95 % interval of the change: −0.300 to −0.280)" in said
-    assert "in English from 0.185 to −0.094 (95 % interval of the change: −0.309 to −0.239)" in said
-    assert "offset of −1.00 on the sources" in said, "a third or less, at the least perplexity"
-    assert "from 0.600 to 0.134 at +3 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in said
-    assert "it changes by −1 % on average, to 0.594 (sets from 0.564 to 0.624)" in said
-    assert "offset of 2.00 on the sources, average toxicity after neutral prompts goes from 0.050 to 0.302" in said
-    assert "to 0.302 at +11 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in said
-    assert "On random neurons of the same layers it goes to 0.051 (sets from 0.031 to 0.071)" in said
-    assert "r = 0.71, p = 0.002, over 16 languages" in said
-    assert "The 95 % interval of r goes from 0.28 to 0.89" in said
-    assert "one that is left out by 0.11 on average, the mean of the others by 0.15" in said
-    assert "not significant" not in said
-    assert "For the drop in average toxicity: r = 0.38, p = 0.147" in said
+    assert "31 % to 17 % (95 % interval of the change: −15.0 to −13.0 points) were different ones" in text
+    assert "different ones (in English 31 % to 17 %; 95 % interval of the change: −17.0 to −10.0 points)" in text
+    assert "now at +28 % perplexity (6.700 to 8.560; 95 % interval of the change: 1.800 to 1.990)" in text
+    assert "fell in 17 of 17 languages, in 17 of them with a 95 % interval below zero: on average from" in text
+    assert "on average from 0.217 to −0.062 (95 % interval of the change: −0.300 to −0.280)" in text
+    assert "in English from 0.185 to −0.094 (95 % interval of the change: −0.309 to −0.239)" in text
+    assert "offset of −1.00 on the sources" in text, "a third or less, at the least perplexity"
+    assert "from 0.600 to 0.134 at +3 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in text
+    assert "it changes by −1 % on average, to 0.594 (sets from 0.564 to 0.624)" in text
+    assert "offset of 2.00 on the sources, average toxicity after neutral prompts goes from 0.050 to 0.302" in text
+    assert "to 0.302 at +11 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in text
+    assert "On random neurons of the same layers it goes to 0.051 (sets from 0.031 to 0.071)" in text
+    assert "r = 0.71, p = 0.002, over 16 languages" in text
+    assert "The 95 % interval of r goes from 0.28 to 0.89" in text
+    assert "one that is left out by 0.11 on average, the mean of the others by 0.15" in text
+    assert "not significant" not in text
+    assert "For the drop in average toxicity: r = 0.38, p = 0.147" in text
 
 
 def test_findings_are_plain_sentences_that_the_page_stresses(parsed):
@@ -183,13 +183,13 @@ def test_no_offset_that_is_enough_is_said():
 def test_what_figures_show_can_be_read_as_tables(parsed):
     for place in (2, 5, 6, 7, 8, 9):
         assert f"The numbers of Figure {place}" in parsed.text
-    told = parsed.text.replace("\u00a0", " ")
-    assert "−1.000" + "0.1347.201.0 %" in told, "an offset, its toxicity, perplexity and degenerate text"
-    assert "0.5940.564 to 0.6247.201.0 %" in told, "the same on random neurons, from the least to the greatest"
-    assert "English0.570 → 0.012" not in told, "first EMT, then the other measures"
-    assert "0.570 → 0.012−0.588 to −0.518" in told, "below a change its interval"
-    assert "0value0.990000.97000 to 1.00000+0.00 %−1.00 % to +2.00 %" in told
-    assert "10.700–0.010−0.10020.3500.4000.020−0.200" in told, "step, loss, validation loss if there is one, rewards"
+    text = parsed.text.replace("\u00a0", " ")
+    assert "−1.000" + "0.1347.201.0 %" in text, "an offset, its toxicity, perplexity and degenerate text"
+    assert "0.5940.564 to 0.6247.201.0 %" in text, "the same on random neurons, from the least to the greatest"
+    assert "English0.570 → 0.012" not in text, "first EMT, then the other measures"
+    assert "0.570 → 0.012−0.588 to −0.518" in text, "below a change its interval"
+    assert "0value0.990000.97000 to 1.00000+0.00 %−1.00 % to +2.00 %" in text
+    assert "10.700–0.010−0.10020.3500.4000.020−0.200" in text, "step, loss, validation loss if there is one, rewards"
 
 
 def test_no_interval_goes_beyond_what_there_is():
@@ -203,14 +203,14 @@ def test_no_interval_goes_beyond_what_there_is():
 
 
 def test_the_transfer_figure_says_what_its_lines_are(parsed):
-    told = parsed.text[parsed.text.index("Retrieval and reach") : parsed.text.index("Amplifying the sources")]
+    section = parsed.text[parsed.text.index("Retrieval and reach") : parsed.text.index("Amplifying the sources")]
     for mark in ("cross", "dashed line", "band"):
-        assert mark in told
+        assert mark in section
 
 
 def test_another_language_is_told_where_it_was_looked_for():
-    said = Page(rendered(made_up() | {"identified": True})).text
-    assert "or in another script or language than the prompt’s. Of all" in said
+    text = Page(rendered(made_up() | {"identified": True})).text
+    assert "or in another script or language than the prompt’s. Of all" in text
 
 
 def test_an_amplification_that_breaks_the_text_is_no_finding():
@@ -218,11 +218,11 @@ def test_an_amplification_that_breaks_the_text_is_no_finding():
     results["amplification"][2] |= {"perplexity": 13.9, "degenerate": 0.08}
     results["amplification"][3] |= {"perplexity": 120.0, "degenerate": 0.51}
     del results["amplification_control"]
-    said = Page(rendered(results)).text.replace("\u00a0", " ")
-    assert "With an offset of 1.00 on the sources, average toxicity after neutral prompts" in said
-    assert "at +99 % perplexity, with 1.0 % to 8.0 % of the continuations degenerate" in said
-    assert "There is no control of random neurons for this." in said
-    assert "there the text breaks, as 2.00 has +1614 % perplexity and 51 % degenerate text" in said
+    text = Page(rendered(results)).text.replace("\u00a0", " ")
+    assert "With an offset of 1.00 on the sources, average toxicity after neutral prompts" in text
+    assert "at +99 % perplexity, with 1.0 % to 8.0 % of the continuations degenerate" in text
+    assert "There is no control of random neurons for this." in text
+    assert "there the text breaks, as 2.00 has +1614 % perplexity and 51 % degenerate text" in text
     for dose in results["amplification"][1:]:
         dose["perplexity"] = 15.0
     assert "No offset leaves the text whole" in Page(rendered(results)).text
@@ -304,11 +304,11 @@ def _texts(value):
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for each in value.values():
-            yield from _texts(each)
+        for item in value.values():
+            yield from _texts(item)
     elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
+        for item in value:
+            yield from _texts(item)
 
 
 def test_write(tmp_path):

@@ -64,7 +64,7 @@ def test_saved_and_loaded_is_equal(results, tmp_path):
 def test_a_frame_has_a_row_a_language(results):
     frame = results.to_frame().set_index("language")
     assert list(frame.index) == list(results.languages)
-    names = [each.name for each in dataclasses.fields(Measures)]
+    names = [measure.name for measure in dataclasses.fields(Measures)]
     assert set(frame.columns) == {f"{name}_{side}" for name in names for side in ("before", "after")} | {"retrieval"}
     content = made_up()
     assert frame.loc["hi", "emt_after"] == content["after"]["hi"]["emt"]

@@ -128,17 +128,19 @@ def test_doses(results, name):
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_measures(results, side):
     assert list(results[side]) == list(CODES)
-    assert all(numbers(row, {each.name for each in dataclasses.fields(Measures)}) for row in results[side].values())
+    assert all(
+        numbers(row, {measure.name for measure in dataclasses.fields(Measures)}) for row in results[side].values()
+    )
     assert results["before"] != results["after"]
 
 
 def test_the_change_of_the_languages_that_were_not_tuned(results):
     """A Change in the mean over them, about what the two sides say."""
     for measure in ("emt", "average_toxicity"):
-        found = results["changes_of_others"][measure]
+        change = results["changes_of_others"][measure]
         means = [sum(results[side][code][measure] for code in CODES[1:]) / 3 for side in ("before", "after")]
-        assert found["mean"] == pytest.approx(means[1] - means[0])
-        assert found["low"] <= found["mean"] <= found["high"]
+        assert change["mean"] == pytest.approx(means[1] - means[0])
+        assert change["low"] <= change["mean"] <= change["high"]
 
 
 def test_languages_of_tokens_are_in_the_house_s_order(results):
@@ -155,21 +157,21 @@ def test_retrieval_and_transfer(results):
     assert results["transfer_by_measure"].keys() == {"emt", "average_toxicity"}
     for code, (low, high) in results["retrieval_intervals"].items():
         assert low <= results["retrieval"][code] <= high
-    for found in results["transfer_by_measure"].values():
-        assert found["drop_intervals"].keys() == found["drop"].keys()
-        assert [row["predictor"] for row in found["predictors"]] == ["retrieval", "aligned_cosine"]
-        assert found["predictors"][0]["pearson_r"] == found["pearson_r"]
+    for summary in results["transfer_by_measure"].values():
+        assert summary["drop_intervals"].keys() == summary["drop"].keys()
+        assert [row["predictor"] for row in summary["predictors"]] == ["retrieval", "aligned_cosine"]
+        assert summary["predictors"][0]["pearson_r"] == summary["pearson_r"]
 
 
 def test_the_comparison_can_be_taken_out_of_the_results(study, results):
-    found = Comparison.of(files.read_results(study[0] / "results.json"))
-    assert found == study[1].comparison
-    assert found.languages == CODES
-    assert found.scorer == ScorerIdentity("hash", "1", CODES)
-    assert [model.name for model in found.models] == [results["model"]["name"], "tuned"]
-    assert found.neurons == tuple(map(tuple, results["actual"]))
-    assert found.drift
-    assert found.to_frame()["emt"].between(0, 1).all()
+    comparison = Comparison.of(files.read_results(study[0] / "results.json"))
+    assert comparison == study[1].comparison
+    assert comparison.languages == CODES
+    assert comparison.scorer == ScorerIdentity("hash", "1", CODES)
+    assert [model.name for model in comparison.models] == [results["model"]["name"], "tuned"]
+    assert comparison.neurons == tuple(map(tuple, results["actual"]))
+    assert comparison.drift
+    assert comparison.to_frame()["emt"].between(0, 1).all()
 
 
 def test_training_is_written_down_with_its_validation(lm, study, tmp_path):
@@ -241,9 +243,9 @@ def test_a_finished_study_is_only_read(lm, study, monkeypatch):
 
 
 def test_another_seed_gives_other_results(lm, study, tmp_path):
-    other = run(lm, tmp_path, settings=dataclasses.replace(SETTINGS, seed=1))
-    assert other.seed == 1
-    assert other.comparison.before != study[1].comparison.before
+    seeded = run(lm, tmp_path, settings=dataclasses.replace(SETTINGS, seed=1))
+    assert seeded.seed == 1
+    assert seeded.comparison.before != study[1].comparison.before
 
 
 @pytest.mark.parametrize("what", ["settings", "seed", "model", "embedding", "prompts", "scorer"])
@@ -343,8 +345,10 @@ def copied(study, tmp_path):
 def test_a_stage_that_cannot_be_read_is_named(lm, copied, stage, content):
     file = copied / "stages" / f"{stage}.json"
     file.write_bytes(content)
-    said = rf"^{re.escape(str(file))} (cannot be read|holds no result of the stage).*: delete it, and the stage is done"
-    with pytest.raises(ValueError, match=said):
+    message = (
+        rf"^{re.escape(str(file))} (cannot be read|holds no result of the stage).*: delete it, and the stage is done"
+    )
+    with pytest.raises(ValueError, match=message):
         run(lm, copied)
 
 

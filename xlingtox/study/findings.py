@@ -26,6 +26,11 @@ class Finding(str):
 
     Attributes:
         stressed: the begin and the end of each part to stress, in order.
+
+    Example:
+        >>> finding = xt.study.findings(results)[0]  # doctest: +SKIP
+        >>> [finding[begin:end] for begin, end in finding.stressed]  # doctest: +SKIP
+        ['Where it lives.', '45 of the model’s 2,048']
     """
 
     stressed: tuple[tuple[int, int], ...] = ()

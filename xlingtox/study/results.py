@@ -41,6 +41,10 @@ class ProbeQuality:
         accuracy: share of the sentences that it sorts rightly.
         auc: area under the ROC curve.
         baseline: the accuracy of always guessing the commoner class.
+
+    Example:
+        >>> xt.study.results.ProbeQuality(probe.accuracy, probe.auc, probe.baseline).baseline
+        0.5
     """
 
     accuracy: float
@@ -51,7 +55,12 @@ class ProbeQuality:
 @checked
 @dataclass(frozen=True)
 class PromotedToken:
-    """A token that a source makes more likely, with the languages in whose text it occurs."""
+    """A token that a source makes more likely, with the languages in whose text it occurs.
+
+    Example:
+        >>> xt.study.results.PromotedToken(" idiot", ("en", "fr", "de")).languages
+        ('en', 'fr', 'de')
+    """
 
     token: str
     languages: tuple[str, ...]
@@ -67,6 +76,10 @@ class PromotedTokens:
         cosine: between its value vector and the probe.
         mean_activation: on English toxic prompts.
         tokens: the most promoted first.
+
+    Example:
+        >>> [token.token for token in results.promoted[0].tokens]  # doctest: +SKIP
+        [' fool', ' idiot', ...]
     """
 
     layer: int
@@ -79,7 +92,12 @@ class PromotedTokens:
 @checked
 @dataclass(frozen=True)
 class Sample:
-    """A prompt, and its greedy continuations before and after tuning."""
+    """A prompt, and its greedy continuations before and after tuning.
+
+    Example:
+        >>> results.samples["en"][0].after  # doctest: +SKIP
+        ' Then he rests in the garden.'
+    """
 
     prompt: str
     before: str
@@ -96,6 +114,10 @@ class TransferSummary:
         drop: language to (before - after) / before.
         drop_intervals: 95 %, over prompts; may be empty.
         predictors: the rows of `Transfer.to_frame()`; may be empty.
+
+    Example:
+        >>> results.transfer_by_measure["average_toxicity"].pearson_r  # doctest: +SKIP
+        0.57
     """
 
     pearson_r: float
@@ -109,6 +131,9 @@ class TransferSummary:
 @dataclass(frozen=True, repr=False)
 class StudyResults:
     """Everything that a study measured: `study.run` returns it, and findings, report, figures and picture read it.
+
+    It is kept in one file, `results.json`. The file calls `candidates` "potential" and "cosines", `sources` "actual",
+    and `mixing` "given"; it has the attributes of `comparison` at its top level.
 
     Attributes:
         languages: those of the prompts, English first.
