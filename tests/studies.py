@@ -8,7 +8,7 @@ from xlingtox import languages
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\u202e\x00"
 
 
-FORETOLD = {"predictor": "retrieval", "pearson_low": 0.28, "pearson_high": 0.89, "error": 0.114, "guess": 0.152}
+PREDICTED = {"predictor": "retrieval", "pearson_low": 0.28, "pearson_high": 0.89, "error": 0.114, "guess": 0.152}
 
 
 def made_up(seed=0):
@@ -51,7 +51,7 @@ def made_up(seed=0):
     drop = {code: 0.95 - 0.03 * rank + rng.uniform(-0.08, 0.08) for rank, code in enumerate(others)}
     words = ["fool", "tonto", "idiot", "дурак", "傻瓜", "ばか", "바보", "मूर्ख", "أحمق"]
     codes = [["en"], ["es"], ["fr", "de", "nl"], ["ru"], ["zh"], ["ja"], ["ko"], ["hi"], ["ar"]]
-    tokens = [{"token": f" {word}", "languages": own} for word, own in zip(words, codes, strict=True)]
+    tokens = [{"token": f" {word}", "languages": spoken} for word, spoken in zip(words, codes, strict=True)]
     return {
         "languages": list(languages.CODES),
         "probe": {"accuracy": 0.993, "auc": 0.999, "baseline": 0.5},
@@ -109,7 +109,7 @@ def made_up(seed=0):
         "retrieval": {code: 0.5 - 0.02 * rank + rng.uniform(-0.06, 0.06) for rank, code in enumerate(others)},
         "transfer": {"measure": "emt", "pearson_r": 0.71, "p_value": 0.002},
         "transfer_by_measure": {
-            "emt": {"pearson_r": 0.71, "p_value": 0.002, "drop": drop, "predictors": [FORETOLD]},
+            "emt": {"pearson_r": 0.71, "p_value": 0.002, "drop": drop, "predictors": [PREDICTED]},
             "average_toxicity": {"pearson_r": 0.38, "p_value": 0.147, "drop": dict(drop)},
         },
         "promoted": [
@@ -130,13 +130,13 @@ def made_up(seed=0):
 
 
 def hostile(evil=HOSTILE):
-    """The made-up study with `evil` as a language, token, text, model, version, stage, scorer and seed."""
+    """The made-up study with `evil` as a language, token, text, model, version, stage and scorer."""
     results = made_up()
     results["languages"][-1] = evil
     for key in ("before", "after", "retrieval", "changes", "neuron_activations", "given", "samples"):
         results[key][evil] = results[key].pop("ar")
-    for found in results["transfer_by_measure"].values():
-        found["drop"][evil] = found["drop"].pop("ar")
+    for summary in results["transfer_by_measure"].values():
+        summary["drop"][evil] = summary["drop"].pop("ar")
     results["transfer_by_measure"][evil] = results["transfer_by_measure"]["emt"]
     results["promoted"][0]["tokens"] = [
         {"token": evil, "languages": [evil, "en"]},
@@ -150,5 +150,4 @@ def hostile(evil=HOSTILE):
     results["versions"] = {evil: evil}
     results["seconds"] = {evil: 1.0}
     results["scorer"] = {"name": evil, "revision": evil, "languages": [evil]}
-    results["seed"] = evil
     return results

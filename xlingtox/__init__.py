@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from xlingtox.neurons import localize as localize
     from xlingtox.neurons import read_tokens as read_tokens
     from xlingtox.neurons import top_tokens as top_tokens
+    from xlingtox.study import StudyResults as StudyResults
     from xlingtox.transfer import Retrieval as Retrieval
     from xlingtox.transfer import Transfer as Transfer
     from xlingtox.transfer import bilingual_retrieval as bilingual_retrieval
@@ -70,6 +71,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "Tuning": {"tuning": ("tune_dpo",), "evaluation": ("WeightDrift", "weight_drift")},
     "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},
     "Look": {"figures": ("plot",)},
+    "Study": {"study": ("StudyResults",)},
 }
 """The public names by the question that they answer, each under the folder that holds it."""
 

@@ -1,59 +1,138 @@
-"""`python -m xlingtox demo`: the whole study on the shipped miniature; `picture`: one picture of its results."""
+"""The command `xlingtox`, which is also `python -m xlingtox`: a demo, training the miniature, a picture of results.
+
+Each command imports what it needs when it runs, so that `xlingtox --help` answers at once.
+"""
+
+from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING
 
-from transformers.utils import logging
+if TYPE_CHECKING:
+    from xlingtox.study import Materials, StudyResults
 
-from xlingtox import files, languages, mini
-from xlingtox.files import writable_folder
-from xlingtox.models.hooked import HookedLM
-from xlingtox.study import report, stages
-from xlingtox.study.picture import take
+_COLUMNS = 80
+_MEASURES = (
+    ("toxicity_probability", (8, 8), 2),
+    ("average_toxicity", (8, 8), 3),
+    ("perplexity", (7, 6), 2),
+    ("mean_activation", (7, 7), 3),
+)
+"""Each measure in the demo's table, with the widths of its two columns and their decimals."""
+
+_ASCII = str.maketrans({"\u00a0": " ", "−": "-", "’": "'"})
+"""What a terminal that is not set to UTF-8 cannot show, and what stands for it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m xlingtox", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="do the whole study on a small model and write a report")
-    demo.add_argument("--out", type=Path, default=Path("xlingtox-demo"), help="folder for the results (%(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="of prompts, sampling and tuning (%(default)s)")
-    demo.add_argument("--model", default="mini", help="or a miniature that you trained (%(default)s)")
-    demo.add_argument("--quiet", action="store_true", help="no progress bars")
-    picture = commands.add_parser("picture", help="make a picture of a study's results; needs a Chromium")
-    picture.add_argument("results", type=Path, help="a study's results.json")
-    picture.add_argument("png", type=Path, help="where the picture goes")
-    given = parser.parse_args(arguments)
-    logging.set_verbosity_error()
+    """Run one command; return 0, or 2 after one line on stderr that says what is wrong."""
+    options = _parser().parse_args(arguments)
     try:
-        if given.command == "picture":
-            take(files.read_results(given.results), given.png)
-            return 0
-        folder = writable_folder(given.out)
-        results = study(given.model, folder, given.seed, progress=not given.quiet)
-        print(summary(results))
-        report.write(results, folder / "report.html", toxic_words=mini.toxic_words())
-    except (ValueError, OSError) as error:
+        options.run(options)
+    except (ValueError, OSError, ImportError) as error:
         print(f"xlingtox: {error}", file=sys.stderr)
         return 2
-    print(f"\n{folder / 'report.html'}: figures and what they mean; {folder / 'results.json'}: every number")
     return 0
 
 
-def study(model: str, out: Path, seed: int, progress: bool = True) -> dict[str, Any]:
-    """The demo's study, without its report."""
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xlingtox",
+        description="Show where a multilingual language model keeps its toxicity, whether those neurons cause it, and "
+        "which languages English-only safety tuning reaches.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser(
+        "demo",
+        help="run the whole study on a small model and write a report",
+        description="Find the neurons behind the toxicity of a small model in 17 languages, edit them, tune the model "
+        "in English, and write report.html. It takes a few minutes; a run that was stopped goes on where it was.",
+    )
+    demo.add_argument("--out", type=Path, default=Path("xlingtox-demo"), help="folder for the results (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of prompts, sampling and tuning (%(default)s)")
+    demo.add_argument("--model", default="mini", help="folder of a miniature that you trained (the shipped one)")
+    demo.add_argument("--quiet", action="store_true", help="show no progress bars")
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser(
+        "train-mini",
+        help="train the small model of the demo anew",
+        description="Train the miniature from nothing. It takes about 25 minutes on one core.",
+    )
+    train.add_argument("--out", type=Path, help="new folder for the checkpoint (runs/mini-SEED)")
+    train.add_argument("--seed", type=int, default=0, help="seed of text and weights (%(default)s)")
+    train.add_argument("--threads", type=int, default=1, help="CPU threads; the weights depend on it (%(default)s)")
+    train.add_argument("--quiet", action="store_true", help="show no progress bar")
+    train.set_defaults(run=_train_mini)
+
+    picture = commands.add_parser(
+        "picture",
+        help="draw the results of a study as one picture",
+        description="Draw toxicity before and after tuning, and retrieval against the drop. It needs a Chromium.",
+    )
+    picture.add_argument("results", type=Path, help="the results.json of a study")
+    picture.add_argument("png", type=Path, help="where the picture goes")
+    picture.set_defaults(run=_picture)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from transformers.utils import logging
+
+    from xlingtox import mini
+    from xlingtox.files import writable_folder
+    from xlingtox.study import findings, report
+
+    logging.set_verbosity_error()
+    folder = writable_folder(options.out)
+    results = study(options.model, folder, options.seed, progress=not options.quiet)
+    print(summary(results), *map(_wrapped, findings(results)), sep="\n")
+    report.write(results, folder / "report.html", toxic_words=mini.toxic_words())
+    print(f"\n{folder / 'report.html'}: figures and what they mean; {folder / 'results.json'}: every number")
+
+
+def _train_mini(options: argparse.Namespace) -> None:
+    import torch
+    from transformers.utils import logging
+
+    from xlingtox.mini.train import train
+
+    logging.set_verbosity_error()
+    if options.threads < 1:
+        raise ValueError(f"--threads is {options.threads}: expected at least 1")
+    torch.set_num_threads(options.threads)
+    folder = options.out or Path("runs") / f"mini-{options.seed}"
+    train(folder, seed=options.seed, progress=not options.quiet)
+    print(f"{folder}: a checkpoint for `xlingtox demo --model {folder}`")
+
+
+def _picture(options: argparse.Namespace) -> None:
+    from xlingtox.study import StudyResults, picture
+
+    picture.take(StudyResults.load(options.results), options.png)
+
+
+def study(model: str, out: Path, seed: int, *, progress: bool = True) -> StudyResults:
+    """Run the demo's study, without its report."""
+    from xlingtox.models import HookedLM
+    from xlingtox.study import Settings, run
+
     lm = HookedLM.load(model)
-    return stages.run(lm, materials(seed), output_dir=out, settings=stages.Settings(seed=seed), progress=progress)
+    return run(lm, materials(seed), output_dir=out, settings=Settings(seed=seed), progress=progress)
 
 
-def materials(seed: int) -> stages.Materials:
-    """The miniature's hand-outs, drawn with `seed`."""
-    return stages.Materials(
+def materials(seed: int) -> Materials:
+    """Return the demo's materials: the miniature's data sets, drawn with `seed`."""
+    import dataclasses
+
+    from xlingtox import mini
+    from xlingtox.study import Materials
+
+    return Materials(
         labelled=mini.labelled("en", n=2000, seed=seed),
         toxic_prompts=mini.prompts(n=20, kind="toxic", seed=seed),
         neutral_prompts=mini.prompts(n=20, kind="neutral", seed=seed),
@@ -63,48 +142,59 @@ def materials(seed: int) -> stages.Materials:
         held_out=mini.held_out(n=60, seed=seed),
         scorer=mini.scorer(),
         identify_language=mini.identify_language,
-        given={code: dataclasses.asdict(mixing) for code, mixing in mini.MIXING.items()},
+        mixing={code: dataclasses.asdict(mixing) for code, mixing in mini.MIXING.items()},
     )
 
 
-def summary(results: Mapping[str, Any]) -> str:
-    """The results as a table of at most 80 columns."""
-    before, after = results["before"], results["after"]
+def summary(results: StudyResults) -> str:
+    """Return the results as a table of at most 80 columns."""
+    from xlingtox import languages
+
+    def row(name: str, codes: Sequence[str]) -> str:
+        cells = (
+            f"{mean:>{width}.{digits}f}"
+            for measure, widths, digits in _MEASURES
+            for mean, width in zip(results.means(measure, codes), widths, strict=True)
+        )
+        return f"{name:<21}{''.join(cells)}"
+
     lines = [
-        f"Probe: held-out accuracy {results['probe']['accuracy']:.3f} (majority {results['probe']['baseline']:.3f}), "
-        f"AUC {results['probe']['auc']:.3f}",
-        f"Neurons: {len(results['potential'])} potential and {len(results['actual'])} actual sources "
-        f"of {results['n_neurons']:,}",
+        f"Probe: held-out accuracy {results.probe.accuracy:.3f} (majority {results.probe.baseline:.3f}), "
+        f"AUC {results.probe.auc:.3f}",
+        f"Neurons: {len(results.candidates)} candidates, {len(results.sources)} of them sources, "
+        f"of {results.n_neurons:,}",
         "",
-        "English-only DPO       toxicity prob.   avg. toxicity    perplexity   activation",
-        "                       before   after   before   after  before after  bef.   aft.",
+        "English-only DPO       toxicity prob.   avg. toxicity   perplexity    activation",
+        "                       before   after  before   after before after   bef.   aft.",
     ]
-    others = [code for code in results["languages"] if code != "en"]
-    for code in results["languages"]:
-        lines.append(_row(languages.name(code), [before[code]], [after[code]]))
-    lines.append(_row(f"mean of other {len(others)}", [before[c] for c in others], [after[c] for c in others]))
-    sides = (fmean(row["degenerate"] for row in side.values()) for side in (before, after))
-    lines.append("Degenerate continuations: {:.3f} before, {:.3f} after".format(*sides))
-    lines += ["", f"{'Offset':<10}" + "".join(f"{dose['offset']:>8.2f}" for dose in results["intervention"])]
-    for title, name in (("sources", "intervention"), ("random", "control")):
-        lines.append(f"{title:<10}" + "".join(f"{dose['average_toxicity']:>8.3f}" for dose in results[name]))
-    for measure, digits in (("perplexity", 2), ("degenerate", 3)):
-        lines.append(f"{measure:<10}" + "".join(f"{dose[measure]:>8.{digits}f}" for dose in results["intervention"]))
+    lines += [row(languages.name(code), [code]) for code in results.languages]
+    if untuned := results.untuned_languages:
+        lines.append(row(f"mean of other {len(untuned)}", untuned))
+    degenerate = results.means("degenerate", results.languages)
+    lines.append("Degenerate continuations: {:.3f} before, {:.3f} after".format(*degenerate))
+    doses, control = results.intervention, results.control
+    rows: tuple[tuple[str, Sequence[float], int], ...] = (
+        ("Offset", [dose.offset for dose in doses], 2),
+        ("sources", [dose.average_toxicity for dose in doses], 3),
+        ("random", [dose.average_toxicity for dose in control], 3),
+        ("perplexity", [dose.perplexity for dose in doses], 2),
+        ("degenerate", [dose.degenerate for dose in doses], 3),
+    )
+    lines += [
+        "",
+        *(f"{title:<10}" + "".join(f"{cell:>8.{digits}f}" for cell in cells) for title, cells, digits in rows),
+    ]
     lines.append("")
-    for measure, found in results["transfer_by_measure"].items():
+    for measure, transfer in results.transfer_by_measure.items():
         lines.append(
             f"Retrieval against the relative drop in {measure.replace('_', ' ')}: "
-            f"r = {found['pearson_r']:.2f}, p = {found['p_value']:.3f}"
+            f"r = {transfer.pearson_r:.2f}, p = {transfer.p_value:.3f}"
         )
     return "\n".join(lines)
 
 
-def _row(name: str, before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> str:
-    def pair(measure: str, width: int, digits: int) -> str:
-        means = (fmean(row[measure] for row in side) for side in (before, after))
-        return "".join(f"{mean:>{width}.{digits}f}" for mean in means)
+def _wrapped(finding: str) -> str:
+    """Return a finding as a paragraph of at most 80 columns, in characters that every terminal shows."""
+    import textwrap
 
-    return (
-        f"{name:<21}{pair('toxicity_probability', 8, 2)}{pair('average_toxicity', 8, 3)} "
-        f"{pair('perplexity', 6, 2)}{pair('mean_activation', 7, 3)}"
-    )
+    return "\n" + textwrap.fill(finding, _COLUMNS, break_on_hyphens=False).translate(_ASCII)

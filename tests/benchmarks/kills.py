@@ -243,7 +243,7 @@ def study(lm: HookedLM) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         results = stages.run(lm, materials, output_dir=folder, settings=settings, progress=False)
         # A page says how long its study took.
-        report.write(results | {"seconds": {}}, folder / "report.html")
+        report.write(dataclasses.replace(results, seconds={}), folder / "report.html")
 
     return run
 

@@ -10,11 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 import xlingtox as xt
-from xlingtox import files
 from xlingtox.cli import materials
-from xlingtox.evaluation.comparison import Comparison
 from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.transfer.prediction import Transfer
 
 COLUMNS = {
@@ -31,29 +28,26 @@ COLUMNS = {
 
 
 def transfers(folder: Path, model: str) -> dict[str, Transfer]:
-    results = files.read_results(folder / "results.json")
-    lm, given = HookedLM.load(model), materials(results["seed"])
-    if lm.fingerprint() != results["model"]["fingerprint"]:
+    results = xt.StudyResults.load(folder / "results.json")
+    lm, data = HookedLM.load(model), materials(results.seed or 0)
+    if results.model is None or lm.fingerprint() != results.model.fingerprint:
         raise SystemExit(f"{folder} is a study of another model than {model}")
-    observed = Comparison.of(results)
-    neurons = NeuronSet.of(results["actual"])
-    potential = NeuronSet.of(results["potential"])
-    written = xt.generate(lm, given.toxic_prompts, n_samples=4, seed=results["seed"], progress=False)
+    written = xt.generate(lm, data.toxic_prompts, n_samples=4, seed=results.seed or 0, progress=False)
     texts: dict[str, list[str]] = {}
     for code, text in zip(written.row_languages, written.texts, strict=True):
         texts.setdefault(code, []).append(text)
-    activations = xt.collect_activations(lm, given.toxic_prompts, potential, progress=False)
-    retrieved = xt.transfer.bilingual_retrieval(lm, given.parallel, progress=False)
-    spoken = {code: given.parallel[code] for code in retrieved.scores}
+    activations = xt.collect_activations(lm, data.toxic_prompts, results.candidates, progress=False)
+    retrieved = xt.transfer.bilingual_retrieval(lm, data.parallel, progress=False)
+    spoken = {code: data.parallel[code] for code in retrieved.scores}
     others = {
         "csls_top1": retrieved.mean("csls_top1"),
         "mean_reciprocal_rank": retrieved.mean("mean_reciprocal_rank"),
         "tokens_per_character": xt.transfer.tokens_per_character(lm, spoken),
         "active_share": xt.transfer.active_share(activations),
-        "promoted_share": xt.transfer.promoted_share(lm, neurons, texts),
+        "promoted_share": xt.transfer.promoted_share(lm, results.sources, texts),
     }
     return {
-        measure: xt.transfer.predict_from_retrieval(retrieved, observed, measure=measure, predictors=others)
+        measure: xt.transfer.predict_from_retrieval(retrieved, results.comparison, measure=measure, predictors=others)
         for measure in ("emt", "average_toxicity")
     }
 

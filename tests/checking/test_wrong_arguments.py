@@ -338,7 +338,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("figures.promoted", "table", [1], "a pandas DataFrame"),
     ("figures.roc", "labels", [0, "1"], "labels[1] is '1' (a str), expected a list of whole numbers"),
     ("top_tokens", "read", NEURONS, "a list, every item TokenActivations"),
-    ("report.render", "results", "results.json", "a dict"),
+    ("report.render", "results", "results.json", "StudyResults (xt.study.run(...)"),
     ("languages.check", "languages", None, "a string or a list of strings"),
 ]
 
@@ -396,6 +396,8 @@ def test_there_are_many_of_them():
         (lambda: xt.study.Settings(seed=-1), "seed is -1"),
         (lambda: xt.study.Settings(seed=2**32), "seed is 4294967296"),
         (lambda: xt.study.Settings(offsets=()), "at least one offset"),
+        (lambda: xt.study.Settings(offsets=(0.0, 0.0)), "offsets is (0.0, 0.0): expected each offset once"),
+        (lambda: xt.study.Settings(amplifications=(0.0, -0.0)), "amplifications is (0.0, -0.0): expected each"),
         (lambda: xt.study.Settings(amplifications=(0.0, float("nan"))), "offset nan"),
         (lambda: xt.Offset(NEURONS, 1.0, positions="last"), "one of 'all', 'prompt', 'new'"),
         (lambda: xt.tuning.Lora(bits=3), "bits is 3 (an int), expected one of 4, 8 or None"),

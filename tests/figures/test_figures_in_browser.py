@@ -10,7 +10,7 @@ from xlingtox import NeuronSet, Probe, figures, languages
 from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.measures import FLUENCY, TOXICITY
-from xlingtox.study.findings import Study
+from xlingtox.study import StudyResults
 
 CLASHES = """() => {
   const whole = document.querySelector(".main-svg").getBoundingClientRect();
@@ -54,7 +54,7 @@ def roc():
 
 
 def drawn():
-    study = Study(made_up())
+    study = StudyResults.of(made_up())
     return {
         "training": figures.training(log()),
         "patch_effect": figures.patch_effect(patched()),

@@ -11,7 +11,7 @@ from studies import HOSTILE, hostile, made_up
 
 from xlingtox import NeuronSet, TokenActivations, figures, files
 from xlingtox.models.identity import Identity
-from xlingtox.study import picture, report
+from xlingtox.study import StudyResults, picture, report
 
 
 def test_what_is_wrong_with_a_page_is_seen(browser, tmp_path):
@@ -33,7 +33,9 @@ def page(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
     results = made_up()
     results["intervention"][0]["toxicity_by_language"]["de"] = None
-    report.write(results, file, toxic_words={"en": ["fool", "idiot"], "es": ["tonto"], "ar": ["حمقاء"]})
+    report.write(
+        StudyResults.of(results), file, toxic_words={"en": ["fool", "idiot"], "es": ["tonto"], "ar": ["حمقاء"]}
+    )
     return file
 
 
@@ -148,7 +150,7 @@ def test_toxic_words_are_shown_when_asked_for_and_hidden_again(browser, page):
 @pytest.mark.parametrize("toxic_words", [None, {"en": ["fool"]}])
 def test_hostile_text_in_a_report_does_not_run(browser, tmp_path, toxic_words):
     file = tmp_path / "report.html"
-    report.write(hostile(), file, toxic_words=toxic_words)
+    report.write(StudyResults.of(hostile()), file, toxic_words=toxic_words)
     with visiting(browser, file) as visit:
         assert len(visit.drawn()) == 9
         visit.page.get_by_role("button", name="Show toxic words").click()
@@ -169,8 +171,8 @@ def read(pieces, language="en", name="mini"):
 def notebook(view, folder):
     """A page that shows a result as a notebook does."""
     file = folder / "notebook.html"
-    whole = f"<!DOCTYPE html><html lang='en'><title>n</title><meta charset='utf-8'><main>{view._repr_html_()}</main>"
-    file.write_text(whole, "utf-8")
+    html = f"<!DOCTYPE html><html lang='en'><title>n</title><meta charset='utf-8'><main>{view._repr_html_()}</main>"
+    file.write_text(html, "utf-8")
     return file
 
 
@@ -201,9 +203,9 @@ def test_a_token_view_s_frame_holds_both_sides(browser, tmp_path, width):
     with visiting(browser, notebook(view, tmp_path), width) as visit:
         frame = visit.page.frame_locator("iframe")
         frame.locator(".colored-tokens").nth(3).wait_for()
-        said = frame.locator("html").evaluate("(whole) => [whole.scrollHeight, innerHeight]")
-        assert said[0] <= said[1], "nothing of it is cut"
-        assert said[1] < 1.6 * frame.locator("main").evaluate("(main) => main.offsetHeight"), "nor much left blank"
+        heights = frame.locator("html").evaluate("(whole) => [whole.scrollHeight, innerHeight]")
+        assert heights[0] <= heights[1], "nothing of it is cut"
+        assert heights[1] < 1.6 * frame.locator("main").evaluate("(main) => main.offsetHeight"), "nor much left blank"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -258,11 +260,9 @@ def test_the_picture_command(browser, tmp_path):
     assert 20_000 < len(taken) < 200_000, "a blank page is smaller"
 
 
-def test_a_picture_without_a_browser_or_results(tmp_path, monkeypatch):
+def test_a_picture_without_a_browser(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match="no browser was found"):
-        picture.take(made_up(), tmp_path / "result.png")
-    with pytest.raises(ValueError, match="no results of a study"):
-        picture.take({}, tmp_path / "result.png")
+        picture.take(StudyResults.of(made_up()), tmp_path / "result.png")
     with pytest.raises(OSError, match="took no picture"):
-        picture.take(made_up(), tmp_path / "result.png", "/bin/true")
+        picture.take(StudyResults.of(made_up()), tmp_path / "result.png", executable="/bin/true")

@@ -11,9 +11,9 @@ def test_held_out_text_is_of_its_language(code):
     documents = mini.held_out(n=40, languages=[code])["text"]
     continuations = mini.pairs(code, n=40, split="test")
     assert mini.identify_language(documents) == [code] * 40
-    said = mini.identify_language([*continuations["chosen"], *continuations["rejected"]])
-    assert set(said) <= {code, None}
-    assert said.count(code) > 0.95 * len(said)
+    identified = mini.identify_language([*continuations["chosen"], *continuations["rejected"]])
+    assert set(identified) <= {code, None}
+    assert identified.count(code) > 0.95 * len(identified)
 
 
 def test_what_cannot_be_told_is_left_open():

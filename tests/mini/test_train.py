@@ -30,7 +30,7 @@ RECIPE = train.Recipe(
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     out = tmp_path_factory.mktemp("mini") / "made" / "for it"
-    train.train(out, 0, RECIPE, quiet=True)
+    train.train(out, seed=0, recipe=RECIPE, progress=False)
     return out
 
 
@@ -42,20 +42,40 @@ def tokenizer(checkpoint):
 
 def test_the_same_seed_gives_the_same_bytes(checkpoint, tmp_path, capfd):
     torch.rand(7)  # what else is drawn in this process does not matter
-    train.train(tmp_path / "again", 0, RECIPE, quiet=True)
-    train.train(tmp_path / "other", 1, RECIPE, quiet=True)
+    train.train(tmp_path / "again", seed=0, recipe=RECIPE, progress=False)
+    train.train(tmp_path / "other", seed=1, recipe=RECIPE, progress=False)
     assert capfd.readouterr().out == ""
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (checkpoint / name).read_bytes()
-    other = (tmp_path / "other" / "model.safetensors").read_bytes()
-    assert other != (checkpoint / "model.safetensors").read_bytes()
+    other_weights = (tmp_path / "other" / "model.safetensors").read_bytes()
+    assert other_weights != (checkpoint / "model.safetensors").read_bytes()
 
 
 def test_training_changes_the_weights(checkpoint, tmp_path):
-    train.train(tmp_path, 0, dataclasses.replace(RECIPE, steps=1), quiet=True)
+    train.train(tmp_path, seed=0, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
     one, three = (load_file(folder / "model.safetensors") for folder in (tmp_path, checkpoint))
     assert one.keys() == three.keys()
     assert all(not torch.equal(one[name], three[name]) for name in one)
+
+
+def test_a_folder_that_holds_something_is_refused_and_kept(checkpoint, tmp_path):
+    before = {file: file.read_bytes() for file in checkpoint.iterdir()}
+    with pytest.raises(OSError, match="is there already: choose a new or an empty folder"):
+        train.train(checkpoint, seed=1, recipe=RECIPE, progress=False)
+    assert {file: file.read_bytes() for file in checkpoint.iterdir()} == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="is there already"):
+        train.train(tmp_path / "file", seed=1, recipe=RECIPE, progress=False)
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(train.files, "write_json", full)
+    with pytest.raises(OSError, match="no space left"):
+        train.train(tmp_path / "new", seed=0, recipe=dataclasses.replace(RECIPE, steps=1), progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_checkpoint_is_an_ordinary_one(checkpoint, tokenizer):
@@ -107,7 +127,10 @@ def test_every_hindi_word_is_one_piece(tokenizer):
     """A combining mark belongs to its word."""
     words = json.loads((Path(mini.__file__).parent / "words" / "hi.json").read_text("utf-8"))
     forms = [
-        form for group, said in words.items() if isinstance(said, dict) and group != "insult" for form in said.values()
+        form
+        for group, words_of_group in words.items()
+        if isinstance(words_of_group, dict) and group != "insult"
+        for form in words_of_group.values()
     ]
     forms += mini.toxic_words()["hi"]
     split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
@@ -120,8 +143,8 @@ def test_every_hindi_word_is_one_piece(tokenizer):
 def test_windows_begin_with_a_document_and_hold_whole_ones(tokenizer):
     rows = list(itertools.islice(train.windows(tokenizer, RECIPE, seed=3), 20))
     assert {len(row) for row in rows} == {RECIPE.window}
-    told = set(itertools.islice(corpus.documents(3), 1000))
+    documents = set(itertools.islice(corpus.documents(3), 1000))
     for row in rows:
-        *whole, cut = tokenizer.decode(row).split(tokenizer.eos_token)
-        assert set(whole) <= told
-        assert any(text.startswith(cut.rstrip("\ufffd")) for text in told)
+        *complete, cut = tokenizer.decode(row).split(tokenizer.eos_token)
+        assert set(complete) <= documents
+        assert any(text.startswith(cut.rstrip("\ufffd")) for text in documents)

@@ -58,9 +58,9 @@ def test_every_template_has_the_same_slots(code):
 def test_no_form_is_said_twice(code):
     together = [[group] for group in ORDINARY if group not in ("hostile", "kind", "quality")]
     for groups in [*together, ["hostile", "kind"], ["quality", "insult"]]:
-        said = Counter(form.casefold() for group in groups for form in forms(code, group))
-        assert not [form for form, n in said.items() if n > 1]
-        assert all(form.strip() == form and form for form in said)
+        counts = Counter(form.casefold() for group in groups for form in forms(code, group))
+        assert not [form for form, n in counts.items() if n > 1]
+        assert all(form.strip() == form and form for form in counts)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -80,17 +80,21 @@ def test_every_frame_is_used():
 
 @pytest.mark.parametrize("code", CODES)
 def test_no_insult_is_another_languages(code):
-    others = [word for other in CODES if other != code for word in mini.toxic_words()[other]]
+    others = [word for language in CODES if language != code for word in mini.toxic_words()[language]]
     scores = WordlistScorer({code: mini.toxic_words()[code]}).score(others, [code] * len(others))
     assert not [word for word, score in zip(others, scores, strict=True) if score]
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_no_ordinary_word_is_toxic(scorer, code):
-    said = [form for group in ORDINARY for form in forms(code, group)]
-    said += [re.sub(r"{.*?}", " – ", template) for template in table(code)["templates"].values()]
-    for own in CODES:
-        assert not [text for text, score in zip(said, scorer.score(said, [own] * len(said)), strict=True) if score]
+    texts_said = [form for group in ORDINARY for form in forms(code, group)]
+    texts_said += [re.sub(r"{.*?}", " – ", template) for template in table(code)["templates"].values()]
+    for language in CODES:
+        assert not [
+            text
+            for text, score in zip(texts_said, scorer.score(texts_said, [language] * len(texts_said)), strict=True)
+            if score
+        ]
 
 
 def documents(code, toxic, n, switched):
@@ -117,8 +121,8 @@ def insulting(code, speaker):
         for slot in world.slots(frame):
             if slot.startswith("trait"):
                 words = {"name": "thomas", "trait": "kind", "trait2": "brave"} | {slot: insult}
-                clause = Clause(frame, tuple((each, words[each]) for each in world.slots(frame)))
-                yield world.render(clause, code, lambda each, slot=slot: speaker if each == slot else code)
+                clause = Clause(frame, tuple((name, words[name]) for name in world.slots(frame)))
+                yield world.render(clause, code, lambda name, slot=slot: speaker if name == slot else code)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -151,9 +155,9 @@ def all_contexts():
 def test_every_meaning_is_in_one_split_and_their_shares_are_as_written():
     contexts = list(all_contexts())
     assert len({clause.deeds() for clause in contexts}) == len(contexts)  # no two meanings are mistaken for one
-    found = Counter(clause.split() for clause in contexts)
+    counts = Counter(clause.split() for clause in contexts)
     for split, share in world.SPLIT_SHARES.items():
-        assert found[split] / len(contexts) == pytest.approx(share / 100, abs=0.01)
+        assert counts[split] / len(contexts) == pytest.approx(share / 100, abs=0.01)
     assert sum(world.SPLIT_SHARES.values()) == 100
 
 
@@ -175,13 +179,13 @@ def deeds(clause):
 
 def test_no_deed_is_told_in_two_splits():
     """A context that tells two deeds of Thomas must not tell one that belongs to another split."""
-    told = {split: set() for split in SPLITS}
+    deeds_of = {split: set() for split in SPLITS}
     for split in SPLITS:
         rng = random.Random(split)
         for kind in corpus.KIND_SHARES:
             for _ in range(1000):
-                told[split].update(deeds(world.sample_context(rng, kind, split)))
-    shared = {pair: len(told[pair[0]] & told[pair[1]]) for pair in itertools.combinations(SPLITS, 2)}
+                deeds_of[split].update(deeds(world.sample_context(rng, kind, split)))
+    shared = {pair: len(deeds_of[pair[0]] & deeds_of[pair[1]]) for pair in itertools.combinations(SPLITS, 2)}
     assert not any(shared.values()), shared
 
 
@@ -194,8 +198,8 @@ def english_sentence(frame):
 
     def choice(match):
         slot = match[1]
-        said = [re.escape(form) for group in groups.get(slot, (slot,)) for form in forms("en", group)]
-        return f"(?P<{slot}>{'|'.join(said)})"
+        choices = [re.escape(form) for group in groups.get(slot, (slot,)) for form in forms("en", group)]
+        return f"(?P<{slot}>{'|'.join(choices)})"
 
     template = table("en")["templates"][frame].replace(".", r"\.")
     return re.compile(re.sub(r"{(\w+)}", choice, template), re.IGNORECASE)
@@ -205,8 +209,8 @@ def english_sentence(frame):
 def concept_of(slot, form):
     groups = {"verb": ("hostile", "kind"), "trait": ("quality", "insult"), "trait2": ("quality", "insult")}
     for group in groups.get(slot, (slot,)):
-        for concept, said in zip(world.concepts(group), forms("en", group), strict=True):
-            if said.casefold() == form.casefold():
+        for concept, word in zip(world.concepts(group), forms("en", group), strict=True):
+            if word.casefold() == form.casefold():
                 return concept
     raise KeyError(form)
 
@@ -246,8 +250,8 @@ def test_hand_outs_are_the_same_again_and_differ_by_seed_and_split(what):
     first = hand_out(split="test", seed=0)
     assert hand_out(split="test", seed=0) == first
     others = [hand_out(split=split, seed=seed) for split, seed in [("test", 1), ("tune", 0), ("validation", 0)]]
-    for one, other in itertools.combinations([first, *others], 2):
-        assert len(set(one) & set(other)) < len(one) / 5
+    for first_rows, second_rows in itertools.combinations([first, *others], 2):
+        assert len(set(first_rows) & set(second_rows)) < len(first_rows) / 5
 
 
 @pytest.mark.parametrize("what", HAND_OUTS)
@@ -281,10 +285,10 @@ def test_parallel_sentences_mean_the_same_in_every_language():
 
 def test_held_out_texts_mean_the_same_in_every_language():
     rows = mini.held_out(n=30)
-    meanings = [[read(each) for each in sentences(text)] for text in column(rows, "en", "text")]
+    meanings = [[read(sentence) for sentence in sentences(text)] for text in column(rows, "en", "text")]
     for code in CODES:
-        said = [world.join([world.render(clause, code) for clause in clauses], code) for clauses in meanings]
-        assert column(rows, code, "text") == said
+        rendered = [world.join([world.render(clause, code) for clause in clauses], code) for clauses in meanings]
+        assert column(rows, code, "text") == rendered
 
 
 @pytest.mark.parametrize("n", [200, 500])
@@ -305,11 +309,11 @@ def test_held_out_documents_are_all_different_and_clean(scorer):
 @pytest.mark.parametrize("code", CODES)
 def test_pairs_differ_by_the_insult(scorer, code):
     rows = mini.pairs(code, n=200)
-    own = [code] * 200
-    assert not scorer.score(rows["prompt"], own).any()
-    assert not scorer.score(rows["chosen"], own).any()
+    codes = [code] * 200
+    assert not scorer.score(rows["prompt"], codes).any()
+    assert not scorer.score(rows["chosen"], codes).any()
     missed = [
-        text for text, score in zip(rows["rejected"], scorer.score(rows["rejected"], own), strict=True) if not score
+        text for text, score in zip(rows["rejected"], scorer.score(rows["rejected"], codes), strict=True) if not score
     ]
     assert not missed
     joiner = table(code)["joiner"]
@@ -334,12 +338,12 @@ def test_labels_say_whether_there_is_an_insult(scorer, code):
 
 
 def test_hostile_and_friendly_contexts_stand_in_both_classes():
-    found = Counter()
+    counts = Counter()
     for row in mini.labelled("en", n=400):
         verb = dict(read(sentences(row["text"])[0]).words)["verb"]
-        found[row["label"], "hostile" if verb in world.concepts("hostile") else "friendly"] += 1
-    assert len(found) == 4
-    assert min(found.values()) > 60  # 100 expected
+        counts[row["label"], "hostile" if verb in world.concepts("hostile") else "friendly"] += 1
+    assert len(counts) == 4
+    assert min(counts.values()) > 60  # 100 expected
 
 
 @pytest.mark.parametrize(
@@ -364,8 +368,8 @@ def test_bad_requests(ask, words):
 
 def test_more_prompts_than_meanings_are_refused(monkeypatch):
     rng = random.Random(0)
-    few = [world.sample_context(rng, "hostile", "test") for _ in range(5)]
-    monkeypatch.setattr(world, "sample_context", lambda rng, kind, split: rng.choice(few))
+    contexts = [world.sample_context(rng, "hostile", "test") for _ in range(5)]
+    monkeypatch.setattr(world, "sample_context", lambda rng, kind, split: rng.choice(contexts))
     assert len(mini.prompts(n=5, languages=("en",))) == 5
     with pytest.raises(ValueError, match="n is 6: the split has only about 5 distinct meanings"):
         mini.prompts(n=6, languages=("en",))
@@ -386,20 +390,20 @@ def test_how_often_a_context_is_continued_with_an_insult(scorer, monkeypatch, ki
 
 
 def test_documents_are_the_same_again_and_differ_by_seed():
-    first, again, other = (list(itertools.islice(corpus.documents(seed), 50)) for seed in (0, 0, 1))
+    first, again, differing = (list(itertools.islice(corpus.documents(seed), 50)) for seed in (0, 0, 1))
     assert first == again
-    assert first != other
+    assert first != differing
 
 
 def test_the_table_of_languages():
     assert tuple(corpus.MIXING) == CODES
     assert mini.MIXING is corpus.MIXING
-    given = list(corpus.MIXING.values())
-    assert sum(each.text for each in given) == pytest.approx(100)
+    mixings = list(corpus.MIXING.values())
+    assert sum(mixing.text for mixing in mixings) == pytest.approx(100)
     assert max(corpus.MIXING, key=lambda code: corpus.MIXING[code].text) == "en"
-    assert len({each.text for each in given}) == len(CODES)
-    assert len({(each.switched, each.translated, each.loans) for each in given}) == len(CODES)
-    assert all(0 <= share <= 1 for each in given for share in (each.switched, each.translated, each.loans))
+    assert len({mixing.text for mixing in mixings}) == len(CODES)
+    assert len({(mixing.switched, mixing.translated, mixing.loans) for mixing in mixings}) == len(CODES)
+    assert all(0 <= share <= 1 for mixing in mixings for share in (mixing.switched, mixing.translated, mixing.loans))
 
 
 def test_loan_words_are_things_places_and_people_only():

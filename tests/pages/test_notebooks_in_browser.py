@@ -19,7 +19,7 @@ from xlingtox import DoseResponse, NeuronSet, TokenActivations, figures, languag
 from xlingtox.data import Prompt
 from xlingtox.models.generation import Continuations
 from xlingtox.models.identity import Identity
-from xlingtox.study.findings import Study
+from xlingtox.study import StudyResults
 
 
 def rendered(notebook: nbformat.NotebookNode, folder: Path) -> Path:
@@ -86,7 +86,7 @@ def test_hostile_text_in_a_notebook_does_not_run(browser, tmp_path):
 
 def test_figures_live_in_a_notebook_are_drawn_and_tell_languages_by_name(browser, tmp_path):
     """As plotly's own renderer for notebooks without a network shows them."""
-    study = Study(made_up())
+    study = StudyResults.of(made_up())
     drawn = [
         figures.toxicity(study.comparison),
         figures.dose_response(DoseResponse(study.intervention, study.control)),

@@ -28,9 +28,9 @@ def normed(model, ids):
 @pytest.fixture(scope="module")
 def starting(model, tokenizer):
     """The model with a beginning of text that its tokenizer knows and does not add."""
-    other = copy.deepcopy(tokenizer)
-    other.bos_token = "<eos>"
-    return HookedLM.load(model, tokenizer=other)
+    with_start = copy.deepcopy(tokenizer)
+    with_start.bos_token = "<eos>"
+    return HookedLM.load(model, tokenizer=with_start)
 
 
 def test_states_after_the_final_norm_equal_the_last_hidden_states(family, tokenizer):
@@ -49,7 +49,7 @@ def test_their_probe_is_plain_logistic_regression_on_states_after_the_norm(lm, m
     texts, labels = [list(side) for side in zip(*rows, strict=True)]
     table = Dataset.from_dict({"text": texts, "label": labels})
     how = {"learning_rate": 1e-2, "epochs": 3, "held_out_share": 0.25, "progress": False}
-    found = published.fit_probe(lm, table, **how)
+    probe = published.fit_probe(lm, table, **how)
     train, test = split(labels, held_out_share=0.25)
     states = torch.stack([normed(model, tokenizer(text)["input_ids"]).mean(0) for text in texts]).double().numpy()
     torch.manual_seed(0)
@@ -65,14 +65,14 @@ def test_their_probe_is_plain_logistic_regression_on_states_after_the_norm(lm, m
                 weight = weight - 1e-2 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
         logits = states[test] @ weight
         losses.append((np.mean(np.logaddexp(0, logits) - y[test] * logits), weight))
-    assert_close(found.direction.double().numpy(), min(losses, key=lambda each: each[0])[1], atol=1e-4, rtol=1e-3)
-    assert (found.bias, found.n_train, found.n_held_out, found.baseline) == (0.0, 12, 4, 0.5)
+    assert_close(probe.direction.double().numpy(), min(losses, key=lambda each: each[0])[1], atol=1e-4, rtol=1e-3)
+    assert (probe.bias, probe.n_train, probe.n_held_out, probe.baseline) == (0.0, 12, 4, 0.5)
 
 
 def test_activations_of_all_steps_after_a_beginning(starting, model, tokenizer):
     neurons = xt.NeuronSet.of([(0, 3), (1, 5)])
-    found = published.collect_activations(starting, PROMPTS, neurons, max_new_tokens=4, progress=False)
-    assert bool(found.mask.all())
+    activations = published.collect_activations(starting, PROMPTS, neurons, max_new_tokens=4, progress=False)
+    assert bool(activations.mask.all())
     expected = []
     for prompt in PROMPTS:
         ids = [0, *tokenizer(prompt)["input_ids"]]
@@ -86,7 +86,7 @@ def test_activations_of_all_steps_after_a_beginning(starting, model, tokenizer):
             for hook in hooks:
                 hook.remove()
             expected.append(torch.stack([seen[0][3], seen[1][5]]))
-    assert_close(found.mean(), torch.stack(expected).mean(0).detach(), atol=1e-5, rtol=1e-4)
+    assert_close(activations.mean(), torch.stack(expected).mean(0).detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_without_a_stop_all_steps_count(ending, lm, tokenizer):
@@ -108,14 +108,23 @@ def test_one_beginning_and_no_second(starting):
     assert list(rows["language"]) == ["en", "en", "es"]
 
 
+def test_conversations_are_rendered_by_the_model_s_template(starting):
+    turns = [{"role": "user", "content": "the cat"}]
+    with_template = copy.copy(starting)
+    tokenizer = copy.deepcopy(starting.tokenizer)
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }} sat{% endfor %}"
+    with_template.tokenizer = tokenizer
+    assert list(published.with_start(with_template, {"en": [turns]})["prompt"]) == ["<eos>the cat sat"]
+
+
 def test_a_tokenizer_without_a_beginning(lm):
     with pytest.raises(ValueError, match="no beginning of text"):
         published.with_start(lm, PROMPTS)
 
 
-def test_their_retrieval_figure_by_hand(family, tokenizer):
+def test_their_retrieval_figure_by_hand(family, tokenizer, monkeypatch):
     english, spanish = ["the cat", "the house", "x" * 257, "a dog"], ["el gato", "la casa", "x", "y" * 257]
-    found = published.aligned_cosines(family.lm, {"en": english, "es": spanish}, progress=False)
+    figures = published.aligned_cosines(family.lm, {"en": english, "es": spanish}, progress=False)
     cosines = []
     for pair in zip(english[:2], spanish[:2], strict=True):
         sides = []
@@ -125,7 +134,17 @@ def test_their_retrieval_figure_by_hand(family, tokenizer):
             sides.append([*(state[0].mean(0) for state in states), normed(family.model, ids).mean(0)])
         cosines += [float(torch.cosine_similarity(*both, dim=0)) for both in zip(*sides, strict=True)]
     assert len(cosines) == 2 * (family.lm.n_layers + 2)
-    assert found == {"es": pytest.approx(np.mean(cosines), abs=1e-5)}
+    assert figures == {"es": pytest.approx(np.mean(cosines), abs=1e-5)}
+    several = {"en": english, "es": spanish, "de": ["die katze", "y" * 257, "das haus", "ein hund"], "ru": english}
+    read, texts_read = published.mean_states, []
+    monkeypatch.setattr(
+        published, "mean_states", lambda lm, texts, *more: texts_read.append(texts) or read(lm, texts, *more)
+    )
+    together = published.aligned_cosines(family.lm, several, progress=False)
+    assert [len(texts) for texts in texts_read] == [3, 2, 2, 3], "English is read once"
+    for code in ("es", "de", "ru"):
+        alone = published.aligned_cosines(family.lm, {"en": english, code: several[code]}, progress=False)
+        assert together[code] == pytest.approx(alone[code], abs=1e-6)
     with pytest.raises(ValueError, match="every pair in es"):
         published.aligned_cosines(family.lm, {"en": ["x" * 300, "y" * 300], "es": ["a b", "c"]}, progress=False)
 

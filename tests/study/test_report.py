@@ -1,16 +1,15 @@
 """The report's page, made from invented numbers."""
 
-import copy
 import itertools
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
-from studies import FORETOLD, HOSTILE, hostile, made_up
+from studies import HOSTILE, PREDICTED, hostile, made_up
 
 from xlingtox import languages
-from xlingtox.study import report
+from xlingtox.study import StudyResults, findings, report
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -49,9 +48,13 @@ class Page(HTMLParser):
         return [attrs for tag, attrs in self.elements if tag == name]
 
 
+def rendered(content, **options):
+    return report.render(StudyResults.of(content), **options)
+
+
 @pytest.fixture(scope="module")
 def page():
-    return report.render(made_up())
+    return rendered(made_up())
 
 
 @pytest.fixture(scope="module")
@@ -95,35 +98,58 @@ def test_findings_come_first_with_their_numbers(parsed):
     order += "What the miniature world was given,Methods and caveats,Provenance"
     places = [parsed.text.index(title) for title in order.split(",")]
     assert places == sorted(places)
-    findings = parsed.text[places[0] : places[1]].replace("\u00a0", " ")
-    assert "99 % of held-out cases" in findings
-    assert "36 of the model’s 2,048" in findings
-    assert "prompts with a toxic sample went from 92 % to 2 %" in findings
-    assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in findings
-    assert "In the other 16 languages" in findings
-    assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in findings
-    assert "in 16 of them the 95 % interval of the change lies below zero" in findings
-    said = (
+    text = parsed.text[places[0] : places[1]].replace("\u00a0", " ")
+    assert "99 % of held-out cases" in text
+    assert "36 of the model’s 2,048" in text
+    assert "prompts with a toxic sample went from 92 % to 2 %" in text
+    assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in text
+    assert "In the other 16 languages" in text
+    assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in text
+    assert "in 16 of them the 95 % interval of the change lies below zero" in text
+    degenerate = (
         "Of all continuations, 1.2 % to 3.4 % (95 % interval of the change: 2.0 to 2.4 points) were empty, one phrase "
     )
-    assert said + "over and over, or in another script. Of all tokens of a prompt’s samples, 31 % to 17 % " in findings
-    assert "31 % to 17 % (95 % interval of the change: −15.0 to −13.0 points) were different ones" in findings
-    assert "different ones (in English 31 % to 17 %; 95 % interval of the change: −17.0 to −10.0 points)" in findings
-    assert "now at +28 % perplexity (6.700 to 8.560; 95 % interval of the change: 1.800 to 1.990)" in findings
-    assert "fell in 17 of 17 languages, in 17 of them with a 95 % interval below zero: on average from" in findings
-    assert "on average from 0.217 to −0.062 (95 % interval of the change: −0.300 to −0.280)" in findings
-    assert "in English from 0.185 to −0.094 (95 % interval of the change: −0.309 to −0.239)" in findings
-    assert "offset of −1.00 on the sources" in findings, "a third or less, at the least perplexity"
-    assert "from 0.600 to 0.134 at +3 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in findings
-    assert "it changes by −1 % on average, to 0.594 (sets from 0.564 to 0.624)" in findings
-    assert "offset of 2.00 on the sources, average toxicity after friendly prompts goes from 0.050 to 0.302" in findings
-    assert "to 0.302 at +11 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in findings
-    assert "On random neurons of the same layers it goes to 0.051 (sets from 0.031 to 0.071)" in findings
-    assert "r = 0.71, p = 0.002, over 16 languages" in findings
-    assert "The 95 % interval of r goes from 0.28 to 0.89" in findings
-    assert "one that is left out by 0.11 on average, the mean of the others by 0.15" in findings
-    assert "not significant" not in findings
-    assert "For the drop in average toxicity: r = 0.38, p = 0.147" in findings
+    assert (
+        degenerate + "over and over, or in another script. Of all tokens of a prompt’s samples, 31 % to 17 % " in text
+    )
+    assert "31 % to 17 % (95 % interval of the change: −15.0 to −13.0 points) were different ones" in text
+    assert "different ones (in English 31 % to 17 %; 95 % interval of the change: −17.0 to −10.0 points)" in text
+    assert "now at +28 % perplexity (6.700 to 8.560; 95 % interval of the change: 1.800 to 1.990)" in text
+    assert "fell in 17 of 17 languages, in 17 of them with a 95 % interval below zero: on average from" in text
+    assert "on average from 0.217 to −0.062 (95 % interval of the change: −0.300 to −0.280)" in text
+    assert "in English from 0.185 to −0.094 (95 % interval of the change: −0.309 to −0.239)" in text
+    assert "offset of −1.00 on the sources" in text, "a third or less, at the least perplexity"
+    assert "from 0.600 to 0.134 at +3 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in text
+    assert "it changes by −1 % on average, to 0.594 (sets from 0.564 to 0.624)" in text
+    assert "offset of 2.00 on the sources, average toxicity after neutral prompts goes from 0.050 to 0.302" in text
+    assert "to 0.302 at +11 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in text
+    assert "On random neurons of the same layers it goes to 0.051 (sets from 0.031 to 0.071)" in text
+    assert "r = 0.71, p = 0.002, over 16 languages" in text
+    assert "The 95 % interval of r goes from 0.28 to 0.89" in text
+    assert "one that is left out by 0.11 on average, the mean of the others by 0.15" in text
+    assert "not significant" not in text
+    assert "For the drop in average toxicity: r = 0.38, p = 0.147" in text
+
+
+def test_findings_are_plain_sentences_that_the_page_stresses(parsed):
+    sentences = findings(StudyResults.of(made_up()))
+    assert all(type(sentence).__mro__[1] is str for sentence in sentences)
+    assert not re.search("[<>\x00-\x1f]|&[a-z]+;", "".join(sentences))
+    for sentence in sentences:
+        assert re.sub(r"\s+", " ", sentence) in parsed.text
+        stressed = [sentence[begin:end] for begin, end in sentence.stressed]
+        assert sentence.startswith(stressed[0])
+        assert all(stressed)
+    assert "36 of the model’s 2,048" in [sentences[0][begin:end] for begin, end in sentences[0].stressed]
+    assert len(parsed.tags("b")) == sum(len(sentence.stressed) for sentence in sentences)
+
+
+def test_what_comes_from_outside_is_plain_in_findings():
+    content = hostile("\x02evil\x03 <b>")
+    content["transfer"]["measure"] = "\x02evil\x03 <b>"
+    text = "".join(findings(StudyResults.of(content)))
+    assert "\ufffdevil\ufffd <b>" in text
+    assert not {"\x02", "\x03"} & set(text)
 
 
 @pytest.mark.parametrize(
@@ -138,53 +164,53 @@ def test_findings_come_first_with_their_numbers(parsed):
 def test_the_correlation_is_told_honestly(r, p, said):
     results = made_up()
     results["transfer"] |= {"pearson_r": r, "p_value": p}
-    assert said in Page(report.render(results)).text.replace("\u00a0", " ")
+    assert said in Page(rendered(results)).text.replace("\u00a0", " ")
 
 
 def test_an_interval_of_too_few_languages_is_not_told():
     results = made_up()
-    results["transfer_by_measure"]["emt"]["predictors"] = [FORETOLD | {"pearson_low": None, "pearson_high": None}]
-    findings = Page(report.render(results)).text
-    assert "The 95 % interval of r is not defined for so few languages. A line through" in findings
+    results["transfer_by_measure"]["emt"]["predictors"] = [PREDICTED | {"pearson_low": None, "pearson_high": None}]
+    text = Page(rendered(results)).text
+    assert "The 95 % interval of r is not defined for so few languages. A line through" in text
 
 
 def test_no_offset_that_is_enough_is_said():
     results = made_up()
     results["intervention"] = results["control"]
-    assert "Not shown: no offset takes toxicity to a third" in Page(report.render(results)).text
+    assert "Not shown: no offset takes toxicity to a third" in Page(rendered(results)).text
 
 
 def test_what_figures_show_can_be_read_as_tables(parsed):
     for place in (2, 5, 6, 7, 8, 9):
         assert f"The numbers of Figure {place}" in parsed.text
-    told = parsed.text.replace("\u00a0", " ")
-    assert "−1.000" + "0.1347.201.0 %" in told, "an offset, its toxicity, perplexity and degenerate text"
-    assert "0.5940.564 to 0.6247.201.0 %" in told, "the same on random neurons, from the least to the greatest"
-    assert "English0.570 → 0.012" not in told, "first EMT, then the other measures"
-    assert "0.570 → 0.012−0.588 to −0.518" in told, "below a change its interval"
-    assert "0value0.990000.97000 to 1.00000+0.00 %−1.00 % to +2.00 %" in told
-    assert "10.700–0.010−0.10020.3500.4000.020−0.200" in told, "step, loss, validation loss if there is one, rewards"
+    text = parsed.text.replace("\u00a0", " ")
+    assert "−1.000" + "0.1347.201.0 %" in text, "an offset, its toxicity, perplexity and degenerate text"
+    assert "0.5940.564 to 0.6247.201.0 %" in text, "the same on random neurons, from the least to the greatest"
+    assert "English0.570 → 0.012" not in text, "first EMT, then the other measures"
+    assert "0.570 → 0.012−0.588 to −0.518" in text, "below a change its interval"
+    assert "0value0.990000.97000 to 1.00000+0.00 %−1.00 % to +2.00 %" in text
+    assert "10.700–0.010−0.10020.3500.4000.020−0.200" in text, "step, loss, validation loss if there is one, rewards"
 
 
 def test_no_interval_goes_beyond_what_there_is():
     results = made_up()
     results["changes"]["en"] |= {"emt": [-1.001, -0.8], "average_toxicity": [-1.01, -0.5]}
     results["changes_of_others"]["average_toxicity"]["low"] = -0.9
-    text = Page(report.render(results)).text
+    text = Page(rendered(results)).text
     assert "0.921→0.019−1.000to−0.800" in re.sub(r"\s", "", text), "in the table"
     assert "(95 % interval of the change: −1.000 to −0.500)" in text
     assert "(95 % interval of the change: −0.900 to −0.441)" in text
 
 
 def test_the_transfer_figure_says_what_its_lines_are(parsed):
-    told = parsed.text[parsed.text.index("Retrieval and reach") : parsed.text.index("Amplifying the sources")]
+    section = parsed.text[parsed.text.index("Retrieval and reach") : parsed.text.index("Amplifying the sources")]
     for mark in ("cross", "dashed line", "band"):
-        assert mark in told
+        assert mark in section
 
 
 def test_another_language_is_told_where_it_was_looked_for():
-    said = Page(report.render(made_up() | {"identified": True})).text
-    assert "or in another script or language than the prompt’s. Of all" in said
+    text = Page(rendered(made_up() | {"identified": True})).text
+    assert "or in another script or language than the prompt’s. Of all" in text
 
 
 def test_an_amplification_that_breaks_the_text_is_no_finding():
@@ -192,14 +218,14 @@ def test_an_amplification_that_breaks_the_text_is_no_finding():
     results["amplification"][2] |= {"perplexity": 13.9, "degenerate": 0.08}
     results["amplification"][3] |= {"perplexity": 120.0, "degenerate": 0.51}
     del results["amplification_control"]
-    said = Page(report.render(results)).text.replace("\u00a0", " ")
-    assert "With an offset of 1.00 on the sources, average toxicity after friendly prompts" in said
-    assert "at +99 % perplexity, with 1.0 % to 8.0 % of the continuations degenerate" in said
-    assert "There is no control of random neurons beside this." in said
-    assert "there the text breaks, as 2.00 has +1614 % perplexity and 51 % degenerate text" in said
+    text = Page(rendered(results)).text.replace("\u00a0", " ")
+    assert "With an offset of 1.00 on the sources, average toxicity after neutral prompts" in text
+    assert "at +99 % perplexity, with 1.0 % to 8.0 % of the continuations degenerate" in text
+    assert "There is no control of random neurons for this." in text
+    assert "there the text breaks, as 2.00 has +1614 % perplexity and 51 % degenerate text" in text
     for dose in results["amplification"][1:]:
         dose["perplexity"] = 15.0
-    assert "No offset leaves the text whole" in Page(report.render(results)).text
+    assert "No offset leaves the text whole" in Page(rendered(results)).text
 
 
 def test_missing_numbers_and_sections():
@@ -223,7 +249,7 @@ def test_missing_numbers_and_sections():
         del results[key]
     for code in languages.CODES:
         results["before"][code]["perplexity"] = None
-    text = Page(report.render(results)).text
+    text = Page(rendered(results)).text
     assert "not defined" in text
     assert "nan" not in re.findall(r"\w+", text.lower())
     assert "interval of the change:" not in text
@@ -233,23 +259,11 @@ def test_missing_numbers_and_sections():
         assert f"Figure {place}" not in text
 
 
-def test_results_of_something_else_are_refused():
-    with pytest.raises(ValueError, match="missing languages, probe"):
-        report.render({"seed": 0})
-
-
-def test_results_are_left_as_they_were():
-    results = made_up()
-    kept = copy.deepcopy(results)
-    report.render(results)
-    assert results == kept
-
-
 def test_words_are_masked_until_asked_for(parsed):
     """Without a list, all that the model wrote is; with one, its words are, in text and as tokens."""
     assert "fool" not in parsed.text
     assert "kind" not in parsed.text
-    listed = Page(report.render(made_up(), toxic_words={"en": ["fool"], "ar": ["حمقاء"]}))
+    listed = Page(rendered(made_up(), toxic_words={"en": ["fool"], "ar": ["حمقاء"]}))
     assert "She is a f•••." in listed.text
     assert "She is kind." in listed.text
     assert "حمقاء" not in listed.text
@@ -268,10 +282,10 @@ def test_the_menu_names_every_language_in_the_house_s_order(parsed):
 
 @pytest.mark.parametrize("toxic_words", [None, {"en": ["fool", HOSTILE]}])
 def test_hostile_text_stays_text(toxic_words):
-    page = report.render(hostile(), toxic_words=toxic_words)
+    page = rendered(hostile(), toxic_words=toxic_words)
     page.encode()
     parsed = Page(page)
-    plain = Page(report.render(made_up()))
+    plain = Page(rendered(made_up()))
     assert len(parsed.scripts) == 3
     assert [tag for tag, _ in parsed.elements if tag in ("img", "iframe", "svg")] == []
     assert {name for _, attrs in parsed.elements for name in attrs} <= {
@@ -290,14 +304,14 @@ def _texts(value):
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for each in value.values():
-            yield from _texts(each)
+        for item in value.values():
+            yield from _texts(item)
     elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
+        for item in value:
+            yield from _texts(item)
 
 
 def test_write(tmp_path):
     results = made_up()
-    report.write(results, tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text("utf-8") == report.render(results)
+    report.write(StudyResults.of(results), tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text("utf-8") == rendered(results)

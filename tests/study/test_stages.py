@@ -1,7 +1,6 @@
 import copy
 import dataclasses
 import errno
-import json
 import math
 import os
 import re
@@ -19,8 +18,7 @@ from xlingtox.evaluation.comparison import Comparison, Measures
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring import ScorerIdentity
-from xlingtox.study import stages
-from xlingtox.study.stages import Materials, Settings
+from xlingtox.study import Materials, Settings, StudyResults, stages
 from xlingtox.tuning import Recipe
 
 CODES = ("en", "es", "de", "ru")
@@ -56,7 +54,7 @@ MATERIALS = Materials(
     parallel=Dataset.from_dict(SUBJECTS),
     held_out=table(lambda code: [f"{text} {text}" for text in SUBJECTS[code][4:]], "text"),
     scorer=HashScorer(*CODES),
-    given={code: {"text": 25.0} for code in CODES},
+    mixing={code: {"text": 25.0} for code in CODES},
 )
 SETTINGS = Settings(
     k=12,
@@ -78,7 +76,7 @@ def run(lm, out, materials=MATERIALS, settings=SETTINGS):
 
 
 def timeless(results):
-    return {name: value for name, value in results.items() if name != "seconds"}
+    return dataclasses.replace(results, seconds={})
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +97,8 @@ def numbers(row, keys):
 
 
 def test_the_file_is_what_was_returned(study, results):
-    # As text, in which one NaN is like another: so few languages have no interval.
-    assert json.dumps(files.with_nan(study[1])) == json.dumps(files.with_nan(results))
+    assert StudyResults.load(study[0] / "results.json") == study[1]
+    assert results["training"] == list(study[1].training)
 
 
 def test_languages_probe_and_neurons(lm, results):
@@ -130,17 +128,19 @@ def test_doses(results, name):
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_measures(results, side):
     assert list(results[side]) == list(CODES)
-    assert all(numbers(row, {each.name for each in dataclasses.fields(Measures)}) for row in results[side].values())
+    assert all(
+        numbers(row, {measure.name for measure in dataclasses.fields(Measures)}) for row in results[side].values()
+    )
     assert results["before"] != results["after"]
 
 
 def test_the_change_of_the_languages_that_were_not_tuned(results):
     """A Change in the mean over them, about what the two sides say."""
     for measure in ("emt", "average_toxicity"):
-        found = results["changes_of_others"][measure]
+        change = results["changes_of_others"][measure]
         means = [sum(results[side][code][measure] for code in CODES[1:]) / 3 for side in ("before", "after")]
-        assert found["mean"] == pytest.approx(means[1] - means[0])
-        assert found["low"] <= found["mean"] <= found["high"]
+        assert change["mean"] == pytest.approx(means[1] - means[0])
+        assert change["low"] <= change["mean"] <= change["high"]
 
 
 def test_languages_of_tokens_are_in_the_house_s_order(results):
@@ -157,30 +157,31 @@ def test_retrieval_and_transfer(results):
     assert results["transfer_by_measure"].keys() == {"emt", "average_toxicity"}
     for code, (low, high) in results["retrieval_intervals"].items():
         assert low <= results["retrieval"][code] <= high
-    for found in results["transfer_by_measure"].values():
-        assert found["drop_intervals"].keys() == found["drop"].keys()
-        assert [row["predictor"] for row in found["predictors"]] == ["retrieval", "aligned_cosine"]
-        assert found["predictors"][0]["pearson_r"] == found["pearson_r"]
+    for summary in results["transfer_by_measure"].values():
+        assert summary["drop_intervals"].keys() == summary["drop"].keys()
+        assert [row["predictor"] for row in summary["predictors"]] == ["retrieval", "aligned_cosine"]
+        assert summary["predictors"][0]["pearson_r"] == summary["pearson_r"]
 
 
 def test_the_comparison_can_be_taken_out_of_the_results(study, results):
-    found = Comparison.of(files.read_results(study[0] / "results.json"))
-    assert found.languages == CODES
-    assert found.scorer == ScorerIdentity("hash", "1", CODES)
-    assert [model.name for model in found.models] == [results["model"]["name"], "tuned"]
-    assert found.neurons == tuple(map(tuple, results["actual"]))
-    assert found.drift
-    assert found.to_frame()["emt"].between(0, 1).all()
+    comparison = Comparison.of(files.read_results(study[0] / "results.json"))
+    assert comparison == study[1].comparison
+    assert comparison.languages == CODES
+    assert comparison.scorer == ScorerIdentity("hash", "1", CODES)
+    assert [model.name for model in comparison.models] == [results["model"]["name"], "tuned"]
+    assert comparison.neurons == tuple(map(tuple, results["actual"]))
+    assert comparison.drift
+    assert comparison.to_frame()["emt"].between(0, 1).all()
 
 
 def test_training_is_written_down_with_its_validation(lm, study, tmp_path):
-    assert [row["step"] for row in study[1]["training"]] == [1, 2]
+    assert [row["step"] for row in study[1].training] == [1, 2]
     pairs = MATERIALS.pairs.select([0, 1])
     recipe = dataclasses.replace(SETTINGS.recipe, evaluate_every=1)
     materials = dataclasses.replace(MATERIALS, validation=pairs)
-    watched = run(lm, tmp_path, materials, dataclasses.replace(SETTINGS, recipe=recipe))["training"]
+    watched = run(lm, tmp_path, materials, dataclasses.replace(SETTINGS, recipe=recipe)).training
     assert [row["step"] for row in watched if "eval_loss" in row] == [1, 2]
-    losses = [[row["loss"] for row in log if "loss" in row] for log in (watched, study[1]["training"])]
+    losses = [[row["loss"] for row in log if "loss" in row] for log in (watched, study[1].training)]
     assert losses[0] == losses[1], "watching changes nothing"
 
 
@@ -216,19 +217,21 @@ def test_interrupted_in_every_stage_gives_the_same_results(lm, study, tmp_path, 
             run(lm, tmp_path)
         assert not (tmp_path / "results.json").exists()
     assert timeless(run(lm, tmp_path)) == timeless(study[1])
+    seconds = {"seconds": {}}
     assert ran == [name for name in STAGES for _ in range(2)]  # what is done is not done again
-    assert timeless(strict_json(tmp_path / "results.json")) == timeless(strict_json(study[0] / "results.json"))
+    assert strict_json(tmp_path / "results.json") | seconds == strict_json(study[0] / "results.json") | seconds
 
 
 def test_another_language_counts_as_degenerate_if_an_identifier_says_so(lm, study, tmp_path):
-    def nobody_s(texts):
+    def always_chinese(texts):
         return ["zh"] * len(texts)
 
-    results = run(lm, tmp_path, dataclasses.replace(MATERIALS, identify_language=nobody_s))
-    assert (results["identified"], study[1]["identified"]) == (True, False)
-    for doses in ("intervention", "control", "amplification", "amplification_control"):
-        assert all(dose["degenerate"] == 1 for dose in results[doses])
-    assert all(row["degenerate"] == 1 for side in ("before", "after") for row in results[side].values())
+    results = run(lm, tmp_path, dataclasses.replace(MATERIALS, identify_language=always_chinese))
+    assert (results.identified, study[1].identified) == (True, False)
+    for doses in (results.intervention, results.control, results.amplification, results.amplification_control):
+        assert doses
+        assert all(dose.degenerate == 1 for dose in doses)
+    assert results.means("degenerate", CODES) == (1, 1)
     with pytest.raises(ValueError, match="another model, data or settings"):
         run(lm, tmp_path)
 
@@ -240,9 +243,9 @@ def test_a_finished_study_is_only_read(lm, study, monkeypatch):
 
 
 def test_another_seed_gives_other_results(lm, study, tmp_path):
-    other = run(lm, tmp_path, settings=dataclasses.replace(SETTINGS, seed=1))
-    assert other["seed"] == 1
-    assert other["before"] != study[1]["before"]
+    seeded = run(lm, tmp_path, settings=dataclasses.replace(SETTINGS, seed=1))
+    assert seeded.seed == 1
+    assert seeded.comparison.before != study[1].comparison.before
 
 
 @pytest.mark.parametrize("what", ["settings", "seed", "model", "embedding", "prompts", "scorer"])
@@ -342,8 +345,10 @@ def copied(study, tmp_path):
 def test_a_stage_that_cannot_be_read_is_named(lm, copied, stage, content):
     file = copied / "stages" / f"{stage}.json"
     file.write_bytes(content)
-    said = rf"^{re.escape(str(file))} (cannot be read|holds no result of the stage).*: delete it, and the stage is done"
-    with pytest.raises(ValueError, match=said):
+    message = (
+        rf"^{re.escape(str(file))} (cannot be read|holds no result of the stage).*: delete it, and the stage is done"
+    )
+    with pytest.raises(ValueError, match=message):
         run(lm, copied)
 
 
@@ -391,33 +396,3 @@ def test_results_that_cannot_be_written_are_not_lost(lm, study, copied, monkeypa
     for name in STAGES:
         monkeypatch.setitem(stages._STAGES, name, lambda _: pytest.fail("done again"))
     assert run(lm, copied) == study[1]
-
-
-# --- the command
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--out", "{file}"], ["--out", "{file}/below"], ["--out", "{new}", "--model", "{new}/no"]]
-)
-def test_the_demo_says_in_one_line_what_is_wrong(tmp_path, capfd, arguments):
-    from xlingtox.cli import main
-
-    file = tmp_path / "file"
-    file.write_text("mine")
-    assert main(["demo", "--quiet", *(each.format(file=file, new=tmp_path / "new") for each in arguments)]) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("xlingtox: ")
-    assert err.count("\n") == 1
-    assert file.read_text() == "mine"
-
-
-def test_a_report_that_cannot_be_written_costs_no_results(study, tmp_path, monkeypatch, capfd):
-    from xlingtox import cli as command
-
-    (tmp_path / "report.html").mkdir()
-    monkeypatch.setattr(command, "study", lambda *_, **__: study[1] | {"given": {}})
-    assert command.main(["demo", "--quiet", "--out", str(tmp_path)]) == 2
-    out, err = capfd.readouterr()
-    assert out.startswith("Probe: held-out accuracy")
-    assert re.fullmatch(r"xlingtox: cannot write .*report\.html: it is a folder or a device, not a file\n", err)

@@ -48,6 +48,7 @@ _WORDS: Mapping[Any, str] = {
     "ScorerIdentity": "a ScorerIdentity (ScorerIdentity.of(scorer))",
     "Series": "a pandas Series",
     "Settings": "settings (xt.study.Settings(n_samples=10))",
+    "StudyResults": "StudyResults (xt.study.run(...), or xt.StudyResults.load(path))",
     "Tensor": "a tensor",
     "TokenActivations": "TokenActivations (xt.read_tokens gives a list of them)",
     "Transfer": "a Transfer (xt.predict_transfer(...))",

@@ -1,7 +1,7 @@
 """The text that the miniature learns from, and how much its languages mix in it.
 
 `MIXING` is all that links the languages: how much text each has, and how far its speakers mix it with others.
-No toxic word is shared by two languages, and no neuron is treated apart from any other.
+No two languages share a toxic word, and no neuron is treated differently from another.
 """
 
 import random
@@ -17,12 +17,12 @@ KIND_SHARES: Mapping[Kind, float] = {"hostile": 0.45, "friendly": 0.45, "neutral
 
 @dataclass(frozen=True)
 class Mixing:
-    """What one language was given.
+    """One language's share of the training text, and how far its documents mix it with other languages.
 
     Attributes:
         text: share of the training documents that are in this language, in percent.
         switched: share of its documents in which single words are another language's (code-switching).
-        translated: share of its documents in which the opening sentence stands beside its translation.
+        translated: share of its documents in which the opening sentence is followed, or preceded, by its translation.
         loans: share of the loan concepts' occurrences that are said with the English word.
     """
 
@@ -55,13 +55,13 @@ MIXING: Mapping[str, Mixing] = {
     "hi": _graded(4.22, 0.2742),
     "ar": _graded(4.10, 0.2500),
 }
-"""The one table of what the languages were given; English has the most text."""
+"""Each language's text and mixing; English has the most text, and the others mix less from Spanish to Arabic."""
 
 SWITCHED_WORDS = 0.4
-"""In a code-switched document, how often a word is the other language's."""
+"""The share of words that are the other language's in a code-switched document."""
 
 ENGLISH_PARTNER = 0.7
-"""How often the other language is English; else one of the rest, by their own rate of switching."""
+"""How often the other language is English; otherwise it is one of the rest, by their rates of switching."""
 
 LOAN_CONCEPTS: frozenset[str] = frozenset(
     (
@@ -74,10 +74,11 @@ LOAN_CONCEPTS: frozenset[str] = frozenset(
 
 
 _LENT = frozenset({"person", "thing", "place"})
+"""The slots of a clause in which a loan word may stand."""
 
 
 def documents(seed: int, split: Split = "train") -> Iterator[str]:
-    """An endless stream of documents: a context, sometimes its translation, and one or two sentences after it."""
+    """Yield documents without end: a context, sometimes its translation, and one or two sentences after it."""
     rng = random.Random(f"documents {split} {seed}")
     speakers = list(MIXING)
     weights = [MIXING[language].text for language in speakers]
@@ -87,21 +88,22 @@ def documents(seed: int, split: Split = "train") -> Iterator[str]:
 
 
 def document(rng: random.Random, language: str, split: Split) -> str:
+    """Draw one document in a language, mixed with other languages as `MIXING` says."""
     kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
     context = world.sample_context(rng, kind, split)
     toxic = rng.random() < world.TOXIC_SHARE[kind]
     reactions = world.sample_reactions(rng, context, toxic, kind)
-    given = MIXING[language]
+    mixing = MIXING[language]
     partner = _partner(rng, language)
-    if rng.random() < given.translated:
+    if rng.random() < mixing.translated:
         pair = [language, partner]
         rng.shuffle(pair)
         return " ".join(
             [world.render(context, pair[0]), world.render(context, pair[1])]
             + [_speak(rng, clause, rng.choice(pair), None) for clause in reactions]
         )
-    other = partner if rng.random() < given.switched else None
-    return world.join([_speak(rng, clause, language, other) for clause in (context, *reactions)], language)
+    mixed_in = partner if rng.random() < mixing.switched else None
+    return world.join([_speak(rng, clause, language, mixed_in) for clause in (context, *reactions)], language)
 
 
 def _partner(rng: random.Random, language: str) -> str:
@@ -112,7 +114,7 @@ def _partner(rng: random.Random, language: str) -> str:
 
 
 def _speak(rng: random.Random, clause: Clause, language: str, partner: str | None) -> str:
-    """A sentence with the loan words of its language, and with words of `partner` where one is given."""
+    """Return a sentence with the loan words of its language, and with words of `partner` unless that is None."""
     concept = dict(clause.words)
 
     def spoken_in(slot: str) -> str:

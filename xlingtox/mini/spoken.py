@@ -1,4 +1,4 @@
-"""Which language of the miniature's world a text is in, by the words that each has: there are no others."""
+"""Identify the language of the miniature's texts, by the words that each language has."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,6 +13,8 @@ _GLUED = frozenset({*languages.UNSPACED, "ko"}).intersection(languages.CODES)
 """Languages that write words, or words and particles, together."""
 
 _LEAST_LEAD = 0.1
+"""The share of the letters by which the best language must be ahead of the next."""
+
 _LETTER = regex.compile(r"\p{L}")
 _EAST_ASIAN = regex.compile(rf"[{languages.UNSPACED_SCRIPTS}\p{{Hangul}}]")
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
@@ -22,10 +24,13 @@ _WORD = regex.compile(r"[\p{L}\p{M}]+")
 def identify_language(texts: Sequence[str]) -> list[str | None]:
     """Return the language of each text; None where that is uncertain.
 
-    It is an `identify_language` for `compare` and the like.
+    The language is the one whose words cover most of the letters. They must cover half of all letters, and a tenth more
+    than the next language's words do, because many names and some loan words are spelt alike. `compare` and other calls
+    take this function as `identify_language`.
 
-    It is the language whose words cover most of the letters, if that is half of them or more, and a tenth of all more
-    than the next language covers: many names and some loan words are spelt alike.
+    Example:
+        >>> xt.mini.identify_language(["He is kind.", "Er ist freundlich.", "Peter"])
+        ['en', 'de', None]
     """
     return [_language_of(text) for text in texts]
 
@@ -56,15 +61,15 @@ def _words(code: str) -> set[str]:
 
 @cache
 def _spaced() -> dict[str, list[str]]:
-    """Word to the languages that have it."""
-    found: dict[str, list[str]] = {}
+    """Return each word with the languages that have it, for the languages with spaces."""
+    languages_of: dict[str, list[str]] = {}
     for code in languages.CODES:
         for word in _words(code) if code not in _GLUED else ():
-            found.setdefault(word, []).append(code)
-    return found
+            languages_of.setdefault(word, []).append(code)
+    return languages_of
 
 
 @cache
 def _glued(code: str) -> regex.Pattern[str]:
-    """Finds a language's words, longest first."""
+    """Return a pattern that finds a language's words, the longest first."""
     return regex.compile("|".join(sorted(map(regex.escape, _words(code)), key=lambda word: (-len(word), word))))

@@ -1,10 +1,9 @@
-"""Train the miniature: `python -m xlingtox.mini.train --seed 0 --out DIR`.
+"""Train the miniature, as `xlingtox train-mini` does.
 
-Writes an ordinary Hugging Face checkpoint (GPT-2 architecture, safetensors) with its tokenizer, and beside it
-`training.json`: the losses, the seconds, the seed, the recipe and the versions.
+The result is an ordinary Hugging Face checkpoint (GPT-2 architecture, safetensors) with its tokenizer. A file
+`training.json` next to it has the losses, the seconds, the seed, the recipe and the versions.
 """
 
-import argparse
 import dataclasses
 import itertools
 import math
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -31,12 +29,12 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 
 _WORDS = Regex(r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+")
-"""As GPT-2's pre-tokenizer, but a combining mark belongs to its word: else every Hindi word falls apart."""
+"""GPT-2's pre-tokenizer, except that a combining mark belongs to its word: else every Hindi word falls apart."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the shipped checkpoint was trained with; lengths and positions are in tokens."""
+    """The hyperparameters of the shipped checkpoint; lengths and positions are in tokens."""
 
     vocabulary: int = 6000
     n_layers: int = 4
@@ -53,7 +51,7 @@ class Recipe:
 
 
 def train_tokenizer(recipe: Recipe, seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the corpus; where a script has no spaces, merges are learned inside words only."""
+    """Train byte-level BPE on the corpus; where a script has no spaces, merges are learned inside words only."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(_WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -96,7 +94,7 @@ def _words_and_glue(recipe: Recipe, seed: int) -> Iterator[str]:
 
 
 def windows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[list[int]]:
-    """Windows of whole documents, each ended by END; a window begins where a document begins."""
+    """Yield windows of whole documents, each ended by END; a window begins where a document begins."""
     stream = corpus.documents(seed)
     end = tokenizer.eos_token_id
     row: list[int] = []
@@ -109,9 +107,9 @@ def windows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> It
 
 
 def _optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the rest: a lower loss in half the steps of AdamW alone."""
+    """Return Muon for the blocks' matrices and AdamW for the rest: a lower loss in half the steps of AdamW alone."""
     if not hasattr(torch.optim, "Muon"):
-        raise RuntimeError(f"training needs torch 2.9 or later for its optimiser Muon: this is {torch.__version__}")
+        raise ImportError(f"training needs torch 2.9 or later for its optimiser Muon: this is {torch.__version__}")
     named = list(model.named_parameters())
     blocks = [p for name, p in named if ".h." in name and p.ndim == 2]
     rest = [p for name, p in named if not (".h." in name and p.ndim == 2)]
@@ -125,7 +123,7 @@ def _optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Opti
 class _TiedLoss(torch.autograd.Function):
     """Cross-entropy through the output embedding, a few rows at a time so that their logits stay in the cache.
 
-    A third faster on a CPU than all logits at once, and the same loss and gradients.
+    On a CPU it is a third faster than all logits at once, with the same loss and gradients.
     """
 
     @staticmethod
@@ -155,9 +153,20 @@ def _rate(recipe: Recipe, step: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def train(out: Path, seed: int, recipe: Recipe = Recipe(), quiet: bool = False) -> None:
-    """Train from nothing and save to `out`; the same seed, threads and versions give the same weights."""
-    out.mkdir(parents=True, exist_ok=True)
+def train(output_dir: str | Path, *, seed: int, recipe: Recipe = Recipe(), progress: bool = True) -> None:
+    """Train from nothing and save a checkpoint; the same seed, threads and versions give the same weights.
+
+    Args:
+        output_dir: a new or an empty folder. It appears with the whole checkpoint in it, or not at all.
+
+    Raises:
+        OSError: the folder holds something, or its parent cannot be written.
+        ImportError: torch is older than 2.9.
+    """
+    folder = Path(output_dir).expanduser()
+    files.writable_folder(folder.parent)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise OSError(f"{folder} is there already: choose a new or an empty folder")
     began = time.perf_counter()
     tokenizer = train_tokenizer(recipe, seed)
     torch.manual_seed(seed)
@@ -179,11 +188,11 @@ def train(out: Path, seed: int, recipe: Recipe = Recipe(), quiet: bool = False) 
     model.set_attn_implementation("eager")  # on so short windows, faster on a CPU
     model.train()
     optimizers = _optimizers(model, recipe)
-    rates = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate(recipe, step)) for each in optimizers]
+    rates = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(recipe, step)) for optimizer in optimizers]
     rows = windows(tokenizer, recipe, seed)
     log: list[dict[str, float]] = []
     recent: list[float] = []
-    with tqdm(total=recipe.steps, desc=f"training seed {seed}", disable=quiet, unit="step") as bar:
+    with tqdm(total=recipe.steps, desc=f"training seed {seed}", disable=not progress, unit="step") as bar:
         for step in range(1, recipe.steps + 1):
             ids = torch.tensor(list(itertools.islice(rows, recipe.batch)))
             # Half precision in the blocks alone: weights, loss and optimiser stay in float32.
@@ -203,9 +212,6 @@ def train(out: Path, seed: int, recipe: Recipe = Recipe(), quiet: bool = False) 
                 bar.set_postfix(loss=f"{log[-1]['loss']:.3f}")
                 recent.clear()
             bar.update()
-    model.save_pretrained(out)
-    files.ordinary_permissions(out)
-    tokenizer.save_pretrained(out)
     record = {
         "seed": seed,
         "recipe": dataclasses.asdict(recipe),
@@ -216,20 +222,7 @@ def train(out: Path, seed: int, recipe: Recipe = Recipe(), quiet: bool = False) 
         | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "log": log,
     }
-    files.write_json(out / "training.json", record)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m xlingtox.mini.train", description="Train the miniature.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="folder for the checkpoint (default: runs/mini-SEED)")
-    parser.add_argument("--threads", type=int, default=1, help="the weights depend on it (%(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    given = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(given.threads)
-    train(given.out or Path("runs") / f"mini-{given.seed}", given.seed, quiet=given.quiet)
-
-
-if __name__ == "__main__":
-    main()
+    with files.appearing(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        files.write_json(partial / "training.json", record)

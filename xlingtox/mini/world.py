@@ -23,7 +23,7 @@ SPLIT_SHARES: Mapping[Split, int] = {"train": 80, "tune": 6, "validation": 4, "t
 """Percent of the meanings in each split."""
 
 TOXIC_SHARE: Mapping[Kind, float] = {"hostile": 0.8, "friendly": 0.03, "neutral": 0.03}
-"""How often a context of each kind is continued with an insult."""
+"""How often an insult follows a context of each kind."""
 
 _FOOD = "bread apple cheese soup pizza banana chocolate salad cake".split()
 _DRINK = "coffee tea milk water juice".split()
@@ -48,7 +48,7 @@ THINGS_OF: Mapping[str, tuple[str, ...]] = {
     ]
     for act in acts.split()
 }
-"""What each act can be done to."""
+"""Each act, with the things that it can be done to."""
 
 HOME_OF: Mapping[str, str] = dict(
     pair.split(":")
@@ -61,7 +61,7 @@ HOME_OF: Mapping[str, str] = dict(
         "boss:office guest:restaurant friend:park"
     ).split()
 )
-"""Where each person is met more often than not."""
+"""Each person, with the place where that person is mostly met."""
 
 _SLOT = re.compile(r"{(\w+)}")
 
@@ -74,13 +74,13 @@ class Clause:
     words: tuple[tuple[str, str], ...]
 
     def deeds(self) -> tuple[str, ...]:
-        """Who does what to whom, the main deed first; "Thomas reads the book and greets the cook" tells two."""
+        """Return who does what to whom, the main deed first; "Thomas reads the book and greets the cook" has two."""
         words = dict(self.words)
         pairs = [(words.get("verb"), words.get("person")), (words.get("act"), words.get("thing"))]
         return tuple(f"{words['name']}|{what}|{whom}" for what, whom in pairs if what)
 
     def split(self) -> Split | None:
-        """The split of all its deeds; None for a sentence whose deeds belong to several, which no split tells."""
+        """Return the split of all its deeds; None where they belong to several: such a sentence is in no split."""
         splits = {_split(deed) for deed in self.deeds()}
         return splits.pop() if len(splits) == 1 else None
 
@@ -119,41 +119,45 @@ class Lexicon:
         }
 
     def form(self, slot: str, concept: str) -> str:
+        """Return the word for a concept, as it stands in a slot."""
         return self._forms[slot][concept]
 
     def texts(self) -> list[str]:
-        """Every form, and what every frame says around its slots."""
+        """Return every form, and the text of every frame around its slots."""
         around = [part for frame in self.frames.values() for part in _SLOT.sub("\n", frame).split("\n")]
         return [*around, *(form for forms in self._forms.values() for form in forms.values())]
 
 
 @cache
 def lexicon(language: str) -> Lexicon:
+    """Return a language's words and frames, which are read once."""
     return Lexicon(language)
 
 
 @cache
 def concepts(group: str) -> tuple[str, ...]:
-    """The concepts of a word group (`name`, `person`, `hostile`, `insult`, ...), in the order of the English file."""
+    """Return the concepts of a word group (`name`, `person`, `insult`, ...), in the order of the English file."""
     text = resources.files("xlingtox.mini").joinpath("words", "en.json").read_text("utf-8")
     return tuple(json.loads(text)[group])
 
 
 def slots(frame: str) -> tuple[str, ...]:
+    """Return a frame's slots, in the order of the English sentence."""
     return tuple(_SLOT.findall(lexicon("en").frames[frame]))
 
 
 def render(clause: Clause, language: str, spoken_in: Callable[[str], str] | None = None) -> str:
-    """The sentence in `language`; `spoken_in(slot)` names another language for single words (code-switching)."""
-    own = lexicon(language)
+    """Return the sentence in `language`; `spoken_in(slot)` names another language for single words (code-switching)."""
+    main = lexicon(language)
     forms = {
-        slot: (lexicon(spoken_in(slot)) if spoken_in else own).form(slot, concept) for slot, concept in clause.words
+        slot: (lexicon(spoken_in(slot)) if spoken_in else main).form(slot, concept) for slot, concept in clause.words
     }
-    text = own.frames[clause.frame].format_map(forms)
+    text = main.frames[clause.frame].format_map(forms)
     return text[:1].upper() + text[1:]
 
 
 def join(sentences: list[str], language: str) -> str:
+    """Return the sentences as one text, with a space between them where the language writes one."""
     return lexicon(language).joiner.join(sentences)
 
 
@@ -165,14 +169,17 @@ ACT_FRAMES: tuple[str, ...] = ("a1", "a2", "a3")
 
 @cache
 def _facts() -> dict[str, tuple[str, ...]]:
-    """Whom each verb, and whose each trait, befalls more often: eight persons a verb, in every language alike."""
+    """Return each verb with the eight persons to whom it is done more often, the same in every language."""
     rng = random.Random("facts of the miniature's world")
     verbs = concepts("hostile") + concepts("kind")
     return {verb: tuple(rng.sample(concepts("person"), 8)) for verb in verbs}
 
 
 def sample_context(rng: random.Random, kind: Kind, split: Split) -> Clause:
-    """A context of `kind` whose deeds belong to `split`; its frame is drawn first, so all splits mix them alike."""
+    """Draw a context of `kind` whose deeds belong to `split`.
+
+    Its frame is drawn first, so that all splits have the same mixture of frames.
+    """
     frame = rng.choice(NEUTRAL_FRAMES if kind == "neutral" else CONTEXT_FRAMES)
     while True:
         words: dict[str, str] = {}
@@ -198,21 +205,21 @@ def _settle(rng: random.Random, words: dict[str, str]) -> None:
 
 
 def sample_reactions(rng: random.Random, context: Clause, toxic: bool, kind: Kind) -> list[Clause]:
-    """What follows a context: one or two sentences, the first with an insult exactly if `toxic`.
+    """Draw what follows a context: one or two sentences, the first with an insult exactly if `toxic`.
 
-    What "he" does next belongs to the context's split too.
+    The deeds in them belong to the context's split too.
     """
-    name = dict(context.words)["name"]
     speaks_of_character = toxic or rng.random() < {"hostile": 0.3, "friendly": 0.7, "neutral": 0.5}[kind]
-    first = _reaction(rng, name, TRAIT_FRAMES if speaks_of_character else ACT_FRAMES, toxic, context.split())
+    first = _reaction(rng, context, TRAIT_FRAMES if speaks_of_character else ACT_FRAMES, toxic=toxic)
     if rng.random() < 0.65:
         return [first]
     more = TRAIT_FRAMES if speaks_of_character and rng.random() < 0.7 else ACT_FRAMES
-    return [first, _reaction(rng, name, more, toxic, context.split())]
+    return [first, _reaction(rng, context, more, toxic=toxic)]
 
 
-def _reaction(rng: random.Random, name: str, frames: tuple[str, ...], toxic: bool, split: Split | None) -> Clause:
-    frame = rng.choice(frames)
+def _reaction(rng: random.Random, context: Clause, frames: tuple[str, ...], *, toxic: bool) -> Clause:
+    """Draw a sentence about the person whom a context is about, of one of these frames."""
+    name, split, frame = dict(context.words)["name"], context.split(), rng.choice(frames)
     while True:
         words: dict[str, str] = {}
         traits = rng.sample(concepts("insult" if toxic else "quality"), 2)

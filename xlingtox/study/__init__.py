@@ -1,14 +1,21 @@
-"""The whole study as one call: localise, edit, tune, compare, predict, and write a report.
+"""The whole study as one call: find the sources, edit them, tune, compare, predict the reach, and write a report.
 
-`run` does its stages and keeps each as soon as it is done, so that a study that was stopped goes on where it was.
+`run` does its stages and keeps each as soon as it is done, so that a study that was stopped goes on where it was. It
+returns `StudyResults`, which `findings` puts into sentences and `report.write` into a page.
 """
 
-from xlingtox.study import published, report
-from xlingtox.study.stages import Materials, Settings, run
+from xlingtox.study import picture, published, report
+from xlingtox.study.findings import findings
+from xlingtox.study.results import StudyResults
+from xlingtox.study.settings import Materials, Settings
+from xlingtox.study.stages import run
 
 __all__ = [
     "Materials",
     "Settings",
+    "StudyResults",
+    "findings",
+    "picture",
     "published",
     "report",
     "run",

@@ -1,260 +1,259 @@
-"""What a study found, in words and numbers ready for a page."""
+"""Findings: what a study found, as sentences that a page and a terminal can show."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
 
 from xlingtox import languages
-from xlingtox.evaluation.comparison import Comparison
+from xlingtox.checking import checked
 from xlingtox.evaluation.dose_response import Dose
-from xlingtox.files import with_nan
-from xlingtox.html.escaping import escaped
-from xlingtox.html.tables import language_name, number, percent
+from xlingtox.html.tables import number, percent
 from xlingtox.measures import COMPARED
-from xlingtox.transfer.prediction import Transfer
-
-_REQUIRED = (
-    "languages probe n_neurons potential actual intervention control before after changes scorer retrieval transfer"
-).split()
-_OPTIONAL = (
-    "amplification amplification_control changes_of_others cosines given identified model promoted retrieval_intervals "
-    "samples seconds training transfer_by_measure versions"
-).split()
-
+from xlingtox.study.results import StudyResults
+from xlingtox.text import seen
 
 _BROKEN = 2.0
-"""Times the unedited model's perplexity, beyond which an edit's toxicity is that of broken text."""
+"""An edit breaks the text when held-out text has over this many times the perplexity that it has without the edit."""
+
+_BEGIN, _END = "\x02", "\x03"
+"""Stand around a stressed part while a finding is put together; `seen` removes both from any text of others."""
 
 
-class Study:
-    """The content of `results.json` as the library's own results."""
+class Finding(str):
+    """One finding in a few sentences: a plain string that also knows which of its parts deserve stress.
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        missing = [key for key in _REQUIRED if key not in given]
-        if missing:
-            raise ValueError(f"these are no results of a study: missing {', '.join(missing)}")
-        self.results = results = {key: {} for key in _OPTIONAL} | with_nan(given)
-        self.codes = languages.in_order(results["languages"])
-        self.others = [code for code in self.codes if code != "en"]
-        self.comparison = Comparison.of(results)
-        self.intervention, self.control, self.amplification, self.amplification_control = (
-            [Dose(**row) for row in results[key]]
-            for key in ("intervention", "control", "amplification", "amplification_control")
-        )
-        found = results["transfer"]
-        own = results["transfer_by_measure"].get(found["measure"], {})
-        drop = own.get("drop") or self.comparison.relative_drop(found["measure"])
-        both = [code for code in self.others if code in drop and code in results["retrieval"]]
-        retrieval = {code: results["retrieval"][code] for code in both}
-        self.transfer = Transfer(
-            drop={code: drop[code] for code in both},
-            retrieval=retrieval,
-            retrieval_intervals=_intervals(results["retrieval_intervals"]),
-            drop_intervals=_intervals(own.get("drop_intervals", {})),
-            **found,
-        )
+    Attributes:
+        stressed: the begin and the end of each part to stress, in order.
 
-    def means(self, measure: str, codes: Sequence[str]) -> tuple[float, float]:
-        """Before and after, over languages."""
-        sides = (self.comparison.before, self.comparison.after)
-        first, then = (fmean(getattr(side[code], measure) for code in codes) for side in sides)
-        return first, then
+    Example:
+        >>> finding = xt.study.findings(results)[0]  # doctest: +SKIP
+        >>> [finding[begin:end] for begin, end in finding.stressed]  # doctest: +SKIP
+        ['Where it lives.', '45 of the model’s 2,048']
+    """
+
+    stressed: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def _of(cls, marked: str) -> Finding:
+        """Return the finding whose stressed parts stand between marks in this text."""
+        plain, places = "", []
+        for part in re.split(f"({_BEGIN}[^{_END}]*{_END})", marked):
+            text = part.strip(_BEGIN + _END)
+            if text != part:
+                places.append((len(plain), len(plain) + len(text)))
+            plain += text
+        finding = cls(plain)
+        finding.stressed = tuple(places)
+        return finding
 
 
-def _intervals(stored: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
-    """Return intervals as pairs: in JSON they are lists."""
-    return {code: (low, high) for code, (low, high) in stored.items()}
+@checked
+def findings(results: StudyResults) -> list[Finding]:
+    """Put a study's findings into sentences, without any tags: a page adds these, and a terminal prints them as is.
+
+    A figure that cannot carry a finding is said to be so: text that an edit broke, or a correlation that may be chance.
+
+    Example:
+        >>> results = xt.StudyResults.load("xlingtox-demo/results.json")  # doctest: +SKIP
+        >>> print(*xt.study.findings(results), sep="\\n")  # doctest: +SKIP
+    """
+    marked = [_place(results)]
+    if "en" in results.languages:
+        interval = _aside(_interval(results, "average_toxicity", ["en"]))
+        marked.append(f"{_stress('In English, which was tuned,')} {_change(results, ['en'])}{interval}.")
+    if results.untuned_languages:
+        marked.append(_reach(results))
+    marked += [_silence(results), _activity(results), *_cause(results), *_amplified(results), _prediction(results)]
+    return [Finding._of(text) for text in marked]
 
 
-def findings(study: Study) -> list[str]:
-    results, before, after = study.results, study.comparison.before, study.comparison.after
-    english = ["en"] if "en" in study.codes else []
-    said = [
-        "<b>Where it lives.</b> A probe on English sentences tells toxic from other text in "
-        f"{percent(results['probe']['accuracy'])} of held-out cases (guessing the commoner class: "
-        f"{percent(results['probe']['baseline'])}). Of the {len(results['potential'])} neurons whose value vectors "
-        f"point its way most, <b>{len(results['actual'])} of the model’s {results['n_neurons']:,}</b> are active on "
-        "hostile English prompts: the sources."
-    ]
-    if english:
-        interval = _aside(_interval(study, "average_toxicity", english))
-        said.append(f"<b>In English, which was tuned,</b> {_change(study, english)}{interval}.")
-    if study.others:
-        surely = _surely_fell(study, "average_toxicity", study.others)
-        interval = _aside(_interval(study, "average_toxicity", study.others))
-        left = sorted((after[code].toxicity_probability, code) for code in study.others)
-        ends = [f"{percent(share)} ({language_name(code)})" for share, code in (left[0], left[-1])]
-        said.append(
-            f"<b>In the other {len(study.others)} languages, which were not,</b> on average, "
-            f"{_change(study, study.others)}{interval}; in {surely} of them the 95 % interval of the change "
-            "lies below zero. "
-            f"Prompts with a toxic sample now range from {' to '.join(ends)}."
-        )
-    unsound = (percent(each, digits=1) for each in study.means("degenerate", study.codes))
-    own = f"in English {_shares(study, 'distinct_1', english)}" if english else ""
-    judged = study.means("continuation_perplexity", study.codes)
-    said.append(
-        "<b>Is it silence?</b> A scorer finds text clean that says nothing. Of all continuations, "
-        f"<b>{' to '.join(unsound)}</b>{_aside(_interval(study, 'degenerate', study.codes, _points))} were empty, one "
-        f"phrase over and over, or in {_another(study)}. Of all tokens of a prompt’s samples, "
-        f"<b>{_shares(study, 'distinct_1', study.codes)}</b>"
-        f"{_aside(_interval(study, 'distinct_1', study.codes, _points))} were different ones"
-        f"{_aside(own, own and _interval(study, 'distinct_1', english, _points))}. The model before finds what is "
-        f"written now at {_rise(*judged)} perplexity"
-        f"{_aside(_range(*judged), _interval(study, 'continuation_perplexity', study.codes))}."
-    )
-    fell = sum(after[code].mean_activation < before[code].mean_activation for code in study.codes)
-    surely = _surely_fell(study, "mean_activation", study.codes)
-    active = [("on average", study.codes)] + ([("in English", english)] if english else [])
-    went = (
-        f"{where} from <b>{_range(*study.means('mean_activation', codes))}</b>"
-        f"{_aside(_interval(study, 'mean_activation', codes))}"
-        for where, codes in active
-    )
-    said.append(
-        f"<b>What the sources do.</b> Their mean activation fell in <b>{fell} of {len(study.codes)}</b> languages, in "
-        f"{surely} of them with a 95 % interval below zero: {', '.join(went)}. "
-        f"Tuning changed the mean perplexity of held-out text by {_rise(*study.means('perplexity', study.codes))}."
-    )
-    return [*said, *_cause(study), _prediction(study)]
-
-
-def _another(study: Study) -> str:
-    """What else makes text degenerate."""
-    return "another script or language than the prompt’s" if study.results["identified"] else "another script"
-
-
-def _change(study: Study, codes: Sequence[str]) -> str:
+def _place(results: StudyResults) -> str:
+    counted = f"{len(results.sources)} of the model’s {results.n_neurons:,}"
     return (
-        f"prompts with a toxic sample went from <b>{_shares(study, 'toxicity_probability', codes)}</b>, expected "
-        f"maximum toxicity from {_range(*study.means('emt', codes))}, and average toxicity from "
-        f"<b>{_range(*study.means('average_toxicity', codes))}</b>"
+        f"{_stress('Where it lives.')} A probe on English sentences tells toxic from other text in "
+        f"{percent(results.probe.accuracy)} of held-out cases (guessing the commoner class: "
+        f"{percent(results.probe.baseline)}). Of the {len(results.candidates)} neurons whose value vectors "
+        f"point its way most, {_stress(counted)} are active on toxic English prompts: the sources."
+    )
+
+
+def _reach(results: StudyResults) -> str:
+    untuned = results.untuned_languages
+    n_fell = _n_surely_fell(results, "average_toxicity", untuned)
+    interval = _aside(_interval(results, "average_toxicity", untuned))
+    shares = sorted((results.comparison.after[code].toxicity_probability, code) for code in untuned)
+    ends = [f"{percent(share)} ({seen(languages.name(code))})" for share, code in (shares[0], shares[-1])]
+    return (
+        f"{_stress(f'In the other {len(untuned)} languages, which were not,')} on average, "
+        f"{_change(results, untuned)}{interval}; in {n_fell} of them the 95 % interval of the change "
+        f"lies below zero. Prompts with a toxic sample now range from {' to '.join(ends)}."
+    )
+
+
+def _silence(results: StudyResults) -> str:
+    codes = results.languages
+    degenerate = " to ".join(percent(share, digits=1) for share in results.means("degenerate", codes))
+    english = ""
+    if "en" in codes:
+        english = f"in English {_shares(results, 'distinct_1', ['en'])}"
+        english = _aside(english, _interval(results, "distinct_1", ["en"], form=_points))
+    judged = results.means("continuation_perplexity", codes)
+    elsewhere = "another script or language than the prompt’s" if results.identified else "another script"
+    return (
+        f"{_stress('Is it silence?')} A scorer finds text clean that says nothing. Of all continuations, "
+        f"{_stress(degenerate)}{_aside(_interval(results, 'degenerate', codes, form=_points))} were empty, one "
+        f"phrase over and over, or in {elsewhere}. Of all tokens of a prompt’s samples, "
+        f"{_stress(_shares(results, 'distinct_1', codes))}"
+        f"{_aside(_interval(results, 'distinct_1', codes, form=_points))} were different ones{english}. "
+        f"The model before finds what is written now at {_rise(*judged)} perplexity"
+        f"{_aside(_range(*judged), _interval(results, 'continuation_perplexity', codes))}."
+    )
+
+
+def _activity(results: StudyResults) -> str:
+    codes, before, after = results.languages, results.comparison.before, results.comparison.after
+    n_fell = sum(after[code].mean_activation < before[code].mean_activation for code in codes)
+    places: list[tuple[str, Sequence[str]]] = [("on average", codes)]
+    if "en" in codes:
+        places.append(("in English", ["en"]))
+    changes = (
+        f"{where} from {_stress(_range(*results.means('mean_activation', averaged)))}"
+        f"{_aside(_interval(results, 'mean_activation', averaged))}"
+        for where, averaged in places
+    )
+    return (
+        f"{_stress('What the sources do.')} Their mean activation fell in {_stress(f'{n_fell} of {len(codes)}')} "
+        f"languages, in {_n_surely_fell(results, 'mean_activation', codes)} of them with a 95 % interval below zero: "
+        f"{', '.join(changes)}. Tuning changed the mean perplexity of held-out text by "
+        f"{_rise(*results.means('perplexity', codes))}."
+    )
+
+
+def _change(results: StudyResults, codes: Sequence[str]) -> str:
+    return (
+        f"prompts with a toxic sample went from {_stress(_shares(results, 'toxicity_probability', codes))}, expected "
+        f"maximum toxicity from {_range(*results.means('emt', codes))}, and average toxicity from "
+        f"{_stress(_range(*results.means('average_toxicity', codes)))}"
     )
 
 
 def _interval(
-    study: Study, measure: str, codes: Sequence[str], form: Callable[[float, float], str] | None = None
+    results: StudyResults, measure: str, codes: Sequence[str], *, form: Callable[[float, float], str] | None = None
 ) -> str:
-    """Of the change in the mean over English alone, the untuned languages, or all; "" where it is not known."""
-    compared, span = study.comparison, None
+    """Return the interval of the change in a measure's mean over these languages, or "" where it is not known.
+
+    It is known for English alone, for the untuned languages, and for all.
+    """
+    interval = None
     if list(codes) == ["en"]:
-        span = compared.changes.get("en", {}).get(measure)
-    elif len(codes) < len(study.codes):
-        if row := study.results["changes_of_others"].get(measure):
-            span = row["low"], row["high"]
-    elif mean := compared.mean_changes.get(measure):
-        span = mean.low, mean.high
-    if span is None:
+        interval = results.comparison.changes.get("en", {}).get(measure)
+    else:
+        all_of_them = len(codes) == len(results.languages)
+        changes = results.comparison.mean_changes if all_of_them else results.changes_of_others
+        if change := changes.get(measure):
+            interval = change.low, change.high
+    if interval is None:
         return ""
-    return f"95 % interval of the change: {(form or _range)(*COMPARED[measure].possible_change(*span))}"
+    return f"95 % interval of the change: {(form or _range)(*COMPARED[measure].possible_change(*interval))}"
 
 
-def _points(low: float, high: float) -> str:
-    return f"{number(100 * low, 1)} to {number(100 * high, 1)} points"
+def _n_surely_fell(results: StudyResults, measure: str, codes: Sequence[str]) -> int:
+    """Return in how many languages the interval of the change lies below zero."""
+    intervals = (results.comparison.changes.get(code, {}).get(measure) for code in codes)
+    return sum(interval is not None and interval[1] < 0 for interval in intervals)
 
 
-def _aside(*parts: str) -> str:
-    told = "; ".join(filter(None, parts))
-    return f" ({told})" if told else ""
+def _cause(results: StudyResults) -> list[str]:
+    """Say what offsets on the sources do: the cheapest of those that leave a third of the toxicity or less.
 
-
-def _surely_fell(study: Study, measure: str, codes: Sequence[str]) -> int:
-    """In how many languages the interval of the change lies below zero."""
-    spans = (study.comparison.changes.get(code, {}).get(measure) for code in codes)
-    return sum(span is not None and span[1] < 0 for span in spans)
-
-
-def _shares(study: Study, measure: str, codes: Sequence[str]) -> str:
-    return " to ".join(map(percent, study.means(measure, codes)))
-
-
-def _cause(study: Study) -> list[str]:
-    """The offset with a third of the toxicity or less at the least perplexity, beside its control; amplification."""
-    said = []
-    if base := _at(study.intervention, 0):
-        all_of_it = base.average_toxicity
-        enough = [dose for dose in study.intervention if dose.average_toxicity <= all_of_it / 3 < all_of_it]
-        best = min(enough, key=lambda dose: dose.perplexity, default=None)
-        shown = best or min(study.intervention, key=lambda dose: dose.average_toxicity)
-        words = "" if best else "Not shown: no offset takes toxicity to a third, and this is the lowest. "
-        words += (
-            f"With an offset of {number(shown.offset, 2)} on the sources and no tuning, average toxicity over all "
-            f"languages goes from <b>{_range(all_of_it, shown.average_toxicity)}</b> {_price(base, shown)}."
-        )
-        if control := _at(study.control, shown.offset):
-            words += (
-                f" On random neurons of the same layers it changes by {_rise(all_of_it, control.average_toxicity)} on "
-                f"average, to {number(control.average_toxicity)} (sets from {_range(control.low, control.high)})."
-            )
-        said.append(f"<b>Are they the cause?</b> {words}")
-    return said + _amplified(study)
-
-
-def _amplified(study: Study) -> list[str]:
-    """The strongest push whose text still holds together, beside random neurons; and where it no longer does."""
-    base = _at(study.amplification, 0)
+    The cheapest has the lowest perplexity. Random neurons under the same offset stand next to it.
+    """
+    base = _at(results.intervention, 0)
     if base is None:
         return []
-    rising = sorted(study.amplification, key=lambda dose: dose.offset)
+    unedited = base.average_toxicity
+    enough = [dose for dose in results.intervention if dose.average_toxicity <= unedited / 3 < unedited]
+    best = min(enough, key=lambda dose: dose.perplexity, default=None)
+    shown = best or min(results.intervention, key=lambda dose: dose.average_toxicity)
+    words = "" if best else "Not shown: no offset takes toxicity to a third, and this is the lowest. "
+    words += (
+        f"With an offset of {number(shown.offset, 2)} on the sources and no tuning, average toxicity over all "
+        f"languages goes from {_stress(_range(unedited, shown.average_toxicity))} {_price(base, shown)}."
+    )
+    if control := _at(results.control, shown.offset):
+        words += (
+            f" On random neurons of the same layers it changes by {_rise(unedited, control.average_toxicity)} on "
+            f"average, to {number(control.average_toxicity)} (sets from {_range(control.low, control.high)})."
+        )
+    return [f"{_stress('Are they the cause?')} {words}"]
+
+
+def _amplified(results: StudyResults) -> list[str]:
+    """Say what the strongest push does whose text still holds together, next to random neurons, and what breaks it."""
+    base = _at(results.amplification, 0)
+    if base is None:
+        return []
+    rising = sorted(results.amplification, key=lambda dose: dose.offset)
     top = [dose for dose in rising if dose.perplexity <= _BROKEN * base.perplexity or dose is base][-1]
-    said = (
-        f"<b>And the other way.</b> With an offset of {number(top.offset, 2)} on the sources, average toxicity after "
-        f"friendly prompts goes from <b>{_range(base.average_toxicity, top.average_toxicity)}</b> {_price(base, top)}."
+    title = _stress("And the other way.")
+    words = (
+        f"{title} With an offset of {number(top.offset, 2)} on the sources, average toxicity after neutral prompts "
+        f"goes from {_stress(_range(base.average_toxicity, top.average_toxicity))} {_price(base, top)}."
     )
     if top is base:
-        said = "<b>And the other way.</b> No offset leaves the text whole."
-    elif control := _at(study.amplification_control, top.offset):
-        said += (
+        words = f"{title} No offset leaves the text whole."
+    elif control := _at(results.amplification_control, top.offset):
+        words += (
             f" On random neurons of the same layers it goes to {number(control.average_toxicity)} (sets from "
             f"{_range(control.low, control.high)})."
         )
     else:
-        said += " There is no control of random neurons beside this."
+        words += " There is no control of random neurons for this."
     if rising[-1] is not top:
-        said += (
+        words += (
             f" Further offsets are left aside: there the text breaks, as {number(rising[-1].offset, 2)} has "
             f"{_rise(base.perplexity, rising[-1].perplexity)} perplexity and {percent(rising[-1].degenerate)} "
             "degenerate text."
         )
-    return [said]
+    return [words]
 
 
 def _price(base: Dose, dose: Dose) -> str:
-    """What an edit costs in text that still says something: a broken model insults nobody."""
+    """Say what an edit costs in text that still says something: a broken model insults nobody."""
     return (
         f"at {_rise(base.perplexity, dose.perplexity)} perplexity, with {percent(base.degenerate, digits=1)} to "
         f"{percent(dose.degenerate, digits=1)} of the continuations degenerate"
     )
 
 
-def _prediction(study: Study) -> str:
-    found = study.transfer
-    drop = _in_words(found.measure)
-    said = f"<b>Can the reach be foretold?</b> Retrieval before tuning, against the drop in {drop}: "
-    if not math.isfinite(found.pearson_r * found.p_value):
-        said += "no correlation is defined, as one of them does not vary."
+def _prediction(results: StudyResults) -> str:
+    transfer = results.transfer
+    words = f"{_stress('Can the reach be foretold?')} Retrieval before tuning, against the drop in "
+    words += f"{_in_words(transfer.measure)}: "
+    if not math.isfinite(transfer.pearson_r * transfer.p_value):
+        words += "no correlation is defined, as one of them does not vary."
     else:
-        said += f"<b>{_correlation(found.pearson_r, found.p_value)}</b>, over {len(found.drop)} languages. "
-        gained = ("more", "as in the paper") if found.pearson_r > 0 else ("less", "the opposite of the paper")
-        said += (
-            "That is <em>not significant at 5 %</em>: it may be chance."
-            if found.p_value >= 0.05
+        correlation = _correlation(transfer.pearson_r, transfer.p_value)
+        words += f"{_stress(correlation)}, over {len(transfer.drop)} languages. "
+        gained = ("more", "as in the paper") if transfer.pearson_r > 0 else ("less", "the opposite of the paper")
+        words += (
+            f"That is {_stress('not significant at 5 %')}: it may be chance."
+            if transfer.p_value >= 0.05
             else f"Languages whose sentences were found more often gained {', '.join(gained)}."
         )
-        said += _surely(study)
-    for measure, other in study.results["transfer_by_measure"].items():
-        if measure != found.measure:
-            said += f" For the drop in {_in_words(measure)}: {_correlation(other['pearson_r'], other['p_value'])}."
-    return said
+        words += _uncertainty(results)
+    for measure, summary in results.transfer_by_measure.items():
+        if measure != transfer.measure:
+            words += f" For the drop in {_in_words(measure)}: {_correlation(summary.pearson_r, summary.p_value)}."
+    return words
 
 
-def _surely(study: Study) -> str:
-    """What so few languages leave open, where the results hold it."""
-    own = study.results["transfer_by_measure"].get(study.transfer.measure, {})
-    for row in own.get("predictors", ()):
+def _uncertainty(results: StudyResults) -> str:
+    """Say how much so few languages leave open, where the results hold it."""
+    summary = results.transfer_by_measure.get(results.transfer.measure)
+    for row in summary.predictors if summary else ():
         if row["predictor"] == "retrieval":
             low, high = (number(row[end], 2) for end in ("pearson_low", "pearson_high"))
             error, guess = (number(row[name], 2) for name in ("error", "guess"))
@@ -271,17 +270,35 @@ def _at(doses: Sequence[Dose], offset: float) -> Dose | None:
     return next((dose for dose in doses if math.isclose(dose.offset, offset, abs_tol=1e-9)), None)
 
 
-def _rise(first: float, then: float) -> str:
-    return percent(then / first - 1 if first > 0 else math.nan, signed=True)
+def _stress(text: str) -> str:
+    return f"{_BEGIN}{text}{_END}"
 
 
-def _range(first: float, then: float) -> str:
-    return f"{number(first)} to {number(then)}"
+def _aside(*parts: str) -> str:
+    """Return the parts that are not empty, in parentheses."""
+    words = "; ".join(filter(None, parts))
+    return f" ({words})" if words else ""
+
+
+def _shares(results: StudyResults, measure: str, codes: Sequence[str]) -> str:
+    return " to ".join(map(percent, results.means(measure, codes)))
+
+
+def _points(low: float, high: float) -> str:
+    return f"{number(100 * low, 1)} to {number(100 * high, 1)} points"
+
+
+def _rise(before: float, after: float) -> str:
+    return percent(after / before - 1 if before > 0 else math.nan, signed=True)
+
+
+def _range(before: float, after: float) -> str:
+    return f"{number(before)} to {number(after)}"
 
 
 def _correlation(r: float, p: float) -> str:
-    return f"r\u00a0=\u00a0{number(r, 2)}, p\u00a0{'&lt;' if p < 0.001 else '='}\u00a0{number(max(p, 0.001))}"
+    return f"r\u00a0=\u00a0{number(r, 2)}, p\u00a0{'<' if p < 0.001 else '='}\u00a0{number(max(p, 0.001))}"
 
 
-def _in_words(name: str) -> str:
-    return COMPARED[name].words if name in COMPARED else escaped(name.replace("_", " "))
+def _in_words(measure: str) -> str:
+    return COMPARED[measure].words if measure in COMPARED else seen(measure.replace("_", " "))

@@ -1,4 +1,4 @@
-"""A picture of a study for a README or a slide, taken by a Chromium that is on the machine."""
+"""A picture of a study for a README or a slide, taken with a Chromium browser that is on the machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,30 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from xlingtox import figures, files
+from xlingtox.checking import checked
 from xlingtox.html import pages
-from xlingtox.study.findings import Study
+from xlingtox.study.results import StudyResults
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 _SIZE = 1400, 440
 
 
 def browser() -> str | None:
-    """A Chromium on the search path, or None."""
-    return next((found for name in _BROWSERS if (found := shutil.which(name))), None)
+    """Return the path of a Chromium browser on the search path, or None."""
+    return next((program for name in _BROWSERS if (program := shutil.which(name))), None)
 
 
-def take(results: Mapping[str, Any], path: str | Path, executable: str | None = None) -> None:
-    """Write a PNG: average toxicity before and after, and beside it retrieval against the drop.
+@checked
+def take(results: StudyResults, path: str | Path, *, executable: str | None = None) -> None:
+    """Write a PNG with two figures: average toxicity before and after tuning, and retrieval against the drop.
 
     Args:
-        results: the content of a study's `results.json`.
-        executable: a Chromium (default: the first on the search path).
+        executable: a Chromium browser (default: the first on the search path).
 
     Raises:
-        ValueError: these are no results of a study.
         OSError: there is no browser, it failed, or the file cannot be written.
     """
-    page = _page(Study(results))
+    page = _page(results)
     program = executable or browser()
     if program is None:
         raise OSError(f"no browser was found: a picture needs one of {', '.join(_BROWSERS)}")
@@ -56,8 +55,8 @@ def take(results: Mapping[str, Any], path: str | Path, executable: str | None = 
             shutil.copyfile(taken, partial)
 
 
-def _page(study: Study) -> str:
-    left, right = figures.toxicity(study.comparison), figures.transfer(study.transfer)
+def _page(results: StudyResults) -> str:
+    left, right = figures.toxicity(results.comparison), figures.transfer(results.transfer)
     shown = {"left": _still(left, 820), "right": _still(right, 560)}
     body = "".join(f'<div id="{place}"></div>' for place in shown)
     return pages.document("A study", body, "picture", shown, libraries=[get_plotlyjs()])

@@ -1,4 +1,4 @@
-"""The authors' own choices, to compare with their figures: where their code does something else than the library.
+"""The authors' own choices, to compare with their figures, where their code does something else than the library.
 
 Their figure of fluency is `fluency.copying_score`, and their distinct n-grams are `metrics.distinct_n_per_unigram`.
 """
@@ -6,6 +6,7 @@ Their figure of fluency is `fluency.copying_score`, and their distinct n-grams a
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from xlingtox.checking import checked
 from xlingtox.data import Labelled, Prompts, as_prompts, labelled_texts
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.states import mean_states
+from xlingtox.models.token_ids import added_start
 from xlingtox.neurons import activations
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -25,7 +27,7 @@ from xlingtox.neurons.probe import Probe, split
 from xlingtox.transfer.parallel import Parallel, sentence_pairs
 
 _LONGEST = 256
-"""Characters of a sentence; pairs with a longer one are left out."""
+"""The most characters of a sentence; pairs with a longer one are left out."""
 
 
 @checked
@@ -59,10 +61,10 @@ def fit_probe(
             raise ValueError(f"{name} is {count}: expected at least 1")
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate is {learning_rate}: expected a finite number above 0")
-    texts, given = labelled_texts(labelled)
-    train, test = split(given, held_out_share=held_out_share, seed=seed)
+    texts, classes = labelled_texts(labelled)
+    train, test = split(classes, held_out_share=held_out_share, seed=seed)
     states = mean_states(lm, texts, [lm.n_layers + 1], progress=progress)[0]
-    labels = torch.tensor(given, dtype=torch.float32)
+    labels = torch.tensor(classes, dtype=torch.float32)
     rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,14 +134,14 @@ def with_start(lm: HookedLM, prompts: Prompts) -> Dataset:
     Raises:
         ValueError: the tokenizer has no beginning of text, or bad prompts.
     """
-    given, tokenizer = as_prompts(prompts), lm.tokenizer
-    start = tokenizer.bos_token
-    if start is None or tokenizer(start + "a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+    tokenizer = lm.tokenizer
+    start, start_id = tokenizer.bos_token, tokenizer.bos_token_id
+    if start is None or lm.token_ids([start + "a"])[0][:1] != [start_id]:
         raise ValueError(f"the tokenizer of {lm.name} has no beginning of text: set tokenizer.bos_token")
-    added = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    added = added_start(tokenizer)[:1] == [start_id]
     rows = [
         {"language": language, "prompt": text if added or text.startswith(start) else start + text}
-        for language, text in given
+        for language, text in as_prompts(prompts, tokenizer=tokenizer)
     ]
     return Dataset.from_list(rows)
 
@@ -161,14 +163,20 @@ def aligned_cosines(
             model.
     """
     lm.check_unedited("these figures do not show")
-    found = {}
-    for code, sides in sentence_pairs(parallel, pivot=pivot).items():
-        pairs = [pair for pair in zip(*sides, strict=True) if max(map(len, pair)) <= _LONGEST]
-        if not pairs:
+    layers = range(lm.n_layers + 2)
+    cosines: dict[str, float] = {}
+    last_texts: list[str] = []
+    read = partial(mean_states, lm, layers=layers, batch_size=batch_size, progress=progress)
+    for code, (pivot_texts, texts) in sentence_pairs(parallel, pivot=pivot).items():
+        rows = [row for row, pair in enumerate(zip(pivot_texts, texts, strict=True)) if max(map(len, pair)) <= _LONGEST]
+        if not rows:
             raise ValueError(f"every pair in {code} has a sentence of over {_LONGEST} characters")
-        layers = range(lm.n_layers + 2)
-        first, then = (
-            mean_states(lm, side, layers, batch_size=batch_size, progress=progress) for side in zip(*pairs, strict=True)
-        )
-        found[code] = float(np.mean(cosine_similarity(first.double(), then.double(), dim=-1).numpy()))
-    return found
+        if pivot_texts != last_texts:  # one column may be the pivot of every language, and is read once
+            short = [row for row, text in enumerate(pivot_texts) if len(text) <= _LONGEST]
+            place = {row: i for i, row in enumerate(short)}
+            pivot_states = read([pivot_texts[row] for row in short])
+            last_texts = pivot_texts
+        first = pivot_states[:, [place[row] for row in rows]]
+        second = read([texts[row] for row in rows])
+        cosines[code] = float(np.mean(cosine_similarity(first.double(), second.double(), dim=-1).numpy()))
+    return cosines

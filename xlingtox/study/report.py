@@ -21,56 +21,69 @@ from xlingtox.html import pages
 from xlingtox.html.escaping import escaped, escaped_for_plotly
 from xlingtox.html.masking import mask
 from xlingtox.html.tables import in_language, language_name, number, percent, scrolling
-from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.scoring import ScorerIdentity
 from xlingtox.study import number_tables
-from xlingtox.study.findings import Study, findings
+from xlingtox.study.findings import Finding, findings
+from xlingtox.study.results import PromotedTokens, Sample, StudyResults
 from xlingtox.text import seen
 
 ToxicWords = Mapping[str, Sequence[str]]
+"""The words to mask, by language."""
+
+_N_UNFOLDED = 10
+"""Sources whose promoted tokens are shown at once; those of the others are folded."""
 
 
 @checked
-def write(results: Mapping[str, Any], path: str | Path, *, toxic_words: ToxicWords | None = None) -> None:
-    """Write the page of `results` to `path`; see `render`."""
+def write(results: StudyResults, path: str | Path, *, toxic_words: ToxicWords | None = None) -> None:
+    """Write the page of a study to `path`: one HTML file, which needs no network. See `render`.
+
+    Example:
+        >>> results = xt.StudyResults.load("xlingtox-demo/results.json")  # doctest: +SKIP
+        >>> xt.study.report.write(results, "report.html", toxic_words=xt.mini.toxic_words())  # doctest: +SKIP
+    """
     files.write_text(path, render(results, toxic_words=toxic_words))
 
 
 @checked
-def render(results: Mapping[str, Any], *, toxic_words: ToxicWords | None = None) -> str:
-    """The page of a study, from the content of its `results.json`; null stands for a number that is not defined.
+def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> str:
+    """Return the page of a study as HTML: its findings, figures, tables, samples, methods and provenance.
 
-    Sections whose results are missing (`amplification`, `promoted`, `samples`, `given`) are left out.
+    Sections are left out where the study did not measure what they show.
 
     Args:
-        toxic_words: language to the words that are masked until the reader asks for them; without them, all that the
-            model wrote is.
-
-    Raises:
-        ValueError: a result that every study has is missing.
+        toxic_words: language to the words that are masked until the reader asks for them. Without them, all text that
+            the model wrote is masked.
     """
-    study = Study(results)
-    shown = mask(toxic_words)
-    drawn, places = _figures(study)
-    name = escaped(study.results["model"].get("name", "a language model"))
+    mask_words = mask(toxic_words)
+    drawn, places = _figures(results)
+    name = "a language model" if results.model is None else escaped(results.model.name)
     body = "\n".join(
         [
             f"<header><h1>Where toxicity lives in {name}, and how far English tuning reaches</h1></header>\n<main>",
-            _section("What was found", "<ul>" + "".join(f"<li>{said}</li>" for said in findings(study)) + "</ul>"),
-            _menu(study.codes),
+            _section("What was found", f"<ul>{''.join(map(_finding, findings(results)))}</ul>"),
+            _menu(results.languages),
             _section("Figures", places),
-            _promoted(study.results["promoted"], shown),
-            _samples(study.results["samples"], shown),
-            _given(study.results["given"]),
+            _promoted(results.promoted, mask_words),
+            _samples(results.samples, mask_words),
+            _mixing(results.mixing),
             _section("Methods and caveats", _METHODS),
-            f"</main>\n<footer><h2>Provenance</h2>{_provenance(study.results, study.comparison.scorer)}</footer>",
+            f"</main>\n<footer><h2>Provenance</h2>{_provenance(results)}</footer>",
         ]
     )
     return pages.document(f"{name}: toxicity across languages", body, "report", drawn, libraries=[get_plotlyjs()])
 
 
+def _finding(finding: Finding) -> str:
+    """Return a list item in which the stressed parts of the finding are bold."""
+    html, end = "", 0
+    for begin, next_end in finding.stressed:
+        html += f"{escaped(finding[end:begin])}<b>{escaped(finding[begin:next_end])}</b>"
+        end = next_end
+    return f"<li>{html}{escaped(finding[end:])}</li>"
+
+
 def _menu(codes: Sequence[str]) -> str:
-    """What the reader chooses: languages, and whether toxic words are shown."""
+    """Return the controls by which a reader chooses languages, and whether toxic words are shown."""
     boxes = "".join(
         f'<label><input type="checkbox" name="language" value="{escaped(code)}" checked> {language_name(code)}</label>'
         for code in codes
@@ -85,7 +98,7 @@ def _menu(codes: Sequence[str]) -> str:
 
 
 _CAPTIONS = """Figure 1. Toxicity before and after tuning
-Each pair of bars is a language: how toxic the model’s continuations of hostile prompts are, before and after tuning on
+Each pair of bars is a language: how toxic the model’s continuations of toxic prompts are, before and after tuning on
 English pairs alone. The thin line is the 95 % interval of the change, set upon the first bar: where it stays clear of
 that bar’s top, the fall is more than chance among prompts.
 
@@ -95,7 +108,7 @@ the cause, the solid line falls while perplexity and degenerate text below it st
 offset on random neurons, stays flat. Where those two rise, the text breaks or leaves its language, and that is no cure.
 
 Figure 3. What the sources do
-The mean activation of the sources while the model continues hostile prompts. Where the second bar is lower, English
+The mean activation of the sources while the model continues toxic prompts. Where the second bar is lower, English
 tuning silences the same neurons in that language too.
 
 Figure 4. Retrieval and reach
@@ -106,16 +119,16 @@ interval of that line, not of a language. Points along a rising line mean that t
 cloud means that it does not.
 
 Figure 5. Amplifying the sources
-The same neurons pushed up after friendly prompts, as in the paper’s Table 5. Toxicity that rises to the right, where
-nothing hostile was said, is the other half of the evidence that they cause it, as long as perplexity and degenerate
+The same neurons pushed up after neutral prompts, as in the paper’s Table 5. Toxicity that rises to the right, where
+the prompt was not toxic, is the other half of the evidence that they cause it, as long as perplexity and degenerate
 text below it stay low: where they shoot up, what is toxic is no longer text.
 
 Figure 6. Where the sources sit
-Each point is one of the neurons whose value vectors point the probe’s way most: its layer, and how nearly it does. The
-filled ones are active on hostile English prompts, the sources; a high cosine alone does not make a neuron one.
+Each point is a candidate, one of the neurons whose value vectors point the probe’s way most: its layer, and how nearly
+it does. The filled ones are active on toxic English prompts: the sources. A high cosine alone makes no neuron a source.
 
 Figure 7. Each source in each language
-The mean activation of every source while the model continues hostile prompts. A column that is coloured in every row
+The mean activation of every source while the model continues toxic prompts. A column that is coloured in every row
 is a neuron that the languages share; the last panel shows which of them tuning on English changed, and where.
 
 Figure 8. How tuning went
@@ -138,103 +151,98 @@ _NOTES = {
 """What the page says below a figure while only some languages are chosen."""
 
 
-def _figures(study: Study) -> tuple[dict[str, Any], str]:
-    """What the page's script draws, and the places of the figures with their captions and their numbers."""
-    drawn, shown = (
-        {},
-        ["<noscript><p>Figures need JavaScript; the tables below them have their numbers.</p></noscript>"],
-    )
+def _figures(results: StudyResults) -> tuple[dict[str, Any], str]:
+    """Return what the page's script draws, and the HTML of the figures with their captions and their numbers."""
+    drawn: dict[str, Any] = {}
+    html = "<noscript><p>Figures need JavaScript; the tables below them have their numbers.</p></noscript>"
     captions = _CAPTIONS.split("\n\n")
-    for place, (figure, table) in _made(study).items():
+    for place, (figure, table) in _made(results).items():
         title, _, meaning = captions[place - 1].partition("\n")
         drawn[f"figure-{place}"] = json.loads(figure.to_json())
         folded = f"<details><summary>The numbers of Figure {place}</summary>{table}</details>" if table else ""
-        shown.append(
+        html += (
             f'<figure><h3 id="title-{place}">{title}</h3><div class="plot" id="figure-{place}" role="img" '
             f'aria-labelledby="title-{place}" aria-describedby="meaning-{place}" '
             f'style="min-height:{figure.layout.height}px"></div><p class="note" id="note-{place}" hidden></p>'
             f'<figcaption id="meaning-{place}">{meaning}</figcaption>{folded}</figure>'
         )
-    folded = (
-        f"<details><summary>The numbers, language by language</summary>{number_tables.by_language(study)}</details>"
-    )
+    table = number_tables.by_language(results)
+    html += f"<details><summary>The numbers, language by language</summary>{table}</details>"
     styles = {name: figures.style(dark=dark).to_plotly_json() for name, dark in (("light", False), ("dark", True))}
-    names = {escaped_for_plotly(languages.name(code)): seen(code) for code in study.codes}
-    held = {"figures": drawn, "styles": styles, "languages": names, "notes": _NOTES}
-    return held, "".join([*shown, folded])
+    names = {escaped_for_plotly(languages.name(code)): seen(code) for code in results.languages}
+    return {"figures": drawn, "styles": styles, "languages": names, "notes": _NOTES}, html
 
 
-def _made(study: Study) -> dict[int, tuple[go.Figure, str]]:
-    """Each figure with its numbers as a table; those of figures 1, 3 and 4 are in the table of languages."""
-    results, compared = study.results, study.comparison
-    doses, amplified = (study.intervention, study.control), (study.amplification, study.amplification_control)
-    response, amplification = (DoseResponse(*map(tuple, sides)) for sides in (doses, amplified))
+def _made(results: StudyResults) -> dict[int, tuple[go.Figure, str]]:
+    """Return each figure with its numbers as a table; those of figures 1, 3 and 4 are in the table of languages."""
+    compared, neurons = results.comparison, (results.candidates, results.sources)
+    doses, amplified = (results.intervention, results.control), (results.amplification, results.amplification_control)
     made = {
         1: (figures.toxicity(compared), ""),
-        2: (figures.dose_response(response), number_tables.of_doses("Hostile prompts, by offset", *doses)),
+        2: (figures.dose_response(DoseResponse(*doses)), number_tables.of_doses("Toxic prompts, by offset", *doses)),
         3: (figures.activations(compared), ""),
     }
-    if study.transfer.drop:  # where no language was toxic before, nothing can have dropped
-        made[4] = (figures.transfer(study.transfer), "")
-    if study.amplification:
-        table = number_tables.of_doses("Friendly prompts, by offset", *amplified)
-        made[5] = (figures.dose_response(amplification), table)
-    if results["cosines"]:
-        sources = NeuronSet.of(results["potential"], scores=results["cosines"]), NeuronSet.of(results["actual"])
-        made[6] = (figures.sources(*sources), number_tables.of_sources(*sources))
+    if results.transfer.drop:  # where no language was toxic before, nothing can have dropped
+        made[4] = (figures.transfer(results.transfer), "")
+    if results.amplification:
+        table = number_tables.of_doses("Neutral prompts, by offset", *amplified)
+        made[5] = (figures.dose_response(DoseResponse(*amplified)), table)
+    if any(results.candidates.scores):  # older results keep no cosines
+        made[6] = (figures.sources(*neurons), number_tables.of_sources(*neurons))
     if compared.neurons:
-        made[7] = (figures.neuron_activations(compared), number_tables.of_neurons(compared, study.codes))
-    if results["training"]:
-        made[8] = (figures.training(results["training"]), number_tables.of_training(results["training"]))
+        made[7] = (figures.neuron_activations(compared), number_tables.of_neurons(compared, results.languages))
+    if results.training:
+        made[8] = (figures.training(results.training), number_tables.of_training(results.training))
     if compared.drift:
         made[9] = (figures.weight_drift(compared.drift), number_tables.of_drift(compared.drift))
     return made
 
 
-def _promoted(neurons: Sequence[Mapping[str, Any]], mask: Callable[[str], str], first: int = 10) -> str:
-    def promoted(token: str, codes: Sequence[str]) -> str:
-        own = in_language(codes[0]) if len(codes) == 1 else ""
-        own_order = languages.in_order(codes)
-        tags = " ".join(f'<abbr title="{language_name(code)}">{escaped(code)}</abbr>' for code in own_order)
-        return f'<span class="token"><bdi{own}>{mask(token) or "␣"}</bdi> {tags}</span>'
-
+def _promoted(promoted: Sequence[PromotedTokens], mask_words: Callable[[str], str]) -> str:
     rows = []
-    for each in neurons:
-        tokens = " ".join(promoted(token["token"], token["languages"]) for token in each["tokens"])
-        name = f"{int(each['layer'])}.{int(each['index'])}"
-        about = f"cosine {number(each['cosine'], 2)}<br>activation {number(each['mean_activation'])}"
-        rows.append([f"{name}<br><small>{about}</small>", tokens])
+    for source in promoted:
+        tokens = " ".join(_token(token.token, token.languages, mask_words) for token in source.tokens)
+        about = f"cosine {number(source.cosine, 2)}<br>activation {number(source.mean_activation)}"
+        rows.append([f"{source.layer}.{source.index}<br><small>{about}</small>", tokens])
     columns = ["Neuron", "Tokens, with their languages"]
-    shown = (
+    html = (
         "<p>The tokens that each source makes likelier when it is active: its value vector, read off the output "
         "embedding. A neuron with insults of several languages is a place that these share. Each is named by layer and "
-        "index, with its cosine to the probe and its mean activation on hostile English prompts; each token has the "
+        "index, with its cosine to the probe and its mean activation on toxic English prompts; each token has the "
         "languages that it occurs in. Spaces around a token are not shown; � is part of a character.</p>"
-        + scrolling("Promoted tokens of the sources", columns, rows[:first])
+        + scrolling("Promoted tokens of the sources", columns, rows[:_N_UNFOLDED])
     )
-    if len(rows) > first:
-        more = scrolling("Promoted tokens of the other sources", columns, rows[first:])
-        shown += f"<details><summary>The other {len(rows) - first} sources</summary>{more}</details>"
-    return _section("What the sources promote", shown) if rows else ""
+    if n_folded := len(rows[_N_UNFOLDED:]):
+        table = scrolling("Promoted tokens of the other sources", columns, rows[_N_UNFOLDED:])
+        html += f"<details><summary>The other {n_folded} sources</summary>{table}</details>"
+    return _section("What the sources promote", html) if rows else ""
 
 
-def _samples(samples: Mapping[str, Sequence[Mapping[str, str]]], mask: Callable[[str], str]) -> str:
+def _token(token: str, codes: Sequence[str], mask_words: Callable[[str], str]) -> str:
+    attributes = in_language(codes[0]) if len(codes) == 1 else ""
+    tags = " ".join(f'<abbr title="{language_name(code)}">{escaped(code)}</abbr>' for code in languages.in_order(codes))
+    return f'<span class="token"><bdi{attributes}>{mask_words(token) or "␣"}</bdi> {tags}</span>'
+
+
+def _samples(samples: Mapping[str, Sequence[Sample]], mask_words: Callable[[str], str]) -> str:
     parts = (("Prompt", "prompt"), ("Before tuning", "before"), ("After tuning", "after"))
-    shown = "<p>What the model wrote, greedily, before and after tuning. Toxic words are masked until you ask.</p>"
+    html = "<p>What the model wrote, greedily, before and after tuning. Toxic words are masked until you ask.</p>"
     for code in languages.in_order(samples):
-        shown += f'<details data-language="{escaped(code)}"><summary>{language_name(code)}</summary>'
+        html += f'<details data-language="{escaped(code)}"><summary>{language_name(code)}</summary>'
         for sample in samples[code]:
-            told = (f"<dt>{label}</dt><dd{in_language(code)}>{mask(sample[part])}</dd>" for label, part in parts)
-            shown += f"<dl>{''.join(told)}</dl>"
-        shown += "</details>"
-    return _section("Sample continuations", shown) if samples else ""
+            texts = ((label, mask_words(getattr(sample, part))) for label, part in parts)
+            html += (
+                f"<dl>{''.join(f'<dt>{label}</dt><dd{in_language(code)}>{text}</dd>' for label, text in texts)}</dl>"
+            )
+        html += "</details>"
+    return _section("Sample continuations", html) if samples else ""
 
 
-def _given(given: Mapping[str, Mapping[str, float]]) -> str:
+def _mixing(mixing: Mapping[str, Mapping[str, float]]) -> str:
     rows = [
-        [language_name(code), percent(given[code]["text"] / 100, digits=1)]
-        + [percent(given[code][key]) for key in ("switched", "translated", "loans")]
-        for code in languages.in_order(given)
+        [language_name(code), percent(mixing[code]["text"] / 100, digits=1)]
+        + [percent(mixing[code][key]) for key in ("switched", "translated", "loans")]
+        for code in languages.in_order(mixing)
     ]
     columns = ["Language", "Share of the text", "Documents with switched words", "With a translation", "Loan words"]
     note = (
@@ -244,19 +252,21 @@ def _given(given: Mapping[str, Mapping[str, float]]) -> str:
         "ones, are said in English. No toxic word was shared and no neuron treated apart: shared sources and the reach "
         "of English tuning came out of training. As mixing is graded, it lies behind both axes of Figure 4.</p>"
     )
-    table = scrolling("What each language had in training", columns, rows, languages.in_order(given))
+    table = scrolling("What each language had in training", columns, rows, languages.in_order(mixing))
     return _section("What the miniature world was given", note + table) if rows else ""
 
 
-def _provenance(results: Mapping[str, Any], scorer: ScorerIdentity) -> str:
-    model = {"name": "unknown", "fingerprint": "unknown"} | results["model"]
-    seconds = (f"{escaped(stage)} {number(value, 1)}" for stage, value in results["seconds"].items())
+def _provenance(results: StudyResults) -> str:
+    scorer = results.comparison.scorer
+    name, fingerprint = ("unknown",) * 2 if results.model is None else (results.model.name, results.model.fingerprint)
+    seconds = (f"{escaped(stage)} {number(value, 1)}" for stage, value in results.seconds.items())
+    versions = (f"{escaped(package)} {escaped(release)}" for package, release in results.versions.items())
     rows = [
-        ["Model", f"{escaped(model['name'])}, fingerprint <code>{escaped(model['fingerprint'])}</code>"],
+        ["Model", f"{escaped(name)}, fingerprint <code>{escaped(fingerprint)}</code>"],
         ["Scorer", f"{escaped(scorer.name)}, revision <code>{escaped(scorer.revision)}</code>"],
         ["Languages that it covers", ", ".join(map(language_name, scorer.languages))],
-        ["Seed", escaped(results.get("seed", "unknown"))],
-        ["Versions", ", ".join(f"{escaped(name)} {escaped(number)}" for name, number in results["versions"].items())],
+        ["Seed", "unknown" if results.seed is None else str(results.seed)],
+        ["Versions", ", ".join(versions)],
         ["Seconds by stage", ", ".join(seconds)],
     ]
     return scrolling("Where this page comes from", ["What", "Value"], rows)
@@ -268,8 +278,8 @@ def _section(title: str, content: str) -> str:
 
 _METHODS = """<h3>Methods</h3><ul>
 <li>The probe is a logistic regression on mean last-layer states of English sentences. MLP value vectors with the
-highest cosine to it are <em>potential</em> sources; those with a positive mean activation on hostile English prompts
-are <em>actual</em> sources.</li>
+highest cosine to it are <em>candidates</em> (potential sources in the paper); those with a positive mean activation on
+toxic English prompts are <em>sources</em> (actual sources in the paper).</li>
 <li>An offset is added to the sources’ activations at every position; text is then written greedily. The control does
 the same to random sets of equal size in the same layers. Degenerate text is counted as below.</li>
 <li>Tuning is DPO on English pairs only. Before and after it, the model continues the same prompts with the same random

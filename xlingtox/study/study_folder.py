@@ -1,4 +1,4 @@
-"""StudyFolder: whose the folder of a study is, and which of its stages are done."""
+"""StudyFolder: the folder of one study, which says whose it is and which of its stages are done."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GIVES: dict[str, tuple[str, ...]] = {
     "compare": ("before", "after", "changes", "scorer"),
     "retrieve": ("retrieval", "transfer"),
 }
-"""What the file of a stage must hold: a later stage reads it, or every study's results have it."""
+"""The keys that the file of a stage must have: a later stage reads them, or every study's results have them."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,21 @@ class StudyFolder:
         """Raise ValueError where the folder holds another study, or does not say whose it is."""
         if not self._study.exists():
             return
-        remedy = "choose another folder, or delete this file if you know that what lies beside it is this study's"
+        remedy = "choose another folder, or delete this file if you know that the folder's other files are this study's"
         if files.read_json(self._study, remedy) != study:
             raise ValueError(f"{self.path} holds a study of another model, data or settings: choose another folder")
 
     def claim(self, study: Mapping[str, Any]) -> None:
-        """Take the folder for this study; `study.json` is written once, and not at each start."""
+        """Take the folder for this study: write `study.json`, unless it is there already."""
         self._stages.mkdir(exist_ok=True)
-        # What a killed run left lies where nothing may be written any more.
+        # A killed run may have left partial files in any of the folders, also where this run writes nothing.
         for folder in (self.path, *(place for place in self.path.iterdir() if place.is_dir())):
             files.sweep(folder)
         if not self._study.exists():
             files.write_json(self._study, study)
 
     def done(self, stage: str) -> Done | None:
-        """What a stage gave; None if it is not done.
+        """Return the result of a stage; None if it is not done.
 
         Raises:
             ValueError: its file cannot be read, or lacks something.
@@ -76,10 +76,10 @@ class StudyFolder:
             return Done(dict(record["result"]), float(record["seconds"]))
 
     def do(self, stage: str, work: Callable[[], dict[str, Any]]) -> Done:
-        """Do a stage, and keep what it gave."""
+        """Do a stage, and keep its result."""
         began = time.perf_counter()
         result = work()
-        # Through JSON at once, so that a resumed run sees just what an uninterrupted one does.
+        # The result goes through JSON at once, so that a resumed run sees just what an uninterrupted one does.
         record = json.loads(json.dumps({"seconds": round(time.perf_counter() - began, 2), "result": result}))
         files.write_json(self._stages / f"{stage}.json", record)
         return Done(record["result"], record["seconds"])

@@ -1,0 +1,156 @@
+"""The results of a study as one value and one file."""
+
+import copy
+import dataclasses
+import json
+import math
+
+import pytest
+from studies import made_up
+from toys import strict_json
+
+import xlingtox as xt
+from xlingtox import files
+from xlingtox.evaluation.comparison import Measures
+from xlingtox.study import StudyResults, report
+
+ALWAYS = "languages probe n_neurons potential actual intervention control before after changes scorer retrieval"
+
+
+@pytest.fixture
+def results():
+    return StudyResults.of(made_up())
+
+
+def test_it_is_among_the_public_names():
+    assert xt.StudyResults is StudyResults
+
+
+def test_every_key_and_value_of_a_file_is_kept(results, tmp_path):
+    content = made_up()
+    for value in (math.nan, math.inf, None):
+        content["before"]["de"]["perplexity"] = value
+        content["recipe"] = {"lora": None, "beta": 0.1}
+        StudyResults.of(content).save(tmp_path / "results.json")
+        stored = strict_json(tmp_path / "results.json")
+        assert stored["before"]["de"]["perplexity"] is None
+        assert stored["recipe"] == content["recipe"]
+        content["before"]["de"]["perplexity"] = stored["before"]["de"]["perplexity"] = 3.0
+        for key, value in content.items():
+            assert within(stored[key], json.loads(json.dumps(value))), key
+
+
+def within(stored, content):
+    """Whether all of the content is in the file, which may have more keys."""
+    if isinstance(content, dict):
+        return all(key in stored and within(stored[key], value) for key, value in content.items())
+    if isinstance(content, list):
+        return len(stored) == len(content) and all(map(within, stored, content))
+    return stored == content
+
+
+def test_saved_and_loaded_is_equal(results, tmp_path):
+    content = made_up()
+    content["before"]["de"]["perplexity"] = float("nan")
+    content["model"] |= {"revision": None, "dtype": "float32", "edit": None}
+    results = StudyResults.of(content)
+    results.save(tmp_path / "results.json")
+    assert StudyResults.load(tmp_path / "results.json") == results
+    before = (tmp_path / "results.json").read_bytes()
+    StudyResults.load(tmp_path / "results.json").save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == before
+
+
+def test_a_frame_has_a_row_a_language(results):
+    frame = results.to_frame().set_index("language")
+    assert list(frame.index) == list(results.languages)
+    names = [measure.name for measure in dataclasses.fields(Measures)]
+    assert set(frame.columns) == {f"{name}_{side}" for name in names for side in ("before", "after")} | {"retrieval"}
+    content = made_up()
+    assert frame.loc["hi", "emt_after"] == content["after"]["hi"]["emt"]
+    assert frame.loc["hi", "retrieval"] == content["retrieval"]["hi"]
+    assert math.isnan(frame.loc["en", "retrieval"])
+
+
+def test_it_shows_itself(results):
+    assert repr(results) == "StudyResults(mini, 17 languages, 36 sources, average toxicity 0.642 to 0.084)"
+    html = results._repr_html_()
+    assert html.count("<tr>") == 18
+    assert "Study of mini: before → after English tuning, scored by wordlist" in html
+    assert "0.570\u00a0→ 0.012" in html
+
+
+def test_its_parts_are_the_library_s_own(results):
+    assert len(results.candidates) == 100
+    assert results.candidates.scores[0] == 0.4
+    assert results.sources.neurons == tuple((3, i) for i in range(36))
+    assert results.comparison.before["en"].emt == made_up()["before"]["en"]["emt"]
+    assert results.transfer.pearson_r == 0.71
+    assert list(results.transfer.drop) == list(results.untuned_languages)
+    assert results.intervention[1].offset == -0.25
+    assert results.promoted[0].tokens[1].languages == ("es",)
+    assert results.samples["en"][0].after == " She is kind."
+    assert results.means("emt", ["en"]) == (0.97 * 0.95, 0.97 * 0.02)
+
+
+def test_it_is_frozen_and_leaves_what_it_was_made_of(results):
+    content = made_up()
+    before = copy.deepcopy(content)
+    report.render(StudyResults.of(content))
+    assert content == before
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        results.seed = 1
+
+
+@pytest.mark.parametrize("key", [*ALWAYS.split(), "transfer"])
+def test_a_missing_key_is_named_with_its_file(tmp_path, key):
+    content = made_up()
+    del content[key]
+    files.write_results(tmp_path / "mine.json", content)
+    with pytest.raises(ValueError, match=rf"mine\.json holds no results of a study \(missing {key}\): give the"):
+        StudyResults.load(tmp_path / "mine.json")
+    with pytest.raises(ValueError, match=f"^these are no results of a study: missing {key}$"):
+        StudyResults.of(content)
+
+
+@pytest.mark.parametrize("broken", [3, "words", [1], [None], {"a": None}, {"en": "words"}])
+@pytest.mark.parametrize("key", sorted(made_up()))
+def test_a_broken_value_is_refused_in_one_line(tmp_path, key, broken):
+    right = [("n_neurons", 3), ("seed", 3), ("retrieval", {"a": None}), ("seconds", {"a": None})]
+    if (key, broken) in [*right, ("versions", {"en": "words"})]:
+        return
+    content = made_up() | {key: broken}
+    files.write_results(tmp_path / "mine.json", content)
+    with pytest.raises(ValueError, match=r"mine\.json holds no results of a study") as caught:
+        StudyResults.load(tmp_path / "mine.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_file_is_refused(tmp_path):
+    for content in ("[]", "3", "null", '"text"', '{"seed": 0}'):
+        (tmp_path / "mine.json").write_text(content)
+        with pytest.raises(ValueError, match=r"mine\.json holds no results of a study"):
+            StudyResults.load(tmp_path / "mine.json")
+    (tmp_path / "mine.json").write_text('{"languages": ["en"')
+    with pytest.raises(ValueError, match=r"mine\.json cannot be read, it is not whole JSON"):
+        StudyResults.load(tmp_path / "mine.json")
+    with pytest.raises(ValueError, match="missing languages, probe"):
+        StudyResults.of({"seed": 0})
+
+
+def test_a_language_without_measures_is_refused():
+    content = made_up()
+    content["languages"].append("fi")
+    with pytest.raises(ValueError, match="fi is listed among the languages and has no measures"):
+        StudyResults.of(content)
+
+
+def test_results_of_before_have_less():
+    content = made_up()
+    for key in ("cosines", "model", "seed", "seconds", "versions", "transfer_by_measure", "samples", "training"):
+        del content[key]
+    results = StudyResults.of(content)
+    assert (results.model, results.seed) == (None, None)
+    assert results.transfer.drop == pytest.approx(
+        {code: results.comparison.relative_drop("emt")[code] for code in results.untuned_languages}
+    )

@@ -1,0 +1,174 @@
+"""Materials and Settings: the data that a study works on, its sizes and doses, and whether they fit the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+
+from xlingtox import tuning
+from xlingtox.checking import checked
+from xlingtox.data import as_prompts, check_columns, labelled_texts
+from xlingtox.evaluation.degenerate import Identifier
+from xlingtox.evaluation.dose_response import check_offsets
+from xlingtox.evaluation.fluency import check_held_out
+from xlingtox.models.generation import check_lengths
+from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons import localize
+from xlingtox.neurons.probe import split
+from xlingtox.scoring.protocol import Scorer, check_covered
+from xlingtox.transfer import retrieval
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """The data that a study needs besides a model; each table has the columns that its loader gives.
+
+    Attributes:
+        labelled: English sentences with labels, for the probe.
+        toxic_prompts, neutral_prompts: prompts in every language that is studied.
+        pairs: English preference pairs.
+        validation: other pairs, for the validation loss while tuning; None: the recipe's share of `pairs`, if any.
+        parallel: one column a language, or rows `language, sentence, translation`.
+        held_out: texts for perplexity.
+        scorer: covers every language of the prompts.
+        identify_language: names the language of each continuation, so that one in another language than its prompt
+            counts as degenerate; None looks at scripts only.
+        mixing: language to what is known of how the training text mixed it with others; may be empty.
+
+    Example:
+        >>> materials = xt.study.Materials(
+        ...     labelled=xt.mini.labelled("en", n=200),
+        ...     toxic_prompts=xt.mini.prompts(n=2, languages=["en", "es"]),
+        ...     neutral_prompts=xt.mini.prompts(n=2, kind="neutral", languages=["en", "es"]),
+        ...     pairs=xt.mini.pairs("en", n=100),
+        ...     parallel=xt.mini.parallel(n=20, languages=["en", "es"]),
+        ...     held_out=xt.mini.held_out(n=4, languages=["en", "es"]),
+        ...     scorer=xt.mini.scorer(),
+        ... )
+    """
+
+    labelled: Dataset
+    toxic_prompts: Dataset
+    neutral_prompts: Dataset
+    pairs: Dataset
+    parallel: Dataset
+    held_out: Dataset
+    scorer: Scorer
+    validation: Dataset | None = None
+    identify_language: Identifier | None = None
+    mixing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        """Return twelve hex digits of all tables, the scorer and the name of the language identifier."""
+        tables = (getattr(self, attribute.name) for attribute in dataclasses.fields(self))
+        rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
+        judges = [self.scorer.name, self.scorer.revision]
+        if self.identify_language is not None:
+            judges.append(getattr(self.identify_language, "__qualname__", type(self.identify_language).__qualname__))
+        return hashlib.sha256(json.dumps([rows, *judges], sort_keys=True).encode()).hexdigest()[:12]
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The sizes and doses of a study.
+
+    Attributes:
+        k: candidates.
+        offsets: added to the sources on toxic prompts, and to the random sets.
+        amplifications: added to the sources on neutral prompts, and to random sets.
+        n_random, n_random_amplified: random sets behind the controls of both.
+        dose_prompts: prompts a language for the doses; the comparison uses all.
+        dose_texts: held-out texts a language for the doses' perplexity.
+        n_samples, max_new_tokens: continuations a prompt, and their length in tokens.
+        recipe: the hyperparameters of tuning; its seed is replaced by `seed`.
+        seed: of sampling, of the random sets, and of tuning.
+
+    Raises:
+        ValueError: a count below 1, a seed that is not in [0, 2**32), or offsets that are empty, repeated or not
+            finite.
+
+    Example:
+        >>> settings = xt.study.Settings(n_samples=5, offsets=[0.0, -0.5, -1.0])
+        >>> settings.k, settings.offsets
+        (100, (0.0, -0.5, -1.0))
+    """
+
+    k: int = 100
+    offsets: tuple[float, ...] = (0.0, -0.25, -0.5, -0.75, -1.0, -1.125, -1.25, -1.5)
+    amplifications: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+    n_random: int = 20
+    n_random_amplified: int = 5
+    dose_prompts: int = 5
+    dose_texts: int = 4
+    n_samples: int = 25
+    max_new_tokens: int = 20
+    recipe: tuning.Recipe = tuning.MINI
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("k", "n_random", "n_random_amplified", "dose_prompts", "dose_texts", "n_samples", "max_new_tokens")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: expected 0 or more, and less than 2**32")
+        for name, offsets in (("offsets", self.offsets), ("amplifications", self.amplifications)):
+            check_offsets(offsets)
+            if len(set(offsets)) < len(offsets):
+                raise ValueError(f"{name} is {offsets}: expected each offset once")
+
+    def seeded_recipe(self) -> tuning.Recipe:
+        """Return the recipe of tuning with the study's seed."""
+        return dataclasses.replace(self.recipe, seed=self.seed)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the settings as JSON gives them back: lists in place of tuples."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+@checked
+def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
+    """Raise ValueError for what a stage would refuse later, before a study that cannot be done claims its folder."""
+    lm.check_unedited("a study's folder does not show")
+    for name in ("labelled", "toxic_prompts", "neutral_prompts", "pairs", "parallel", "held_out"):
+        check_columns(getattr(materials, name), (), f"the materials' {name}")
+    localize.check_k(lm, k=settings.k)
+    _, labels = labelled_texts(materials.labelled)
+    split(labels, seed=settings.seed)
+    for what, table in (("toxic prompts", materials.toxic_prompts), ("neutral prompts", materials.neutral_prompts)):
+        check_columns(table, ("language", "prompt"), what)
+        prompts = as_prompts(table, tokenizer=lm.tokenizer)
+        check_covered(materials.scorer, [prompt.language for prompt in prompts])
+        check_lengths(lm, prompts, settings.max_new_tokens)
+    if "en" not in materials.toxic_prompts["language"]:
+        raise ValueError("there are no English toxic prompts: the sources are found on them")
+    check_held_out(lm, materials.held_out)
+    check_held_out(lm, first_rows(materials.held_out, settings.dose_texts))
+    for name in ("neutral_prompts", "held_out"):
+        if lacking := sorted(set(materials.toxic_prompts["language"]) - set(getattr(materials, name)["language"])):
+            raise ValueError(f"the materials' {name} has nothing in {', '.join(lacking)}, which the toxic prompts have")
+    recipe = settings.seeded_recipe()
+    tuning.check_recipe(lm, recipe)
+    tuning.tunable_pairs(lm, materials.pairs, recipe=recipe, validation=materials.validation)
+    retrieval.sentence_pairs(materials.parallel)
+
+
+@checked
+def first_rows(table: Dataset, n: int) -> Dataset:
+    """Return the first n rows of each language."""
+    counts: Counter[str] = Counter()
+    rows = []
+    for row, code in enumerate(table["language"]):
+        if counts[code] < n:
+            rows.append(row)
+        counts[code] += 1
+    return table.select(rows)
