@@ -19,7 +19,7 @@ from xlingtox.checking import checked
 from xlingtox.data import Labelled, Prompts, as_prompts, labelled_texts
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.states import mean_states
-from xlingtox.models.token_ids import added_start
+from xlingtox.models.tokenizer import added_start
 from xlingtox.neurons import activations
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import NeuronSet
