@@ -343,7 +343,7 @@ def test_a_tuned_checkpoint_that_is_read_otherwise_is_told(tokenizer, tmp_path, 
     recipe = dataclasses.replace(MINI, steps=1)
     lm = HookedLM.load(youtu(), tokenizer=tokenizer)
     tune_dpo(lm, pairs, output_dir=tmp_path / "youtu", recipe=recipe, progress=False)
-    assert "transformers alters model.embed_tokens.weight (row 1 of 300) while it reads what was trained" in caplog.text
+    assert "transformers alters model.embed_tokens.weight (row 1 of 300) when it loads the tuned" in caplog.text
     caplog.clear()
     lm = HookedLM.load(families.build("llama"), tokenizer=tokenizer)
     tune_dpo(lm, pairs, output_dir=tmp_path / "llama", recipe=recipe, progress=False)

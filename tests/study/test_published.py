@@ -138,7 +138,7 @@ def test_their_retrieval_figure_by_hand(family, tokenizer, monkeypatch):
     several = {"en": english, "es": spanish, "de": ["die katze", "y" * 257, "das haus", "ein hund"], "ru": english}
     read, texts_read = published.mean_states, []
     monkeypatch.setattr(
-        published, "mean_states", lambda lm, texts, *more: texts_read.append(texts) or read(lm, texts, *more)
+        published, "mean_states", lambda lm, texts, **more: texts_read.append(texts) or read(lm, texts, **more)
     )
     together = published.aligned_cosines(family.lm, several, progress=False)
     assert [len(texts) for texts in texts_read] == [3, 2, 2, 3], "English is read once"

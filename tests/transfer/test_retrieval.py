@@ -178,7 +178,7 @@ def rows(*triples):
         ({"en": ["a", "b"], "es": ["a", "a"]}, "all 2 sentences of es are the same"),
         ({"en": ["a", "b"], "es": ["c", "d"], "id": ["0", "1"]}, "'id' of the parallel sentences, taken as Indonesian"),
         ({"en": ["a", "a", "b"], "es": ["c", "d", "c"]}, "every sentence of es is a translation of 'a'"),
-        (Dataset.from_dict({"en": ["a", "b"], "es": ["c", "d"], "id": [0, 1]}), "row numbers are to be dropped"),
+        (Dataset.from_dict({"en": ["a", "b"], "es": ["c", "d"], "id": [0, 1]}), "drop or rename columns"),
         (rows(("es", "a", "b"), ("es", "c", None)), r"row 1 of the parallel sentences \(es\) has no translation"),
         (rows(("es", "a", "b"), ("es", " ", "c")), "has no sentence"),
         (rows(("es", "a", "b"), ("es", "c", "d"), ("ru", "a", "b")), "ru has no second one"),
