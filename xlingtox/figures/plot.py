@@ -31,25 +31,23 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
     Every figure is also a function of `xt.figures`, which holds some more.
 
     Args:
-        result: what to draw; see the table.
-        options: those of the figure.
+        result: what to draw.
+        options: what the figure takes:
 
-            | result                          | figure               | options               |
-            |---------------------------------|----------------------|-----------------------|
-            | `Comparison`                    | `toxicity`           | `measure`             |
-            | `Transfer`                      | `transfer`           |                       |
-            | `Retrieval`                     | `retrieval_by_layer` | `measure`             |
-            | `DoseResponse`                  | `dose_response`      |                       |
-            | `PatchEffect`                   | `patch_effect`       | `language`            |
-            | `WeightDrift`                   | `weight_drift`       |                       |
-            | `Probe`                         | `probe`              |                       |
-            | `NeuronSet`                     | `sources`            | `sources`, `n_layers` |
-            | `Activations`                   | `activation_map`     | `after`               |
-            | `TokenActivations`              | `token_activations`  | `after`               |
-            | a list of `TokenActivations`    | `top_tokens`         | `k`                   |
-            | a list of `LayerDrift`          | `weight_drift`       |                       |
-            | a table of promoted tokens      | `promoted`           |                       |
-            | a table that `top_tokens` gives | `top_tokens`         |                       |
+            - `Comparison`: `toxicity`, with `measure`
+            - `Transfer`: `transfer`
+            - `Retrieval`: `retrieval_by_layer`, with `measure`
+            - `DoseResponse`: `dose_response`
+            - `PatchEffect`: `patch_effect`, with `language`
+            - `WeightDrift`: `weight_drift`
+            - `Probe`: `probe`
+            - `NeuronSet`: `sources`, with `sources`, `n_layers`
+            - `Activations`: `activation_map`, with `after`
+            - `TokenActivations`: `token_activations`, with `after`
+            - a list of `TokenActivations`: `top_tokens`, with `k`
+            - a list of `LayerDrift`: `weight_drift`
+            - a table of promoted tokens: `promoted`
+            - a table that `top_tokens` gives: `top_tokens`
 
     Raises:
         TypeError: there is no figure of such a result, or the figure has no such option.
