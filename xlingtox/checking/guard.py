@@ -114,7 +114,7 @@ class Parameter:
 
     @functools.cached_property
     def row(self) -> Row | None:
-        """The test of the annotation's tuple of any length; None where it has none. Rows are converted to that tuple."""
+        """The test of the annotation's tuple of any length, to which rows are converted; None where it has none."""
         tuples = [typing.get_args(part) for part in parts(self.hint) if typing.get_origin(part) is tuple]
         return next((Row(tuple, inner[0]) for inner in tuples if ... in inner), None)
 
