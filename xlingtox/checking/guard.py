@@ -27,7 +27,7 @@ def checked(call: Checked) -> Checked:
     """Check the arguments of a public function, method or constructor, and refuse a wrong one in one line.
 
     Raises:
-        TypeError: an argument does not have the type that its annotation says, or a tensor not its shape or dtype.
+        TypeError: an argument does not have the type that its annotation says, or a tensor's shape or dtype differs.
         ValueError: an argument is none of the values that its `Literal` annotation lists.
 
     Example:

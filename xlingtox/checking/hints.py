@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 _MOST_READ = 1000
-"""Rows of up to this many values are checked to their end. In a longer row, only one value drawn at random is."""
+"""Rows of up to this many values are checked to their end. In a longer row, one value is drawn and checked."""
 
 _MOST_TRIED = 64
 """The same limit for values that beartype has to check one by one."""
@@ -93,7 +93,7 @@ def bearable(value: object, beartype_hint: Any) -> bool:
 
 
 def accepted(hint: Any) -> Any:
-    """Return the hint that beartype checks in place of an annotation, which it would read more strictly."""
+    """Return the hint that beartype checks in place of an annotation, which it would read by other rules."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is int:
         return _passing(is_whole)

@@ -283,8 +283,8 @@ class ForwardPasses:
     def check_alone(self) -> None:
         """Raise ValueError while another model is patched from this one.
 
-        A patch takes the activations of its neurons before an edit that is set later changes them. But it takes those
-        of later layers after the edit has had its effect on them. So the edit would reach the patch only in part.
+        A patch reads each neuron before an edit that is set later changes it. But such an edit changes the states of
+        later layers, which the patch reads too. So the edit would reach the patch only in part.
         """
         for patched in self._companion_of.values():
             raise ValueError(

@@ -59,7 +59,7 @@ class UnhookedModel:
 
 
 class UnhookedModule:
-    """A plain module in the form of a bridge's component: it is `original_component`, and its parts are attributes.
+    """A plain module in the form of a bridge's component: as `original_component`, with its parts as attributes.
 
     Example:
         >>> from torch import nn

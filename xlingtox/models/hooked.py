@@ -145,7 +145,7 @@ class HookedLM(NeuronVectors, TextEncoding):
             ValueError: the model is not a decoder with dense MLPs. Its tokenizer is missing or has no end-of-sequence
                 token. The adapter is for another base. Weights were processed, are stored in other bits, lie outside
                 the folder, or are pickled. A device or a package is missing.
-            ImportError: the package gguf is missing, and the source is a GGUF file.
+            ImportError: the source is a GGUF file, and the package gguf is missing.
 
         Example:
             >>> xt.HookedLM.load("mini")
