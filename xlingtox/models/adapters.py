@@ -121,7 +121,7 @@ def check_adapter(source: str | Path) -> Path:
     if not (folder / _WEIGHTS).is_file():
         raise FileNotFoundError(f"the adapter {source} has no {_WEIGHTS}; pickled weights are not read")
     if importlib.util.find_spec("peft") is None:
-        raise ValueError("an adapter needs the package peft: pip install peft")
+        raise ImportError("an adapter needs the package peft: pip install 'xlingtox[lora]'")
     _read_config(folder)
     _weight_names(folder)
     from peft import PeftConfig

@@ -48,7 +48,7 @@ def placement(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
     if device is not None:
         raise ValueError("give device or device_map, not both")
     if importlib.util.find_spec("accelerate") is None:
-        raise ValueError("device_map needs the package accelerate: pip install accelerate")
+        raise ImportError("device_map needs the package accelerate: pip install accelerate")
     if isinstance(device_map, str) and device_map in _SPREAD:
         return {"device_map": device_map}
     devices = dict(device_map) if isinstance(device_map, Mapping) else {"": device_map}

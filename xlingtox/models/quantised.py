@@ -25,7 +25,7 @@ def quantisation_options(bits: Bits | None, dtype: torch.dtype | None) -> dict[s
     if bits not in (4, 8):
         raise ValueError(f"bits is {bits!r}: expected 4 or 8")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"{bits}-bit weights need the package bitsandbytes: pip install bitsandbytes")
+        raise ImportError(f"{bits}-bit weights need the package bitsandbytes: pip install 'xlingtox[quantised]'")
     # QLoRA's settings (Dettmers et al. 2023). The library's defaults are another 4-bit number type, and float32.
     config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=bits == 4,
