@@ -112,7 +112,9 @@ def _grouped(
         starts = np.arange(0, values.size, values.shape[1])
     else:
         if values.shape != (len(prompt_ids),) or values.size == 0:
-            raise ValueError(f"{len(prompt_ids)} prompt ids need a flat array of as many scores: got {values.shape}")
+            raise ValueError(
+                f"{len(prompt_ids)} prompt ids need a flat array of as many scores: got shape {values.shape}"
+            )
         numbers, _ = pd.factorize(pd.Series(prompt_ids))
         if (numbers < 0).any():
             raise ValueError(f"score {int((numbers < 0).argmax())} has no prompt id")
