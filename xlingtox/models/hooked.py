@@ -144,8 +144,8 @@ class HookedLM(NeuronVectors, TextEncoding):
             FileNotFoundError: a folder is not a checkpoint or not an adapter.
             ValueError: the model is not a decoder with dense MLPs. Its tokenizer is missing or has no end-of-sequence
                 token. The adapter is for another base. Weights were processed, are stored in other bits, lie outside
-                the folder, or are pickled. A device or a package is missing.
-            ImportError: the source is a GGUF file, and the package gguf is missing.
+                the folder, or are pickled. A device is missing.
+            ImportError: a package is missing: gguf, peft, bitsandbytes or accelerate, whichever the source asks for.
 
         Example:
             >>> xt.HookedLM.load("mini")
