@@ -1,4 +1,4 @@
-"""Baking: an edit that multiplies neurons and adds to them, written into a model's weights."""
+"""Baking: write an edit that scales and shifts neurons into a model's weights."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from xlingtox.models.loading import Loaded, from_checkpoint
 from xlingtox.models.reload_check import first_changed_weight
 
 On = Callable[[HookedLM], AbstractContextManager[None]]
-"""The `on` of an edit."""
+"""The method `on` of an edit."""
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2")
 """Families that are Llama with other settings. They can be written as a Llama with biases on its down-projections."""
 
-_OF_A_MODEL = ("config.json", "adapter_config.json")
+_MODEL_FILES = ("config.json", "adapter_config.json")
 """Files that show that a folder holds a model."""
 
 
 def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], output_dir: str | Path | None) -> HookedLM:
-    """Return a new model whose neurons write `gain * x + shift` where they wrote `x`.
+    """Return a new model whose neurons pass on `gain * x + shift` in place of `x`.
 
     Args:
         on: the edit's own `on`, with which the new model is compared.
@@ -97,7 +97,7 @@ def _alternative(lm: HookedLM, affine: Affine) -> str:
 def _check_bakeable(lm: HookedLM) -> None:
     """Raise ValueError where weights cannot be changed, or where other hooks act on the model."""
     if lm.quantised:
-        raise ValueError(f"{lm.name} is quantised, and its weights take no edit: load it without bits=")
+        raise ValueError(f"{lm.name} is quantised, and its weights cannot be edited: load it without bits=")
     if lm.hooked:
         raise ValueError(f"hooks or another edit act on {lm.name}: bake outside of them, or bake their sum")
 
@@ -113,7 +113,7 @@ def _new_folder(path: str | Path) -> Path:
     if folder.exists():
         writable_folder(folder)
         names = sorted(file.name for file in folder.iterdir())
-        models = [name for name in names if name in _OF_A_MODEL or name.endswith(".safetensors")]
+        models = [name for name in names if name in _MODEL_FILES or name.endswith(".safetensors")]
         if models:
             raise ValueError(f"{folder} holds a model already ({models[0]}): give a new folder")
         if names:
@@ -138,7 +138,7 @@ def _with_biases(model: Any) -> Any:
         ValueError: neither is possible; the message says why.
     """
     weights, text_config = model.state_dict(), model.config.get_text_config()
-    # Made in the model's own precision: a cast would round the rotary frequencies too.
+    # The new model is made in the old one's precision. A cast would round the rotary frequencies too.
     if hasattr(text_config, "mlp_bias"):
         config = copy.deepcopy(model.config)
         config.get_text_config().mlp_bias = True
@@ -162,7 +162,7 @@ def _as_llama(config: Any, dtype: torch.dtype, attention_bias: bool) -> Any:
     """Return a Llama of the same sizes, with biases on its MLPs and weights that are still to be loaded.
 
     Raises:
-        ValueError: the family is no Llama with other settings, or its attention has a window that no Llama has.
+        ValueError: the family is not a Llama with other settings, or its attention has a window, which no Llama has.
     """
     family = config.model_type
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None

@@ -1,4 +1,4 @@
-"""Check preference pairs with the model's tokenizer: which of them fit, and which sides it can tell apart."""
+"""Check preference pairs with the model's tokenizer: which are too long, and which have two sides of equal tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Pairs:
         merged: rows in which one token spans the end of the prompt and the beginning of the continuation. The prompt
             that is tuned on ends before that token.
         validation_left_out: the same as `left_out`, for validation pairs that the caller gave.
-        conversations: which of `train` and `validation` were conversations. The chat template has ended their sides.
+        conversations: those of `train` and `validation` that were conversations. The chat template has already put an
+            end on their sides.
 
     Example:
         >>> pairs = xt.tuning.tunable_pairs(lm, xt.mini.pairs("en", n=8))
@@ -53,7 +54,7 @@ class Pairs:
     def tokenized(self, part: Part, lm: HookedLM) -> Dataset:
         """Return the pairs of one part as tokens; columns `prompt_ids, chosen_ids, rejected_ids`.
 
-        The prompt ends where the first side departs from the tokens of the prompt alone.
+        The prompt ends where one of the sides first differs from the tokens of the prompt alone.
         """
         rows = []
         for prompt, *sides in _tokens(lm, getattr(self, part), part in self.conversations):
@@ -115,7 +116,7 @@ def max_tokens(lm: HookedLM, recipe: Recipe) -> int:
 def _usable(lm: HookedLM, pairs: PreferencePairs, recipe: Recipe, title: str) -> Pairs:
     """Return the pairs that a model can learn from, all of them for training.
 
-    TRL drops or cuts most of the others without a word. Here they are counted and logged.
+    TRL silently drops or cuts most of the others. We count and log them.
     """
     table, room = check_pairs(pairs, what=title, tokenizer=lm.tokenizer), max_tokens(lm, recipe)
     conversations = are_conversations(pairs)
@@ -163,7 +164,8 @@ def _tokens(
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """Yield each pair as tokens: the prompt, the prompt with the chosen side, the prompt with the rejected side.
 
-    As in TRL, an end of sequence follows a side that is plain text. The chat template has ended a conversation already.
+    As in TRL, an end of sequence follows a side that is plain text. The chat template has already put one after a
+    conversation.
     """
     end, prompts = "" if conversations else str(lm.tokenizer.eos_token), list(pairs["prompt"])
     texts = [prompts]
