@@ -69,11 +69,11 @@ def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], out
     if folder is None:
         return baked
     record = dict(record) | {"of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout}
-    with appearing(folder) as part:
-        model.save_pretrained(part)
-        lm.tokenizer.save_pretrained(part)
-        files.write_json(part / "bake.json", record)
-        read = from_checkpoint(str(part), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
+    with appearing(folder) as partial_folder:
+        model.save_pretrained(partial_folder)
+        lm.tokenizer.save_pretrained(partial_folder)
+        files.write_json(partial_folder / "bake.json", record)
+        read = from_checkpoint(str(partial_folder), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
         read.model.config._name_or_path = read.model.name_or_path = read.tokenizer.name_or_path = str(folder)
         reread = HookedLM.over(dataclasses.replace(read, name=str(folder)))
         altered = first_changed_weight(model.state_dict().items(), read.model)
@@ -147,9 +147,9 @@ def _with_biases(model: Any) -> Any:
         biased = _as_llama(model.config, model.dtype, "model.layers.0.self_attn.q_proj.bias" in weights)
         biased = biased.to(model.device)
     missing, unexpected = biased.load_state_dict(weights, strict=False)
-    strange = [key for key in missing if not key.endswith(".bias")] + list(unexpected)
-    if strange:
-        raise ValueError(f"with biases it would lack {strange[0]}")
+    unmatched = [key for key in missing if not key.endswith(".bias")] + list(unexpected)
+    if unmatched:
+        raise ValueError(f"with biases it would lack {unmatched[0]}")
     parameters = dict(biased.named_parameters())
     with torch.no_grad():
         for key in missing:

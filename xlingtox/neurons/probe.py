@@ -175,6 +175,11 @@ class Probe:
         Raises:
             ValueError: the file holds anything else, or a layer with several outputs.
             OSError: the file cannot be read.
+
+        Example:
+            >>> import torch
+            >>> torch.save(torch.nn.Linear(128, 1), tmp_path / "probe.pt")
+            >>> probe = xt.Probe.from_torch_file(tmp_path / "probe.pt", model=lm)
         """
         weight, bias = _linear(Path(path).expanduser())
         return cls.from_direction(weight, bias=bias, model=model)

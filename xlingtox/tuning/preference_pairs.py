@@ -121,26 +121,28 @@ def _usable(lm: HookedLM, pairs: PreferencePairs, recipe: Recipe, title: str) ->
     table, room = check_pairs(pairs, what=title, tokenizer=lm.tokenizer), max_tokens(lm, recipe)
     conversations = are_conversations(pairs)
     longest_prompt = min(recipe.max_prompt_length or recipe.max_length, room - 1)
-    too_long, alike, cut, merged = [], [], [], []
+    too_long, equal_sides, cut, merged = [], [], [], []
     for row, (prompt, chosen, rejected) in enumerate(_tokens(lm, table, conversations)):
         if len(prompt) > longest_prompt:
             too_long.append(row)
         elif chosen[:room] == rejected[:room]:
-            alike.append(row)
+            equal_sides.append(row)
         else:
             if max(len(chosen), len(rejected)) > room:
                 cut.append(row)
             if any(side[: len(prompt)] != prompt for side in (chosen, rejected)):
                 merged.append(row)
-    n, left_out = len(table), sorted([*too_long, *alike])
+    n, left_out = len(table), sorted([*too_long, *equal_sides])
     reasons = []
     if too_long:
         numbers = row_numbers(too_long)
         reasons.append(f"{len(too_long)} of {n} prompts have more than {longest_prompt} tokens{numbers}")
-    if alike:
-        reasons.append(f"{len(alike)} of {n} have the same first {room} tokens on both sides{row_numbers(alike)}")
+    if equal_sides:
+        reasons.append(
+            f"{len(equal_sides)} of {n} have the same first {room} tokens on both sides{row_numbers(equal_sides)}"
+        )
     if len(left_out) == n:
-        consequence = "none is left to tune on" if alike else "none leaves room for a continuation"
+        consequence = "none is left to tune on" if equal_sides else "none leaves room for a continuation"
         raise ValueError(f"{title}: {'; '.join(reasons)}: {consequence}")
     if reasons:
         _LOG.warning("%s: %s: they are left out", title, "; ".join(reasons))
