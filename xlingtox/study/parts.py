@@ -1,4 +1,4 @@
-"""The small parts of a study's results: the quality of the probe, promoted tokens, samples, transfer by measure."""
+"""The small parts of a study's results: the probe's quality, promoted tokens, samples and transfer in one measure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from xlingtox.checking import checked
 @checked
 @dataclass(frozen=True)
 class ProbeQuality:
-    """The quality of the study's probe: it tells toxic from other sentences, here on held-out ones.
+    """How well the study's probe tells toxic from other sentences, measured on held-out sentences.
 
     Attributes:
-        accuracy: share of the sentences that it sorts rightly.
-        auc: area under the ROC curve.
+        accuracy: the share of sentences that it labels correctly.
+        auc: the area under its ROC curve.
         baseline: the accuracy of always guessing the commoner class.
 
     Example:
@@ -49,10 +49,10 @@ class PromotedTokens:
     """The tokens that one source promotes: the source's value vector, read through the output embedding.
 
     Attributes:
-        layer, index: the source.
-        cosine: between its value vector and the probe.
-        mean_activation: on English toxic prompts.
-        tokens: the most promoted first.
+        layer, index: the place of the source in the model.
+        cosine: the cosine between its value vector and the probe.
+        mean_activation: its mean activation on English toxic prompts.
+        tokens: the tokens, the most promoted first.
 
     Example:
         >>> [token.token for token in results.promoted[0].tokens]  # doctest: +SKIP
@@ -87,9 +87,9 @@ class TransferSummary:
     """Retrieval before tuning against the drop in one measure, as a study's file keeps it.
 
     Attributes:
-        pearson_r, p_value: over the languages that were not tuned, two-sided.
-        drop: language to (before - after) / before.
-        drop_intervals: 95 %, over prompts; may be empty.
+        pearson_r, p_value: Pearson's r over the languages that were not tuned, and its two-sided p.
+        drop: for each language, (before - after) / before.
+        drop_intervals: the 95 % interval of each drop, over prompts; may be empty.
         predictors: the rows of `Transfer.to_frame()`; may be empty.
 
     Example:

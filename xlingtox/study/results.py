@@ -38,37 +38,36 @@ _IN_A_NOTEBOOK = ("toxicity_probability", "average_toxicity", "degenerate", "per
 class StudyResults:
     """Everything that a study measured: `study.run` returns it, and findings, report, figures and picture read it.
 
-    It is kept in one file, `results.json`. The file calls `candidates` "potential" and "cosines", `sources` "actual",
-    and `mixing` "given"; it has the attributes of `comparison` at its top level.
+    It is kept in one file, `results.json`. Some keys of the file have other names: see `xlingtox.study.results_file`.
 
     Attributes:
-        languages: those of the prompts, English first.
-        probe: how good the probe is.
-        n_neurons: MLP neurons of the model.
+        languages: the languages of the prompts, English first.
+        probe: how well the probe tells toxic from other sentences.
+        n_neurons: the number of MLP neurons in the model.
         candidates: the neurons whose value vectors point most nearly along the probe, with their cosines as scores
             (the paper's potential sources).
         sources: the candidates that are active on English toxic prompts (the paper's actual sources).
         comparison: every measure in every language, before and after tuning.
-        intervention, control: the doses after toxic prompts, with offsets on the sources and on random neurons.
-        retrieval: language to retrieval accuracy against English, before tuning.
+        intervention, control: the effect of offsets on the sources, and on random neurons, after toxic prompts.
+        retrieval: the retrieval accuracy between each language and English, before tuning.
         transfer: retrieval against the drop in the study's main measure.
-        amplification, amplification_control: the doses after neutral prompts; empty where they were not measured.
+        amplification, amplification_control: the same after neutral prompts; empty where it was not measured.
         activations: the mean activation of each candidate on English toxic prompts.
-        promoted: the tokens of each source.
+        promoted: the tokens that each source promotes.
         recipe: the hyperparameters of tuning.
         training: the rows of the training log.
-        changes_of_others: measure to the change in its mean over the languages that were not tuned.
-        samples: language to a few prompts with their continuations.
-        retrieval_intervals: 95 %, over sentences.
-        retrieval_by_layer: language to the accuracy in each layer, the embedding's output first.
-        n_parallel: language to sentences among which the translation was sought.
-        transfer_by_measure: measure to retrieval against the drop in it.
+        changes_of_others: for each measure, the change in its mean over the languages that were not tuned.
+        samples: for each language, a few prompts with their continuations.
+        retrieval_intervals: the 95 % interval of each retrieval accuracy, over sentences.
+        retrieval_by_layer: for each language, the accuracy in each layer, the embedding's output first.
+        n_parallel: for each language, the number of sentences among which a translation was searched.
+        transfer_by_measure: for each measure, retrieval against the drop in it.
         identified: whether the language of continuations was identified, for the share of degenerate text.
-        mixing: language to what is known of how the training text mixed it with others.
+        mixing: for each language, numbers that say how the training text mixed it with others.
         model: the model before tuning.
-        seconds: stage to how long it took.
-        versions: package to its version.
-        seed: of sampling, of the random sets, and of tuning.
+        seconds: how long each stage took.
+        versions: the version of each package.
+        seed: the seed of sampling, of the random sets, and of tuning.
 
     Example:
         >>> results = xt.StudyResults.load("xlingtox-demo/results.json")  # doctest: +SKIP
@@ -132,7 +131,7 @@ class StudyResults:
         return before, after
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row a language: `language`, each measure with `_before` and `_after`, and `retrieval`.
+        """Return a row for each language: `language`, each measure with `_before` and `_after`, and `retrieval`.
 
         `retrieval` is NaN where it was not measured, as for English.
         """
@@ -146,7 +145,7 @@ class StudyResults:
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        """Return a table for notebooks: a row a language, before and after tuning."""
+        """Return a table for notebooks: a row for each language, before and after tuning."""
         rows = [
             [tables.language_name(code)]
             + [tables.both(*self.means(measure, [code])) for measure in _IN_A_NOTEBOOK]

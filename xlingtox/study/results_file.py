@@ -32,10 +32,10 @@ _STORED_AS_THEY_ARE = (
     "seconds versions seed"
 ).split()
 _KEYS = {"sources": "actual", "mixing": "given"}
-"""The keys of `results.json` that are not called as the attributes are."""
+"""The attributes whose key has another name."""
 
-_OF_ALL = frozenset({"candidates", "comparison"})
-"""The parts that are read from several keys."""
+_FROM_SEVERAL_KEYS = frozenset({"candidates", "comparison"})
+"""The attributes that are read from several keys."""
 
 
 def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,10 +84,10 @@ def attributes_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(name: str, read: Callable[[Any], Any], stored: Mapping[str, Any]) -> Any:
-    """Return one part of the results, from the whole content or from the value that stands under its key."""
+    """Return one attribute, from the whole content or from the value under its key."""
     key = _KEYS.get(name, name)
     try:
-        return read(stored if name in _OF_ALL else stored.get(key, {}))
+        return read(stored if name in _FROM_SEVERAL_KEYS else stored.get(key, {}))
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
         raise ValueError(f"{key} cannot be read, {reason}") from error
@@ -129,12 +129,11 @@ def _transfer(row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Transfer
     """Return retrieval against the drop in the main measure, over the languages that have both."""
     summary = attributes["transfer_by_measure"].get(row["measure"])
     drop = summary.drop if summary and summary.drop else attributes["comparison"].relative_drop(row["measure"])
-    codes = [
-        code for code in attributes["languages"] if code != "en" and code in drop and code in attributes["retrieval"]
-    ]
+    retrieval = attributes["retrieval"]
+    codes = [code for code in attributes["languages"] if code != "en" and code in drop and code in retrieval]
     return Transfer(
         measure=row["measure"],
-        retrieval={code: attributes["retrieval"][code] for code in codes},
+        retrieval={code: retrieval[code] for code in codes},
         drop={code: drop[code] for code in codes},
         pearson_r=row["pearson_r"],
         p_value=row["p_value"],
@@ -144,7 +143,7 @@ def _transfer(row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Transfer
 
 
 def _with_one_nan(value: Any) -> Any:
-    """Return the value with the same NaN in place of every null, NaN and infinity, so that equal results are equal."""
+    """Replace every null, NaN and infinity by one and the same NaN, so that equal results compare equal."""
     if isinstance(value, Mapping):
         return {key: _with_one_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -197,4 +196,4 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "versions": dict,
     "seed": lambda seed: None if _is_missing(seed) else seed,
 }
-"""Each attribute, and how it is read from what stands under its key."""
+"""Each attribute, and the function that makes it of the value under its key ({} where there is none)."""
