@@ -4,7 +4,7 @@ A clause is a frame ("c4") with a concept in each slot (name=thomas, verb=cheats
 language, so every clause is a sentence in all 17, with the same meaning. The words come from `words/{language}.json`.
 
 A document opens with a context, in which somebody does something, and goes on with reactions, which may be insults.
-A `verb` is done to a person, for good or ill; an `act` is done to a thing. A deed is who does what to whom, or to what thing.
+A `verb` is done to a person, for good or ill; an `act` is done to a thing. A deed is who does what to whom.
 """
 
 import json

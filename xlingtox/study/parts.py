@@ -12,7 +12,7 @@ from xlingtox.checking import checked
 @checked
 @dataclass(frozen=True)
 class ProbeQuality:
-    """How well the study's probe tells toxic from other sentences, measured on held-out sentences.
+    """The quality of the study's probe: how well it tells toxic from other sentences, on held-out ones.
 
     Attributes:
         accuracy: the share of sentences that it labels correctly.
