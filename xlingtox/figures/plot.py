@@ -32,24 +32,24 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
 
     Args:
         result: a value of a type in the table.
-        options: keyword arguments of the figure.
+        options: keyword arguments of the figure::
 
-            | result                          | figure               | options               |
-            |---------------------------------|----------------------|-----------------------|
-            | `Comparison`                    | `toxicity`           | `measure`             |
-            | `Transfer`                      | `transfer`           |                       |
-            | `Retrieval`                     | `retrieval_by_layer` | `measure`             |
-            | `DoseResponse`                  | `dose_response`      |                       |
-            | `PatchEffect`                   | `patch_effect`       | `language`            |
-            | `WeightDrift`                   | `weight_drift`       |                       |
-            | `Probe`                         | `probe`              |                       |
-            | `NeuronSet`                     | `sources`            | `sources`, `n_layers` |
-            | `Activations`                   | `activation_map`     | `after`               |
-            | `TokenActivations`              | `token_activations`  | `after`               |
-            | a list of `TokenActivations`    | `top_tokens`         | `k`                   |
-            | a list of `LayerDrift`          | `weight_drift`       |                       |
-            | a table of promoted tokens      | `promoted`           |                       |
-            | a table that `top_tokens` gives | `top_tokens`         |                       |
+                | result                          | figure               | options               |
+                |---------------------------------|----------------------|-----------------------|
+                | `Comparison`                    | `toxicity`           | `measure`             |
+                | `Transfer`                      | `transfer`           |                       |
+                | `Retrieval`                     | `retrieval_by_layer` | `measure`             |
+                | `DoseResponse`                  | `dose_response`      |                       |
+                | `PatchEffect`                   | `patch_effect`       | `language`            |
+                | `WeightDrift`                   | `weight_drift`       |                       |
+                | `Probe`                         | `probe`              |                       |
+                | `NeuronSet`                     | `sources`            | `sources`, `n_layers` |
+                | `Activations`                   | `activation_map`     | `after`               |
+                | `TokenActivations`              | `token_activations`  | `after`               |
+                | a list of `TokenActivations`    | `top_tokens`         | `k`                   |
+                | a list of `LayerDrift`          | `weight_drift`       |                       |
+                | a table of promoted tokens      | `promoted`           |                       |
+                | a table that `top_tokens` gives | `top_tokens`         |                       |
 
     Raises:
         TypeError: there is no figure of such a result, or the figure has no such option.
