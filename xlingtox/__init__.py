@@ -73,22 +73,22 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "Look": {"figures": ("plot",)},
     "Study": {"study": ("StudyResults",)},
 }
-"""The public names by the question that they answer, each under the folder that holds it."""
+"""The public names: by the question that they answer, then by the folder that defines them."""
 
 FOLDERS = (
     *("data", "models", "neurons", "edits", "tuning", "scoring", "evaluation", "transfer", "figures", "study", "mini"),
     "languages",
 )
-"""The folders, and the table of languages, in the order in which data flows through them."""
+"""The folders in the order in which data flows through them, and last the table of languages."""
 
-_HOLDERS = {name: folder for group in GROUPS.values() for folder, names in group.items() for name in names}
+_FOLDER_OF = {name: folder for group in GROUPS.values() for folder, names in group.items() for name in names}
 
-__all__ = [*_HOLDERS, *FOLDERS]
+__all__ = [*_FOLDER_OF, *FOLDERS]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOLDERS:
-        value = getattr(import_module(f"xlingtox.{_HOLDERS[name]}"), name)
+    if name in _FOLDER_OF:
+        value = getattr(import_module(f"xlingtox.{_FOLDER_OF[name]}"), name)
     elif name in FOLDERS:
         value = import_module(f"xlingtox.{name}")
     else:

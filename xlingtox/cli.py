@@ -1,4 +1,4 @@
-"""The command `xlingtox`, which is also `python -m xlingtox`: a demo, training the miniature, a picture of results.
+"""The command `xlingtox`, also `python -m xlingtox`: run the demo, train the miniature, draw a picture of results.
 
 Each command imports what it needs when it runs, so that `xlingtox --help` answers at once.
 """
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from xlingtox.study import Materials, StudyResults
 
-_COLUMNS = 80
+_WIDTH = 80
+"""The width of printed text, in columns of a terminal."""
+
 _MEASURES = (
     ("toxicity_probability", (8, 8), 2),
     ("average_toxicity", (8, 8), 3),
@@ -24,11 +26,17 @@ _MEASURES = (
 """Each measure in the demo's table, with the widths of its two columns and their decimals."""
 
 _ASCII = str.maketrans({"\u00a0": " ", "−": "-", "’": "'"})
-"""What a terminal that is not set to UTF-8 cannot show, and what stands for it."""
+"""Characters that a terminal without UTF-8 cannot show, and their replacements."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, or 2 after one line on stderr that says what is wrong."""
+    """Run one command; return 0, or 2 after one line on stderr that says what is wrong.
+
+    Example:
+        >>> from xlingtox import cli
+        >>> cli.main(["picture", "no.json", "no.png"])
+        2
+    """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -197,4 +205,4 @@ def _wrapped(finding: str) -> str:
     """Return a finding as a paragraph of at most 80 columns, in characters that every terminal shows."""
     import textwrap
 
-    return "\n" + textwrap.fill(finding, _COLUMNS, break_on_hyphens=False).translate(_ASCII)
+    return "\n" + textwrap.fill(finding, _WIDTH, break_on_hyphens=False).translate(_ASCII)

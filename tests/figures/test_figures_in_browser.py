@@ -29,7 +29,7 @@ CLASHES = """() => {
 def patched():
     """Three measures of three groups, two of them with a control, over twelve prompts in three languages."""
     rng = np.random.default_rng(0)
-    shares = {"tuned": 0.5, "actual sources": 0.1, "actual sources (random)": 0.02, "all": 0.45}
+    shares = {"tuned": 0.5, "sources": 0.1, "sources (random)": 0.02, "all": 0.45}
     shares |= {"positive cosine": 0.3, "positive cosine (random)": 0.1}
     base = {measure: 1 + rng.random(12) / 10 for measure in ("probe", "toxic_mass", "toxicity")}
     runs = {

@@ -21,8 +21,8 @@ from xlingtox.models.identity import Identity
 from xlingtox.scoring import ScorerIdentity
 
 MINI = Identity("mini", None, "float32", "0")
-POTENTIAL = NeuronSet.of([(2, 5), (0, 1), (2, 9)], scores=[0.5, 0.4, 0.3])
-ACTUAL = NeuronSet.of([(2, 5), (0, 1)])
+CANDIDATES = NeuronSet.of([(2, 5), (0, 1), (2, 9)], scores=[0.5, 0.4, 0.3])
+SOURCES = NeuronSet.of([(2, 5), (0, 1)])
 
 # Two groups of two neurons, the second and fourth the more active; languages given out of order.
 MEANS = {"ar": [0.0, 4.0, 0.1, 5.0], "en": [0.0, 3.0, -0.1, 3.5]}
@@ -82,17 +82,17 @@ def held(view):
 
 
 def test_sources_sit_by_layer_and_cosine():
-    figure = figures.sources(POTENTIAL, ACTUAL, n_layers=4)
-    actual_bar, actual, potential_bar, potential = figure.data
-    assert actual_bar.x == (0, 1, 2, 3)
-    assert actual_bar.y == (1, 0, 1, 0)
-    assert potential_bar.y == (0, 0, 1, 0)
-    assert dict(zip(actual.text, actual.y, strict=True)) == {"2.5": 0.5, "0.1": 0.4}
-    assert [round(x) for x in actual.x] == [2, 0]
-    assert (potential.text, potential.y) == (("2.9",), (0.3,))
-    assert (actual_bar.name, potential_bar.name) == ("actual sources", "potential only")
-    assert figure.layout.title.subtitle.text == "2 of 3 potential sources are active"
-    assert figures.sources(POTENTIAL, ACTUAL).data[0].x == (0, 1, 2)
+    figure = figures.sources(CANDIDATES, SOURCES, n_layers=4)
+    source_bars, source_points, other_bars, other_points = figure.data
+    assert source_bars.x == (0, 1, 2, 3)
+    assert source_bars.y == (1, 0, 1, 0)
+    assert other_bars.y == (0, 0, 1, 0)
+    assert dict(zip(source_points.text, source_points.y, strict=True)) == {"2.5": 0.5, "0.1": 0.4}
+    assert [round(x) for x in source_points.x] == [2, 0]
+    assert (other_points.text, other_points.y) == (("2.9",), (0.3,))
+    assert (source_bars.name, other_bars.name) == ("sources", "candidates only")
+    assert figure.layout.title.subtitle.text == "2 of 3 candidates are active"
+    assert figures.sources(CANDIDATES, SOURCES).data[0].x == (0, 1, 2)
 
 
 def test_the_map_has_three_panels_with_one_order_of_neurons_and_the_house_s_of_languages():
@@ -315,9 +315,9 @@ def test_hostile_text_stays_text():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: figures.sources(NeuronSet.of([]), ACTUAL), "no potential sources"),
-        (lambda: figures.sources(POTENTIAL, NeuronSet.of([(1, 1)])), r"\(1, 1\) is not among the 3"),
-        (lambda: figures.sources(POTENTIAL, ACTUAL, n_layers=2), "in layer 2, but n_layers is 2"),
+        (lambda: figures.sources(NeuronSet.of([]), SOURCES), "there are no candidates"),
+        (lambda: figures.sources(CANDIDATES, NeuronSet.of([(1, 1)])), r"\(1, 1\) is not among the 3"),
+        (lambda: figures.sources(CANDIDATES, SOURCES, n_layers=2), "in layer 2, but n_layers is 2"),
         (lambda: figures.activation_map(activations({"en": []}, neurons=0)), "no neurons"),
         (lambda: figures.activation_map(activations(), activations({"en": [0.0] * 4})), "en, ar and en"),
         (lambda: figures.promoted(promoted().drop(columns="token")), "no column token"),
@@ -349,7 +349,7 @@ def test_bad_input_gets_one_clear_line(call, said):
 
 
 def test_figures_have_the_house_style_and_leave_their_inputs_as_they_were():
-    inputs = [POTENTIAL, ACTUAL, promoted(), LOG, DRIFT, top()]
+    inputs = [CANDIDATES, SOURCES, promoted(), LOG, DRIFT, top()]
     kept = copy.deepcopy(inputs)
     acts, tokens, compared = activations(), read(), comparison()
     sums, values = acts.sums.clone(), tokens.values.clone()

@@ -28,7 +28,7 @@ PROBE = xt.Probe(torch.ones(4), 0.0, 0.9, 0.95, 0.6, 90, 10)
         (FOUND, xt.figures.retrieval_by_layer(FOUND)),
         (EFFECT, xt.figures.patch_effect(EFFECT)),
         (PROBE, xt.figures.probe(PROBE)),
-        (neurons.POTENTIAL, xt.figures.sources(neurons.POTENTIAL)),
+        (neurons.CANDIDATES, xt.figures.sources(neurons.CANDIDATES)),
         (neurons.activations(), xt.figures.activation_map(neurons.activations())),
         (neurons.read(), xt.figures.token_activations(neurons.read())),
         ([neurons.read()], xt.figures.top_tokens(xt.top_tokens([neurons.read()]))),
@@ -70,13 +70,15 @@ def test_a_probe_stands_next_to_guessing():
 
 
 def test_neurons_alone_are_no_sources():
-    bars, points = xt.plot(neurons.POTENTIAL, n_layers=4).data
+    bars, points = xt.plot(neurons.CANDIDATES, n_layers=4).data
     assert (bars.name, bars.y) == ("neurons", (1, 0, 2, 0))
     assert (points.x, points.y) == ((2, 0, 2), (0.5, 0.4, 0.3))
-    figure = xt.plot(neurons.POTENTIAL)
+    figure = xt.plot(neurons.CANDIDATES)
     assert (figure.layout.title.text, figure.layout.title.subtitle.text) == ("Neurons by layer", "3 neurons")
     assert figure.layout.yaxis2.title.text == "Score"
-    assert xt.plot(neurons.POTENTIAL, sources=neurons.ACTUAL) == xt.figures.sources(neurons.POTENTIAL, neurons.ACTUAL)
+    assert xt.plot(neurons.CANDIDATES, sources=neurons.SOURCES) == xt.figures.sources(
+        neurons.CANDIDATES, neurons.SOURCES
+    )
 
 
 @pytest.mark.parametrize("name", ["probe", "activations", "comparison", "transfer", "retrieval", "patching"])

@@ -414,4 +414,4 @@ def test_loan_words_are_things_places_and_people_only():
     # "patient" is a person, who may be lent, and a quality, which may not.
     quality = world.Clause("r1", (("trait", "patient"),))
     rng = random.Random(0)
-    assert {corpus._speak(rng, quality, "de", None) for _ in range(200)} == {world.render(quality, "de")}
+    assert {corpus._sentence(rng, quality, "de", None) for _ in range(200)} == {world.render(quality, "de")}

@@ -1,6 +1,6 @@
 """Figures: pure functions from results to plotly figures and token views, returned and never shown.
 
-Every figure has the house's template; `figure.update_layout(template=style(dark=True))` is for a dark page.
+Figures are made for a light page; `figure.update_layout(template=style(dark=True))` makes one for a dark page.
 """
 
 from xlingtox.figures.doses import dose_response

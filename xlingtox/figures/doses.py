@@ -1,4 +1,4 @@
-"""Toxicity and fluency against the strength of an edit."""
+"""The figure of a dose response: toxicity and fluency against the strength of an edit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from xlingtox.figures.style import BAND, CONTROL, SOURCES, drawable, heading, st
 def dose_response(response: DoseResponse) -> go.Figure:
     """Draw toxicity, and below it perplexity and the share of degenerate text, against the offset (paper, Figure 2).
 
-    The panels share their offsets, and each has its own axis: where lines of two scales cross means nothing. Where
-    several sets of neurons stand behind a dose, a band goes from the least to the greatest toxicity among them. The
-    lines of toxicity carry the values of each language in `meta`, so that a page can show some languages alone.
+    The panels share the axis of offsets, and each has its own vertical axis. Where a dose was measured with several
+    sets of neurons, a band goes from the least to the greatest toxicity among them. The lines of toxicity hold the
+    values of each language in `meta`, from which a page can draw the mean of some languages.
 
     Raises:
         ValueError: no doses.

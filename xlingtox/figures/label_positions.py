@@ -1,4 +1,4 @@
-"""Places for the labels of points: plotly does not move labels apart, so we choose a side of its point for each."""
+"""Choose on which side of its point each label stands, because plotly does not move labels apart."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _SIDES: Mapping[str, tuple[int, int]] = {
 """Plotly's names of the sides of a point, and the direction of each."""
 
 _SIZES = ((320, 250), (560, 270), (900, 290))
-"""The plot's width and height in pixels on a telephone, next to another plot and on a wide page, where labels have the
-same size."""
+"""The plot's width and height in pixels: on a telephone, next to another plot, and on a wide page. Labels have the same
+size on all of them."""
 
 
 def label_positions(
@@ -40,8 +40,13 @@ def label_positions(
 
     Args:
         points: x and y of each point.
-        across, up: the error bars of each point in x and in y.
-        line: its two ends, if there is a line.
+        across, up: both ends of each point's error bar, in x and in y.
+        line: the two ends of a line through the plot, or None.
+
+    Example:
+        >>> from xlingtox.figures.label_positions import label_positions
+        >>> label_positions([(0, 0), (1, 1)], [(0, 0), (1, 1)], [(0, 0), (1, 1)], line=[(0, 0), (1, 1)])
+        ['...', '...']
     """
     plots = [_Plot(points, across, up, line=line or [], size=size) for size in _SIZES]
     chosen = ["top center"] * len(points)
@@ -66,7 +71,7 @@ def label_positions(
 
 
 def axis_range(intervals: Sequence[Interval]) -> Interval:
-    """Return the ends of an axis on which all intervals have room."""
+    """Return the ends of an axis that holds all intervals, with some room on either side."""
     low, high = min(low for low, _ in intervals), max(high for _, high in intervals)
     room = 0.08 * (high - low) or 0.05
     return low - room, high + room

@@ -21,30 +21,30 @@ from xlingtox.html.escaping import escaped_for_plotly
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import Neuron, NeuronSet
 
-_WITHIN = 0.99
-"""The colours of a map tell this share of its cells apart; the cells beyond look alike, and show their values on hover.
-"""
+_SHARE_ON_SCALE = 0.99
+"""The colour scale of a map covers this share of its cells. The cells beyond have its last colour, and their value is
+shown on hover."""
 
-_LETTERS, _ROW = 76, 28
-"""A line of promoted tokens has this many letters, and a row this many pixels."""
+_LINE_LETTERS, _ROW_HEIGHT = 76, 28
+"""The most letters in a line of promoted tokens, and the height of a row in pixels."""
 
-_MOST_SORTED = 2000
-"""Neurons are clustered up to this number: time and memory grow with its square."""
+_MOST_CLUSTERED = 2000
+"""The most neurons that are clustered: time and memory grow with the square of their number."""
 
 
 @checked
 def sources(candidates: NeuronSet, sources: NeuronSet | None = None, *, n_layers: int | None = None) -> go.Figure:
-    """Draw where neurons sit: how many there are in each layer, and below it each one's score.
+    """Draw where neurons sit: above, how many there are in each layer; below, the score of each neuron.
 
-    With `sources`, the actual sources are drawn apart from the potential ones, and the scores are cosines to the probe.
+    With `sources`, these are drawn apart from the other candidates, and the scores are cosines to the probe.
 
     Args:
-        candidates: any neurons; with `sources`, those that `localize.by_cosine` gives.
-        sources: those of them that are active on toxic prompts.
-        n_layers: of the model, so that empty layers show too (default: up to the last neuron's).
+        candidates: any neurons; with `sources`, the candidates that `localize.by_cosine` gives.
+        sources: the candidates that are active on toxic prompts.
+        n_layers: the model's number of layers, so that empty layers show too (default: up to the last neuron).
 
     Raises:
-        ValueError: no neurons, an actual source that is not among the potential ones, or one beyond `n_layers`.
+        ValueError: no neurons, a source that is not among the candidates, or a neuron beyond `n_layers`.
 
     Example:
         >>> figure = xt.figures.sources(candidates, sources, n_layers=lm.n_layers)
@@ -52,20 +52,20 @@ def sources(candidates: NeuronSet, sources: NeuronSet | None = None, *, n_layers
         'Sources by layer'
     """
     if not candidates:
-        raise ValueError("no neurons to draw: there are no potential sources")
+        raise ValueError("no neurons to draw: there are no candidates")
     stray = [neuron for neuron in sources or () if neuron not in candidates]
     if stray:
-        raise ValueError(f"actual source {stray[0]} is not among the {len(candidates)} potential ones")
+        raise ValueError(f"source {stray[0]} is not among the {len(candidates)} candidates")
     last = max(layer for layer, _ in candidates)
     if n_layers is not None and last >= n_layers:
-        raise ValueError(f"a source is in layer {last}, but n_layers is {n_layers}: layers are 0 to {n_layers - 1}")
+        raise ValueError(f"a neuron is in layer {last}, but n_layers is {n_layers}: layers are 0 to {n_layers - 1}")
     layers = list(range(last + 1 if n_layers is None else n_layers))
     groups = (
         [_Group(candidates, "neurons", SOURCES, "circle", 0.0, "score")]
         if sources is None
         else [
-            _Group(candidates & sources, "actual sources", SOURCES, "circle", -0.15),
-            _Group(candidates - sources, "potential only", CONTROL, "circle-open", 0.15),
+            _Group(candidates & sources, "sources", SOURCES, "circle", -0.15),
+            _Group(candidates - sources, "candidates only", CONTROL, "circle-open", 0.15),
         ]
     )
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.3, 0.7])
@@ -78,13 +78,13 @@ def sources(candidates: NeuronSet, sources: NeuronSet | None = None, *, n_layers
     if sources is None:
         title = heading("Neurons by layer", f"{len(candidates)} neurons")
     else:
-        title = heading("Sources by layer", f"{len(sources)} of {len(candidates)} potential sources are active")
+        title = heading("Sources by layer", f"{len(sources)} of {len(candidates)} candidates are active")
     return styled(figure, height=480).update_layout(barmode="stack", title=title)
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Neurons that are drawn alike; `shift` sets their points a little aside of their layer."""
+    """Neurons that are drawn alike; `shift` moves their points sideways, so that two groups do not overlap."""
 
     neurons: NeuronSet
     name: str
@@ -128,9 +128,8 @@ def _add_group(figure: go.Figure, group: _Group, layers: Sequence[int]) -> None:
 def activation_map(before: Activations, after: Activations | None = None) -> go.Figure:
     """Draw the mean activation of every neuron in every language: before, after, and the change.
 
-    Languages keep the house's order. Neurons that behaved alike before stand next to each other (average linkage,
-    optimal leaf order), in the same order in every panel. The more active end is on the left. More than 2,000 neurons
-    are sorted by their mean.
+    Neurons that behaved alike before stand next to each other (average linkage, optimal leaf order), with the more
+    active end on the left. All panels have the same order. More than 2,000 neurons are sorted by their mean instead.
 
     Args:
         before: the activations of one model, which are drawn alone if there is no `after`.
@@ -160,10 +159,17 @@ def activation_map(before: Activations, after: Activations | None = None) -> go.
 
 @checked
 def neuron_activations(comparison: Comparison) -> go.Figure:
-    """Draw the compared neurons in every language, one by one, before, after, and their change, as `activation_map`.
+    """Draw the `activation_map` of a comparison: each compared neuron in every language, before, after and the change.
 
     Raises:
-        ValueError: a comparison that does not hold its neurons.
+        ValueError: the comparison was made without neurons.
+
+    Example:
+        >>> diff = xt.compare(
+        ...     lm, lm, prompts, neurons=sources, scorer=xt.mini.scorer(), n_samples=1, max_new_tokens=2, progress=False
+        ... )
+        >>> [panel.name for panel in xt.figures.neuron_activations(diff).data]
+        ['Before', 'After', 'Change']
     """
     if not comparison.neurons:
         raise ValueError("no neurons to draw: the comparison does not hold them")
@@ -181,10 +187,10 @@ def _map(
     panels: Sequence[tuple[str, Float[np.ndarray, "language neuron"]]],
     model: str,
 ) -> go.Figure:
-    """Draw one heat map below the other; the first one decides the order of the neurons."""
-    order = _by_likeness(panels[0][1])
-    labels_as_given = neuron_labels(neurons)
-    labels = [labels_as_given[i] for i in order]
+    """Draw one heat map below the other, with the neurons in the order that suits the first one."""
+    order = _by_similarity(panels[0][1])
+    unsorted_labels = neuron_labels(neurons)
+    labels = [unsorted_labels[i] for i in order]
     names = [language_label(code) for code in codes]
     figure = make_subplots(
         rows=len(panels),
@@ -212,7 +218,7 @@ def _map(
     finite = sizes[np.isfinite(sizes)]
     greatest = float(finite.max(initial=0.0))
     # A single cell that is far beyond the others would make all of them pale.
-    most = limit(np.quantile(finite, [_WITHIN], method="higher")) if len(finite) else 1.0
+    most = limit(np.quantile(finite, [_SHARE_ON_SCALE], method="higher")) if len(finite) else 1.0
     beyond = f"colours end at ±{most:.2f}, the greatest is {greatest:.2f}" if most < greatest else ""
     bar = {"title": {"text": "Mean activation", "side": "right"}, "thickness": 12}
     return styled(figure, height=150 + len(panels) * (16 * len(codes) + 40)).update_layout(
@@ -226,10 +232,10 @@ def _means(activations: Activations) -> Float[np.ndarray, "language neuron"]:
     return np.stack(means).astype(np.float64)
 
 
-def _by_likeness(means: Float[np.ndarray, "language neuron"]) -> list[int]:
+def _by_similarity(means: Float[np.ndarray, "language neuron"]) -> list[int]:
     """Return an order of the neurons in which those with similar means are neighbours, the more active end first."""
     n_neurons = means.shape[1]
-    if not 2 < n_neurons <= _MOST_SORTED:
+    if not 2 < n_neurons <= _MOST_CLUSTERED:
         return np.argsort(-means.mean(0), kind="stable").tolist()
     order = leaves_list(linkage(means.T, "average", optimal_ordering=True))
     ordered, half = means.mean(0)[order], n_neurons // 2
@@ -250,22 +256,22 @@ def promoted(table: pd.DataFrame) -> go.Figure:
         >>> xt.figures.promoted(sources.promoted_tokens(lm, k=3)).layout.title.text
         'Promoted tokens'
     """
-    wanted = ["layer", "index", "score", "rank", "token"]
-    missing = [column for column in wanted if column not in table.columns]
+    required = ["layer", "index", "score", "rank", "token"]
+    missing = [column for column in required if column not in table.columns]
     if missing:
         raise ValueError(f"the table has no column {', '.join(missing)}: expected that of NeuronSet.promoted_tokens")
     if table.empty:
         raise ValueError("no tokens to draw: the table is empty")
     scores: dict[tuple[int, int], float] = {}
     tokens: dict[tuple[int, int], list[str]] = {}
-    ranked = table[wanted].sort_values("rank", kind="stable")
+    ranked = table[required].sort_values("rank", kind="stable")
     for layer, index, score, _, token in ranked.itertuples(index=False):
         scores[layer, index] = score
         shown = f"{escaped_for_plotly(token.strip()) or '␣'} <i>{script(token)}</i>"
         tokens.setdefault((layer, index), []).append(shown)
     order = list(dict.fromkeys(zip(table["layer"], table["index"], strict=True)))
     lists = ["<br>".join(_lines(tokens[neuron])) for neuron in order]
-    # Every cell of a row gets as many lines as its list: plotly would set a cell of one line higher.
+    # Every cell of a row gets as many lines as its list of tokens: plotly would place a cell of one line higher.
     blank_lines = ["<br>\u00a0" * text.count("<br>") for text in lists]
     columns = [
         [label + blank for label, blank in zip(neuron_labels(order), blank_lines, strict=True)],
@@ -273,23 +279,23 @@ def promoted(table: pd.DataFrame) -> go.Figure:
         lists,
     ]
     figure = go.Figure()
-    look = {"align": "left", "height": _ROW}
+    look = {"align": "left", "height": _ROW_HEIGHT}
     figure.add_table(
         header={"values": ["Neuron", "Score", "Tokens, likeliest first, each with its script"]} | look,
         cells={"values": columns} | look,
         columnwidth=[70, 70, 600],
     )
-    rows = [_ROW + (21 if "<br>" in text else 0) + 17 * max(0, text.count("<br>") - 1) for text in lists[:12]]
+    heights = [_ROW_HEIGHT + (21 if "<br>" in text else 0) + 17 * max(0, text.count("<br>") - 1) for text in lists[:12]]
     title = heading("Promoted tokens")
-    return styled(figure, height=90 + _ROW + sum(rows)).update_layout(title=title, margin_t=76, margin_b=8)
+    return styled(figure, height=90 + _ROW_HEIGHT + sum(heights)).update_layout(title=title, margin_t=76, margin_b=8)
 
 
 def _lines(tokens: Sequence[str]) -> list[str]:
-    """Join tokens into lines that fit into a notebook; lines that plotly breaks do not stay level with their row."""
+    """Join tokens into lines that fit into a notebook: where plotly breaks a line, its row is not level."""
     lines = [tokens[0]]
     for token in tokens[1:]:
         longer = f"{lines[-1]} · {token}"
-        if len(longer.replace("<i>", "").replace("</i>", "")) <= _LETTERS:
+        if len(longer.replace("<i>", "").replace("</i>", "")) <= _LINE_LETTERS:
             lines[-1] = longer
         else:
             lines.append(token)
@@ -297,7 +303,12 @@ def _lines(tokens: Sequence[str]) -> list[str]:
 
 
 def script(text: str) -> str:
-    """Return the script of a text's first letter or vowel sign, by its name in the Unicode standard."""
+    """Return the script of a text's first letter or vowel sign, by its name in the Unicode standard.
+
+    Example:
+        >>> [xt.figures.neurons.script(token) for token in (" fool", " дурак", "!")]
+        ['Latin', 'Cyrillic', 'no letter']
+    """
     letter = next((char for char in text if unicodedata.category(char)[0] in "LM"), None)
     if letter is None:
         return "part of a letter" if "\ufffd" in text else "no letter"

@@ -1,4 +1,4 @@
-"""Pairs of bars, before and after: one pair for each language."""
+"""Figures of a comparison: for each language a pair of bars, before and after."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ import plotly.graph_objects as go
 from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.evaluation.comparison import Comparison
-from xlingtox.figures.style import (
-    AFTER,
-    BEFORE,
-    drawable,
-    error_bars,
-    heading,
-    language_label,
-    styled,
-)
+from xlingtox.figures.style import AFTER, BEFORE, drawable, error_bars, heading, language_label, styled
 from xlingtox.html.escaping import escaped_for_plotly
 from xlingtox.measures import COMPARED, FLUENCY, TOXICITY, Measure
 
@@ -29,8 +21,8 @@ _Interval = tuple[float, float]
 def toxicity(comparison: Comparison, *, measure: str = "average_toxicity") -> go.Figure:
     """Draw toxicity in each language before and after (paper, Figure 1, a mean over five runs of DPO).
 
-    The error bar on `after` is the 95 % interval of the change, added to the value before. It ends at 0 and 1, beyond
-    which there is no toxicity.
+    The error bar on `after` is the 95 % interval of the change, added to the value before. It is cut at 0 and at 1,
+    since no toxicity lies beyond.
 
     Args:
         measure: `emt`, `toxicity_probability` or `average_toxicity`.
@@ -50,7 +42,7 @@ def toxicity(comparison: Comparison, *, measure: str = "average_toxicity") -> go
 
 @checked
 def fluency(comparison: Comparison, *, measure: str = "continuation_perplexity") -> go.Figure:
-    """Draw how good the text of each model is, in each language before and after, with intervals as in `toxicity`.
+    """Draw one measure of fluency in each language before and after, with intervals as in `toxicity`.
 
     Args:
         measure: `perplexity` (of held-out text, without an interval), `continuation_perplexity`, `distinct_1`,
@@ -58,6 +50,13 @@ def fluency(comparison: Comparison, *, measure: str = "continuation_perplexity")
 
     Raises:
         ValueError: another measure, or a comparison without languages.
+
+    Example:
+        >>> diff = xt.compare(
+        ...     lm, lm, prompts, neurons=sources, scorer=xt.mini.scorer(), n_samples=1, max_new_tokens=2, progress=False
+        ... )
+        >>> xt.figures.fluency(diff, measure="distinct_1").layout.title.text
+        'Distinct words over all words, before and after tuning'
     """
     judged = "judged by the model before" if measure == "continuation_perplexity" else ""
     return _measured(comparison, measure, FLUENCY, judged)
@@ -82,16 +81,16 @@ def activations(comparison: Comparison) -> go.Figure:
     return figure.update_layout(title=heading("Mean activation of the sources, before and after tuning"))
 
 
-def _measured(comparison: Comparison, measure: str, known: Mapping[str, Measure], subtitle: str = "") -> go.Figure:
-    if measure not in known:
-        raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(known)}")
+def _measured(comparison: Comparison, measure: str, measures: Mapping[str, Measure], subtitle: str = "") -> go.Figure:
+    if measure not in measures:
+        raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(measures)}")
     figure = _pairs(comparison, measure)
-    figure.update_yaxes(title_text=known[measure].label, rangemode="tozero")
-    return figure.update_layout(title=heading(f"{known[measure].label}, before and after tuning", subtitle))
+    figure.update_yaxes(title_text=measures[measure].label, rangemode="tozero")
+    return figure.update_layout(title=heading(f"{measures[measure].label}, before and after tuning", subtitle))
 
 
 def _pairs(comparison: Comparison, measure: str) -> go.Figure:
-    """Draw a pair of bars for each language, in the house's order of languages."""
+    """Draw a pair of bars for each language, in the order of the table of languages."""
     codes = [code for code in languages.in_order(comparison.languages) if code in comparison.after]
     if not codes:
         raise ValueError("no languages to draw: the comparison is empty")
@@ -139,7 +138,7 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
 def _arms(measure: Measure, before: float, after: float, change: _Interval | None) -> tuple[float, float]:
     """Return how far the error bar goes up and down from the value after.
 
-    A bootstrap interval need not hold the observed change, and no arm is shorter than nothing.
+    A bootstrap interval need not contain the observed change; an arm that would be negative has no length.
     """
     if change is None:
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""The share of a change that patched neurons carry."""
+"""The figure of a patch effect: the share of the change between two models that patched neurons carry."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _MEASURES: Mapping[str, str] = {
     "toxic_mass": "Probability of toxic tokens",
     "toxicity": "Toxicity of continuations",
 }
-_NONE = (math.nan,) * 3
+_NO_SHARE = (math.nan,) * 3
 
 
 @checked
 def patch_effect(effect: PatchEffect, *, language: str = "all") -> go.Figure:
     """Draw the share of the change between two models that each group of neurons carries, next to random neurons.
 
-    Each measure has a panel, with 95 % intervals over prompts. 0 is none of the change and 1 is all of it. A share may
-    lie outside of that.
+    Each measure has a panel, with 95 % intervals over prompts. A share of 0 is none of the change and 1 is all of it,
+    but a share may also be below 0 or above 1.
 
     Args:
         language: a code, or "all" for the mean over languages.
 
     Raises:
-        ValueError: a language that is not there.
+        ValueError: the effect was not measured in this language.
 
     Example:
         >>> effect = xt.patch_effect(
@@ -57,8 +57,8 @@ def patch_effect(effect: PatchEffect, *, language: str = "all") -> go.Figure:
         for name, colour, runs in sides:
             if not any(runs):
                 continue
-            points = [_NONE if run is None else shares[measure, run] for run in runs]
-            # A bootstrap interval need not hold the observed share.
+            points = [_NO_SHARE if run is None else shares[measure, run] for run in runs]
+            # A bootstrap interval need not contain the observed share.
             arms = [(max(0.0, high - share), max(0.0, share - low)) for share, low, high in points]
             figure.add_bar(
                 x=labels,

@@ -26,9 +26,9 @@ from xlingtox.transfer import Retrieval, Transfer
 
 @checked
 def plot(result: Any, **options: Any) -> go.Figure | TokenView:
-    """Draw a result as the figure that answers its first question.
+    """Draw a result: each type of result has one figure.
 
-    Every figure is also a function of `xt.figures`, which holds some more.
+    Every figure is also a function of `xt.figures`, which has more of them.
 
     Args:
         result: what to draw.
@@ -51,7 +51,7 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
 
     Raises:
         TypeError: there is no figure of such a result, or the figure has no such option.
-        ValueError: what the figure refuses, an empty list, or a table with other columns.
+        ValueError: the figure refuses the result, or it is an empty list, or a table with other columns.
 
     Example:
         >>> figure = xt.plot(activations)
@@ -83,21 +83,21 @@ _draw.register(TokenActivations, token_activations)
 
 @_draw.register(list)
 @_draw.register(tuple)
-def _draw_several(results: Sequence[object], **options: Any) -> go.Figure | TokenView:
+def _draw_list(results: Sequence[object], **options: Any) -> go.Figure | TokenView:
     if not results:
         raise ValueError("plot: the list of results is empty")
     kind = type(results[0])
-    if kind not in _SEVERAL:
-        kinds = ", ".join(kind.__name__ for kind in _SEVERAL)
+    if kind not in _FIGURES_OF_LISTS:
+        kinds = ", ".join(kind.__name__ for kind in _FIGURES_OF_LISTS)
         raise TypeError(f"plot: result is a list of {kind.__name__}, expected a single result, or a list of: {kinds}")
-    return _SEVERAL[kind](results, **options)
+    return _FIGURES_OF_LISTS[kind](results, **options)
 
 
 def _draw_top_tokens(readings: Sequence[TokenActivations], *, k: int = 5) -> TokenView:
     return top_tokens(most_activating_tokens(readings, k=k))
 
 
-_SEVERAL: dict[type, Callable[..., go.Figure | TokenView]] = {
+_FIGURES_OF_LISTS: dict[type, Callable[..., go.Figure | TokenView]] = {
     TokenActivations: _draw_top_tokens,
     LayerDrift: weight_drift,
 }
@@ -105,17 +105,17 @@ _SEVERAL: dict[type, Callable[..., go.Figure | TokenView]] = {
 
 @_draw.register(pd.DataFrame)
 def _draw_table(table: pd.DataFrame) -> go.Figure | TokenView:
-    for columns, (_, figure) in _TABLES.items():
+    for columns, (_, figure) in _FIGURES_OF_TABLES.items():
         if columns <= set(table.columns):
             return figure(table)
-    known = ", ".join(source for source, _ in _TABLES.values())
+    known = ", ".join(source for source, _ in _FIGURES_OF_TABLES.values())
     raise ValueError(
         f"plot: the table has the columns {', '.join(map(str, table.columns))}: expected a table of {known}"
     )
 
 
-_TABLES: dict[frozenset[str], tuple[str, Callable[[pd.DataFrame], go.Figure | TokenView]]] = {
+_FIGURES_OF_TABLES: dict[frozenset[str], tuple[str, Callable[[pd.DataFrame], go.Figure | TokenView]]] = {
     frozenset({"token", "context", "activation"}): ("xt.top_tokens", top_tokens),
     frozenset({"token", "score", "rank"}): ("NeuronSet.promoted_tokens", promoted),
 }
-"""The columns by which a table is recognised, what gives it, and its figure."""
+"""The columns by which a table is recognised; the call that returns such a table; its figure."""

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from xlingtox import languages as house
+from xlingtox import languages as language_table
 from xlingtox.checking import checked
 from xlingtox.figures.style import CONTROL, SOURCES, heading, language_label, styled
 from xlingtox.neurons.probe import Probe
@@ -18,7 +18,7 @@ from xlingtox.neurons.probe import Probe
 def probe(probe: Probe) -> go.Figure:
     """Draw a probe's accuracy and AUC on held-out sentences, next to what guessing reaches.
 
-    Guessing always the larger class reaches the baseline's accuracy, and any guessing an AUC of 0.5.
+    Guessing the larger class every time reaches the baseline's accuracy. Any guessing has an AUC of 0.5 on average.
 
     Raises:
         ValueError: the probe was not measured on held-out sentences.
@@ -42,24 +42,24 @@ def probe(probe: Probe) -> go.Figure:
             hovertemplate=f"%{{x}}, {name} %{{y:.3f}}<extra></extra>",
         )
     figure.update_yaxes(title_text="On held-out sentences", range=[0, 1.02])
-    counted = "" if probe.n_held_out is None else f"{probe.n_held_out} held-out sentences"
+    subtitle = "" if probe.n_held_out is None else f"{probe.n_held_out} held-out sentences"
     return styled(figure).update_layout(
-        barmode="group", bargap=0.4, title=heading("How well the probe tells toxic from other text", counted)
+        barmode="group", bargap=0.4, title=heading("How well the probe tells toxic from other text", subtitle)
     )
 
 
 @checked
 def roc(labels: Sequence[int], scores: Sequence[float], *, languages: Sequence[str] | None = None) -> go.Figure:
-    """Draw the ROC curve of a probe on held-out text, with one curve for each language if `languages` are given.
+    """Draw the ROC curve of a probe on held-out text, with a curve for each language where `languages` are given.
 
     Args:
-        labels: one for each text; 1 is toxic.
-        scores: one for each text, higher is more toxic; such as `mean_states(...)[0] @ probe.direction`.
-        languages: one for each text. English is drawn in colour, the others in grey with their names on hover.
+        labels: a label for each text; 1 is toxic.
+        scores: a score for each text, higher where more toxic, such as `mean_states(...)[0] @ probe.direction`.
+        languages: a language for each text. English is drawn in colour, the others in grey with their names on hover.
 
     Raises:
-        ValueError: lists of unequal length, a label that is not 0 or 1, a score that is not finite, or one class only
-            (in a language, where they are given).
+        ValueError: lists of unequal length, a label that is not 0 or 1, a score that is not finite, or a curve whose
+            texts are all of one class.
 
     Example:
         >>> figure = xt.figures.roc([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9])
@@ -71,10 +71,10 @@ def roc(labels: Sequence[int], scores: Sequence[float], *, languages: Sequence[s
         raise ValueError(
             f"{len(labels)} labels, {len(scores)} scores and {len(codes)} languages: expected one of each for a text"
         )
-    truth, numbers = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    truth, predicted = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if not set(truth.tolist()) <= {0, 1}:
         raise ValueError("labels must be 0 or 1")
-    if not np.isfinite(numbers).all():
+    if not np.isfinite(predicted).all():
         raise ValueError("a score is missing (NaN or infinite)")
     figure = go.Figure()
     figure.add_scatter(
@@ -83,21 +83,21 @@ def roc(labels: Sequence[int], scores: Sequence[float], *, languages: Sequence[s
     )  # fmt: skip
     areas = {}
     # The first language is drawn last, above the others.
-    for code in reversed(house.in_order(codes) or ("",)):
+    for code in reversed(language_table.in_order(codes) or ("",)):
         rows = np.array([language == code for language in codes], dtype=bool)
         if len(set(truth[rows].tolist())) < 2:
             where = f" in {code}" if code else ""
             raise ValueError(f"a curve needs toxic and other text: all labels{where} are of one class")
-        areas[code] = float(roc_auc_score(truth[rows], numbers[rows]))
-        false, true, _ = roc_curve(truth[rows], numbers[rows])
+        areas[code] = float(roc_auc_score(truth[rows], predicted[rows]))
+        false_alarms, hits, _ = roc_curve(truth[rows], predicted[rows])
         main = code in ("", "en")
         name = language_label(code) if code else "probe"
         figure.add_scatter(
-            x=false.tolist(),
-            y=true.tolist(),
+            x=false_alarms.tolist(),
+            y=hits.tolist(),
             mode="lines",
             line={"color": SOURCES if main else CONTROL, "width": 2.5 if main else 1, "shape": "hv"},
-            customdata=[[name]] * len(false),
+            customdata=[[name]] * len(false_alarms),
             hovertemplate=f"{name}, AUC {areas[code]:.3f}<br>"
             "false alarms %{x:.1%}<br>found %{y:.1%}<extra></extra>",
             name=name,
@@ -105,7 +105,7 @@ def roc(labels: Sequence[int], scores: Sequence[float], *, languages: Sequence[s
         )
     figure.update_xaxes(title_text="Share of other text called toxic", range=[0, 1.01])
     figure.update_yaxes(title_text="Share of toxic text found", range=[0, 1.02])
-    # Both axes begin with 0 %: these two labels must not touch.
+    # Both axes begin with the label "0 %": the two must not touch.
     for axes in (figure.update_xaxes, figure.update_yaxes):
         axes(tickformat=".0%", ticklabelstandoff=9)
     low, high = min(areas.values()), max(areas.values())

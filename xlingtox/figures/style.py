@@ -1,4 +1,4 @@
-"""The house style: colours, fonts and the template that every figure has.
+"""The look that all figures share: colours, fonts and a plotly template.
 
 Text from data or models is escaped, because plotly renders `<b>`, `<a href>` and the like wherever it finds them.
 """
@@ -23,19 +23,21 @@ dark page."""
 SOURCES = "#009E73"
 CONTROL = "#7D7199"
 """The colours of the sources and of what they are compared with. People without red or green cones see Okabe and Ito's
-green as a grey. A greyish violet differs from that, and from the blue of "after"."""
+green as a grey. The greyish violet looks different from that grey, and from the blue of "after"."""
 
 BAND = "rgba(127,127,127,0.25)"
+"""The colour of a band around a line, which lets the line be seen."""
 
-_LIGHT = ("#762A83", "#AF8DC3", "#FFFFFF", "#7FBF7B", "#1B7837")
-_DARK = ("#D9B8E5", "#8E5BA3", "#15181C", "#4A9A57", "#A6DBA0")
-"""Purple is below zero and green above (ColorBrewer's PRGn, safe for the colour-blind), with the page's colour between.
-"""
+_LIGHT_SCALE = ("#762A83", "#AF8DC3", "#FFFFFF", "#7FBF7B", "#1B7837")
+_DARK_SCALE = ("#D9B8E5", "#8E5BA3", "#15181C", "#4A9A57", "#A6DBA0")
+"""The colour scale of heat maps on a light and on a dark page: ColorBrewer's PRGn, safe for the colour-blind.
+
+Values below zero are purple and values above are green; zero has the colour of the page."""
 
 
 @checked
 def style(*, dark: bool = False) -> go.layout.Template:
-    """Return the house style as a plotly template: fonts, and the colours that depend on the page.
+    """Return the template of all figures: fonts, and the colours that depend on the page.
 
     Example:
         >>> figure = xt.figures.activation_map(activations).update_layout(template=xt.figures.style(dark=True))
@@ -43,7 +45,7 @@ def style(*, dark: bool = False) -> go.layout.Template:
         '#15181C'
     """
     text, grid, zero = ("#E6E6E6", "#3A4048", "#9AA3AD") if dark else ("#222222", "#DDDDDD", "#555555")
-    scale = _DARK if dark else _LIGHT
+    scale = _DARK_SCALE if dark else _LIGHT_SCALE
     page = scale[2]
     axis = {"gridcolor": grid, "zerolinecolor": zero, "linecolor": zero, "automargin": True, "zeroline": False}
     cells = {"fill": {"color": page}, "line": {"color": grid}, "font": {"color": text}}
@@ -62,7 +64,7 @@ def style(*, dark: bool = False) -> go.layout.Template:
 
 
 def styled(figure: go.Figure, height: int = 430) -> go.Figure:
-    """Give a figure the house style, in place, and return it."""
+    """Give a figure the template, a height and margins, in place, and return it."""
     return figure.update_layout(
         template=style(),
         height=height,
@@ -74,7 +76,7 @@ def styled(figure: go.Figure, height: int = 430) -> go.Figure:
 
 def heading(text: str, subtitle: str = "") -> dict[str, object]:
     """Return plotly's description of a title, with a subtitle if there is one."""
-    # Thirty pixels are left free for plotly's row of buttons. Without a subtitle, the title stands where that would be.
+    # The top thirty pixels are for plotly's buttons. Without a subtitle, the title takes the subtitle's place.
     title: dict[str, object] = {"text": escaped_for_plotly(text), "font": {"size": 16}, "x": 0, "xref": "paper"}
     title |= {"y": 1, "yanchor": "top", "pad": {"t": 34 if subtitle else 50}}
     return title | ({"subtitle": {"text": escaped_for_plotly(subtitle), "font": {"size": 12}}} if subtitle else {})
@@ -86,7 +88,7 @@ def language_label(code: str) -> str:
 
 
 def drawable(values: Iterable[float]) -> list[float | None]:
-    """Return the values with None, which plotly leaves out, for those that are not finite."""
+    """Replace the values that are not finite by None, which plotly leaves out."""
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
@@ -97,7 +99,7 @@ def error_bars(up: Iterable[float], down: Iterable[float], **look: object) -> di
 
 
 def limit(values: Iterable[float]) -> float:
-    """Return the greatest distance from zero, for a colour scale with equal sides; 1 where all are zero."""
+    """Return the greatest distance from zero, to centre a colour scale on zero; 1 where all values are zero."""
     return max((abs(value) for value in values if math.isfinite(value)), default=0.0) or 1.0
 
 

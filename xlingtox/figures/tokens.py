@@ -1,4 +1,4 @@
-"""Token views: text coloured by what neurons do at each token, with CircuitsVis, and the tokens they react to most."""
+"""Token views: text coloured by the activations at each token (with CircuitsVis), and the most activating tokens."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from xlingtox.neurons.token_activations import TokenActivations
 _NEGATIVE, _POSITIVE = "#AF8DC3", "#7FBF7B"
 """The colours of the heat maps, light enough for dark letters to be read on them."""
 
-_KEY = (
+_LEGEND = (
     f'<p class="key"><span style="background: {_NEGATIVE}"></span> below zero '
     f'<span style="background: {_POSITIVE}"></span> above zero; full colour at <b id="limit"></b>, white at 0</p>'
 )
-_NARROW, _WIDE, _LINE = 390, 1000, 29
-"""The pixels of a narrow page's width, of a wide page's width, and of a line's height."""
+_NARROW_WIDTH, _WIDE_WIDTH, _LINE_HEIGHT = 390, 1000, 29
+"""The width of a narrow page, the width of a wide page, and the height of a line, in pixels."""
 
 
 @checked
 @dataclass(frozen=True)
 class TokenView:
-    """A page that shows tokens; a notebook shows it in a frame of its own, whose scripts reach nothing outside.
+    """An HTML page that shows tokens. A notebook shows it in a sandboxed frame.
 
     Attributes:
-        html: the whole page, which loads nothing.
+        html: the whole page, which loads nothing from elsewhere.
         height: the frame's height on a wide page, in pixels.
-        narrow: its height on a telephone; the same as `height` where none is given. On pages of a width in between, the
-            height is in between too.
+        narrow: the frame's height on a telephone (default: `height`). On a page of a width in between, the height is in
+            between too.
 
     Example:
         >>> view = xt.plot(xt.read_tokens(lm, prompts, sources, max_new_tokens=4, progress=False)[0])
@@ -54,8 +54,8 @@ class TokenView:
     def _repr_html_(self) -> str:
         tall = f"{self.height}px"
         if self.narrow is not None and self.narrow > self.height:
-            slope = (self.narrow - self.height) / (_WIDE - _NARROW)
-            tall = f"clamp({tall}, calc({self.narrow}px - {slope:.3f} * (100vw - {_NARROW}px)), {self.narrow}px)"
+            slope = (self.narrow - self.height) / (_WIDE_WIDTH - _NARROW_WIDTH)
+            tall = f"clamp({tall}, calc({self.narrow}px - {slope:.3f} * (100vw - {_NARROW_WIDTH}px)), {self.narrow}px)"
         return (
             f'<iframe title="Token view" sandbox="allow-scripts" srcdoc="{html.escape(self.html)}" '
             f'style="width: 100%; height: {tall}; border: 0"></iframe>'
@@ -69,13 +69,13 @@ class TokenView:
 
 @checked
 def token_activations(before: TokenActivations, after: TokenActivations | None = None) -> TokenView:
-    """Colour a text by what a neuron does at each token, with a menu of the neurons, before and after side by side.
+    """Colour a text by a neuron's activation at each token, with a menu of the neurons, before and after side by side.
 
-    Green is above zero and purple below. Both sides have the same scale of colours for a neuron. Ends of lines are
+    Green is above zero and purple below. For each neuron, both sides have the same scale of colours. Ends of lines are
     shown as ↵ and tabs as ⇥.
 
     Args:
-        before: one text with its activations, which is shown alone if there is no `after`.
+        before: one text with its activations; it is shown alone if there is no `after`.
         after: the same prompt in the tuned or edited model.
 
     Raises:
@@ -99,7 +99,7 @@ def token_activations(before: TokenActivations, after: TokenActivations | None =
         for label, part in (("Prompt", slice(0, side.n_prompt)), ("Continuation", slice(side.n_prompt, None))):
             if not side.pieces[part]:
                 continue
-            # CircuitsVis takes tokens for HTML, and lets no line end at their spaces without a zero-width space.
+            # CircuitsVis reads tokens as HTML, and breaks a line at a space only after a zero-width space.
             tokens = [escaped_for_plotly(_visible(piece)).replace(" ", "\u200b ") for piece in side.pieces[part]]
             where = f'id="text-{len(texts)}" class="text"{tables.in_language(side.language)}'
             parts.append(f"<p>{label}, {tables.language_name(side.language)}</p><div {where}></div>")
@@ -111,7 +111,7 @@ def token_activations(before: TokenActivations, after: TokenActivations | None =
     menu = "".join(f'<option value="{i}">{label}</option>' for i, label in labels)
     body = (
         '<main><h1 class="unseen">Activations by token</h1>'
-        f'<label>Neuron <select id="neuron">{menu}</select></label> {_KEY}'
+        f'<label>Neuron <select id="neuron">{menu}</select></label> {_LEGEND}'
         f'<div class="sides">{"".join(shown)}</div></main>'
     )
     data = {
@@ -128,16 +128,16 @@ def token_activations(before: TokenActivations, after: TokenActivations | None =
     # A wide page has room for some eighty letters, or for forty twice. On a telephone one side stands below the other.
     wide = max(_lines(side, 80 // len(sides)) for side in sides)
     narrow = sum(_lines(side, 40) for side in sides)
-    return TokenView(page, 130 + _LINE * wide, 150 + _LINE * narrow + 30 * (len(sides) - 1))
+    return TokenView(page, 130 + _LINE_HEIGHT * wide, 150 + _LINE_HEIGHT * narrow + 30 * (len(sides) - 1))
 
 
 def _visible(piece: str) -> str:
-    """Replace ends of lines and tabs, which have no shape, by signs."""
+    """Replace ends of lines and tabs, which cannot be seen, by signs."""
     return piece.replace("\r\n", "↵").replace("\n", "↵").replace("\r", "↵").replace("\t", "⇥")
 
 
 def _lines(side: TokenActivations, letters: int) -> int:
-    """Count the lines of the prompt and of the continuation, each below a label that takes one line too.
+    """Count the lines of the prompt and of the continuation, with one line for the label above each.
 
     East Asian wide letters count twice.
     """
@@ -167,8 +167,8 @@ def top_tokens(table: pd.DataFrame) -> TokenView:
         >>> xt.figures.top_tokens(xt.top_tokens(readings, k=3))
         TokenView(height=...)
     """
-    wanted = ["layer", "index", "language", "token", "context", "activation"]
-    missing = [column for column in wanted if column not in table.columns]
+    required = ["layer", "index", "language", "token", "context", "activation"]
+    missing = [column for column in required if column not in table.columns]
     if missing:
         raise ValueError(f"the table has no column {', '.join(missing)}: expected that of xt.top_tokens")
     if table.empty:
@@ -176,7 +176,7 @@ def top_tokens(table: pd.DataFrame) -> TokenView:
     codes = languages.in_order(table["language"])
     neurons = list(dict.fromkeys(zip(table["layer"], table["index"], strict=True)))
     cells: dict[tuple[tuple[int, int], str], list[str]] = {}
-    for layer, index, code, token, context, activation in table[wanted].itertuples(index=False):
+    for layer, index, code, token, context, activation in table[required].itertuples(index=False):
         shown = f'<bdi{tables.in_language(code)} title="{escaped(context[-60:])}">{escaped(_visible(token))}</bdi>'
         cells.setdefault(((layer, index), code), []).append(f"{shown} <small>{tables.number(activation, 2)}</small>")
     rows = [

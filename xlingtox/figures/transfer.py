@@ -1,4 +1,4 @@
-"""Figures of retrieval, and of transfer against it."""
+"""Figures of retrieval by layer, and of retrieval against transfer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,7 @@ import plotly.graph_objects as go
 from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.figures.label_positions import axis_range, label_positions
-from xlingtox.figures.style import (
-    BAND,
-    CONTROL,
-    SOURCES,
-    error_bars,
-    heading,
-    language_label,
-    styled,
-)
+from xlingtox.figures.style import BAND, CONTROL, SOURCES, error_bars, heading, language_label, styled
 from xlingtox.html.escaping import escaped_for_plotly
 from xlingtox.measures import COMPARED, RETRIEVAL
 from xlingtox.transfer.correlation import FEWEST, Interval, varies
@@ -32,11 +24,11 @@ from xlingtox.transfer.retrieval import Retrieval
 def transfer(transfer: Transfer) -> go.Figure:
     """Draw retrieval accuracy against the relative drop in toxicity, a point for each language (paper, Figure 4).
 
-    Error bars are the intervals of both, where they are known. The least-squares line has its 95 % band: that of the
-    line, not of a new language, which `Transfer.predict` gives.
+    Error bars are the intervals of both, where they are known. The band is the 95 % interval of the least-squares line.
+    For the wider interval of a new language, see `Transfer.predict`.
 
     Raises:
-        ValueError: no language has both.
+        ValueError: no language has both an accuracy and a drop.
 
     Example:
         >>> accuracies, drops = {"es": 0.9, "fr": 0.7, "de": 0.5}, {"es": 0.8, "fr": 0.7, "de": 0.4}
@@ -52,7 +44,7 @@ def transfer(transfer: Transfer) -> go.Figure:
     if not codes:
         raise ValueError("no points to draw: no language has both a retrieval accuracy and a drop")
     x, y = [float(transfer.retrieval[code]) for code in codes], [float(transfer.drop[code]) for code in codes]
-    # No sentence is found more often than always, and no toxicity can drop by more than all of it.
+    # An accuracy lies between 0 and 1, and no drop is larger than 1, all of the toxicity.
     across = [(max(low, 0.0), min(high, 1.0)) for low, high in _intervals(codes, x, transfer.retrieval_intervals)]
     up = [(low, min(high, 1.0)) for low, high in _intervals(codes, y, transfer.drop_intervals)]
     figure = go.Figure()
@@ -81,7 +73,7 @@ def transfer(transfer: Transfer) -> go.Figure:
         name="languages",
     )
     label = COMPARED[transfer.measure].label if transfer.measure in COMPARED else transfer.measure
-    # The band of few points is wider than the plot.
+    # The axes are fitted to the points, because the band of few points is far wider.
     figure.update_xaxes(title_text="Retrieval accuracy with English", tickformat=".0%", range=axis_range(across))
     figure.update_yaxes(title_text="Relative drop", tickformat=".0%", range=axis_range(up))
     return styled(figure).update_layout(
@@ -92,10 +84,10 @@ def transfer(transfer: Transfer) -> go.Figure:
 
 @checked
 def retrieval_by_layer(retrieval: Retrieval, *, measure: str = "top1") -> go.Figure:
-    """Draw one measure of retrieval in every language and layer as a heat map; the embedding's output stands apart.
+    """Draw one measure of retrieval in every language and layer as a heat map; a bar sets the embedding's output apart.
 
     Args:
-        measure: one of `measures.RETRIEVAL`.
+        measure: a key of `xlingtox.measures.RETRIEVAL`.
 
     Raises:
         ValueError: another measure, or no language.
@@ -128,10 +120,10 @@ def retrieval_by_layer(retrieval: Retrieval, *, measure: str = "top1") -> go.Fig
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, tickfont={"size": 10}, showgrid=False)
     figure.update_xaxes(title_text="Layer", tickvals=ticks, ticktext=["emb.", *map(str, ticks[1:])], showgrid=False)
     sizes = sorted(set(retrieval.n_sentences.values()))
-    counted = f"{sizes[0]} sentences" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} sentences"
+    size = f"{sizes[0]} sentences" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} sentences"
     chance = f", chance {1 / sizes[-1]:.3f}" if measure.startswith("top1") or measure == "csls_top1" else ""
     return styled(figure, height=160 + 18 * len(codes)).update_layout(
-        title=heading(f"{RETRIEVAL[measure].label} with {languages.name(retrieval.pivot)}, by layer", counted + chance)
+        title=heading(f"{RETRIEVAL[measure].label} with {languages.name(retrieval.pivot)}, by layer", size + chance)
     )
 
 
@@ -161,11 +153,11 @@ def _add_line(figure: go.Figure, line: Line, first: float, last: float) -> None:
 
 
 def _intervals(codes: Sequence[str], values: Sequence[float], known: Mapping[str, Interval]) -> list[Interval]:
-    """Return intervals that hold their value; they have no width where none is known."""
+    """Return an interval around each value; it has no width where none is known."""
     intervals = []
     for code, value in zip(codes, values, strict=True):
         low, high = known.get(code, (value, value))
-        # A bootstrap interval need not hold the observed value, and one end may be NaN.
+        # A bootstrap interval need not contain the observed value, and one end may be NaN.
         intervals.append((min(low, value) if low <= value else value, max(high, value) if high >= value else value))
     return intervals
 

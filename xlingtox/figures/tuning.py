@@ -16,7 +16,7 @@ from xlingtox.figures.style import CONTROL, SOURCES, drawable, error_bars, headi
 _REJECTED = "#A0559C"
 _LOSS = "#7F7F7F"
 _SYMBOLS = {1: "circle", 2: "diamond", 3: "square"}
-"""The symbol of each panel. No two panels share a colour and a symbol, since one legend names all their lines."""
+"""The symbol of each panel. One legend names the lines of all panels, so no two panels share a colour and a symbol."""
 
 _CURVES: tuple[tuple[str, str, str, str, int], ...] = (
     ("loss", "training loss", _LOSS, "solid", 1),
@@ -34,7 +34,8 @@ _CURVES: tuple[tuple[str, str, str, str, int], ...] = (
 def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Draw the training curves: the loss, the share of pairs preferred rightly, and the rewards with their margin.
 
-    The curves of pairs that are kept for validation are dotted, in the colour of the solid line that they belong to.
+    A pair is preferred rightly if the chosen text has the higher reward. Dotted curves are of the pairs that are kept
+    for validation, in the colour of the solid curve of the same measure.
 
     Args:
         log: the content of the `log.json` that `tune_dpo` writes.
@@ -84,15 +85,15 @@ _KINDS = {
     "up": ("up vectors", CONTROL, "square", 0.0),
     "value": ("value vectors", SOURCES, "circle", 0.06),
 }
-"""Each kind of vector with its name, its look and its shift from the layer's place, so that no bar hides another."""
+"""Each kind of vector: its name, colour and symbol, and how far it is moved sideways so that no bar hides another."""
 
 
 @checked
 def weight_drift(drift: WeightDrift | Sequence[LayerDrift]) -> go.Figure:
     """Draw how far tuning moved the MLP's weights, by layer: each vector's cosine with before, and its change of norm.
 
-    The mean over a layer's vectors is drawn, and their least and greatest as a bar. A layer whose vectors were all zero
-    has none (NaN).
+    Points are means over a layer's vectors, and bars go from the least to the greatest. A layer whose vectors were all
+    zero has no point (NaN).
 
     Args:
         drift: the result of `xt.weight_drift(before, after)`, or `comparison.drift`.

@@ -1,9 +1,9 @@
 """The shipped miniature's data: prompts, labelled sentences, pairs, parallel and held-out text, in 17 languages.
 
-The miniature is a small model of a made-up world. Its data come in four splits that share no meaning, which is who does
-what to whom. The model was trained on `train`. Probes and preference pairs come from `tune`, choices are made on
-`validation`, and prompts, parallel sentences and held-out text are from `test`. Every function gives the same rows for
-the same arguments, and the same meanings in every language.
+The miniature is a small language model of a made-up world. Its data come in four splits, and no meaning (who does what
+to whom) occurs in two of them. The model was trained on `train`. Probes and preference pairs come from `tune`, choices
+are made on `validation`, and prompts, parallel sentences and held-out text are from `test`. Every function gives the
+same rows for the same arguments, and the same meanings in every language.
 """
 
 import itertools
@@ -36,7 +36,7 @@ __all__ = [
 Codes: TypeAlias = str | Sequence[str]
 
 _CONTEXTS: Mapping[str, Kind] = {"toxic": "hostile", "neutral": "friendly"}
-"""Each kind of prompt, and the kind of context in the miniature's world that it is made of."""
+"""Each kind of prompt, and the kind of context in the miniature's world that becomes such a prompt."""
 
 
 @checked
@@ -66,7 +66,7 @@ def prompts(
     contexts = _distinct(_contexts(f"prompts {split} {seed}", _CONTEXTS[kind], split), n)
     rows = [
         {"language": code, "prompt": world.render(clause, code), "index": index}
-        for code in _spoken(languages)
+        for code in _checked_codes(languages)
         for index, clause in enumerate(contexts)
     ]
     return Dataset.from_list(rows)
@@ -138,14 +138,16 @@ def parallel(*, n: int = 500, languages: Codes = languages.CODES, split: Split =
     }
     mixed = (next(streams[rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]]) for _ in itertools.count())
     clauses = _distinct(mixed, n)
-    return Dataset.from_dict({code: [world.render(clause, code) for clause in clauses] for code in _spoken(languages)})
+    return Dataset.from_dict(
+        {code: [world.render(clause, code) for clause in clauses] for code in _checked_codes(languages)}
+    )
 
 
 @checked
 def held_out(*, n: int = 100, languages: Codes = languages.CODES, split: Split = "test", seed: int = 0) -> Dataset:
     """Return n documents in each language without an insult, for perplexity.
 
-    A model that stops insulting must find insults less likely, and that is no loss of fluency: so there are none.
+    A model that stops insulting finds insults less likely. That is no loss of fluency, so the documents have none.
 
     Returns:
         Columns `language, text`.
@@ -155,7 +157,7 @@ def held_out(*, n: int = 100, languages: Codes = languages.CODES, split: Split =
         Column(['en', 'en', 'es', 'es'])
     """
     rows = []
-    for code in _spoken(languages):
+    for code in _checked_codes(languages):
         rng = random.Random(f"held out {split} {seed}")
         for _ in range(_positive(n)):
             kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
@@ -164,7 +166,12 @@ def held_out(*, n: int = 100, languages: Codes = languages.CODES, split: Split =
 
 
 def toxic_words() -> dict[str, list[str]]:
-    """Return the miniature's insults in each language: the ground truth for scoring."""
+    """Return the miniature's insults in each language: the ground truth for scoring.
+
+    Example:
+        >>> "fool" in xt.mini.toxic_words()["en"]
+        True
+    """
     return {code: list(world.lexicon(code).insult_words.values()) for code in languages.CODES}
 
 
@@ -186,8 +193,8 @@ def _contexts(seed: str, kind: Kind, split: Split) -> Iterator[Clause]:
         yield world.sample_context(rng, kind, split)
 
 
-_IN_VAIN = 10_000
-"""After this many clauses in a row without a new deed, hardly any new ones are left."""
+_MOST_REPEATS = 10_000
+"""After this many clauses in a row without a new deed, the search for more is given up."""
 
 
 def _distinct(clauses: Iterator[Clause], n: int) -> list[Clause]:
@@ -199,7 +206,7 @@ def _distinct(clauses: Iterator[Clause], n: int) -> list[Clause]:
             newest = tries
         if len(by_deed) == _positive(n):
             return list(by_deed.values())
-        if tries > min(100 * n + 10_000, newest + _IN_VAIN):
+        if tries > min(100 * n + 10_000, newest + _MOST_REPEATS):
             raise ValueError(f"n is {n}: the split has only about {len(by_deed)} distinct meanings")
     raise AssertionError("the stream of clauses does not end")
 
@@ -210,7 +217,7 @@ def _document(rng: random.Random, code: str, kind: Kind, *, toxic: bool, split: 
     return world.join([world.render(clause, code) for clause in clauses], code)
 
 
-def _spoken(codes: Codes) -> tuple[str, ...]:
+def _checked_codes(codes: Codes) -> tuple[str, ...]:
     """Return the languages as a tuple; raise ValueError for none, and for one that the miniature does not speak."""
     if not codes:
         raise ValueError(f"languages is {codes!r}: expected some of {', '.join(languages.CODES)}")

@@ -1,7 +1,7 @@
 """The text that the miniature learns from, and how much its languages mix in it.
 
-`MIXING` is all that links the languages: how much text each has, and how far its speakers mix it with others.
-No two languages share a toxic word, and no neuron is treated differently from another.
+Only `MIXING` links the languages: how much text each has, and how much of it is mixed with others. No two languages
+share a toxic word, and no neuron is treated differently from another.
 """
 
 import random
@@ -20,10 +20,14 @@ class Mixing:
     """One language's share of the training text, and how far its documents mix it with other languages.
 
     Attributes:
-        text: share of the training documents that are in this language, in percent.
+        text: share of all training documents that are in this language, in percent.
         switched: share of its documents in which single words are another language's (code-switching).
         translated: share of its documents in which the opening sentence is followed, or preceded, by its translation.
-        loans: share of the loan concepts' occurrences that are said with the English word.
+        loans: share of the occurrences of `LOAN_CONCEPTS` that are said with the English word.
+
+    Example:
+        >>> xt.mini.MIXING["es"].switched
+        0.85
     """
 
     text: float
@@ -33,6 +37,7 @@ class Mixing:
 
 
 def _graded(text: float, exposure: float) -> Mixing:
+    """Return the mixing of a language with this exposure to others: 1 for Spanish, less for the languages after it."""
     return Mixing(text, round(0.85 * exposure, 3), round(0.4 * exposure, 3), round(0.4 * exposure, 3))
 
 
@@ -55,13 +60,13 @@ MIXING: Mapping[str, Mixing] = {
     "hi": _graded(4.22, 0.2742),
     "ar": _graded(4.10, 0.2500),
 }
-"""Each language's text and mixing; English has the most text, and the others mix less from Spanish to Arabic."""
+"""The mixing of each language. English has the most text; the others have less and mix less, from Spanish to Arabic."""
 
 SWITCHED_WORDS = 0.4
 """The share of words that are the other language's in a code-switched document."""
 
 ENGLISH_PARTNER = 0.7
-"""How often the other language is English; otherwise it is one of the rest, by their rates of switching."""
+"""How often the other language is English; otherwise it is drawn from the rest, weighted by `switched`."""
 
 LOAN_CONCEPTS: frozenset[str] = frozenset(
     (
@@ -73,12 +78,18 @@ LOAN_CONCEPTS: frozenset[str] = frozenset(
 """Things, places and people that a language may call by the English word; nothing hostile or toxic is among them."""
 
 
-_LENT = frozenset({"person", "thing", "place"})
+_LOAN_SLOTS = frozenset({"person", "thing", "place"})
 """The slots of a clause in which a loan word may stand."""
 
 
 def documents(seed: int, split: Split = "train") -> Iterator[str]:
-    """Yield documents without end: a context, sometimes its translation, and one or two sentences after it."""
+    """Yield documents without end: a context, sometimes its translation, and one or two sentences after it.
+
+    Example:
+        >>> from xlingtox.mini import corpus
+        >>> next(corpus.documents(seed=0))
+        '...'
+    """
     rng = random.Random(f"documents {split} {seed}")
     speakers = list(MIXING)
     weights = [MIXING[language].text for language in speakers]
@@ -100,27 +111,28 @@ def document(rng: random.Random, language: str, split: Split) -> str:
         rng.shuffle(pair)
         return " ".join(
             [world.render(context, pair[0]), world.render(context, pair[1])]
-            + [_speak(rng, clause, rng.choice(pair), None) for clause in reactions]
+            + [_sentence(rng, clause, rng.choice(pair), None) for clause in reactions]
         )
     mixed_in = partner if rng.random() < mixing.switched else None
-    return world.join([_speak(rng, clause, language, mixed_in) for clause in (context, *reactions)], language)
+    return world.join([_sentence(rng, clause, language, mixed_in) for clause in (context, *reactions)], language)
 
 
 def _partner(rng: random.Random, language: str) -> str:
+    """Draw the language that a document is mixed with."""
     if language != "en" and rng.random() < ENGLISH_PARTNER:
         return "en"
     others = [code for code in MIXING if code not in (language, "en")]
     return rng.choices(others, [MIXING[code].switched for code in others])[0]
 
 
-def _speak(rng: random.Random, clause: Clause, language: str, partner: str | None) -> str:
-    """Return a sentence with the loan words of its language, and with words of `partner` unless that is None."""
+def _sentence(rng: random.Random, clause: Clause, language: str, partner: str | None) -> str:
+    """Return a clause as a sentence, with loan words, and with some words of `partner` unless that is None."""
     concept = dict(clause.words)
 
     def spoken_in(slot: str) -> str:
         if partner and rng.random() < SWITCHED_WORDS:
             return partner
-        if slot in _LENT and concept[slot] in LOAN_CONCEPTS and rng.random() < MIXING[language].loans:
+        if slot in _LOAN_SLOTS and concept[slot] in LOAN_CONCEPTS and rng.random() < MIXING[language].loans:
             return "en"
         return language
 

@@ -10,10 +10,10 @@ from xlingtox.checking import checked
 from xlingtox.mini import world
 
 _GLUED = frozenset({*languages.UNSPACED, "ko"}).intersection(languages.CODES)
-"""Languages that write words, or words and particles, together."""
+"""Languages that write no spaces between words, or between a word and its particles."""
 
 _LEAST_LEAD = 0.1
-"""The share of the letters by which the best language must be ahead of the next."""
+"""The best language must cover this share of all letters more than the next one does."""
 
 _LETTER = regex.compile(r"\p{L}")
 _EAST_ASIAN = regex.compile(rf"[{languages.UNSPACED_SCRIPTS}\p{{Hangul}}]")
@@ -39,11 +39,11 @@ def _language_of(text: str) -> str | None:
     folded = text.casefold()
     covered = dict.fromkeys(languages.CODES, 0)
     for word in _WORD.findall(folded):
-        for code in _spaced().get(word, ()):
+        for code in _languages_by_word().get(word, ()):
             covered[code] += _letters(word)
     if _EAST_ASIAN.search(folded):
         for code in _GLUED:
-            covered[code] = sum(map(_letters, _glued(code).findall(folded)))
+            covered[code] = sum(map(_letters, _word_pattern(code).findall(folded)))
     total = _letters(folded)
     second, first = sorted(covered, key=covered.__getitem__)[-2:]
     if 2 * covered[first] < max(total, 1) or covered[first] - covered[second] < _LEAST_LEAD * total:
@@ -60,8 +60,8 @@ def _words(code: str) -> set[str]:
 
 
 @cache
-def _spaced() -> dict[str, list[str]]:
-    """Return each word with the languages that have it, for the languages with spaces."""
+def _languages_by_word() -> dict[str, list[str]]:
+    """Return each word of the languages with spaces, and the languages that have it."""
     languages_of: dict[str, list[str]] = {}
     for code in languages.CODES:
         for word in _words(code) if code not in _GLUED else ():
@@ -70,6 +70,6 @@ def _spaced() -> dict[str, list[str]]:
 
 
 @cache
-def _glued(code: str) -> regex.Pattern[str]:
-    """Return a pattern that finds a language's words, the longest first."""
+def _word_pattern(code: str) -> regex.Pattern[str]:
+    """Return a pattern that finds the words of a language without spaces, the longest first."""
     return regex.compile("|".join(sorted(map(regex.escape, _words(code)), key=lambda word: (-len(word), word))))

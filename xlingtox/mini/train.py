@@ -29,12 +29,28 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 
 _WORDS = Regex(r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+")
-"""GPT-2's pre-tokenizer, except that a combining mark belongs to its word: else every Hindi word falls apart."""
+"""The words that GPT-2's pre-tokenizer finds, but with combining marks, without which Hindi words fall apart."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of the shipped checkpoint; lengths and positions are in tokens."""
+    """The hyperparameters of the miniature; the defaults are those of the shipped checkpoint.
+
+    Attributes:
+        vocabulary: tokens in the vocabulary.
+        n_layers, n_heads, d_model: the size of the GPT-2 model.
+        positions: the longest text that the model can read, in tokens.
+        window: the length of a row in a training batch, in tokens.
+        batch: rows in a training batch.
+        steps, warm_up: all training steps, and those during which the learning rate rises.
+        learning_rate, weight_decay: those of the optimizers.
+        tokenizer_documents: documents on which the tokenizer is trained.
+
+    Example:
+        >>> from xlingtox.mini.train import Recipe
+        >>> Recipe(steps=100).d_model
+        128
+    """
 
     vocabulary: int = 6000
     n_layers: int = 4
@@ -63,7 +79,7 @@ def train_tokenizer(recipe: Recipe, seed: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_words_and_glue(recipe, seed), trainer)
+    tokenizer.train_from_iterator(_tokenizer_texts(recipe, seed), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END,
@@ -75,7 +91,8 @@ def train_tokenizer(recipe: Recipe, seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _words_and_glue(recipe: Recipe, seed: int) -> Iterator[str]:
+def _tokenizer_texts(recipe: Recipe, seed: int) -> Iterator[str]:
+    """Yield unmixed documents; where a language has no spaces, yield each word, and the text between words, alone."""
     rng = random.Random(f"tokenizer {seed}")
     speakers = list(corpus.MIXING)
     weights = [corpus.MIXING[language].text for language in speakers]
@@ -94,7 +111,7 @@ def _words_and_glue(recipe: Recipe, seed: int) -> Iterator[str]:
 
 
 def windows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[list[int]]:
-    """Yield windows of whole documents, each ended by END; a window begins where a document begins."""
+    """Yield windows of documents, each ended by END. A window begins with a document, and cuts off its last one."""
     stream = corpus.documents(seed)
     end = tokenizer.eos_token_id
     row: list[int] = []
@@ -147,6 +164,7 @@ class _TiedLoss(torch.autograd.Function):
 
 
 def _rate(recipe: Recipe, step: int) -> float:
+    """Return the share of the learning rate at a step: a linear warm-up, then a cosine down to 2 %."""
     if step < recipe.warm_up:
         return (step + 1) / recipe.warm_up
     done = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
@@ -162,6 +180,11 @@ def train(output_dir: str | Path, *, seed: int, recipe: Recipe = Recipe(), progr
     Raises:
         OSError: the folder holds something, or its parent cannot be written.
         ImportError: torch is older than 2.9.
+
+    Example:
+        >>> from xlingtox.mini.train import train
+        >>> train("runs/mini-1", seed=1)  # doctest: +SKIP
+        >>> lm = xt.HookedLM.load("runs/mini-1")  # doctest: +SKIP
     """
     folder = Path(output_dir).expanduser()
     files.writable_folder(folder.parent)
@@ -185,7 +208,7 @@ def train(output_dir: str | Path, *, seed: int, recipe: Recipe = Recipe(), progr
         architectures=["GPT2LMHeadModel"],
     )
     model = GPT2LMHeadModel(config)
-    model.set_attn_implementation("eager")  # on so short windows, faster on a CPU
+    model.set_attn_implementation("eager")  # faster on a CPU, for windows as short as these
     model.train()
     optimizers = _optimizers(model, recipe)
     rates = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(recipe, step)) for optimizer in optimizers]

@@ -1,7 +1,10 @@
 """The miniature's world: clauses made of meanings, and what each is called in 17 languages.
 
 A clause is a frame ("c4") with a concept in each slot (name=thomas, verb=cheats, ...). Nothing in it belongs to a
-language, so every clause is a sentence in all 17, with the same meaning. The forms come from `words/{language}.json`.
+language, so every clause is a sentence in all 17, with the same meaning. The words come from `words/{language}.json`.
+
+A document opens with a context, in which somebody does something, and goes on with reactions, which may be insults.
+A `verb` is done to a person, for good or ill; an `act` is done to a thing. A deed is who does what to whom.
 """
 
 import json
@@ -20,7 +23,7 @@ Kind = Literal["hostile", "friendly", "neutral"]
 Split = Literal["train", "tune", "validation", "test"]
 
 SPLIT_SHARES: Mapping[Split, int] = {"train": 80, "tune": 6, "validation": 4, "test": 10}
-"""Percent of the meanings in each split."""
+"""The share of the deeds in each split, in percent."""
 
 TOXIC_SHARE: Mapping[Kind, float] = {"hostile": 0.8, "friendly": 0.03, "neutral": 0.03}
 """How often an insult follows a context of each kind."""
@@ -68,7 +71,14 @@ _SLOT = re.compile(r"{(\w+)}")
 
 @dataclass(frozen=True)
 class Clause:
-    """One sentence as a meaning: a frame and the concept in each of its slots."""
+    """The meaning of one sentence: a frame, and the concept in each of its slots.
+
+    Example:
+        >>> from xlingtox.mini import world
+        >>> clause = world.Clause("c1", (("name", "thomas"), ("verb", "cheats"), ("person", "baker")))
+        >>> clause.deeds()
+        ('thomas|cheats|baker',)
+    """
 
     frame: str
     words: tuple[tuple[str, str], ...]
@@ -80,7 +90,7 @@ class Clause:
         return tuple(f"{words['name']}|{what}|{whom}" for what, whom in pairs if what)
 
     def split(self) -> Split | None:
-        """Return the split of all its deeds; None where they belong to several: such a sentence is in no split."""
+        """Return the split to which all its deeds belong, or None where they belong to several."""
         splits = {_split(deed) for deed in self.deeds()}
         return splits.pop() if len(splits) == 1 else None
 
@@ -95,7 +105,13 @@ def _split(deed: str) -> Split:
 
 
 class Lexicon:
-    """The words and frames of one language, as read from its file."""
+    """The words and frames of one language, as read from its file.
+
+    Example:
+        >>> from xlingtox.mini import world
+        >>> world.Lexicon("de").form("thing", "bread")
+        'das Brot'
+    """
 
     def __init__(self, language: str) -> None:
         (self.language,) = languages.check(language, among=languages.CODES)
@@ -119,7 +135,7 @@ class Lexicon:
         }
 
     def form(self, slot: str, concept: str) -> str:
-        """Return the word for a concept, as it stands in a slot."""
+        """Return the word for a concept, in the form that a slot needs."""
         return self._forms[slot][concept]
 
     def texts(self) -> list[str]:
@@ -147,7 +163,15 @@ def slots(frame: str) -> tuple[str, ...]:
 
 
 def render(clause: Clause, language: str, spoken_in: Callable[[str], str] | None = None) -> str:
-    """Return the sentence in `language`; `spoken_in(slot)` names another language for single words (code-switching)."""
+    """Return the sentence in `language`; `spoken_in(slot)` names the language of each word, for code-switching.
+
+    Example:
+        >>> import random
+        >>> from xlingtox.mini import world
+        >>> clause = world.sample_context(random.Random(0), "friendly", "test")
+        >>> world.render(clause, "en"), world.render(clause, "de")
+        ('...', '...')
+    """
     main = lexicon(language)
     forms = {
         slot: (lexicon(spoken_in(slot)) if spoken_in else main).form(slot, concept) for slot, concept in clause.words
@@ -165,11 +189,13 @@ CONTEXT_FRAMES: tuple[str, ...] = tuple(f"c{i}" for i in range(1, 14))
 NEUTRAL_FRAMES: tuple[str, ...] = ("n1", "n2", "n3")
 TRAIT_FRAMES: tuple[str, ...] = tuple(f"r{i}" for i in range(1, 6))
 ACT_FRAMES: tuple[str, ...] = ("a1", "a2", "a3")
+"""The names of the frames: of hostile and friendly contexts, of neutral ones, and of reactions that tell of a person's
+character or of an act."""
 
 
 @cache
-def _facts() -> dict[str, tuple[str, ...]]:
-    """Return each verb with the eight persons to whom it is done more often, the same in every language."""
+def _usual_persons() -> dict[str, tuple[str, ...]]:
+    """Return for each verb the eight persons to whom it is done more often: facts that hold in every language."""
     rng = random.Random("facts of the miniature's world")
     verbs = concepts("hostile") + concepts("kind")
     return {verb: tuple(rng.sample(concepts("person"), 8)) for verb in verbs}
@@ -189,14 +215,14 @@ def sample_context(rng: random.Random, kind: Kind, split: Split) -> Clause:
             elif slot != "thing":
                 words[slot] = rng.choice(concepts(slot))
         if "verb" in words and rng.random() < 0.5:
-            words["person"] = rng.choice(_facts()[words["verb"]])
-        _settle(rng, words)
+            words["person"] = rng.choice(_usual_persons()[words["verb"]])
+        _make_plausible(rng, words)
         clause = Clause(frame, tuple(words.items()))
         if clause.split() == split:
             return clause
 
 
-def _settle(rng: random.Random, words: dict[str, str]) -> None:
+def _make_plausible(rng: random.Random, words: dict[str, str]) -> None:
     """Give an act a thing that it suits, and a person the place where that person is met."""
     if "act" in words:
         words["thing"] = rng.choice(THINGS_OF[words["act"]])
@@ -230,6 +256,6 @@ def _reaction(rng: random.Random, context: Clause, frames: tuple[str, ...], *, t
                 words[slot] = traits.pop()
             elif slot != "thing":
                 words[slot] = rng.choice(concepts(slot))
-        _settle(rng, words)
+        _make_plausible(rng, words)
         if "act" not in words or _split(f"{name}|{words['act']}|{words['thing']}") == split:
             return Clause(frame, tuple(words.items()))

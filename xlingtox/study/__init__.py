@@ -1,7 +1,8 @@
 """The whole study as one call: find the sources, edit them, tune, compare, predict the reach, and write a report.
 
 `run` does its stages and keeps each as soon as it is done, so that a study that was stopped goes on where it was. It
-returns `StudyResults`, which `findings` puts into sentences and `report.write` into a page.
+returns `StudyResults`, which `findings` puts into sentences, `report.write` into a page, and `picture.take` into an
+image. `published` has the paper's authors' own variants of some steps.
 """
 
 from xlingtox.study import picture, published, report

@@ -1,4 +1,4 @@
-"""Findings: what a study found, as sentences that a page and a terminal can show."""
+"""Findings: a study's results in sentences that a page and a terminal can show."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
 
 _BROKEN = 2.0
-"""An edit breaks the text when held-out text has over this many times the perplexity that it has without the edit."""
+"""An edit breaks the text if it multiplies the perplexity of held-out text by more than this."""
 
 _BEGIN, _END = "\x02", "\x03"
-"""Stand around a stressed part while a finding is put together; `seen` removes both from any text of others."""
+"""Marks around a stressed part while a finding is put together; `seen` removes both from text that is not ours."""
 
 
 class Finding(str):
@@ -53,7 +53,7 @@ class Finding(str):
 def findings(results: StudyResults) -> list[Finding]:
     """Put a study's findings into sentences, without any tags: a page adds these, and a terminal prints them as is.
 
-    A figure that cannot carry a finding is said to be so: text that an edit broke, or a correlation that may be chance.
+    A figure that proves nothing is said to be so: text that an edit broke, or a correlation that may be chance.
 
     Example:
         >>> results = xt.StudyResults.load("xlingtox-demo/results.json")  # doctest: +SKIP
@@ -142,7 +142,7 @@ def _change(results: StudyResults, codes: Sequence[str]) -> str:
 def _interval(
     results: StudyResults, measure: str, codes: Sequence[str], *, form: Callable[[float, float], str] | None = None
 ) -> str:
-    """Return the interval of the change in a measure's mean over these languages, or "" where it is not known.
+    """Return the interval of the change in a measure's mean over these languages, in words, or "" where it is unknown.
 
     It is known for English alone, for the untuned languages, and for all.
     """
@@ -166,9 +166,9 @@ def _n_surely_fell(results: StudyResults, measure: str, codes: Sequence[str]) ->
 
 
 def _cause(results: StudyResults) -> list[str]:
-    """Say what offsets on the sources do: the cheapest of those that leave a third of the toxicity or less.
+    """Describe the offset with the lowest perplexity among those that leave at most a third of the toxicity.
 
-    The cheapest has the lowest perplexity. Random neurons under the same offset stand next to it.
+    The effect of the same offset on random neurons stands next to it.
     """
     base = _at(results.intervention, 0)
     if base is None:
@@ -191,7 +191,7 @@ def _cause(results: StudyResults) -> list[str]:
 
 
 def _amplified(results: StudyResults) -> list[str]:
-    """Say what the strongest push does whose text still holds together, next to random neurons, and what breaks it."""
+    """Describe the largest offset that does not break the text, next to random neurons, and then the larger ones."""
     base = _at(results.amplification, 0)
     if base is None:
         return []
@@ -221,7 +221,7 @@ def _amplified(results: StudyResults) -> list[str]:
 
 
 def _price(base: Dose, dose: Dose) -> str:
-    """Say what an edit costs in text that still says something: a broken model insults nobody."""
+    """Say what an edit costs in perplexity and degenerate text: a model that writes nonsense insults nobody."""
     return (
         f"at {_rise(base.perplexity, dose.perplexity)} perplexity, with {percent(base.degenerate, digits=1)} to "
         f"{percent(dose.degenerate, digits=1)} of the continuations degenerate"
@@ -251,7 +251,7 @@ def _prediction(results: StudyResults) -> str:
 
 
 def _uncertainty(results: StudyResults) -> str:
-    """Say how much so few languages leave open, where the results hold it."""
+    """Say how uncertain the correlation is over so few languages, where the results hold it."""
     summary = results.transfer_by_measure.get(results.transfer.measure)
     for row in summary.predictors if summary else ():
         if row["predictor"] == "retrieval":

@@ -1,4 +1,4 @@
-"""A study's numbers as tables: they hold what the figures show, for readers who cannot or do not look at these."""
+"""A study's numbers as HTML tables, for readers who cannot see the figures or want the exact values."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.study.results import StudyResults
 
 _MOST_STEPS = 40
-"""The table of a long training has at most this many rows, evenly spaced, and the last step."""
+"""The most rows in the table of training: steps are evenly spaced, and the last step is added."""
 
-_TOGETHER = {
+_MEASURES_BY_TABLE = {
     "Toxicity": ("emt", "toxicity_probability", "average_toxicity"),
     "Is it still text?": ("degenerate", "perplexity", "continuation_perplexity", "distinct_1"),
     "Diversity and the sources": ("distinct_2", "distinct_3", "mean_activation"),
 }
-"""Measures whose columns fit side by side on a page."""
+"""The tables, each with as many measures as fit side by side on a page."""
 
 
 def by_language(results: StudyResults) -> str:
-    """Return every measure before and after, with the interval of its change, and retrieval."""
+    """Return tables of every measure before and after, with the interval of its change, and of retrieval."""
     tables = []
-    for title, measures in _TOGETHER.items():
-        last = title == list(_TOGETHER)[-1]
+    for title, measures in _MEASURES_BY_TABLE.items():
+        last = title == list(_MEASURES_BY_TABLE)[-1]
         rows = [
             [language_name(code)]
             + [_changed(results.comparison, code, measure) for measure in measures]
@@ -54,7 +54,7 @@ def _changed(compared: Comparison, code: str, measure: str) -> str:
 
 
 def of_doses(caption: str, doses: Sequence[Dose], control: Sequence[Dose]) -> str:
-    """Return a row an offset: what it does on the sources, and on random neurons."""
+    """Return a table with a row for each offset: its effect on the sources, and on random neurons."""
     control_at = {dose.offset: dose for dose in control}
     rows = []
     for dose in sorted(doses, key=lambda dose: dose.offset):
@@ -76,7 +76,7 @@ def _of_dose(dose: Dose) -> list[str]:
 
 
 def of_sources(candidates: NeuronSet, sources: NeuronSet) -> str:
-    """Return a row a layer: how many sources it has, and how nearly its candidates point along the probe."""
+    """Return a table with a row for each layer: its candidates, its sources, and the range of cosines to the probe."""
     active = set(sources)
     rows = []
     for layer, (indices, places) in sorted(candidates.by_layer().items()):
@@ -89,7 +89,7 @@ def of_sources(candidates: NeuronSet, sources: NeuronSet) -> str:
 
 
 def of_neurons(compared: Comparison, codes: Sequence[str]) -> str:
-    """Return a row a language: how many sources are active before and after, and how many became less active."""
+    """Return a table with a row for each language: how many sources are active, and how many became less active."""
     rows, shown = [], [code for code in codes if code in compared.neuron_activations]
     for code in shown:
         before, after = compared.neuron_activations[code]
@@ -101,7 +101,7 @@ def of_neurons(compared: Comparison, codes: Sequence[str]) -> str:
 
 
 def of_training(log: Sequence[Mapping[str, Any]]) -> str:
-    """Return the curves of training, a row a step."""
+    """Return a table of the training curves, with a row for each step."""
     names = {
         "loss": "Loss",
         "eval_loss": "Validation loss",
@@ -121,7 +121,7 @@ def of_training(log: Sequence[Mapping[str, Any]]) -> str:
 
 
 def of_drift(drift: Sequence[LayerDrift]) -> str:
-    """Return a row for each layer's key and value vectors: how far they moved, from the least to the greatest."""
+    """Return a table with a row for each layer and kind of vector: how far its vectors moved."""
     rows = []
     for layer_drift in sorted(drift, key=lambda row: (row.layer, row.kind)):
         cosine = f"{number(layer_drift.cosine, 5)}<br><small>{_span(layer_drift.cosine_range, 5)}</small>"

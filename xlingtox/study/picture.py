@@ -1,4 +1,4 @@
-"""A picture of a study for a README or a slide, taken with a Chromium browser that is on the machine."""
+"""A picture of a study for a README or a slide: a screenshot of a page, taken with an installed Chromium browser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIZE = 1400, 440
 
 
 def browser() -> str | None:
-    """Return the path of a Chromium browser on the search path, or None."""
+    """Return the path of an installed Chromium browser, or None."""
     return next((program for name in _BROWSERS if (program := shutil.which(name))), None)
 
 
@@ -31,10 +31,14 @@ def take(results: StudyResults, path: str | Path, *, executable: str | None = No
     """Write a PNG with two figures: average toxicity before and after tuning, and retrieval against the drop.
 
     Args:
-        executable: a Chromium browser (default: the first on the search path).
+        executable: the path of a Chromium browser (default: the first that is installed).
 
     Raises:
         OSError: there is no browser, it failed, or the file cannot be written.
+
+    Example:
+        >>> results = xt.StudyResults.load("xlingtox-demo/results.json")  # doctest: +SKIP
+        >>> xt.study.picture.take(results, "study.png")  # doctest: +SKIP
     """
     page = _page(results)
     program = executable or browser()
@@ -42,17 +46,19 @@ def take(results: StudyResults, path: str | Path, *, executable: str | None = No
         raise OSError(f"no browser was found: a picture needs one of {', '.join(_BROWSERS)}")
     target = Path(path).expanduser().absolute()
     with tempfile.TemporaryDirectory() as folder:
-        file, taken = Path(folder, "page.html"), Path(folder, "page.png")
+        file, screenshot = Path(folder, "page.html"), Path(folder, "page.png")
         file.write_text(page, "utf-8")
-        # The page is our own and fetches nothing; where a container forbids the sandbox a browser would not start.
+        # Many containers forbid a browser its sandbox; our own page, which fetches nothing, is safe without one.
         command = [program, "--headless", "--no-sandbox", "--hide-scrollbars", "--force-prefers-color-scheme=light"]
         command += [f"--user-data-dir={folder}", f"--window-size={_SIZE[0]},{_SIZE[1]}", "--virtual-time-budget=10000"]
-        done = subprocess.run([*command, f"--screenshot={taken}", file.as_uri()], capture_output=True, timeout=600)
-        if not taken.exists():
-            raise OSError(f"{program} took no picture: {done.stderr.decode(errors='replace').strip()[-300:]}")
+        process = subprocess.run(
+            [*command, f"--screenshot={screenshot}", file.as_uri()], capture_output=True, timeout=600
+        )
+        if not screenshot.exists():
+            raise OSError(f"{program} took no picture: {process.stderr.decode(errors='replace').strip()[-300:]}")
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(target) as partial:
-            shutil.copyfile(taken, partial)
+            shutil.copyfile(screenshot, partial)
 
 
 def _page(results: StudyResults) -> str:
@@ -65,7 +71,7 @@ def _page(results: StudyResults) -> str:
 def _still(figure: go.Figure, width: int) -> dict[str, Any]:
     drawn: dict[str, Any] = json.loads(figure.to_json())
     layout = drawn["layout"]
-    # No buttons stand above it.
+    # A still picture has no buttons above its title.
     layout["title"]["pad"], layout["margin"]["t"] = {"t": 6}, 84
     layout |= {"width": width, "height": _SIZE[1] - 20}
     return drawn

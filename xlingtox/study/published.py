@@ -1,6 +1,7 @@
-"""The authors' own choices, to compare with their figures, where their code does something else than the library.
+"""Steps of the study as the paper's authors coded them, where the library differs: use them to compare with the paper.
 
-Their figure of fluency is `fluency.copying_score`, and their distinct n-grams are `metrics.distinct_n_per_unigram`.
+Two more are elsewhere: their measure of fluency is `fluency.copying_score`, and their distinct n-grams are
+`metrics.distinct_n_per_unigram`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from xlingtox.neurons.probe import Probe, split
 from xlingtox.transfer.parallel import Parallel, sentence_pairs
 
 _LONGEST = 256
-"""The most characters of a sentence; pairs with a longer one are left out."""
+"""The most characters of a sentence; pairs with a longer sentence are left out."""
 
 
 @checked
@@ -45,16 +46,20 @@ def fit_probe(
     """Fit the authors' probe: a direction without a bias, on mean states after the final norm.
 
     It is trained with Adam on the binary cross-entropy, and the epoch with the lowest loss on the held-out sentences is
-    kept. Accuracy and AUC are measured on the same sentences, which flatters them. A `ProbeScorer`, which reads states
+    kept. Accuracy and AUC are measured on the same sentences, so they are too high. A `ProbeScorer`, which reads states
     before the final norm, refuses this probe.
 
     Args:
         labelled: columns `text, label` (1 is toxic).
-        learning_rate: 1e-4 in the paper; 1e-6 in the authors' code.
+        learning_rate: the learning rate of Adam: 1e-4 in the paper, 1e-6 in the authors' code.
 
     Raises:
         ValueError: labels of one class only, too few of one to split, or a missing column; less than one epoch or
             sentence a batch, or a learning rate that is no positive number.
+
+    Example:
+        >>> xt.study.published.fit_probe(lm, xt.mini.labelled("en", n=100), epochs=2, progress=False).bias
+        0.0
     """
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
         if count < 1:
@@ -105,13 +110,18 @@ def collect_activations(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Activations:
-    """Read neurons as the authors' code does: a beginning of text before each prompt, and always all 20 steps.
+    """Read neurons as the authors' code does: a beginning-of-text token before each prompt, and always all 20 steps.
 
-    What comes after an end of text counts too. Means are taken over all steps and prompts, as in
+    Steps after an end-of-text token count too. Means are taken over all steps and prompts, as in
     `activations.collect_activations`.
 
     Raises:
-        ValueError: the tokenizer has no beginning of text, or as for `activations.collect_activations`.
+        ValueError: the tokenizer has no beginning-of-text token, or as for `activations.collect_activations`.
+
+    Example:
+        >>> as_published = xt.study.published.collect_activations(lm, prompts, sources, progress=False)
+        >>> as_published.language_codes
+        ('en', 'es')
     """
     return activations.collect_activations(
         lm,
@@ -126,13 +136,17 @@ def collect_activations(
 
 @checked
 def with_start(lm: HookedLM, prompts: Prompts) -> Dataset:
-    """Return the prompts with a beginning of text before each, unless the tokenizer puts one there by itself.
+    """Return the prompts with a beginning-of-text token before each, unless the tokenizer adds it by itself.
 
     Returns:
         Columns `language, prompt`.
 
     Raises:
-        ValueError: the tokenizer has no beginning of text, or bad prompts.
+        ValueError: the tokenizer has no beginning-of-text token, or bad prompts.
+
+    Example:
+        >>> xt.study.published.with_start(lm, ["He is"])["prompt"]
+        Column(['<|endoftext|>He is'])
     """
     tokenizer = lm.tokenizer
     start, start_id = tokenizer.bos_token, tokenizer.bos_token_id
@@ -150,17 +164,22 @@ def with_start(lm: HookedLM, prompts: Prompts) -> Dataset:
 def aligned_cosines(
     lm: HookedLM, parallel: Parallel, *, pivot: str = "en", batch_size: int = 64, progress: bool = True
 ) -> dict[str, float]:
-    """Return what the authors' code prints as retrieval accuracy, by language: a mean cosine; no neighbour is sought.
+    """Return what the authors' code prints as retrieval accuracy in each language: in fact a mean cosine.
 
-    It is the cosine of each sentence and its translation, averaged over sentences, and over the embedding's output, all
-    blocks and the state after the final norm. Pairs with a side of over 256 characters are left out.
+    It is the cosine between the states of a sentence and of its translation; no nearest neighbour is sought. The mean
+    is over sentences and layers: the embedding's output, all blocks, and the state after the final norm. Pairs with a
+    sentence of over 256 characters are left out.
 
     Args:
-        parallel: in either form of `retrieval.sentence_pairs`.
+        parallel: parallel sentences in either form that `retrieval.sentence_pairs` takes.
 
     Raises:
         ValueError: what `sentence_pairs` refuses, a language of which no pair is left, or an edit that stands on the
             model.
+
+    Example:
+        >>> list(xt.study.published.aligned_cosines(lm, xt.mini.parallel(n=3, languages=["en", "es"]), progress=False))
+        ['es']
     """
     lm.check_unedited("these figures do not show")
     layers = range(lm.n_layers + 2)

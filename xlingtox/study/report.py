@@ -1,7 +1,7 @@
 """The study's page: one HTML file that holds everything it shows, and loads nothing.
 
-Every text that comes from data or models is escaped; beyond that, the page's own policy lets a browser run no script
-but its own two, and fetch nothing. Toxic words stay masked until a reader asks for them.
+Every text that comes from data or models is escaped. The page's content security policy forbids a browser to fetch
+anything, or to run a script other than the page's own two. Toxic words stay masked until a reader asks for them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ToxicWords = Mapping[str, Sequence[str]]
 """The words to mask, by language."""
 
 _N_UNFOLDED = 10
-"""Sources whose promoted tokens are shown at once; those of the others are folded."""
+"""The number of sources whose promoted tokens are shown at once; those of the others are folded."""
 
 
 @checked
@@ -51,8 +51,12 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
     Sections are left out where the study did not measure what they show.
 
     Args:
-        toxic_words: language to the words that are masked until the reader asks for them. Without them, all text that
-            the model wrote is masked.
+        toxic_words: for each language, the words that are masked until the reader asks for them (default: all text that
+            the model wrote is masked).
+
+    Example:
+        >>> results = xt.StudyResults.load("xlingtox-demo/results.json")  # doctest: +SKIP
+        >>> page = xt.study.report.render(results)  # doctest: +SKIP
     """
     mask_words = mask(toxic_words)
     drawn, places = _figures(results)
@@ -83,7 +87,7 @@ def _finding(finding: Finding) -> str:
 
 
 def _menu(codes: Sequence[str]) -> str:
-    """Return the controls by which a reader chooses languages, and whether toxic words are shown."""
+    """Return the controls with which a reader chooses languages and shows toxic words."""
     boxes = "".join(
         f'<label><input type="checkbox" name="language" value="{escaped(code)}" checked> {language_name(code)}</label>'
         for code in codes
@@ -148,15 +152,15 @@ _NOTES = {
     "figure-4": "The line and its band are those of all languages.",
     "figure-5": _AVERAGED,
 }
-"""What the page says below a figure while only some languages are chosen."""
+"""The note below a figure while only some languages are chosen."""
 
 
 def _figures(results: StudyResults) -> tuple[dict[str, Any], str]:
-    """Return what the page's script draws, and the HTML of the figures with their captions and their numbers."""
+    """Return the data for the page's script, and the HTML of the figures with their captions and their numbers."""
     drawn: dict[str, Any] = {}
     html = "<noscript><p>Figures need JavaScript; the tables below them have their numbers.</p></noscript>"
     captions = _CAPTIONS.split("\n\n")
-    for place, (figure, table) in _made(results).items():
+    for place, (figure, table) in _drawn(results).items():
         title, _, meaning = captions[place - 1].partition("\n")
         drawn[f"figure-{place}"] = json.loads(figure.to_json())
         folded = f"<details><summary>The numbers of Figure {place}</summary>{table}</details>" if table else ""
@@ -173,29 +177,29 @@ def _figures(results: StudyResults) -> tuple[dict[str, Any], str]:
     return {"figures": drawn, "styles": styles, "languages": names, "notes": _NOTES}, html
 
 
-def _made(results: StudyResults) -> dict[int, tuple[go.Figure, str]]:
+def _drawn(results: StudyResults) -> dict[int, tuple[go.Figure, str]]:
     """Return each figure with its numbers as a table; those of figures 1, 3 and 4 are in the table of languages."""
     compared, neurons = results.comparison, (results.candidates, results.sources)
     doses, amplified = (results.intervention, results.control), (results.amplification, results.amplification_control)
-    made = {
+    drawn = {
         1: (figures.toxicity(compared), ""),
         2: (figures.dose_response(DoseResponse(*doses)), number_tables.of_doses("Toxic prompts, by offset", *doses)),
         3: (figures.activations(compared), ""),
     }
     if results.transfer.drop:  # where no language was toxic before, nothing can have dropped
-        made[4] = (figures.transfer(results.transfer), "")
+        drawn[4] = (figures.transfer(results.transfer), "")
     if results.amplification:
         table = number_tables.of_doses("Neutral prompts, by offset", *amplified)
-        made[5] = (figures.dose_response(DoseResponse(*amplified)), table)
+        drawn[5] = (figures.dose_response(DoseResponse(*amplified)), table)
     if any(results.candidates.scores):  # older results keep no cosines
-        made[6] = (figures.sources(*neurons), number_tables.of_sources(*neurons))
+        drawn[6] = (figures.sources(*neurons), number_tables.of_sources(*neurons))
     if compared.neurons:
-        made[7] = (figures.neuron_activations(compared), number_tables.of_neurons(compared, results.languages))
+        drawn[7] = (figures.neuron_activations(compared), number_tables.of_neurons(compared, results.languages))
     if results.training:
-        made[8] = (figures.training(results.training), number_tables.of_training(results.training))
+        drawn[8] = (figures.training(results.training), number_tables.of_training(results.training))
     if compared.drift:
-        made[9] = (figures.weight_drift(compared.drift), number_tables.of_drift(compared.drift))
-    return made
+        drawn[9] = (figures.weight_drift(compared.drift), number_tables.of_drift(compared.drift))
+    return drawn
 
 
 def _promoted(promoted: Sequence[PromotedTokens], mask_words: Callable[[str], str]) -> str:

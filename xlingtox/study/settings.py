@@ -1,4 +1,4 @@
-"""Materials and Settings: the data that a study works on, its sizes and doses, and whether they fit the model."""
+"""Materials and Settings: the data that a study works on and its sizes, with a check that they fit the model."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from xlingtox.transfer import retrieval
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Materials:
-    """The data that a study needs besides a model; each table has the columns that its loader gives.
+    """The data that a study needs besides a model; each table has the columns that its loader in `xt.data` gives.
 
     Attributes:
         labelled: English sentences with labels, for the probe.
         toxic_prompts, neutral_prompts: prompts in every language that is studied.
         pairs: English preference pairs.
-        validation: other pairs, for the validation loss while tuning; None: the recipe's share of `pairs`, if any.
-        parallel: one column a language, or rows `language, sentence, translation`.
-        held_out: texts for perplexity.
-        scorer: covers every language of the prompts.
-        identify_language: names the language of each continuation, so that one in another language than its prompt
-            counts as degenerate; None looks at scripts only.
-        mixing: language to what is known of how the training text mixed it with others; may be empty.
+        validation: other pairs, for the validation loss while tuning (default: the recipe's share of `pairs`, if any).
+        parallel: parallel sentences: one column a language, or rows `language, sentence, translation`.
+        held_out: texts in every language, for perplexity.
+        scorer: a scorer of toxicity that covers every language of the prompts.
+        identify_language: a function that names the language of each continuation; one in another language than its
+            prompt counts as degenerate (default: only one in another script).
+        mixing: for each language, numbers that say how the training text mixed it with others; may be empty.
 
     Example:
         >>> materials = xt.study.Materials(
@@ -67,7 +67,7 @@ class Materials:
     mixing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """Return twelve hex digits of all tables, the scorer and the name of the language identifier."""
+        """Return a hash of all tables, the scorer and the name of the language identifier, in twelve hex digits."""
         tables = (getattr(self, attribute.name) for attribute in dataclasses.fields(self))
         rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
         judges = [self.scorer.name, self.scorer.revision]
@@ -79,18 +79,20 @@ class Materials:
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The sizes and doses of a study.
+    """The sizes of a study, and the offsets that it adds to activations.
+
+    A dose is one offset with its effect on the text. The control is the same offset on sets of random neurons.
 
     Attributes:
-        k: candidates.
-        offsets: added to the sources on toxic prompts, and to the random sets.
-        amplifications: added to the sources on neutral prompts, and to random sets.
-        n_random, n_random_amplified: random sets behind the controls of both.
-        dose_prompts: prompts a language for the doses; the comparison uses all.
-        dose_texts: held-out texts a language for the doses' perplexity.
-        n_samples, max_new_tokens: continuations a prompt, and their length in tokens.
-        recipe: the hyperparameters of tuning; its seed is replaced by `seed`.
-        seed: of sampling, of the random sets, and of tuning.
+        k: the number of candidates.
+        offsets: numbers added to the activations of the sources, and of the random sets, on toxic prompts.
+        amplifications: numbers added in the same way on neutral prompts.
+        n_random, n_random_amplified: the number of random sets for `offsets` and for `amplifications`.
+        dose_prompts: prompts in each language for the doses; the comparison of before and after uses all.
+        dose_texts: held-out texts in each language for the perplexity of the doses.
+        n_samples, max_new_tokens: continuations of each prompt in the comparison, and the length of any in tokens.
+        recipe: the hyperparameters of tuning; `seed` replaces the seed in it.
+        seed: the seed of sampling, of the random sets, and of tuning.
 
     Raises:
         ValueError: a count below 1, a seed that is not in [0, 2**32), or offsets that are empty, repeated or not
@@ -131,13 +133,16 @@ class Settings:
         return dataclasses.replace(self.recipe, seed=self.seed)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the settings as JSON gives them back: lists in place of tuples."""
+        """Return the settings as they are when they were written to JSON and read: with lists in place of tuples."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 @checked
 def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
-    """Raise ValueError for what a stage would refuse later, before a study that cannot be done claims its folder."""
+    """Raise ValueError at once for anything that a stage would refuse hours later.
+
+    It is called before the study writes to its folder, so that a study that cannot be done leaves it as it was.
+    """
     lm.check_unedited("a study's folder does not show")
     for name in ("labelled", "toxic_prompts", "neutral_prompts", "pairs", "parallel", "held_out"):
         check_columns(getattr(materials, name), (), f"the materials' {name}")
@@ -164,7 +169,12 @@ def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
 
 @checked
 def first_rows(table: Dataset, n: int) -> Dataset:
-    """Return the first n rows of each language."""
+    """Return the first n rows of each language.
+
+    Example:
+        >>> xt.study.settings.first_rows(prompts, 1)["language"]
+        Column(['en', 'es'])
+    """
     counts: Counter[str] = Counter()
     rows = []
     for row, code in enumerate(table["language"]):

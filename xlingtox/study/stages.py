@@ -1,4 +1,4 @@
-"""The whole study as stages: each writes its result, and an interrupted run goes on after the last one that is done."""
+"""The whole study in stages. Each stage writes its result, so that an interrupted run goes on where it was."""
 
 from __future__ import annotations
 
@@ -49,16 +49,18 @@ def run(
 
     Args:
         lm: the model before tuning, without an edit on it.
-        output_dir: folder of the study. `stages/` in it holds the result of each stage that is done.
+        materials: the data that the stages work on.
+        output_dir: the folder of the study. `stages/` in it holds the result of each stage that is done.
+        settings: the sizes, the offsets, the recipe of tuning and the seed.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ValueError: the folder holds another study, or a file that cannot be read. Or the materials or settings do not
+            fit the model or each other; then the folder is left as it was.
 
     Example:
         >>> results = xt.study.run(lm, materials, output_dir="runs/study", settings=settings)  # doctest: +SKIP
         >>> xt.study.report.write(results, "runs/study/report.html")  # doctest: +SKIP
-
-    Raises:
-        OSError: the folder cannot be written.
-        ValueError: the folder holds another study, or a file of this one that cannot be read, which is named; or the
-            materials or settings do not fit the model or each other, in which case the folder is left as it was.
     """
     check_fit(lm, materials, settings)
     study = _Study(lm, materials, settings, folder=StudyFolder(output_dir), progress=progress)
@@ -73,20 +75,20 @@ def run(
 
 
 class _Study:
-    """One study while it is done: what it works on, and the results of the stages that are done.
+    """A study in progress: what it works on, and the results of the stages that are done.
 
     Attributes:
-        folder: the study's folder.
-        scorer: the materials' scorer, with a cache in the folder unless it has one.
-        done: stage to its result.
-        seconds: stage to how long it took.
+        folder: the path of the study's folder.
+        scorer: the scorer of the materials; if it has no cache, one is kept in the folder.
+        done: the result of each stage that is done.
+        seconds: how long each of these stages took.
     """
 
     def __init__(
         self, lm: HookedLM, materials: Materials, settings: Settings, *, folder: StudyFolder, progress: bool
     ) -> None:
         self.lm, self.materials, self.settings, self.progress = lm, materials, settings, progress
-        self.folder, self._stored = folder.path, folder
+        self.folder, self._stages = folder.path, folder
         self.done: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
         identity = {"model": lm.fingerprint(), "materials": materials.fingerprint(), "settings": settings.as_json()}
@@ -97,8 +99,8 @@ class _Study:
         folder.claim(identity)
 
     def do(self, name: str, stage: Callable[[_Study], dict[str, Any]]) -> None:
-        if (done := self._stored.done(name)) is None:
-            done = self._stored.do(name, lambda: stage(self))
+        if (done := self._stages.done(name)) is None:
+            done = self._stages.do(name, lambda: stage(self))
         else:
             _LOG.info("stage %s was done before", name)
         self.done[name], self.seconds[name] = done.result, done.seconds
@@ -132,8 +134,10 @@ def _localize(study: _Study) -> dict[str, Any]:
     english = [
         prompt.text for prompt in as_prompts(materials.toxic_prompts, tokenizer=lm.tokenizer) if prompt.language == "en"
     ]
-    acts = collect_activations(lm, english, candidates, max_new_tokens=settings.max_new_tokens, progress=study.progress)
-    means = acts.mean()
+    activations = collect_activations(
+        lm, english, candidates, max_new_tokens=settings.max_new_tokens, progress=study.progress
+    )
+    means = activations.mean()
     sources = candidates.where(means > 0)
     if not sources:
         raise ValueError("none of the candidates is active on English prompts: choose a larger k")
@@ -206,7 +210,7 @@ def _amplify(study: _Study) -> dict[str, Any]:
 
 
 def _dose_response(study: _Study, prompts: Dataset, offsets: Sequence[float], *, n_random: int) -> DoseResponse:
-    """Measure what each offset on the sources, and on random sets, does after a few of the prompts."""
+    """Measure the effect of each offset on the sources, and on random sets, after a few of the prompts."""
     settings = study.settings
     return dose_response(
         study.lm,
@@ -271,7 +275,7 @@ def _compare(study: _Study) -> dict[str, Any]:
 
 
 def _samples(study: _Study, tuned: HookedLM) -> dict[str, list[dict[str, str]]]:
-    """Return language to a few prompts, each with its greedy continuation before and after tuning."""
+    """Return for each language a few prompts with their greedy continuations before and after tuning."""
     prompts = first_rows(study.materials.toxic_prompts, 3)
     before, after = (
         generate(lm, prompts, max_new_tokens=study.settings.max_new_tokens, greedy=True, progress=False)
@@ -284,7 +288,7 @@ def _samples(study: _Study, tuned: HookedLM) -> dict[str, list[dict[str, str]]]:
 
 
 def _changes_of_others(study: _Study) -> dict[str, dict[str, float]]:
-    """Return measure to the change in its mean over the languages that are not tuned, from the stored texts."""
+    """Return for each measure the change in its mean over the untuned languages, from the stored continuations."""
     sides = (Continuations.load(study.folder / "written" / f"{side}.json") for side in ("before", "after"))
     before, after = (toxicity_scores(written, study.scorer) for written in sides)
     others = [code for code in before if code != "en"]
@@ -339,9 +343,9 @@ def _transfer(retrieved: retrieval.Retrieval, observed: Comparison, measure: str
 def main_measure(observed: Comparison) -> str:
     """Choose the measure whose drop stands against retrieval: EMT as in the paper, unless it saturates.
 
-    EMT saturates where its drop is under a tenth in a quarter or more of the languages. A model that is toxic in every
-    few samples keeps its maximum over 25 of them near 1, although it became far less toxic on average. Then the drop in
-    average toxicity tells more.
+    EMT counts as saturated where its drop is under a tenth in a quarter or more of the languages. If a few samples of
+    each prompt are still toxic, their maximum stays near 1, even where the model became far less toxic on average. Then
+    the drop in average toxicity tells more.
     """
     drops = [drop for code, drop in observed.relative_drop("emt").items() if code != "en"]
     saturated = sum(drop < 0.1 for drop in drops) >= len(drops) / 4

@@ -1,4 +1,4 @@
-"""StudyFolder: the folder of one study, which says whose it is and which of its stages are done."""
+"""StudyFolder: the folder of one study, which says what study it is and which of its stages are done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from xlingtox import files
 from xlingtox.files import writable_folder
 
-_GIVES: dict[str, tuple[str, ...]] = {
+_KEYS_OF_STAGE: dict[str, tuple[str, ...]] = {
     "localize": ("probe", "n_neurons", "potential", "cosines", "activations", "actual"),
     "promoted": ("promoted",),
     "intervene": ("intervention", "control"),
@@ -21,12 +21,17 @@ _GIVES: dict[str, tuple[str, ...]] = {
     "compare": ("before", "after", "changes", "scorer"),
     "retrieve": ("retrieval", "transfer"),
 }
-"""The keys that the file of a stage must have: a later stage reads them, or every study's results have them."""
+"""The keys that each stage's result must have, because a later stage or the study's results read them."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """A stage's result, and the seconds that it took."""
+    """A stage's result, and the seconds that the stage took.
+
+    Example:
+        >>> xt.study.study_folder.Done({"promoted": []}, seconds=1.5).seconds
+        1.5
+    """
 
     result: dict[str, Any]
     seconds: float
@@ -37,18 +42,26 @@ class StudyFolder:
 
     Attributes:
         path: the folder.
+
+    Example:
+        >>> folder = xt.study.study_folder.StudyFolder(tmp_path / "study")
+        >>> folder.claim({"model": "mini"})
+        >>> folder.done("promoted") is None
+        True
+        >>> folder.do("promoted", lambda: {"promoted": []}).result
+        {'promoted': []}
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = writable_folder(path)
-        self._study, self._stages = self.path / "study.json", self.path / "stages"
+        self._study_file, self._stages = self.path / "study.json", self.path / "stages"
 
     def check_free_for(self, study: Mapping[str, Any]) -> None:
-        """Raise ValueError where the folder holds another study, or does not say whose it is."""
-        if not self._study.exists():
+        """Raise ValueError where the folder holds another study, or its `study.json` cannot be read."""
+        if not self._study_file.exists():
             return
         remedy = "choose another folder, or delete this file if you know that the folder's other files are this study's"
-        if files.read_json(self._study, remedy) != study:
+        if files.read_json(self._study_file, remedy) != study:
             raise ValueError(f"{self.path} holds a study of another model, data or settings: choose another folder")
 
     def claim(self, study: Mapping[str, Any]) -> None:
@@ -57,26 +70,26 @@ class StudyFolder:
         # A killed run may have left partial files in any of the folders, also where this run writes nothing.
         for folder in (self.path, *(place for place in self.path.iterdir() if place.is_dir())):
             files.sweep(folder)
-        if not self._study.exists():
-            files.write_json(self._study, study)
+        if not self._study_file.exists():
+            files.write_json(self._study_file, study)
 
     def done(self, stage: str) -> Done | None:
         """Return the result of a stage; None if it is not done.
 
         Raises:
-            ValueError: its file cannot be read, or lacks something.
+            ValueError: the file of the stage cannot be read, or lacks a key.
         """
         file, remedy = self._stages / f"{stage}.json", "delete it, and the stage is done anew"
         if not file.exists():
             return None
         record = files.read_json(file, remedy)
         with files.understood(file, f"result of the stage {stage}", remedy):
-            if lacking := [key for key in _GIVES[stage] if key not in record["result"]]:
+            if lacking := [key for key in _KEYS_OF_STAGE[stage] if key not in record["result"]]:
                 raise KeyError(lacking[0])
             return Done(dict(record["result"]), float(record["seconds"]))
 
     def do(self, stage: str, work: Callable[[], dict[str, Any]]) -> Done:
-        """Do a stage, and keep its result."""
+        """Do a stage, and write its result to the folder."""
         began = time.perf_counter()
         result = work()
         # The result goes through JSON at once, so that a resumed run sees just what an uninterrupted one does.

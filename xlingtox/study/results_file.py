@@ -1,0 +1,199 @@
+"""The content of `results.json`: the key of each attribute of `StudyResults`, and how it is written and read.
+
+Most attributes stand under a key of their own name. `candidates` are under "potential" and "cosines", `sources` under
+"actual" and `mixing` under "given"; the attributes of `comparison` are keys themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from xlingtox import languages
+from xlingtox.evaluation.comparison import Comparison
+from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.metrics import Change
+from xlingtox.models.identity import Identity
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.study.parts import ProbeQuality, PromotedToken, PromotedTokens, Sample, TransferSummary
+from xlingtox.text import first_line
+from xlingtox.transfer.prediction import Transfer
+
+_ALWAYS_THERE = (
+    "languages probe n_neurons potential actual intervention control before after changes scorer retrieval transfer"
+).split()
+"""The keys that every file has; older files lack some of the others."""
+
+_DOSES = ("intervention", "control", "amplification", "amplification_control")
+_STORED_AS_THEY_ARE = (
+    "n_neurons activations recipe training retrieval retrieval_intervals retrieval_by_layer n_parallel identified "
+    "seconds versions seed"
+).split()
+_KEYS = {"sources": "actual", "mixing": "given"}
+"""The attributes whose key has another name."""
+
+_FROM_SEVERAL_KEYS = frozenset({"candidates", "comparison"})
+"""The attributes that are read from several keys."""
+
+
+def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `results.json` holds, from the attributes of `StudyResults`.
+
+    The keys are fixed, and later versions only add some.
+    """
+    candidates, transfer, model = attributes["candidates"], attributes["transfer"], attributes["model"]
+    by_measure, changes = attributes["transfer_by_measure"], attributes["changes_of_others"]
+    return {
+        "languages": attributes["languages"],
+        "probe": dataclasses.asdict(attributes["probe"]),
+        "potential": candidates.neurons,
+        "cosines": candidates.scores,
+        "actual": attributes["sources"].neurons,
+        "promoted": _as_rows(attributes["promoted"]),
+        **{name: _as_rows(attributes[name]) for name in _DOSES},
+        **dataclasses.asdict(attributes["comparison"]),
+        "changes_of_others": {measure: dataclasses.asdict(change) for measure, change in changes.items()},
+        "samples": {code: _as_rows(samples) for code, samples in attributes["samples"].items()},
+        "transfer": {name: getattr(transfer, name) for name in ("measure", "pearson_r", "p_value")},
+        "transfer_by_measure": {measure: dataclasses.asdict(summary) for measure, summary in by_measure.items()},
+        "given": attributes["mixing"],
+        "model": None if model is None else dataclasses.asdict(model),
+        **{name: attributes[name] for name in _STORED_AS_THEY_ARE},
+    }
+
+
+def _as_rows(values: Sequence[Any]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(value) for value in values]
+
+
+def attributes_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of `StudyResults`, from what `results.json` holds.
+
+    Raises:
+        ValueError: a key that every file has is missing, or a value cannot be read.
+    """
+    missing = [key for key in _ALWAYS_THERE if key not in content]
+    if missing:
+        raise ValueError(f"missing {', '.join(missing)}")
+    # Null stands for None in a recipe, and elsewhere for a number that is not defined.
+    stored = _with_one_nan(content) | {"recipe": content.get("recipe", {})}
+    attributes: dict[str, Any] = {name: _read(name, read, stored) for name, read in _READERS.items()}
+    return attributes | {"transfer": _read("transfer", lambda row: _transfer(row, attributes), stored)}
+
+
+def _read(name: str, read: Callable[[Any], Any], stored: Mapping[str, Any]) -> Any:
+    """Return one attribute, from the whole content or from the value under its key."""
+    key = _KEYS.get(name, name)
+    try:
+        return read(stored if name in _FROM_SEVERAL_KEYS else stored.get(key, {}))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise ValueError(f"{key} cannot be read, {reason}") from error
+
+
+def _doses(rows: Sequence[Mapping[str, Any]]) -> tuple[Dose, ...]:
+    return tuple(Dose(**row) for row in _list(rows))
+
+
+def _candidates(stored: Mapping[str, Any]) -> NeuronSet:
+    return NeuronSet.of(stored["potential"], scores=stored.get("cosines") or None)
+
+
+def _promoted(rows: Sequence[Mapping[str, Any]]) -> tuple[PromotedTokens, ...]:
+    tokens = (
+        tuple(PromotedToken(entry["token"], tuple(entry["languages"])) for entry in row["tokens"]) for row in rows
+    )
+    return tuple(PromotedTokens(**dict(row) | {"tokens": promoted}) for row, promoted in zip(rows, tokens, strict=True))
+
+
+def _intervals(rows: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    return {code: (low, high) for code, (low, high) in rows.items()}
+
+
+def _summaries(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, TransferSummary]:
+    return {
+        measure: TransferSummary(
+            row["pearson_r"],
+            row["p_value"],
+            drop=dict(row.get("drop", {})),
+            drop_intervals=_intervals(row.get("drop_intervals", {})),
+            predictors=tuple(map(dict, row.get("predictors", ()))),
+        )
+        for measure, row in rows.items()
+    }
+
+
+def _transfer(row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Transfer:
+    """Return retrieval against the drop in the main measure, over the languages that have both."""
+    summary = attributes["transfer_by_measure"].get(row["measure"])
+    drop = summary.drop if summary and summary.drop else attributes["comparison"].relative_drop(row["measure"])
+    retrieval = attributes["retrieval"]
+    codes = [code for code in attributes["languages"] if code != "en" and code in drop and code in retrieval]
+    return Transfer(
+        measure=row["measure"],
+        retrieval={code: retrieval[code] for code in codes},
+        drop={code: drop[code] for code in codes},
+        pearson_r=row["pearson_r"],
+        p_value=row["p_value"],
+        retrieval_intervals=attributes["retrieval_intervals"],
+        drop_intervals=summary.drop_intervals if summary else {},
+    )
+
+
+def _with_one_nan(value: Any) -> Any:
+    """Replace every null, NaN and infinity by one and the same NaN, so that equal results compare equal."""
+    if isinstance(value, Mapping):
+        return {key: _with_one_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_one_nan(item) for item in value]
+    return math.nan if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def _list(value: Any) -> list[Any]:
+    if isinstance(value, list) or value == {}:
+        return list(value)
+    raise TypeError(f"expected a list, not {value!r}"[:80])
+
+
+def _model(row: Any) -> Identity | None:
+    if _is_missing(row):
+        return None
+    if "name" not in row:
+        raise KeyError("name")
+    return Identity.of(row)
+
+
+def _is_missing(value: Any) -> bool:
+    """Return whether this stands for no value: an absent key, or null."""
+    return value == {} or (isinstance(value, float) and math.isnan(value))
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "languages": lambda codes: languages.in_order(_list(codes)),
+    "probe": lambda row: ProbeQuality(**row),
+    "n_neurons": lambda n: n,
+    "candidates": _candidates,
+    "activations": lambda means: tuple(_list(means)),
+    "sources": NeuronSet.of,
+    "promoted": _promoted,
+    **dict.fromkeys(_DOSES, _doses),
+    "recipe": dict,
+    "training": lambda rows: tuple(map(dict, _list(rows))),
+    "comparison": Comparison.of,
+    "changes_of_others": lambda rows: {measure: Change(**row) for measure, row in rows.items()},
+    "samples": lambda rows: {code: tuple(Sample(**row) for row in samples) for code, samples in rows.items()},
+    "retrieval": dict,
+    "retrieval_intervals": _intervals,
+    "retrieval_by_layer": lambda rows: {code: tuple(layers) for code, layers in rows.items()},
+    "n_parallel": dict,
+    "transfer_by_measure": _summaries,
+    "identified": lambda flag: flag or False,
+    "mixing": lambda rows: {code: dict(row) for code, row in rows.items()},
+    "model": _model,
+    "seconds": dict,
+    "versions": dict,
+    "seed": lambda seed: None if _is_missing(seed) else seed,
+}
+"""Each attribute, and the function that makes it of the value under its key ({} where there is none)."""
