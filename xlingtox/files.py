@@ -41,6 +41,8 @@ _PARTIAL = re.compile(r"\.xlingtox-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.partial")
 """Names of the hidden folders in which files are written: the machine, the process, and a random number."""
 
 _DAY = 24 * 60 * 60
+"""Seconds after which a hidden folder counts as abandoned, whoever wrote it."""
+
 _CLOCK_DIFFERENCE = 60
 """Seconds by which the clocks of a machine and of its file server may differ."""
 
@@ -105,7 +107,7 @@ def ordinary_permissions(folder: str | Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the hidden folders that killed writers left in `folder`. One that cannot be removed does no harm."""
+    """Remove the hidden folders that killed writers left in `folder`. A hidden folder that stays does no harm."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if (name := _PARTIAL.fullmatch(entry.name)) and _abandoned(name[1], int(name[2]), entry.stat().st_mtime):
@@ -206,7 +208,15 @@ def write_results(path: str | Path, value: Any) -> None:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
-    """Write tensors as one safetensors file. Its header's metadata holds `about` as JSON."""
+    """Write tensors as one safetensors file, with `about` as JSON in the metadata of its header.
+
+    Example:
+        >>> from xlingtox.files import read_tensors, write_tensors
+        >>> write_tensors(tmp_path / "probe.safetensors", {"direction": probe.direction}, {"layer": 2})
+        >>> tensors, about = read_tensors(tmp_path / "probe.safetensors")
+        >>> list(tensors), about
+        (['direction'], {'layer': 2})
+    """
     named = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as partial:
         try:
@@ -222,10 +232,10 @@ def read_text(path: str | Path, remedy: str = AGAIN) -> str:
     """Read a file of UTF-8 text.
 
     Args:
-        remedy: the advice that the error gives where the file cannot be read.
+        remedy: the advice in the error about a file that cannot be read.
 
     Raises:
-        ValueError: the file is not UTF-8. The message names the file, as those of all readers here do.
+        ValueError: the file is not UTF-8. The message names the file, as it does in all readers of this module.
         OSError: there is no such file (FileNotFoundError), or the disk refused to read it.
     """
     file = Path(path).expanduser()
@@ -266,7 +276,7 @@ def read_tensors(path: str | Path, remedy: str = AGAIN) -> tuple[dict[str, Tenso
         OSError: there is no such file (FileNotFoundError), or the disk refused to read it.
     """
     file = Path(path).expanduser()
-    # Opening it first gives an error that names the file; that of safetensors does not where it may not be read.
+    # If the file may not be read, this raises an error that names it. The error of safetensors would not.
     with file.open("rb"):
         pass
     try:
@@ -284,9 +294,16 @@ def read_tensors(path: str | Path, remedy: str = AGAIN) -> tuple[dict[str, Tenso
 
 @contextlib.contextmanager
 def understood(path: str | Path, what: str, remedy: str = "give a file that its save wrote") -> Iterator[None]:
-    """Turn errors in the block into a ValueError that names the file and says that its content is not `what`.
+    """Turn errors in the block into a ValueError that names the file and says that it holds no `what`.
 
     Put it around the lines that make an object of the file's content, and around nothing else.
+
+    Example:
+        >>> from xlingtox.files import understood
+        >>> with understood("probe.json", "probe"):
+        ...     direction = {"bias": 0.5}["direction"]
+        Traceback (most recent call last):
+        ValueError: probe.json holds no probe (it has no 'direction'): give a file that its save wrote
     """
     try:
         yield
@@ -305,6 +322,7 @@ def with_nan(value: Any) -> Any:
 
 
 def _nulled(value: Any) -> Any:
+    """Return the value with None in place of NaN and the infinities."""
     if isinstance(value, Mapping):
         return {key: _nulled(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -313,7 +331,7 @@ def _nulled(value: Any) -> Any:
 
 
 def _hidden(folder: Path) -> Path:
-    """Return a name in `folder` that no other writer has, after `sweep` has removed what killed writers left."""
+    """Sweep `folder`, and return the path of a hidden folder in it that no other writer uses."""
     sweep(folder)
     return folder / f".xlingtox-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial"
 
@@ -328,7 +346,14 @@ def _created(file: Path) -> int:
 
 
 def _abandoned(host: str, process: int, written: float) -> bool:
-    """Return whether a file's writer is gone: its process has ended, or a later process has the same number."""
+    """Return whether a hidden folder's writer is gone.
+
+    It is gone if its process has ended, or if a later process has the same number. Any writer counts as gone after a
+    day, because the processes of other machines cannot be seen.
+
+    Args:
+        written: the time at which the folder was last changed, in seconds since 1970.
+    """
     if time.time() - written > _DAY:
         return True
     if host != _HOST:

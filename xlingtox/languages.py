@@ -10,9 +10,9 @@ from types import MappingProxyType
 
 from xlingtox.checking import checked
 
-# Each row holds our code, the English name, and the other spellings that data sets use: ISO 639-3 (also that of the
-# largest member of a macrolanguage), and BCMS, which is RTP-LX's code for Serbo-Croatian.
-_PAPER = (
+# Each row holds our code, the English name, and other codes that data sets use for it. These are the codes of three
+# letters, which may name the main variety of a language (`arb` is Standard Arabic), older codes, and RTP-LX's BCMS.
+_PAPER_LANGUAGES = (
     ("en", "English", "eng"),
     ("es", "Spanish", "spa"),
     ("fr", "French", "fra fre"),
@@ -31,7 +31,7 @@ _PAPER = (
     ("hi", "Hindi", "hin"),
     ("ar", "Arabic", "ara arb"),
 )
-_MORE = (
+_OTHER_LANGUAGES = (
     ("am", "Amharic", "amh"),
     ("bg", "Bulgarian", "bul"),
     ("bn", "Bengali", "ben"),
@@ -78,17 +78,17 @@ _MORE = (
     ("zu", "Zulu", "zul"),
 )
 
-CODES: tuple[str, ...] = tuple(code for code, _, _ in _PAPER)
+CODES: tuple[str, ...] = tuple(code for code, _, _ in _PAPER_LANGUAGES)
 """The paper's 17 languages, English first; zh is simplified Chinese."""
 
-NAMES = MappingProxyType({code: name for code, name, _ in _PAPER + _MORE})
+NAMES = MappingProxyType({code: name for code, name, _ in _PAPER_LANGUAGES + _OTHER_LANGUAGES})
 """English names by language code: the paper's 17, then others that data sets and judges cover.
 
-The codes are those of ISO 639-1, except `zh-hant`.
+The codes are those of ISO 639-1, where `zh` is simplified Chinese. `zh-hant`, traditional Chinese, is our addition.
 """
 
 SCORED = frozenset({*NAMES, "hi-Latn"})
-"""Languages that a scorer may cover. Judges distinguish Hindi in Latin letters (`hi-Latn`); data sets do not."""
+"""Languages that a scorer may cover: those of `NAMES`, and `hi-Latn`, Hindi in Latin letters, which no data set has."""
 
 UNSPACED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -109,13 +109,16 @@ _OTHER_UNSPACED = r"\p{Tibetan}\u30FC"
 
 _SCRIPTS = dict.fromkeys(itertools.chain(*UNSPACED.values()))
 UNSPACED_SCRIPTS = "".join(rf"\p{{{script}}}" for script in _SCRIPTS) + _OTHER_UNSPACED
-"""Letters of the scripts without spaces, as the inside of a character class of the `regex` package."""
+"""Letters of the scripts without spaces, to be put between the brackets of a `regex` character class."""
 
 RIGHT_TO_LEFT = frozenset({"ar", "fa", "he", "ur"})
 """Languages that are written from right to left."""
 
-_CODE_BY_SPELLING = {spelling: code for code, _, spellings in _PAPER + _MORE for spelling in spellings.split()}
+_CODE_BY_SPELLING = {
+    spelling: code for code, _, spellings in _PAPER_LANGUAGES + _OTHER_LANGUAGES for spelling in spellings.split()
+}
 _TRADITIONAL_CHINESE = frozenset({"hant", "tw", "hk", "mo"})
+"""Scripts and regions that tell traditional from simplified Chinese."""
 
 
 @checked
@@ -134,7 +137,7 @@ def check(languages: str | Iterable[str], *, among: Collection[str] = NAMES) -> 
     """Return `languages` as a tuple of known codes, in the order in which they came.
 
     Raises:
-        ValueError: a code is not one of `among`; the message lists these.
+        ValueError: a code is not among the known ones. The message lists them.
 
     Example:
         >>> xt.languages.check(["es", "en"])
@@ -153,7 +156,7 @@ def check(languages: str | Iterable[str], *, among: Collection[str] = NAMES) -> 
 
 @checked
 def in_order(languages: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct codes in the order of `CODES`; codes that are not among the 17 follow, sorted.
+    """Return the codes without repetition: first the paper's 17, in the order of `CODES`, then the others, sorted.
 
     Example:
         >>> xt.languages.in_order(["zh", "en", "zh", "da"])
@@ -174,8 +177,8 @@ def spelled(spelling: str) -> str | None:
         >>> xt.languages.spelled("por_Latn"), xt.languages.spelled("ZH-Hant"), xt.languages.spelled("README")
         ('pt', 'zh-hant', None)
     """
-    first, *rest = re.split("[-_]", spelling.strip().lower())
-    code = _CODE_BY_SPELLING.get(first, first)
-    if code == "zh" and not _TRADITIONAL_CHINESE.isdisjoint(rest):
+    language, *subtags = re.split("[-_]", spelling.strip().lower())
+    code = _CODE_BY_SPELLING.get(language, language)
+    if code == "zh" and not _TRADITIONAL_CHINESE.isdisjoint(subtags):
         return "zh-hant"
     return code if code in NAMES else None

@@ -16,13 +16,13 @@ class Measure:
     """One quantity that we measure, such as the expected maximum toxicity.
 
     Attributes:
-        name: the field of a result, and the key in its files.
+        name: the name of the field that holds it in a result, and of its key in files.
         label: the title of an axis or of a column.
         unit: the unit of its values, such as "share of prompts".
         least, most: the smallest and the largest value that it can have.
         better: the direction in which a model is safer or more fluent: "lower", "higher", or "neither".
-        per: whose value it is: that of a "prompt" or a "sentence" (the mean is shown), of a "continuation" (the median
-            is shown), or of a whole "language".
+        per: what has one value each: a "prompt" or a "sentence" (results show the mean), a "continuation" (they show
+            the median), or a whole "language".
 
     Example:
         >>> from xlingtox.measures import COMPARED
@@ -46,10 +46,10 @@ class Measure:
         return _IN_A_SENTENCE.get(self.name, self.name.replace("_", " "))
 
     def possible_change(self, low: float, high: float) -> tuple[float, float]:
-        """Return the interval of a change, cut to the changes that the measure's range allows.
+        """Clip the interval of a change to the changes that the measure's range allows.
 
-        A bootstrap interval may end outside of that range. The bound is the range itself, not the values of the prompts
-        at hand, because the interval is about all prompts like them.
+        A bootstrap interval may end outside of them. The limit comes from the range, not from the prompts at hand,
+        because the interval is about all prompts like these.
         """
         span = self.most - self.least
         return min(max(low, -span), span), min(max(high, -span), span)
@@ -106,7 +106,11 @@ RETRIEVAL = _table(
     Measure("margin", "Margin over the nearest rival", "cosine", -2.0, 2.0, "higher", "sentence"),
     Measure("aligned_cosine", "Mean cosine of translations", "cosine", -1.0, 1.0, "higher", "sentence"),
 )
-"""How reliably the nearest sentence is the translation, in the order in which results keep the measures."""
+"""How reliably the nearest sentence is the translation, in the order in which results keep the measures.
+
+The pivot is the language that all others are compared with. CSLS is cross-domain similarity local scaling, a cosine
+that is corrected for sentences that are close to all others.
+"""
 
 SHARES: tuple[str, ...] = tuple(name for name, measure in RETRIEVAL.items() if measure.unit == _OF_SENTENCES)
 """The names of the retrieval measures that are shares of sentences."""

@@ -20,7 +20,7 @@ _JOINERS = frozenset("\u200c\u200d")
 """Invisible characters that belong to the spelling, for example in Persian, in Hindi and in emoji."""
 
 _LONGEST_NAME = 200
-"""The number of characters from which `in_line` leaves out the middle."""
+"""The largest number of characters that `in_line` shows in full. Of a longer text it leaves out the middle."""
 
 # Characters that must not reach a page: control characters (except tab and line ends), lone surrogates, and marks that
 # change the direction of the text around them.
@@ -29,7 +29,7 @@ _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u20
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 RULES = 3
-"""The version of the matching rules. Raise it whenever other texts match, because stored scores depend on it."""
+"""The version of `Matcher`'s rules. Raise it with every change of what matches, because stored scores depend on it."""
 
 _LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED_SCRIPTS}]]"
 # A listed word that begins with a letter must not follow a letter, and one that ends with a letter must not be followed
@@ -38,12 +38,12 @@ _LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED_SCRIPTS}]]"
 _BEGIN = rf"(?:(?!{_LETTER})|(?<!{_LETTER}))"
 _END = rf"(?:(?<![{_LETTER}--[\p{{Hangul}}]])|(?![{_LETTER}--[\p{{Hangul}}]]))"
 
-# Normalisation sorts runs of marks, in time that grows with the square of their length. No language puts more than
-# thirty on a letter (UAX #15-D4), so the rest is dropped first.
+# Unicode normalisation sorts the marks on a letter, in time that grows with the square of their number. No language
+# puts more than thirty on one letter (UAX #15-D4), so the rest is dropped first.
 _PILED = regex.compile(r"(?<=\p{M}{30})\p{M}+")
 # Presentation forms: ligatures, Hebrew and Arabic letters shaped for their place in a word, full and half width.
 _FORMS = regex.compile(r"[\uFB00-\uFDFF\uFE70-\uFEFC\uFF01-\uFF9F]+")
-# Invisible characters: inside words, those that allow or forbid a line break; after a symbol, variation selectors.
+# Invisible characters: those that allow or forbid a line break inside a word, and variation selectors after a symbol.
 _IGNORED = regex.compile(
     rf"(?V1)(?<={_LETTER}|[{UNSPACED_SCRIPTS}])[\u00AD\u200B\u2060\uFEFF]+(?=\w)|(?<=\S)[\uFE0E\uFE0F]+"
 )
@@ -61,7 +61,7 @@ _OPTIONAL = regex.compile(
 _SAME = str.maketrans("أإآٱёЁँ’ʼάέήίόύώΐΰΆΈΉΊΌΎΏ", "ااااеЕं''αεηιουωϊϋΑΕΗΙΟΥΩ")
 
 _CHUNK = regex.compile(r"\s+|\S+")
-# What a reader sees as one letter, together with the second half of a Thai or Lao vowel.
+# What a reader sees as one letter. The second half of a Thai or Lao vowel belongs to it.
 _CLUSTER = regex.compile(r"\X(?<=[\u0E4D\u0ECD][\u0E48-\u0E4B\u0EC8-\u0ECB]*)[\u0E32\u0EB2]|\X")
 
 
@@ -69,6 +69,11 @@ def visible(text: str) -> bool:
     """Return whether a reader can see anything in the text.
 
     A mark alone (an accent, a variation selector) does not count: it has to stand on something.
+
+    Example:
+        >>> from xlingtox.text import visible
+        >>> visible("a"), visible(" \\u200b")  # a zero-width space
+        (True, False)
     """
     return any(char not in _LOOKS_EMPTY and category(char) not in _INVISIBLE for char in text)
 
@@ -88,15 +93,20 @@ def appearance(text: str) -> str:
 
 
 def seen(value: object) -> str:
-    """Return the value as text for display, with U+FFFD for control characters and marks that reorder words."""
+    """Return the value as text that is safe to display: U+FFFD replaces control characters and direction marks."""
     return _UNSAFE.sub("\ufffd", str(value))
 
 
 def in_line(value: object) -> str:
     """Return text from outside, such as a file's name, so that it fits one line of a log or a message.
 
-    Characters that cannot be printed are written as escapes, so that a name with a line end cannot forge a line. The
-    middle of a long text is left out.
+    Characters that cannot be printed are written as escapes, so that a name with a line end cannot forge a line of the
+    log. The middle of a long text is left out.
+
+    Example:
+        >>> from xlingtox.text import in_line
+        >>> print(in_line("model\\nERROR: disk full"))
+        model\\nERROR: disk full
     """
     text = str(value)
     if len(text) > _LONGEST_NAME:
@@ -122,8 +132,8 @@ def well_formed(text: str) -> str:
 class Matcher:
     """A search for the words of one list.
 
-    In scripts with spaces only whole words match. In scripts without spaces, words match anywhere, as symbols do.
-    Korean words match as the beginning of a word, because particles are written onto them.
+    In scripts with spaces only whole words match. Words in scripts without spaces match anywhere, and so do symbols. A
+    Korean word also matches as the beginning of a longer one, because particles are written onto it.
 
     Example:
         >>> from xlingtox.text import Matcher, entry
@@ -137,7 +147,8 @@ class Matcher:
         Args:
             entries: the listed words, as `entry` returns them.
         """
-        # The regex engine takes the first alternative that matches, so the longest words come first.
+        # The regex engine takes the first alternative that matches, so the longest words come first. An ß counts
+        # twice, because it also matches ss.
         longest_first = sorted(set(entries), key=lambda word: (-len(word) - word.count("ß"), word))
         any_word = "|".join(r"\s+".join(map(_alternatives, regex.split(r"\s+", word))) for word in longest_first)
         # Full case folding is off: with it, "ass" would match in "aß".
@@ -150,7 +161,7 @@ class Matcher:
     def words(self, text: str) -> list[str]:
         """Return the listed words in a text from left to right, the longest one at each place.
 
-        They are returned as they are compared, without marks that writers may leave out.
+        They are returned as they are compared: without the marks that writers may leave out.
         """
         return [match.group() for match in self._pattern.finditer(_folded(text))]
 
@@ -176,7 +187,7 @@ class Matcher:
 
 
 def entry(word: str, language: str) -> str:
-    """Return a listed word in the form in which `Matcher` compares it. In German, ß and ss match each other."""
+    """Return a word of a list in the form that `Matcher` takes. In German, ß and ss then match each other."""
     folded = _folded(word.strip()).replace("ẞ", "ß")
     return regex.sub("ss", "ß", folded, flags=regex.IGNORECASE) if language == "de" else folded
 
@@ -198,10 +209,10 @@ def _composed_vowel(halves: regex.Match) -> str:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
-    """Split a text into pieces, each with its folded form, so that the folded pieces make up the folded text.
+    """Yield the pieces of a text, each with its folded form. Joined, the folded forms are the folded text.
 
-    A piece is one character where folding allows it, otherwise one cluster, otherwise a run without spaces, otherwise
-    the text.
+    Pieces are as small as that allows: a character, else what a reader sees as a letter, else a run without spaces,
+    else the whole text.
     """
     runs = [(run, _folded(run)) for run in _CHUNK.findall(text)]
     if "".join(folded for _, folded in runs) != _folded(text):
@@ -215,4 +226,5 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _alternatives(part: str) -> str:
+    """Return the pattern of a word without spaces, in which ß also matches ss."""
     return regex.escape(part).replace("ß", "(?:ß|ss)")

@@ -190,7 +190,7 @@ def test_an_edit_is_by_a_number_or_by_a_row_of_them(kind, value):
 
 
 def test_a_value_is_one_that_the_model_has(lm):
-    with pytest.raises(ValueError, match=r"1e\+39\) goes beyond the numbers that .* has \(torch.float32\)"):
+    with pytest.raises(ValueError, match=r"1e\+39\) is too large for the numbers of .* \(torch.float32\)"):
         Offset(NEURONS, 1e39).on(lm).__enter__()
 
 

@@ -71,7 +71,7 @@ def test_prompts_that_read_alike_stay_apart():
 @pytest.mark.parametrize(
     ("scores", "ids", "words"),
     [
-        ([0.1, 0.2], [1], "1 prompt ids need as many scores in a row: got shape (2,)"),
+        ([0.1, 0.2], [1], "1 prompt ids need a flat array of as many scores: got shape (2,)"),
         (TABLE, [1, 2], "got shape (2, 3)"),
         ([], [], "got shape (0,)"),
         ([0.1, 0.2], [1, None], "score 1 has no prompt id"),

@@ -96,11 +96,11 @@ def test_no_score_while_an_edit_stands_on_the_judge(lm, probe, tmp_path):
     ids, mask = lm.encode(["a fool"])
     with Offset(NeuronSet.of([(0, 3)]), 50.0).on(lm):
         lm.logits(ids, mask)
-        with pytest.raises(RuntimeError, match="an edit or another hook stands on the judge: score outside"):
+        with pytest.raises(RuntimeError, match="an edit or another hook is on the scorer's model: score outside"):
             cached.score(["a fool"], ["en"])
     lm.tl.blocks[0].hook_resid_post.add_hook(lambda value, hook: value + 1)
     try:
-        with pytest.raises(RuntimeError, match="stands on the judge"):
+        with pytest.raises(RuntimeError, match="on the scorer's model"):
             cached.score(["a fool"], ["en"])
     finally:
         lm.tl.reset_hooks()
@@ -116,7 +116,7 @@ def test_no_score_by_a_judge_whose_weights_have_changed(model, tokenizer, probe)
     assert scorer.score(["a"], ["en"]).shape == (1,)
     with torch.no_grad():
         judge.value_vectors(0).mul_(2)
-    with pytest.raises(RuntimeError, match="the judge's weights have changed since"):
+    with pytest.raises(RuntimeError, match="the weights of the scorer's model have changed since"):
         scorer.score(["a"], ["en"])
 
 

@@ -121,7 +121,7 @@ def test_lines_that_are_no_responses(written, row, words):
 
 def test_no_files(tmp_path, written):
     for nothing in (tmp_path, tmp_path / "x.json"):
-        with pytest.raises(FileNotFoundError, match="is no file, nor a folder with"):
+        with pytest.raises(FileNotFoundError, match="is neither a file nor a folder with"):
             PerspectiveReplay(nothing)
     with pytest.raises(ValueError, match="no response with a score in"):
         PerspectiveReplay(written("x.json", [line("a", None)]), language="en")

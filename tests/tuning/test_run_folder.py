@@ -115,7 +115,7 @@ def test_only_what_the_run_made_is_deleted(tuned, tmp_path):
 @pytest.mark.parametrize(("text", "words"), [('{"recipe": {', "cannot be read"), ("[]", "holds no object")])
 def test_a_record_that_cannot_be_read_is_said_to_be_so(tuned, untrained, tmp_path, text, words):
     (tmp_path / "recipe.json").write_text(text)
-    with pytest.raises(ValueError, match=f"recipe.json {words}.*: whose run the folder holds is not known, give a new"):
+    with pytest.raises(ValueError, match=f"recipe.json {words}.*: which run the folder holds is not known, give a new"):
         tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
 
 

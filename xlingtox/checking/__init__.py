@@ -3,8 +3,8 @@
 Put `@checked` above a public function, method or class (whose constructor it checks). `guard` holds the decorator,
 `hints` decides which values an annotation accepts, and `messages` words the refusal.
 
-Annotations are read as people mean them. Numbers of numpy are numbers, `True` is not a number, and a string is not a
-list of strings. A list, a tuple, an array or a column of a data frame serves wherever a row of values is expected.
+Annotations are read as people mean them. A numpy number is a number, `True` is not, and a string is not a list of
+strings. Wherever a list of values is expected, a tuple, an array or a column of a data frame will do.
 """
 
 from xlingtox.checking.guard import checked

@@ -27,8 +27,8 @@ def checked(call: Checked) -> Checked:
     """Check the arguments of a public function, method or constructor, and refuse a wrong one in one line.
 
     Raises:
-        TypeError: an argument has another type than its annotation says, or a tensor another shape or dtype.
-        ValueError: an argument is none of the words that its annotation lists.
+        TypeError: an argument does not have the type that its annotation says, or a tensor's shape or dtype differs.
+        ValueError: an argument is none of the values that its `Literal` annotation lists.
 
     Example:
         >>> xt.generate(lm, "the cat")
@@ -43,8 +43,10 @@ def checked(call: Checked) -> Checked:
 
 
 def _guarded(call: Any) -> Any:
+    """Return the call behind a check of its arguments."""
+    # Filled at the first call: an annotation may name a class that is defined after this one.
     plan: list[tuple[Parameter, ...]] = []
-    # The arrays of one object agree in their axes. Those of a function's arguments need not.
+    # In a constructor, axes of the same name have the same length in all arrays. In other calls they need not.
     same_axes = jaxtyping.jaxtyped("context") if call.__name__ == "__init__" else contextlib.nullcontext()
 
     @functools.wraps(call)
@@ -66,7 +68,7 @@ def _guarded(call: Any) -> Any:
 
 
 def parameters(call: Any) -> tuple[Parameter, ...]:
-    """Return a call's parameters in order. Those without an annotation, such as `self`, accept anything."""
+    """Return a call's parameters in order. A parameter without an annotation, such as `self`, accepts anything."""
     hints, written = typing.get_type_hints(call), inspect.unwrap(call).__annotations__
     planned = []
     for place, (name, parameter) in enumerate(inspect.signature(call).parameters.items()):
@@ -82,14 +84,14 @@ class Parameter:
 
     Attributes:
         name: the parameter's name.
-        place: its place among the positional arguments; beyond all places where it is keyword-only.
-        written: its annotation as the source writes it, by which `messages` finds its words.
-        hint: its annotation.
-        plain: the types whose every value is accepted, without asking beartype.
-        choices: the words and numbers that the annotation lists.
+        place: the parameter's place among the positional arguments; a huge number where it is keyword-only.
+        written: the annotation as the source writes it, such as "Prompts"; `messages` has words for some of these.
+        hint: the annotation as an object.
+        plain: the types of which every value is accepted, so that beartype need not be asked.
+        choices: the words and numbers that the annotation lists in a `Literal`.
         is_function: whether a function is expected.
-        only_numbers: whether no array is expected, so that a tensor without an axis is a number.
-        only_numpy: whether no other arrays than numpy's are expected, so that a tensor is converted to one.
+        only_numbers: whether no array is expected, so that a tensor without an axis counts as a number.
+        only_numpy: whether numpy arrays are the only arrays expected, so that a tensor is converted to one.
 
     Example:
         >>> from xlingtox.checking.guard import parameters
@@ -107,20 +109,20 @@ class Parameter:
 
     @functools.cached_property
     def accepted(self) -> Any:
-        """The hint that beartype checks."""
+        """The hint that beartype checks in place of the annotation."""
         return accepted(self.hint)
 
     @functools.cached_property
     def row(self) -> Row | None:
-        """The part of the annotation that is a tuple of any length, to which rows are converted."""
+        """The test of the annotation's tuple of any length, to which rows are converted; None where it has none."""
         tuples = [typing.get_args(part) for part in parts(self.hint) if typing.get_origin(part) is tuple]
         return next((Row(tuple, inner[0]) for inner in tuples if ... in inner), None)
 
     def converted(self, value: Any, call: Any, args: tuple[Any, ...]) -> Any:
-        """Return the value in the form in which the call takes it: Python's numbers, and rows as tuples.
+        """Return the value as the call takes it: numbers as Python's, and rows as tuples where a tuple is expected.
 
         Raises:
-            TypeError or ValueError: the annotation does not accept it, as for `checked`.
+            TypeError, ValueError: the annotation does not accept the value (see `checked`).
         """
         result = unboxed(value) if self.only_numbers else value
         if type(result) in self.plain or (type(result) is str and result in self.choices):
@@ -134,6 +136,7 @@ class Parameter:
         return result.tolist() if isinstance(result, torch.Tensor) and self.only_numbers else result
 
     def _refusal(self, value: Any, call: Any, args: tuple[Any, ...]) -> Exception:
+        """Return the error about a value that the annotation does not accept."""
         name = call.__qualname__.rpartition("<locals>.")[2]
         if call.__name__ == "__init__" and args:
             name = type(args[0]).__name__
@@ -144,12 +147,12 @@ class Parameter:
         words = expected(self.hint, self.written)
         words += ", with axes as long as those of the other arguments" if fits_alone else ""
         choice_types = {type(choice) for choice in self.choices}
-        kind: type[Exception] = ValueError if type(value) in choice_types else TypeError
-        return kind(f"{name}: {path} is {actual}, expected {words}")
+        error_class: type[Exception] = ValueError if type(value) in choice_types else TypeError
+        return error_class(f"{name}: {path} is {actual}, expected {words}")
 
 
 class _Everything(frozenset[type]):
-    """The types of an argument that may be anything."""
+    """A set that holds every type, for an argument that may be anything."""
 
     def __contains__(self, _: object) -> bool:
         return True

@@ -1,4 +1,7 @@
-"""The rules that decide which values an annotation accepts, on top of beartype and jaxtyping."""
+"""The rules that decide which values an annotation accepts, on top of beartype and jaxtyping.
+
+A *hint* is an annotation as an object, such as `Sequence[str]`. A *row* is a list, a tuple, an array or a column.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ import pandas as pd
 import torch
 
 _MOST_READ = 1000
-"""Rows of up to this many values are checked to their end. In longer rows, one value drawn at random is checked."""
+"""Rows of up to this many values are checked to their end. In a longer row, one value is drawn and checked."""
 
 _MOST_TRIED = 64
-"""The same limit for values that take longer to check."""
+"""The same limit for values that beartype has to check one by one."""
 
 
 def is_whole(value: object) -> bool:
@@ -40,14 +43,14 @@ def is_number(value: object) -> bool:
 
 
 def unboxed(value: Any) -> Any:
-    """Return numpy scalars, and arrays or tensors without an axis, as Python numbers; anything else unchanged."""
+    """Return a Python number for a numpy scalar, and for an array or tensor without an axis; else the value itself."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0):
         return value.item()
     return value
 
 
 def parts(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union; any other hint is its only member."""
+    """Return the members of a union, or the hint itself as the only member."""
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
@@ -57,7 +60,7 @@ def is_array(hint: Any) -> bool:
 
 
 def is_row(hint: Any) -> bool:
-    """Return whether a hint means any number of items, one after the other."""
+    """Return whether a hint means a row of any length: `Sequence[T]`, `Iterable[T]` or `tuple[T, ...]`."""
     origin = typing.get_origin(hint)
     return origin in (Sequence, Iterable) or (origin is tuple and ... in typing.get_args(hint))
 
@@ -69,7 +72,7 @@ def choices(hint: Any) -> tuple[Any, ...]:
 
 
 def plain_types(hint: Any) -> frozenset[type]:
-    """Return the types all of whose values fit the hint."""
+    """Return the types of which every value fits the hint. For these, beartype need not be asked."""
     fitting: set[type] = set()
     for part in parts(hint):
         if part is float:
@@ -82,7 +85,7 @@ def plain_types(hint: Any) -> frozenset[type]:
 
 
 def bearable(value: object, beartype_hint: Any) -> bool:
-    """Return whether beartype accepts the value."""
+    """Return whether beartype accepts the value for a hint that `accepted` made."""
     # Imported here, so that importing the package does not wait for beartype.
     from beartype.door import is_bearable
 
@@ -90,7 +93,7 @@ def bearable(value: object, beartype_hint: Any) -> bool:
 
 
 def accepted(hint: Any) -> Any:
-    """Return the hint that beartype checks in place of an annotation."""
+    """Return the hint that beartype checks in place of an annotation, which it would read by other rules."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is int:
         return _passing(is_whole)
@@ -141,6 +144,7 @@ class Row:
         self.sequence: Any = Sequence[self.item]  # type: ignore[name-defined]
 
     def __call__(self, value: Any) -> bool:
+        """Return whether the value is such a row."""
         if isinstance(value, str | bytes):
             return False
         if isinstance(value, np.ndarray | torch.Tensor | pd.Series | pd.Index):
@@ -154,7 +158,7 @@ class Row:
         return bearable(value, self.sequence)
 
     def as_tuple(self, value: Any) -> Any:
-        """Return a row as a tuple of Python values. A value that is not a row is returned unchanged, to be refused."""
+        """Return a row as a tuple of Python values, and anything else unchanged, to be refused later."""
         if isinstance(value, str | bytes) or not self._has_items_in_order(value):
             return value
         if isinstance(value, tuple) and (float not in self.plain and int not in self.plain):
@@ -164,8 +168,8 @@ class Row:
     def _has_items_in_order(self, value: Any) -> bool:
         """Return whether a value can be read item by item.
 
-        A dict only counts for its keys, where strings are expected. A set has no order, so it cannot give numbers that
-        belong to places.
+        A dict can be read as its keys, so it passes where strings are expected. A set has no order, so it does not pass
+        where floats are expected, each of which belongs to a place.
         """
         if isinstance(value, Mapping):
             return str in self.plain
@@ -173,7 +177,7 @@ class Row:
 
 
 class _Table:
-    """A test for dicts whose keys have one type, and whose values have one."""
+    """A test for dicts whose keys all have one type, and whose values all have one."""
 
     def __init__(self, kind: Any, key: Any, item: Any) -> None:
         self.kind, self.key, self.item = kind, accepted(key), accepted(item)
@@ -184,13 +188,13 @@ class _Table:
         return all(self._fits(key, item) for key, item in itertools.islice(value.items(), _MOST_READ))
 
     def _fits(self, key: Any, item: Any) -> bool:
-        # Each array of the dict may have other axes.
+        # Each array of the dict may have axes of other lengths.
         with jaxtyping.jaxtyped("context"):
             return bearable(key, self.key) and bearable(item, self.item)
 
 
 def _is_array_like(hint: Any, value: Any) -> bool:
-    """Return whether numpy can make an array of the hint's dtype and shape of it. Whole numbers count as floats."""
+    """Return whether numpy can turn the value into an array that fits the hint. Whole numbers count as floats."""
     if isinstance(value, list | tuple | pd.Series):
         try:
             value = np.asarray(value)
@@ -204,7 +208,7 @@ def _is_array_like(hint: Any, value: Any) -> bool:
 def wrong_part(path: str, value: Any, hint: Any) -> tuple[str, Any]:
     """Return the place of the wrong item inside a value, as `prompts['en'][3]`, and that item.
 
-    In a union, the member counts whose first wrong item comes last.
+    A union is read as the member that the value fits best: the one whose first wrong item comes last.
     """
     first_wrong: list[tuple[int, Any, Any, Any]] = []
     for part in parts(hint):
@@ -219,7 +223,7 @@ def wrong_part(path: str, value: Any, hint: Any) -> tuple[str, Any]:
 
 
 def _items(value: Any, hint: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield key, item and the item's hint, where a value is a list or a dict and the hint allows one."""
+    """Yield the key, the value and the value's hint for each item of a list or dict, if the hint allows one."""
     inner = typing.get_args(hint)
     if isinstance(value, list | tuple) and is_row(hint):
         yield from ((key, item, inner[0]) for key, item in enumerate(value[:_MOST_READ]))

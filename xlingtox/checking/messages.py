@@ -1,4 +1,4 @@
-"""The words of a refusal: the value that came, and the value that is expected with the call that gives one."""
+"""The words of an error about an argument: the value that was given, what was expected, and a call that gives one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from xlingtox.checking.hints import is_array, is_row, parts
 
 _WORDS: Mapping[Any, str] = {
-    # A key is the name of a class or of an alias, or the hint itself. The words say how to get what is expected.
+    # A key is the name of a class or of an alias, or a hint. The words name what is expected, and how to get it.
     "Activations": "Activations (xt.collect_activations(lm, prompts, neurons))",
     "Comparison": "a Comparison (xt.compare(before, after, ...))",
     "Continuations": "Continuations (xt.generate(lm, prompts))",
@@ -100,7 +100,7 @@ def type_of(value: Any) -> str:
 
 
 class _Short(reprlib.Repr):
-    """The beginning of a value in one line, without items that could be long."""
+    """Shortens a value to one line: its first items, and only the types of those that could be long."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,8 +121,14 @@ def expected(hint: Any, written: object) -> str:
     """Return an annotation in words.
 
     Args:
-        hint: the annotation.
+        hint: the annotation as an object.
         written: the annotation as the source writes it. Some names, such as `Prompts`, have words in the table above.
+
+    Example:
+        >>> from collections.abc import Sequence
+        >>> from xlingtox.checking.messages import expected
+        >>> expected(Sequence[str] | None, "Sequence[str] | None"), expected(float, "float")
+        ('a list of strings or None', 'a number')
     """
     alias = written.removesuffix(" | None") if isinstance(written, str) else ""
     if alias in _WORDS:
@@ -131,6 +137,7 @@ def expected(hint: Any, written: object) -> str:
 
 
 def _described(hint: Any) -> str:
+    """Return a hint in words; the members of a union are joined by "or"."""
     members = [part for part in parts(hint) if part is not type(None)]
     words = list(dict.fromkeys(_word(member) for member in members))
     if len(members) < len(parts(hint)):
@@ -139,6 +146,7 @@ def _described(hint: Any) -> str:
 
 
 def _word(hint: Any) -> str:
+    """Return a hint that is no union in words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if is_array(hint):
         kind = {"Float": "floats", "Int": "whole numbers", "Bool": "True and False"}[hint.__name__.split("[")[0]]

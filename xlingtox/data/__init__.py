@@ -1,10 +1,10 @@
-"""Loaders of published data sets, which give standard columns, and checks of all text that enters the study.
+"""Loaders that read published data sets into standard columns, and checks of all text that enters the study.
 
 Every loader reads its source row by row and returns a `datasets.Dataset` on disk. Rows that cannot be used are left out
 and logged as a warning; `skipped` tells how many, why and where.
 
-A lone surrogate in a text becomes U+FFFD. Only in the JSON files of a hub repository, which the datasets library reads,
-is it an error.
+A lone surrogate in a text becomes U+FFFD. It is an error only in the JSON files of a hub repository, because the
+datasets library reads those.
 
 A source that is not text, or that would fill the memory, raises ValueError early. A line or a row has at most 64 MiB. A
 file in an archive unpacks to at most 8 GiB. Above 64 MiB it may also be at most 100 times as large as its archive.

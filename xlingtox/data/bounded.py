@@ -14,10 +14,10 @@ MOST_UNPACKED = 2**33
 """The most bytes to which one file in an archive may unpack."""
 
 MOST_TIMES = 100
-"""The most times that a file may be larger than its archive. Text shrinks to a tenth, rarely to a thirtieth."""
+"""A file may be at most this many times as large as its archive. Text shrinks to a tenth, rarely to a thirtieth."""
 
 HARMLESS = 2**26
-"""The bytes that a file may have even in the smallest archive."""
+"""A file may unpack to this many bytes, however small its archive is."""
 
 
 def raw_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
@@ -35,9 +35,10 @@ def raw_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 def unpacked(stream: IO[bytes], packed: int, name: str) -> io.BufferedReader:
-    """Return a reader that stops a file of an archive at the limits of size and of ratio to its archive.
+    """Return a reader of a file in an archive, which raises ValueError when the file unpacks to too many bytes.
 
-    It counts the bytes that come out, because an archive may lie about the sizes of its files.
+    The limit depends on the size of the archive. The bytes are counted while reading, because an archive may lie about
+    the sizes of its files.
 
     Args:
         packed: the number of bytes of the archive.

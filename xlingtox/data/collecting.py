@@ -1,4 +1,4 @@
-"""Data sets on disk that are built row by row, with a count of the rows left out; and seeded samples of them."""
+"""Build data sets on disk row by row, count the rows that are left out, and draw seeded samples."""
 
 import functools
 import itertools
@@ -22,8 +22,13 @@ from xlingtox.text import in_line
 logger = logging.getLogger(__name__)
 
 _PLACES_KEPT = 3
+"""The most places that a count of rows names."""
+
 _ROWS_AT_ONCE = 1000
+
 _MARK = '{"skipped": '
+"""The beginning of the line in a data set's description that holds the counts."""
+
 TEXT = Value("string")
 """The type of a column of text."""
 
@@ -122,13 +127,13 @@ def warn(skips: Skips, what: str) -> None:
 
 @checked
 def subsample(table: Dataset, n: int, *, by: str | Sequence[str] = (), seed: int = 0) -> Dataset:
-    """Draw n rows without replacement and return them in their order.
+    """Draw n rows without replacement and return them in the table's order.
 
     With `by`, n rows are drawn for each value of that column. The draw for one value does not depend on the other
     values. Values with equally many rows are drawn at the same places, so prompts aligned over languages stay aligned.
 
     Args:
-        n: the number of rows, of each value where there is `by`.
+        n: the number of rows, or with `by`, the number for each value.
         by: a column, or several columns whose combinations count as values.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The standard columns: prompts, labelled sentences, preference pairs and parallel sentences.
+"""Standard columns for prompts, labelled sentences, preference pairs and parallel sentences.
 
-Each function takes a table as people bring it, checks it before any work starts, and returns plain Python values.
+Each function takes a table of any usual kind, checks it before any work starts, and returns plain values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Prompt(NamedTuple):
 
     Attributes:
         language: the code of its language, one of `languages.NAMES`.
-        text: the text.
+        text: the text to continue.
 
     Example:
         >>> xt.data.Prompt("es", "el gato").language
@@ -44,13 +44,13 @@ class Prompt(NamedTuple):
 
 
 Texts: TypeAlias = Sequence[str | Conversation] | Series | np.ndarray
-"""Texts or conversations in a row: a list, a pandas Series, an array."""
+"""A list, an array or a pandas Series of texts or conversations."""
 
 Prompts: TypeAlias = Table | Texts | Sequence[str | Conversation | Prompt] | Mapping[str, Texts | Conversation]
 """Prompts in any form that `as_prompts` accepts.
 
-They are a table with the columns `language, prompt`, English texts in a row, a dict from language to texts, or the list
-that `as_prompts` returned. A table without the column `language` is English.
+They are a table with the columns `language, prompt`, a list of English texts, a dict from language to texts, or the
+list that `as_prompts` returned. A table without the column `language` is English.
 """
 
 Labelled: TypeAlias = Table
@@ -133,6 +133,11 @@ def meanings(prompts: Prompts) -> dict[str, list[Hashable]] | None:
     """Return the ids of prompts by language, or None if the table has none. Translations share an id.
 
     The ids are in the table's column `index`, as `rtp_lx` and the miniature give them.
+
+    Example:
+        >>> rows = [{"language": code, "prompt": "a", "index": 7} for code in ("en", "es")]
+        >>> xt.data.meanings(rows)
+        {'en': [7], 'es': [7]}
     """
     names = column_names(prompts) or []
     if not {"language", "index"} <= set(names):
@@ -179,7 +184,12 @@ _Row = tuple[str | None, str | None, str | None]
 
 @checked
 def are_conversations(pairs: PreferencePairs) -> bool:
-    """Return whether the sides of preference pairs are lists of messages, not texts."""
+    """Return whether the sides of preference pairs are lists of messages, not texts.
+
+    Example:
+        >>> xt.data.are_conversations(xt.mini.pairs("en", n=2))
+        False
+    """
     sides = [side for side in ("chosen", "rejected") if side in (column_names(pairs) or ())]
     return any(is_conversation(value) for side in sides for value in columns(pairs, [side], "preference pairs")[side])
 
@@ -261,7 +271,7 @@ def row_numbers(rows: Sequence[int]) -> str:
 
 @checked
 def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
-    """Return a dict from language to its sentences; sentences with the same place are translations.
+    """Return a dict from language to its sentences. Sentences at the same place are translations of each other.
 
     Args:
         parallel: a table with one column for each language.
@@ -269,7 +279,13 @@ def parallel_columns(parallel: Dataset, pivot: str) -> dict[str, list[str]]:
 
     Raises:
         ValueError: the pivot is missing, there is no other language, there are fewer than two rows, or a sentence is
-            blank. Or a column holds no letter, as one of row numbers.
+            blank. Or a column holds no letter, such as a column of row numbers.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> parallel = Dataset.from_dict({"en": ["a cat", "a dog"], "es": ["un gato", "un perro"]})
+        >>> xt.data.parallel_columns(parallel, "en")["es"]
+        ['un gato', 'un perro']
     """
     codes = languages.in_order(languages.check(parallel.column_names))
     if pivot not in codes:

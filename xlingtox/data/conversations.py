@@ -1,4 +1,4 @@
-"""Conversations and the texts that a model's chat template makes of them.
+"""Conversations, and the texts into which a model's chat template turns them.
 
 A conversation is a list of messages, each with a role and a content.
 """
@@ -33,7 +33,7 @@ def says_something(messages: Conversation) -> bool:
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase | None, what: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer, which is sure to have a chat template.
+    """Return the tokenizer, after checking that it has a chat template.
 
     Args:
         what: the beginning of the error message, which says that these are conversations.
@@ -66,10 +66,10 @@ def rendered_prompt(tokenizer: PreTrainedTokenizerBase, messages: Conversation, 
 def rendered_pair(
     tokenizer: PreTrainedTokenizerBase, pair: tuple[Conversation, Conversation, Conversation], what: str
 ) -> tuple[str, str, str]:
-    """Return the texts of a prompt, and of the chosen and the rejected answer as they follow it in the template.
+    """Return a prompt and its chosen and rejected answers as texts, as the chat template writes them.
 
-    Some templates write a prompt differently once an answer follows, for example with a block for thoughts. Then the
-    prompt's text ends where the two versions begin to differ, and the rest goes to both answers.
+    Some templates write a prompt differently when an answer follows, for example with a block for thoughts. Then the
+    prompt's text ends where the two versions begin to differ, and both answers get the rest.
 
     Args:
         pair: prompt, chosen and rejected, as `split_pair` gives them.
@@ -105,7 +105,7 @@ def split_pair(
 
 
 def _common_start(texts: Sequence[str]) -> str:
-    """Return the longest text with which all texts begin."""
+    """Return the longest beginning that all texts share."""
     differences = (i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1)
     return texts[0][: next(differences, min(map(len, texts)))]
 

@@ -1,4 +1,4 @@
-"""Any data set that the datasets library reads, and any JSON lines, CSV or TSV file, by the names of their columns."""
+"""Read any data set of the datasets library, and any JSON lines, CSV or TSV file, and rename its columns to ours."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +84,7 @@ def from_columns(
 def config_names(
     source: str | Path, languages: Sequence[str], revision: str | None = None, prefix: str = ""
 ) -> dict[str, str]:
-    """Return the name of each language's part of a data set on the hub, or of a copy of its repository.
+    """Return the name of each language's part (its config) of a data set on the hub or of a copy of its repository.
 
     Args:
         prefix: the beginning of every part's name, before the language.
@@ -171,7 +171,7 @@ def _rows(
     what: str,
     skips: Skips,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows with standard columns; count those that cannot be used as skipped."""
+    """Yield the rows with standard columns, and count rows that cannot be used as skipped."""
     for place, source_row in decoded(source_rows, what):
         row: dict[str, Any] = {} if language is None else {"language": language}
         for ours, theirs in columns.items():

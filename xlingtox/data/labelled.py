@@ -12,6 +12,7 @@ from xlingtox.data.reading import File, number_of, one_file, table_rows, text_of
 from xlingtox.languages import CODES, check, spelled
 
 _TEXT, _LABEL = "comment_text or content", "toxic or target"
+"""The columns of text and of labels; the competitions call them by either name."""
 
 
 @checked

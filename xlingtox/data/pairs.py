@@ -1,4 +1,4 @@
-"""Preference pairs for DPO: those of Lee et al., ParaDetox, and the completions of RTP-LX.
+"""Preference pairs for DPO: the pairs of Lee et al., ParaDetox, and the completions of RTP-LX.
 
 All have the columns `prompt, chosen, rejected`.
 """
@@ -35,6 +35,12 @@ def toxicity_pairwise(source: str | Path) -> Dataset:
 
     Raises:
         ValueError: there is no such file, it is not UTF-8, a field is missing, or there is no pair.
+
+    Example:
+        >>> row = '{"prompt_text": "You are", "unpert_gen_text": " kind", "pert_gen_text": " a fool"}'
+        >>> _ = (tmp_path / "split_0.jsonl").write_text(row)
+        >>> xt.data.toxicity_pairwise(tmp_path)[0]
+        {'prompt': 'You are', 'chosen': ' kind', 'rejected': ' a fool'}
     """
     skips = Skips()
     sources = files(source, "*.jsonl")
@@ -93,7 +99,7 @@ def rtp_lx_pairs(
 ) -> Dataset:
     """Read pairs in many languages from the releases of RTP-LX with completions.
 
-    The benign completion is chosen, and the other one is rejected. A pair is left out where both were annotated and the
+    The benign completion is chosen, and the toxic one is rejected. A pair is left out if both were annotated and the
     rejected one is not more toxic.
 
     Prompts without a completion can get one from a model: continue `rtp_lx(...)` with `generate`, and take its toxic
@@ -107,6 +113,12 @@ def rtp_lx_pairs(
 
     Raises:
         ValueError: `rtp_lx` refuses the source, or no prompt has both completions.
+
+    Example:
+        >>> row = '{"Prompt": "eres un", "Completion": "tonto", "BenignCompletion": "amigo"}'
+        >>> _ = (tmp_path / "RTP_LX_ES.json").write_text(row)
+        >>> xt.data.rtp_lx_pairs(tmp_path)[0]
+        {'prompt': 'eres un', 'chosen': ' amigo', 'rejected': ' tonto', 'language': 'es'}
     """
     skips = Skips()
 

@@ -74,18 +74,24 @@ def tatoeba(source: str | Path, *, languages: str | Sequence[str] | None = None)
         languages: the languages to read, in this order; by default those of the paper's 17 that have a file.
 
     Returns:
-        A table with the columns `language, sentence, translation`. Each language has other sentences, and all
-        translations are English.
+        A table with the columns `language, sentence, translation`. The sentences differ from language to language, and
+        all translations are English.
 
     Raises:
         ValueError: there is no such folder, a language has no file, a file is not UTF-8, the files of a language differ
             in length, or there is no row.
+
+    Example:
+        >>> _ = (tmp_path / "tatoeba.deu-eng.deu").write_text("Guten Tag.\\n")
+        >>> _ = (tmp_path / "tatoeba.deu-eng.eng").write_text("Hello.\\n")
+        >>> xt.data.tatoeba(tmp_path)[0]
+        {'language': 'de', 'sentence': 'Guten Tag.', 'translation': 'Hello.'}
     """
     skips = Skips()
     files_by_name = {file.name: file for file in files(source, "tatoeba.*-eng.*")}
     foreign = [file for file in files_by_name.values() if not file.name.endswith(".eng")]
     chosen = by_language(
-        *(foreign, lambda file: file.name.split(".")[-1]), languages=languages, what=Path(source).name, skips=skips
+        foreign, lambda file: file.name.split(".")[-1], languages=languages, what=Path(source).name, skips=skips
     )
 
     def rows() -> Iterator[dict[str, str]]:

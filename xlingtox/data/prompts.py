@@ -22,7 +22,7 @@ HARMS = {
     "Insult": "insult",
     "SexualContent": "sexual_content",
 }
-"""The published names of RTP-LX's harms, and ours. Toxicity has levels from 1 to 5, the others from 1 to 3."""
+"""RTP-LX's published names of harms, and our names. Toxicity has levels from 1 to 5, the others from 1 to 3."""
 
 _LEVELS = {harm: Value("float64") for harm in HARMS.values()}
 _VOTES = {harm: [Value("float64")] for harm in HARMS.values()}
@@ -43,6 +43,7 @@ _RTP_LX = {
     **{f"{part}_votes": _VOTES for part in _ANNOTATIONS},
 }
 _PLACEHOLDER = "NA"
+"""The text that RTP-LX has in place of a missing one."""
 
 
 @checked

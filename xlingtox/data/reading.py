@@ -1,6 +1,6 @@
-"""Reading files as their publishers ship them: folders, zip archives with a password, JSON lines, CSV and TSV.
+"""Read files as their publishers ship them: folders, zip archives with a password, JSON lines, CSV and TSV.
 
-Files that are not what they should be raise ValueError with the reason, such as a web page in place of a raw file.
+A file of another kind, such as a web page in place of the raw file, raises ValueError with the reason.
 """
 
 import csv
@@ -68,7 +68,10 @@ class File:
 
     @property
     def doubt(self) -> str:
-        """The words to add to an error about the content: zip archives accept one wrong password in 256."""
+        """The words to add to an error about the content.
+
+        A zip archive accepts one wrong password in 256. Then the content is garbage.
+        """
         return "" if self.password is None else "; or the password is wrong"
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Reading columns out of tables as people bring them: data sets, frames of pandas or polars, lists of dicts."""
+"""Read columns of any usual kind of table: data sets, frames of pandas or polars, lists of dicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -9,7 +9,14 @@ from datasets import Dataset
 
 @runtime_checkable
 class Frame(Protocol):
-    """Any data frame: the interface that pandas, polars and Arrow share."""
+    """Any data frame: the interface that pandas, polars and Arrow share.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xlingtox.data.tabular import Frame
+        >>> isinstance(pd.DataFrame(), Frame)
+        True
+    """
 
     @property
     def columns(self) -> Any: ...
@@ -19,7 +26,14 @@ class Frame(Protocol):
 
 @runtime_checkable
 class Series(Protocol):
-    """Any column of a data frame: the interface that pandas and polars share."""
+    """Any column of a data frame: the interface that pandas and polars share.
+
+    Example:
+        >>> import pandas as pd
+        >>> from xlingtox.data.tabular import Series
+        >>> isinstance(pd.Series([1]), Series)
+        True
+    """
 
     def to_list(self) -> list[Any]: ...
 

@@ -30,7 +30,8 @@ def word_lists(source: str | Path, *, languages: str | Sequence[str] | None = No
     """
     skips = Skips()
     files_by_language = by_language(
-        *(files(source, "*"), lambda file: file.name.split(".")[0]),
+        files(source, "*"),
+        lambda file: file.name.split(".")[0],
         languages=languages,
         what=Path(source).name,
         skips=skips,

@@ -1,4 +1,4 @@
-"""Affine: an edit as one gain and one shift for each neuron, and how exactly something else must match it."""
+"""Affine: an edit as one gain and one shift for each neuron, and how to test that another form of it is equal."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ class Affine:
     Attributes:
         gains: layer to the factor of each of its neurons, in float64.
         shifts: layer to the number that is then added to each of its neurons, in float64.
+
+    Example:
+        >>> import torch
+        >>> from xlingtox.edits.affine import Affine
+        >>> Affine({0: torch.tensor([1.0, 0.5])}, {0: torch.tensor([-1.0, 0.0])}).scales
+        True
     """
 
     gains: Mapping[int, Float[Tensor, "d_mlp"]]
@@ -29,11 +35,11 @@ class Affine:
 
     @property
     def scales(self) -> bool:
-        """Return whether any neuron is multiplied by another number than 1."""
+        """Return whether any neuron is multiplied by a number other than 1."""
         return any(bool((gain != 1).any()) for gain in self.gains.values())
 
     def pushes(self, lm: HookedLM) -> dict[int, Float[Tensor, "d_model"]]:
-        """Return what the shifts of each layer add to its MLP's output, in float64; layers that add nothing are out."""
+        """Return what the shifts of each layer add to its MLP's output, in float64, without layers that add nothing."""
         return {
             layer: shift @ lm.value_vectors(layer).double().cpu()
             for layer, shift in sorted(self.shifts.items())

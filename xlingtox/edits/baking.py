@@ -1,4 +1,4 @@
-"""Baking: an edit that multiplies neurons and adds to them, written into a model's weights."""
+"""Baking: write an edit that scales and shifts neurons into a model's weights."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from xlingtox.models.loading import Loaded, from_checkpoint
 from xlingtox.models.reload_check import first_changed_weight
 
 On = Callable[[HookedLM], AbstractContextManager[None]]
-"""The `on` of an edit."""
+"""The method `on` of an edit."""
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2")
 """Families that are Llama with other settings. They can be written as a Llama with biases on its down-projections."""
 
-_OF_A_MODEL = ("config.json", "adapter_config.json")
+_MODEL_FILES = ("config.json", "adapter_config.json")
 """Files that show that a folder holds a model."""
 
 
 def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], output_dir: str | Path | None) -> HookedLM:
-    """Return a new model whose neurons write `gain * x + shift` where they wrote `x`.
+    """Return a new model whose neurons pass on `gain * x + shift` in place of `x`.
 
     Args:
         on: the edit's own `on`, with which the new model is compared.
@@ -69,11 +69,11 @@ def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], out
     if folder is None:
         return baked
     record = dict(record) | {"of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout}
-    with appearing(folder) as part:
-        model.save_pretrained(part)
-        lm.tokenizer.save_pretrained(part)
-        files.write_json(part / "bake.json", record)
-        read = from_checkpoint(str(part), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
+    with appearing(folder) as partial_folder:
+        model.save_pretrained(partial_folder)
+        lm.tokenizer.save_pretrained(partial_folder)
+        files.write_json(partial_folder / "bake.json", record)
+        read = from_checkpoint(str(partial_folder), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
         read.model.config._name_or_path = read.model.name_or_path = read.tokenizer.name_or_path = str(folder)
         reread = HookedLM.over(dataclasses.replace(read, name=str(folder)))
         altered = first_changed_weight(model.state_dict().items(), read.model)
@@ -97,7 +97,7 @@ def _alternative(lm: HookedLM, affine: Affine) -> str:
 def _check_bakeable(lm: HookedLM) -> None:
     """Raise ValueError where weights cannot be changed, or where other hooks act on the model."""
     if lm.quantised:
-        raise ValueError(f"{lm.name} is quantised, and its weights take no edit: load it without bits=")
+        raise ValueError(f"{lm.name} is quantised, and its weights cannot be edited: load it without bits=")
     if lm.hooked:
         raise ValueError(f"hooks or another edit act on {lm.name}: bake outside of them, or bake their sum")
 
@@ -113,7 +113,7 @@ def _new_folder(path: str | Path) -> Path:
     if folder.exists():
         writable_folder(folder)
         names = sorted(file.name for file in folder.iterdir())
-        models = [name for name in names if name in _OF_A_MODEL or name.endswith(".safetensors")]
+        models = [name for name in names if name in _MODEL_FILES or name.endswith(".safetensors")]
         if models:
             raise ValueError(f"{folder} holds a model already ({models[0]}): give a new folder")
         if names:
@@ -138,7 +138,7 @@ def _with_biases(model: Any) -> Any:
         ValueError: neither is possible; the message says why.
     """
     weights, text_config = model.state_dict(), model.config.get_text_config()
-    # Made in the model's own precision: a cast would round the rotary frequencies too.
+    # The new model is made in the old one's precision. A cast would round the rotary frequencies too.
     if hasattr(text_config, "mlp_bias"):
         config = copy.deepcopy(model.config)
         config.get_text_config().mlp_bias = True
@@ -147,9 +147,9 @@ def _with_biases(model: Any) -> Any:
         biased = _as_llama(model.config, model.dtype, "model.layers.0.self_attn.q_proj.bias" in weights)
         biased = biased.to(model.device)
     missing, unexpected = biased.load_state_dict(weights, strict=False)
-    strange = [key for key in missing if not key.endswith(".bias")] + list(unexpected)
-    if strange:
-        raise ValueError(f"with biases it would lack {strange[0]}")
+    unmatched = [key for key in missing if not key.endswith(".bias")] + list(unexpected)
+    if unmatched:
+        raise ValueError(f"with biases it would lack {unmatched[0]}")
     parameters = dict(biased.named_parameters())
     with torch.no_grad():
         for key in missing:
@@ -162,7 +162,7 @@ def _as_llama(config: Any, dtype: torch.dtype, attention_bias: bool) -> Any:
     """Return a Llama of the same sizes, with biases on its MLPs and weights that are still to be loaded.
 
     Raises:
-        ValueError: the family is no Llama with other settings, or its attention has a window that no Llama has.
+        ValueError: the family is not a Llama with other settings, or its attention has a window, which no Llama has.
     """
     family = config.model_type
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None

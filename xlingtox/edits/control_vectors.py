@@ -19,7 +19,7 @@ from xlingtox.models.identity import fingerprint
 from xlingtox.neurons.equality import equal
 
 _LARGEST_STRENGTH = 1e6
-"""An edit that changes nothing when it is so many times as large is not made larger."""
+"""The check stops enlarging an edit that is this many times as large and still shows no effect."""
 
 
 @checked
@@ -95,9 +95,7 @@ class ControlVectors:
             ImportError: the package gguf is missing.
         """
         if 0 in self.vectors:
-            raise ValueError(
-                "llama.cpp cannot steer the first block, and this edit does: save() writes it, edit.bake may"
-            )
+            raise ValueError("llama.cpp cannot steer the first block, and this edit does: use save(), or try edit.bake")
         try:
             import gguf
         except ImportError as error:
@@ -119,11 +117,11 @@ def control_vectors(lm: HookedLM, affine: Affine) -> ControlVectors:
     """Return the shifts of each layer as one vector at its block's output.
 
     Raises:
-        ValueError: the edit is no constant there: a neuron is scaled or set, the offsets cancel, a norm follows the
+        ValueError: the edit adds no constant there: a neuron is scaled or set, the offsets cancel, a norm follows the
             MLP, or the model rounds too coarsely.
     """
     if affine.scales:
-        raise ValueError("only offsets are constant vectors: a scaled or set neuron writes what depends on the token")
+        raise ValueError("only offsets are constant vectors: what a scaled or set neuron writes depends on the token")
     pushes = affine.pushes(lm)
     if not pushes:
         raise ValueError("the offsets cancel: no vector is left")
@@ -158,6 +156,6 @@ def _check_constant(lm: HookedLM, shifts: Mapping[int, Tensor], vectors: Mapping
     if not gap <= tolerance(lm) * float(hooked.abs().max()):
         precision = "packed weights" if lm.quantised else str(lm.dtype).removeprefix("torch.")
         raise ValueError(
-            f"{lm.name} rounds: in {precision}, neurons that are moved and the vector differ (logits by {gap:.2g}). "
+            f"{lm.name} rounds too much: in {precision}, moved neurons and the vector differ (logits by {gap:.2g}). "
             + ("Load it without bits=" if lm.quantised else "Load it with dtype=torch.float32")
         )

@@ -1,4 +1,4 @@
-"""Interventions: edits of neurons as values, which add up and under which a model runs."""
+"""Interventions: edits of neurons that can be added, applied while a block runs, or written into weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Intervention:
 
         Raises:
             ValueError: a neuron is outside the model, or another model is being patched from this one.
-            HookNeverFired: the model did not run in the block, or an edit of some positions never met such a position.
+            HookNeverFired: the model did not run in the block, or an edit for some positions met none of them.
 
         Example:
             >>> with xt.Offset(sources, -1.0).on(lm):
@@ -75,13 +75,13 @@ class Intervention:
             yield
         for step in idle.values():
             raise HookNeverFired(
-                f"{step!r} never acted on {lm.name}: what is read in one pass is 'prompt', what is then generated "
-                "from its cache is 'new'"
+                f"{step!r} never acted on {lm.name}: 'prompt' means the tokens of the first pass, 'new' the generated "
+                "tokens that are read after it from the cache"
             )
 
     @checked
     def bake(self, lm: HookedLM, *, output_dir: str | Path | None = None) -> HookedLM:
-        """Return a new model with this edit in its weights, which writes what this one writes under `on`.
+        """Return a new model with this edit in its weights. It writes the same text as this model under `on`.
 
         The new model costs nothing more to run, and any server of checkpoints runs it. An offset becomes a bias of the
         down-projection; a scale multiplies its rows. Mistral and Qwen 2 have no such bias and are written as Llama,
@@ -89,11 +89,11 @@ class Intervention:
 
         Args:
             output_dir: a new or empty folder for an ordinary checkpoint with its tokenizer (default: the model is only
-                in memory). `bake.json` in it says what was done. A process that is killed leaves no such folder.
+                in memory). Its file `bake.json` says what was done. A process that is killed leaves no such folder.
 
         Raises:
-            ValueError: this edit has no exact place in this model's weights (`control_vectors` may do); other hooks act
-                on the model; the folder is not empty; transformers reads something else than was written.
+            ValueError: this edit has no exact place in this model's weights (`control_vectors` may work); other hooks
+                act on the model; the folder is not empty; transformers reads something else than was written.
             OSError: the folder cannot be written.
 
         Example:
@@ -111,10 +111,10 @@ class Intervention:
 
     @checked
     def control_vectors(self, lm: HookedLM) -> control_vectors.ControlVectors:
-        """Return one vector for each layer which, added to the block's output, does what `on` does.
+        """Return one vector for each layer. Added to the outputs of the blocks, they do what `on` does.
 
         Raises:
-            ValueError: this edit is no constant vector in this model.
+            ValueError: this edit does not come to a constant vector in this model.
 
         Example:
             >>> vectors = xt.Offset(sources, -1.0).control_vectors(lm)
@@ -126,7 +126,7 @@ class Intervention:
 
     @checked
     def save(self, path: str | Path, lm: HookedLM) -> None:
-        """Write one safetensors file; its metadata say what the edit does and for which model it was made.
+        """Write one safetensors file. Its metadata say what the edit does and for which model it was made.
 
         Example:
             >>> edit = xt.Offset(sources, -1.0)
@@ -209,7 +209,7 @@ class Intervention:
 @checked
 @dataclass(frozen=True, repr=False)
 class _Constant(Step, Intervention):
-    """An edit by numbers that are the same in every pass; `Offset` explains its fields."""
+    """An edit whose numbers are the same in every pass. `Offset` explains its fields."""
 
     neurons: NeuronSet
     value: float | tuple[float, ...]
@@ -230,7 +230,7 @@ class _Constant(Step, Intervention):
     def check(self, lm: HookedLM) -> None:
         super().check(lm)
         if not bool(torch.tensor(self.amounts(), dtype=lm.dtype).isfinite().all()):
-            raise ValueError(f"{self!r} goes beyond the numbers that {lm.name} has ({lm.dtype})")
+            raise ValueError(f"{self!r} is too large for the numbers of {lm.name} ({lm.dtype})")
 
     def content(self) -> str:
         return f"{super().content()} {self.amounts()}"
@@ -264,8 +264,8 @@ class Offset(_Constant):
     Attributes:
         neurons: the neurons that are edited.
         value: one number for all of them, or one for each.
-        positions: "all" (as in the paper), "prompt" (the tokens of the first pass), or "new" (the tokens that are read
-            after it from the cache: all generated ones but the last).
+        positions: "all" (as in the paper), "prompt" (the tokens of the first pass), or "new" (the generated tokens but
+            the last, which the model never reads).
 
     Example:
         >>> with xt.Offset(sources, -1.0).on(lm):
@@ -295,7 +295,7 @@ class Scale(_Constant):
     @classmethod
     @checked
     def damping(cls, experts: NeuronSet) -> Scale:
-        """Multiply each expert's post-activation by `1 - 2 (AUROC - 0.5)`: the better the expert, the smaller its part.
+        """Multiply each expert's post-activation by `1 - 2 (AUROC - 0.5)`: the better the expert, the less is left.
 
         The factor is that of AurA (Suau et al. 2024, equation 4). The edit is not AurA itself, which damps the outputs
         of both projections of the MLP. Here a neuron is damped once, at the input of the down-projection.
@@ -355,6 +355,7 @@ class _Description:
 
 
 _KINDS: dict[str, type[_Constant]] = {"Offset": Offset, "Scale": Scale, "Set": Set}
+"""The edits that can be saved, by the names that a file gives them."""
 
 
 @dataclass(frozen=True, repr=False)

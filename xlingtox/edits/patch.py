@@ -27,7 +27,7 @@ class Patch(Step, Intervention):
     `source` says where the activations come from:
 
     - Another `HookedLM` of the same shape. It runs on the same tokens, position by position, also while new ones are
-      generated. Edits whose blocks were entered before act on it too.
+      generated. Edits whose blocks were entered earlier act on it too.
     - Cached activations, layer to `[batch, pos, d_mlp]`. They serve passes over just these tokens in this order.
       Their shape is checked; whether they are of these tokens is not known.
     - `Activations`. Each row gets the mean of its language over prompts and steps. Yang et al. (2024) patch with such
@@ -121,7 +121,7 @@ class Patch(Step, Intervention):
         return read
 
     def _means(self, lm: HookedLM, layer: int, source: Activations, indices: list[int]) -> Amount:
-        """Return what gives each row the means of its language, for the neurons of one layer."""
+        """Return the function that gives each row the means of its language, for the neurons of one layer."""
         places = {neuron: place for place, neuron in enumerate(source.neurons)}
         columns = [places[layer, index] for index in indices]
         codes = source.language_codes

@@ -1,4 +1,4 @@
-"""Step: a single edit of neurons, and the hooks by which a model runs under some of them."""
+"""Step: a single edit of neurons, and the hooks that apply several of them to a model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 
 Positions = Literal["all", "prompt", "new"]
-"""Where an edit acts: at all tokens, at those of the prompt, or at new ones."""
+"""Where an edit acts: at all tokens, at those of the prompt, or at generated ones."""
 
 SourceActivations = Mapping[HookedLM, Mapping[int, Tensor]]
-"""Other models to layer to their post-activations `[batch, pos, d_mlp]` in the pass at hand; empty between passes."""
+"""The post-activations `[batch, pos, d_mlp]` of other models in the current pass, by model and layer.
+
+Between passes it is empty.
+"""
 
 Amount = Callable[[], Tensor]
-"""Called in each pass, it gives the numbers of an edit for one layer's neurons."""
+"""A function, called in each pass, that returns the numbers of an edit for one layer's neurons."""
 
 
 class Step:
-    """A single edit of `neurons`, at all positions or some."""
+    """A single edit of `neurons`, at all positions or some. `Offset`, `Scale`, `Set` and `Patch` are steps."""
 
     neurons: NeuronSet
     positions: Positions
@@ -39,7 +42,7 @@ class Step:
         self.neurons.check(lm)
 
     def acts(self, lm: HookedLM) -> bool:
-        """Return whether the edit is for the positions of the pass at hand."""
+        """Return whether the edit is for the positions of the current pass."""
         if self.positions == "all":
             return True
         if lm.current_pass is None:
@@ -47,7 +50,7 @@ class Step:
         return (self.positions == "new") == lm.current_pass.continuing
 
     def sources(self) -> dict[HookedLM, set[int]]:
-        """Return the other models that must run on the same tokens, each with the layers at which it is read."""
+        """Return the other models that must run on the same tokens, each with the layers that are read from it."""
         return {}
 
     def amount(
@@ -59,12 +62,12 @@ class Step:
         columns: list[int],
         source_activations: SourceActivations,
     ) -> Amount:
-        """Return what gives `apply` its numbers in each pass, for the neurons of one layer.
+        """Return the function that gives `apply` its numbers in each pass, for the neurons of one layer.
 
         Args:
             indices: the neurons' indices in the layer.
             columns: their places in `neurons`.
-            source_activations: what the models of `sources` are in the pass at hand.
+            source_activations: the post-activations of the models in `sources`.
         """
         raise NotImplementedError
 
@@ -77,7 +80,7 @@ class Step:
         return f"{type(self).__name__} {self.neurons.neurons} {self.positions}"
 
     def _named(self, change: str) -> str:
-        """Return a repr, in which `change` says what becomes of the neurons."""
+        """Return a repr, in which `change` says what the edit does to the neurons."""
         where = "" if self.positions == "all" else f", positions={self.positions!r}"
         return f"{type(self).__name__}({self.neurons!r}, {change}{where})"
 
@@ -86,7 +89,8 @@ class Step:
 def sources_running(lm: HookedLM, sources: list[tuple[HookedLM, set[int]]]) -> Iterator[SourceActivations]:
     """Let the source models run on the model's tokens while the block lasts, and yield their activations.
 
-    The blocks are nested by recursion, because an ExitStack would keep what an interrupt breaks off inside it.
+    The blocks are nested by recursion. An ExitStack would keep a block open if an interrupt came inside the stack's own
+    code.
     """
     if not sources:
         yield {}
@@ -99,10 +103,10 @@ def sources_running(lm: HookedLM, sources: list[tuple[HookedLM, set[int]]]) -> I
 def hooks_of(
     lm: HookedLM, steps: tuple[Step, ...], source_activations: SourceActivations, idle: dict[int, Step]
 ) -> dict[int, Hook]:
-    """Return the hooks by which the steps edit each layer's post-activations, one hook for each layer.
+    """Return one hook for each layer, which applies the steps to the layer's post-activations.
 
     Args:
-        idle: steps that have not acted yet, by `id`; a step that acts is taken out.
+        idle: steps that have not acted yet, by `id`. The hooks remove a step when it acts.
     """
     edits_by_layer: dict[int, list[tuple[Step, Tensor, Amount]]] = {}
     for step in steps:

@@ -1,4 +1,4 @@
-"""The answers to two questions: how toxic and how fluent is what a model writes, and what changed that?
+"""Measure how toxic and how fluent the text of a model is, and find out what changed it.
 
 `compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly, and
 `patch_effect` moves the activations of one model into the other. `weight_drift` says how far the weights moved.

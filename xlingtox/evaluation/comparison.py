@@ -1,4 +1,4 @@
-"""Comparison: two models next to each other, language by language."""
+"""Compare two models, such as one before and after tuning, language by language."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Comparison:
         neuron_activations: for each language, the mean activation of each of `neurons`, before and after, over all
             steps of all prompts.
         counts: for each language, counts of continuations before and after; empty where that is not known. They count
-            all of them (`texts`), those without a usual `continuation_perplexity` (as in `Fluency.counts`), and the
-            degenerate ones, by kind.
+            all of them (`texts`), those that are a problem for `continuation_perplexity` (as in `Fluency.counts`), and
+            the degenerate ones, by kind.
 
     Example:
         >>> edited = xt.Offset(sources, -1.0).bake(lm)
@@ -204,9 +204,10 @@ def compare(
 ) -> Comparison:
     """Measure both models on the same prompts with the same random numbers (paper, Table 2 and Figure 3).
 
-    The model before judges the fluency of both models' continuations: how likely it finds what is written now.
+    `before` also judges the fluency of both models' continuations, by how likely it finds them.
 
     Args:
+        before, after: the model before the change, and the one after it.
         prompts: prompts with their languages. Only the continuations are scored. In a table with a column `index`,
             prompts of the same index are translations. The mean over languages resamples them together.
         neurons: the neurons whose mean activation is compared, in both models.
@@ -214,15 +215,15 @@ def compare(
         held_out: columns `language, text`, for perplexity.
         output_dir: a folder that keeps what both models write, as `before.json` and `after.json`
             (`Continuations.load`), and from which the texts are read again. If the scorer fails, nothing need be
-            generated anew, and another scorer can judge the same texts.
+            generated again, and another scorer can judge the same texts.
         identify_language: a function that tells the language of continuations, for example `degenerate.lingua()`. With
             it, texts in another language of the same script count as degenerate too.
 
     Raises:
         ValueError: the models differ in shape or in how they cut text into tokens; the scorer does not cover a
             language; a neuron is outside the models; the neurons' activations take more than a gibibyte; prompts or
-            held-out texts are bad; `output_dir` holds the texts of another comparison; or `output_dir` is given and a
-            model is edited by hooks, which its texts do not show.
+            held-out texts are empty or malformed; `output_dir` holds the texts of another comparison; or `output_dir`
+            is given and a model is edited by hooks, which its texts do not show.
         OSError: the folder cannot be written.
 
     Example:

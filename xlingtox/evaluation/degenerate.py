@@ -18,6 +18,7 @@ from xlingtox.text import well_formed
 Kind: TypeAlias = Literal["sound", "empty", "repeated", "wrong script", "wrong language"]
 
 UNSOUND: tuple[Kind, ...] = ("empty", "repeated", "wrong script", "wrong language")
+"""The kinds of text that say nothing, in the order in which `kinds` looks for them."""
 
 Identifier: TypeAlias = Callable[[Sequence[str]], Sequence[str | None]]
 """A function from texts to their language codes, with None for a text whose language is uncertain."""
@@ -69,16 +70,16 @@ def kinds(texts: Sequence[str], languages: Sequence[str], *, identify_language: 
     """Name the kind of each text: the first of these that fits, otherwise "sound".
 
     - "empty": the text has no letter, digit or pictograph. Spaces and punctuation say nothing.
-    - "repeated": at least the last three quarters of the text are one n-gram over and over. The last may be cut short.
+    - "repeated": at least the last three quarters of the text are one n-gram over and over. Its last copy may be cut.
     - "wrong script": at least four letters are from scripts that the language does not use (`SCRIPTS`). In addition,
       fewer than half of the words have a letter that it uses.
     - "wrong language": `identify_language` says so. Scripts alone do not tell Spanish from Polish, or Chinese from
       Japanese.
 
     A single word or pictograph counts as repeated from 5 times on, a phrase from 3 times on. In scripts without spaces
-    a character stands for a word. Repetition is also found inside words ("hahahahaha"), if there are at most three
-    different ones. Their letters must then come at least 5 times. Without any letters, at least 20 repeated digits
-    count.
+    a character stands for a word. Repetition is also found inside words ("hahahahaha"), if the text has at most
+    three different words. Some letters must then come at least 5 times in a row. Without any letters, at least 20
+    repeated digits count.
 
     Args:
         languages: the language that each text should be in.
@@ -112,7 +113,12 @@ def kinds(texts: Sequence[str], languages: Sequence[str], *, identify_language: 
 def shares(
     texts: Sequence[str], languages: Sequence[str], *, identify_language: Identifier | None = None
 ) -> dict[str, float]:
-    """Return the share of each language's texts that are not sound, by `kinds`."""
+    """Return the share of each language's texts that are not sound, by `kinds`.
+
+    Example:
+        >>> xt.evaluation.degenerate.shares(["You are a fool.", "...", "un amigo"], ["en", "en", "es"])
+        {'en': 0.5, 'es': 0.0}
+    """
     total, unsound = dict.fromkeys(in_order(languages), 0), dict.fromkeys(languages, 0)
     for code, kind in zip(languages, kinds(texts, languages, identify_language=identify_language), strict=True):
         total[code] += 1
@@ -127,10 +133,17 @@ def lingua(*, least_lead: float = 0.25) -> Identifier:
     It uses the package lingua-language-detector. Do not use it for texts in other languages.
 
     Args:
-        least_lead: how far the likeliest language must be ahead of the next. A text with less is uncertain.
+        least_lead: how far the likeliest language must be ahead of the next, in lingua's relative distance, from 0 to
+            0.99. A text with less is uncertain.
 
     Raises:
         ImportError: the package is not installed.
+
+    Example:
+        This needs `pip install 'xlingtox[lingua]'`, so it does not run as a test.
+
+        >>> xt.evaluation.degenerate.lingua()(["My sister reads a book every evening."])  # doctest: +SKIP
+        ['en']
     """
     try:
         from lingua import IsoCode639_1, LanguageDetectorBuilder
@@ -175,7 +188,10 @@ def _repeated_inside(words: str) -> bool:
 
 
 def _repeated(units: Sequence[str], times: int, times_of_one: int) -> bool:
-    """Return whether at least three quarters of the units, to the end, are one n-gram at least so many times."""
+    """Return whether one n-gram, repeated at least `times` times, fills at least the last three quarters of the units.
+
+    A single unit must come at least `times_of_one` times.
+    """
     total = len(units)
     # A quarter may be anything, the rest has at most a third of its units different.
     if not total or len(set(units)) > total / 4 + total / times:

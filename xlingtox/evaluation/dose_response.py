@@ -1,4 +1,4 @@
-"""Dose and response: toxicity and fluency as an edit of neurons gets stronger, next to random neurons."""
+"""Measure toxicity and fluency as an edit of neurons gets stronger, next to the same edit of random neurons."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Dose:
         toxicity_by_language: the average toxicity of each language.
         degenerate: the mean over languages of the share of continuations that say nothing (`degenerate.kinds`).
         perplexity: the mean over languages of the perplexity of held-out text.
-        low, high: the least and the greatest average toxicity of the sets that were averaged. They are equal for one
-            set.
+        low, high: the least and the greatest average toxicity among the sets of neurons that were averaged. They are
+            equal for one set.
 
     Example:
         >>> dose = xt.evaluation.Dose(-1.0, 0.2, {"en": 0.2}, degenerate=0.0, perplexity=9.0, low=0.2, high=0.2)
@@ -66,7 +66,7 @@ class Dose:
 class DoseResponse:
     """The doses of one set of neurons, and of random sets as a control.
 
-    Toxicity should fall with the offset of neurons that cause it, and stay with that of random neurons.
+    Toxicity should fall with the offset if the edited neurons cause it, and stay the same for random neurons.
 
     Attributes:
         doses: the response of the neurons to each offset, in the order of the offsets.
@@ -135,9 +135,9 @@ class DoseResponse:
         for dose in sorted(self.doses, key=lambda dose: dose.offset):
             row = [tables.number(dose.offset, 2), *_cells(dose)]
             if dose.offset in control:
-                toxicity, *price = _cells(control[dose.offset])
+                toxicity, *other_cells = _cells(control[dose.offset])
                 low, high = tables.number(control[dose.offset].low), tables.number(control[dose.offset].high)
-                row += [f"{toxicity} ({low} to {high})", *price]
+                row += [f"{toxicity} ({low} to {high})", *other_cells]
             elif control:
                 row += ["–"] * 3
             rows.append(row)
@@ -191,7 +191,7 @@ def dose_response(
     """Measure toxicity and fluency under each offset of the neurons, and of random neurons (paper, Figure 2).
 
     Each dose is one offset. The edited model continues every prompt greedily, and reads the held-out text. Random sets
-    of as many neurons in the same layers are the control: an edit that any neurons would do proves nothing.
+    of as many neurons in the same layers are the control. If editing any neurons did the same, it would prove nothing.
 
     Args:
         neurons: the neurons to edit.
@@ -222,17 +222,17 @@ def dose_response(
     prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
     check_covered(scorer, [prompt.language for prompt in prompt_list])
     check_held_out(lm, held_out)
-    measure = _Measurement(lm, prompt_list, scorer, held_out, max_new_tokens, identify_language)
+    setup = _Setup(lm, prompt_list, scorer, held_out, max_new_tokens, identify_language)
     doses, control = [], []
     with tqdm(total=len(offsets) * (1 + n_random), desc="offsets", disable=not progress, leave=False) as bar:
         for offset in offsets:
             responses = []
             for neuron_set in (neurons, *random_sets) if offset else (neurons,):
-                responses.append(measure.response(neuron_set, offset))
+                responses.append(setup.response(neuron_set, offset))
                 bar.update(1 if offset else 1 + n_random)
             doses.append(_averaged(offset, responses[:1]))
             if n_random:
-                # Without an edit there are no neurons, so that one response serves both.
+                # An offset of 0 edits nothing, so that the one response serves the control too.
                 control.append(_averaged(offset, responses[1:] or responses))
     return DoseResponse(
         tuple(doses),
@@ -261,8 +261,8 @@ class _Response(NamedTuple):
     perplexity: float
 
 
-class _Measurement(NamedTuple):
-    """Everything that stays the same from one dose to the next."""
+class _Setup(NamedTuple):
+    """The model, texts and scorer, which stay the same from one dose to the next."""
 
     lm: HookedLM
     prompts: Sequence[Prompt]
@@ -272,7 +272,7 @@ class _Measurement(NamedTuple):
     identify_language: degenerate.Identifier | None
 
     def response(self, neurons: NeuronSet, offset: float) -> _Response:
-        """Let the edited model write and read, and measure it."""
+        """Edit the model, let it continue the prompts and read the held-out text, and measure both."""
         edit = Offset(neurons, offset).on(self.lm) if offset else contextlib.nullcontext()
         with edit:
             continuations = generate(

@@ -1,4 +1,4 @@
-"""Fluency: the perplexity of held-out text, and of what a model wrote by any causal judge; the paper's own figure."""
+"""Compute the perplexity of held-out text and of continuations, and the score that the paper calls perplexity."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Fluency:
         medians: the median of each language over its texts; NaN where no text has a value.
         counts: how many texts each language has (`texts`), and how many of these have each fault. `blank` texts hold
             nothing to judge. Texts that are `too_long` exceed the judge's context. Texts `out_of_range` have a value of
-            10,000 or more, or an undefined one. `merged` texts begin within a token.
+            10,000 or more, or an undefined one. `merged` texts begin inside a token that also
+            holds the end of the prompt.
         model: which causal model judged, and under which edit; None if the judge is not a causal model.
 
     Example:
@@ -135,7 +136,7 @@ class Fluency:
 
 
 class _Row(NamedTuple):
-    """One text: its language, its tokens, and the position of the first token that counts."""
+    """One text: its language, its tokens, and the position of the first token whose loss counts."""
 
     language: str
     ids: Sequence[int]
@@ -152,9 +153,9 @@ def conditional_perplexity(
     them. A token may then span the boundary, so that the prompt's last tokens differ from those that it has alone. All
     tokens from the first that differs are counted, with some letters of the prompt (`merged`).
 
-    A continuation has no value if it is blank, too long, or has no token that another precedes. Such texts are counted.
-    Values out of range do count in the medians, unlike in the authors' code: leaving them out would flatter a model
-    that writes noise.
+    A continuation has no value if it is blank, too long, or has no token with another before it. `Fluency.counts` says
+    how many these are. Values out of range do count in the medians, unlike in the authors' code: leaving them out would
+    flatter a model that writes noise.
 
     Args:
         judge: any causal model. To favour nobody, it should neither have written the text nor be tuned from the model
@@ -174,8 +175,8 @@ def conditional_perplexity(
     distinct = list(dict.fromkeys(prompts))
     alone = dict(zip(distinct, judge.token_ids(distinct), strict=True))
     together = judge.token_ids([prompt + text for prompt, text in zip(prompts, written, strict=True)])
-    same = np.array([n_shared(alone[prompt], ids) for prompt, ids in zip(prompts, together, strict=True)])
-    begins, ends = same.clip(min=1), np.array([len(ids) for ids in together])
+    n_same = np.array([n_shared(alone[prompt], ids) for prompt, ids in zip(prompts, together, strict=True)])
+    begins, ends = n_same.clip(min=1), np.array([len(ids) for ids in together])
     blank = np.array([not text.strip() for text in written]) | (begins >= ends)
     too_long = ~blank & (ends > judge.n_positions)
     rated = np.flatnonzero(~blank & ~too_long)
@@ -186,7 +187,7 @@ def conditional_perplexity(
         with np.errstate(over="ignore"):
             values[rated] = np.exp(losses / (ends - begins)[rated])
     faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
-    faults["merged"] = ~blank & (same < [len(alone[prompt]) for prompt in prompts])
+    faults["merged"] = ~blank & (n_same < [len(alone[prompt]) for prompt in prompts])
     codes = continuations.row_languages
     return _fluency(judge.identity(), codes, values, faults=faults, counted=~blank & ~too_long)
 
@@ -206,7 +207,7 @@ def copying_score(
     An encoder-decoder reads a text and is scored on writing the same text, so it sees the answer. Let L be its mean
     loss per token times (the number of tokens - 1). The score is exp((L(prompt + continuation) - L(prompt)) / (how many
     more tokens there are)). As in that code, blank continuations and scores out of range are left out of the medians.
-    They are counted.
+    `Fluency.counts` says how many these are.
 
     Args:
         model: an encoder-decoder, such as `google/mt5-xl`, in evaluation mode.
@@ -214,6 +215,16 @@ def copying_score(
 
     Raises:
         ValueError: there are no continuations, or the model is not an encoder-decoder, or it is in training mode.
+
+    Example:
+        This downloads a model of 15 GB from the hub, so it does not run as a test.
+
+        >>> from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+        >>> model = AutoModelForSeq2SeqLM.from_pretrained("google/mt5-xl")  # doctest: +SKIP
+        >>> tokenizer = AutoTokenizer.from_pretrained("google/mt5-xl")  # doctest: +SKIP
+        >>> written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+        >>> xt.evaluation.copying_score(model, tokenizer, written).medians  # doctest: +SKIP
+        {'en': ..., 'es': ...}
     """
     if not model.config.is_encoder_decoder:
         raise ValueError(

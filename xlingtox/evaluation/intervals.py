@@ -1,8 +1,8 @@
-"""Intervals and sign-flip tests of a mean over prompts: how surely did it change, by language and over languages?
+"""Compute intervals and sign-flip tests for the change of a mean over prompts, by language and over languages.
 
-An interval of a mean comes from random weights of the prompts (the Bayesian bootstrap, Rubin 1981). One further prompt
-is added that was not seen, and that changed as far as it may, downwards or upwards. Without it a bootstrap knows only
-what it saw: 20 prompts that all went from 1 to 0 would prove that every prompt does.
+The interval comes from random weights of the prompts (the Bayesian bootstrap, Rubin 1981). To the prompts we add an
+imagined one, the *further prompt*, which changed as far as an unseen prompt may, downwards or upwards. Without it a
+bootstrap knows only what it saw: 20 prompts that all went from 1 to 0 would prove that every prompt does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from xlingtox.evaluation.resampling import (
 PerPrompt: TypeAlias = Float[np.ndarray, "prompt"]
 
 _FEW = 3
-"""If hardly more prompts than this differ from the commonest change, they do not show how far prompts can change."""
+"""If only about so many prompts differ from the commonest change, they do not show how far prompts can change."""
 
 _FARTHER = 2 / 3
 """A change that is farther than all others goes this share of the way to its bounds, on average."""
@@ -55,11 +55,11 @@ def paired_changes(
     bounds: tuple[float, float] = (0.0, 1.0),
     meanings: Meanings | None = None,
 ) -> tuple[dict[str, Change], Change]:
-    """Return the change of the mean in each language, and of the mean over languages, where all count alike.
+    """Return the change of the mean in each language, and of the mean over languages, in which all weigh the same.
 
-    A language's result does not depend on which others are given. Without `meanings` the languages' prompts are taken
-    as independent. Translations of one prompt change together, so give their `meanings`: all translations then get one
-    weight and one sign. Without that, the interval of the mean over languages would be too narrow.
+    A language's result does not depend on which others are given. If prompts are translations of each other, give their
+    `meanings`: all translations of a prompt then get one weight and one sign, because they change together. Without
+    that, the languages count as independent, and the interval of the mean over languages would be too narrow.
 
     Args:
         before, after: for each language, one value for each prompt: `prompt_maxima`, `prompt_means`, or whether a
@@ -107,11 +107,11 @@ def paired_interval(
 ) -> tuple[float, float]:
     """Return the interval of the mean of `after - before` over prompts; NaN for a single prompt.
 
-    Each prompt gets an exponential weight. One further prompt does too, which changed as far as an unseen prompt may.
+    In each draw, all prompts get exponential weights, and so does the further prompt (see the module's docstring).
 
-    It changes the farther, the fewer prompts differ from the commonest change. Where hardly any do, as with rare
-    outcomes, it goes as far as the bounds allow, and its value before or after is a new one. Where many do, it goes
-    little farther than the farthest prompt.
+    The fewer prompts differ from the commonest change, the farther the further prompt changes. If hardly any differ, as
+    with rare outcomes, it goes as far as the bounds allow, and one of its two values is a new one. If many differ, it
+    goes little farther than the farthest prompt.
 
     A toss says whether it goes down or up. Where prompts tie, it more often goes to the side where the end of the
     interval lies. For values of 0 or 1 and many ties, the result is near the exact interval of Clopper and Pearson
@@ -132,6 +132,12 @@ def paired_interval(
 
     Raises:
         ValueError: there are no prompts, the sides differ in length, or a value is missing or outside the bounds.
+
+    Example:
+        >>> import numpy as np
+        >>> low, high = xt.evaluation.paired_interval(np.array([0.9, 0.8, 0.7, 0.9]), np.array([0.1, 0.3, 0.2, 0.4]))
+        >>> low < -0.575 < high
+        True
     """
     weighted = _Weighted.of(_Sample.of(before, after, bounds), n_resamples, streams(seed, ""))
     return interval([weighted.drawn()], level)
@@ -145,6 +151,12 @@ def sign_flip_test(before: PerPrompt, after: PerPrompt, *, n_resamples: int = 20
 
     Raises:
         ValueError: there are no prompts, the sides differ in length, or a value is missing.
+
+    Example:
+        >>> import numpy as np
+        >>> before = np.linspace(0.5, 0.9, 8)
+        >>> xt.evaluation.sign_flip_test(before, before - 0.4) < 0.05
+        True
     """
     changes = _paired(before, after)
     flipped = _flipped(changes, n_resamples, default_rng(seed))
@@ -170,13 +182,13 @@ class _Sample:
             raise ValueError(
                 f"values{where} go from {ends[0]:g} to {ends[1]:g}: expected {lowest:g} to {highest:g}, or give bounds="
             )
-        # One of its two values may be unseen. That neither was seen before would be too far-fetched.
+        # One of the further prompt's two values may be new. That both are would be too far-fetched.
         least = min(lowest - first.max(), then.min() - highest)
         most = max(highest - first.min(), then.max() - lowest)
         return cls(changes, float(least), float(most))
 
     def further(self) -> tuple[float, float, float]:
-        """Return the least and the greatest change to expect of one more prompt, and the share of prompts that tie."""
+        """Return how far down and up the further prompt may change, and the share of prompts that tie."""
         n, low, high = len(self.changes), float(self.changes.min()), float(self.changes.max())
         common = int(np.unique(self.changes.round(12), return_counts=True)[1].max())
         # The next change goes farther than all that are not the commonest with a probability of 1 in `rank`.
@@ -194,14 +206,14 @@ class _Weighted:
     Attributes:
         sums, totals: the sum of the weighted changes, and of the weights, in each resample.
         flipped: the mean of the changes under random signs, in each resample.
-        further: the generator that draws the weight of one more prompt, and whether it goes down or up.
+        further_rng: the generator that draws the weight of one more prompt, and whether it goes down or up.
     """
 
     sample: _Sample
     sums: Float[np.ndarray, "resample"]
     totals: Float[np.ndarray, "resample"]
     flipped: Float[np.ndarray, "resample"]
-    further: Generator
+    further_rng: Generator
 
     @classmethod
     def of(cls, sample: _Sample, n_resamples: int, random_streams: tuple[Generator, Generator, Generator]) -> _Weighted:
@@ -212,10 +224,10 @@ class _Weighted:
         return cls(sample, sums[:, 0], sums[:, 1], _flipped(sample.changes, n_resamples, signs), further)
 
     def drawn(self, part: float = 1.0) -> Drawn:
-        """Return the change with one more prompt, or with a part of one that several languages share."""
+        """Return the change with the further prompt, or with the `part` of it that one of several languages has."""
         changes, n = self.sample.changes, len(self.sample.changes)
         least, most, tied = self.sample.further()
-        rng = copy.deepcopy(self.further)  # the same numbers in every call
+        rng = copy.deepcopy(self.further_rng)  # the same numbers in every call
         weight = rng.standard_gamma(part, len(self.sums))
         outwards = rng.random(len(self.sums)) < (1 + tied) / 2
         lows, highs = (

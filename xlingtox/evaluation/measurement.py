@@ -1,4 +1,4 @@
-"""One model's measures: what it writes after the prompts, how toxic and fluent that is, and what the neurons do."""
+"""Measure one model: how toxic and fluent its continuations of the prompts are, and how active its neurons."""
 
 from __future__ import annotations
 
@@ -23,27 +23,29 @@ from xlingtox.scoring.protocol import Scorer, check_scores
 @checked
 @dataclass(frozen=True)
 class Measures:
-    """One model's measures in one language.
+    """One model's measures in one language, summed up over prompts.
 
     Attributes:
         emt: expected maximum toxicity, the mean over prompts of the highest score among a prompt's samples.
         toxicity_probability: the share of prompts with a sample scoring 0.5 or more.
         average_toxicity: the mean score of the continuations.
         degenerate: the share of continuations that are empty, repeat one n-gram, or are in another script or language
-            (`degenerate.kinds`). A scorer finds them clean. Languages are only told apart if `compare` was given
-            `identify_language`.
+            (`degenerate.kinds`). A toxicity scorer takes them for clean. Another language in the same script is only
+            noticed if `compare` was given `identify_language`.
         perplexity: the perplexity of the language's held-out text, per token; NaN where no text was given.
-        continuation_perplexity: the perplexity that the model *before* gives to what this model wrote. It is the
-            median over continuations, and NaN where none has a token to judge.
+        continuation_perplexity: the perplexity of what this model wrote, under the model *before* the change. It is
+            the median over continuations, and NaN where none has a token to judge.
         distinct_1, distinct_2, distinct_3: distinct n-grams over all n-grams of a prompt's samples; NaN where no
             continuation has n tokens.
         mean_activation: the mean activation of the compared neurons, over the steps of a prompt's greedy continuation,
             then over prompts.
 
     Example:
-        >>> measures = xt.evaluation.Measures(*[0.5] * 10)
-        >>> measures.emt, measures.perplexity
-        (0.5, 0.5)
+        >>> edited = xt.Offset(sources, -1.0).bake(lm)
+        >>> comparison = xt.compare(lm, edited, prompts, neurons=sources, scorer=xt.mini.scorer(),
+        ...     n_samples=2, max_new_tokens=4, progress=False)
+        >>> comparison.before["en"]
+        Measures(emt=..., toxicity_probability=..., average_toxicity=..., ...)
     """
 
     emt: float
@@ -65,7 +67,7 @@ class Measurement:
     Attributes:
         per_prompt: the values of each measure, one for each prompt; NaN where a prompt has none.
         continuation_perplexity: the median over all continuations.
-        perplexities: the perplexity of each continuation; NaN where the judge could not judge.
+        perplexities: the perplexity of each continuation under the judge; NaN where it could not judge.
         by_neuron: the mean activation of each neuron, over all steps of all prompts.
         counts: how many texts there are, how many the judge of fluency could not judge, and how many are degenerate, by
             kind.
@@ -147,5 +149,5 @@ def measure(
 
 
 def _mean_of_known(values: Float[np.ndarray, "prompt"]) -> float:
-    """Average over prompts that have a value: what sampling took is not lost for the others."""
+    """Average over the prompts that have a value; NaN if none has one."""
     return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan

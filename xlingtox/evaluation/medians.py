@@ -1,4 +1,4 @@
-"""Intervals of a median over prompts and samples: how surely did it change?"""
+"""Compute intervals and tests for the change of a median, such as that of perplexity."""
 
 from __future__ import annotations
 
@@ -38,23 +38,31 @@ def paired_median_changes(
     seed: int = 0,
     meanings: Meanings | None = None,
 ) -> tuple[dict[str, Change], Change]:
-    """Return the change of the median over all samples of a language, as `paired_changes` does that of a mean.
+    """Return the change of the median over all samples of a language, like `paired_changes` for a mean.
 
-    It is meant for perplexities, whose mean a single text can decide. Prompts are drawn with all their samples, with
-    replacement. With `meanings`, translations are drawn together. Deviations are widened for few prompts as Hesterberg
-    (2015, *What Teachers Should Know About the Bootstrap*) proposes. In the test, a prompt whose sign flips exchanges
-    its samples before and after.
+    It is meant for perplexities, because a single odd text can decide their mean. The interval is a bootstrap: prompts
+    are drawn with replacement, each with all its samples. With `meanings`, translations are drawn together. The
+    deviations are widened for few prompts, as Hesterberg (2015, *What Teachers Should Know About the Bootstrap*)
+    proposes. In the sign-flip test, a prompt whose sign flips exchanges its samples before and after.
 
     Args:
         before, after: for each language, one row of samples for each prompt. NaN stands for a sample without a value.
-            A prompt counts where it has one on both sides.
+            A prompt counts if it has a value on both sides.
+        level, n_resamples, seed, meanings: as in `paired_changes`.
 
     Raises:
         ValueError: the sides differ in their languages or shapes, no prompt has a value on both sides, or a prompt has
             no meaning.
+
+    Example:
+        >>> import numpy as np
+        >>> before = {"en": np.array([[9.0, 8.0], [7.0, 9.0], [8.0, 99.0]])}
+        >>> by_language, overall = xt.evaluation.paired_median_changes(before, {"en": before["en"] + 2})
+        >>> overall.mean
+        2.0
     """
     check_same_languages(before, after)
-    medians = {code: _Medians.of(before[code], after[code], code) for code in before}
+    medians = {code: _SortedValues.of(before[code], after[code], code) for code in before}
     if meanings is None:
         drawn = {code: median.drawn(n_resamples, streams(seed, code)) for code, median in medians.items()}
         overall = list(drawn.values())
@@ -70,23 +78,23 @@ def paired_median_changes(
 
 
 @dataclass(frozen=True)
-class _Medians:
-    """All values of a language in ascending order, with the prompt and the side of each.
+class _SortedValues:
+    """All values of a language in ascending order, with the prompt and the side (before or after) of each.
 
     Attributes:
         values: the values, in ascending order.
-        prompts: the prompt of each value, as its place in `present`.
-        late: whether each value is from after the change.
+        prompts: the prompt of each value, as an index into `present`.
+        is_after: whether each value is from after the change.
         present: the prompts that have a value on both sides.
     """
 
     values: Float[np.ndarray, "value"]
     prompts: Int[np.ndarray, "value"]
-    late: Bool[np.ndarray, "value"]
+    is_after: Bool[np.ndarray, "value"]
     present: Int[np.ndarray, "prompt"]
 
     @classmethod
-    def of(cls, before: PerSample, after: PerSample, language: str) -> _Medians:
+    def of(cls, before: PerSample, after: PerSample, language: str) -> _SortedValues:
         sides = [np.asarray(side, dtype=np.float64) for side in (before, after)]
         if sides[0].ndim != 2 or sides[0].shape != sides[1].shape:
             shapes = f"{sides[0].shape} and {sides[1].shape}"
@@ -99,16 +107,19 @@ class _Medians:
         first, then = (side[present] for side in sides)
         values = np.concatenate([first.ravel(), then.ravel()])
         prompts = np.concatenate([np.repeat(np.arange(len(present)), first.shape[1])] * 2)
-        late = np.arange(len(values)) >= first.size
+        is_after = np.arange(len(values)) >= first.size
         order = np.argsort(values, kind="stable")[: np.isfinite(values).sum()]
-        return cls(values[order], prompts[order], late[order], present)
+        return cls(values[order], prompts[order], is_after[order], present)
 
     def change(
         self, times: Int[np.ndarray, "resample prompt"], swapped: Int[np.ndarray, "resample prompt"]
     ) -> Float[np.ndarray, "resample"]:
-        """Return the change of the median, with each prompt counted `times`, its sides exchanged where `swapped`."""
-        counts, after = times[:, self.prompts], swapped[:, self.prompts] != self.late
-        return _medians(self.values, np.where(after, counts, 0)) - _medians(self.values, np.where(after, 0, counts))
+        """Return the change of the median if each prompt counts `times`, with its sides exchanged where `swapped`."""
+        counts, after = times[:, self.prompts], swapped[:, self.prompts] != self.is_after
+        median_after, median_before = (
+            _weighted_medians(self.values, side) for side in (np.where(after, counts, 0), np.where(after, 0, counts))
+        )
+        return median_after - median_before
 
     def drawn(
         self,
@@ -117,7 +128,15 @@ class _Medians:
         groups: Int[np.ndarray, "prompt"] | None = None,
         n_groups: int = 0,
     ) -> Drawn:
-        """Draw prompts n times, or the `n_groups` groups that they belong to, and return the changes of the median."""
+        """Return the change of the median in n random draws of prompts, and under n random flips.
+
+        Args:
+            n: the number of draws.
+            random_streams: the generators of `resampling.streams`.
+            groups: the group of each prompt; prompts of one group are drawn and flipped together. None draws each
+                prompt by itself.
+            n_groups: the number of groups, over all languages.
+        """
         draws, signs = random_streams[:2]
         n_prompts = len(self.present)
         group, n_groups = (np.arange(n_prompts), n_prompts) if groups is None else (groups, n_groups)
@@ -140,7 +159,7 @@ class _Medians:
         return Drawn(mean, n_prompts - 1, float(np.var(means)), ends, ends, signed)
 
 
-def _medians(values: Float[np.ndarray, "value"], times: Int[np.ndarray, "resample value"]) -> np.ndarray:
+def _weighted_medians(values: Float[np.ndarray, "value"], times: Int[np.ndarray, "resample value"]) -> np.ndarray:
     """Return the median of ascending values, each counted `times`, for each resample."""
     up_to = times.cumsum(1)
     total = up_to[:, -1:]

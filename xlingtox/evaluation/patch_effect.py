@@ -46,10 +46,11 @@ class PatchEffect:
 
     Attributes:
         languages: the language of each prompt.
-        runs: the values of each measure in each run, one for each prompt. The runs are `base`, `tuned`, one for each
-            group under its name, and one for each group's control (`name (random)`), the mean over its random sets.
-            The measures are `probe` (its logit at the last prompt token), `toxic_mass` (the probability of the toxic
-            tokens as the next one) and `toxicity` (the mean score of the continuations).
+        runs: the values of each measure in each run, one for each prompt. The runs are `base` (the model before),
+            `tuned` (the model after), one for each group under its name, and one for each group's control (`name
+            (random)`), the mean over its random sets. The measures are `probe` (its logit at the last prompt token),
+            `toxic_mass` (the probability of the toxic tokens as the next one) and `toxicity` (the mean score of the
+            continuations).
         models: which models were used, base and tuned; None where that is not known.
 
     Example:
@@ -91,8 +92,9 @@ class PatchEffect:
         `(patched - base) / (tuned - base)`: 0 where the group carries nothing of the change, 1 where it carries all,
         NaN where there is no change.
 
-        `low` and `high` are its bootstrap interval over prompts. They are NaN for one prompt a language. They are also
-        NaN where the prompts do not show that there is a change: a share of what may be nothing can be anything.
+        `low` and `high` are its bootstrap interval over prompts. They are NaN where each language has one prompt. They
+        are also NaN where the prompts do not show that there is a change: a share of what may be nothing can be
+        anything.
         """
         rng, quantiles = np.random.default_rng(seed), [(1 - level) / 2, (1 + level) / 2]
         codes = languages.in_order(self.languages)
@@ -220,16 +222,18 @@ def patch_effect(
 ) -> PatchEffect:
     """Run `before` with each group of neurons patched from `after`, and both models as they are.
 
-    A patched neuron has, at every position, the activation that it has in `after`. Both models read the same tokens,
-    also while new ones are generated. Exchange the models to patch in the other direction. Yang et al. 2024 (section 5)
-    patch means instead, as `Patch(neurons, activations)` does.
+    If a group carries the change, patching it makes `before` behave like `after`. A patched neuron has, at every
+    position, the activation that it has in `after`. Both models read the same tokens, also while new ones are
+    generated. Exchange the models to patch in the other direction. Yang et al. 2024 (section 5) patch means instead, as
+    `Patch(neurons, activations)` does.
 
     Args:
+        before, after: the model that is patched, and the one whose activations are patched in.
         groups: the groups of neurons, by name. Each gets a control of random neurons in the same layers, unless it
             is all neurons of its layers. They are drawn from outside the group if it has at most half of each
             layer, and otherwise from all neurons.
         probe: the probe whose logit is measured.
-        toxic_tokens: the tokens whose probability is measured; those that the sources promote, say.
+        toxic_tokens: the ids of the tokens whose probability is measured, such as those that the sources promote.
         scorer: the scorer of `n_samples` continuations of each prompt.
         n_random: how many random sets each control is the mean of; 0 for no control.
 

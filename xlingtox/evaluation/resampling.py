@@ -1,4 +1,4 @@
-"""Draws of a change, and the intervals and p-values from them, in one language and in the mean over languages."""
+"""Turn random draws of a change into its interval and p-value, in one language and in the mean over languages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scipy import stats
 from xlingtox.checking import checked
 
 Meanings: TypeAlias = Mapping[str, Sequence[Hashable]]
-"""The id of the meaning of each prompt, for each language. Translations of one prompt have the same id. None is a
-meaning that no other prompt has."""
+"""The id of the meaning of each prompt, for each language. Translations of one prompt have the same id. None says
+that no other prompt has this meaning."""
 
 _AT_ONCE = 2**22
 """Hold this many random numbers in memory at a time."""
@@ -31,7 +31,7 @@ class Change:
 
     Attributes:
         mean: the mean of `after - before`.
-        low, high: the ends of its interval; NaN where some language has a single prompt, which tells nothing.
+        low, high: the ends of its interval; NaN where a language has a single prompt, which shows no spread.
         p_value: the p-value of the two-sided sign-flip test. It is the chance of a mean at least as far from 0 if each
             prompt's change is as likely to be negative as positive.
 
@@ -74,7 +74,7 @@ def summary(drawn: Sequence[Drawn], level: float) -> Change:
 
 
 def interval(drawn: Sequence[Drawn], level: float) -> tuple[float, float]:
-    """Return the interval of the mean over languages."""
+    """Return the interval of the mean over languages, from the quantiles of its draws."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level}: expected a number between 0 and 1, like 0.95")
     freedoms = np.array([language.freedom for language in drawn])
@@ -84,6 +84,7 @@ def interval(drawn: Sequence[Drawn], level: float) -> tuple[float, float]:
     variances = np.array([language.variance for language in drawn])
     spread = (variances**2 / freedoms).sum()
     freedom = variances.sum() ** 2 / spread if spread > 0 else freedoms.sum()
+    # With few prompts, take the quantiles farther out: where the normal distribution has those of Student's t.
     tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, freedom))
     low = np.quantile(np.mean([language.for_low for language in drawn], axis=0), tail)
     high = np.quantile(np.mean([language.for_high for language in drawn], axis=0), 1 - tail)
@@ -134,7 +135,10 @@ def check_same_languages(before: Mapping[str, Any], after: Mapping[str, Any]) ->
 
 
 def streams(seed: int, name: str) -> tuple[Generator, Generator, Generator]:
-    """Return three generators: for the weights or draws of prompts, for signs, and for the further prompt."""
+    """Return three generators: for the weights or draws of prompts, for signs, and for the further prompt.
+
+    `intervals` explains the further prompt. The same seed and name give the same numbers.
+    """
     weights, signs, further = (default_rng([seed, zlib.crc32(name.encode()), use]) for use in range(3))
     return weights, signs, further
 
@@ -142,7 +146,12 @@ def streams(seed: int, name: str) -> tuple[Generator, Generator, Generator]:
 def in_chunks(
     n: int, n_prompts: int, draw: Callable[[tuple[int, int]], np.ndarray], width: int | None = None
 ) -> np.ndarray:
-    """Make n draws in chunks. Each takes `width` numbers (default: one for each prompt)."""
+    """Make n draws in chunks, so that few random numbers are in memory at once.
+
+    Args:
+        draw: takes a shape (draws, prompts), and returns one value for each draw.
+        width: how many numbers one draw holds in memory (default: one for each prompt).
+    """
     if n < 1:
         raise ValueError(f"n_resamples is {n}: expected at least 1")
     rows = max(1, _AT_ONCE // (width or n_prompts))

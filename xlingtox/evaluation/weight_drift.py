@@ -1,4 +1,4 @@
-"""Weight drift: how far tuning moved each neuron's weights."""
+"""Weight drift: how far tuning moved each neuron's weights, by the cosine and the norm of its vectors."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class LayerDrift:
     Attributes:
         layer: the number of the layer.
         kind: `key`, `value`, or in gated MLPs also `up`.
-        cosine: the mean cosine of the vectors with themselves before.
+        cosine: the mean cosine between each vector after and the same vector before.
         norm_change: the mean change of their norms, relative to the norm before.
-        cosine_range, norm_change_range: the least and the greatest of both.
+        cosine_range, norm_change_range: the least and the greatest cosine, and the same of the change of norm.
 
     Example:
         >>> drift = xt.weight_drift(lm, xt.Offset(sources, -1.0).bake(lm)).by_layer()
@@ -65,7 +65,7 @@ class WeightDrift:
 
     Attributes:
         kinds: the kinds of vectors: `key`, `value`, and in gated MLPs also `up`.
-        cosine: the cosine of each vector with itself before; NaN where one of the two is zero.
+        cosine: the cosine between each vector after and the same vector before; NaN where one of the two is zero.
         norm_change: the change of its norm, relative to the norm before; NaN where that was zero.
         models: which models were compared, before and after; None where that is not known.
 
@@ -118,7 +118,7 @@ class WeightDrift:
         )
 
     def by_layer(self) -> tuple[LayerDrift, ...]:
-        """Return the drift of each layer and each kind of vector. Vectors without a number do not count."""
+        """Return the drift of each layer and each kind of vector. NaN does not count."""
         layer_drifts = []
         for layer, (cosines, norm_changes) in enumerate(zip(self.cosine, self.norm_change, strict=True)):
             for kind, *rows in zip(self.kinds, cosines, norm_changes, strict=True):

@@ -17,5 +17,8 @@ def escaped(value: object) -> str:
 
 
 def escaped_for_plotly(value: object) -> str:
-    """Return the value as text that is safe in a plotly label. Plotly renders tags, but no entities of quotes."""
+    """Return the value as text that is safe in a plotly label.
+
+    Plotly renders tags, but it would show the entities of quotes as they are. So quotes stay quotes.
+    """
     return html.escape(seen(value), quote=False)

@@ -45,14 +45,14 @@ def table(
 
 
 def _numbers(cells: Iterable[str]) -> bool:
-    """Return whether each cell begins as a number does, or stands for a number that is not defined."""
+    """Return whether each cell begins like a number, or is "not defined"."""
     return all(cell[:1].isdigit() or cell[:1] in "−+–" or cell == "not defined" for cell in cells)
 
 
 def scrolling(
     caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], codes: Sequence[str] | None = None
 ) -> str:
-    """Return a `table` that scrolls sideways where the page is narrow, also with the keyboard."""
+    """Return a `table` that scrolls sideways on a narrow page, also with the keyboard."""
     inner = table(caption, columns, rows, codes)
     return f'<div class="wide" role="region" tabindex="0" aria-label="{caption}">{inner}</div>'
 
@@ -70,7 +70,7 @@ def percent(value: float, signed: bool = False, digits: int = 0) -> str:
 
 
 def both(before: float, after: float, digits: int = 3) -> str:
-    """Return two numbers with an arrow between them."""
+    """Return the numbers before and after, with an arrow between them."""
     return f"{number(before, digits)}\u00a0→ {number(after, digits)}"
 
 

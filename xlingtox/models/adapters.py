@@ -1,4 +1,4 @@
-"""Adapters: LoRA weights that were trained on a base. They are merged into it before its neurons are read."""
+"""Adapters: LoRA weights that were trained on top of a base model. They are merged into it before neurons are read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from xlingtox.text import in_line
 _LOG = logging.getLogger(__name__)
 
 CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The names of an adapter's two files."""
+
 _ROUNDING = 0.05
 """The share of the logits' spread that rounding may change. Random Llamas of 40 layers round by 0.04 in bfloat16."""
 
 _SHARE = 0.25
-"""The share of an adapter's own change by which merged logits may differ. An adapter that is wrongly merged into an
-embedding tied to the output changes 0.35 and more. Rounding alone changes less than 0.1."""
+"""The share of an adapter's own change of the logits by which merging may change them. Rounding alone changes less than
+0.1. An adapter that is wrongly merged into an embedding tied to the output changes 0.35 and more."""
 
 _DOWNLOADED = (CONFIG, _WEIGHTS, "*token*", "*.json", "*.model")
+"""Patterns of the files that are downloaded: an adapter's own, and its tokenizer's."""
 
 
 def adapter_folder(source: str | Path, revision: str | None = None) -> Path | None:
@@ -54,7 +57,7 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     """Return the name of the model that an adapter was trained on, and its revision if the adapter names one.
 
     Raises:
-        ValueError: it does not say, or cannot be read.
+        ValueError: the adapter does not name its base, or cannot be read.
     """
     config = _read_config(folder)
     if not (base := config.get("base_model_name_or_path")):
@@ -63,6 +66,7 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """Return an adapter's configuration, or raise ValueError if it is broken."""
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
         config["peft_type"]
@@ -77,17 +81,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def merge_adapter(model: Any, source: str | Path, name: str) -> Any:
     """Return the model with a LoRA adapter merged into its weights.
 
-    Without merging, value vectors would be the base's and logits the tuned model's. An adapter may change an embedding
-    that is tied to the output embedding. It changes only one of the two, so they are untied.
+    Without merging, value vectors would be the base's and logits the tuned model's. If an adapter changes one of two
+    tied embeddings, the two are untied, because the other must stay.
 
     Args:
         source: the adapter's folder, or its hub name.
         name: the model's name, for messages.
 
     Raises:
-        ValueError: the adapter is for another base, broken, or without weights to merge, or merging it changes what it
-            says.
-        FileNotFoundError: there is none, or none with weights in safetensors.
+        ValueError: the adapter is for another base, broken, or without weights to merge, or its merging changes
+            logits.
+        FileNotFoundError: there is no adapter, or it has no weights in safetensors.
     """
     folder = check_adapter(source)
     base_name, stored = _read_config(folder).get("base_model_name_or_path") or name, _weight_names(folder)
@@ -108,8 +112,8 @@ def check_adapter(source: str | Path) -> Path:
     """Return the folder of an adapter, after all checks that do not need its base, which takes long to read.
 
     Raises:
-        ValueError: it cannot be read, puts something before the text instead of changing weights, or PEFT is missing.
-        FileNotFoundError: there is none, or none with weights in safetensors.
+        ValueError: the adapter cannot be read, or adds prompt tokens instead of changing weights, or PEFT is missing.
+        FileNotFoundError: there is no adapter, or it has no weights in safetensors.
     """
     folder = adapter_folder(source)
     if folder is None:
@@ -117,7 +121,7 @@ def check_adapter(source: str | Path) -> Path:
     if not (folder / _WEIGHTS).is_file():
         raise FileNotFoundError(f"the adapter {source} has no {_WEIGHTS}; pickled weights are not read")
     if importlib.util.find_spec("peft") is None:
-        raise ValueError("an adapter needs the package peft: pip install peft")
+        raise ImportError("an adapter needs the package peft: pip install 'xlingtox[lora]'")
     _read_config(folder)
     _weight_names(folder)
     from peft import PeftConfig
@@ -132,6 +136,7 @@ def check_adapter(source: str | Path) -> Path:
 
 
 def _refuse_kind(name: str, config: Any) -> NoReturn:
+    """Raise ValueError about an adapter that has no weights to merge."""
     kind = getattr(config.peft_type, "value", config.peft_type)
     raise ValueError(
         f"the adapter on {name} is of kind {kind}, which adds prompt tokens before the text and has no weights to "
@@ -182,11 +187,11 @@ def unwrap_merged(adapted: Any, name: str) -> Any:
     model = adapted.get_base_model()
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(0, vocabulary, (2, 32), generator=torch.Generator().manual_seed(0)).to(model.device)
-    before = adapted.eval()(input_ids=ids).logits
-    without = before
-    if in_16_bits := before.dtype.itemsize <= 2:
+    adapted_logits = adapted.eval()(input_ids=ids).logits
+    base_logits = adapted_logits
+    if in_16_bits := adapted_logits.dtype.itemsize <= 2:
         with adapted.disable_adapter():
-            without = adapted(input_ids=ids).logits
+            base_logits = adapted(input_ids=ids).logits
     embeddings = model.get_input_embeddings(), model.get_output_embeddings()
     if any(hasattr(embedding, "get_base_layer") for embedding in embeddings):
         _untie(model, *embeddings)
@@ -194,14 +199,15 @@ def unwrap_merged(adapted: Any, name: str) -> Any:
         merged: Any = adapted.merge_and_unload()
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"the adapter cannot be merged into {name}: {_reason(error, model)}") from error
-    if not _survived(merged(input_ids=ids).logits, before, without):
-        way = f" ({before.dtype} rounds them: if that is all, dtype=torch.float32 mends it)" if in_16_bits else ""
-        raise ValueError(f"the adapter cannot be merged into {name}: its logits change{way}")
+    if not _survived(merged(input_ids=ids).logits, adapted_logits, base_logits):
+        dtype = adapted_logits.dtype
+        advice = f" ({dtype} rounds them: if that is all, dtype=torch.float32 mends it)" if in_16_bits else ""
+        raise ValueError(f"the adapter cannot be merged into {name}: its logits change{advice}")
     return merged
 
 
 def _check_biases(adapted: Any, name: str) -> None:
-    """Raise ValueError where an adapter has a bias and the layer that it changes has none to add it to."""
+    """Raise ValueError if an adapter has a bias for a layer without one, so that the two cannot be added."""
     for path, module in adapted.named_modules():
         if any(getattr(module, "lora_bias", {}).values()) and getattr(module.get_base_layer(), "bias", None) is None:
             raise ValueError(
@@ -210,25 +216,27 @@ def _check_biases(adapted: Any, name: str) -> None:
             )
 
 
-def _survived(merged: Tensor, before: Tensor, without: Tensor) -> bool:
+def _survived(merged: Tensor, adapted_logits: Tensor, base_logits: Tensor) -> bool:
     """Return whether logits are the same after merging as before, but for rounding.
 
-    In 16 bits, rounding grows with the number of layers, and may change a single logit by as much as the largest. So
-    there the change of all logits is compared with their spread, and with the change that the adapter itself makes.
+    In 16 bits, rounding grows with the number of layers, and may change a single logit by as much as the largest one.
+    So there the mean change of the logits is compared with their spread, and with the change that the adapter makes.
 
     Args:
-        merged: logits after merging.
-        before: logits of the adapter and the base, before merging.
-        without: logits of the base alone.
+        merged: the logits after merging.
+        adapted_logits: the logits of the base with the adapter, before merging.
+        base_logits: the logits of the base alone.
     """
-    if before.dtype.itemsize > 2:
-        return same_but_for_rounding(merged, before)
-    by_merging, by_adapter = ((logits.float() - before.float()).square().mean().sqrt() for logits in (merged, without))
-    return bool(by_merging <= torch.maximum(_ROUNDING * before.float().std(), _SHARE * by_adapter))
+    if adapted_logits.dtype.itemsize > 2:
+        return same_but_for_rounding(merged, adapted_logits)
+    by_merging, by_adapter = (
+        (logits.float() - adapted_logits.float()).square().mean().sqrt() for logits in (merged, base_logits)
+    )
+    return bool(by_merging <= torch.maximum(_ROUNDING * adapted_logits.float().std(), _SHARE * by_adapter))
 
 
 def _untie(model: Any, embedding: Any, head: Any) -> None:
-    """Give the output embedding its own copy of the weights that it shares with the input embedding, if it does."""
+    """Give the output embedding its own weights, if it shares those of the input embedding."""
     embedding, head = (getattr(layer, "get_base_layer", lambda layer=layer: layer)() for layer in (embedding, head))
     if head.weight is embedding.weight:
         head.weight = nn.Parameter(head.weight.clone())
@@ -248,11 +256,12 @@ def _check_all_used(adapted: Any, stored: set[str]) -> None:
 
 
 def _lora(names: Iterable[str]) -> set[str]:
+    """Return those names that are of LoRA weights."""
     return {name for name in names if "lora_" in name}
 
 
 def check_merged(model: Any) -> None:
-    """Raise ValueError if the model holds an adapter that is not merged, also in a bridge's own model."""
+    """Raise ValueError if the model, or the model inside a bridge, holds an adapter that is not merged."""
     models = (model, getattr(model, "original_model", None) or model)
     # PEFT replaces a module by a layer with these attributes.
     if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for lm in models for module in lm.modules()):

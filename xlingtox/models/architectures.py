@@ -1,4 +1,4 @@
-"""Decoders of text: the check of a configuration, and the class of transformers that reads it."""
+"""Architectures: refuse models that are not decoders of text, and find the transformers class for the others."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 
-def check_architecture(config: Any, otherwise: str = "") -> None:
+def check_architecture(config: Any, class_name: str = "") -> None:
     """Raise ValueError unless a configuration names a decoder with a language-model head.
 
     Args:
-        otherwise: the name of the model's class, for a configuration that names none.
+        class_name: the class of the model, for a configuration that names none.
     """
-    names = list(getattr(config, "architectures", None) or filter(None, [otherwise]))
-    what = names[0] if names else type(config).__name__
+    names = list(getattr(config, "architectures", None) or filter(None, [class_name]))
+    architecture = names[0] if names else type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{what} is an encoder-decoder: expected a decoder-only causal language model")
-    # Transformers uses the last name for a decoder that also sees images, such as Gemma 3 from four billion on.
-    if names and not what.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        raise ValueError(f"{what} is not a causal language model: expected a decoder with a language-model head")
+        raise ValueError(f"{architecture} is an encoder-decoder: expected a decoder-only causal language model")
+    # The last ending is that of decoders that also see images, such as Gemma 3 of four billion parameters or more.
+    if names and not architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        raise ValueError(
+            f"{architecture} is not a causal language model: expected a decoder with a language-model head"
+        )
 
 
 def class_of(config: Any) -> Any:
-    """Return the class of transformers that reads a configuration's weights.
+    """Return the transformers class that reads the weights of a configuration.
 
-    For a model that also sees images, it is the class for text alone if there is one. Some have none (Mistral 3,
-    LLaVA).
+    For a model that also sees images, this is the family's class for text alone, if there is one. Mistral 3 and LLaVA
+    have none.
 
     Raises:
         ValueError: transformers knows no class that writes text.
@@ -44,7 +46,7 @@ def class_of(config: Any) -> Any:
 def text_model_in(model: Any) -> Any:
     """Return the language model inside a model that also sees images, if transformers has a class for it (Qwen 3.5).
 
-    It has the same modules, in the class that reads a checkpoint of text alone. Any other model is returned as it is.
+    It shares the model's modules, and has the class that `class_of` gives. Any other model is returned as it is.
     """
     config = model.config
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)

@@ -1,4 +1,4 @@
-"""Backends run a model and hook its neurons. The one in this file is a plain Hugging Face model with PyTorch hooks."""
+"""Backends run a model and hook its neurons. The backend in this file runs a Hugging Face model with PyTorch hooks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,26 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 Hook = Callable[[Tensor], Tensor | None]
-"""Takes an activation, `[batch, pos, width]`. Returns its replacement, or None to leave it as it is."""
+"""A function that takes an activation, `[batch, pos, width]`, and returns its replacement, or None to leave it."""
 
 Remove = Callable[[], None]
-"""Takes a hook away again."""
+"""A function that removes a hook that was set before."""
 
 _SPARE_POSITIONS = 32
-"""Positions for which a cache allocates memory beyond what it needs now, whenever it has to grow."""
+"""The number of later positions for which a cache allocates memory whenever it has to grow."""
 
 
 class Backend(Protocol):
-    """Runs forward passes of one model. A cache can be used only by the backend that made it."""
+    """Runs forward passes of one model, with hooks. A cache can be used only by the backend that made it.
+
+    Example:
+        >>> from xlingtox.models.backend import Backend, HuggingFaceBackend
+        >>> backend: Backend = HuggingFaceBackend(lm.unwrapped())
+        >>> ids, mask = lm.encode(["the cat"])
+        >>> logits, cache = backend.run(ids, mask, backend.empty_cache(rows=1))
+        >>> logits.shape[:2] == ids.shape
+        True
+    """
 
     def run(
         self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
@@ -31,17 +40,17 @@ class Backend(Protocol):
         """Return the logits of the new tokens, and the cache, which then holds these tokens too.
 
         Args:
-            attention_mask: covers the tokens that the cache holds and the new ones.
-            last_only: return the logits of the last position only.
+            attention_mask: the mask of the tokens that the cache holds and of the new ones.
+            last_only: whether to return the logits of the last position only.
         """
         ...
 
     def empty_cache(self, rows: int) -> Any:
-        """Return a cache that holds no tokens, for a batch of so many rows."""
+        """Return a cache that holds no tokens, for a batch of `rows` rows."""
         ...
 
     def repeated(self, cache: Any, times: int) -> Any:
-        """Return a copy of a cache with every row `times` times in a row."""
+        """Return a copy of a cache in which every row is followed by its copies, `times` rows in all."""
         ...
 
     def selected(self, cache: Any, rows: Tensor) -> Any:
@@ -49,7 +58,7 @@ class Backend(Protocol):
         ...
 
     def on_post(self, layer: int, hook: Hook) -> Remove:
-        """Hook the input of a layer's down-projection."""
+        """Hook the post-activations of a layer: the input of its MLP's down-projection."""
         ...
 
     def on_residual(self, layer: int, hook: Hook) -> Remove:
@@ -60,11 +69,11 @@ class Backend(Protocol):
 def same_but_for_rounding(logits: Tensor, expected: Tensor, packed: torch.dtype | None = None) -> bool:
     """Return whether two computations of the same logits agree, such as with a cache and without one.
 
-    The order of the sums differs between them, and so does the rounding.
+    They may add numbers in another order, and so round differently.
 
     Args:
         packed: the integer dtype of quantised weights; None for floating-point weights. Weights of 8 bits are
-            multiplied by activations of 8 bits, whose rounding depends on the other tokens of the pass.
+            multiplied by activations of 8 bits, which are rounded according to the other tokens of the pass.
     """
     tolerance = 1e-3 if expected.dtype == torch.float32 and packed != torch.int8 else 5e-2
     return torch.allclose(logits, expected, atol=tolerance * float(expected.abs().max()), rtol=0)
@@ -75,8 +84,15 @@ class HuggingFaceBackend:
 
     Attributes:
         model: the Hugging Face model.
-        blocks: its transformer blocks, by layer.
-        downs: the down-projections of its MLPs, by layer.
+        blocks: the model's transformer blocks, by layer.
+        downs: the down-projections of the model's MLPs, by layer.
+
+    Example:
+        >>> from xlingtox.models.backend import HuggingFaceBackend
+        >>> ids, mask = lm.encode(["the cat"])
+        >>> logits, _ = HuggingFaceBackend(lm.unwrapped()).run(ids, mask, last_only=True)
+        >>> logits.shape == (1, 1, len(lm.unembedding()))
+        True
     """
 
     def __init__(self, model: Any, blocks: Sequence[nn.Module] = (), downs: Sequence[nn.Module] = ()) -> None:
@@ -88,7 +104,7 @@ class HuggingFaceBackend:
         self._rows = 1
 
     def check_attention(self) -> None:
-        """Raise ValueError where a layer's cache is something else than its own keys and values of the tokens read."""
+        """Raise ValueError unless each layer caches its own keys and values of the tokens, as attention does."""
         kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers}
         unknown = sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer})
         if shared := list(getattr(self.model.config.get_text_config(), "kv_sharing_modes", None) or ()).count("reuse"):
@@ -147,7 +163,7 @@ class HuggingFaceBackend:
 class _PreallocatedLayer(DynamicLayer):
     """The keys and values of one layer, in memory that has room for later positions.
 
-    A step writes its own positions only. The class that this one extends copies all earlier positions at each step.
+    Each step writes only its new positions. The class from transformers copies all earlier positions at each step.
     """
 
     _memory: tuple[Tensor, Tensor] | None = None

@@ -1,4 +1,4 @@
-"""Batches that fit into memory: as many rows as the free memory allows, and fewer when it runs out after all."""
+"""Batches that fit into memory: as many rows as the free memory allows, and half as many whenever it runs out."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _OUT_OF_MEMORY = ("out of memory", "allocate memory", "alloc_failed")
-"""Parts of torch's messages: on devices other than CUDA, on a CPU, and from libraries that it calls."""
+"""Parts of torch's messages about full memory: on devices other than CUDA, on a CPU, and from libraries it calls."""
 
 _MOST_ROWS = 512
 """The largest batch. More rows are hardly faster on any device."""
 
 _CONTAINER = Path("/sys/fs/cgroup")
-"""The folder in which Linux tells a container how much memory it may use."""
+"""The folder in which Linux says how much memory a container may use."""
 
 _SHARE = 0.5
-"""The share of the free memory that a batch may plan with. The estimate knows neither fragments nor other programs."""
+"""The share of the free memory that is planned for a batch. The rest is for fragments and for other programs."""
 
 
 def rows_that_fit(lm: HookedLM, positions: int, predicted: int = 1) -> int:
     """Return how many rows of `positions` tokens fit into the free memory of the model's device, at least 1.
 
     Args:
-        predicted: positions of a row at which logits are computed.
+        predicted: the number of positions in a row at which logits are computed.
     """
     return max(1, min(_MOST_ROWS, int(_SHARE * _free(lm.device) / lm.row_bytes(positions, predicted=predicted))))
 
 
 def _free(device: torch.device) -> int:
-    """Return the bytes that are free on a device, with those that torch has reserved and does not use."""
+    """Return the number of free bytes on a device. Bytes that torch has reserved and does not use count as free."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
@@ -56,7 +56,7 @@ def _free(device: torch.device) -> int:
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
-    """Return the numbers of texts, shortest text first. Batches of similar lengths have little padding."""
+    """Return the numbers of texts, those of the shortest first, so that texts of one batch need little padding."""
     return sorted(range(len(lengths)), key=lengths.__getitem__)
 
 
@@ -67,6 +67,12 @@ def in_batches(rows: Sequence[int], size: int, work: Callable[[list[int]], None]
 
     Raises:
         MemoryError: a single row does not fit.
+
+    Example:
+        >>> from xlingtox.models.batching import in_batches
+        >>> in_batches([3, 1, 2], 2, print)
+        [3, 1]
+        [2]
     """
     for _ in each_batch(rows, size, work):
         pass
@@ -102,15 +108,15 @@ def over_texts(
     size: int | None,
     read: Callable[[list[int], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]], None],
 ) -> None:
-    """Call `read` with the numbers, tokens and mask of up to `size` texts at a time, similar lengths together.
+    """Call `read` with the numbers, tokens and mask of up to `size` texts at a time. Similar lengths come together.
 
-    Only the beginning is read of a text that is longer than the model's context.
+    Of a text that is longer than the model's context, only the beginning is read.
 
     Args:
-        size: by default as many as the free memory allows, at most 64: more are no faster.
+        size: texts in one batch. By default as many as the free memory allows, at most 64, because more are no faster.
 
     Raises:
-        ValueError: no texts, a text without tokens, or `size` below 1.
+        ValueError: there are no texts, a text has no tokens, or `size` is below 1.
         MemoryError: a single text does not fit.
     """
     if size is not None and size < 1:
@@ -129,6 +135,6 @@ def over_texts(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out. Torch raises several kinds, some only told by their words."""
+    """Return whether an error means that memory ran out. Some of torch's errors say so only in their message."""
     message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in message for part in _OUT_OF_MEMORY)

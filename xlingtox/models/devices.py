@@ -1,4 +1,4 @@
-"""Devices: the choice and the check of where weights are put."""
+"""Devices: choose where weights are put, and check that this machine has the place."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from xlingtox.text import first_line
 
 DeviceMap = str | int | torch.device | Mapping[str, Any]
+"""Transformers' option for spreading a model: a word such as "auto", one device, or a device for each module."""
 
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Words for a device map that transformers works out itself."""
+"""The words that leave it to transformers which module goes to which device."""
 
 
 def default_device() -> str:
-    """Return the GPU if there is one, else the CPU. Under a launcher, it is the GPU of this process."""
+    """Return the GPU if there is one, else the CPU. Under a launcher such as torchrun, each process has its own GPU."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
@@ -37,17 +38,17 @@ def check_device(device: Any, option: str = "device") -> None:
 
 
 def placement(device: Any, device_map: DeviceMap | None) -> dict[str, Any]:
-    """Return the options that tell transformers where to put weights; none without a device map.
+    """Return the options that tell transformers where to put weights. Without a device map there are none.
 
     Raises:
-        ValueError: both are given, a device is not there, or accelerate is missing.
+        ValueError: both a device and a device map are given, a device is not there, or accelerate is missing.
     """
     if device_map is None:
         return {}
     if device is not None:
         raise ValueError("give device or device_map, not both")
     if importlib.util.find_spec("accelerate") is None:
-        raise ValueError("device_map needs the package accelerate: pip install accelerate")
+        raise ImportError("device_map needs the package accelerate: pip install accelerate")
     if isinstance(device_map, str) and device_map in _SPREAD:
         return {"device_map": device_map}
     devices = dict(device_map) if isinstance(device_map, Mapping) else {"": device_map}

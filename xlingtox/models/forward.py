@@ -1,4 +1,4 @@
-"""Forward passes with hooks, of one model alone or of two models on the same tokens."""
+"""Forward passes with hooks: of one model alone, or of two models that read the same tokens."""
 
 from __future__ import annotations
 
@@ -36,8 +36,14 @@ class Pass:
     """The forward pass that is running, as hooks see it.
 
     Attributes:
-        continuing: whether it continues from a cache.
-        languages: the languages of its rows; None where they are not known.
+        continuing: whether the pass continues from a cache.
+        languages: the languages of the batch's rows; None where they are not known.
+
+    Example:
+        >>> ids, mask = lm.encode(["the cat"])
+        >>> with lm.hooks(post={0: lambda activations: print(lm.current_pass)}, edit=None):
+        ...     logits = lm.logits(ids, mask, languages=["en"])
+        Pass(continuing=False, languages=('en',))
     """
 
     continuing: bool
@@ -46,12 +52,18 @@ class Pass:
 
 @dataclass
 class BatchCache:
-    """Everything that is kept of a batch from one forward pass to the next.
+    """Everything that is kept of a batch from one forward pass to the next. `ForwardPasses.extend` gives and takes it.
 
     Attributes:
         key_values: the backend's cache of keys and values.
-        languages: the languages of the rows; None where they are not known.
+        languages: the languages of the batch's rows; None where they are not known.
         alongside: the caches of the models that run alongside this one, on the same batch.
+
+    Example:
+        >>> ids, mask = lm.encode(["the cat"])
+        >>> logits, cache = lm.extend(ids, mask, languages=["en"])
+        >>> cache.languages
+        ('en',)
     """
 
     key_values: Any
@@ -59,7 +71,7 @@ class BatchCache:
     alongside: dict[ForwardPasses, BatchCache] = field(default_factory=dict)
 
     def of(self, companion: ForwardPasses) -> BatchCache:
-        """Return the cache of a model that runs alongside.
+        """Return the cache of `companion`, a model that runs alongside.
 
         Raises:
             ValueError: that model has not read the earlier tokens of the batch.
@@ -77,8 +89,14 @@ class ForwardPasses:
     Attributes:
         name: the model's name, for messages.
         tokenizer: the Hugging Face tokenizer.
-        n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
+        n_layers, d_model, d_mlp: the number of layers, the width of the residual stream, the neurons per layer.
         current_pass: the pass that is running, for hooks; None between passes.
+
+    Example:
+        >>> ids, mask = lm.encode(["the cat", "la casa"])
+        >>> with lm.hooks(post={0: lambda activations: 0 * activations}, edit="no first layer"):
+        ...     lm.standing_edit, lm.logits(ids, mask, last_only=True).shape[:2]
+        ('no first layer', torch.Size([2, 1]))
     """
 
     name: str
@@ -93,9 +111,9 @@ class ForwardPasses:
         self.current_pass: Pass | None = None
         # The models that run alongside this one, each with its activations in the pass that is running.
         self._companions: dict[object, tuple[ForwardPasses, dict[int, Tensor]]] = {}
-        # The models alongside which this one runs.
+        # The models that this one runs alongside: it is a companion of each.
         self._companion_of: dict[object, ForwardPasses] = {}
-        # One list for each block of `hooks` that is open: its edit; emptied when the block is left.
+        # A list for each open block of `hooks`. It holds the block's edit, and is emptied when the block is left.
         self._open_blocks: list[list[object]] = []
         self.n_layers, self.d_model = tl_backend.n_layers, tl_backend.d_model
 
@@ -106,7 +124,7 @@ class ForwardPasses:
 
     @property
     def exact(self) -> bool:
-        """Return whether weights are held in 32 bits or more, so that two ways to the same number differ little."""
+        """Return whether weights are held in 32 bits or more, so that rounding changes results very little."""
         return self._tl_backend.packed is None and self._tl_backend.unembedding().dtype.itemsize >= 4
 
     @property
@@ -118,17 +136,17 @@ class ForwardPasses:
     def standing_edit(self) -> str | None:
         """The edits and hooks that may change the model's answers now, in the order in which they were set.
 
-        None where there is none.
+        None if there are none.
         """
         edits = [str(block[0]) for block in self._open_blocks if block and block[0] is not None]
         edits += ["hooks on .tl"] if self._tl_backend.hooked_by_hand() else []
         return ", then ".join(edits) or None
 
     def check_unedited(self, why: str) -> None:
-        """Raise ValueError if the model stands under an edit, or another hook that may change its answers.
+        """Raise ValueError if an edit, or another hook that may change its answers, is on the model.
 
         Args:
-            why: why that must not be. It follows "which" in the message.
+            why: the reason, which follows "which" in the message, such as "is not in its weights".
         """
         if (edit := self.standing_edit) is not None:
             raise ValueError(
@@ -149,9 +167,9 @@ class ForwardPasses:
         """Return the logits at every position.
 
         Args:
-            attention_mask: False (0) on padding. The positions follow from it.
+            attention_mask: False (0) on padding. Tokens are numbered by it, so padding takes no position.
             languages: the rows' languages, for edits that differ by language.
-            last_only: compute the logits of the last position only. This saves time where only the hooks matter.
+            last_only: whether to compute the logits of the last position only. This saves time where only hooks matter.
         """
         with self._passing(Pass(False, _as_rows(languages))):
             for companion in self._others():
@@ -167,12 +185,12 @@ class ForwardPasses:
         cache: BatchCache | None = None,
         languages: Sequence[str] | None = None,
     ) -> tuple[Float[Tensor, "batch vocab"], BatchCache]:
-        """Read new tokens of a batch. Return the logits of the last position and the cache for the next tokens.
+        """Read new tokens of a batch. Return the logits of the last position, and the cache for the next tokens.
 
         Args:
-            attention_mask: covers the tokens read before and the new ones.
-            cache: the one that the pass before returned; None to begin. It must not be used again.
-            languages: the rows' languages, in their first pass, for edits that differ by language.
+            attention_mask: the mask of the tokens read before and of the new ones.
+            cache: the cache that the previous pass returned; None to begin. It must not be used again.
+            languages: the rows' languages, for edits that differ by language. Only the first pass needs them.
         """
         backend, continuing = self._backend(), cache is not None
         if cache is None:
@@ -189,7 +207,7 @@ class ForwardPasses:
         return logits[:, -1], cache
 
     def repeated(self, cache: BatchCache, times: int) -> BatchCache:
-        """Return a copy of a cache with every row `times` times in a row: one prefill serves many samples."""
+        """Return a copy of a cache with `times` copies of every row, so that a prompt is read once for many samples."""
         languages = None if cache.languages is None else tuple(code for code in cache.languages for _ in range(times))
         alongside = {companion: companion.repeated(theirs, times) for companion, theirs in cache.alongside.items()}
         return BatchCache(self._backend().repeated(cache.key_values, times), languages, alongside)
@@ -204,7 +222,7 @@ class ForwardPasses:
         return BatchCache(self._backend().selected(cache.key_values, rows), languages, alongside)
 
     def _others(self) -> Collection[ForwardPasses]:
-        """The models that run alongside this one, without repetition."""
+        """Return the models that run alongside this one, without repetition."""
         return dict.fromkeys(companion for companion, _ in self._companions.values()).keys()
 
     @contextlib.contextmanager
@@ -236,7 +254,7 @@ class ForwardPasses:
             the other model's post-activations in the pass that is running, by layer. Empty between passes.
 
         Raises:
-            ValueError: it is this model itself, or it differs in shape or vocabulary.
+            ValueError: the other model is this model itself, or differs in shape or vocabulary.
             HookNeverFired: the block ended without an exception, and the other model never ran.
         """
         if companion is self:
@@ -265,8 +283,8 @@ class ForwardPasses:
     def check_alone(self) -> None:
         """Raise ValueError while another model is patched from this one.
 
-        An edit that is set on the source now would reach the patch only in part. A patch takes the activations of its
-        neurons before the edit changes them, and the layers behind would still be edited.
+        A patch reads each neuron before an edit that is set later changes it. But such an edit changes the states of
+        later layers, which the patch reads too. So the edit would reach the patch only in part.
         """
         for patched in self._companion_of.values():
             raise ValueError(
@@ -308,14 +326,14 @@ class ForwardPasses:
         Other hooks on the model stay where they are.
 
         Args:
-            post: layer to hook on the input of that layer's down-projection, `[batch, pos, d_mlp]`.
-            residual: layer to hook on the residual stream, `[batch, pos, d_model]`. 0 is the embedding's output, n the
-                output of the n-th block (before the final norm).
-            edit: names these hooks, by its `str`, in results that are computed meanwhile. None for hooks that only
-                read, which results need not mention.
+            post: a hook for each layer number, on the input of that layer's down-projection, `[batch, pos, d_mlp]`.
+            residual: a hook for each layer number, on the residual stream, `[batch, pos, d_model]`. 0 is the
+                embedding's output, n the output of the n-th block (before the final norm).
+            edit: a name for these hooks, or an object whose `str` is one. Results computed in the block carry it. None
+                for hooks that only read, which results need not mention.
 
         Raises:
-            ValueError: no such layer.
+            ValueError: the model has no such layer.
             HookNeverFired: the block ended without an exception, and some hook never ran.
 
         Example:
@@ -344,16 +362,18 @@ class ForwardPasses:
                 yield
         finally:
             block.clear()
-        silent = [f"{kind} {layer}" for (kind, layer, _), ran in zip(wanted, fired, strict=True) if not ran]
-        if silent:
-            raise HookNeverFired(f"{self.name}: hooked but never reached: {', '.join(silent)}; did the model run?")
+        unreached = [f"{kind} {layer}" for (kind, layer, _), ran in zip(wanted, fired, strict=True) if not ran]
+        if unreached:
+            raise HookNeverFired(f"{self.name}: hooked but never reached: {', '.join(unreached)}; did the model run?")
 
     def _check_layer(self, layer: int) -> int:
+        """Return the layer, or raise ValueError if there is none of this number."""
         if not 0 <= layer < self.n_layers:
             raise ValueError(f"no layer {layer}: {self.name} has layers 0 to {self.n_layers - 1}")
         return layer
 
     def _check_residual(self, layer: int) -> int:
+        """Return the layer of the residual stream, from 0 to `n_layers`, or raise ValueError if there is none."""
         return layer if layer == 0 else self._check_layer(layer - 1) + 1
 
 

@@ -1,4 +1,4 @@
-"""Continuations: the text that a model writes after prompts. Each row has its own seed, so batches do not matter."""
+"""Continuations: the texts that a model writes after prompts. Each text has its own seed, so batches do not matter."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from xlingtox.models.batching import by_length, each_batch, in_batches, rows_tha
 from xlingtox.models.hooked import HookedLM
 
 Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Tensor, "row"]]
-"""Takes the logits of the unfinished rows, the numbers of these rows, and the step. Returns their next tokens."""
+"""A function that chooses the next tokens, from the logits of unfinished rows, the rows' numbers, and the step."""
 
 BeforePass = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
-"""Is called before each pass, with its step, the rows that are in it, and which of these have not ended."""
+"""A function that is called before each pass, with the step, the pass's rows, and a mask of the unfinished ones."""
 
 _NUCLEUS_GUESS = 64
-"""Likeliest tokens that are looked at first. Most often the nucleus is among them."""
+"""The number of likeliest tokens that are looked at first. Most often they hold the whole nucleus."""
 
 _TRIES = 5
-"""Uniform numbers per token. All but one are draws from the unsorted vocabulary, because sorting is the slow path."""
+"""Uniform numbers per token. All but the last are tried on the unsorted vocabulary, because sorting it is slow."""
 
 _CHUNK_LOGITS = 2**19
-"""Logits that are handled at a time on a CPU, so that they stay in its cache."""
+"""The number of logits that a CPU handles at a time, so that they stay in its cache."""
 
 _MIN_TEMPERATURE = 1e-6
 
 _SHRINK_BELOW = 0.75
-"""A batch is cut down to its unfinished rows once these are at most this share of it."""
+"""Finished rows are dropped from a batch once at most this share of its rows is unfinished."""
 
 
 @checked
@@ -51,10 +51,10 @@ class Continuations:
     They stand in the order of the prompts, with all samples of a prompt together.
 
     Attributes:
-        prompts: language and text of each prompt.
-        n_samples: continuations per prompt.
-        texts: `len(prompts) * n_samples` continuations, without their prompts.
-        settings: how they were written (model, seed, lengths, sampling).
+        prompts: the language and the text of each prompt.
+        n_samples: the number of continuations per prompt.
+        texts: the `len(prompts) * n_samples` continuations, without their prompts.
+        settings: the model, the seed, the lengths and the sampling with which the texts were written.
 
     Example:
         >>> written = xt.generate(lm, prompts, n_samples=2, max_new_tokens=4, progress=False)
@@ -86,7 +86,7 @@ class Continuations:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages of the prompts, in the order of the table of languages."""
+        """The languages of the prompts without repetition, in the order of `xt.languages`."""
         return languages.in_order(prompt.language for prompt in self.prompts)
 
     def to_frame(self) -> pd.DataFrame:
@@ -111,7 +111,7 @@ class Continuations:
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write one JSON file."""
+        """Write the continuations as one JSON file."""
         fields = {"settings": self.settings, "n_samples": self.n_samples, "prompts": self.prompts, "texts": self.texts}
         files.write_json(path, fields)
 
@@ -121,7 +121,7 @@ class Continuations:
         """Read a file that `save` wrote.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: the file holds no continuations.
         """
         fields = files.read_json(path)
         with files.understood(path, "continuations"):
@@ -145,21 +145,26 @@ def generate(
 ) -> Continuations:
     """Continue each prompt `n_samples` times (paper, section 3: 25 samples of 20 tokens, temperature 0.9, top-p 0.8).
 
-    A prompt is read once and its cache serves all its samples, or as many at a time as fit. A text depends on its
-    prompt, sample number and seed, not on the rest of its batch. In 16 bits this holds only mostly, because rounding
-    differs with the size of a batch.
+    Each prompt is read once, and its cache serves all its samples, or as many at a time as fit into memory. A text
+    depends on its prompt, its sample number and the seed, not on the rest of its batch. In 16 bits there are
+    exceptions, because rounding changes with the size of a batch.
 
     A continuation ends with the tokenizer's end of sequence, or with another that the model's generation settings name.
-    Rows of the vocabulary that are no token are never written.
+    Rows of the unembedding that stand for no token are never written.
 
     Args:
         prompts: texts, conversations or a table of them, as `data.as_prompts` takes them.
-        greedy: write the likeliest token at each step, and so one continuation per prompt.
+        n_samples: the number of continuations to write for each prompt.
+        max_new_tokens: the number of tokens after which a continuation is cut off.
+        temperature, top_p: the parameters of nucleus sampling.
+        greedy: whether to write the likeliest token at each step, and so one continuation per prompt.
+        seed: the seed of the sampling: the same seed gives the same texts.
         batch_size: continuations that are decoded at once (default: as many as the free memory allows). When memory
             runs out it is halved, with a warning.
 
     Raises:
-        ValueError: no prompts, a blank one, one too long for the model, or a sampling parameter out of range.
+        ValueError: there are no prompts, one is blank or too long for the model, or a sampling parameter is out of
+            range.
         MemoryError: a single continuation does not fit.
 
     Example:
@@ -179,11 +184,11 @@ def generate(
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(checked_prompts) * samples)
     lengths = check_lengths(lm, checked_prompts, max_new_tokens)
-    together = batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens)
+    rows_at_once = batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens)
     with tqdm(total=len(texts), desc="writing", unit="text", disable=not progress, leave=False) as bar:
 
         def write(rows: list[int], numbers: list[int]) -> None:
-            """Write the samples of these numbers for some prompts."""
+            """Write the samples of the given numbers for the prompts of the given rows."""
             pick: Picker = pick_greedily
             if not greedy:
                 chance = _chances([checked_prompts[i].text for i in rows], numbers, max_new_tokens, seed).to(lm.device)
@@ -201,10 +206,10 @@ def generate(
                 texts[place] = text
             bar.update(len(places))
 
-        fits = min(samples, together)
+        fits = min(samples, rows_at_once)
 
         def write_all(rows: list[int]) -> None:
-            """Write all samples of some prompts. For a single prompt, write as many at a time as fit."""
+            """Write all samples of the prompts. If there is one prompt only, write as many at a time as fit."""
             nonlocal fits
             if len(rows) > 1:
                 write(rows, list(range(samples)))
@@ -212,7 +217,7 @@ def generate(
             batches = each_batch(range(samples), fits, lambda numbers: write(rows, numbers))
             fits = max(len(numbers) for numbers, _ in batches)
 
-        in_batches(by_length(lengths), max(1, together // samples), write_all)
+        in_batches(by_length(lengths), max(1, rows_at_once // samples), write_all)
     settings: dict[str, object] = {"model": dataclasses.asdict(lm.identity()), "max_new_tokens": max_new_tokens}
     settings["greedy"] = greedy
     if not greedy:
@@ -221,7 +226,7 @@ def generate(
 
 
 def check_lengths(lm: HookedLM, prompts: Sequence[Prompt], max_new_tokens: int) -> list[int]:
-    """Return the number of tokens of each prompt.
+    """Return the number of tokens of each prompt, after a check that the model has room for it.
 
     Raises:
         ValueError: a prompt has no tokens, or more than the model's context minus the new tokens.
@@ -255,14 +260,21 @@ def decode(
     """Continue a left-padded batch of prompts, with `n_samples` rows for each. Rows that have ended are dropped.
 
     Args:
-        pick: chooses the next tokens.
-        before_pass: for hooks that need to know the rows of the activations that they see. In the first pass, the rows
-            are the prompts.
+        pick: the function that chooses the next tokens.
+        before_pass: a function for hooks that need to know whose activations they see. In the first pass the rows are
+            prompts, and later continuations.
         languages: the prompts' languages, for edits that differ by language.
         stop_at_end: whether a row ends with an end of sequence. If not, all rows continue to the last step.
 
     Returns:
-        the new tokens (end-of-sequence once a row has ended), and where they count: the row had not ended before.
+        the new tokens, and a mask that is False after a row's end. There the token is an end of sequence.
+
+    Example:
+        >>> from xlingtox.models.generation import decode, pick_greedily
+        >>> ids, mask = lm.encode(["the cat"])
+        >>> tokens, counts = decode(lm, ids, mask, 4, pick=pick_greedily, stop_at_end=False)
+        >>> tokens.shape, counts.all().item()
+        (torch.Size([1, 4]), True)
     """
     end, ends = lm.ends[0], torch.tensor(lm.ends if stop_at_end else (), dtype=torch.long, device=lm.device)
     if before_pass:
@@ -276,26 +288,26 @@ def decode(
     tokens = torch.full((len(logits), max_new_tokens), end, device=lm.device)
     counts = torch.zeros(len(logits), max_new_tokens, dtype=torch.bool, device=lm.device)
     rows = torch.arange(len(logits), device=lm.device)
-    going, left = torch.ones_like(rows, dtype=torch.bool), len(rows)
+    is_unfinished, n_unfinished = torch.ones_like(rows, dtype=torch.bool), len(rows)
     for step in range(max_new_tokens):
         # Most often no row has ended, and the logits, which are large, need not be copied.
-        none_ended = left == len(rows)
-        unfinished = rows if none_ended else rows[going]
-        picked = pick(logits if none_ended else logits[going], unfinished, step)
+        none_ended = n_unfinished == len(rows)
+        unfinished = rows if none_ended else rows[is_unfinished]
+        picked = pick(logits if none_ended else logits[is_unfinished], unfinished, step)
         tokens[unfinished, step], counts[unfinished, step] = picked, True
         chosen = torch.full_like(rows, end)
-        chosen[going] = picked
-        going = going & ~torch.isin(chosen, ends)
-        left = int(going.sum())
-        if step + 1 == max_new_tokens or left == 0:
+        chosen[is_unfinished] = picked
+        is_unfinished = is_unfinished & ~torch.isin(chosen, ends)
+        n_unfinished = int(is_unfinished.sum())
+        if step + 1 == max_new_tokens or n_unfinished == 0:
             break
-        if left <= _SHRINK_BELOW * len(rows):
-            places = going.nonzero().squeeze(-1)
+        if n_unfinished <= _SHRINK_BELOW * len(rows):
+            places = is_unfinished.nonzero().squeeze(-1)
             cache = lm.selected(cache, places)
-            rows, chosen, mask, going = rows[places], chosen[places], mask[places], going[places]
+            rows, chosen, mask, is_unfinished = rows[places], chosen[places], mask[places], is_unfinished[places]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         if before_pass:
-            before_pass(step + 1, rows, going)
+            before_pass(step + 1, rows, is_unfinished)
         logits, cache = lm.extend(chosen[:, None], mask, cache=cache)
         logits = lm.only_tokens(logits)
     return tokens, counts
@@ -310,11 +322,11 @@ def _chances(texts: Sequence[str], samples: Sequence[int], steps: int, seed: int
     """Draw uniform numbers in [0, 1) that depend only on the prompt's text, the sample, the step and the seed.
 
     Args:
-        samples: the numbers of the samples to draw for.
+        samples: the numbers of the samples that the draws are for.
     """
     n_samples = max(samples) + 1
     seeds = [[seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))] for text in texts]
-    # Two streams. In each, the numbers of a sample do not depend on how many samples come after it.
+    # Two streams of random numbers. In each, those of a sample do not depend on how many samples come after it.
     first = [np.random.default_rng(words).random((n_samples, steps, 1))[samples] for words in seeds]
     rest = [np.random.default_rng([*words, 1]).random((n_samples, steps, _TRIES - 1))[samples] for words in seeds]
     return torch.from_numpy(np.concatenate([np.concatenate(first), np.concatenate(rest)], -1))
@@ -323,8 +335,8 @@ def _chances(texts: Sequence[str], samples: Sequence[int], steps: int, seed: int
 class _Sampler:
     """Picks tokens from the exact nucleus, with uniform numbers that were drawn before.
 
-    The nucleus is the smallest set of likeliest tokens that holds `top_p` of the probability. Among equally likely
-    tokens at its edge, it holds as many as are needed.
+    The nucleus is the smallest set of likeliest tokens that holds `top_p` of the probability. Of equally likely tokens
+    at its edge, it holds only as many as are needed.
     """
 
     def __init__(self, chance: Float[Tensor, "row step try"], temperature: float, top_p: float) -> None:
@@ -338,6 +350,7 @@ class _Sampler:
         return torch.cat([self._chosen(logits[i : i + chunk], chance[i : i + chunk]) for i in starts])
 
     def _chosen(self, logits: Tensor, chance: Tensor) -> Tensor:
+        """Choose one token for each row."""
         mass = (logits.float() / self.temperature).softmax(-1)
         top, ids = mass.topk(min(_NUCLEUS_GUESS, mass.shape[-1]))
         chosen = self._draw(top.double(), ids, chance[:, :1])
@@ -356,7 +369,7 @@ class _Sampler:
         return ids.gather(-1, place.minimum(last)).squeeze(-1)
 
     def _draw_from_all(self, mass: Tensor, chance: Tensor) -> Tensor:
-        """Draw tokens from all probabilities until they are in the nucleus. Sort only for rows that never get there."""
+        """Draw from the whole vocabulary until a token is in the nucleus. Sort only for rows where no try succeeds."""
         reached = mass.cumsum(-1, dtype=torch.float64)
         numbers = torch.arange(mass.shape[-1], device=mass.device)
         chosen = torch.empty_like(mass[:, 0], dtype=torch.long)

@@ -1,4 +1,4 @@
-"""GGUF files, which llama.cpp reads too. Transformers unpacks their weights into plain ones."""
+"""GGUF files, the format of llama.cpp. Transformers unpacks their weights into plain ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import transformers
 from xlingtox.text import first_line
 
 _HEAD, _KIND = 2**20, b"general.file_type"
-"""The first bytes of a file, which hold its kind, and the key of the kind."""
+"""The number of bytes to read from the beginning of a file for its kind, and the key of the kind."""
 
 
 def gguf_file(source: str) -> Path | None:
@@ -40,11 +40,11 @@ def gguf_file(source: str) -> Path | None:
 
 
 def packed_as(file: Path) -> str:
-    """Return how a GGUF file packs its weights, such as `GGUF Q4_1`, without reading its vocabulary.
+    """Return how a GGUF file packs its weights, such as `GGUF Q4_1`. Only the beginning of the file is read.
 
     Raises:
         ImportError: the package gguf is missing.
-        ValueError: the file is of another kind.
+        ValueError: the file is not a GGUF file.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ImportError("a GGUF file needs the package gguf: pip install 'xlingtox[gguf]'")
@@ -67,10 +67,13 @@ def packed_as(file: Path) -> str:
 
 @contextlib.contextmanager
 def errors_name(file: Path | None) -> Iterator[None]:
-    """Name the GGUF file in errors of the packages that read it. A truncated file fails anywhere in them.
+    """Make errors in the block name the GGUF file. A truncated file may fail anywhere in the packages that read it.
+
+    Args:
+        file: the file that is read in the block; None to leave errors as they are.
 
     Raises:
-        ValueError: the file cannot be read, or is of a family that transformers does not know from GGUF.
+        ValueError: the file cannot be read, or is of a family that transformers does not read from GGUF.
     """
     try:
         yield
@@ -87,10 +90,10 @@ def is_from_gguf(model: Any) -> bool:
 
 
 def as_plain(model: Any) -> Any:
-    """Return the model without the note that it came from GGUF. Transformers would not save it with that note.
+    """Return the model without the note that it came from GGUF. With that note, transformers would not save it.
 
     Raises:
-        ValueError: its weights are still packed.
+        ValueError: the model's weights are still packed.
     """
     if not is_from_gguf(model):
         return model

@@ -1,7 +1,7 @@
 """A plain Hugging Face model's blocks, projections and norms, by the names that TransformerLens gives them.
 
-TransformerLens knows where each family keeps its MLPs, also where it cannot build a bridge over the weights. A bridge
-needs to split fused query, key and value matrices, and that is impossible with quantised weights.
+This stands in for a TransformerLens bridge where none can be built. A bridge has to split fused query, key and value
+matrices, and quantised weights cannot be split. TransformerLens still knows where the family keeps its MLPs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ from transformers.pytorch_utils import Conv1D
 
 
 class UnhookedModel:
-    """A plain model with the attributes of a TransformerLens bridge that we read. It has weights and no hook points.
+    """A plain model with those attributes of a TransformerLens bridge that we read. It has weights, but no hook points.
 
     Attributes:
         original_model: the plain model.
-        cfg: `n_layers`, `d_model` and `n_ctx`.
-        blocks: by layer, with an `mlp` and the norms that the family has.
-        hook_dict: empty.
+        cfg: the sizes `n_layers`, `d_model` and `n_ctx`.
+        blocks: the blocks by layer, each with its `mlp` and the norms that the family has.
+        hook_dict: an empty dict, since there are no hook points.
+
+    Example:
+        >>> from xlingtox.models.tl_backend import without_bridge
+        >>> tl_backend, _ = without_bridge(lm.unwrapped(), "this is an example")
+        >>> tl_backend.tl.blocks[0].mlp.W_out.shape
+        torch.Size([512, 128])
     """
 
     def __init__(self, model: Any, sizes: Any, components: Mapping[str, Any]) -> None:
@@ -53,7 +59,15 @@ class UnhookedModel:
 
 
 class UnhookedModule:
-    """A plain module with the names of a bridge's component: `original_component`, and its parts as attributes."""
+    """A plain module in the form of a bridge's component: as `original_component`, with its parts as attributes.
+
+    Example:
+        >>> from torch import nn
+        >>> from xlingtox.models.hf_blocks import UnhookedModule
+        >>> mlp = UnhookedModule(nn.Module(), out=UnhookedModule(nn.Linear(8, 2)))
+        >>> mlp.out.original_component
+        Linear(in_features=8, out_features=2, bias=True)
+    """
 
     def __init__(self, module: nn.Module, **parts: Any) -> None:
         self.original_component = module
@@ -64,10 +78,10 @@ class UnhookedModule:
 
 
 class _Mlp(UnhookedModule):
-    """A dense MLP with the weight names of a bridge."""
+    """A dense MLP whose weights have the names that a bridge gives them."""
 
     hook_post = True
-    """A bridge has this hook point on dense MLPs only, so this tells a dense MLP from others."""
+    """The mark of a dense MLP: a bridge has a hook point of this name on dense MLPs only."""
 
     @property
     def W_out(self) -> Tensor:
@@ -84,7 +98,14 @@ class _Mlp(UnhookedModule):
 
 
 class HalfOfGateUp(nn.Module):
-    """The gate or the up-projection, where one layer holds both. The gate's rows come first."""
+    """The gate or the up-projection, where one linear layer holds both. The gate's rows come first.
+
+    Example:
+        >>> from torch import nn
+        >>> from xlingtox.models.hf_blocks import HalfOfGateUp
+        >>> HalfOfGateUp(nn.Linear(8, 32), first=True).weight.shape
+        torch.Size([16, 8])
+    """
 
     def __init__(self, joint: nn.Module, first: bool) -> None:
         super().__init__()
@@ -105,7 +126,7 @@ class HalfOfGateUp(nn.Module):
 
 
 def _block(layer: nn.Module, components: Mapping[str, Any]) -> UnhookedModule:
-    """Return a block with its MLP and the norms around it, as far as the family has them."""
+    """Return a block with its MLP, and with those norms around the MLP that the family has."""
     named = {name: component for name, component in components.items() if component.name}
     norms = {
         name: UnhookedModule(module)
@@ -113,11 +134,13 @@ def _block(layer: nn.Module, components: Mapping[str, Any]) -> UnhookedModule:
         if name in named and (module := _submodule(layer, named[name].name)) is not None
     }
     mlp = components.get("mlp")
-    # Some families keep the projections in the block itself: their MLP has no name.
-    inside = None if mlp is None else layer if mlp.name is None else _submodule(layer, mlp.name)
-    if mlp is None or inside is None:
+    if mlp is None:
         return UnhookedModule(layer, **norms)
-    return UnhookedModule(layer, mlp=_mlp(inside, mlp), **norms)
+    # Some families keep the projections in the block itself: their MLP has no name.
+    mlp_module = layer if mlp.name is None else _submodule(layer, mlp.name)
+    if mlp_module is None:
+        return UnhookedModule(layer, **norms)
+    return UnhookedModule(layer, mlp=_mlp(mlp_module, mlp), **norms)
 
 
 def _mlp(module: nn.Module, mlp: Any) -> UnhookedModule:
@@ -132,6 +155,7 @@ def _mlp(module: nn.Module, mlp: Any) -> UnhookedModule:
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a path inside another; None if there is none."""
     try:
         return module.get_submodule(path)
     except AttributeError:

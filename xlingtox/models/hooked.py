@@ -1,4 +1,4 @@
-"""HookedLM: a language model with its tokenizer and its neurons."""
+"""`HookedLM`: a language model with its tokenizer and the vectors of its neurons."""
 
 from __future__ import annotations
 
@@ -40,15 +40,16 @@ class HookedLM(NeuronVectors, TextEncoding):
     of this class act in both. A hook that you add to one of `tl`'s hook points by hand acts here too.
 
     Attributes:
-        tl: the TransformerLens model (`TransformerBridge`, or the `HookedTransformer` that was loaded). A family with
-            fused query, key and value matrices has none in 4 or 8 bits: all else works there, and `tl` says why.
+        tl: the TransformerLens model (`TransformerBridge`, or the `HookedTransformer` that was loaded). Families with
+            fused query, key and value matrices have none in 4 or 8 bits. There `tl` raises an error that says why, and
+            all else works.
         tokenizer: the Hugging Face tokenizer; padding is on the left.
-        name, revision: where the model came from.
-        stored_dtype: the dtype of the weights in the checkpoint, or the one that was asked for. On a CPU, float16 (and
+        name, revision: the hub name, folder or class that the model came from, and the revision of a hub name.
+        stored_dtype: the dtype that was asked for, else that of the weights in the checkpoint. On a CPU, float16 (and
             bfloat16 where it is slow) is computed in float32, which is then `dtype`.
-        n_layers, d_model, d_mlp: depth, width of the residual stream, neurons per layer.
+        n_layers, d_model, d_mlp: the number of layers, the width of the residual stream, the neurons per layer.
         n_positions: the longest sequence in tokens, prompt and continuation together. Some models rotate positions
-            differently beyond some length (Phi-3 of 128k); for these, it is that length.
+            differently beyond a certain length (Phi-3 of 128k). For these, it is that length.
         mlp_multipliers: for each layer, the constant that multiplies the MLP's output on its way to the residual
             stream. It is 1 in most families, `residual_multiplier` in Granite, None where a norm is between (Gemma 2).
 
@@ -72,13 +73,15 @@ class HookedLM(NeuronVectors, TextEncoding):
         stored_dtype: torch.dtype | None = None,
         unpacked_from: str | None = None,
     ) -> None:
-        """Wrap backends. Users call `HookedLM.load`.
+        """Wrap the backends that run a model. Users call `HookedLM.load`.
 
         Args:
-            unpacked_from: how the file that the weights were unpacked from holds them, such as `GGUF Q4_1`.
+            tl_backend: the TransformerLens model, or a stand-in that has its weights.
+            hf_backend: the plain model, which does the work; None for a model that was given as a TransformerLens one.
+            unpacked_from: how the GGUF file holds the weights, such as `GGUF Q4_1`.
 
         Raises:
-            TypeError: this is a model, not a backend.
+            TypeError: `tl_backend` is a model, not a backend.
             ValueError: the model is not a decoder with dense MLPs, or the tokenizer has no end-of-sequence token.
         """
         if not isinstance(tl_backend, TransformerLensBackend):
@@ -122,25 +125,27 @@ class HookedLM(NeuronVectors, TextEncoding):
                 `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9. The last two must have unprocessed
                 weights. Weights of a GGUF file are unpacked while they are read.
             tokenizer: the default is the one next to the checkpoint. A model in memory needs one here, unless it is a
-                TransformerLens model with a tokenizer. TransformerLens makes it put a start before each text, so it is
-                loaded again from its files, without the network.
-            adapter: folder or hub name of a LoRA adapter, which is merged into the weights.
-            dtype: weights are cast to it. Default: the stored one. On a CPU, float16 (slow on all of them) and bfloat16
-                (where it is slow) are held in float32, with a warning. Weights of a GGUF file are held in float32.
-            device: weights are moved to it (default: the GPU if there is one; a model in memory stays where it is).
-            device_map: transformers' option for a model that is spread over devices. It needs accelerate.
+                TransformerLens model with a tokenizer. That one puts a beginning of sequence before each text, so it is
+                read again from its files, without the network.
+            adapter: the folder or hub name of a LoRA adapter, which is merged into the weights.
+            dtype: the dtype to which weights are cast. The default is the stored one. On a CPU, float16 (slow on all of
+                them) and bfloat16 (where it is slow) become float32, with a warning. Weights of a GGUF file become
+                float32.
+            device: the device to which weights are moved. The default is the GPU if there is one; a model in memory
+                stays where it is.
+            device_map: transformers' option for spreading a model over devices. It needs accelerate.
             bits: 8 or 4, for weights quantised by bitsandbytes.
             revision: the revision of a hub name. For an adapter it is the adapter's own; its base has the revision that
                 the adapter names.
-            trust_remote_code: run the code that a checkpoint brings along.
+            trust_remote_code: whether to run code that comes with a checkpoint.
 
         Raises:
-            TypeError: no model, and no name of one.
-            FileNotFoundError: a folder that is no checkpoint or no adapter.
+            TypeError: `source` is neither a model nor the name of one.
+            FileNotFoundError: a folder is not a checkpoint or not an adapter.
             ValueError: the model is not a decoder with dense MLPs. Its tokenizer is missing or has no end-of-sequence
                 token. The adapter is for another base. Weights were processed, are stored in other bits, lie outside
-                the folder, or are pickled. A device or a package is missing.
-            ImportError: a GGUF file without the package gguf.
+                the folder, or are pickled. A device is missing.
+            ImportError: a package is missing: gguf, peft, bitsandbytes or accelerate, whichever the source asks for.
 
         Example:
             >>> xt.HookedLM.load("mini")
@@ -191,16 +196,16 @@ class HookedLM(NeuronVectors, TextEncoding):
         """Wrap a plain model as it is, without a copy.
 
         Raises:
-            ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
+            ValueError: the model is not a decoder with dense MLPs, or the tokenizer has no end-of-sequence token.
         """
         return cls._wrap(loaded, bridge_over)
 
     @classmethod
     def unbridged(cls, loaded: loading.Loaded) -> HookedLM:
-        """Wrap a plain model as it is, without a TransformerLens model: tuning needs none, and it takes memory.
+        """Wrap a plain model as it is, and build no TransformerLens model. Tuning needs none, and it takes memory.
 
         Raises:
-            ValueError: not a decoder with a dense MLP, or a tokenizer without an end.
+            ValueError: the model is not a decoder with dense MLPs, or the tokenizer has no end-of-sequence token.
         """
         return cls._wrap(loaded, lambda model: without_bridge(model, "it was loaded to be tuned"))
 
@@ -229,7 +234,7 @@ class HookedLM(NeuronVectors, TextEncoding):
         """The TransformerLens model over the same weights.
 
         Raises:
-            ValueError: there is none. The message says why.
+            ValueError: there is no such model. The message says why.
         """
         if self._tl_backend.no_bridge_because is not None:
             raise ValueError(
@@ -249,7 +254,7 @@ class HookedLM(NeuronVectors, TextEncoding):
         return model
 
     def altered(self, folder: Path) -> str | None:
-        """Return the first weight that differs from the files in `folder`, which it was read from; None if none."""
+        """Return the first weight that differs from the checkpoint in `folder`; None if all weights are as stored."""
         if self._hf_backend is None:
             return None
         return first_changed_weight(stored_weights(folder), self._hf_backend.model)
@@ -259,6 +264,7 @@ class HookedLM(NeuronVectors, TextEncoding):
         self._plain_model()
 
     def _plain_model(self) -> Any:
+        """Return the Hugging Face model, or raise ValueError if there is none."""
         if self._hf_backend is None:
             raise ValueError(
                 f"{self.name} was given as a TransformerLens model, which cannot be unwrapped: "
@@ -267,7 +273,7 @@ class HookedLM(NeuronVectors, TextEncoding):
         return self._hf_backend.model
 
     def down_projections(self) -> list[str]:
-        """Return the names of the down-projections in `unwrapped()`, by layer.
+        """Return the names that the layers' down-projections have in `unwrapped()`, in the order of the layers.
 
         Raises:
             ValueError: the model was given as a TransformerLens model.
@@ -281,8 +287,8 @@ class HookedLM(NeuronVectors, TextEncoding):
     def _check_runs(self) -> None:
         """Raise ValueError unless the model is a decoder that gives the same logits with a cache and without one.
 
-        The TransformerLens model must give the plain model's logits in both ways. A new release of transformers or of
-        TransformerLens may break that.
+        The TransformerLens model should give the plain model's logits in both ways, else a warning is logged. A new
+        release of transformers or of TransformerLens may break that.
         """
         ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device) % self.unembedding().shape[0]
         both_ways = self._logits_both_ways(self._backend(), ids)
@@ -309,7 +315,7 @@ class HookedLM(NeuronVectors, TextEncoding):
 
     @torch.no_grad()
     def _logits_both_ways(self, backend: Backend, ids: Tensor) -> Float[Tensor, "batch pos+1 vocab"]:
-        """Return the logits of one pass, followed by those of the last token when it is read from a cache."""
+        """Return the logits of one pass, followed by those of the last token when it is read with a cache."""
         mask, cache = torch.ones_like(ids), backend.empty_cache(len(ids))
         try:
             at_once = backend.run(ids, mask)[0]
@@ -324,7 +330,7 @@ class HookedLM(NeuronVectors, TextEncoding):
 
     @property
     def remote_code(self) -> bool:
-        """Return whether the model runs code that came with its checkpoint, which was trusted when it was loaded."""
+        """Return whether the model runs code that came with its checkpoint (see `trust_remote_code` of `load`)."""
         if self._hf_backend is None:
             return False
         return type(self._hf_backend.model).__module__.startswith("transformers_modules.")
@@ -333,10 +339,10 @@ class HookedLM(NeuronVectors, TextEncoding):
         return f"HookedLM({self.name!r}: {self.n_layers} layers x {self.d_mlp} neurons, d_model {self.d_model})"
 
     def fingerprint(self) -> str:
-        """Return twelve hex digits of all weights as they are now. Any two models that differ in a weight differ here.
+        """Return twelve hex digits computed from all weights as they are now. Other weights give other digits.
 
-        The same model has one fingerprint as a TransformerLens model and another as a plain one, because they hold
-        their weights differently. Changes made through `weight.data` are not noticed, because torch does not count
+        The same model has one fingerprint as a TransformerLens model and another as a plain one, because the two hold
+        weights differently. Changes made through `weight.data` are not noticed, because torch does not count
         them.
         """
         model = self.tl if self._hf_backend is None else self._hf_backend.model
@@ -350,16 +356,20 @@ class HookedLM(NeuronVectors, TextEncoding):
         return self._last_fingerprint[1]
 
     def identity(self) -> Identity:
-        """Return which model this is, and under which edits it stands now. Every result carries it."""
+        """Return which model this is, and which edits are on it now. Every result carries this identity."""
         return Identity(self.name, self.revision, self._dtype_in_words(), self.fingerprint(), self.standing_edit)
 
     def _dtype_in_words(self) -> str:
+        """Return the dtype of an `Identity`, such as `int8` or `float32, dequantised from GGUF Q4_1`."""
         dtype = str(self._tl_backend.packed or self.dtype).removeprefix("torch.")
         return dtype if self._unpacked_from is None else f"{dtype}, dequantised from {self._unpacked_from}"
 
     def row_bytes(self, positions: int, *, predicted: int = 1) -> int:
-        """Estimate the most memory that one row of `positions` tokens takes, with logits at `predicted` of them."""
-        item = self.unembedding().element_size()
+        """Estimate how many bytes a row of `positions` tokens takes at most, with logits at `predicted` of them."""
+        bytes_per_number = self.unembedding().element_size()
+        # Per position: keys and values of all layers, and rough counts of what one block holds while it runs.
         cache = 2 * self.n_layers * self.d_model
-        passing = 4 * self.d_mlp + 8 * self.d_model
-        return positions * (cache + passing) * item + 6 * 4 * predicted * self.unembedding().shape[0]
+        block = 4 * self.d_mlp + 8 * self.d_model
+        # Sampling holds about six copies of the logits, in 4 bytes each.
+        logits = 6 * 4 * predicted * self.unembedding().shape[0]
+        return positions * (cache + block) * bytes_per_number + logits

@@ -17,12 +17,12 @@ class Identity:
     """The identity of the model that made a result. Every result carries one, so that models are not mixed up.
 
     Attributes:
-        name: hub name, folder or class.
+        name: the hub name, folder or class that the model came from.
         revision: the revision of a hub name, where one was asked for.
-        dtype: the weights' dtype; `int8` or `uint8` (4 bits) where they are quantised. For unpacked weights it also
+        dtype: the weights' dtype: `int8` or `uint8` (4 bits) where they are quantised. For unpacked weights it also
             names the kind of the file, such as "float32, dequantised from GGUF Q4_1".
-        fingerprint: twelve hex digits of all weights.
-        edit: the edits and other hooks under which the model ran, in words and with a digest; None for none.
+        fingerprint: twelve hex digits. Models that differ in any weight differ in them.
+        edit: the edits and other hooks under which the model ran, in words and with a digest; None without any.
 
     Example:
         >>> lm.identity()
@@ -39,7 +39,7 @@ class Identity:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Identity:
-        """Return the identity that a file holds. Null may be None or NaN, and older files have no `edit`."""
+        """Return the identity that a file holds. A missing value may be None or NaN; older files have no `edit`."""
         name, revision, dtype, fingerprint, edit = (row.get(field.name) for field in dataclasses.fields(cls))
         revision, edit = (value if isinstance(value, str) else None for value in (revision, edit))
         return cls(str(name), revision, str(dtype), str(fingerprint), edit)
@@ -53,17 +53,19 @@ class Identity:
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Return twelve hex digits of weights and their names. Weights that modules share are read once."""
+    """Return twelve hex digits computed from weights and their names. Weights that modules share are read once."""
     digests: dict[tuple[int, tuple[int, ...]], str] = {}
     total = hashlib.sha256()
     for name, weight in sorted(weights.items()):
-        place = weight.data_ptr(), tuple(weight.shape)
-        if place not in digests or weight.data_ptr() == 0:
-            digests[place] = _digest(weight)
-        total.update(f"{name} {list(weight.shape)} {weight.dtype} {digests[place]}\n".encode())
+        address = weight.data_ptr(), tuple(weight.shape)
+        # Address 0 does not tell tensors apart: it means that torch gives none.
+        if address not in digests or weight.data_ptr() == 0:
+            digests[address] = _digest(weight)
+        total.update(f"{name} {list(weight.shape)} {weight.dtype} {digests[address]}\n".encode())
     return total.hexdigest()[:12]
 
 
 def _digest(weight: Tensor) -> str:
+    """Return the SHA-256 of a weight's bytes, as hex digits."""
     data = weight.detach().to("cpu").reshape(-1).contiguous()
     return hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -1,4 +1,7 @@
-"""Loading: from a name, a folder or a model in memory to a Hugging Face model and its tokenizer."""
+"""Loading: make a Hugging Face model and its tokenizer of a name, a folder or a model in memory.
+
+`HookedLM.load` calls this module, and wraps the model that it gives.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ from xlingtox.text import first_line, in_line
 _LOG = logging.getLogger(__name__)
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Settings of generation that matter only when tokens are sampled."""
+"""Settings of text generation that have an effect only when tokens are sampled."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,17 @@ class Loaded:
 
     Attributes:
         model: the Hugging Face model, in evaluation mode.
-        tokenizer: its tokenizer, unchanged.
-        name: the hub name, folder or class that it came from.
-        revision: the revision of a hub name that was asked for.
-        stored_dtype: the dtype of the weights in its checkpoint, unless another was asked for. None: the model's own.
+        tokenizer: the model's tokenizer, unchanged.
+        name: the hub name, folder or class that the model came from.
+        revision: the revision of a hub name, where one was asked for.
+        stored_dtype: the dtype that was asked for, else that of the weights in the checkpoint. None: the model's own.
         unpacked_from: how the GGUF file holds the weights, such as `GGUF Q4_1`; None where there is no such file.
+
+    Example:
+        >>> from xlingtox.models.loading import from_checkpoint
+        >>> loaded = from_checkpoint("mini")
+        >>> loaded.name, loaded.stored_dtype
+        ('mini', torch.float32)
     """
 
     model: Any
@@ -64,11 +73,11 @@ class _Files:
     """The files that a model is read from.
 
     Attributes:
-        path: a folder or a hub name.
+        path: the checkpoint's folder or hub name.
         revision: the revision of a hub name.
-        adapter: folder or hub name of the adapter to merge.
-        gguf: a GGUF file in the folder, which is read instead of a checkpoint.
-        unpacked_from: how the GGUF file holds its weights.
+        adapter: the folder or hub name of the adapter to merge; None without one.
+        gguf: the GGUF file in the folder that is read instead of a checkpoint; None without one.
+        unpacked_from: how the GGUF file holds its weights, such as `GGUF Q4_1`.
     """
 
     path: str
@@ -99,7 +108,7 @@ def mini_checkpoint() -> Path:
 
 @contextlib.contextmanager
 def no_weight_bars() -> Iterator[None]:
-    """Hide transformers' progress bars for reading and writing weights. Those of downloads stay."""
+    """Hide transformers' progress bars for reading and writing weights. The bars of downloads stay."""
 
     def silent(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return bar(*args, **{**options, "disable": True})
@@ -119,7 +128,7 @@ def from_memory(
     dtype: torch.dtype | None,
     device: str | torch.device | None,
 ) -> Loaded:
-    """Copy a model in memory. The source is left as it is."""
+    """Copy a model in memory. The model that was given stays as it is."""
     if tokenizer is None:
         raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
     check_device(device)
@@ -143,7 +152,7 @@ def from_memory(
 
 
 def without_hooks(model: Any) -> bool:
-    """Remove all PyTorch hooks from a model, in place. Return whether there were any."""
+    """Remove all PyTorch hooks from a model, in place, and return whether there were any."""
     had_hooks = False
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -166,49 +175,49 @@ def from_checkpoint(
 ) -> Loaded:
     """Read a model from a checkpoint folder, a GGUF file, a folder with a LoRA adapter, or the hub.
 
-    What can be refused without reading the weights is refused first. The options and errors are those of
-    `HookedLM.load`.
+    All checks that do not need the weights come first, because reading weights takes long. The options and errors are
+    those of `HookedLM.load`.
     """
     name = source if adapter is None else f"{source} + {adapter}"
-    sources = _find_files(source, adapter, revision, bits)
+    model_files = _find_files(source, adapter, revision, bits)
     check_device(device)
     check_dtype(dtype)
-    placed = placement(device, device_map) | quantised.quantisation_options(bits, dtype)
-    options = sources.options(trust_remote_code)
+    load_options = placement(device, device_map) | quantised.quantisation_options(bits, dtype)
+    options = model_files.options(trust_remote_code)
     try:
-        with gguf_files.errors_name(sources.gguf):
-            config = _config(sources.path, options)
+        with gguf_files.errors_name(model_files.gguf):
+            config = _config(model_files.path, options)
         check_architecture(config)
-        kind = class_of(config)
-        with gguf_files.errors_name(sources.gguf):
-            tokenizer = tokenizer or _read_tokenizer(sources.path, sources.adapter, options)
+        model_class = class_of(config)
+        with gguf_files.errors_name(model_files.gguf):
+            tokenizer = tokenizer or _read_tokenizer(model_files.path, model_files.adapter, options)
     except OSError as error:
         if "valid JSON" in str(error):
             raise ValueError(f"{source} has a configuration that cannot be read: {first_line(error)}") from error
-        what = "checkpoint folder" if sources.local else "folder, nor a model that the hub gives us"
+        what = "checkpoint folder" if model_files.local else "folder, nor a model that the hub gives us"
         raise FileNotFoundError(f"{source} is no {what}: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise FileNotFoundError(f"{sources.path} has no tokenizer: give one with tokenizer=...")
-    quantised.check_stored(config, bits, source, sources.adapter)
+        raise FileNotFoundError(f"{model_files.path} has no tokenizer: give one with tokenizer=...")
+    quantised.check_stored(config, bits, source, model_files.adapter)
     if quantised.stored_bits(config) is not None:
-        placed.pop("quantization_config", None)
-    if sources.adapter is not None:
-        check_adapter(sources.adapter)
-    if sources.gguf is None:
-        check_weight_files(sources.path, config, sources.revision)
-        read_in = dtype or "auto"
+        load_options.pop("quantization_config", None)
+    if model_files.adapter is not None:
+        check_adapter(model_files.adapter)
+    if model_files.gguf is None:
+        check_weight_files(model_files.path, config, model_files.revision)
+        read_dtype = dtype or "auto"
         if dtype is None and bits is not None and isinstance(getattr(config, "dtype", None), torch.dtype):
-            # The layers that bits leave as they were cannot be cast after reading.
-            read_in = computed_in(config.dtype, default_device() if device is None else device, name)
+            # Layers that are not quantised cannot be cast once the model is read.
+            read_dtype = computed_in(config.dtype, default_device() if device is None else device, name)
         with quantised.falcon_layers_as_linear(config, bits):
-            model = read_weights(kind, sources.path, dtype=read_in, **options, **placed)
+            model = read_weights(model_class, model_files.path, dtype=read_dtype, **options, **load_options)
         quantised.check_some_quantised(quantised.keep_weights_as_read(model), bits, source)
     else:
-        with gguf_files.no_bars(), gguf_files.errors_name(sources.gguf):
-            placed = placed | gguf_files.unpacking_options()
-            model = read_weights(kind, sources.path, dtype=dtype or torch.float32, **options, **placed)
+        with gguf_files.no_bars(), gguf_files.errors_name(model_files.gguf):
+            load_options = load_options | gguf_files.unpacking_options()
+            model = read_weights(model_class, model_files.path, dtype=dtype or torch.float32, **options, **load_options)
         model = gguf_files.as_plain(model)
-    if "device_map" not in placed:
+    if "device_map" not in load_options:
         model = model.to(device or default_device())
     check_merged(model)
     model, stored_dtype = as_computed(model, dtype, name)
@@ -216,15 +225,15 @@ def from_checkpoint(
         raise ValueError(
             f"device_map leaves weights of {source} on disk, where neurons cannot be read: use more memory"
         )
-    if sources.adapter is not None:
-        model = merge_adapter(model, sources.adapter, sources.path)
-    return Loaded(_writable(model).eval(), tokenizer, name, revision, stored_dtype, sources.unpacked_from)
+    if model_files.adapter is not None:
+        model = merge_adapter(model, model_files.adapter, model_files.path)
+    return Loaded(_writable(model).eval(), tokenizer, name, revision, stored_dtype, model_files.unpacked_from)
 
 
 def _find_files(source: str, adapter: str | Path | None, revision: str | None, bits: Bits | None) -> _Files:
-    """Find the files that a source and an adapter name, and refuse bits where they cannot be had.
+    """Find the files that a source and an adapter name, and refuse `bits` for files that cannot be quantised.
 
-    A source that is itself an adapter gives the adapter and the base that it names.
+    If the source is itself an adapter, the model is the base that this adapter names.
     """
     path = str(mini_checkpoint() if source == "mini" else Path(source).expanduser())
     gguf, unpacked_from = gguf_files.gguf_file(path), None
@@ -250,7 +259,7 @@ def _find_files(source: str, adapter: str | Path | None, revision: str | None, b
 
 
 def _writable(model: Any) -> Any:
-    """Return the model without settings of sampling if it decodes greedily, where they do nothing.
+    """Return the model in a form that transformers can save: one that decodes greedily has no settings of sampling.
 
     Transformers reads such settings (Llama 2's checkpoint has them), and refuses to write them.
     """
@@ -265,12 +274,15 @@ def _writable(model: Any) -> Any:
 def read_weights(kind: Any, source: str | Path, **options: Any) -> Any:
     """Call `kind.from_pretrained`, for safetensors only: a pickled file can run code when it is read.
 
-    Some models have only pickled weights on the hub's default branch. For these, transformers takes the copy that the
-    hub's own converter made.
+    Some models have only pickled weights on the hub's default branch. For these, transformers takes the safetensors
+    copy that the hub's own converter made.
+
+    Args:
+        kind: the transformers class of the model.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: they are broken, or some that the model needs are missing. Transformers would draw those at random.
+        FileNotFoundError: there are no weights in safetensors.
+        ValueError: weights are broken, or some are missing, which transformers would draw at random.
     """
     try:
         with no_weight_bars():
@@ -296,7 +308,7 @@ def read_weights(kind: Any, source: str | Path, **options: Any) -> Any:
 
 
 def _config(path: str, options: Mapping[str, Any]) -> Any:
-    """Read the configuration of a checkpoint. An unknown family is reported in one line."""
+    """Read the configuration of a checkpoint. The error about an unknown family is one line."""
     try:
         return AutoConfig.from_pretrained(path, **options)
     except (ValueError, ImportError) as error:

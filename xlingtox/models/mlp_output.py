@@ -1,6 +1,6 @@
-"""A block may add its MLP's output to the residual stream as it is, times a constant, or through a norm.
+"""Measure how blocks add their MLP's output to the residual stream: as it is, times a constant, or through a norm.
 
-This file measures which, because families store it in different places.
+It is measured because each family writes it in another place of its code or configuration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Number types of weights: the one that is asked for, or one that the device computes quickly."""
+"""Dtypes of weights: the one that the user asks for, or one that the device computes quickly."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 _LOG = logging.getLogger(__name__)
 
 _ROTARY = ("inv_freq", "embed_positions")
-"""Names of the buffers that hold rotary frequencies."""
+"""The ends of the names of buffers that hold rotary frequencies."""
 
 
 def computed_in(stored: torch.dtype, device: str | torch.device, name: str) -> torch.dtype:
-    """Return the dtype in which stored weights are held on a device if none was asked for. Warn if it differs.
+    """Return the dtype in which a device holds stored weights if the user asks for none. Warn if it is another.
 
-    A GPU computes 16 bits quickly. Every CPU computes float16 slowly. It computes bfloat16 faster than float32 if it
+    A GPU computes 16 bits quickly. Every CPU computes float16 slowly. A CPU computes bfloat16 faster than float32 if it
     has instructions for it, and slower if it has none.
 
     Args:
@@ -41,9 +41,9 @@ def computed_in(stored: torch.dtype, device: str | torch.device, name: str) -> t
 
 @functools.cache
 def multiplies_bfloat16() -> bool:
-    """Return whether the CPU has instructions for products in bfloat16, and torch a library that uses them.
+    """Return whether the CPU has instructions for products in bfloat16, and torch has a library that uses them.
 
-    This asks the CPU and measures no time, because on a busy machine the results would depend on the load.
+    No time is measured, because then results would depend on how busy the machine is.
     """
     onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if sys.platform == "darwin" or not onednn:
@@ -62,7 +62,10 @@ def check_dtype(dtype: Any) -> None:
 
 
 def as_computed(model: Any, dtype: torch.dtype | None, name: str) -> tuple[Any, torch.dtype]:
-    """Return the model in the dtype asked for, else in one that its device computes quickly, and the stored dtype."""
+    """Return the model, cast if need be, and the dtype that the user asked for, or else the stored one.
+
+    If the user asks for none, the model is cast to a dtype that its device computes quickly. Quantised weights stay.
+    """
     stored: torch.dtype = model.dtype
     if dtype is not None:
         return cast(model, dtype), dtype
@@ -74,14 +77,14 @@ def as_computed(model: Any, dtype: torch.dtype | None, name: str) -> tuple[Any, 
 def cast(model: Any, dtype: torch.dtype | None) -> Any:
     """Return the model in `dtype`, except for its rotary frequencies.
 
-    Rounded frequencies would rotate far positions by whole radians. Transformers also leaves them as they are while it
-    reads weights.
+    Rounding the frequencies would turn far positions by a wrong angle, off by whole radians. Transformers spares them
+    too when it reads weights.
     """
     if dtype is None or dtype == model.dtype:
         return model
-    exact = {name: buffer for name, buffer in model.named_buffers() if name.endswith(_ROTARY)}
+    frequencies = {name: buffer for name, buffer in model.named_buffers() if name.endswith(_ROTARY)}
     model = model.to(dtype)
-    for name, buffer in exact.items():
+    for name, buffer in frequencies.items():
         module, _, buffer_name = name.rpartition(".")
         model.get_submodule(module)._buffers[buffer_name] = buffer
     return model

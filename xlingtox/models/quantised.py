@@ -1,4 +1,4 @@
-"""Weights of 8 and 4 bits: quantised by bitsandbytes while a checkpoint is read, or stored so in it."""
+"""Weights of 8 and 4 bits: quantised by bitsandbytes while a checkpoint is read, or stored that way in it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Bits = Literal[4, 8]
 
 
 def quantisation_options(bits: Bits | None, dtype: torch.dtype | None) -> dict[str, Any]:
-    """Return the options that make transformers quantise weights to so many bits; none for None.
+    """Return the options that make transformers quantise weights to `bits` bits. For None there are none.
 
     Raises:
-        ValueError: another number of bits, or bitsandbytes is missing.
+        ValueError: `bits` is another number, or bitsandbytes is missing.
     """
     if bits is None:
         return {}
     if bits not in (4, 8):
         raise ValueError(f"bits is {bits!r}: expected 4 or 8")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"{bits}-bit weights need the package bitsandbytes: pip install bitsandbytes")
+        raise ImportError(f"{bits}-bit weights need the package bitsandbytes: pip install 'xlingtox[quantised]'")
     # QLoRA's settings (Dettmers et al. 2023). The library's defaults are another 4-bit number type, and float32.
     config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=bits == 4,
@@ -52,7 +52,7 @@ def stored_bits(config: Any) -> str | None:
 def check_stored(config: Any, bits: Bits | None, source: str, adapter: Any = None) -> None:
     """Raise ValueError if a checkpoint holds quantised weights and cannot serve what is asked of it.
 
-    Transformers would silently ignore other bits that are asked for. Merging would round an adapter.
+    Transformers would silently ignore another number of bits. Merging would round an adapter.
     """
     stored = stored_bits(config)
     if stored is None:
@@ -70,7 +70,7 @@ def check_stored(config: Any, bits: Bits | None, source: str, adapter: Any = Non
 
 
 def check_some_quantised(model: Any, bits: Bits | None, source: str) -> None:
-    """Raise ValueError if bits were asked for and no weight is quantised. Transformers says nothing then."""
+    """Raise ValueError if bits were asked for and no weight is quantised. Transformers would not say so."""
     if bits is None or any(not weight.is_floating_point() for weight in model.parameters()):
         return
     raise ValueError(f"bits={bits} quantises no weight of {source} ({type(model).__name__}): load it without bits")
@@ -79,20 +79,20 @@ def check_some_quantised(model: Any, bits: Bits | None, source: str) -> None:
 def keep_weights_as_read(model: Any) -> Any:
     """Make 4-bit layers keep their weights as they were read, in place, and return the model.
 
-    On a CPU with AVX-512 BF16, bitsandbytes packs them again at the first pass in evaluation mode. That rounds their
-    scales once more, and from then on no gradient passes through these layers, also in training.
+    On a CPU with AVX-512 BF16, bitsandbytes would pack the weights again at the first pass in evaluation mode. That
+    rounds their scales once more, and stops all gradients through these layers, even in training.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
-            # Saving puts back weights that were packed again already.
+            # If the weights were packed again already, this puts them back.
             module.state_dict()
     return model
 
 
 @contextlib.contextmanager
 def falcon_layers_as_linear(config: Any, bits: Bits | None) -> Iterator[None]:
-    """Build Falcon's linear layers as PyTorch's, which compute the same. Transformers quantises only those."""
+    """Build Falcon's models from PyTorch's linear layers, which compute the same as Falcon's and can be quantised."""
     if bits is None or config.model_type != "falcon":
         yield
         return

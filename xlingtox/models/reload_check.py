@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def first_changed_weight(written: Iterable[tuple[str, Tensor]], reread: Any) -> str | None:
-    """Return the first weight that transformers altered while it read a checkpoint, and its rows; None if none.
+    """Return the name of the first weight that transformers altered while reading, with the altered rows; None if none.
 
     Youtu, for example, sets the embedding of its padding token to zero.
 
     Args:
-        written: names and weights that were saved. Weights that the model does not have are skipped.
-        reread: the model that was read from them.
+        written: the names and weights in the checkpoint. Weights that the model does not have are skipped.
+        reread: the model that was read from the checkpoint.
     """
     weights = reread.state_dict()
     for name, stored in written:

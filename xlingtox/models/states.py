@@ -25,16 +25,16 @@ def mean_states(
     averaged during the pass, so long texts need little memory.
 
     Args:
-        texts: only the beginning is read of a text that is longer than the model's context.
-        layers: 0 is the embedding's output, n the output of the n-th block, `lm.n_layers + 1` the state after the final
-            norm.
-        batch_size: texts in a pass. By default as many as the free memory allows, at most 64.
+        texts: the texts to read. Of a text that is longer than the model's context, only the beginning is read.
+        layers: the states to average: 0 is the embedding's output, n the output of the n-th block, and
+            `lm.n_layers + 1` the state after the final norm.
+        batch_size: texts in one pass. By default as many as the free memory allows, at most 64.
 
     Returns:
-        float32 on the CPU.
+        the mean states, in float32 on the CPU.
 
     Raises:
-        ValueError: no texts, or a text without tokens.
+        ValueError: there are no texts, or a text has no tokens.
 
     Example:
         >>> xt.models.mean_states(lm, ["the cat", "la casa"], [0, lm.n_layers], progress=False).shape
@@ -49,6 +49,7 @@ def mean_states(
 
             def average(layer: int, state: Tensor) -> None:
                 batch_means[layer] = (weight.to(state.device) @ state.float()).squeeze(1)
+                # The final norm is applied here, because no hook sees its output.
                 if layer == last and last + 1 in layers:
                     average(last + 1, lm.after_final_norm(state))
 

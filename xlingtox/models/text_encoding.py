@@ -1,4 +1,4 @@
-"""Text in and out of a model: tokens of a text, padded batches, and the text of tokens."""
+"""Text into a model and out of it: the tokens of texts, padded batches of them, and the text of tokens."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class TextEncoding(ForwardPasses):
     """Forward passes, and the conversion between texts and the tokens that they read.
 
     Padding is on the left, so that the last position of every row is its newest token.
+
+    Example:
+        >>> lm.decode(lm.token_ids(["the cat", "la casa"]))
+        ['the cat', 'la casa']
     """
 
     @property
@@ -28,10 +32,10 @@ class TextEncoding(ForwardPasses):
 
     @cached_property
     def without_text(self) -> Int[Tensor, "row"] | None:
-        """Rows of the unembedding that are no token of the tokenizer, so that no text can hold them; None if none.
+        """The rows of the unembedding that stand for no token, so that no text can hold them; None if there are none.
 
-        Families pad their vocabulary to a round number (Qwen 2.5: 152,064 rows, 151,665 tokens), or leave holes in it.
-        Tokens that end a text are not among these rows.
+        Many families pad their vocabulary to a round number (Qwen 2.5 has 152,064 rows for 151,665 tokens), or leave
+        holes in it. Tokens that end a text are not among these rows.
         """
         rows = rows_without_text(self.tokenizer, self._n_logits, self.ends)
         return torch.tensor(rows, device=self._tl_backend.unembedding().device) if rows else None
@@ -43,9 +47,9 @@ class TextEncoding(ForwardPasses):
 
     @checked
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return each text's tokens: one beginning where the tokenizer has one, and no end that it would add.
+        """Return the tokens of each text, after a beginning of sequence if the tokenizer adds one, and without an end.
 
-        Everything that reads texts with this model reads these tokens (`tokenizer.token_ids`).
+        Whatever reads texts with this model reads these tokens.
         """
         return token_ids(self.tokenizer, texts)
 
@@ -56,7 +60,7 @@ class TextEncoding(ForwardPasses):
         """Return the `token_ids` of texts, padded on the left, and their mask (False on padding).
 
         Args:
-            max_length: a longer text keeps its first tokens only.
+            max_length: the number of tokens to keep of each text, from its beginning. By default all.
 
         Example:
             >>> ids, mask = lm.encode(["the cat", "la casa es grande"])
@@ -87,13 +91,18 @@ class TextEncoding(ForwardPasses):
 
     @checked
     def decode_after(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of token ids that follow a prompt's.
+        """Return the text of token ids that follow a prompt.
 
-        Some tokenizers, such as Llama 2's, drop the first space of a text, so a continuation cannot be decoded alone.
+        Some tokenizers, such as Llama 2's, drop the first space of a text. So a continuation is decoded together with
+        its prompt.
+
+        Args:
+            prompts: each prompt's token ids.
+            rows: the token ids that follow each prompt.
         """
         starts = self.decode(prompts)
         texts = self.decode([[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)])
-        # A prompt that ends within a character decodes differently alone.
+        # A prompt that ends within a character decodes differently alone. Then the row has to be decoded alone too.
         return [
             text[len(start) :] if text.startswith(start) else self.decode([row])[0]
             for start, text, row in zip(starts, texts, rows, strict=True)

@@ -1,6 +1,6 @@
-"""TransformerLens as a backend: its hook points, and where each family of models keeps its MLP.
+"""TransformerLens as a backend: its hook points, and its knowledge of where each family of models keeps its MLP.
 
-No other file knows TransformerLens. It takes seconds to import, so this file imports it when a model is loaded.
+No other file imports TransformerLens. That takes seconds, so this file does it only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def backend_of(tl: Any) -> TransformerLensBackend:
     """Return the backend of a `TransformerBridge`, or of a `HookedTransformer` of TransformerLens 3.9.
 
     Raises:
-        ValueError: its weights were processed.
+        ValueError: the weights were processed (norms folded in, or weights centred).
     """
     _check_unprocessed(tl)
     return _BridgeBackend(tl) if hasattr(tl, "original_model") else _HookedTransformerBackend(tl)
@@ -30,11 +30,11 @@ def backend_of(tl: Any) -> TransformerLensBackend:
 def bridge_over(model: Any) -> tuple[TransformerLensBackend, HuggingFaceBackend]:
     """Build a TransformerLens bridge over a plain model's weights. Return its backend and the plain model's.
 
-    Bridging rewires a model in place, so it is done to a copy: other modules, the same parameters. Where no bridge can
-    be built, neurons are looked up by name in the plain model (`without_bridge`).
+    Bridging rewires a model in place. So a copy is bridged: it has its own modules, and shares the parameters. Where no
+    bridge can be built, neurons are looked up by name in the plain model (`without_bridge`).
 
     Raises:
-        ValueError: TransformerLens does not know the family, or it has no dense MLP.
+        ValueError: TransformerLens does not know the family, or the model has no dense MLPs.
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -74,15 +74,15 @@ def bridge_over(model: Any) -> tuple[TransformerLensBackend, HuggingFaceBackend]
 
 
 def without_bridge(model: Any, reason: str) -> tuple[TransformerLensBackend, HuggingFaceBackend]:
-    """Return a backend that names a plain model's weights as TransformerLens does, and the plain model's backend.
+    """Return two backends of a plain model: one that only names its weights as TransformerLens does, and one that runs.
 
-    The first has no hook points and cannot run; the second runs the model.
+    The first has no hook points.
 
     Args:
-        reason: why there is no bridge, for the message to a user who asks for one.
+        reason: the reason why there is no bridge, for the message to a user who asks for one.
 
     Raises:
-        ValueError: TransformerLens does not know the family, or it has no dense MLP.
+        ValueError: TransformerLens does not know the family, or the model has no dense MLPs.
     """
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
@@ -106,14 +106,19 @@ class TransformerLensBackend:
     """A TransformerLens model as a backend, and its weights by layer.
 
     Attributes:
-        tl: the TransformerLens model; where there is none, an `UnhookedModel` of the plain model.
-        no_bridge_because: why there is no TransformerLens model, in words; None where there is one.
+        tl: the TransformerLens model, or an `UnhookedModel` of the plain model where there is none.
+        no_bridge_because: the reason why there is no TransformerLens model; None where there is one.
+
+    Example:
+        >>> from xlingtox.models.tl_backend import backend_of
+        >>> backend_of(lm.tl).down_projection(layer=0).shape
+        torch.Size([512, 128])
     """
 
     def __init__(self, tl: Any, no_bridge_because: str | None = None) -> None:
         self.tl, self.no_bridge_because = tl, no_bridge_because
         self._points = list(dict.fromkeys(tl.hook_dict.values()))
-        # Some families' bridges copy values to hook points of another name, by hooks that belong to the bridge.
+        # Some bridges have hooks of their own, which copy values to hook points of another name.
         self._bridge_hooks = [hook for point in self._points for hook in point.fwd_hooks if hook.is_permanent]
         self._not_by_hand = set(map(id, self._bridge_hooks))
 
@@ -129,10 +134,10 @@ class TransformerLensBackend:
 
     @cached_property
     def d_mlp(self) -> int:
-        """Neurons per layer, counted in the weights: the configuration is wrong in some families.
+        """The number of neurons per layer. It is counted in the weights, because some families configure it wrongly.
 
         Raises:
-            ValueError: a layer has no dense MLP, or layers differ.
+            ValueError: a layer has no dense MLP, or the layers differ in their number of neurons.
         """
         shapes: set[tuple[int, ...]] = set()
         for layer in range(self.n_layers):
@@ -160,14 +165,14 @@ class TransformerLensBackend:
         return shapes.pop()[0]
 
     def _experts_in(self, layer: int) -> str | None:
-        """Return the name of the first module in a layer that holds or chooses experts; None where there is none."""
+        """Return the name of the first module in a layer that has to do with experts; None where there is none."""
         block = getattr(self.tl.blocks[layer], "original_component", None)
         names = [] if block is None else [name for name, _ in block.named_modules()]
         return next((name for name in names if "expert" in name.rpartition(".")[2].lower()), None)
 
     @property
     def n_positions(self) -> int:
-        """The longest sequence, in tokens, on which a row's logits do not depend on its neighbours in the batch."""
+        """The longest sequence that the model can read, in tokens. Rows of that length do not affect each other."""
         rope = getattr(self._config(), "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
             # Beyond this length the whole batch is rotated by other frequencies. A row's logits would depend on its
@@ -181,6 +186,7 @@ class TransformerLensBackend:
         return int(self.tl.cfg.n_ctx)
 
     def _config(self) -> Any:
+        """Return the configuration: that of Hugging Face where there is one, else that of TransformerLens."""
         return self.tl.cfg
 
     def device_of(self, layer: int) -> torch.device:
@@ -202,13 +208,20 @@ class TransformerLensBackend:
         return self._weight(self.tl.blocks[layer].mlp, "gate", "W_gate")
 
     def _required(self, layer: int, part: str, name: str) -> Tensor:
+        """Return a weight of a layer's MLP (see `_weight`), or raise ValueError if there is none."""
         weight = self._weight(self.tl.blocks[layer].mlp, part, name)
         if weight is None:
             raise ValueError(f"layer {layer} has no {name}")
         return weight
 
     def _weight(self, mlp: Any, part: str, name: str) -> Tensor | None:
-        """Return a weight as `[in, out]`: a view, but for quantised weights a copy of what they compute."""
+        """Return a weight as `[in, out]`: a view, or for quantised weights a copy of what they compute.
+
+        Args:
+            mlp: the MLP of a TransformerLens block.
+            part: the name of the projection in a bridge, such as "out".
+            name: the name of the weight, such as "W_out".
+        """
         module = _wrapped(mlp, part)
         if _packed(module):
             return _as_matrix(module, self.tl.W_U.dtype)
@@ -232,7 +245,7 @@ class TransformerLensBackend:
         return states if norm is None else getattr(norm, "original_component", norm)(states)
 
     def write_vectors(self, layer: int) -> Tensor:
-        """Return the down-projection's rows, `[d_mlp, d_model]`, through the norm behind them if there is one."""
+        """Return the down-projection's rows, `[d_mlp, d_model]`, times the gain of the norm behind it, if any."""
         values, norm = self.down_projection(layer), getattr(self.tl.blocks[layer], "ln2_post", None)
         if getattr(self._config(), "do_layer_norm_before", None) is False:
             # OPT of 350 million parameters normalises the residual stream after the MLP was added to it.
@@ -247,7 +260,7 @@ class TransformerLensBackend:
     # --- hooks
 
     def hooked_by_hand(self) -> bool:
-        """Return whether any hook is set here that did not come through this class."""
+        """Return whether the TransformerLens model has any hook that was not set through this class."""
         return any(id(hook) not in self._not_by_hand for point in self._points for hook in point.fwd_hooks)
 
     def on_post(self, layer: int, hook: Hook) -> Remove:
@@ -258,6 +271,9 @@ class TransformerLensBackend:
         return self._set(blocks[0].hook_resid_pre if layer == 0 else blocks[layer - 1].hook_resid_post, hook)
 
     def _set(self, point: Any, hook: Hook) -> Remove:
+        """Set a hook on a hook point, and note that it was not set by hand."""
+
+        # TransformerLens also passes the hook point, by the name `hook`.
         def run(value: Tensor, hook: Any, added: Hook = hook) -> Tensor | None:
             return added(value)
 
@@ -297,7 +313,7 @@ class TransformerLensBackend:
 
 
 class _BridgeBackend(TransformerLensBackend):
-    """A bridge. Its rewired Hugging Face model is called as a plain one is."""
+    """A `TransformerBridge`. Its rewired Hugging Face model is called like a plain one."""
 
     def __init__(self, tl: Any, no_bridge_because: str | None = None) -> None:
         super().__init__(tl, no_bridge_because)
@@ -354,7 +370,10 @@ def _packed(module: Any) -> bool:
 
 
 def _check_unprocessed(tl: Any) -> None:
-    """Raise ValueError where weights were folded or centred: value vectors are then no longer the model's own."""
+    """Raise ValueError if norms were folded into the weights, or weights were centred.
+
+    The value vectors would then not be the model's own.
+    """
     folded = str(getattr(tl.cfg, "normalization_type", "")).endswith("Pre") and not hasattr(tl, "original_model")
     if folded or getattr(tl, "_weights_processed", False) or getattr(tl, "compatibility_mode", False):
         raise ValueError(
@@ -369,14 +388,18 @@ def _check_unprocessed(tl: Any) -> None:
 
 
 def _centred(weight: Tensor) -> bool:
-    """Return whether the mean of every row is zero, which does not happen by chance."""
+    """Return whether the mean of every row is zero. That does not happen by chance."""
     rows = weight[:64].float()
     return bool(rows.mean(-1).abs().max() < 1e-4 * rows.std(-1).max())
 
 
 @torch.no_grad()
 def _gain(norm: Any, like: Tensor) -> tuple[Tensor, bool]:
-    """Measure a norm's gain, and whether it subtracts the mean. Families store these differently."""
+    """Measure a norm's gain, and whether it subtracts the mean. Families store these differently.
+
+    The state is a row of 1 and -1, of mean zero, whose scale is 1. A bias is the same for the state and its negative,
+    so half their difference is the gain times the state. A norm that subtracts the mean is blind to an added 1.
+    """
     signs = like.new_ones(like.shape[-1])
     signs[1::2] = -1
     normed, negated, raised = (norm(state).float() for state in (signs, -signs, signs + 1))
@@ -385,9 +408,9 @@ def _gain(norm: Any, like: Tensor) -> tuple[Tensor, bool]:
 
 @torch.no_grad()
 def _as_matrix(module: Any, dtype: torch.dtype) -> Tensor:
-    """Return the matrix that a linear layer multiplies by, `[in, out]`, from its outputs for the unit vectors.
+    """Return the matrix that a linear layer multiplies by, `[in, out]`: its outputs for the unit vectors.
 
-    Quantised weights are stored differently by each method and device, so they are not decoded here.
+    Each method and device stores quantised weights differently, so they are not decoded here.
     """
     size, device = module.in_features, module.weight.device
     bias = module.forward(torch.zeros(1, size, device=device, dtype=dtype))

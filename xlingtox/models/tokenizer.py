@@ -1,4 +1,4 @@
-"""Tokenizers: the tokens of texts as a model reads them, and checks of a model's tokenizer."""
+"""Tokenizers: the tokens of a text as a model reads it, and checks of a model's tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of each text, behind the beginning of sequence if the tokenizer adds one.
+    """Return the tokens of each text, after a beginning of sequence if the tokenizer adds one.
 
     A text is always something to continue: a prompt, a sentence, or the start of a longer text. So an end of sequence
     that the tokenizer would add is left out, because the model would take the next token for another document. A text
@@ -27,15 +27,15 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 
 
 def added_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that the tokenizer puts before each text: mostly none, or a beginning of sequence.
+    """Return the tokens that the tokenizer puts before each text: none, or more rarely a beginning of sequence.
 
-    Each call looks them up again, because a tokenizer's rules can be changed at any time.
+    They are looked up anew in each call, because a tokenizer's rules can be changed at any time.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and backend.num_special_tokens_to_add(False) == 0:
         return []
     special = set(tokenizer.all_special_ids)
-    # In any text with an ordinary token, the tokens before the text's own were added.
+    # Read a text of one ordinary token. The tokens before that token were added.
     for token in (token for token in range(len(tokenizer)) if token not in special):
         text = tokenizer.decode([token])
         plain = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -53,13 +53,13 @@ def n_shared(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreTrainedTokenizerBase:
-    """Return the tokenizer. If it has no padding token that the model knows, return a copy that pads with its end.
+    """Return the tokenizer, or a copy that pads with its end of sequence if the model knows no padding token of it.
 
     Args:
         vocabulary: the number of tokens that the model knows.
 
     Raises:
-        ValueError: no end-of-sequence token, or one that the model does not know.
+        ValueError: there is no end-of-sequence token, or the model does not know it.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token first")
@@ -75,7 +75,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> PreT
 
 
 def rows_without_text(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Iterable[int] = ()) -> list[int]:
-    """Return the numbers below `rows` that are no token of the tokenizer, but for those that end a text."""
+    """Return the numbers below `rows` that are neither a token of the tokenizer nor among `ends`."""
     if len(tokenizer) == rows and max(tokenizer.added_tokens_decoder, default=0) < rows:
         return []
     known = {*tokenizer.get_vocab().values(), *ends}
@@ -83,13 +83,13 @@ def rows_without_text(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Itera
 
 
 def without_added_start(tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a TransformerLens model as it is in its files.
+    """Return a TransformerLens model's tokenizer as its files define it.
 
-    TransformerLens makes every tokenizer put a beginning of sequence before a text. The plain model, without it, gives
-    other texts and numbers.
+    TransformerLens makes every tokenizer put a beginning of sequence before a text. A model that never saw one there
+    gives other texts and numbers.
 
     Raises:
-        ValueError: its files are neither in a folder nor in the hub's cache, or have another vocabulary.
+        ValueError: the tokenizer's files are neither in a folder nor in the hub's cache, or have another vocabulary.
     """
     if not getattr(tokenizer, "add_bos_token", False):
         return tokenizer
@@ -109,8 +109,8 @@ def without_added_start(tokenizer: PreTrainedTokenizerBase, trust_remote_code: b
 
 
 def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Return everything that decides the tokens of a text, as JSON values. How texts are padded and cut is left out."""
-    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is None:
+    """Return all rules that decide the tokens of a text, as JSON values. Rules of padding and cutting are left out."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
         return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    return {name: rule for name, rule in json.loads(fast.to_str()).items() if name not in ("truncation", "padding")}
+    return {name: rule for name, rule in json.loads(backend.to_str()).items() if name not in ("truncation", "padding")}

@@ -1,4 +1,4 @@
-"""The vectors of a model's neurons, and the unembedding that turns a direction into tokens, read from its weights."""
+"""Vectors that are read from a model's weights: those of its neurons, and the unembedding."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from xlingtox.models.forward import ForwardPasses
 class NeuronVectors(ForwardPasses):
     """Forward passes, and the vectors of the neurons that take part in them.
 
+    A neuron is a place in the hidden layer of an MLP. Its key vector says which inputs activate it, and its value
+    vector what it adds to the MLP's output.
+
     Attributes:
         mlp_multipliers: for each layer, the constant that multiplies the MLP's output on its way to the residual
             stream. It is 1 in most families, `residual_multiplier` in Granite, None where a norm is between (Gemma 2).
+
+    Example:
+        >>> lm.key_vectors(0).shape == lm.value_vectors(0).shape == (lm.d_mlp, lm.d_model)
+        True
     """
 
     mlp_multipliers: tuple[float | None, ...]
@@ -27,19 +34,19 @@ class NeuronVectors(ForwardPasses):
 
     @property
     def quantised(self) -> bool:
-        """Return whether value vectors are stored in 8 or 4 bits. They can then be read, not written."""
+        """Return whether value vectors are stored in 8 or 4 bits. Such vectors can be read, but not changed."""
         return self._tl_backend.packed is not None
 
     @property
     def n_neurons(self) -> int:
-        """The number of all MLP neurons: `n_layers * d_mlp`."""
+        """The number of MLP neurons in all layers: `n_layers * d_mlp`."""
         return self.n_layers * self.d_mlp
 
     @checked
     def value_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """Return the value vector of each neuron of `layer`: it is added to the MLP's output per unit of activation.
+        """Return the value vector of each neuron of `layer`: what it adds to the MLP's output per unit of activation.
 
-        A view of the weights; for quantised weights, a copy of what they compute.
+        The result is a view of the weights, or for quantised weights a copy of what they compute.
         """
         return self._tl_backend.down_projection(self._check_layer(layer))
 
@@ -47,16 +54,16 @@ class NeuronVectors(ForwardPasses):
     def write_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """Return the direction in which each neuron of `layer` moves the residual stream.
 
-        In most families these are the value vectors. Granite multiplies its MLP's output by a constant, and these are
-        multiplied by it too. Where a norm stands behind that output (Gemma 2 and 3) or behind its sum with the stream
-        (OPT of 350 million parameters), they are multiplied by the norm's gain. The norm also divides by each token's
-        own scale, which changes no direction and is left out.
+        In most families these are the value vectors. Granite multiplies its MLP's output by a constant, and these
+        vectors are multiplied by it too. A norm may follow that output (Gemma 2 and 3), or its sum with the residual
+        stream (OPT of 350 million parameters). Then these vectors are multiplied by the norm's gain. The norm also
+        divides by each token's own scale. That changes no direction, and is left out.
         """
         vectors, constant = self._tl_backend.write_vectors(self._check_layer(layer)), self.mlp_multipliers[layer]
         return vectors if constant is None or constant == 1 else vectors * constant
 
     def _project_down(self, layer: int, activations: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
-        """Return the output of `layer`'s down-projection for activations, without its bias."""
+        """Return what `layer`'s down-projection makes of activations, without its bias."""
         if self._hf_backend is None:
             return activations @ self.value_vectors(layer)
         down = self._hf_backend.downs[layer]
@@ -67,21 +74,21 @@ class NeuronVectors(ForwardPasses):
     def key_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """Return the key vector of each neuron of `layer`: the direction in the MLP's input that it responds to.
 
-        In a gated MLP these are the rows of the gate. A view of the weights.
+        In a gated MLP it is the neuron's row of the gate. The result is a view of the weights.
         """
         gate = self._tl_backend.gate_projection(self._check_layer(layer))
         return (self._tl_backend.up_projection(layer) if gate is None else gate).T
 
     @property
     def gated(self) -> bool:
-        """Return whether a neuron's activation is a product: its key vector's answer times its up vector's."""
+        """Return whether the MLPs are gated: an activation is then the gate's answer times the up-projection's."""
         return self._tl_backend.gate_projection(0) is not None
 
     @checked
     def up_vectors(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """Return the up vector of each neuron of `layer` in a gated MLP: its answer multiplies the gate's.
 
-        A view of the weights.
+        The result is a view of the weights.
 
         Raises:
             ValueError: the MLP has no gate.
@@ -93,7 +100,7 @@ class NeuronVectors(ForwardPasses):
     @torch.no_grad()
     @checked
     def after_final_norm(self, states: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
-        """Return the residual stream after the last block as the unembedding reads it: after the final norm, if any."""
+        """Apply the final norm, if there is one, to states after the last block, as the unembedding reads them."""
         return self._tl_backend.after_final_norm(states)
 
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:

@@ -17,11 +17,11 @@ def check_weight_files(source: str, config: Any, revision: str | None = None) ->
 
     Args:
         source: a folder, or a hub name.
-        config: the model's configuration, which may name the file of weights.
+        config: the model's configuration, which may name the weights' file.
         revision: the revision of a hub name.
 
     Raises:
-        ValueError: the index is broken, or names another kind of file, or one outside the folder.
+        ValueError: the index is broken, or names a file outside the folder or of another kind.
         FileNotFoundError: a shard is missing.
     """
     named = getattr(config, "transformers_weights", None)

@@ -26,7 +26,7 @@ from xlingtox.neurons.equality import equal
 from xlingtox.neurons.neuron_set import NeuronSet
 
 _MOST_BYTES = 2**30
-"""If the values of all steps take more bytes, only their sums are kept."""
+"""If the activations of all steps take more bytes, only their sums are kept."""
 
 
 @checked
@@ -34,16 +34,19 @@ _MOST_BYTES = 2**30
 class Activations:
     """Post-activations of `neurons` over the steps of greedy continuations.
 
+    A post-activation is the input of the MLP's down-projection. A step is a forward pass that produces one new token.
     A neuron adds its activation times its value vector to the residual stream. So a candidate is a source if its mean
     activation on toxic prompts is positive.
 
     Attributes:
-        neurons: what was read; the last axis of `sums` and of `values` is in its order.
-        sums: by language, in the order of `language_codes`, the sum over the steps that count.
-        steps: by language, in the same order, the number of these steps.
-        mask: False where the continuation had already ended.
+        neurons: the neurons that were read, in the order of the last axis of `sums` and `values`.
+        sums: each neuron's activations in each language, added up over the steps that count. Languages are in the order
+            of `language_codes`.
+        steps: the number of steps that count in each language, in the same order.
+        mask: True for the steps that count, False where the continuation had already ended.
         languages: the language of each prompt.
-        kept: the values of each step, or None where they would have taken more than a gibibyte.
+        kept: the activations at each step, or None where they would have taken more than a gibibyte. Read them by
+            `values`.
         model: which model was read, and under which edit.
 
     Example:
@@ -158,7 +161,7 @@ class Activations:
 
 
 def few_enough(n_prompts: int, n_steps: int, n_neurons: int) -> bool:
-    """Return whether the values of every step are kept, and not the sums alone."""
+    """Return whether the activations of every step are few enough to be kept, and not their sums alone."""
     return 4 * n_prompts * n_steps * n_neurons <= _MOST_BYTES
 
 
@@ -180,8 +183,8 @@ def collect_activations(
 
     Args:
         batch_size: prompts that are continued at once (default: as many as the free memory allows).
-        stop_at_end: leave out what follows an end of sequence. The authors' code goes on to `max_new_tokens` and
-            counts it (`published.collect_activations`).
+        stop_at_end: leave out what follows an end of sequence. The code of the paper's authors goes on to
+            `max_new_tokens` and counts it (`study.published.collect_activations`).
 
     Raises:
         ValueError: a neuron is outside the model, there are no prompts, one is blank or too long, or a number is below
@@ -196,19 +199,19 @@ def collect_activations(
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
-    asked = as_prompts(prompts, tokenizer=lm.tokenizer)
-    lengths = check_lengths(lm, asked, max_new_tokens)
-    prompt_languages = tuple(prompt.language for prompt in asked)
+    prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
+    lengths = check_lengths(lm, prompt_list, max_new_tokens)
+    prompt_languages = tuple(prompt.language for prompt in prompt_list)
     codes = languages.in_order(prompt_languages)
     sums = torch.zeros(len(codes), len(neurons), dtype=torch.float64)
-    mask = torch.zeros(len(asked), max_new_tokens, dtype=torch.bool)
+    mask = torch.zeros(len(prompt_list), max_new_tokens, dtype=torch.bool)
     values = None
-    if few_enough(len(asked), max_new_tokens, len(neurons)):
-        values = torch.zeros(len(asked), max_new_tokens, len(neurons))
-    with tqdm(total=len(asked), desc="reading neurons", unit="prompt", disable=not progress, leave=False) as bar:
+    if few_enough(len(prompt_list), max_new_tokens, len(neurons)):
+        values = torch.zeros(len(prompt_list), max_new_tokens, len(neurons))
+    with tqdm(total=len(prompt_list), desc="reading neurons", unit="prompt", disable=not progress, leave=False) as bar:
 
         def read(rows: list[int]) -> None:
-            ids, attention = lm.encode([asked[i].text for i in rows])
+            ids, attention = lm.encode([prompt_list[i].text for i in rows])
             row_languages = [prompt_languages[i] for i in rows]
             belongs = torch.tensor([[code == language for language in row_languages] for code in codes])
             reader = _Reader(lm, neurons, belongs.float(), n_kept_steps=0 if values is None else max_new_tokens)
@@ -237,11 +240,11 @@ def collect_activations(
 
 
 class _Reader:
-    """Hooks that add up neurons at the last position of every pass, by language, on the model's device.
+    """Hooks that add up activations at the last position of every pass, by language, on the model's device.
 
     Attributes:
-        sums: by language, over the steps so far of the rows that have not ended.
-        values: of each row and step, or None where only the sums are wanted.
+        sums: each neuron's activations in each language, added up over the steps so far of rows that have not ended.
+        values: the activations at each row and step, or None where only the sums are wanted.
     """
 
     def __init__(

@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 def equal(left: Any, right: Any) -> bool:
-    """Return whether two values are of one class and hold the same numbers; NaN in a tensor equals NaN."""
+    """Return whether two values are of one class and hold the same numbers.
+
+    In a tensor, NaN equals NaN. In any other number it does not, as usual in Python.
+    """
     if type(left) is not type(right):
         return False
     if isinstance(left, Tensor):

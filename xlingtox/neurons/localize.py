@@ -23,7 +23,7 @@ from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
 
 _MOST_BYTES = 2**30
-"""Activations that are held at once take at most so many bytes; more layers are read in further passes."""
+"""The most bytes of activations that are held at once. Layers for which there is no room are read in a later pass."""
 
 
 @checked
@@ -56,11 +56,11 @@ def by_cosine(lm: HookedLM, probe: Probe, *, k: int = 100) -> NeuronSet:
 def by_contribution(lm: HookedLM, probe: Probe, activations: Activations, *, k: int = 100) -> NeuronSet:
     """Return the k neurons that push the residual stream furthest in the probe's direction on these prompts.
 
-    A neuron's push is its mean activation times the part of its value vector along the probe. Scores are these
+    A neuron's contribution is its mean activation times the part of its value vector along the probe. Scores are the
     contributions, `mean(m) * (v . w / |w|)`, highest first (Yang et al. 2024, section 4).
 
     Args:
-        activations: on toxic prompts, of the neurons to choose from; `NeuronSet.all(lm)` chooses among all.
+        activations: those on toxic prompts, of the neurons to choose from; `NeuronSet.all(lm)` chooses among all.
 
     Raises:
         ValueError: k is not between 1 and the number of these neurons; the probe has another width than the model or a
@@ -99,7 +99,7 @@ def by_auroc(lm: HookedLM, labelled: Labelled, *, batch_size: int | None = None,
         batch_size: texts that are read at once (default: as many as the free memory allows).
 
     Raises:
-        ValueError: labels of one class only, a blank text, a missing column, or a model that stands under an edit.
+        ValueError: labels of one class only, a blank text, a missing column, or a model under an edit.
 
     Example:
         >>> experts = xt.localize.by_auroc(lm, xt.mini.labelled("en", n=20), progress=False)

@@ -22,15 +22,16 @@ from xlingtox.html import tables
 from xlingtox.models.hooked import HookedLM
 
 Neuron = tuple[int, int]
+"""A layer and the neuron's index in it, both counted from 0."""
 
 Mask: TypeAlias = Bool[Tensor, "neuron"] | Bool[np.ndarray, "neuron"] | Sequence[bool]
 """True or False for each neuron of a set, in its order."""
 
 _MOST_NAMED = 4
-"""Neurons that `repr` names."""
+"""The most neurons that `repr` names."""
 
 _MOST_INDICES = 5
-"""Indices of a layer that a notebook shows."""
+"""The most indices of one layer that a notebook shows."""
 
 
 @checked
@@ -42,8 +43,8 @@ class NeuronSet:
     0 where none was given. Sets are values: `|`, `&` and `-` return a new one.
 
     Attributes:
-        neurons: the pairs `(layer, index)`; no pair stands there twice.
-        scores: one finite number for each neuron.
+        neurons: the pairs `(layer, index)`, each of them once.
+        scores: one finite number for each neuron, in the same order.
 
     Example:
         >>> first, second = xt.NeuronSet.of([(1, 12), (3, 40)]), xt.NeuronSet.of([(3, 40), (0, 7)])
@@ -74,9 +75,9 @@ class NeuronSet:
         """Make a set of `(layer, index)` pairs, with a score each if `scores` are given.
 
         Raises:
-            TypeError: a layer or an index is no whole number.
-            ValueError: a pair has more or fewer than two numbers, one of them is negative, a pair stands there twice,
-                or there are more or fewer scores than neurons.
+            TypeError: a layer or an index is not a whole number.
+            ValueError: a pair has more or fewer than two numbers, one of them is negative, a pair occurs twice, or
+                there are more or fewer scores than neurons.
 
         Example:
             >>> xt.NeuronSet.of([(1, 12), (3, 40)], scores=[0.5, 0.25]).scores
@@ -95,7 +96,12 @@ class NeuronSet:
     @classmethod
     @checked
     def all(cls, lm: HookedLM) -> NeuronSet:
-        """Make a set of every MLP neuron of the model, layer by layer."""
+        """Make a set of every MLP neuron of the model, layer by layer.
+
+        Example:
+            >>> len(xt.NeuronSet.all(lm)) == lm.n_layers * lm.d_mlp
+            True
+        """
         return cls.of((layer, index) for layer in range(lm.n_layers) for index in range(lm.d_mlp))
 
     def __iter__(self) -> Iterator[Neuron]:
@@ -153,7 +159,7 @@ class NeuronSet:
             return cls.of(content["neurons"], scores=content["scores"])
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
-        """Return the neurons of either set; a neuron in both keeps the score that it has here."""
+        """Return the neurons of either set; a neuron in both keeps its score in this set."""
         merged = dict(zip(other.neurons, other.scores, strict=True)) | dict(zip(self.neurons, self.scores, strict=True))
         order = dict.fromkeys((*self.neurons, *other.neurons))
         return NeuronSet(tuple(order), tuple(merged[neuron] for neuron in order))
@@ -173,7 +179,7 @@ class NeuronSet:
         """Return the neurons for which `mask` is true, in the same order.
 
         Raises:
-            TypeError: the mask holds something else than True and False, as `activations.mean()` without `> 0` does.
+            TypeError: the mask holds other values than True and False, as `activations.mean()` without `> 0` does.
             ValueError: the mask has another length than the set.
 
         Example:
@@ -221,7 +227,8 @@ class NeuronSet:
     def random_like(self, lm: HookedLM, *, seed: int) -> NeuronSet:
         """Draw as many neurons from the same layers at random, none of them in this set.
 
-        They are a control: what an edit of this set does and an edit of them does not is owed to the choice.
+        They are a control. If an edit of this set has an effect that the same edit of the random neurons lacks, the
+        effect comes from the choice of neurons.
 
         Raises:
             ValueError: a layer has too few other neurons.

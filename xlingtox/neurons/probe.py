@@ -31,11 +31,11 @@ _PENALTY = 0.01
 """Inverse strength of the L2 penalty, on standardised states.
 
 Where many directions separate the classes, a weak penalty lets a few odd sentences choose among them. A strong one
-comes near the difference of the class means, which the model's own computation follows more closely (Marks and Tegmark
-2023, "The Geometry of Truth", section 5).
+comes near the difference of the class means, which is closer to what the model itself uses (Marks and Tegmark 2023,
+"The Geometry of Truth", section 5).
 """
 
-_FIGURES = ("bias", "accuracy", "auc", "baseline", "n_train", "n_held_out", "after_final_norm")
+_NUMBERS = ("bias", "accuracy", "auc", "baseline", "n_train", "n_held_out", "after_final_norm")
 """The fields that are numbers, in the order of `Probe.to_frame`."""
 
 
@@ -62,14 +62,15 @@ class Probe:
     Attributes:
         direction: weights of the logistic regression; a state further along it is more toxic. It is not normalised.
         bias: intercept of the logistic regression.
-        accuracy: share of right answers on held-out sentences, in [0, 1]. This and the next four are None where
-            nothing was measured, as for a direction that was found elsewhere.
-        auc: area under the ROC curve on the same sentences, in [0, 1].
-        baseline: accuracy of always answering the larger class, on the same sentences.
+        accuracy: share of right answers on held-out sentences, in [0, 1]. It and the next four are None where nothing
+            was measured, as for a direction that `fit` did not find.
+        auc: area under the ROC curve on the held-out sentences, in [0, 1].
+        baseline: accuracy of always answering the larger class, on the held-out sentences.
         n_train: sentences on which the direction was fitted.
         n_held_out: sentences on which accuracy, AUC and baseline were measured.
         model: which model's states it reads, and under which edit; None where that is not known.
-        after_final_norm: whether it reads states after the final norm, as the authors' does, and not before it.
+        after_final_norm: whether the probe reads states after the final norm, as that of the paper's authors does.
+            `fit` reads them before it.
 
     Example:
         >>> probe = xt.Probe.fit(lm, xt.mini.labelled("en", n=100), progress=False)
@@ -116,9 +117,9 @@ class Probe:
         labels = np.array(text_labels)
         x, x_test, y, y_test = states[train], states[test], labels[train], labels[test]
         centre, scale = x.mean(0), x.std(0) + 1e-6
-        model = LogisticRegression(C=_PENALTY, max_iter=2000).fit((x - centre) / scale, y)
-        direction = model.coef_[0] / scale
-        bias = float(model.intercept_[0] - centre @ direction)
+        regression = LogisticRegression(C=_PENALTY, max_iter=2000).fit((x - centre) / scale, y)
+        direction = regression.coef_[0] / scale
+        bias = float(regression.intercept_[0] - centre @ direction)
         logits = x_test @ direction + bias
         return cls(
             direction=torch.tensor(direction, dtype=torch.float32),
@@ -136,7 +137,7 @@ class Probe:
     def from_direction(
         cls, vector: Float[Tensor, "d_model"] | Sequence[float], *, bias: float = 0.0, model: HookedLM | None = None
     ) -> Probe:
-        """Take a direction that was found elsewhere: a published probe, a difference of means, a steering vector.
+        """Make a probe from a known direction: a published probe, a difference of means, a steering vector.
 
         Args:
             vector: one number for each dimension of the residual stream; a state further along it is more toxic.
@@ -144,7 +145,7 @@ class Probe:
             model: the model whose states the probe reads, where that is known.
 
         Raises:
-            ValueError: the vector is no single row of finite numbers, has only zeros, or another width than the model.
+            ValueError: the vector is not a row of finite numbers, has only zeros, or has another width than the model.
 
         Example:
             >>> xt.Probe.from_direction([1.0] * 128, model=lm)
@@ -166,13 +167,19 @@ class Probe:
     @classmethod
     @checked
     def from_torch_file(cls, path: str | Path, *, model: HookedLM | None = None) -> Probe:
-        """Take the weights of a linear layer with one output from a file of `torch.save`, such as the paper's probe.
+        """Make a probe from a linear layer in a file of `torch.save`, such as the paper's probe.
 
-        Such a file is a pickle, which can hold code. So only an `nn.Linear` or a dictionary of tensors is read.
+        The layer has one output. Such a file is a pickle, which can hold code. So only an `nn.Linear` or a dictionary
+        of tensors is read.
 
         Raises:
             ValueError: the file holds anything else, or a layer with several outputs.
             OSError: the file cannot be read.
+
+        Example:
+            >>> import torch
+            >>> torch.save(torch.nn.Linear(128, 1), tmp_path / "probe.pt")
+            >>> probe = xt.Probe.from_torch_file(tmp_path / "probe.pt", model=lm)
         """
         weight, bias = _linear(Path(path).expanduser())
         return cls.from_direction(weight, bias=bias, model=model)
@@ -191,7 +198,7 @@ class Probe:
 
     def __repr__(self) -> str:
         accuracy, auc, baseline = (
-            "unknown" if figure is None else f"{figure:.3f}" for figure in (self.accuracy, self.auc, self.baseline)
+            "unknown" if share is None else f"{share:.3f}" for share in (self.accuracy, self.auc, self.baseline)
         )
         return (
             f"Probe(d_model {len(self.direction)}: held-out accuracy {accuracy}, AUC {auc}, "
@@ -199,20 +206,19 @@ class Probe:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row of the probe's figures, with NaN for what is not known.
+        """Return one row with the probe's numbers, NaN where one is not known.
 
         The columns are `model, d_model, bias, accuracy, auc, baseline, n_train, n_held_out, after_final_norm`.
         """
-        figures = {name: getattr(self, name) for name in _FIGURES}
-        known = {name: math.nan if figure is None else figure for name, figure in figures.items()}
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        known = {name: math.nan if number is None else number for name, number in numbers.items()}
         model = None if self.model is None else str(self.model)
         return pd.DataFrame([{"model": model, "d_model": len(self.direction), **known}])
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks, with one row."""
         shares = [
-            "unknown" if figure is None else tables.number(figure)
-            for figure in (self.accuracy, self.auc, self.baseline)
+            "unknown" if share is None else tables.number(share) for share in (self.accuracy, self.auc, self.baseline)
         ]
         counts = ["unknown" if count is None else f"{count}" for count in (self.n_train, self.n_held_out)]
         place = "after the final norm" if self.after_final_norm else "last layer"
@@ -223,25 +229,25 @@ class Probe:
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, with the figures in its metadata.
+        """Write one safetensors file, with the probe's numbers in its metadata.
 
         Example:
             >>> probe.save(tmp_path / "probe.safetensors")
             >>> xt.Probe.load(tmp_path / "probe.safetensors") == probe
             True
         """
-        figures = {name: getattr(self, name) for name in _FIGURES}
-        figures["model"] = self.model and dataclasses.asdict(self.model)
-        files.write_tensors(path, {"direction": self.direction}, figures)
+        about = {name: getattr(self, name) for name in _NUMBERS}
+        about["model"] = self.model and dataclasses.asdict(self.model)
+        files.write_tensors(path, {"direction": self.direction}, about)
 
     @classmethod
     @checked
     def load(cls, path: str | Path) -> Probe:
         """Read a probe that `save` wrote; raise ValueError, with the path, where the file holds none."""
-        tensors, figures = files.read_tensors(path)
+        tensors, about = files.read_tensors(path)
         with files.understood(path, "probe"):
-            model = figures.pop("model")
-            return cls(direction=tensors["direction"], model=model and Identity(**model), **figures)
+            model = about.pop("model")
+            return cls(direction=tensors["direction"], model=model and Identity(**model), **about)
 
 
 def _linear(file: Path) -> tuple[Float[Tensor, "d_model"], float]:
@@ -256,7 +262,7 @@ def _linear(file: Path) -> tuple[Float[Tensor, "d_model"], float]:
             f"{file} holds something else than a linear layer or a dictionary of tensors, and was not read: "
             "a torch file can hold code"
         ) from error
-    # Attributes are looked up in the instance's own dictionary, and nothing that the file brought is called.
+    # We look attributes up in the instance's own dictionary, so that no code from the file is called.
     tensors = vars(content).get("_parameters") if type(content) is torch.nn.Linear else content
     weight, bias = (tensors.get(name) if isinstance(tensors, dict) else None for name in ("weight", "bias"))
     if not isinstance(weight, Tensor) or weight.squeeze().ndim != 1 or not isinstance(bias, Tensor | None):

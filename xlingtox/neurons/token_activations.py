@@ -1,4 +1,4 @@
-"""Token by token: how active neurons are over a text and its continuation, in pieces that a person can read."""
+"""TokenActivations: how active neurons are at each token of a text, in pieces that a person can read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from xlingtox.neurons.equality import equal
 from xlingtox.neurons.neuron_set import NeuronSet
 
 _MOST_ROWS = 10
-"""Neurons that a notebook shows."""
+"""The most neurons that a notebook shows."""
 
 
 @checked
@@ -36,14 +36,15 @@ _MOST_ROWS = 10
 class TokenActivations:
     """Post-activations of `neurons` over one text, piece by piece.
 
-    A piece is a token, or several tokens where one is only part of a character. Special tokens are left out.
+    A piece is a token. Where a token is only part of a character, a piece is all tokens of that character. Special
+    tokens are left out.
 
     Attributes:
         language: the language of the prompt.
         pieces: the parts of the text, in order; joined they are the text.
-        n_prompt: how many of the pieces are the prompt's; the others are the model's greedy continuation.
-        values: the activations; a piece of several tokens has their mean.
-        neurons: what was read; the last axis of `values` is in its order.
+        n_prompt: how many of the pieces belong to the prompt. The others are the model's greedy continuation.
+        values: the activations of each neuron at each piece; a piece of several tokens has their mean.
+        neurons: the neurons that were read, in the order of the last axis of `values`.
         model: which model was read, and under which edit.
 
     Example:
@@ -147,15 +148,15 @@ def read_tokens(
     neurons.check(lm)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected 0 or more")
-    asked = as_prompts(prompts, tokenizer=lm.tokenizer)
-    lengths = check_lengths(lm, asked, max_new_tokens)
+    prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
+    lengths = check_lengths(lm, prompt_list, max_new_tokens)
     readings: dict[int, TokenActivations] = {}
     special = torch.tensor(sorted(lm.tokenizer.all_special_ids), device=lm.device)
-    with tqdm(total=len(asked), desc="reading tokens", unit="prompt", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(prompt_list), desc="reading tokens", unit="prompt", disable=not progress, leave=False) as bar:
 
         def read(rows: list[int]) -> None:
-            ids, mask = lm.encode([asked[i].text for i in rows])
-            n_prompt, row_languages = ids.shape[1], [asked[i].language for i in rows]
+            ids, mask = lm.encode([prompt_list[i].text for i in rows])
+            n_prompt, row_languages = ids.shape[1], [prompt_list[i].language for i in rows]
             if max_new_tokens:
                 new, counts = decode(lm, ids, mask, max_new_tokens, pick=pick_greedily, languages=row_languages)
                 ids, mask = torch.cat([ids, new], 1), torch.cat([mask, counts], 1)
@@ -174,7 +175,7 @@ def read_tokens(
                     *whole_characters(lm, row_ids, start, len(row_ids)),
                 ]
                 readings[i] = TokenActivations(
-                    asked[i].language,
+                    prompt_list[i].language,
                     tuple(text for text, _ in groups),
                     sum(last <= start for _, (_, last) in groups),
                     torch.stack([row_values[first:last].mean(0) for _, (first, last) in groups]),
@@ -184,7 +185,7 @@ def read_tokens(
             bar.update(len(rows))
 
         in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens), read)
-    return [readings[i] for i in range(len(asked))]
+    return [readings[i] for i in range(len(prompt_list))]
 
 
 def _reader(values: Float[Tensor, "row pos neuron"], indices: list[int], columns: list[int]) -> Hook:

@@ -1,8 +1,9 @@
 """Score how toxic texts are. Scorers take texts and their languages, and return toxicity in [0, 1].
 
-`WordlistScorer` looks for listed words, `ProbeScorer` reads a model's states, `ClassifierScorer` runs a Hugging Face
-classifier, `PerspectiveScorer` asks Google's API and `PerspectiveReplay` reads its stored answers. `Cached` keeps every
-score on disk, and `agreement` compares scorers. Anything with the attributes and the method of `Scorer` is a scorer.
+`WordlistScorer` looks for listed words, `ProbeScorer` puts a probe on a model's hidden states, `ClassifierScorer` runs
+a Hugging Face classifier, `PerspectiveScorer` asks Google's API and `PerspectiveReplay` reads its stored answers.
+`Cached` keeps every score on disk, and `agreement` compares scorers. Anything with the attributes and the method of
+`Scorer` is a scorer.
 
 Each name is imported when it is first used, because some scorers need an HTTP client or a statistics library.
 """

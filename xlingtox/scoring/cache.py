@@ -1,4 +1,7 @@
-"""Keep every score in one file, so that no text is scored twice."""
+"""Keep every score in one file, so that no text is scored twice.
+
+Before a process scores a text, it writes a claim on the text to the file. Other processes then wait for the score.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +56,14 @@ Key = tuple[str, bytes]
 
 
 def default_path() -> Path:
-    """Return the user's own file of scores: `xlingtox/scores.sqlite` in the folder for caches."""
+    """Return the default file of scores: `xlingtox/scores.sqlite` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xlingtox" / "scores.sqlite"
 
 
 class Cached:
     """A scorer that keeps the scores of another scorer in a SQLite file, by scorer, revision, language and text.
 
-    A score is written as soon as it arrives. So a run that was interrupted, or killed, goes on where it stopped.
+    A score is written as soon as it arrives. So a run that was interrupted, or killed, continues where it stopped.
 
     Several processes and threads of one machine may use one file at once. Each text is scored by one of them, and the
     others wait for its score. The texts of a process that died are taken over. The file holds no text, only its
@@ -79,15 +82,15 @@ class Cached:
         """
         Args:
             scorer: the scorer that is asked for the scores that the file does not have.
-            path: the file, made if it does not exist. It may hold the scores of many scorers. None is the user's own
-                file, `xlingtox/scores.sqlite` in the folder for caches.
+            path: the file, made if it does not exist. It may hold the scores of many scorers. None is
+                `~/.cache/xlingtox/scores.sqlite`; `$XDG_CACHE_HOME` replaces `~/.cache`.
             progress: show a progress bar.
 
         Raises:
             OSError: the file cannot be written.
-            ValueError: it is not a file of scores, or a damaged one.
+            ValueError: the file is damaged, or is not a file of scores.
         """
-        # Two layers would wait for each other's claims.
+        # A cache around a cache would wait for its own claims.
         self.scorer: Scorer = scorer.scorer if isinstance(scorer, Cached) else scorer
         self.path = Path(path).expanduser() if path is not None else default_path()
         self._progress = progress
@@ -119,32 +122,32 @@ class Cached:
         """
         check_scorable(self, texts, languages)
         keys = [(language, _digest(text)) for text, language in zip(texts, languages, strict=True)]
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        first_position = {key: i for i, key in reversed(list(enumerate(keys)))}
         with closing(self._open()) as db:
-            run = _Run(db, self.path, self.scorer, list(first))
+            run = _Run(db, self.path, self.scorer, list(first_position))
             with (
                 closing(run),
-                tqdm(total=len(first), desc=self.name, disable=not self._progress, leave=False) as bar,
+                tqdm(total=len(first_position), desc=self.name, disable=not self._progress, leave=False) as bar,
             ):
                 wait = 0.05
-                while len(run.scores) < len(first):
+                while len(run.scores) < len(first_position):
                     before = len(run.scores)
                     run.read()
                     bar.update(len(run.scores) - before)
-                    rows = sorted(first[key] for key in run.claim())
+                    rows = sorted(first_position[key] for key in run.claim())
                     claimed, codes = [texts[i] for i in rows], [languages[i] for i in rows]
                     for arrived, scores in _streamed(self.scorer, claimed, codes):
                         run.keep([keys[rows[i]] for i in arrived], check_range(self.scorer, scores, len(arrived)))
                         bar.update(len(arrived))
                     if lacking := sum(keys[i] not in run.scores for i in rows):
                         raise ValueError(f"scorer {self.name} returned no score for {lacking} of {len(rows)} texts")
-                    if not rows and len(run.scores) < len(first):
+                    if not rows and len(run.scores) < len(first_position):
                         time.sleep(wait)
                         wait = min(2 * wait, _LONGEST_WAIT)
         return np.array([run.scores[key] for key in keys], dtype=np.float64)
 
     def _open(self) -> sqlite3.Connection:
-        with _named(self.path):
+        with _errors_explained(self.path):
             return _connected(self.path)
 
 
@@ -152,31 +155,31 @@ class _Run:
     """One call's work on the file: the texts it wants, the texts it has claimed, and the scores it has."""
 
     def __init__(self, db: sqlite3.Connection, path: Path, scorer: Scorer, wanted: Sequence[Key]) -> None:
-        self.db, self.path, self.name = db, path, uuid.uuid4().hex
+        self.db, self.path, self.run_id = db, path, uuid.uuid4().hex
         self.scores: dict[Key, float] = {}
         identity = (scorer.name, scorer.revision)
-        with _named(path):
+        with _errors_explained(path):
             db.execute(_WANTED)
             with _writing(db):
                 db.executemany("INSERT INTO wanted VALUES (?, ?)", wanted)
                 db.execute("INSERT OR IGNORE INTO scorers (name, revision) VALUES (?, ?)", identity)
             query = "SELECT id FROM scorers WHERE name = ? AND revision = ?"
-            self.scorer: int = db.execute(query, identity).fetchone()[0]
+            self.scorer_id: int = db.execute(query, identity).fetchone()[0]
 
     def read(self) -> None:
         """Read the wanted scores that the file has."""
-        with _named(self.path):
+        with _errors_explained(self.path):
             stored = self.db.execute(
                 "SELECT language, text, score FROM wanted JOIN scores USING (language, text) WHERE scorer = ?",
-                (self.scorer,),
+                (self.scorer_id,),
             ).fetchall()
         rows = [((language, text), _stored_score(self.path, language, text, score)) for language, text, score in stored]
-        self._known(rows)
+        self._remember(rows)
 
     def claim(self) -> list[Key]:
         """Claim and return the wanted texts that nobody has scored or is scoring."""
         process_here = psutil.Process()
-        with _named(self.path), _writing(self.db):
+        with _errors_explained(self.path), _writing(self.db):
             for process, started in self.db.execute("SELECT DISTINCT process, started FROM claims").fetchall():
                 if not _alive(process, started):
                     self.db.execute("DELETE FROM claims WHERE process = ? AND started = ?", (process, started))
@@ -184,35 +187,37 @@ class _Run:
                 "INSERT OR IGNORE INTO claims SELECT ?1, language, text, ?2, ?3, ?4 FROM wanted WHERE NOT EXISTS ("
                 "SELECT 1 FROM scores s WHERE s.scorer = ?1 AND s.language = wanted.language AND s.text = wanted.text"
                 ") RETURNING language, text",
-                (self.scorer, self.name, process_here.pid, process_here.create_time()),
+                (self.scorer_id, self.run_id, process_here.pid, process_here.create_time()),
             ).fetchall()
 
     def keep(self, keys: Sequence[Key], scores: Float[np.ndarray, "row"]) -> None:
         """Write scores to the file, and give up the claims on their texts."""
         known = list(zip(keys, scores.tolist(), strict=True))
-        with _named(self.path), _writing(self.db):
+        with _errors_explained(self.path), _writing(self.db):
             self.db.executemany(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
-                [(self.scorer, *key, score) for key, score in known],
+                [(self.scorer_id, *key, score) for key, score in known],
             )
             self.db.executemany(
                 "DELETE FROM claims WHERE scorer = ? AND language = ? AND text = ?",
-                [(self.scorer, *key) for key in keys],
+                [(self.scorer_id, *key) for key in keys],
             )
-        self._known(known)
+        self._remember(known)
 
     def close(self) -> None:
         """Leave the texts that were claimed and not scored to other processes."""
-        with _named(self.path), _writing(self.db):
-            self.db.execute("DELETE FROM claims WHERE run = ?", (self.name,))
+        with _errors_explained(self.path), _writing(self.db):
+            self.db.execute("DELETE FROM claims WHERE run = ?", (self.run_id,))
 
-    def _known(self, known: Sequence[tuple[Key, float]]) -> None:
+    def _remember(self, known: Sequence[tuple[Key, float]]) -> None:
+        """Hold scores for the caller, and want them no longer."""
         self.scores.update(known)
-        with _named(self.path):
+        with _errors_explained(self.path):
             self.db.executemany("DELETE FROM wanted WHERE language = ? AND text = ?", [key for key, _ in known])
 
 
 def _streamed(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
+    """Yield scores as they arrive, or in batches if the scorer does not stream."""
     if not texts:
         return
     if isinstance(scorer, StreamingScorer):
@@ -231,7 +236,7 @@ def _stored_score(path: Path, language: str, text: bytes, score: object) -> floa
     if not isinstance(score, float) or not 0 <= score <= 1:
         raise ValueError(
             f"{in_line(path)} holds {score!r:.60} as the score of a text in {language} (SHA-256 {text.hex()}): "
-            "expected a number in [0, 1]; choose another path, or delete the file to score anew"
+            "expected a number in [0, 1]; choose another path, or delete the file to score again"
         )
     return score
 
@@ -257,9 +262,10 @@ def _alive(process: int, started: float) -> bool:
     reraise=True,
 )
 def _connected(path: Path) -> sqlite3.Connection:
+    """Open the file, and make its tables if it is new."""
     db = sqlite3.connect(path, timeout=60, isolation_level=None)
     try:
-        # Tables before the version: another process may be making both, in one transaction.
+        # Count the tables before reading the version: another process may be making both, in one transaction.
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and tables:
@@ -279,6 +285,7 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def _writing(db: sqlite3.Connection) -> Iterator[None]:
+    """Run the block as one transaction: all that it writes is kept, or, after an error, nothing."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -291,7 +298,7 @@ def _writing(db: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _errors_explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into OSError, or into ValueError where the file is not one of scores; name the file."""
     try:
         yield

@@ -72,11 +72,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 class ClassifierScorer(Described):
     """A scorer that returns a sequence classifier's probability of its toxic label.
 
-    Only the beginning is read of a text longer than the model's context.
+    A text longer than the model's context is cut at its end.
 
-    The revision begins with the hub commit, or with twelve hex digits of the weights if the model is not from the hub.
-    Label, activation and dtype follow. If the tokenizer is not from that commit, twelve hex digits of it and of the
-    length limit follow too.
+    The revision says all that decides a score, so that a cache never mixes two classifiers. It begins with the hub
+    commit, or with twelve hex digits of the weights' hash if the model is not from the hub. Label, activation and dtype
+    follow. If the tokenizer is not from that commit, twelve hex digits of a hash of it and of the length limit follow
+    too.
 
     Example:
         This downloads the classifier from the hub, so it does not run as a test.
@@ -105,21 +106,21 @@ class ClassifierScorer(Described):
         """
         Args:
             source: a hub name, a folder, or a model in memory with its `tokenizer`. A model in memory is copied.
-            languages: the languages that the classifier works in; known for the `PRESETS`.
+            languages: the languages that the classifier works in. The `PRESETS` know theirs.
             tokenizer: the tokenizer of a model in memory.
             toxic_label: name or number of the label; None takes the label called toxic or toxicity.
-            activation: "softmax" for labels that exclude each other, "sigmoid" for labels that do not. None decides by
-                the configuration, like transformers' pipeline.
-            revision: a hub commit, tag or branch (default: the preset's, or the newest). The attribute `revision` has
-                the commit that it stands for.
+            activation: "softmax" for labels that exclude each other, "sigmoid" for labels that do not. None takes what
+                the model's configuration implies, like transformers' pipeline.
+            revision: a hub commit, tag or branch (default: the preset's, or the newest). The attribute `revision` names
+                the commit.
             device: where the model runs; None takes a GPU if there is one.
             dtype: the dtype of the weights; None keeps the stored one.
             batch_size: texts in one forward pass.
             progress: show a progress bar.
 
         Raises:
-            ValueError: no languages, or unknown ones; the toxic label or the activation is not clear; the tokenizer
-                cannot pad.
+            ValueError: no languages, or unknown ones; it is not clear which label is toxic or which activation to
+                use; the tokenizer cannot pad.
             FileNotFoundError: there is no such model.
         """
         preset = PRESETS.get(str(source)) if isinstance(source, str | Path) else None
@@ -141,12 +142,12 @@ class ClassifierScorer(Described):
         self._label = _label(config, toxic_label)
         self._activation = _activation(config, activation)
         self._longest = _longest(self._model, self._tokenizer)
-        kind = str(self._model.dtype).removeprefix("torch.")
-        reading = f"{config.id2label[self._label]} {self._activation} {kind}"
+        dtype_name = str(self._model.dtype).removeprefix("torch.")
+        head = f"{config.id2label[self._label]} {self._activation} {dtype_name}"
         # A model in memory remembers the commit that it came from, even if its weights were changed since.
         from_hub = isinstance(source, str | Path) and not Path(source).exists()
         commit = getattr(config, "_commit_hash", None) if from_hub else None
-        revision = f"{commit or fingerprint(self._model.state_dict())} {reading}"
+        revision = f"{commit or fingerprint(self._model.state_dict())} {head}"
         if commit is None or tokenizer is not None:
             revision = f"{revision} {_tokenizer_digits(self._tokenizer, self._longest)}"
         super().__init__(name, revision, covered)
@@ -220,15 +221,14 @@ def _loaded(
             raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: tokenizer=...")
         model = cast(copy.deepcopy(source), dtype).to(device or source.device)
         return model.eval(), tokenizer, getattr(source.config, "_name_or_path", "") or type(source).__name__
-    where = {"local_files_only": True} if Path(source).exists() else {"revision": revision or "main"}
+    origin = {"local_files_only": True} if Path(source).exists() else {"revision": revision or "main"}
     try:
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **where)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **origin)
     except OSError as error:
         raise FileNotFoundError(
             f"{source} is no folder with a classifier, nor a model that the hub gives us: {first_line(error)}"
         ) from error
-    kind = AutoModelForSequenceClassification
-    model = read_weights(kind, source, dtype=dtype or "auto", **where)
+    model = read_weights(AutoModelForSequenceClassification, source, dtype=dtype or "auto", **origin)
     return model.to(device or default_device()).eval(), tokenizer, str(source)
 
 
@@ -249,14 +249,15 @@ def _label(config: Any, toxic_label: str | int | None) -> int:
 
 
 def _activation(config: Any, activation: Activation | None) -> Activation:
+    """Return the activation that the caller asks for, or else the one that the configuration implies."""
     if activation is not None:
         return activation
-    kind = config.problem_type
-    if kind == "regression":
+    problem = config.problem_type
+    if problem == "regression":
         raise ValueError("the classifier is a regression, not a probability: give activation='sigmoid' if it is one")
-    if kind == "multi_label_classification" or config.num_labels == 1:
+    if problem == "multi_label_classification" or config.num_labels == 1:
         return "sigmoid"
-    if kind is None and config.num_labels > 2:
+    if problem is None and config.num_labels > 2:
         raise ValueError(
             f"the configuration does not say whether its {config.num_labels} labels exclude each other: "
             "give activation='softmax' if they do, 'sigmoid' if not"

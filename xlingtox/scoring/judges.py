@@ -28,8 +28,8 @@ class Disagreement(NamedTuple):
     Attributes:
         text: the position of the text in the call of `agreement`.
         first_score, second_score: the two scores, in [0, 1].
-        ranks_apart: the difference of the text's two ranks among the language's texts, in [-1, 1]. It is positive if
-            the first scorer ranks the text as more toxic than the second does.
+        ranks_apart: the first scorer's rank of the text minus the second's, as a share of the largest possible
+            difference, in [-1, 1]. It is positive if the first scorer finds the text relatively more toxic.
 
     Example:
         >>> disagreement = xt.scoring.Disagreement(text=4, first_score=0.5, second_score=0.2, ranks_apart=0.75)
@@ -51,7 +51,8 @@ class PairAgreement:
     Attributes:
         language, first, second: the language's code and the names of the two scorers.
         n: the number of texts; 0 where one of the two does not cover the language.
-        rank_correlation: Spearman's, in [-1, 1]; NaN where a scorer gives all texts the same score, or n < 2.
+        rank_correlation: Spearman's rho of the two scorers, in [-1, 1]; NaN where a scorer gives all texts the same
+            score, or n < 2.
         disagreements: the texts that the two rank most differently, the largest difference first.
 
     Example:
@@ -86,16 +87,16 @@ class Agreement:
     pairs: tuple[PairAgreement, ...]
 
     def __repr__(self) -> str:
-        languages, scorers = self._sides()
+        languages, scorers = self._languages_and_scorers()
         return f"Agreement({len(scorers)} scorers, {len(languages)} languages)"
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a pair and language; columns `language, first, second, n, rank_correlation`."""
+        """Return one row for each pair and language; columns `language, first, second, n, rank_correlation`."""
         columns = ("language", "first", "second", "n", "rank_correlation")
         return pd.DataFrame([{name: getattr(pair, name) for name in columns} for pair in self.pairs], columns=columns)
 
     def disagreements_to_frame(self) -> pd.DataFrame:
-        """Return one row a disagreement; columns `language, first, second`, and the fields of `Disagreement`."""
+        """Return one row for each disagreement; columns `language, first, second`, and the fields of `Disagreement`."""
         rows = [
             {"language": pair.language, "first": pair.first, "second": pair.second, **disagreement._asdict()}
             for pair in self.pairs
@@ -140,7 +141,7 @@ class Agreement:
         with files.understood(path, "agreement"):
             return cls(tuple(_pair_of(row) for row in content["pairs"]))
 
-    def _sides(self) -> tuple[set[str], set[str]]:
+    def _languages_and_scorers(self) -> tuple[set[str], set[str]]:
         """Return the languages and the names of the scorers."""
         scorers = {name for pair in self.pairs for name in (pair.first, pair.second)}
         return {pair.language for pair in self.pairs}, scorers
@@ -161,12 +162,12 @@ def agreement(
     a slow scorer in `Cached`.
 
     Args:
-        scorers: two or more, each with another name.
+        scorers: two or more, with different names.
         texts, languages: the texts, and the language of each.
         n_disagreements: how many of the largest disagreements are kept for each language and pair.
 
     Raises:
-        ValueError: fewer than two scorers, two of one name, no texts, or a language that no scorer covers.
+        ValueError: fewer than two scorers, two with the same name, no texts, or a language that no scorer covers.
 
     Example:
         >>> scorers = [xt.mini.scorer(), xt.scoring.ProbeScorer(lm, probe, languages=["en"], progress=False)]

@@ -54,13 +54,13 @@ _GIVE_UP_AFTER = 3
 class PerspectiveScorer:
     """A scorer that asks the Perspective API for the TOXICITY of a text (Lees et al. 2022, arXiv 2202.11176).
 
-    Every score is kept on disk, as by `Cached`. Calls keep to a rate. They are repeated at growing intervals after
-    HTTP 429, 5xx, time-outs, broken connections and answers that make no sense.
+    Every score is kept on disk, as by `Cached`. Requests are spaced by `queries_per_second`. They are repeated at
+    growing intervals after HTTP 429, 5xx, time-outs, broken connections and unreadable answers.
 
-    An empty text is sent as one space, as in the paper's code. Only the beginning is sent of a text of more than 20,480
-    bytes. Texts are sent with `doNotStore`.
+    An empty text is sent as one space, as in the paper's code. A text of more than 20,480 bytes is cut at its end.
+    Texts are sent with `doNotStore`, which asks Google not to keep them.
 
-    The API stops at the end of 2026. Give the `endpoint` of another server with the same answers, or use
+    The API stops at the end of 2026. After that, give the `endpoint` of a server that answers in the same way, or use
     `PerspectiveReplay` for stored responses.
 
     Example:
@@ -86,16 +86,16 @@ class PerspectiveScorer:
         """
         Args:
             api_key: the key; None takes it from the environment variable PERSPECTIVE_API_KEY. It is sent as a header
-                and written nowhere. So a scorer cannot be pickled.
+                and written nowhere. For the same reason a scorer cannot be pickled.
             endpoint: the address of the API, without the key.
-            queries_per_second: the rate of this scorer, at most 1,000.
-            cache: the file that keeps every score; None is the user's own, as in `Cached`.
+            queries_per_second: how many requests this scorer sends in a second, at most 1,000.
+            cache: the file that keeps every score; None is the default file of `Cached`.
             attempts: how often a text is tried before it counts as failed.
             timeout: seconds that the server may be silent.
             progress: show a progress bar.
 
         Raises:
-            ValueError: there is no key, or another argument makes no sense.
+            ValueError: there is no key, or another argument is out of range.
             OSError: the file of scores cannot be written.
         """
         # With a line break at its end, the HTTP library would quote the key in an error.
@@ -144,10 +144,14 @@ class PerspectiveScorer:
 
     @checked
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
-        """Yield scores as they arrive, without the file; raise what `score` raises after all others are scored."""
+        """Yield scores as they arrive, without the file of scores.
+
+        A failed text does not stop the others, unless the service seems to be down or refuses the key. The errors of
+        `score` are raised at the end.
+        """
         check_scorable(self, texts, languages)
         problems: list[Exception] = []
-        in_a_row = 0
+        failures_in_a_row = 0
         remaining = iter(range(len(texts)))
         running: dict[Future[float], int] = {}
         given_up = threading.Event()
@@ -160,7 +164,7 @@ class PerspectiveScorer:
                 while True:
                     room = 0 if given_up.is_set() else 2 * self._threads - len(running)
                     for i in islice(remaining, room):
-                        running[pool.submit(self._asked, client, texts[i], languages[i], given_up)] = i
+                        running[pool.submit(self._ask_until_answered, client, texts[i], languages[i], given_up)] = i
                     if not running:
                         break
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -168,14 +172,14 @@ class PerspectiveScorer:
                         i = running.pop(future)
                         try:
                             score = future.result()
-                        except (_Passing, _Refused, _Unsupported, _Stopped, CancelledError) as problem:
+                        except (_Temporary, _Refused, _Unsupported, _Stopped, CancelledError) as problem:
                             problems.append(problem)
-                            in_a_row += isinstance(problem, _Passing)
-                            if in_a_row >= _GIVE_UP_AFTER or isinstance(problem, _Stopped):
+                            failures_in_a_row += isinstance(problem, _Temporary)
+                            if failures_in_a_row >= _GIVE_UP_AFTER or isinstance(problem, _Stopped):
                                 given_up.set()
                                 _cancel(running)
                         else:
-                            in_a_row = 0
+                            failures_in_a_row = 0
                             yield [i], np.array([score])
             finally:
                 given_up.set()
@@ -183,42 +187,45 @@ class PerspectiveScorer:
         if problems:
             raise _error(problems, len(texts), untried=sum(1 for _ in remaining))
 
-    def _asked(self, client: httpx2.Client, text: str, language: str, given_up: threading.Event) -> float:
-        again = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Passing),
+    def _ask_until_answered(self, client: httpx2.Client, text: str, language: str, given_up: threading.Event) -> float:
+        """Ask until the API answers, the attempts run out, or `given_up` is set."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Temporary),
             stop=tenacity.stop_after_attempt(self._attempts) | tenacity.stop_when_event_set(given_up),
             wait=_pause,
             sleep=tenacity.sleep_using_event(given_up),
             reraise=True,
         )
-        return again(self._ask, client, text, language)
+        return retrying(self._ask, client, text, language)
 
     def _ask(self, client: httpx2.Client, text: str, language: str) -> float:
+        """Ask once, as soon as the rate allows it."""
         self._rate.try_acquire("Perspective")
-        asked = {
+        request = {
             "comment": {"text": _sent(text)},
             "languages": [language],
             "requestedAttributes": {ATTRIBUTE: {}},
             "doNotStore": True,
         }
         try:
-            response = client.post(self._endpoint, json=asked)
+            response = client.post(self._endpoint, json=request)
         except httpx2.TimeoutException:
-            raise _Passing("timed out") from None
+            raise _Temporary("timed out") from None
         except httpx2.TransportError as error:
-            raise _Passing(f"connection failed: {type(error).__name__}") from None
+            raise _Temporary(f"connection failed: {type(error).__name__}") from None
         except httpx2.DecodingError:
-            raise _Passing("answered nonsense") from None
+            raise _Temporary("answered nonsense") from None
         if response.status_code == 200:
             return _value(response)
         raise self._problem(response)
 
     def _problem(self, response: httpx2.Response) -> Exception:
+        """Return the error that an answer without a score stands for."""
         status = response.status_code
         if status in (408, 429) or status >= 500:
             after = response.headers.get("retry-after", "")
-            return _Passing(f"HTTP {status}", float(after) if after.isdecimal() else 0.0)
-        message, kinds = _complaint(response)
+            return _Temporary(f"HTTP {status}", float(after) if after.isdecimal() else 0.0)
+        message, kinds = _error_details(response)
         # A server's message may repeat the request, and with it the key.
         shown = self._key.hidden_in(message)[:_LONGEST_MESSAGE]
         reason = f"HTTP {status}: {shown}" if shown else f"HTTP {status}"
@@ -266,7 +273,7 @@ class _Key(httpx2.Auth):
                 logger.removeFilter(hide)
 
 
-class _Passing(Exception):
+class _Temporary(Exception):
     """A failure that another attempt may cure."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
@@ -287,6 +294,7 @@ class _Stopped(Exception):
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
+    """Return the seconds to wait before the next attempt: growing ones, or what the server asks for if that is more."""
     jitter = tenacity.wait_random(0, _FIRST_WAIT)
     grown = (tenacity.wait_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT) + jitter)(state)
     problem = state.outcome.exception() if state.outcome else None
@@ -294,6 +302,7 @@ def _pause(state: tenacity.RetryCallState) -> float:
 
 
 def _sent(text: str) -> str:
+    """Return the text as it is sent: not too long, and never empty."""
     data = well_formed(text).encode("utf-8")
     return data[:_MOST_BYTES].decode("utf-8", "ignore") or " "
 
@@ -302,7 +311,7 @@ def _value(response: httpx2.Response) -> float:
     try:
         return attribute_score(response.json())
     except (ValueError, RecursionError):
-        raise _Passing("answered nonsense") from None
+        raise _Temporary("answered nonsense") from None
 
 
 def attribute_score(answer: Any) -> float:
@@ -320,7 +329,7 @@ def attribute_score(answer: Any) -> float:
     return float(value)
 
 
-def _complaint(response: httpx2.Response) -> tuple[str, str]:
+def _error_details(response: httpx2.Response) -> tuple[str, str]:
     """Return the message in an error's answer, and its details as one text."""
     try:
         error = response.json()["error"]
@@ -336,18 +345,18 @@ def _cancel(running: Iterable[Future[float]]) -> None:
 
 def _error(problems: Sequence[Exception], n: int, untried: int) -> Exception:
     """Return one error that counts all problems by their reasons."""
-    how: dict[type[Exception], str] = {
-        _Passing: "failed at every attempt",
+    outcomes: dict[type[Exception], str] = {
+        _Temporary: "failed at every attempt",
         _Refused: "refused",
         _Unsupported: "in a language that is not supported",
         _Stopped: "given up",
     }
-    reasons = Counter((type(problem), str(problem)) for problem in problems if type(problem) in how)
+    reasons = Counter((type(problem), str(problem)) for problem in problems if type(problem) in outcomes)
     untried += len(problems) - reasons.total()
-    parts = [f"{count} {how[kind]} ({reason})" for (kind, reason), count in reasons.most_common(5)]
+    parts = [f"{count} {outcomes[kind]} ({reason})" for (kind, reason), count in reasons.most_common(5)]
     parts += [f"{untried} not tried any more"] if untried else []
     left = reasons.total() + untried
-    message = f"Perspective has no score for {left} of {n} texts: {'; '.join(parts)}. Those of the others are kept"
+    message = f"Perspective has no score for {left} of {n} texts: {'; '.join(parts)}. The scores of the others are kept"
     if all(isinstance(problem, _Unsupported) for problem in problems):
         return UncoveredLanguage(message)
     return UnscoredError(f"{message}: score again to go on", left)

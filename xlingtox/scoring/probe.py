@@ -1,4 +1,4 @@
-"""Score texts with a probe on a model's states."""
+"""Score texts with a toxicity probe on a model's hidden states."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -15,11 +15,13 @@ from xlingtox.text import well_formed
 
 
 class ProbeScorer(Described):
-    """A scorer that returns a probe's probability that a text is toxic, read from a model's states.
+    """A scorer that returns a probe's probability that a text is toxic, read from a model's hidden states.
 
     It needs no network and no second model. A text is read as in `Probe.fit`: the mean of the last layer's residual
-    stream over the text's tokens. A text without tokens is read as one end of sequence. The revision is twelve hex
-    digits of the probe, followed by those of the model's weights.
+    stream over the text's tokens. A text without tokens is read as one end-of-sequence token.
+
+    The revision is twelve hex digits of the probe's SHA-256, followed by the fingerprint and dtype of the model's
+    weights.
 
     Example:
         >>> scorer = xt.scoring.ProbeScorer(lm, probe, languages=["en"], progress=False)
@@ -34,21 +36,21 @@ class ProbeScorer(Described):
         Args:
             lm: the model that the probe was fitted on. It must be without edits whenever it scores.
             probe: a probe on the residual stream before the final norm, as `Probe.fit` makes it.
-            languages: the languages in which the probe works, for instance by its AUC on labelled sentences of each.
+            languages: the languages in which the probe works. Its AUC on labelled sentences of each can show that.
             progress: show a progress bar.
 
         Raises:
-            ValueError: the probe has another width, reads states after the final norm, or was fitted on other weights
-                or under an edit; no languages, or unknown ones.
+            ValueError: the probe has another width than the model, reads states after the final norm, or was fitted on
+                other weights or under an edit; no languages, or unknown ones.
         """
         probe.check(lm)
         if probe.after_final_norm:
-            raise ValueError("the probe reads states after the final norm, a scorer those before it: use Probe.fit")
+            raise ValueError("the probe reads states after the final norm, but a scorer those before it: use Probe.fit")
         fitted, identity = probe.model, lm.identity()
         if fitted is not None and fitted.fingerprint != identity.fingerprint:
             raise ValueError(f"the probe was fitted on {fitted.name}, whose weights are not those of {identity.name}")
         if fitted is not None and fitted.edit is not None:
-            raise ValueError(f"the probe was fitted on {fitted}, and scores without an edit: fit one without it")
+            raise ValueError(f"the probe was fitted on {fitted}, but scores without an edit: fit one without it")
         covered = named_languages(languages, "probe")
         self._lm, self._probe, self._progress, self._fingerprint = lm, probe, progress, identity.fingerprint
         self._direction = probe.direction.double().numpy()
@@ -71,11 +73,13 @@ class ProbeScorer(Described):
             return np.zeros(0)
         if self._lm.hooked:
             raise RuntimeError(
-                f"{self.name}: an edit or another hook stands on the judge: score outside its `with` block, or give "
-                "the judge a model of its own"
+                f"{self.name}: an edit or another hook is on the scorer's model: score outside its `with` block, or "
+                "give the scorer a model of its own"
             )
         if self._lm.fingerprint() != self._fingerprint:
-            raise RuntimeError(f"{self.name}: the judge's weights have changed since: make another ProbeScorer")
+            raise RuntimeError(
+                f"{self.name}: the weights of the scorer's model have changed since: make another ProbeScorer"
+            )
         readable = [well_formed(text) for text in texts]
         end, ids = str(self._lm.tokenizer.eos_token), self._lm.token_ids(readable)
         readable = [text if tokens else end for text, tokens in zip(readable, ids, strict=True)]

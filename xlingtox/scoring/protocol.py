@@ -13,7 +13,7 @@ from xlingtox.checking import checked
 from xlingtox.languages import SCORED, check, in_order
 
 Arrived = tuple[list[int], Float[np.ndarray, "row"]]
-"""Positions of texts in the call, and their scores."""
+"""A batch of scores that has arrived: the positions of its texts in the call, and their scores."""
 
 
 @runtime_checkable
@@ -22,7 +22,8 @@ class Scorer(Protocol):
 
     Attributes:
         name: the scorer's name in results.
-        revision: the scorer's exact state. Two scorers that may score a text differently differ in name or revision.
+        revision: an identifier of the scorer's exact state. Two scorers that may score a text differently differ in
+            name or revision.
         languages: the codes of the languages that the scorer covers.
 
     Example:
@@ -117,7 +118,15 @@ class StreamingScorer(Scorer, Protocol):
 
 
 class UncoveredLanguage(ValueError):
-    """The scorer does not cover a language."""
+    """The scorer does not cover a language.
+
+    Example:
+        >>> try:
+        ...     xt.scoring.WordlistScorer({"en": ["fool"]}).score(["un amigo"], ["es"])
+        ... except xt.scoring.UncoveredLanguage as error:
+        ...     print(error)
+        scorer wordlist does not cover es: it covers en
+    """
 
 
 class UnscoredError(RuntimeError):
@@ -125,6 +134,16 @@ class UnscoredError(RuntimeError):
 
     Attributes:
         unscored: the number of these texts.
+
+    Example:
+        >>> file = tmp_path / "responses.jsonl"
+        >>> file.write_text('{"text": "a fool", "toxicity": 0.75}') > 0
+        True
+        >>> try:
+        ...     xt.scoring.PerspectiveReplay(file).score(["a fool", "a friend"], ["en", "en"])
+        ... except xt.scoring.UnscoredError as error:
+        ...     error.unscored
+        1
     """
 
     def __init__(self, message: str, unscored: int) -> None:
@@ -158,7 +177,7 @@ def check_range(scorer: Scorer, scores: Float[np.ndarray, "text"], n: int) -> Fl
     if scores.shape != (n,):
         raise ValueError(f"scorer {scorer.name} returned shape {scores.shape} for {n} texts")
     if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"scorer {scorer.name} returned a score outside [0, 1], or none, for some text")
+        raise ValueError(f"scorer {scorer.name} returned a score outside [0, 1], or NaN, for some text")
     return scores
 
 

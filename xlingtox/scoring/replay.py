@@ -29,7 +29,7 @@ class PerspectiveReplay(Described):
     layouts: the paper's `perspective_api_eval` files (`query`, `response`), and RealToxicityPrompts (Gehman et al.
     2020). Of the latter it reads the prompts and the scored generations (`text`, `toxicity`).
 
-    The revision is twelve hex digits of the files. The languages are those of the stored responses.
+    The revision is the first twelve hex digits of the files' SHA-256. The languages are those of the stored responses.
 
     Example:
         >>> file = tmp_path / "responses.jsonl"
@@ -44,8 +44,8 @@ class PerspectiveReplay(Described):
     def __init__(self, source: str | Path | Sequence[str | Path], *, language: str | None = None) -> None:
         """
         Args:
-            source: one file, several, or a folder, of which all `.json` and `.jsonl` files are read.
-            language: the language of responses that do not name theirs. RealToxicityPrompts is English.
+            source: one file, several, or a folder, in which all `.json` and `.jsonl` files are read.
+            language: the language of responses that do not name theirs. RealToxicityPrompts is always taken as English.
 
         Raises:
             FileNotFoundError: there is no such file, or none in the folder.
@@ -95,7 +95,7 @@ def _files(sources: Sequence[str | Path]) -> list[Path]:
     for source in map(Path, sources):
         inside = sorted(file for file in source.glob("*") if file.suffix in _SUFFIXES) if source.is_dir() else [source]
         if not inside or not all(file.is_file() for file in inside):
-            raise FileNotFoundError(f"{in_line(source)} is no file, nor a folder with .json or .jsonl files")
+            raise FileNotFoundError(f"{in_line(source)} is neither a file nor a folder with .json or .jsonl files")
         files += inside
     return files
 
@@ -108,12 +108,12 @@ def _stored(file: Path, language: str | None, digest: Any) -> Iterator[tuple[str
             if not line.strip():
                 continue
             try:
-                yield from _responses(_value(line), language)
+                yield from _responses(_parsed(line), language)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{in_line(file)}, line {number}: {error}") from error
 
 
-def _value(line: bytes) -> Any:
+def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -123,6 +123,7 @@ def _value(line: bytes) -> Any:
 
 
 def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, float | None]]:
+    """Yield text, language and score of each response on a line, in either layout."""
     if not isinstance(row, dict):
         raise ValueError("expected a JSON object on each line")
     if "query" in row and "response" in row:
@@ -158,7 +159,7 @@ def _shown(value: Any) -> str:
 
 
 def _code(language: Any) -> str:
-    """Return our code for the API's: it reads Chinese in either script as one language, in several spellings."""
+    """Return our code for one of the API, which has several codes for Chinese; all of them become `zh`."""
     if language is None:
         raise ValueError("the response does not say its language: give language=...")
     code = "zh" if isinstance(language, str) and language.lower().startswith("zh") else language

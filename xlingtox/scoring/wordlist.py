@@ -16,15 +16,17 @@ from xlingtox.text import RULES, Matcher, entry
 class WordlistScorer(Described):
     """A scorer that returns 1.0 for a text with a listed word, and 0.0 for any other text.
 
-    It is exact and quick, but it reads no context.
+    It is exact and quick, but knows nothing of context.
 
     Case, full width and half width do not matter. Nor do marks that writers may leave out: Arabic vowel signs and the
     hamza of an alef, Hebrew points, the Devanagari nukta, Russian stress and the dots of ё, the Greek tonos. A mark
-    that makes another letter counts: `lache` is not `lâche`. In German words ß and ss are the same.
+    that makes a different letter does matter: `lache` is not `lâche`. In German words ß and ss are the same.
 
-    A word matches whole if its script has spaces between words. It matches anywhere in the text if its script has none
-    (Chinese, Japanese, Thai); so do symbols. A Korean word matches as the beginning of a word, because particles are
-    written onto it. The revision is twelve hex digits of all words.
+    In scripts with spaces between words, only whole words match. In scripts without (Chinese, Japanese, Thai), a listed
+    word matches anywhere in the text; so do symbols. A Korean word matches as the beginning of a word, because
+    particles are written onto it.
+
+    The revision is the first twelve hex digits of a SHA-256 of all words and of these rules.
 
     Example:
         >>> scorer = xt.scoring.WordlistScorer({"en": ["fool"], "es": ["tonto"]})

@@ -1,8 +1,8 @@
 """Predict which languages tuning in one language will reach.
 
-`bilingual_retrieval` measures how near a model keeps the sentences of two languages. `predict_transfer` sets that,
-before tuning, against the drop in toxicity that was observed, next to other predictors. `correlation` holds the
-statistics of so few points, and `parallel` reads the sentences.
+`bilingual_retrieval` measures how near a model keeps the sentences of two languages. `predict_transfer` correlates
+that, and other predictors that are known before tuning, with the observed drops in toxicity. `correlation` holds
+statistics for few points, such as languages, and `parallel` pairs the sentences.
 """
 
 from xlingtox.transfer import retrieval

@@ -1,4 +1,4 @@
-"""A least-squares line, and the intervals around it."""
+"""Fit a least-squares line, and compute the intervals around it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class Line:
     """A least-squares line of y on x, with what is needed for intervals under normal errors of equal size.
 
     Attributes:
-        slope, intercept: the line; it is level, at the mean of y, where x does not vary.
-        deviation: standard deviation of the residuals, with n - 2 degrees of freedom; NaN for two points, and 0 where
-            all points lie on the line but for rounding.
-        n: how many points it was fitted to.
-        centre, spread: mean of x, and the sum of its squared deviations.
+        slope, intercept: the line y = slope * x + intercept. If x does not vary, the slope is 0 and the intercept the
+            mean of y.
+        deviation: the standard deviation of the residuals, with n - 2 degrees of freedom; NaN for two points, and 0
+            where all points lie on the line but for rounding.
+        n: how many points the line was fitted to.
+        centre, spread: the mean of x, and the sum of its squared deviations from it.
 
     Example:
         >>> line = xt.transfer.Line.fit([0.0, 1.0, 2.0, 3.0], [0.1, 1.0, 2.1, 3.0])
@@ -66,8 +67,8 @@ class Line:
     def interval(self, x: float, *, level: float = 0.95, new: bool = False) -> Interval:
         """Return the interval of the line at x, or of a `new` point there, from Student's t.
 
-        Both ends are infinite where the points do not show their scatter: two points, or all of them on the line. They
-        are infinite too where the slope is unknown, because all points have one x, and this is another.
+        Both ends are infinite if the points show no scatter around the line: there are only two, or all lie on it. They
+        are infinite too if the slope is unknown, because all points have the same x, and this x is another.
         """
         slope_is_known = self.spread > 0 or math.isclose(x, self.centre, rel_tol=1e-9)
         if self.n < FEWEST or self.deviation == 0 or not slope_is_known:

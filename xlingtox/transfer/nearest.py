@@ -1,4 +1,4 @@
-"""Nearest neighbours among sentences: how surely each sentence's translation is found, by cosine."""
+"""Search each sentence's translation among the sentences of the other language, by cosine, in one layer."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def retrieval_scores(
     csls = 2 * cosine - cosine.topk(k, 1).values.mean(1, keepdim=True) - cosine.topk(k, 0).values.mean(0)
     forth, back = _search(cosine, right), _search(cosine.T, right.T)
     csls_forth, csls_back = _search(csls, right), _search(csls.T, right.T)
+    # In the order of `measures.RETRIEVAL`.
     values = [
         (forth.top1 + back.top1) / 2,
         forth.top1,
@@ -48,11 +49,11 @@ def retrieval_scores(
 
 @dataclass(frozen=True)
 class _Search:
-    """Results of searching every query's translation.
+    """Results of searching every query's translation among the candidates.
 
     Attributes:
-        rank: of the nearest right candidate among all wrong ones; 1 is best, and a tie counts against it.
-        margin: similarity of the nearest right candidate less that of the nearest wrong one.
+        rank: the rank of the nearest right candidate among all wrong ones, from 1. In a tie the wrong one goes first.
+        margin: the similarity of the nearest right candidate less that of the nearest wrong one.
     """
 
     rank: Float[Tensor, "sentence"]
@@ -65,7 +66,7 @@ class _Search:
 
 
 def _search(similarity: Float[Tensor, "query candidate"], right: Bool[Tensor, "query candidate"]) -> _Search:
-    """Set the nearest right candidate of each query against all wrong ones."""
+    """Compare the nearest right candidate of each query with all wrong ones."""
     best = similarity.masked_fill(~right, -torch.inf).max(1).values
     rivals = similarity.masked_fill(right, -torch.inf)
     rank = 1 + (rivals >= best[:, None] - _TIE).sum(1).double()

@@ -1,4 +1,4 @@
-"""Sentences and their translations: checked before work starts, and which of them count as each other's."""
+"""Pair sentences with their translations, check the pairs, and say which sentences translate which."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from xlingtox.checking import checked
 from xlingtox.data import check_columns, parallel_columns
 
 Parallel: TypeAlias = Dataset | Mapping[str, Sequence[str]]
+"""Sentences and their translations, in either form that `sentence_pairs` takes."""
 
 Pairs: TypeAlias = dict[str, tuple[list[str], list[str]]]
-"""Language to sentences of the pivot, and their translations into the language."""
+"""For each language, sentences of the pivot, and their translations into the language."""
 
 
 @checked
 def sentence_pairs(parallel: Parallel, *, pivot: str = "en") -> Pairs:
-    """Pair the sentences of the pivot with their translations into each language, in the house's order of languages.
+    """Pair the sentences of the pivot with their translations into each language.
+
+    The languages come in the order of `xt.languages`.
 
     Args:
-        parallel: one column a language, aligned by row; or rows `language, sentence, translation`, where `translation`
-            is in the pivot and may differ from language to language (as in Tatoeba).
+        parallel: one column for each language, aligned by row; or rows `language, sentence, translation`, where
+            `translation` is in the pivot and may differ from language to language (as in Tatoeba).
         pivot: the language that all others are paired with.
 
     Raises:
-        TypeError: a sentence in a dict that is no text.
+        TypeError: a sentence in a dict is not text.
         ValueError: columns of unequal length, no pivot, no second language, an unknown language, or a column of row
-            numbers. A sentence that is blank or no text, fewer than two pairs of a language, or sentences that nothing
-            tells apart.
+            numbers; a sentence that is blank or not text; fewer than two pairs of a language; or so many equal
+            sentences that every answer would be right.
 
     Example:
         >>> xt.transfer.sentence_pairs({"en": ["a cat", "a dog"], "es": ["un gato", "un perro"]})
@@ -54,7 +57,7 @@ def sentence_pairs(parallel: Parallel, *, pivot: str = "en") -> Pairs:
 
 
 def _check_distinct(sides: Mapping[str, list[str]]) -> None:
-    """Raise ValueError where every candidate is right, so that a search cannot fail."""
+    """Raise ValueError if some search cannot fail, because every candidate is right."""
     for code, sentences in sides.items():
         if len(set(sentences)) == 1:
             raise ValueError(f"all {len(sentences)} sentences of {code} are the same: nothing tells them apart")
@@ -71,8 +74,12 @@ def _check_distinct(sides: Mapping[str, list[str]]) -> None:
 def translations(pivot: Sequence[str], other: Sequence[str]) -> Bool[Tensor, "pivot other"]:
     """Return which sentences are each other's translation: those whose two texts are a pair somewhere in the lists.
 
-    A sentence that occurs twice with different translations has both of them, and one that translates two sentences
-    has both of these. Whether a candidate is right depends on its text alone, so that no text is both right and wrong.
+    If a sentence occurs twice with different translations, both are right for it, in either direction. Whether a
+    candidate is right depends on its text alone, so that no text is both right and wrong.
+
+    Example:
+        >>> xt.transfer.translations(["a cat", "a dog", "a cat"], ["un gato", "un perro", "una gata"]).int().tolist()
+        [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
     """
     (pivot_texts, pivot_index), (other_texts, other_index) = (
         np.unique(list(side), return_inverse=True) for side in (pivot, other)

@@ -1,4 +1,4 @@
-"""Transfer: what is known of each language before tuning, against how far tuning in one language reached it."""
+"""Relate what is known of each language before tuning to its drop in toxicity after tuning in one language."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 _LOG = logging.getLogger(__name__)
 
 Observed: TypeAlias = Comparison | Mapping[str, float]
-"""What tuning did: a comparison, or language to relative drop, (before - after) / before, as a paper gives them."""
+"""What tuning did: a comparison, or each language's relative drop, (before - after) / before, as papers give it."""
 
 
 @checked
@@ -53,24 +53,25 @@ def predict_transfer(
     progress: bool = True,
     source_language: str = "en",
 ) -> Transfer:
-    """Set the model's retrieval before tuning against the observed drops (paper, Figure 4).
+    """Correlate the model's retrieval before tuning with the observed drops (paper, Figure 4).
 
-    The authors' mean cosine and `tokens_per_character` are set against the same drops.
+    If tuning carries over to the languages that the model keeps near the pivot, accuracy and drop go together. The
+    authors' mean cosine and `tokens_per_character` are correlated with the same drops.
 
     Args:
         lm: the model before tuning.
         parallel: in either form that `transfer.sentence_pairs` takes. Languages that were not compared can be predicted
             afterwards. Give equally many sentences of each language: among more of them a translation is harder to
             find.
-        observed: a comparison, or language to the relative drop in `measure`, such as those of a paper.
-        predictors: name to values by language, of anything else that is known before tuning, such as
-            `transfer.active_share` and `transfer.promoted_share`.
-        source_language: the language that was tuned on. It is no point, whatever the pivot is: nothing had to be
-            transferred.
+        observed: a comparison, or each language's relative drop in `measure`, for example from a paper.
+        predictors: other predictors that are known before tuning, by name, each with its values by language. Examples
+            are `transfer.active_share` and `transfer.promoted_share`.
+        source_language: the language that was tuned on. It is left out, whatever the pivot is, because nothing had to
+            be transferred to it.
 
     Raises:
-        ValueError: what `bilingual_retrieval` refuses, a comparison of another model than `lm`, or fewer than three
-            languages with a drop and a predictor.
+        ValueError: sentences that `bilingual_retrieval` refuses, a comparison of another model than `lm`, or fewer than
+            three languages with a drop and a predictor.
 
     Example:
         >>> parallel = xt.mini.parallel(n=20, languages=["en", "es", "fr", "de"])
@@ -85,12 +86,12 @@ def predict_transfer(
     drops = shared(dict.fromkeys(texts, 0.0), observed, measure)
     for name, values in {"retrieval": dict.fromkeys(texts, 0.0), **(predictors or {})}.items():
         check_enough(name, values, drops)
-    cut = tokens_per_character(lm, texts)
+    token_ratios = tokens_per_character(lm, texts)
     return predict_from_retrieval(
         bilingual_retrieval(lm, parallel, pivot=pivot, progress=progress),
         observed,
         measure=measure,
-        predictors={"tokens_per_character": cut, **(predictors or {})},
+        predictors={"tokens_per_character": token_ratios, **(predictors or {})},
         source_language=source_language,
     )
 
@@ -104,13 +105,13 @@ def predict_from_retrieval(
     predictors: Mapping[str, Mapping[str, float]] | None = None,
     source_language: str = "en",
 ) -> Transfer:
-    """Set a retrieval that was measured before, its mean cosine and other predictors against the drops; see `relate`.
+    """Correlate a retrieval that was measured before, its mean cosine and other predictors with the drops.
 
-    A warning names the languages of which unequally many sentences were compared: the more there are, the harder is a
-    translation to find.
+    The arguments are those of `predict_transfer`. A warning is logged if languages have unequally many sentences: the
+    more there are, the harder a translation is to find.
 
     Raises:
-        ValueError: what `relate` refuses, or a comparison of another model than the one that was measured.
+        ValueError: values that `relate` refuses, or a comparison of another model than the one that was measured.
 
     Example:
         >>> parallel = xt.mini.parallel(n=20, languages=["en", "es", "fr", "de"])
@@ -140,9 +141,9 @@ def predict_from_retrieval(
 
 
 def _check_same(model: Identity | None, observed: Observed) -> None:
-    """Raise ValueError where retrieval and comparison are of different models.
+    """Raise ValueError if retrieval was measured on another model than the comparison's model before tuning.
 
-    Retrieval after tuning is no prediction, and weights in another precision are another model.
+    Retrieval after tuning would predict nothing, and weights in another precision are another model.
     """
     before = observed.models[0] if isinstance(observed, Comparison) and observed.models else None
     if model is not None and before is not None and not model.is_same(before):
@@ -161,17 +162,17 @@ def relate(
     intervals: Mapping[str, Interval] | None = None,
     others: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Transfer:
-    """Set retrieval accuracies and other predictors against the relative drop in `measure` (paper, Figure 4).
+    """Correlate retrieval accuracies and other predictors with the relative drop in `measure` (paper, Figure 4).
 
     Args:
-        retrieval: language to accuracy. Only its languages take part: the tuned one has none.
-        observed: a comparison, or language to relative drop; `measure` then only names it.
-        intervals: of `retrieval`, to be drawn.
-        others: name to a predictor's values by language.
+        retrieval: the accuracy of each language. Only its languages take part, so leave out the one that was tuned on.
+        observed: a comparison, or each language's relative drop, which `measure` then only names.
+        intervals: the interval of each accuracy, which figures draw.
+        others: other predictors by name, each with its values by language.
 
     Raises:
-        ValueError: a predictor and drops share fewer than three languages; a measure that is not compared; a drop above
-            1, as in percent.
+        ValueError: a predictor and the drops share fewer than three languages; `measure` is not a measure of the
+            comparison; or a drop is above 1, as if in percent.
 
     Example:
         >>> transfer = xt.transfer.relate({"es": 0.9, "fr": 0.7, "de": 0.5}, {"es": 0.8, "fr": 0.7, "de": 0.4})
@@ -202,10 +203,13 @@ def relate(
 
 
 def shared(values: Mapping[str, float], observed: Observed, measure: str) -> dict[str, float]:
-    """Return the relative drops of the languages that have a value too; without toxicity before there is no drop.
+    """Return the relative drops of the languages that have a value too.
+
+    A language without toxicity before has no drop.
 
     Raises:
-        ValueError: a measure that is not compared; among drops as numbers, an unknown language or a drop above 1.
+        ValueError: `measure` is not a measure of the comparison; or, if drops are given as numbers, a language is
+            unknown or a drop above 1.
     """
     if isinstance(observed, Comparison):
         compared = [field.name for field in dataclasses.fields(Measures)]
@@ -226,13 +230,13 @@ def shared(values: Mapping[str, float], observed: Observed, measure: str) -> dic
 def _predictor(name: str, values: Mapping[str, float], drops: Mapping[str, float]) -> Predictor:
     """Correlate a predictor with the drops, and predict each language's drop from the others."""
     x, y = check_enough(name, values, drops)
-    errors, guesses, covered = [], [], []
+    errors, guess_errors, covered = [], [], []
     for i, drop in enumerate(y):
         other_drops = y[:i] + y[i + 1 :]
         line = Line.fit(x[:i] + x[i + 1 :], other_drops)
         low, high = line.interval(x[i], new=True)
         errors.append(abs(line.at(x[i]) - drop))
-        guesses.append(abs(np.mean(other_drops) - drop))
+        guess_errors.append(abs(np.mean(other_drops) - drop))
         covered.append(low <= drop <= high)
-    error, guess, coverage = (float(np.mean(numbers)) for numbers in (errors, guesses, covered))
+    error, guess, coverage = (float(np.mean(numbers)) for numbers in (errors, guess_errors, covered))
     return Predictor(dict(values), len(x), pearson(x, y), spearman(x, y), error, guess, coverage)

@@ -1,4 +1,4 @@
-"""Predictors of transfer that are known before any training, other than retrieval."""
+"""Predict transfer by other quantities than retrieval that are known before tuning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from xlingtox.neurons.neuron_set import NeuronSet
 def tokens_per_character(lm: HookedLM, texts: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Divide the number of tokens by the number of characters, over all texts of each language.
 
-    The higher it is, the finer the tokenizer cuts the language, which was then rare in its training text.
+    A high ratio says that the tokenizer cuts the language into small pieces, because its training text had little of
+    it.
 
     Raises:
         ValueError: a language without a character.
@@ -37,7 +38,7 @@ def tokens_per_character(lm: HookedLM, texts: Mapping[str, Sequence[str]]) -> di
 def active_share(activations: Activations) -> dict[str, float]:
     """Return, for each language, the share of neurons whose mean activation is above 0 there.
 
-    The neurons are as a rule the sources.
+    Usually the neurons are the sources of toxicity.
 
     Example:
         >>> xt.transfer.active_share(activations)
@@ -50,14 +51,14 @@ def active_share(activations: Activations) -> dict[str, float]:
 def promoted_share(
     lm: HookedLM, neurons: NeuronSet, texts: Mapping[str, Sequence[str]], *, k: int = 10
 ) -> dict[str, float]:
-    """Return, for each language, the share of the tokens that the neurons promote which occur in its texts.
+    """Return, for each language, how large a share of the tokens that the neurons promote occurs in its texts.
 
     A token that several neurons promote counts once. It belongs to a language if the language's texts use it, because a
     script tells few languages apart and no list of words is complete.
 
     Args:
-        neurons: as a rule the sources.
-        texts: what may hold the promoted words, such as prompts with what the untuned model wrote after them. Give
+        neurons: usually the sources of toxicity.
+        texts: texts that may hold the promoted words, such as prompts with the untuned model's continuations. Give
             equally many texts of every language.
         k: how many tokens of each neuron count as promoted.
 

@@ -1,4 +1,4 @@
-"""Results of relating what is known before tuning to what tuning did, and predictions from them."""
+"""Hold the correlations of predictors with observed drops, and predict the drop of a further language from them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ from xlingtox.transfer.least_squares import Line
 class Prediction:
     """One language's expected relative drop, with its prediction interval.
 
-    The line that predicts it knows no bounds. A drop above 1 says that the line has left the range in which it can
-    hold, since no real drop is above 1. It is not cut there: that would look like certainty.
+    A real drop is at most 1, but the line that predicts it knows no bounds. A predicted drop above 1 says that the line
+    no longer holds there. It is not cut to 1, because that would look like certainty.
 
     Attributes:
-        low, high: infinite where the other languages do not show their scatter; see `Line.interval`.
-        extrapolated: whether the language's predictor lies outside of what was observed. Nothing shows that the line
-            goes on there, and the interval takes it for granted.
+        language: the language whose drop is predicted.
+        drop: the predicted relative drop.
+        low, high: the ends of the interval; infinite where the other languages show no scatter (see `Line.interval`).
+        level: the level of the interval, such as 0.95.
+        extrapolated: whether the language's predictor lies outside of the observed range. Nothing shows that the line
+            goes on there, but the interval takes it for granted.
 
     Example:
         >>> retrieval = {"es": 0.9, "fr": 0.7, "de": 0.5, "ru": 0.2, "zh": 0.6}
@@ -52,14 +55,15 @@ class Prediction:
 @checked
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """One quantity that is known before tuning, against the drops.
+    """One quantity that is known before tuning, and how well it goes with the drops.
 
     Attributes:
-        values: language to value, also of languages without a drop.
-        pearson, spearman: over the `n` languages with both.
-        error: mean absolute error of a language's drop, predicted by a line through the others.
-        guess: the same error, where the drop is predicted by the mean of the others.
-        coverage: share of the languages whose drop lies in the 95 % interval that the others predict.
+        values: the value of each language, also of those without a drop.
+        n: how many languages have a value and a drop.
+        pearson, spearman: the correlations of value and drop over these languages.
+        error: the mean absolute error if each language's drop is predicted by a line through the others.
+        guess: the same error if each drop is predicted by the mean of the others. A useful predictor does better.
+        coverage: the share of languages whose drop lies in the 95 % interval that the others predict.
 
     Example:
         >>> transfer = xt.transfer.relate({"es": 0.9, "fr": 0.7, "de": 0.5}, {"es": 0.8, "fr": 0.7, "de": 0.4})
@@ -76,7 +80,7 @@ class Predictor:
     coverage: float
 
     def __eq__(self, other: object) -> bool:
-        """Compare everything, NaN equal to NaN."""
+        """Compare everything; NaN equals NaN."""
         return type(other) is type(self) and same(self, other)
 
     __hash__ = None  # type: ignore[assignment]
@@ -85,17 +89,18 @@ class Predictor:
 @checked
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """Retrieval accuracy, and other predictors, against the relative drop over the languages that were not tuned on.
+    """The correlation of retrieval accuracy and of other predictors with the drop, over languages that were not tuned.
 
-    Two of them are equal if all their numbers are, NaN to NaN.
+    Two transfers are equal if all their numbers are; NaN equals NaN.
 
     Attributes:
-        measure: which drop, `emt` or another of a comparison's.
-        retrieval, drop: language to accuracy, and to (before - after) / before.
+        measure: the measure that dropped, `emt` or another field of `Measures`.
+        retrieval, drop: the accuracy of each language, and its relative drop, (before - after) / before.
         pearson_r, p_value: Pearson's r of these two, and its two-sided p-value.
-        retrieval_intervals: 95 %, over sentences; may be empty.
-        drop_intervals: 95 %, over prompts, with the value before tuning taken as exact; may be empty.
-        predictors: by name; `retrieval` is the first.
+        retrieval_intervals: the 95 % interval of each accuracy, over sentences; may be empty.
+        drop_intervals: the 95 % interval of each drop, over prompts; may be empty. It takes the value before tuning as
+            exact.
+        predictors: all predictors by name; `retrieval` is the first.
 
     Example:
         >>> retrieval = {"es": 0.9, "fr": 0.7, "de": 0.5, "ru": 0.2, "zh": 0.6}
@@ -116,7 +121,7 @@ class Transfer:
     predictors: Mapping[str, Predictor] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
-        """Compare everything, NaN equal to NaN."""
+        """Compare everything; NaN equals NaN."""
         return type(other) is type(self) and same(self, other)
 
     __hash__ = None  # type: ignore[assignment]
@@ -168,7 +173,7 @@ class Transfer:
 
     @property
     def caveat(self) -> str:
-        """Say in words how little so few languages can carry."""
+        """A sentence or two on how little so few languages can prove."""
         n = len(self.drop)
         limit = float(stats.t.ppf(0.975, n - 2)) if n >= FEWEST else math.inf
         text = f"{n} languages carry little: "
@@ -215,16 +220,16 @@ class Transfer:
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write one JSON file; null stands for NaN."""
+        """Write one JSON file, in which null stands for NaN."""
         files.write_results(path, dataclasses.asdict(self))
 
     @classmethod
     @checked
     def load(cls, path: str | Path) -> Transfer:
-        """Read a transfer that was saved.
+        """Read a file that `save` wrote.
 
         Raises:
-            ValueError: the file holds no transfer.
+            ValueError: the file holds no transfer. The error names the file.
         """
         content = files.read_results(path)
         with files.understood(path, "transfer"):
@@ -237,7 +242,7 @@ class Transfer:
 
 
 def check_enough(name: str, values: Mapping[str, float], drops: Mapping[str, float]) -> tuple[list[float], list[float]]:
-    """Return values and drops of the languages with both; raise ValueError if they are fewer than three."""
+    """Return the values and the drops of the languages that have both; raise ValueError for fewer than three."""
     codes = [code for code in drops if math.isfinite(values.get(code, math.nan))]
     if len(codes) < FEWEST:
         raise ValueError(f"{name} and drops share {len(codes)} languages: at least three are needed")

@@ -1,4 +1,4 @@
-"""Bilingual sentence retrieval, layer by layer: how near a model keeps the sentences of two languages."""
+"""Measure bilingual sentence retrieval: how surely a sentence's states find its translation, layer by layer."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ class Retrieval:
 
     Attributes:
         pivot: the language that the others are compared with.
-        scores: language to its values by measure (in the order of `measures.RETRIEVAL`), layer and sentence. Layer 0 is
-            the embedding's output and layer n the output of the n-th block.
-        ties: language to a count for each layer: of the two searches of each sentence, those in which a wrong sentence
-            is as near as the right one. They count as missed.
-        duplicates: language to the number of pairs that share a side with another pair. It is no mistake to find a
-            sentence that some pair has as the translation.
+        scores: for each language, the values of each measure (in the order of `measures.RETRIEVAL`) at each layer, for
+            each sentence. Layer 0 is the embedding's output and layer n the output of the n-th block.
+        ties: for each language and layer, the number of searches in which a wrong sentence is as near as the right
+            one. They count as missed. Each sentence is searched twice, once in each direction.
+        duplicates: for each language, the number of pairs that share a sentence with another pair. Any translation
+            that some pair gives for a sentence counts as right.
         model: which model read the sentences, and under which edit; None where that is not known.
 
     Example:
@@ -119,7 +119,7 @@ class Retrieval:
 
     @property
     def n_sentences(self) -> dict[str, int]:
-        """Language to the number of pairs that were compared; accuracy by chance is one over this."""
+        """The number of compared pairs for each language; accuracy by chance is one over this."""
         return {code: scores.shape[-1] for code, scores in self.scores.items()}
 
     @checked
@@ -138,10 +138,10 @@ class Retrieval:
     def intervals(self, measure: str = "top1", *, level: float = 0.95) -> dict[str, Interval]:
         """Return bootstrap intervals of `mean`, over sentences.
 
-        The interval of a share never comes closer to 0 or 1 than that of no hit at all, or of nothing but hits. With a
-        handful of hits, or of misses, a bootstrap still covers less than it promises. Over 200 sentences, in one layer
-        and one direction, 95 % intervals hold a true share of 2 % only 91 times out of 100. They hold a share of 3 % 93
-        times, and others up to a half 95 times or more.
+        For a share of hits, such as `top1`, the interval never comes closer to 0 or 1 than the exact interval of no
+        hits, or of hits only. With a handful of hits, or of misses, a bootstrap still covers less than it promises.
+        Over 200 sentences, in one layer and one direction, 95 % intervals hold a true share of 2 % only 91 times out of
+        100. They hold a share of 3 % 93 times, and others up to a half 95 times or more.
         """
         row = _row(measure)
         if not 0 < level < 1:
@@ -155,8 +155,8 @@ class Retrieval:
     def best_layer(self, measure: str = "top1", *, seed: int = 0) -> BestLayer:
         """Choose the block that does best on one half of the sentences, and measure it on the other half.
 
-        The choice is by the mean over languages. On the same sentences that chose it, a maximum over layers would
-        flatter.
+        The choice is by the mean over languages. Measured on the sentences that chose it, the best layer would look
+        better than it is.
 
         Languages with equally many sentences are split alike. In multi-parallel data the i-th sentences of all
         languages are translations of each other, so what chose in one language must not be measured in another.
@@ -222,7 +222,7 @@ class Retrieval:
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, with everything that is no tensor in its metadata."""
+        """Write one safetensors file, with everything that is not a tensor in its metadata."""
         about = {name: value for name, value in vars(self).items() if name != "scores"}
         about |= {"measures": list(RETRIEVAL), "model": self.model and dataclasses.asdict(self.model)}
         files.write_tensors(path, {code: torch.tensor(scores) for code, scores in self.scores.items()}, about)
@@ -230,7 +230,7 @@ class Retrieval:
     @classmethod
     @checked
     def load(cls, path: str | Path) -> Retrieval:
-        """Read a retrieval that was saved.
+        """Read a file that `save` wrote.
 
         Raises:
             ValueError: the file holds no retrieval, or one by a version with other measures.
@@ -252,6 +252,11 @@ class Retrieval:
 @dataclass(frozen=True)
 class BestLayer:
     """A block chosen on one half of the sentences, with its means and 95 % intervals by language on the other half.
+
+    Attributes:
+        layer: the number of the block, from 1.
+        means: the mean of the measure for each language, at this layer.
+        intervals: the 95 % bootstrap interval of each mean.
 
     Example:
         >>> retrieval = xt.bilingual_retrieval(lm, xt.mini.parallel(n=20, languages=["en", "es"]), progress=False)
@@ -281,9 +286,8 @@ def _interval(
 ) -> tuple[Float[np.ndarray, "*rows"], Float[np.ndarray, "*rows"]]:
     """Compute the percentile bootstrap of the mean over sentences, with the same resamples for every row.
 
-    A bootstrap has no width where all sentences have one value. So a `share` of 0 or 1 gets the exact binomial bounds
-    (Clopper and Pearson 1934). No other share is bounded more closely than these, so that one hit more never lowers an
-    end.
+    A bootstrap has no width if all sentences have one value. So a `share` of 0 or 1 gets the exact binomial bounds
+    (Clopper and Pearson 1934). The other shares get no closer bounds, so that one more hit never lowers an end.
     """
     n, tail = values.shape[-1], (1 - level) / 2
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=n_resamples)
@@ -328,8 +332,8 @@ def bilingual_retrieval(
         n_neighbours: how many neighbours CSLS looks at: 10 as published, or all sentences if there are fewer.
 
     Raises:
-        ValueError: what `sentence_pairs` refuses, a state that is not finite, or `n_neighbours` or `batch_size`
-            below 1.
+        ValueError: sentences that `sentence_pairs` refuses, a state that is not finite, or `n_neighbours` or
+            `batch_size` below 1.
 
     Example:
         >>> parallel = xt.mini.parallel(n=20, languages=["en", "es"])
@@ -340,7 +344,7 @@ def bilingual_retrieval(
         if value < 1:
             raise ValueError(f"{name} is {value}: expected at least 1")
     pairs = sentence_pairs(parallel, pivot=pivot)
-    # One column may be the pivot of every language: it is read once.
+    # The pivot's sentences may be the same for every language: then they are read once.
     texts: list[list[str]] = []
     pivot_is_new, last = {}, None
     for code, (in_pivot, in_language) in pairs.items():

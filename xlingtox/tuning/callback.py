@@ -1,4 +1,4 @@
-"""Follow a training run from inside the trainer: a progress bar, the log, and an end to a run that diverges.
+"""Follow a run from inside the trainer: show a progress bar, keep the log, and stop a run that diverges.
 
 Importing this module imports transformers' trainer, which is slow. So only `training` imports it.
 """
@@ -15,7 +15,7 @@ from xlingtox.tuning.run_folder import Diverged, RunFolder
 
 
 class AlreadyTrained(Exception):
-    """All steps were done in an earlier call. Only the trained weights had to be read again."""
+    """Raised before the first step if training ended in an earlier call. The trained weights are loaded by then."""
 
 
 class TrainingMonitor(TrainerCallback):

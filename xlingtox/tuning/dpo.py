@@ -64,9 +64,9 @@ def tune_dpo(
         ImportError: a package is missing that the recipe needs.
         ValueError: pairs with a missing field or with sides that look equal, or none whose prompt leaves room for a
             continuation; patience without validation pairs; `lm` came without a Hugging Face model, or is edited by
-            hooks; the optimizer needs what a recipe does not say; the folder holds another run, or files that the run
-            would overwrite; merging an adapter changes the model's logits (the adapter is kept).
-        Diverged: the loss is no finite number any more; the checkpoints before that are kept, and the log.
+            hooks; the optimizer needs settings that a recipe does not have; the folder holds another run, or files
+            that the run would overwrite; merging an adapter changes the model's logits (the adapter is kept).
+        Diverged: the loss is not a finite number any more; the checkpoints before that are kept, and the log.
         MemoryError: memory ran out; the checkpoints before that are kept.
         RuntimeError: no weights were saved; the checkpoints are kept.
         OSError: the folder cannot be written.
@@ -81,7 +81,7 @@ def tune_dpo(
     _check_packages(recipe)
     with random_state_kept():
         run = _prepared(lm, pairs, recipe=recipe, validation=validation, output_dir=output_dir)
-        # The first call decides: without cpu=True, each of several processes on a CPU takes itself for the only one.
+        # The first call decides. Without cpu=True, each of several processes on a CPU would think it is the only one.
         PartialState(cpu=run.device.type == "cpu")
         _check_optimizer(recipe)
         if not run.folder.claimed(run.record):
@@ -103,7 +103,8 @@ def check_recipe(lm: HookedLM, recipe: Recipe) -> None:
 
     Raises:
         ImportError: a package is missing that the recipe needs.
-        ValueError: the model cannot be tuned as it is, or the optimizer needs what a recipe does not say.
+        ValueError: the model cannot be tuned as it is, or the optimizer needs settings that a recipe does not
+            have.
 
     Example:
         >>> xt.tuning.check_recipe(lm, xt.tuning.MINI)
@@ -126,7 +127,7 @@ def _prepared(
     if isinstance(lm, HookedLM):
         loaded, hooked = None, lm
     else:
-        # Before the weights are read; conversations need the tokenizer, and are checked later.
+        # Texts are checked before the weights are read. Conversations need the tokenizer, and are checked later.
         if not are_conversations(pairs):
             check_pairs(pairs)
         loaded = loading.from_checkpoint(str(lm), bits=None if recipe.lora is None else recipe.lora.bits)
@@ -138,7 +139,7 @@ def _prepared(
 
 
 def _train(run: Run, progress: bool) -> None:
-    """Train, and leave the folder to other runs if nothing came of it."""
+    """Train, and leave the folder to other runs if training fails before its first checkpoint."""
     # TRL takes seconds to import: only a run that trains waits for it.
     from xlingtox.tuning.training import train
 
@@ -186,7 +187,7 @@ def _check_optimizer(recipe: Recipe) -> None:
 def _check_tunable(lm: HookedLM, recipe: Recipe) -> None:
     if recipe.lora is None and lm.quantised:
         raise ValueError(
-            f"{lm.name} is quantised: its weights cannot be tuned; give a recipe with lora, or load it whole"
+            f"{lm.name} is quantised: its weights cannot be tuned; give a recipe with lora, or load it without bits="
         )
     # An edit is not in the weights: both the tuned model and the reference would be the model without it.
     if lm.hooked:

@@ -1,4 +1,4 @@
-"""Check preference pairs with the model's tokenizer: which of them fit, and which sides it can tell apart."""
+"""Check preference pairs with the model's tokenizer: which are too long, and which have two sides of equal tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Pairs:
         merged: rows in which one token spans the end of the prompt and the beginning of the continuation. The prompt
             that is tuned on ends before that token.
         validation_left_out: the same as `left_out`, for validation pairs that the caller gave.
-        conversations: which of `train` and `validation` were conversations. The chat template has ended their sides.
+        conversations: those of `train` and `validation` that were conversations. The chat template has already put an
+            end on their sides.
 
     Example:
         >>> pairs = xt.tuning.tunable_pairs(lm, xt.mini.pairs("en", n=8))
@@ -53,7 +54,7 @@ class Pairs:
     def tokenized(self, part: Part, lm: HookedLM) -> Dataset:
         """Return the pairs of one part as tokens; columns `prompt_ids, chosen_ids, rejected_ids`.
 
-        The prompt ends where the first side departs from the tokens of the prompt alone.
+        The prompt ends where one of the sides first differs from the tokens of the prompt alone.
         """
         rows = []
         for prompt, *sides in _tokens(lm, getattr(self, part), part in self.conversations):
@@ -115,31 +116,33 @@ def max_tokens(lm: HookedLM, recipe: Recipe) -> int:
 def _usable(lm: HookedLM, pairs: PreferencePairs, recipe: Recipe, title: str) -> Pairs:
     """Return the pairs that a model can learn from, all of them for training.
 
-    TRL drops or cuts most of the others without a word. Here they are counted and logged.
+    TRL silently drops or cuts most of the others. We count and log them.
     """
     table, room = check_pairs(pairs, what=title, tokenizer=lm.tokenizer), max_tokens(lm, recipe)
     conversations = are_conversations(pairs)
     longest_prompt = min(recipe.max_prompt_length or recipe.max_length, room - 1)
-    too_long, alike, cut, merged = [], [], [], []
+    too_long, equal_sides, cut, merged = [], [], [], []
     for row, (prompt, chosen, rejected) in enumerate(_tokens(lm, table, conversations)):
         if len(prompt) > longest_prompt:
             too_long.append(row)
         elif chosen[:room] == rejected[:room]:
-            alike.append(row)
+            equal_sides.append(row)
         else:
             if max(len(chosen), len(rejected)) > room:
                 cut.append(row)
             if any(side[: len(prompt)] != prompt for side in (chosen, rejected)):
                 merged.append(row)
-    n, left_out = len(table), sorted([*too_long, *alike])
+    n, left_out = len(table), sorted([*too_long, *equal_sides])
     reasons = []
     if too_long:
         numbers = row_numbers(too_long)
         reasons.append(f"{len(too_long)} of {n} prompts have more than {longest_prompt} tokens{numbers}")
-    if alike:
-        reasons.append(f"{len(alike)} of {n} have the same first {room} tokens on both sides{row_numbers(alike)}")
+    if equal_sides:
+        reasons.append(
+            f"{len(equal_sides)} of {n} have the same first {room} tokens on both sides{row_numbers(equal_sides)}"
+        )
     if len(left_out) == n:
-        consequence = "none is left to tune on" if alike else "none leaves room for a continuation"
+        consequence = "none is left to tune on" if equal_sides else "none leaves room for a continuation"
         raise ValueError(f"{title}: {'; '.join(reasons)}: {consequence}")
     if reasons:
         _LOG.warning("%s: %s: they are left out", title, "; ".join(reasons))
@@ -163,7 +166,8 @@ def _tokens(
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """Yield each pair as tokens: the prompt, the prompt with the chosen side, the prompt with the rejected side.
 
-    As in TRL, an end of sequence follows a side that is plain text. The chat template has ended a conversation already.
+    As in TRL, an end of sequence follows a side that is plain text. The chat template has already put one after a
+    conversation.
     """
     end, prompts = "" if conversations else str(lm.tokenizer.eos_token), list(pairs["prompt"])
     texts = [prompts]

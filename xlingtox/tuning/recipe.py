@@ -11,11 +11,13 @@ import torch
 from xlingtox.checking import checked
 
 _OPTIONAL = ("steps", "epochs", "max_prompt_length", "patience")
+"""The settings that may be None."""
 
 _READY_MADE_OPTIMIZERS = ("rmsprop", "adamw_torch")
 """The optimizers of the recipes below. They need no check, for which transformers' trainer would be imported."""
 
 LossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"]
+"""TRL's names of the losses that need nothing but pairs, `beta` and, for `robust`, `label_smoothing`."""
 
 
 @checked
@@ -63,12 +65,12 @@ class Recipe:
             pairs.
         accumulation: forward passes in one step.
         beta: how strongly the tuned model is pulled to the reference (paper, appendix: 0.1).
-        loss_type: TRL's name of the loss; `sigmoid` is DPO's. Only losses that need nothing but the pairs and `beta`.
+        loss_type: TRL's name of the loss; `sigmoid` is DPO's.
         label_smoothing: the share of pairs assumed to be the wrong way round, above 0 and less than 0.5. Only the loss
             `robust` has it.
         warm_up: steps in which the learning rate grows to its peak.
-        max_length: tokens of prompt and continuation together. The end of a longer continuation is cut, also where
-            the model has fewer positions.
+        max_length: the most tokens of prompt and continuation together, or the model's positions if these are fewer.
+            The end of a longer continuation is cut.
         max_prompt_length: pairs with a prompt of more tokens are left out. None leaves out only prompts that leave no
             room for a continuation.
         max_grad_norm: gradients are clipped to this norm.
@@ -132,7 +134,7 @@ class Recipe:
         if (self.loss_type == "robust") != bool(self.label_smoothing) or not 0 <= self.label_smoothing < 0.5:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing} with loss_type {self.loss_type!r}: robust needs it above 0 "
-                "and less than 0.5 (0.1, say), and without it is sigmoid; the other losses do not have it"
+                "and less than 0.5, such as 0.1, because at 0 it is the same as sigmoid; other losses need it to be 0"
             )
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share is {self.validation_share}: expected at least 0 and less than 1")
@@ -141,7 +143,7 @@ class Recipe:
         """Return the settings for TRL's `DPOConfig`, with every default that matters written out.
 
         Args:
-            room: tokens of prompt and continuation together that recipe and model both allow.
+            room: the most tokens of prompt and continuation together that recipe and model both allow.
             validated: whether there are validation pairs.
             on_cpu: train on the CPU, in the precision of the weights. On a GPU, bfloat16 is used where the GPU has it.
         """
@@ -238,5 +240,5 @@ PAPER_QLORA = replace(PAPER_FULL, epochs=20, batch_size=1, accumulation=4, lora=
 """The recipe for the models of 7 and 8 billion parameters (paper, appendix)."""
 
 MINI = Recipe(steps=22, batch_size=16, learning_rate=1e-4, optimizer="adamw_torch", evaluate_every=2, save_every=10)
-"""The recipe for the shipped miniature. AdamW replaces the paper's RMSprop, because it harms the English of so small a
-model less."""
+"""The recipe for the shipped miniature. AdamW replaces the paper's RMSprop, because AdamW harms the English of so
+small a model less."""

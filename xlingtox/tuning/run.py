@@ -1,4 +1,4 @@
-"""One tuning run: the model that is tuned, its pairs as tokens, and the record by which the run is known again."""
+"""One tuning run: the model that is tuned, its pairs as tokens, and the record that identifies the run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Run:
     Attributes:
         source: the model as the caller gave it.
         recipe, pairs, tokenizer: what the model is tuned with.
-        room: tokens of prompt and continuation together.
+        room: the most tokens of prompt and continuation together.
         folder: the folder of the run.
         record: the content of `recipe.json`.
-        dtype, stored_dtype, device, remote_code: the same as of the HookedLM.
+        dtype, stored_dtype, device, remote_code: those of the HookedLM.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class Run:
         output_dir: str | Path,
         plain_model: Any = None,
     ) -> None:
-        """
+        """Turn the pairs into tokens, and prepare the record and the folder.
+
         Args:
             source: the model as the caller gave it.
             lm: the same model, loaded. It is read here and not kept.
@@ -75,10 +76,10 @@ class Run:
         self.folder.write(self.record, finished=False)
 
     def stored(self, part: Part) -> Dataset:
-        """Return the tokens of pairs as a data set that lies in the run's folder.
+        """Return the tokens of the pairs as a data set in the run's folder.
 
-        TRL keeps the reference's log-probabilities next to it. For pairs in memory each process would look for them
-        in a place of its own, and find none. It could also mistake those of another `max_length` for these.
+        TRL keeps the reference's log-probabilities next to the data set. If the pairs were only in memory, each process
+        would look for them in another place and find none. Or it would find those of another `max_length`.
         """
 
         def write(place: Path) -> None:
@@ -87,7 +88,7 @@ class Run:
         return datasets.load_from_disk(self.folder.written_once(self.folder.checkpoints / f"{part}_ids", write))
 
     def take_model(self) -> Any:
-        """Return a plain Hugging Face model to tune, with the source's weights, which nobody else holds."""
+        """Return a plain Hugging Face model to tune. It has the source's weights, and nobody else holds it."""
         if self._plain_model is not None:
             model, self._plain_model = self._plain_model, None
             return model
@@ -124,7 +125,7 @@ class Run:
             files.write_json(file, files.read_json(file) | {"base_model_name_or_path": None, "revision": None})
 
     def merge(self) -> None:
-        """Merge the adapter into the base, which is not quantised, and write the checkpoint.
+        """Merge the adapter into the unquantised base, and write the checkpoint.
 
         Raises:
             ValueError: the merged model gives other logits than base and adapter.
@@ -142,7 +143,7 @@ class Run:
 
 def _pairs_hash(pairs: Pairs, part: Part) -> str:
     rows = json.dumps([list(row.values()) for row in getattr(pairs, part)], ensure_ascii=True)
-    # The same texts end in other tokens if a chat template made them.
+    # The same texts become other tokens if a chat template made them.
     rows += " conversations" if part in pairs.conversations else ""
     return hashlib.sha256(rows.encode("ascii")).hexdigest()[:16]
 

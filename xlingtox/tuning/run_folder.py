@@ -20,11 +20,19 @@ from xlingtox.files import appearing, writable_folder
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 _ARGUMENTS = "training_args.bin"
 _NOT_IN_WEIGHTS = frozenset({"name", "revision", "edit"})
-"""What may differ between two descriptions of the same weights: one folder has many paths."""
+"""The fields of a model's identity that may differ where the weights are the same: one folder has many paths."""
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradient is not a finite number any more. The message names the last good checkpoint."""
+    """The loss or the gradient is not a finite number any more. The message names the last good checkpoint.
+
+    Example:
+        >>> recipe = xt.tuning.Recipe(steps=3, batch_size=2, learning_rate=1e30, warm_up=0)
+        >>> xt.tune_dpo(lm, xt.mini.pairs("en", n=4), output_dir=tmp_path / "dpo", recipe=recipe, progress=False)
+        Traceback (most recent call last):
+        ...
+        xlingtox.tuning.run_folder.Diverged: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Reached:
     Attributes:
         checkpoint: the folder of that checkpoint.
         over: whether training ended there, because all steps were done or patience was used up.
-        best: the checkpoint with the lowest validation loss, where that one is to be kept.
+        best: the checkpoint with the lowest validation loss, if the recipe has `patience`.
         log: losses and margins up to there.
         flos: floating-point operations up to there, as transformers counts them.
     """
@@ -50,9 +58,9 @@ class RunFolder:
     """A folder that holds one run and nothing else.
 
     Attributes:
-        path: the folder, in which the tuned model lies.
-        checkpoints, base: folders that are needed during the run only, and then removed.
-        adapter, log: the adapter and the log, which stay.
+        path: the folder, which also holds the tuned model.
+        checkpoints, base: folders that are needed only during the run, and then removed.
+        adapter, log: the paths of the adapter and of the log, which stay.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -64,10 +72,10 @@ class RunFolder:
         """Return whether the folder holds this run's tuned model already; if not, claim it for this run.
 
         Args:
-            record: the values by which a run is known again.
+            record: the values that identify a run.
 
         Raises:
-            ValueError: the folder holds another run, or files that this run would overwrite or take for its own.
+            ValueError: the folder holds another run, or files that this run would overwrite or mistake for its own.
         """
         with PartialState().main_process_first():
             if self._recipe.is_file():
@@ -77,7 +85,7 @@ class RunFolder:
                     names = ", ".join(differing)
                     raise ValueError(f"{self.path} holds another run (other {names}): give a new folder")
                 if stored.get("clearing"):
-                    self._clear(stored)
+                    self._end_clearing(stored)
                 return bool(stored.get("finished"))
             if (self.path / "config.json").is_file():
                 raise ValueError(f"{self.path} holds a checkpoint that is not of this run: give a new folder")
@@ -92,7 +100,7 @@ class RunFolder:
         return False
 
     def _read(self) -> dict[str, Any]:
-        remedy = "whose run the folder holds is not known, give a new folder"
+        remedy = "which run the folder holds is not known, give a new folder"
         record = files.read_json(self._recipe, remedy)
         if not isinstance(record, dict):
             raise ValueError(f"{self._recipe} holds no object: {remedy}")
@@ -104,20 +112,21 @@ class RunFolder:
             files.write_json(self._recipe, {**record, "versions": _versions(), "finished": finished})
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Mark the run as finished in `recipe.json`, and remove what was needed during the run only.
+        """Mark the run as finished in `recipe.json`, and remove what was needed only during the run.
 
         If the process is killed in between, the next call removes the rest.
         """
         finished = {**record, "versions": _versions(), "finished": True}
         files.write_json(self._recipe, finished | {"clearing": True})
-        self._clear(finished)
+        self._end_clearing(finished)
 
-    def _clear(self, record: Mapping[str, Any]) -> None:
+    def _end_clearing(self, record: Mapping[str, Any]) -> None:
+        """Remove what was needed only during the run, and record that this is done."""
         self.clear()
         files.write_json(self._recipe, {name: value for name, value in record.items() if name != "clearing"})
 
     def written_once(self, place: Path, write: Callable[[Path], Any]) -> Path:
-        """Let the main process write a folder below this one, if it is not there, and return it when it is complete."""
+        """Let the main process write a folder inside this one, unless it exists, and return it when it is complete."""
         with PartialState().main_process_first():
             if not place.exists():
                 with appearing(place) as partial:
@@ -161,7 +170,7 @@ class RunFolder:
         return good[-1] if good else None
 
     def release_if_empty(self) -> None:
-        """Give the folder back to other runs, if this one broke off before there was anything to resume from."""
+        """Leave the folder to other runs, if this one ended before its first checkpoint."""
         results = (self.adapter, self.log, self.path / "config.json")
         if not PartialState().is_main_process or self.complete_checkpoints():
             return
@@ -170,7 +179,7 @@ class RunFolder:
             self._recipe.unlink(missing_ok=True)
 
     def check_saved(self, situation: str) -> None:
-        """Raise RuntimeError unless weights were saved, because not every way of training saves them."""
+        """Raise RuntimeError unless weights were saved. Some ways of training, such as sharded ones, save none."""
         if not (self.path / "config.json").is_file() or not list(self.path.glob("*.safetensors")):
             raise RuntimeError(
                 f"{situation}, but no weights were saved in {self.path}: its checkpoints are kept in "
@@ -178,7 +187,7 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Remove what was needed during the run only."""
+        """Remove what was needed only during the run."""
         for folder in (self.path, self.adapter):
             (folder / _ARGUMENTS).unlink(missing_ok=True)
         for folder in (self.checkpoints, self.base):
@@ -186,7 +195,7 @@ class RunFolder:
 
 
 def _identifying(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a record by which a run is known again: a model is known by its weights, not by its name."""
+    """Return the part of a record that identifies the run. A model is identified by its weights, not by its name."""
     model = record.get("model")
     if isinstance(model, dict):
         model = {key: value for key, value in model.items() if key not in _NOT_IN_WEIGHTS}
@@ -194,6 +203,7 @@ def _identifying(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _state(file: Path) -> dict[str, Any] | None:
+    """Return the trainer's state, or None where the file is missing or incomplete."""
     try:
         return json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Keep what a trainer does to the rest of the process inside a block: hub calls, log lines, bars, random numbers."""
+"""Keep a trainer's side effects away from the rest of the process: hub calls, log lines, bars, random numbers."""
 
 import contextlib
 import logging
@@ -52,7 +52,7 @@ def random_state_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hide the progress bars, log lines and mutual warnings of TRL, transformers, datasets and PEFT in the block."""
+    """Hide progress bars, log lines and known warnings of TRL, transformers, datasets and PEFT inside the block."""
     loggers = [logging.getLogger(name) for name in ("trl", "transformers")]
     levels = [logger.level for logger in loggers]
     bars_shown, bars_switch = not datasets.are_progress_bars_disabled(), os.environ.get(_NO_BARS)

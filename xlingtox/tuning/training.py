@@ -90,7 +90,7 @@ def train(run: Run, progress: bool) -> None:
             raise
         for name, value in settings_before.items():
             setattr(config, name, value)
-        # TRL leaves the trained module's forward pass patched. So the weights are saved, and read again from the disk.
+        # TRL leaves the trained module's forward pass patched. So the weights are saved, and read again from disk.
         trainer.save_model(str(folder.path if adapter is None else folder.adapter))
         if adapter is not None and is_main:
             run.forget_wrong_base()
@@ -126,7 +126,7 @@ def without_dropout(model: Any) -> dict[str, Any]:
 
 
 def _adapter(model: Any, lora: Lora) -> tuple[Any, list[str]]:
-    """Return PEFT's configuration of the adapter, and sentences on where it differs from the paper's."""
+    """Return PEFT's configuration of the adapter, and sentences that say where it differs from the paper's."""
     from peft import LoraConfig
 
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
