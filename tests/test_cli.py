@@ -17,7 +17,7 @@ RESULTS = StudyResults.of(made_up())
 def test_help_imports_nothing_that_is_slow():
     code = "import sys, xlingtox.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.startswith("usage: xlingtox [-h] {demo,train-mini,picture}")
+    assert ran.stdout.startswith("usage: xlingtox [-h] [--version] {demo,train-mini,picture}")
     slow = {"torch", "transformers", "jaxtyping", "beartype", "numpy", "pandas", "datasets", "plotly", "scipy"}
     assert not slow & set(ran.stdout.split())
 

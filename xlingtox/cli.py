@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xlingtox._version import __version__
+
 if TYPE_CHECKING:
     from xlingtox.study import Materials, StudyResults
 
@@ -52,13 +54,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Show where a multilingual language model keeps its toxicity, whether those neurons cause it, and "
         "which languages English-only safety tuning reaches.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser(
         "demo",
         help="run the whole study on a small model and write a report",
         description="Find the neurons behind the toxicity of a small model in 17 languages, edit them, tune the model "
-        "in English, and write report.html. It takes a few minutes; a run that was stopped goes on where it was.",
+        "in English, and write report.html. It takes a few minutes. A run that was stopped goes on with the stage that "
+        "it was in.",
     )
     demo.add_argument("--out", type=Path, default=Path("xlingtox-demo"), help="folder for the results (%(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="seed of prompts, sampling and tuning (%(default)s)")

@@ -171,8 +171,10 @@ def generate(
         >>> xt.generate(lm, prompts, n_samples=2, max_new_tokens=4, progress=False)
         Continuations(8: 2 of each of 4 prompts, in en, es)
     """
-    if max_new_tokens < 1 or n_samples < 1 or (batch_size is not None and batch_size < 1):
-        raise ValueError("max_new_tokens, n_samples and batch_size must be at least 1")
+    counts = {"max_new_tokens": max_new_tokens, "n_samples": n_samples, "batch_size": batch_size}
+    if too_small := {name: count for name, count in counts.items() if count is not None and count < 1}:
+        name, count = next(iter(too_small.items()))
+        raise ValueError(f"{name} is {count}: expected at least 1")
     if not (temperature >= _MIN_TEMPERATURE and 0 < top_p <= 1):
         raise ValueError(
             f"temperature {temperature} must be at least {_MIN_TEMPERATURE} (or use greedy=True) "
