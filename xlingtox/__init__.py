@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from xlingtox import evaluation as evaluation
     from xlingtox import figures as figures
     from xlingtox import languages as languages
+    from xlingtox import measures as measures
     from xlingtox import mini as mini
     from xlingtox import models as models
     from xlingtox import neurons as neurons
@@ -77,9 +78,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 
 FOLDERS = (
     *("data", "models", "neurons", "edits", "tuning", "scoring", "evaluation", "transfer", "figures", "study", "mini"),
-    "languages",
+    *("languages", "measures"),
 )
-"""The folders in the order in which data flows through them, and last the table of languages."""
+"""The folders in the order in which data flows through them, and last the tables of languages and measures."""
 
 _FOLDER_OF = {name: folder for group in GROUPS.values() for folder, names in group.items() for name in names}
 
