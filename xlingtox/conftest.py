@@ -1,4 +1,4 @@
-"""What the examples in docstrings may use without saying where it comes from. Only pytest reads this file."""
+"""Give the examples in docstrings the names that they begin with. Only pytest reads this file."""
 
 from typing import Any
 
