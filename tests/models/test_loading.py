@@ -88,7 +88,7 @@ def test_a_missing_package_is_named(base, monkeypatch, options, package):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == package else find_spec(name, *rest)
     )
-    with pytest.raises(ValueError, match=f"pip install {package}"):
+    with pytest.raises(ImportError, match=f"needs? the package {package}: pip install "):
         HookedLM.load(base[1], **options)
 
 
