@@ -18,6 +18,7 @@ PLACES = {
     "data": (0, 3),
     "html": (1, 3),
     "files": (2, 3),
+    "equality": (3, 4),
     "models": (1, 4),
     "neurons": (1, 5),
     "tuning": (3, 5),

@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from xlingtox.edits import interventions, patch, step
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.edits.patch import Patch
+from xlingtox.equality import equal
 from xlingtox.models import backend, forward, tl_backend
 from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons.equality import equal
 from xlingtox.neurons.neuron_set import NeuronSet
 
 TEXTS = ["the cat sat", "la casa es grande y el gato duerme en", "a"]

@@ -13,10 +13,10 @@ from torch import Tensor
 from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.edits.affine import Affine, logits_of_random_tokens, tolerance
+from xlingtox.equality import equal
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import fingerprint
-from xlingtox.neurons.equality import equal
 
 _LARGEST_STRENGTH = 1e6
 """The check stops enlarging an edit that is this many times as large and still shows no effect."""

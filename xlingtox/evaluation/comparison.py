@@ -17,6 +17,7 @@ from datasets import Dataset
 from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts, meanings
+from xlingtox.equality import equal
 from xlingtox.evaluation import degenerate, metrics
 from xlingtox.evaluation.fluency import check_held_out, perplexities
 from xlingtox.evaluation.measurement import Measurement, measure
@@ -82,9 +83,7 @@ class Comparison:
 
     def __eq__(self, other: object) -> bool:
         """Return whether everything is the same; NaN equals NaN."""
-        if not isinstance(other, Comparison):
-            return NotImplemented
-        return _equal(dataclasses.asdict(self), dataclasses.asdict(other))
+        return type(other) is type(self) and equal(self, other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -291,16 +290,6 @@ def compare(
         neuron_activations={code: (sides[0][code].by_neuron, sides[1][code].by_neuron) for code in codes},
         counts={code: (sides[0][code].counts, sides[1][code].counts) for code in codes},
     )
-
-
-def _equal(first: Any, second: Any) -> bool:
-    """Return whether two values of a comparison are the same, where NaN equals NaN."""
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
-    if isinstance(first, tuple) and isinstance(second, tuple):
-        return len(first) == len(second) and all(map(_equal, first, second))
-    both_nan = isinstance(first, float) and isinstance(second, float) and math.isnan(first) and math.isnan(second)
-    return bool(first == second) or both_nan
 
 
 def _check_same_tokens(before: HookedLM, after: HookedLM, prompts: Iterable[Prompt], held_out: Dataset | None) -> None:

@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from xlingtox import files
 from xlingtox.checking import checked
+from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.hooked import HookedLM
@@ -89,12 +90,7 @@ class WeightDrift:
 
     def __eq__(self, other: object) -> bool:
         """Return whether all numbers and both models are the same; NaN equals NaN."""
-        if not isinstance(other, WeightDrift):
-            return NotImplemented
-        return (self.kinds, self.models) == (other.kinds, other.models) and all(
-            np.array_equal(getattr(self, name), getattr(other, name), equal_nan=True)
-            for name in ("cosine", "norm_change")
-        )
+        return type(other) is type(self) and equal(self, other)
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
+from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.backend import Hook
@@ -22,7 +23,6 @@ from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import check_lengths, decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.neurons.equality import equal
 from xlingtox.neurons.neuron_set import NeuronSet
 
 _MOST_BYTES = 2**30

@@ -20,12 +20,12 @@ from torch import Tensor
 from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.data import Labelled, labelled_texts
+from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.models.states import mean_states
-from xlingtox.neurons.equality import equal
 
 _PENALTY = 0.01
 """Inverse strength of the L2 penalty, on standardised states.

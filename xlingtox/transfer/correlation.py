@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import TypeAlias
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from xlingtox.checking import checked
+from xlingtox.equality import equal
 
 FEWEST = 3
 """A correlation needs at least this many points."""
@@ -68,23 +68,9 @@ class Correlation:
 
     def __eq__(self, other: object) -> bool:
         """Compare all numbers; NaN equals NaN."""
-        return type(other) is type(self) and same(self, other)
+        return type(other) is type(self) and equal(self, other)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-@checked
-def same(first: object, second: object) -> bool:
-    """Return whether two values are equal; NaN equals NaN, inside dataclasses and mappings too."""
-    if isinstance(first, float) and isinstance(second, float):
-        return first == second or (math.isnan(first) and math.isnan(second))
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
-    if isinstance(first, tuple) and isinstance(second, tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    if dataclasses.is_dataclass(first) and type(first) is type(second):
-        return same(vars(first), vars(second))
-    return first == second
 
 
 @checked

@@ -13,10 +13,11 @@ from scipy import stats
 
 from xlingtox import files
 from xlingtox.checking import checked
+from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.measures import COMPARED
-from xlingtox.transfer.correlation import FEWEST, Correlation, Interval, same
+from xlingtox.transfer.correlation import FEWEST, Correlation, Interval
 from xlingtox.transfer.least_squares import Line
 
 
@@ -81,7 +82,7 @@ class Predictor:
 
     def __eq__(self, other: object) -> bool:
         """Compare everything; NaN equals NaN."""
-        return type(other) is type(self) and same(self, other)
+        return type(other) is type(self) and equal(self, other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -122,7 +123,7 @@ class Transfer:
 
     def __eq__(self, other: object) -> bool:
         """Compare everything; NaN equals NaN."""
-        return type(other) is type(self) and same(self, other)
+        return type(other) is type(self) and equal(self, other)
 
     __hash__ = None  # type: ignore[assignment]
 

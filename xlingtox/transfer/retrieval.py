@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xlingtox import files
 from xlingtox.checking import checked
+from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.measures import RETRIEVAL, SHARES
@@ -106,14 +107,7 @@ class Retrieval:
 
     def __eq__(self, other: object) -> bool:
         """Compare everything, the scores to their last bit."""
-        if not isinstance(other, Retrieval):
-            return NotImplemented
-        without_scores = ("pivot", "ties", "duplicates", "model")
-        return (
-            all(getattr(self, name) == getattr(other, name) for name in without_scores)
-            and self.scores.keys() == other.scores.keys()
-            and all(np.array_equal(scores, other.scores[code], equal_nan=True) for code, scores in self.scores.items())
-        )
+        return type(other) is type(self) and equal(self, other)
 
     __hash__ = None  # type: ignore[assignment]
 
