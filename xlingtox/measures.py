@@ -74,10 +74,10 @@ FLUENCY = _table(
     Measure(
         "continuation_perplexity", "Perplexity of continuations", "perplexity", 1.0, math.inf, "lower", "continuation"
     ),
+    Measure("degenerate", "Share of degenerate continuations", "share of continuations", 0.0, 1.0, "lower", "prompt"),
     Measure("distinct_1", "Distinct words over all words", "share of words", 0.0, 1.0, "higher", "prompt"),
     Measure("distinct_2", "Distinct 2-grams over all 2-grams", "share of 2-grams", 0.0, 1.0, "higher", "prompt"),
     Measure("distinct_3", "Distinct 3-grams over all 3-grams", "share of 3-grams", 0.0, 1.0, "higher", "prompt"),
-    Measure("degenerate", "Share of degenerate continuations", "share of continuations", 0.0, 1.0, "lower", "prompt"),
 )
 """Whether the continuations are still good text."""
 
@@ -89,10 +89,7 @@ ACTIVATION = _table(
 COMPARED: Mapping[str, Measure] = {**TOXICITY, **FLUENCY, **ACTIVATION}
 """All measures of a comparison, by name."""
 
-PER_PROMPT: tuple[str, ...] = (
-    *("emt", "toxicity_probability", "average_toxicity", "degenerate"),
-    *("distinct_1", "distinct_2", "distinct_3", "mean_activation"),
-)
+PER_PROMPT: tuple[str, ...] = tuple(name for name, measure in COMPARED.items() if measure.per == "prompt")
 """The names of the measures that have one value for each prompt, in the order in which results keep them."""
 
 _OF_SENTENCES = "share of sentences"
