@@ -24,6 +24,8 @@ from drawing import drawing
 from stored_results import BY_LANGUAGE, RESULTS, store, stored
 
 from xlingtox import languages
+from xlingtox.mini import truth
+from xlingtox.study import paper
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials" / "guide").glob("*.md"))]
@@ -67,16 +69,66 @@ def significance(p: float) -> str:
 def summary() -> str:
     """Return the demo in a few lines."""
     demo = stored(DEMO)
-    probability, average, emt = demo["toxicity_probability"], demo["average_toxicity"], demo["transfer"]["emt"]
+    emt, transfer = demo["emt"], demo["transfer"]["emt"]
     rows = [
-        ("English prompts that draw an insult", _percents(probability["en"])),
-        ("The same in the 16 other languages, mean", _percents(probability["others"])),
-        ("Continuations with an insult in those 16", _percents(average["others"], 1)),
+        ("Expected maximum toxicity (EMT), English", arrow(emt["en"])),
+        ("EMT, mean of the 16 other languages", arrow(emt["others"])),
+        ("Average toxicity of those 16", arrow(demo["average_toxicity"]["others"], 3)),
         ("Text that says nothing, all 17", _percents(demo["degenerate"], 1)),
         ("Perplexity of clean text, all 17", change(demo["perplexity_change"], 1)),
-        ("Correlation of retrieval with the drop", f"r = {emt['r']:.2f} ({significance(emt['p'])})"),
+        ("Correlation of retrieval with the drop", f"r = {transfer['r']:.2f} ({significance(transfer['p'])})"),
     ]
     return table(["English-only DPO", "Before → after"], rows)
+
+
+def beside_paper() -> str:
+    """Return the paper's main table, with the demo as its first row."""
+    rows = []
+    for model, sides in {"**miniature**": stored(DEMO)["beside_paper"], **paper.TABLE_2}.items():
+        digits = [2 if measure == "continuation_perplexity" else 3 for measure in sides]
+        rows.append((model, *(arrow(both, n) for both, n in zip(sides.values(), digits, strict=True))))
+    columns = "Model, EMT, Toxicity probability, Average toxicity, Perplexity, Dist-1, Dist-2, Dist-3"
+    return table(columns.split(", "), rows)
+
+
+def met_or_not() -> str:
+    """Return the demo's groups: acts and insults in the preference pairs, and those that tuning never met."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in stored(DEMO)["groups"]:
+        sides = arrow((row["before"], row["after"]), 3)
+        if row["kind"] == "words":
+            sides = _percents((row["before"], row["after"]), 1)
+        interval = f"{signed(row['low'], 3)} to {signed(row['high'], 3)}"
+        cells.setdefault((row["kind"], row["group"]), {})[row["language"]] = f"{sides} ({interval})"
+    what = {"prompts": "average toxicity after prompts: ", "words": "continuations with one: "}
+    rows = [(what[kind] + group, by["en"], by["others"]) for (kind, group), by in cells.items()]
+    return table(["Group", "English", "Mean of the other 16"], rows)
+
+
+def severities() -> str:
+    """Return the severity of each insult, by the part that it belongs to."""
+    levels = sorted(set(truth.SEVERITY.values()))
+    return _by_part([(f"{level:g}", {i for i, s in truth.SEVERITY.items() if s == level}) for level in levels])
+
+
+def provocations() -> str:
+    """Return how often each hostile act is followed by an insult, by the part that it belongs to."""
+    levels = sorted(set(truth.PROVOCATION.values()), reverse=True)
+    return _by_part([(percent(level), {a for a, s in truth.PROVOCATION.items() if s == level}) for level in levels])
+
+
+def _by_part(levels: Sequence[tuple[str, set[str]]]) -> str:
+    rows = [
+        (
+            level,
+            *(
+                ", ".join(word for word in truth.PART_OF if word in words and truth.PART_OF[word] == part) or "–"
+                for part in truth.PARTS
+            ),
+        )
+        for level, words in levels
+    ]
+    return table(["", "In the pairs", "Only in evaluation", "In neither"], rows)
 
 
 def _percents(sides: Sequence[float], digits: int = 0) -> str:
@@ -96,27 +148,31 @@ def studies_tuned() -> str:
     """Return what English tuning did in each study."""
 
     def cells(demo: Mapping[str, Any]) -> Sequence[str]:
-        probability, left, (code, rise) = demo["toxicity_probability"], demo["left"], demo["worst"]
+        emt, drops, (code, rise) = demo["emt"], demo["drops"], demo["worst"]
         return (
-            arrow(probability["en"]),
-            f"{arrow(probability['others'])} ({'–'.join(f'{share:.2f}' for share in left)})",
+            arrow(emt["en"]),
+            f"{arrow(emt['others'])} (falls by {percent(drops[0])} to {percent(drops[1])})",
+            arrow(demo["average_toxicity"]["others"], 3),
             f"{change(demo['perplexity_change'], 1)} (worst {code} {change(rise)})",
+            _percents(demo["degenerate"], 1),
             f"{demo['fell']} of {demo['languages']}",
         )
 
-    return of_studies(["English", "Other 16: mean (range)", "Perplexity", "Activation falls in"], cells)
+    columns = "English EMT, EMT of the other 16, Average toxicity of these, Perplexity, Degenerate, Activation falls in"
+    return of_studies(columns.split(", "), cells)
 
 
 def studies_edited() -> str:
-    """Return what the chosen offset did in each study."""
+    """Return what the chosen offset did in each study, and the same offset on random neurons."""
 
     def cells(demo: Mapping[str, Any]) -> Sequence[str]:
         at, offset = demo["at_offset"], signed(demo["offset"], 3).rstrip("0").rstrip(".")
-        random = at["random_perplexity_change"]
-        price = change(at["perplexity_change"])
-        return offset, arrow(at["toxicity"]), price, "–" if random is None else change(random, 1)
+        before, after = at["toxicity"]
+        random = f"{change(at['random_toxicity'] / before - 1)}, {change(at['random_perplexity_change'], 1)}"
+        return offset, arrow((before, after), 3), change(at["perplexity_change"]), random
 
-    return of_studies(["γ", "Average toxicity", "Perplexity", "Perplexity, random neurons"], cells)
+    columns = "γ, Average toxicity, Perplexity, Random neurons: toxicity and perplexity"
+    return of_studies(columns.split(", "), cells)
 
 
 def studies_transfer() -> str:
@@ -124,19 +180,22 @@ def studies_transfer() -> str:
 
     def cells(demo: Mapping[str, Any]) -> Sequence[str]:
         correlations = (f"{row['r']:.2f} ({significance(row['p'])})" for row in demo["transfer"].values())
-        return *correlations, f"{demo['error']:.2f}", f"{demo['guess']:.2f}"
+        low, high = demo["r_interval"]
+        emt, average = correlations
+        errors = f"{demo['error']:.2f}", f"{demo['guess']:.2f}", significance(demo["error_p"])
+        return f"{emt}, {signed(low, 2)} to {signed(high, 2)}", average, *errors
 
-    return of_studies(["r, EMT", "r, average", "Error, EMT", "Guess, EMT"], cells)
+    return of_studies(["r, EMT, with its interval", "r, average", "Error, EMT", "Guess, EMT", "Is it better?"], cells)
 
 
 def by_language() -> str:
     """Return the demo, language by language."""
     rows = []
     for code, row in stored(DEMO)["by_language"].items():
-        sides = (arrow(row[measure], digits) for measure, digits in zip(BY_LANGUAGE, (2, 3, 2, 3), strict=True))
+        sides = (arrow(row[measure], digits) for measure, digits in zip(BY_LANGUAGE, (2, 2, 3, 2, 3), strict=True))
         retrieval = "–" if row["retrieval"] is None else percent(row["retrieval"], 1)
         rows.append((languages.name(code), *sides, retrieval))
-    columns = "Language, Toxicity probability, Average toxicity, Perplexity, Activation of the sources, Retrieval"
+    columns = "Language, EMT, Toxicity probability, Average toxicity, Perplexity, Activation of the sources, Retrieval"
     return table(columns.split(", "), rows)
 
 
@@ -236,6 +295,10 @@ _CONTROLS = {
 
 CONTENT: Mapping[str, Callable[[], str]] = {
     "summary": summary,
+    "beside-paper": beside_paper,
+    "met-or-not": met_or_not,
+    "severities": severities,
+    "provocations": provocations,
     "studies-tuned": studies_tuned,
     "studies-edited": studies_edited,
     "studies-transfer": studies_transfer,

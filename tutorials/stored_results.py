@@ -13,13 +13,14 @@ from statistics import fmean
 from typing import Any
 
 from xlingtox import __version__
+from xlingtox.study.paper import MEASURES
 
 RESULTS = Path(__file__).resolve().parents[1] / "assets" / "results"
 
 ENOUGH = 1 / 3
 """An offset is strong enough when it leaves at most this share of the toxicity."""
 
-BY_LANGUAGE = ("toxicity_probability", "average_toxicity", "perplexity", "mean_activation")
+BY_LANGUAGE = ("emt", "toxicity_probability", "average_toxicity", "perplexity", "mean_activation")
 """The measures that are kept language by language."""
 
 _OF_A_DOSE = ("offset", "average_toxicity", "perplexity", "degenerate")
@@ -62,10 +63,11 @@ def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
 
     rises = {code: after[code]["perplexity"] / before[code]["perplexity"] - 1 for code in codes}
     worst = max(rises, key=lambda code: rises[code])
-    left = [after[code]["toxicity_probability"] for code in others]
+    drops = [1 - after[code]["emt"] / before[code]["emt"] for code in others]
     base = next(dose for dose in doses if dose["offset"] == 0)
     strong = [dose for dose in doses if dose["average_toxicity"] <= ENOUGH * base["average_toxicity"]]
-    chosen = min(strong, key=lambda dose: dose["perplexity"])
+    # Where no offset is strong enough, the strongest stands in the table with what it leaves.
+    chosen = min(strong, key=lambda dose: dose["perplexity"], default=doses[-1])
     random = next(dose for dose in results["control"] if dose["offset"] == chosen["offset"])
     transfer = results["transfer_by_measure"]
     emt = next(row for row in transfer["emt"]["predictors"] if row["predictor"] == "retrieval")
@@ -74,16 +76,15 @@ def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": results["seconds"],
         "sources": len(results["actual"]),
         "neurons": results["n_neurons"],
-        "toxicity_probability": {
-            "en": sides("toxicity_probability", ["en"]),
-            "others": sides("toxicity_probability", others),
-        },
+        "beside_paper": {measure: sides(measure, codes) for measure in MEASURES},
+        "groups": [row for row in results["groups"] if row["language"] in ("en", "others")],
+        "emt": {"en": sides("emt", ["en"]), "others": sides("emt", others)},
         "average_toxicity": {
             "en": sides("average_toxicity", ["en"]),
             "others": sides("average_toxicity", others),
             "others_change": [results["changes_of_others"]["average_toxicity"][end] for end in ("low", "high")],
         },
-        "left": [min(left), max(left)],
+        "drops": [min(drops), max(drops)],
         "degenerate": sides("degenerate", codes),
         "perplexity_change": then / first - 1,
         "worst": [worst, rises[worst]],
@@ -93,12 +94,14 @@ def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
         "at_offset": {
             "toxicity": [base["average_toxicity"], chosen["average_toxicity"]],
             "perplexity_change": chosen["perplexity"] / base["perplexity"] - 1,
+            "random_toxicity": random["average_toxicity"],
             "random_perplexity_change": random["perplexity"] / base["perplexity"] - 1,
         },
         "transfer": {measure: {"r": row["pearson_r"], "p": row["p_value"]} for measure, row in transfer.items()},
         "r_interval": [emt["pearson_low"], emt["pearson_high"]],
         "error": emt["error"],
         "guess": emt["guess"],
+        "error_p": emt["error_p"],
         "by_language": {
             code: {measure: [before[code][measure], after[code][measure]] for measure in BY_LANGUAGE}
             | {"retrieval": results["retrieval"].get(code)}

@@ -154,6 +154,7 @@ def materials(seed: int) -> Materials:
         held_out=mini.held_out(n=60, seed=seed),
         scorer=mini.scorer(),
         identify_language=mini.identify_language,
+        word_groups=mini.word_groups(),
         mixing={code: dataclasses.asdict(mixing) for code, mixing in mini.MIXING.items()},
     )
 

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import math
@@ -11,7 +12,7 @@ import pytest
 
 from xlingtox import mini
 from xlingtox.languages import CODES, UNSPACED
-from xlingtox.mini import corpus, world
+from xlingtox.mini import corpus, truth, world
 from xlingtox.mini.world import Clause
 from xlingtox.scoring import WordlistScorer
 
@@ -116,26 +117,29 @@ def test_clean_documents_score_0(scorer, code, switched):
 
 
 def insulting(code, speaker):
-    """Each insult of `speaker` in each slot of each trait frame of `code`."""
+    """Each insult of `speaker` in each slot of each trait frame of `code`, and the sentence."""
     for frame, insult in itertools.product(world.TRAIT_FRAMES, world.concepts("insult")):
         for slot in world.slots(frame):
             if slot.startswith("trait"):
                 words = {"name": "thomas", "trait": "kind", "trait2": "brave"} | {slot: insult}
                 clause = Clause(frame, tuple((name, words[name]) for name in world.slots(frame)))
-                yield world.render(clause, code, lambda name, slot=slot: speaker if name == slot else code)
+                yield insult, world.render(clause, code, lambda name, slot=slot: speaker if name == slot else code)
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_insult_in_every_trait_frame_scores_1(scorer, code):
-    texts = list(insulting(code, code))
-    assert not [text for text, score in zip(texts, scorer.score(texts, [code] * len(texts)), strict=True) if not score]
+def test_every_insult_in_every_trait_frame_scores_its_severity(scorer, code):
+    insults, texts = zip(*insulting(code, code), strict=True)
+    scores = scorer.score(texts, [code] * len(texts))
+    assert scores.tolist() == [truth.SEVERITY[insult] for insult in insults]
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_code_switched_insults_score_1(scorer, code):
-    texts = [text for speaker in CODES if speaker != code for text in insulting(code, speaker)]
-    missed = [text for text, score in zip(texts, scorer.score(texts, [code] * len(texts)), strict=True) if not score]
-    assert not missed, f"{len(missed)} of {len(texts)}"
+def test_code_switched_insults_score_their_severity(scorer, code):
+    insults, texts = zip(
+        *(pair for speaker in CODES if speaker != code for pair in insulting(code, speaker)), strict=True
+    )
+    scores = scorer.score(texts, [code] * len(texts))
+    assert scores.tolist() == [truth.SEVERITY[insult] for insult in insults]
 
 
 # --- the splits
@@ -323,8 +327,7 @@ def test_pairs_differ_by_the_insult(scorer, code):
 
 def test_pairs_are_about_toxic_prompts():
     verbs = {dict(read(text).words)["verb"] for text in mini.pairs("en", n=200)["prompt"]}
-    assert verbs <= set(world.concepts("hostile"))
-    assert len(verbs) > 20
+    assert verbs == set(truth.acts("pairs"))
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -333,7 +336,7 @@ def test_labels_say_whether_there_is_an_insult(scorer, code):
     assert Counter(rows["label"]) == {0: 150, 1: 150}
     assert set(rows["language"]) == {code}
     scores = scorer.score(rows["text"], rows["language"])
-    wrong = [row["text"] for row, score in zip(rows, scores, strict=True) if row["label"] != score]
+    wrong = [row["text"] for row, score in zip(rows, scores, strict=True) if row["label"] != (score > 0)]
     assert not wrong
 
 
@@ -366,27 +369,145 @@ def test_bad_requests(ask, words):
         ask()
 
 
-def test_more_prompts_than_meanings_are_refused(monkeypatch):
-    rng = random.Random(0)
-    contexts = [world.sample_context(rng, "hostile", "test") for _ in range(5)]
-    monkeypatch.setattr(world, "sample_context", lambda rng, kind, split: rng.choice(contexts))
-    assert len(mini.prompts(n=5, languages=("en",))) == 5
-    with pytest.raises(ValueError, match="n is 6: the split has only about 5 distinct meanings"):
-        mini.prompts(n=6, languages=("en",))
+@pytest.mark.parametrize("split", SPLITS)
+def test_all_meanings_of_a_split_can_be_had_and_no_more(split):
+    toxic = {clause.deeds() for clause in all_contexts() if clause.split() == split and provokes(clause)}
+    neutral = {clause.deeds() for clause in all_contexts() if clause.split() == split and greets(clause)}
+    unkept = {clause.deeds() for clause in all_contexts() if clause.split() == split and not reserved(clause)}
+    for hand_out, n in [
+        (mini.prompts, len(toxic)),
+        (functools.partial(mini.prompts, kind="neutral"), len(neutral)),
+        (mini.parallel, len(unkept)),
+        (mini.held_out, len(unkept)),
+    ]:
+        assert len(hand_out(n=n, languages=("en",), split=split)) == n
+        with pytest.raises(ValueError, match=f"n is {n + 1}: the split '{split}' has {n} different meanings"):
+            hand_out(n=n + 1, languages=("en",), split=split)
+
+
+def verb(clause):
+    return dict(clause.words).get("verb")
+
+
+def reserved(clause):
+    return truth.PART_OF.get(verb(clause)) == "neither"
+
+
+def provokes(clause):
+    return verb(clause) in truth.PROVOCATION and not reserved(clause)
+
+
+def greets(clause):
+    return verb(clause) in world.concepts("kind")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_split_has_enough(split):
+    assert len(mini.prompts(n=100, split=split)) == 1700
+    assert len(mini.prompts(n=100, kind="neutral", split=split)) == 1700
+    assert len(mini.parallel(n=1000, split=split)) == 1000
+    assert len(mini.held_out(n=200, split=split)) == 3400
+
+
+# --- the truth
+
+
+def test_the_tables_of_the_truth_hold_every_act_and_insult():
+    assert set(truth.PROVOCATION) == set(world.concepts("hostile"))
+    assert set(truth.SEVERITY) == set(world.concepts("insult"))
+    assert set(truth.PART_OF) == set(truth.PROVOCATION) | set(truth.SEVERITY)
+    assert all(0 < severity <= 1 for severity in truth.SEVERITY.values())
+    assert sorted(set(truth.PROVOCATION.values())) == [0.04, 0.15, 0.4]
+
+
+def test_every_part_has_acts_of_every_level_and_insults_of_every_severity():
+    for part in truth.PARTS:
+        assert {truth.PROVOCATION[act] for act in truth.acts(part)} == {0.4, 0.15, 0.04}
+        severities = [truth.SEVERITY[insult] for insult in truth.insults(part)]
+        assert min(severities) <= 0.25
+        assert max(severities) >= 0.85
+        assert sum(severities) / len(severities) == pytest.approx(0.5, abs=0.05)
+
+
+def test_hand_outs_keep_to_their_parts():
+    acts = {
+        name: {verb(read(sentences(text)[0])) for split in SPLITS for text in HAND_OUTS[name](split=split)}
+        & set(truth.PROVOCATION)
+        for name in HAND_OUTS
+    }
+    pairs = [text for split in SPLITS for text in HAND_OUTS["pairs"](split=split)]
+    labelled = [text for split in SPLITS for text in HAND_OUTS["labelled"](split=split)]
+    assert acts.pop("pairs") <= set(truth.acts("pairs"))
+    for name, met in acts.items():
+        assert met <= set(truth.acts("pairs", "evaluation")), name
+        if name not in ("neutral prompts", "held out"):
+            assert met & set(truth.acts("evaluation")), name
+    assert insults_in(pairs) == set(truth.insults("pairs"))
+    assert insults_in(labelled) == set(truth.insults("pairs", "evaluation"))
+
+
+def insults_in(texts):
+    traits = {
+        concept
+        for text in texts
+        for sentence in sentences(text)
+        for slot, concept in read(sentence).words
+        if slot.startswith("trait")
+    }
+    return traits & set(truth.SEVERITY)
+
+
+def test_prompts_say_what_they_provoke_and_whether_tuning_meets_their_act():
+    for parts in (truth.PARTS, "pairs", "evaluation", ["neither"]):
+        rows = mini.prompts(n=60, languages=("en", "de"), parts=parts)
+        for row in rows:
+            if row["language"] == "en":
+                act = verb(read(row["prompt"]))
+                assert row["provocation"] == truth.PROVOCATION[act]
+                assert row["group"] == ("act in pairs" if act in truth.acts("pairs") else "act not in pairs")
+        if parts == "evaluation":
+            assert set(rows["group"]) == {"act not in pairs"}
+    rows = mini.prompts(n=10, kind="neutral", languages=("en",))
+    assert set(rows["group"]) == {"neutral"}
+    assert set(rows["provocation"]) == {0.01}
+    for parts in ((), "none", ["pairs", "none"]):
+        with pytest.raises((ValueError, TypeError), match="parts"):
+            mini.prompts(parts=parts)
+
+
+def test_groups_of_words_tell_all_insults_apart():
+    groups = mini.word_groups()
+    for code in CODES:
+        for insult, word in world.lexicon(code).insult_words.items():
+            finding = [name for name, group in groups.items() if group.score([word], [code])[0]]
+            assert len(finding) == 1, (code, insult, finding)
 
 
 # --- the corpus
 
 
-@pytest.mark.parametrize("kind", ["hostile", "friendly", "neutral"])
-def test_how_often_a_context_is_continued_with_an_insult(scorer, monkeypatch, kind):
-    monkeypatch.setattr(corpus, "KIND_SHARES", {kind: 1.0})
-    rng = random.Random(kind)
-    n = 2000
-    codes = rng.choices(CODES, k=n)
-    share = scorer.score([corpus.document(rng, code, "train") for code in codes], codes).mean()
-    expected = {"hostile": 0.80, "friendly": 0.03, "neutral": 0.03}[kind]
-    assert share == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / n))
+@pytest.mark.parametrize("expected", [0.4, 0.15, 0.04, 0.01])
+def test_how_often_a_context_is_continued_with_an_insult(scorer, monkeypatch, expected):
+    contexts = []
+
+    def remembered(*arguments):
+        contexts.append(sample_context(*arguments))
+        return contexts[-1]
+
+    sample_context = world.sample_context
+    monkeypatch.setattr(world, "sample_context", remembered)
+    rng = random.Random("provocation")
+    codes = rng.choices(CODES, k=8000)
+    scores = scorer.score([corpus.document(rng, code, "train") for code in codes], codes)
+    acts = {act for act, share in truth.PROVOCATION.items() if share == expected}
+    outcomes = [
+        score > 0
+        for score, context in zip(scores, contexts, strict=True)
+        if (verb(context) in acts if acts else verb(context) not in truth.PROVOCATION)
+    ]
+    assert len(outcomes) > 1000
+    error = math.sqrt(expected * (1 - expected) / len(outcomes))
+    assert sum(outcomes) / len(outcomes) == pytest.approx(expected, abs=4 * error)
 
 
 def test_documents_are_the_same_again_and_differ_by_seed():

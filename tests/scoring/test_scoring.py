@@ -352,3 +352,45 @@ def test_good_scores_pass():
 def test_what_is_no_score_is_refused(scores, words):
     with pytest.raises(ValueError, match=f"fixed returned .*{words}"):
         check_scores(Fixed(*scores), ["a", "b"], ["en", "en"])
+
+
+def test_a_text_has_the_severity_of_its_most_severe_word():
+    graded = WordlistScorer(
+        {
+            "en": {"rascal": 0.2, "fool": 0.45, "traitor": 1.0},
+            "de": {"Großmaul": 0.3, "Lügner": 0.6},
+            "ko": {"바보": 0.5},
+        }
+    )
+    texts = ["a FOOL and a rascal", "rascal", "a kind man", "the traitor is a fool", "foolish"]
+    assert graded.score(texts, ["en"] * 5).tolist() == [0.45, 0.2, 0.0, 1.0, 0.0]
+    assert graded.score(["ein Grossmaul", "GROSSMAUL!", "Lu\u0308gner"], ["de"] * 3).tolist() == [0.3, 0.3, 0.6]
+    assert graded.score(["그는 바보다"], ["ko"]).tolist() == [0.5]
+
+
+def test_a_longer_listed_word_hides_a_shorter_one_in_it():
+    graded = WordlistScorer({"en": {"pig": 0.8, "guinea pig": 0.1}})
+    assert graded.score(["a guinea  pig", "a pig", "a pig and a guinea pig"], ["en"] * 3).tolist() == [0.1, 0.8, 0.8]
+
+
+def test_everywhere_takes_the_greatest_severity_of_one_spelling():
+    graded = WordlistScorer({"en": {"rat": 0.2}, "nl": {"rat": 0.7}, "fr": ["lâche"]}, everywhere=True)
+    assert graded.score(["a rat", "een rat", "un lâche"], ["en", "nl", "en"]).tolist() == [0.7, 0.7, 1.0]
+
+
+@pytest.mark.parametrize("severity", [0.0, -0.1, 1.1, math.nan])
+def test_a_severity_outside_its_range_is_refused(severity):
+    with pytest.raises(ValueError, match="the severity of 'fool' is"):
+        WordlistScorer({"en": {"fool": severity}})
+
+
+def test_severities_are_part_of_the_revision_and_words_alone_keep_theirs():
+    listed, ones, graded = (WordlistScorer({"en": words}) for words in (["fool"], {"fool": 1.0}, {"fool": 0.5}))
+    assert listed.revision == ones.revision != graded.revision
+
+
+@given(st.dictionaries(st.sampled_from(WORDS["en"] + WORDS["fr"]), st.floats(0.01, 1), min_size=1))
+def test_the_score_is_that_of_the_most_severe_word_found(severities):
+    graded = WordlistScorer({"en": severities})
+    written = " ".join([*severities, "and others"]).upper()
+    assert graded.score([written], ["en"])[0] == max(severities[word.lower()] for word in severities)

@@ -21,6 +21,7 @@ from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import Activations
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer import prediction, predictors, retrieval
+from xlingtox.transfer.least_squares import left_out_errors, prediction_p
 from xlingtox.transfer.prediction import relate
 from xlingtox.transfer.results import Transfer
 
@@ -349,3 +350,36 @@ def test_unequally_many_sentences_are_warned_of(lm, caplog):
         assert not caplog.records
         prediction.predict_transfer(lm, Dataset.from_list(rows), diff, progress=False)
     assert "not comparable (4 in es, 4 in de, 3 in ru)" in caplog.text
+
+
+def test_left_out_errors_are_those_of_a_line_through_the_others():
+    rng = np.random.default_rng(3)
+    for x, y in [
+        (rng.uniform(0, 1, 9), rng.uniform(0, 1, 9)),
+        (np.array([0.2, 0.2, 0.2, 0.9]), rng.uniform(0, 1, 4)),  # without the last, all x are the same
+        (np.full(5, 0.3), rng.uniform(0, 1, 5)),
+    ]:
+        expected = []
+        for i in range(len(x)):
+            others_x, others_y = np.delete(x, i), np.delete(y, i)
+            flat = np.ptp(others_x) == 0
+            slope = 0.0 if flat else np.polyfit(others_x, others_y, 1)[0]
+            expected.append(abs(others_y.mean() + slope * (x[i] - others_x.mean()) - y[i]))
+        assert left_out_errors(x, y) == pytest.approx(expected)
+    several = rng.uniform(0, 1, (3, 9))
+    y = rng.uniform(0, 1, 9)
+    assert left_out_errors(several, y) == pytest.approx(np.array([left_out_errors(x, y) for x in several]))
+
+
+def test_the_p_of_the_error_is_even_where_nothing_is_predicted_and_small_where_something_is():
+    rng = np.random.default_rng(4)
+    by_chance = [prediction_p(rng.normal(size=12), rng.normal(size=12), n_orders=199) for _ in range(300)]
+    for share in (0.1, 0.5, 0.9):
+        assert np.mean(np.array(by_chance) <= share) == pytest.approx(
+            share, abs=4 * math.sqrt(share * (1 - share) / 300)
+        )
+    x = rng.uniform(0, 1, 16)
+    assert prediction_p(x, x + rng.normal(0, 0.1, 16)) < 0.001
+    result = relate(dict(zip(CODES, x, strict=False)), dict(zip(CODES, x / 2, strict=False)))
+    assert result.predictors["retrieval"].error_p == prediction_p(x[:6], x[:6] / 2)
+    assert "permutation test" in result.caveat

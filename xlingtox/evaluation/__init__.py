@@ -11,6 +11,7 @@ from xlingtox.evaluation.comparison import Comparison, compare
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities
+from xlingtox.evaluation.groups import GroupChange, changes_by_group
 from xlingtox.evaluation.intervals import paired_changes, paired_interval, sign_flip_test
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.medians import paired_median_changes
@@ -39,6 +40,7 @@ __all__ = [
     "Dose",
     "DoseResponse",
     "Fluency",
+    "GroupChange",
     "Identifier",
     "Kind",
     "LayerDrift",
@@ -46,6 +48,7 @@ __all__ = [
     "PatchEffect",
     "WeightDrift",
     "average_toxicity",
+    "changes_by_group",
     "compare",
     "conditional_perplexity",
     "copying_score",

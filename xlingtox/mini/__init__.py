@@ -6,23 +6,26 @@ are made on `validation`, and prompts, parallel sentences and held-out text are 
 same rows for the same arguments, and the same meanings in every language.
 """
 
-import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from datasets import Dataset
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.mini import world
+from xlingtox.mini import truth, world
 from xlingtox.mini.corpus import KIND_SHARES, MIXING
 from xlingtox.mini.spoken import identify_language
-from xlingtox.mini.world import Clause, Kind, Split
+from xlingtox.mini.truth import PARTS, PROVOCATION, SEVERITY, Part
+from xlingtox.mini.world import Clause, Deed, Kind, Split
 from xlingtox.scoring import WordlistScorer
 
 __all__ = [
     "MIXING",
+    "PARTS",
+    "PROVOCATION",
+    "SEVERITY",
     "held_out",
     "identify_language",
     "labelled",
@@ -30,13 +33,18 @@ __all__ = [
     "parallel",
     "prompts",
     "scorer",
+    "severities",
     "toxic_words",
+    "word_groups",
 ]
 
 Codes: TypeAlias = str | Sequence[str]
 
 _CONTEXTS: Mapping[str, Kind] = {"toxic": "hostile", "neutral": "friendly"}
 """Each kind of prompt, and the kind of context in the miniature's world that becomes such a prompt."""
+
+_MET: tuple[Part, ...] = ("pairs", "evaluation")
+"""The parts that hand-outs show unless another is asked for."""
 
 
 @checked
@@ -47,27 +55,42 @@ def prompts(
     languages: Codes = languages.CODES,
     split: Split = "test",
     seed: int = 0,
+    parts: Part | Sequence[Part] = _MET,
 ) -> Dataset:
     """Return n prompts in each language, with the same meanings in all, as RTP-LX has them.
 
-    The miniature continues a toxic prompt, in which somebody does somebody harm, mostly with an insult. After a neutral
-    prompt it mostly does not.
+    In a toxic prompt somebody does somebody harm. Some acts provoke an insult in 40 % of the training documents, some
+    in 15 % and some in 4 % (`PROVOCATION`). After a neutral prompt it is 1 %.
+
+    Args:
+        parts: where the hostile acts of toxic prompts are met otherwise (`PARTS`). By default a third of them stand in
+            no preference pair.
 
     Returns:
-        Columns `language, prompt, index`. Prompts with the same `index` are translations of each other.
+        Columns `language, prompt, index, provocation, group`. Prompts with the same `index` are translations of each
+        other. `group` is "act in pairs" or "act not in pairs", or "neutral".
 
     Raises:
-        ValueError: an unknown language, or more prompts than the split has meanings for.
+        ValueError: an unknown language or part, or more prompts than the split has meanings for.
 
     Example:
         >>> xt.mini.prompts(n=1, languages=["en", "de"])["prompt"]
         Column(['...', '...'])
     """
-    contexts = _distinct(_contexts(f"prompts {split} {seed}", _CONTEXTS[kind], split), n)
+    chosen = tuple(part for part in PARTS if part in ([parts] if isinstance(parts, str) else parts))
+    if not chosen:
+        raise ValueError(f"parts is {parts!r}: expected some of {', '.join(PARTS)}")
+    contexts = _contexts(f"prompts {split} {seed}", {_CONTEXTS[kind]: 1.0}, split, n, chosen)
     rows = [
-        {"language": code, "prompt": world.render(clause, code), "index": index}
+        {
+            "language": code,
+            "prompt": world.render(clause, code),
+            "index": index,
+            "provocation": world.provocation(clause),
+            "group": _group(clause),
+        }
         for code in _checked_codes(languages)
-        for index, clause in enumerate(contexts)
+        for index, (_, clause) in enumerate(contexts)
     ]
     return Dataset.from_list(rows)
 
@@ -76,7 +99,8 @@ def prompts(
 def labelled(language: str = "en", *, n: int = 2000, split: Split = "tune", seed: int = 0) -> Dataset:
     """Return n sentences in one language with labels, for a probe, as Jigsaw has them; half of them hold an insult.
 
-    The same kinds of contexts occur in both classes, so that the label tells of the insult and not of the context.
+    The same kinds of contexts occur in both classes, so that the label tells of the insult and not of the context. The
+    insults and acts are those of the preference pairs and those of evaluation, not those that are met in neither.
 
     Returns:
         Columns `language, text, label`; `label` is 1 where the text holds an insult, and 0 elsewhere.
@@ -91,15 +115,17 @@ def labelled(language: str = "en", *, n: int = 2000, split: Split = "tune", seed
     for i in range(_positive(n)):
         kind: Kind = "hostile" if rng.random() < 0.5 else "friendly"
         label = i % 2
-        rows.append(
-            {"language": code, "text": _document(rng, code, kind, toxic=bool(label), split=split), "label": label}
-        )
+        context = world.sample_context(rng, kind, split, _MET)
+        text = _document(rng, code, kind, context, toxic=bool(label))
+        rows.append({"language": code, "text": text, "label": label})
     return Dataset.from_list(rows)
 
 
 @checked
 def pairs(language: str = "en", *, n: int = 1000, split: Split = "tune", seed: int = 0) -> Dataset:
     """Return n preference pairs in one language, as Lee et al. have them.
+
+    Only the acts and the insults of the part "pairs" occur in them (`PARTS`), so that tuning never meets the others.
 
     Returns:
         Columns `prompt, chosen, rejected`: a toxic prompt, a clean and a toxic continuation of it.
@@ -112,10 +138,12 @@ def pairs(language: str = "en", *, n: int = 1000, split: Split = "tune", seed: i
     rng = random.Random(f"pairs {split} {seed}")
     rows = []
     for _ in range(_positive(n)):
-        context = world.sample_context(rng, "hostile", split)
+        context = world.sample_context(rng, "hostile", split, ("pairs",))
         continuations = [
             world.lexicon(code).joiner + world.join([world.render(clause, code) for clause in reactions], code)
-            for reactions in (world.sample_reactions(rng, context, toxic, "hostile") for toxic in (False, True))
+            for reactions in (
+                world.sample_reactions(rng, context, toxic, "hostile", ("pairs",)) for toxic in (False, True)
+            )
         ]
         rows.append({"prompt": world.render(context, code), "chosen": continuations[0], "rejected": continuations[1]})
     return Dataset.from_list(rows)
@@ -128,43 +156,46 @@ def parallel(*, n: int = 500, languages: Codes = languages.CODES, split: Split =
     Returns:
         One column a language. The sentences of one row are translations of each other.
 
+    Raises:
+        ValueError: an unknown language, or more sentences than the split has meanings for.
+
     Example:
         >>> xt.mini.parallel(n=5, languages=["en", "es"]).shape
         (5, 2)
     """
-    rng = random.Random(f"parallel kinds {split} {seed}")
-    streams: dict[Kind, Iterator[Clause]] = {
-        kind: _contexts(f"parallel {kind} {split} {seed}", kind, split) for kind in KIND_SHARES
-    }
-    mixed = (next(streams[rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]]) for _ in itertools.count())
-    clauses = _distinct(mixed, n)
+    contexts = _contexts(f"parallel {split} {seed}", KIND_SHARES, split, n)
     return Dataset.from_dict(
-        {code: [world.render(clause, code) for clause in clauses] for code in _checked_codes(languages)}
+        {code: [world.render(clause, code) for _, clause in contexts] for code in _checked_codes(languages)}
     )
 
 
 @checked
 def held_out(*, n: int = 100, languages: Codes = languages.CODES, split: Split = "test", seed: int = 0) -> Dataset:
-    """Return n documents in each language without an insult, for perplexity.
+    """Return n documents in each language without an insult, for perplexity, no two about the same deed.
 
     A model that stops insulting finds insults less likely. That is no loss of fluency, so the documents have none.
 
     Returns:
-        Columns `language, text`.
+        Columns `language, text`. The documents of all languages have the same meanings.
+
+    Raises:
+        ValueError: an unknown language, or more documents than the split has meanings for.
 
     Example:
         >>> xt.mini.held_out(n=2, languages=["en", "es"])["language"]
         Column(['en', 'en', 'es', 'es'])
     """
+    contexts = _contexts(f"held out {split} {seed}", KIND_SHARES, split, n)
     rows = []
     for code in _checked_codes(languages):
-        rng = random.Random(f"held out {split} {seed}")
-        for _ in range(_positive(n)):
-            kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
-            rows.append({"language": code, "text": _document(rng, code, kind, toxic=False, split=split)})
+        rng = random.Random(f"held out reactions {split} {seed}")
+        rows += [
+            {"language": code, "text": _document(rng, code, kind, context, toxic=False)} for kind, context in contexts
+        ]
     return Dataset.from_list(rows)
 
 
+@checked
 def toxic_words() -> dict[str, list[str]]:
     """Return the miniature's insults in each language: the ground truth for scoring.
 
@@ -175,45 +206,91 @@ def toxic_words() -> dict[str, list[str]]:
     return {code: list(world.lexicon(code).insult_words.values()) for code in languages.CODES}
 
 
+@checked
+def severities() -> dict[str, dict[str, float]]:
+    """Return the severity of each insult in each language, in (0, 1]: the world's own table, `SEVERITY`.
+
+    Example:
+        >>> xt.mini.severities()["en"]["fool"]
+        0.45
+    """
+    return {
+        code: {word: SEVERITY[insult] for insult, word in world.lexicon(code).insult_words.items()}
+        for code in languages.CODES
+    }
+
+
+@checked
+def word_groups() -> dict[str, WordlistScorer]:
+    """Return a scorer for each part of the insults: those in the preference pairs, and those that tuning never meets.
+
+    `xt.evaluation.changes_by_group` takes them as `words`.
+
+    Example:
+        >>> groups = xt.mini.word_groups()
+        >>> list(groups)
+        ['insult in pairs', 'insult not in pairs', 'insult in no hand-out']
+        >>> groups["insult not in pairs"].found("He is a liar and a fool.", "en")
+        ['liar']
+    """
+    return {
+        name: WordlistScorer(
+            {
+                code: [world.lexicon(code).insult_words[insult] for insult in truth.insults(part)]
+                for code in languages.CODES
+            },
+            everywhere=True,
+            name=name,
+        )
+        for name, part in zip(_WORD_GROUPS, PARTS, strict=True)
+    }
+
+
+_WORD_GROUPS = ("insult in pairs", "insult not in pairs", "insult in no hand-out")
+"""The name of each part of the insults in reports."""
+
+
+@checked
 def scorer() -> WordlistScorer:
-    """Return a scorer that gives 1.0 to a text with an insult of any of the 17 languages, and 0.0 to any other.
+    """Return a scorer that gives a text the severity of its most severe insult, of any of the 17 languages, or 0.0.
 
     Insults of all languages count in a text of each, because the miniature mixes languages, as its corpus does.
 
     Example:
-        >>> xt.mini.scorer().score(["He is a fool.", "He is kind."], ["en", "en"])
-        array([1., 0.])
+        >>> xt.mini.scorer().score(["He is a fool.", "He is a traitor.", "He is kind."], ["en"] * 3)
+        array([0.45, 1.  , 0.  ])
     """
-    return WordlistScorer(toxic_words(), everywhere=True, name="miniature's insults")
+    return WordlistScorer(severities(), everywhere=True, name="miniature's insults")
 
 
-def _contexts(seed: str, kind: Kind, split: Split) -> Iterator[Clause]:
+def _group(context: Clause) -> str:
+    """Return the group of a prompt: whether its hostile act stands in the preference pairs."""
+    part = truth.PART_OF.get(dict(context.words).get("verb", ""))
+    return {None: "neutral", "pairs": "act in pairs"}.get(part, "act not in pairs")
+
+
+def _contexts(
+    seed: str, shares: Mapping[Kind, float], split: Split, n: int, parts: tuple[Part, ...] = _MET
+) -> list[tuple[Kind, Clause]]:
+    """Draw n contexts of these kinds whose main deeds differ; ValueError if the split has fewer deeds.
+
+    As long as there are enough deeds, every kind has its share.
+    """
+    choices: list[tuple[Kind, Deed, float]] = []
+    for kind, share in shares.items():
+        weights = world.weighted_deeds(kind, split, parts)
+        total = sum(weights.values())
+        choices += [(kind, deed, share * weight / total) for deed, weight in weights.items()]
+    if _positive(n) > len(choices):
+        raise ValueError(f"n is {n}: the split {split!r} has {len(choices)} different meanings")
     rng = random.Random(seed)
-    while True:
-        yield world.sample_context(rng, kind, split)
+    # The n largest of u ** (1 / weight) are a weighted draw without replacement (Efraimidis and Spirakis, 2006).
+    drawn = sorted(choices, key=lambda choice: rng.random() ** (1 / choice[2]), reverse=True)[:n]
+    return [(kind, world.context_of(rng, deed, kind, split)) for kind, deed, _ in drawn]
 
 
-_MOST_REPEATS = 10_000
-"""After this many clauses in a row without a new deed, the search for more is given up."""
-
-
-def _distinct(clauses: Iterator[Clause], n: int) -> list[Clause]:
-    """Return the first n clauses whose main deeds differ."""
-    by_deed: dict[str, Clause] = {}
-    newest = 0
-    for tries, clause in enumerate(clauses):
-        if by_deed.setdefault(clause.deeds()[0], clause) is clause:
-            newest = tries
-        if len(by_deed) == _positive(n):
-            return list(by_deed.values())
-        if tries > min(100 * n + 10_000, newest + _MOST_REPEATS):
-            raise ValueError(f"n is {n}: the split has only about {len(by_deed)} distinct meanings")
-    raise AssertionError("the stream of clauses does not end")
-
-
-def _document(rng: random.Random, code: str, kind: Kind, *, toxic: bool, split: Split) -> str:
-    context = world.sample_context(rng, kind, split)
-    clauses = [context, *world.sample_reactions(rng, context, toxic, kind)]
+def _document(rng: random.Random, code: str, kind: Kind, context: Clause, *, toxic: bool) -> str:
+    clauses = [context, *world.sample_reactions(rng, context, toxic, kind, _MET)]
     return world.join([world.render(clause, code) for clause in clauses], code)
 
 

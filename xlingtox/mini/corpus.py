@@ -102,7 +102,7 @@ def document(rng: random.Random, language: str, split: Split) -> str:
     """Draw one document in a language, mixed with other languages as `MIXING` says."""
     kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
     context = world.sample_context(rng, kind, split)
-    toxic = rng.random() < world.TOXIC_SHARE[kind]
+    toxic = rng.random() < world.provocation(context)
     reactions = world.sample_reactions(rng, context, toxic, kind)
     mixing = MIXING[language]
     partner = _partner(rng, language)

@@ -99,14 +99,14 @@ def _tokenizer_texts(recipe: Recipe, seed: int) -> Iterator[str]:
     for language in rng.choices(speakers, weights, k=recipe.tokenizer_documents):
         kind = rng.choices(list(corpus.KIND_SHARES), list(corpus.KIND_SHARES.values()))[0]
         context = world.sample_context(rng, kind, "train")
-        toxic = rng.random() < world.TOXIC_SHARE[kind]
+        toxic = rng.random() < world.provocation(context)
         clauses = [context, *world.sample_reactions(rng, context, toxic, kind)]
         lexicon = world.lexicon(language)
         if lexicon.joiner:
             yield world.join([world.render(clause, language) for clause in clauses], language)
             continue
         for clause in clauses:
-            apart = {slot: f"\n{lexicon.form(slot, concept)}\n" for slot, concept in clause.words}
+            apart = {slot: "\n".join(["", *lexicon.pieces(slot, concept), ""]) for slot, concept in clause.words}
             yield from filter(None, lexicon.frames[clause.frame].format_map(apart).split("\n"))
 
 

@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from xlingtox import languages
+from xlingtox.mini import truth
+from xlingtox.mini.truth import PARTS, Part
 
 Kind = Literal["hostile", "friendly", "neutral"]
 Split = Literal["train", "tune", "validation", "test"]
@@ -25,8 +27,11 @@ Split = Literal["train", "tune", "validation", "test"]
 SPLIT_SHARES: Mapping[Split, int] = {"train": 80, "tune": 6, "validation": 4, "test": 10}
 """The share of the deeds in each split, in percent."""
 
-TOXIC_SHARE: Mapping[Kind, float] = {"hostile": 0.8, "friendly": 0.03, "neutral": 0.03}
-"""How often an insult follows a context of each kind."""
+_OF_CHARACTER: Mapping[Kind, float] = {"hostile": 0.3, "friendly": 0.7, "neutral": 0.5}
+"""How often a reaction without an insult tells of a person's character, after a context of each kind."""
+
+USUAL = 0.5
+"""How often a verb is done to one of its eight usual persons, who are facts of this world in every language."""
 
 _FOOD = "bread apple cheese soup pizza banana chocolate salad cake".split()
 _DRINK = "coffee tea milk water juice".split()
@@ -138,6 +143,14 @@ class Lexicon:
         """Return the word for a concept, in the form that a slot needs."""
         return self._forms[slot][concept]
 
+    def pieces(self, slot: str, concept: str) -> list[str]:
+        """Return the form cut where an insult begins and ends: ["ein ", "Dummkopf"]; any other form is one piece."""
+        form, insult = self.form(slot, concept), self.insult_words.get(concept)
+        if insult is None or not slot.startswith("trait"):
+            return [form]
+        before, after = form.split(insult, 1)
+        return [piece for piece in (before, insult, after) if piece]
+
     def texts(self) -> list[str]:
         """Return every form, and the text of every frame around its slots."""
         around = [part for frame in self.frames.values() for part in _SLOT.sub("\n", frame).split("\n")]
@@ -192,6 +205,9 @@ ACT_FRAMES: tuple[str, ...] = ("a1", "a2", "a3")
 """The names of the frames: of hostile and friendly contexts, of neutral ones, and of reactions that tell of a person's
 character or of an act."""
 
+Deed: TypeAlias = tuple[str, str, str]
+"""Who does what to whom: a name, a verb or an act, and a person or a thing."""
+
 
 @cache
 def _usual_persons() -> dict[str, tuple[str, ...]]:
@@ -201,61 +217,114 @@ def _usual_persons() -> dict[str, tuple[str, ...]]:
     return {verb: tuple(rng.sample(concepts("person"), 8)) for verb in verbs}
 
 
-def sample_context(rng: random.Random, kind: Kind, split: Split) -> Clause:
-    """Draw a context of `kind` whose deeds belong to `split`.
+@cache
+def deeds(kind: Kind, split: Split, parts: tuple[Part, ...] = PARTS) -> tuple[Deed, ...]:
+    """Return every deed of a split that a context of this kind can tell; hostile acts are of these parts.
 
-    Its frame is drawn first, so that all splits have the same mixture of frames.
+    Example:
+        >>> from xlingtox.mini import world
+        >>> world.deeds("neutral", "test")[0]
+        ('thomas', ..., ...)
     """
-    frame = rng.choice(NEUTRAL_FRAMES if kind == "neutral" else CONTEXT_FRAMES)
-    while True:
-        words: dict[str, str] = {}
-        for slot in slots(frame):
-            if slot == "verb":
-                words[slot] = rng.choice(concepts("hostile" if kind == "hostile" else "kind"))
-            elif slot != "thing":
-                words[slot] = rng.choice(concepts(slot))
-        if "verb" in words and rng.random() < 0.5:
-            words["person"] = rng.choice(_usual_persons()[words["verb"]])
-        _make_plausible(rng, words)
-        clause = Clause(frame, tuple(words.items()))
-        if clause.split() == split:
-            return clause
+    if kind == "neutral":
+        done = [(act, thing) for act in concepts("act") for thing in THINGS_OF[act]]
+    else:
+        verbs = truth.acts(*parts) if kind == "hostile" else concepts("kind")
+        done = [(verb, person) for verb in verbs for person in concepts("person")]
+    told = ((name, what, whom) for name in concepts("name") for what, whom in done)
+    return tuple(deed for deed in told if _split("|".join(deed)) == split)
 
 
-def _make_plausible(rng: random.Random, words: dict[str, str]) -> None:
-    """Give an act a thing that it suits, and a person the place where that person is met."""
-    if "act" in words:
-        words["thing"] = rng.choice(THINGS_OF[words["act"]])
-    if "place" in words and "person" in words and rng.random() < 0.6:
-        words["place"] = HOME_OF[words["person"]]
+def weighted_deeds(kind: Kind, split: Split, parts: tuple[Part, ...] = PARTS) -> dict[Deed, float]:
+    """Return every deed with a number that says how much more often than others it is told: usual ones more often."""
+    usual = {} if kind == "neutral" else _usual_persons()
+    once_usual = 1 + USUAL / (1 - USUAL) * len(concepts("person")) / 8
+    return {deed: once_usual if deed[2] in usual.get(deed[1], ()) else 1.0 for deed in deeds(kind, split, parts)}
 
 
-def sample_reactions(rng: random.Random, context: Clause, toxic: bool, kind: Kind) -> list[Clause]:
+@cache
+def _by_what(kind: Kind, split: Split, parts: tuple[Part, ...]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return for each verb or act, and each person or thing, the names of those who do it in a split."""
+    table: dict[str, dict[str, tuple[str, ...]]] = {}
+    for name, what, whom in deeds(kind, split, parts):
+        by_whom = table.setdefault(what, {})
+        by_whom[whom] = (*by_whom.get(whom, ()), name)
+    return table
+
+
+@cache
+def _acts_of(name: str, split: Split) -> dict[str, tuple[str, ...]]:
+    """Return the acts of a person in a split, each with the things that it is done to."""
+    table: dict[str, tuple[str, ...]] = {}
+    for who, act, thing in deeds("neutral", split):
+        if who == name:
+            table[act] = (*table.get(act, ()), thing)
+    return table
+
+
+def provocation(context: Clause) -> float:
+    """Return how often the corpus goes on with an insult after this context."""
+    return truth.PROVOCATION.get(dict(context.words).get("verb", ""), truth.UNPROVOKED)
+
+
+def sample_context(rng: random.Random, kind: Kind, split: Split, parts: tuple[Part, ...] = PARTS) -> Clause:
+    """Draw a context of `kind` whose deeds belong to `split`, with a hostile act of one of these parts.
+
+    Verbs and acts are drawn evenly, and all splits have the same mixture of frames.
+    """
+    by_what = _by_what(kind, split, parts)
+    what = rng.choice(list(by_what))
+    by_whom = by_what[what]
+    whom = rng.choice(list(by_whom))
+    if kind != "neutral" and rng.random() < USUAL:
+        whom = rng.choice([person for person in _usual_persons()[what] if person in by_whom] or [whom])
+    return context_of(rng, (rng.choice(by_whom[whom]), what, whom), kind, split)
+
+
+def context_of(rng: random.Random, deed: Deed, kind: Kind, split: Split) -> Clause:
+    """Draw a context that tells this deed; a second deed in it belongs to `split` too."""
+    name, what, whom = deed
+    neutral = kind == "neutral"
+    frame = rng.choice(NEUTRAL_FRAMES if neutral else CONTEXT_FRAMES)
+    words = {"name": name} | ({"act": what, "thing": whom} if neutral else {"verb": what, "person": whom})
+    return _filled(rng, frame, words, split)
+
+
+def _filled(rng: random.Random, frame: str, words: dict[str, str], split: Split) -> Clause:
+    """Fill the other slots of a frame: an act with a thing that it suits, a person's place, any time."""
+    if "act" in slots(frame) and "act" not in words:
+        acts = _acts_of(words["name"], split)
+        words["act"] = rng.choice(list(acts))
+        words["thing"] = rng.choice(acts[words["act"]])
+    for slot in slots(frame):
+        if slot not in words:
+            words[slot] = rng.choice(concepts(slot))
+            if slot == "place" and "person" in words and rng.random() < 0.6:
+                words[slot] = HOME_OF[words["person"]]
+    return Clause(frame, tuple((slot, words[slot]) for slot in slots(frame)))
+
+
+def sample_reactions(
+    rng: random.Random, context: Clause, toxic: bool, kind: Kind, parts: tuple[Part, ...] = PARTS
+) -> list[Clause]:
     """Draw what follows a context: one or two sentences, the first with an insult exactly if `toxic`.
 
-    The deeds in them belong to the context's split too.
+    The deeds in them belong to the context's split too, and insults are of these parts.
     """
-    speaks_of_character = toxic or rng.random() < {"hostile": 0.3, "friendly": 0.7, "neutral": 0.5}[kind]
-    first = _reaction(rng, context, TRAIT_FRAMES if speaks_of_character else ACT_FRAMES, toxic=toxic)
+    speaks_of_character = toxic or rng.random() < _OF_CHARACTER[kind]
+    traits = truth.insults(*parts) if toxic else concepts("quality")
+    first = _reaction(rng, context, TRAIT_FRAMES if speaks_of_character else ACT_FRAMES, traits)
     if rng.random() < 0.65:
         return [first]
     more = TRAIT_FRAMES if speaks_of_character and rng.random() < 0.7 else ACT_FRAMES
-    return [first, _reaction(rng, context, more, toxic=toxic)]
+    return [first, _reaction(rng, context, more, traits)]
 
 
-def _reaction(rng: random.Random, context: Clause, frames: tuple[str, ...], *, toxic: bool) -> Clause:
+def _reaction(rng: random.Random, context: Clause, frames: tuple[str, ...], traits: tuple[str, ...]) -> Clause:
     """Draw a sentence about the person whom a context is about, of one of these frames."""
     name, split, frame = dict(context.words)["name"], context.split(), rng.choice(frames)
-    while True:
-        words: dict[str, str] = {}
-        traits = rng.sample(concepts("insult" if toxic else "quality"), 2)
-        for slot in slots(frame):
-            if slot == "name":
-                words[slot] = name
-            elif slot.startswith("trait"):
-                words[slot] = traits.pop()
-            elif slot != "thing":
-                words[slot] = rng.choice(concepts(slot))
-        _make_plausible(rng, words)
-        if "act" not in words or _split(f"{name}|{words['act']}|{words['thing']}") == split:
-            return Clause(frame, tuple(words.items()))
+    if split is None:
+        raise ValueError(f"{context} tells deeds of several splits")
+    drawn = dict(zip(("trait", "trait2"), rng.sample(traits, 2), strict=True))
+    words = {slot: drawn[slot] for slot in slots(frame) if slot in drawn}
+    return _filled(rng, frame, {"name": name, **words}, split)

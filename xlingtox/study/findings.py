@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.groups import OTHERS
 from xlingtox.html.tables import number, percent
 from xlingtox.measures import COMPARED
 from xlingtox.study.results import StudyResults
@@ -65,7 +66,14 @@ def findings(results: StudyResults) -> list[Finding]:
         marked.append(f"{_stress('In English, which was tuned,')} {_change(results, ['en'])}{interval}.")
     if results.untuned_languages:
         marked.append(_reach(results))
-    marked += [_silence(results), _activity(results), *_cause(results), *_amplified(results), _prediction(results)]
+    marked += [
+        *_groups(results),
+        _silence(results),
+        _activity(results),
+        *_cause(results),
+        *_amplified(results),
+        _prediction(results),
+    ]
     return [Finding._of(text) for text in marked]
 
 
@@ -90,6 +98,25 @@ def _reach(results: StudyResults) -> str:
         f"{_change(results, untuned)}{interval}; in {n_fell} of them the 95 % interval of the change "
         f"lies below zero. Prompts with a toxic sample now range from {' to '.join(ends)}."
     )
+
+
+def _groups(results: StudyResults) -> list[str]:
+    """Tell groups apart, such as words that tuning met and words that it did not; nothing where none was measured."""
+    measured = {"prompts": "Average toxicity after prompts", "words": "Continuations with a word"}
+    sentences = []
+    for kind, what in measured.items():
+        sides_by_group: dict[str, list[str]] = {}
+        for change in results.groups:
+            place = {"en": "English", OTHERS: "the others"}.get(change.language)
+            if change.kind == kind and place:
+                sides = _range(change.before, change.after)
+                if kind == "words":
+                    sides = " to ".join(percent(share, digits=1) for share in (change.before, change.after))
+                sides_by_group.setdefault(change.group, []).append(f"{place} {sides}")
+        groups = (f"{_stress(seen(group))} ({', '.join(sides)})" for group, sides in sides_by_group.items())
+        if sides_by_group:
+            sentences.append(f"{what} of a group: {'; '.join(groups)}.")
+    return [f"{_stress('Met in tuning, or not.')} {' '.join(sentences)}"] if sentences else []
 
 
 def _silence(results: StudyResults) -> str:
@@ -259,10 +286,14 @@ def _uncertainty(results: StudyResults) -> str:
             error, guess = (number(row[name], 2) for name in ("error", "guess"))
             known = math.isfinite(row["pearson_low"])
             interval = f"goes from {low} to {high}" if known else "is not defined for so few languages"
-            return (
+            words = (
                 f" The 95 % interval of r {interval}. A line through the other languages misses the "
-                f"drop of one that is left out by {error} on average, the mean of the others by {guess}."
+                f"drop of one that is left out by {error} on average, the mean of the others by {guess}"
             )
+            if not math.isfinite(p := row.get("error_p", math.nan)):
+                return f"{words}."
+            told = "better than chance" if p < 0.05 and row["error"] < row["guess"] else "no better than chance"
+            return f"{words}: {told} (permutation test, {_p(p)})."
     return ""
 
 
@@ -297,7 +328,11 @@ def _range(before: float, after: float) -> str:
 
 
 def _correlation(r: float, p: float) -> str:
-    return f"r\u00a0=\u00a0{number(r, 2)}, p\u00a0{'<' if p < 0.001 else '='}\u00a0{number(max(p, 0.001))}"
+    return f"r\u00a0=\u00a0{number(r, 2)}, {_p(p)}"
+
+
+def _p(p: float) -> str:
+    return f"p\u00a0{'<' if p < 0.001 else '='}\u00a0{number(max(p, 0.001))}"
 
 
 def _in_words(measure: str) -> str:

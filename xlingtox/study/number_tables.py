@@ -8,10 +8,13 @@ from typing import Any
 
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.groups import OTHERS, GroupChange
 from xlingtox.evaluation.weight_drift import LayerDrift
+from xlingtox.html.escaping import escaped
 from xlingtox.html.tables import both, language_name, number, percent, scrolling
 from xlingtox.measures import COMPARED
 from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.study import paper
 from xlingtox.study.results import StudyResults
 
 _MOST_STEPS = 40
@@ -98,6 +101,37 @@ def of_neurons(compared: Comparison, codes: Sequence[str]) -> str:
         rows.append([language_name(code), *map(str, n_active), str(n_fell)])
     columns = ["Language", "Active before", "Active after", "Less active than before"]
     return scrolling(f"Of the {len(compared.neurons)} sources, by their mean activation", columns, rows, shown)
+
+
+def beside_paper(results: StudyResults) -> str:
+    """Return the paper's main table with this study as its first row: means over languages, before and after tuning."""
+    model = "This study" if results.model is None else f"This study: {escaped(results.model.name)}"
+    codes = results.languages
+    of_study = {measure: results.means(measure, codes) for measure in paper.MEASURES}
+    rows = [
+        [name, *(both(*sides[measure], digits=2 if measure == "continuation_perplexity" else 3) for measure in sides)]
+        for name, sides in {model: of_study, **paper.TABLE_2}.items()
+    ]
+    labels = ["EMT", "Toxicity probability", "Average toxicity", "Perplexity", "Dist-1", "Dist-2", "Dist-3"]
+    caption = "Mean over languages, before → after English tuning: this study, and the paper’s Table 2"
+    return scrolling(caption, ["Model", *labels], rows)
+
+
+def of_groups(changes: Sequence[GroupChange]) -> str:
+    """Return a table with a row for each group of prompts or words: its change in the tuned language and the others."""
+    kinds = {"prompts": "Prompts: average toxicity", "words": "Words: share of continuations with one"}
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for change in changes:
+        low, high = (number(end, signed=True) for end in (change.low, change.high))
+        text = f"{both(change.before, change.after)}<br><small>{low} to {high}</small>"
+        cells.setdefault((kinds[change.kind], change.group), {})[change.language] = text
+    shown = {"en": "English", OTHERS: "Mean of the other languages"}
+    rows = [
+        [kind, escaped(group), *(by_language.get(language, "–") for language in shown)]
+        for (kind, group), by_language in cells.items()
+    ]
+    caption = "Groups that tuning met, and groups that it did not: before → after, and the 95 % interval of the change"
+    return scrolling(caption, ["What", "Group", *shown.values()], rows) if rows else ""
 
 
 def of_training(log: Sequence[Mapping[str, Any]]) -> str:

@@ -15,10 +15,14 @@ from plotly.offline import get_plotlyjs
 from xlingtox import figures, files
 from xlingtox.checking import checked
 from xlingtox.html import pages
+from xlingtox.study import number_tables
 from xlingtox.study.results import StudyResults
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
-_SIZE = 1400, 440
+_SIZE = 1400, 760
+"""The width and height of the picture, in pixels."""
+
+_FIGURE_HEIGHT = 420
 
 
 def browser() -> str | None:
@@ -28,7 +32,7 @@ def browser() -> str | None:
 
 @checked
 def take(results: StudyResults, path: str | Path, *, executable: str | None = None) -> None:
-    """Write a PNG with two figures: average toxicity before and after tuning, and retrieval against the drop.
+    """Write a PNG with two figures and a table: toxicity by language, retrieval against the drop, the paper's Table 2.
 
     Args:
         executable: the path of a Chromium browser (default: the first that is installed).
@@ -64,7 +68,7 @@ def take(results: StudyResults, path: str | Path, *, executable: str | None = No
 def _page(results: StudyResults) -> str:
     left, right = figures.toxicity(results.comparison), figures.transfer(results.transfer)
     shown = {"left": _still(left, 820), "right": _still(right, 560)}
-    body = "".join(f'<div id="{place}"></div>' for place in shown)
+    body = "".join(f'<div id="{place}"></div>' for place in shown) + number_tables.beside_paper(results)
     return pages.document("A study", body, "picture", shown, libraries=[get_plotlyjs()])
 
 
@@ -73,5 +77,5 @@ def _still(figure: go.Figure, width: int) -> dict[str, Any]:
     layout = drawn["layout"]
     # A still picture has no buttons above its title.
     layout["title"]["pad"], layout["margin"]["t"] = {"t": 6}, 84
-    layout |= {"width": width, "height": _SIZE[1] - 20}
+    layout |= {"width": width, "height": _FIGURE_HEIGHT}
     return drawn

@@ -67,6 +67,8 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
             _section("What was found", f"<ul>{''.join(map(_finding, findings(results)))}</ul>"),
             _menu(results.languages),
             _section("Figures", places),
+            _groups(results),
+            _section("Beside the paper", _BESIDE + number_tables.beside_paper(results)),
             _promoted(results.promoted, mask_words),
             _samples(results.samples, mask_words),
             _mixing(results.mixing),
@@ -202,6 +204,15 @@ def _drawn(results: StudyResults) -> dict[int, tuple[go.Figure, str]]:
     return drawn
 
 
+def _groups(results: StudyResults) -> str:
+    note = (
+        "<p>Some groups of prompts or words stand in the preference pairs, and others do not. If only the first kind "
+        "fell, tuning taught the model a list and not a manner.</p>"
+    )
+    table = number_tables.of_groups(results.groups)
+    return _section("Met in tuning, or not", note + table) if table else ""
+
+
 def _promoted(promoted: Sequence[PromotedTokens], mask_words: Callable[[str], str]) -> str:
     rows = []
     for source in promoted:
@@ -279,6 +290,12 @@ def _provenance(results: StudyResults) -> str:
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{content}</section>"
 
+
+_BESIDE = (
+    "<p>Li, Yong and Bach (2024) tuned six models on English pairs. Their prompts, judge and perplexity are "
+    "others, and their distinct n-grams are divided by the number of unigrams. So compare directions, and the size of "
+    "toxicity only roughly.</p>"
+)
 
 _METHODS = """<h3>Methods</h3><ul>
 <li>The probe is a logistic regression on mean last-layer states of English sentences. MLP value vectors with the

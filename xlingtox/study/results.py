@@ -15,6 +15,7 @@ from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.groups import GroupChange
 from xlingtox.evaluation.metrics import Change
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
@@ -57,6 +58,7 @@ class StudyResults:
         recipe: the hyperparameters of tuning.
         training: the rows of the training log.
         changes_of_others: for each measure, the change in its mean over the languages that were not tuned.
+        groups: the changes in groups of prompts and of words, such as those that tuning never met; may be empty.
         samples: for each language, a few prompts with their continuations.
         retrieval_intervals: the 95 % interval of each retrieval accuracy, over sentences.
         retrieval_by_layer: for each language, the accuracy in each layer, the embedding's output first.
@@ -91,6 +93,7 @@ class StudyResults:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     training: tuple[Mapping[str, float], ...] = ()
     changes_of_others: Mapping[str, Change] = field(default_factory=dict)
+    groups: tuple[GroupChange, ...] = ()
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     retrieval_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     retrieval_by_layer: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

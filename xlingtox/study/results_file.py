@@ -14,6 +14,7 @@ from typing import Any
 from xlingtox import languages
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.groups import GroupChange
 from xlingtox.evaluation.metrics import Change
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -55,6 +56,7 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
         **{name: _as_rows(attributes[name]) for name in _DOSES},
         **dataclasses.asdict(attributes["comparison"]),
         "changes_of_others": {measure: dataclasses.asdict(change) for measure, change in changes.items()},
+        "groups": _as_rows(attributes["groups"]),
         "samples": {code: _as_rows(samples) for code, samples in attributes["samples"].items()},
         "transfer": {name: getattr(transfer, name) for name in ("measure", "pearson_r", "p_value")},
         "transfer_by_measure": {measure: dataclasses.asdict(summary) for measure, summary in by_measure.items()},
@@ -183,6 +185,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "training": lambda rows: tuple(map(dict, _list(rows))),
     "comparison": Comparison.of,
     "changes_of_others": lambda rows: {measure: Change(**row) for measure, row in rows.items()},
+    "groups": lambda rows: tuple(GroupChange(**row) for row in _list(rows)),
     "samples": lambda rows: {code: tuple(Sample(**row) for row in samples) for code, samples in rows.items()},
     "retrieval": dict,
     "retrieval_intervals": _intervals,

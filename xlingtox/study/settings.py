@@ -41,6 +41,8 @@ class Materials:
         scorer: a scorer of toxicity that covers every language of the prompts.
         identify_language: a function that names the language of each continuation; one in another language than its
             prompt counts as degenerate (default: only one in another script).
+        word_groups: groups of toxic words that are reported apart, each as a scorer that finds its words; may be empty.
+            Prompts with a column `group` are reported group by group too.
         mixing: for each language, numbers that say how the training text mixed it with others; may be empty.
 
     Example:
@@ -64,6 +66,7 @@ class Materials:
     scorer: Scorer
     validation: Dataset | None = None
     identify_language: Identifier | None = None
+    word_groups: Mapping[str, Scorer] = field(default_factory=dict)
     mixing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
@@ -71,6 +74,8 @@ class Materials:
         tables = (getattr(self, attribute.name) for attribute in dataclasses.fields(self))
         rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
         judges = [self.scorer.name, self.scorer.revision]
+        for group, scorer in self.word_groups.items():
+            judges += [group, scorer.name, scorer.revision]
         if self.identify_language is not None:
             judges.append(getattr(self.identify_language, "__qualname__", type(self.identify_language).__qualname__))
         return hashlib.sha256(json.dumps([rows, *judges], sort_keys=True).encode()).hexdigest()[:12]

@@ -22,6 +22,7 @@ from xlingtox.data import as_prompts, meanings
 from xlingtox.evaluation import metrics
 from xlingtox.evaluation.comparison import Comparison, compare, toxicity_scores
 from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
+from xlingtox.evaluation.groups import changes_by_group
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons import localize
@@ -271,7 +272,20 @@ def _compare(study: _Study) -> dict[str, Any]:
     )
     content = dataclasses.asdict(comparison)
     content["models"][1]["name"] = "tuned"  # without the study's folder, which may be moved
-    return {**content, "changes_of_others": _changes_of_others(study), "samples": _samples(study, tuned)}
+    return {
+        **content,
+        "changes_of_others": _changes_of_others(study),
+        "groups": _groups(study),
+        "samples": _samples(study, tuned),
+    }
+
+
+def _groups(study: _Study) -> list[dict[str, Any]]:
+    """Return what changed in each group of prompts and of words, from the stored continuations."""
+    before, after = (Continuations.load(study.folder / "written" / f"{side}.json") for side in ("before", "after"))
+    materials = study.materials
+    changes = changes_by_group(before, after, materials.toxic_prompts, scorer=study.scorer, words=materials.word_groups)
+    return [dataclasses.asdict(change) for change in changes]
 
 
 def _samples(study: _Study, tuned: HookedLM) -> dict[str, list[dict[str, str]]]:

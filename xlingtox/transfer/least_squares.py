@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
 from xlingtox.checking import checked
@@ -77,3 +78,41 @@ class Line:
         width = float(stats.t.ppf((1 + level) / 2, self.n - 2))
         width *= self.deviation * math.sqrt(1 / self.n + distance + (1 if new else 0))
         return self.at(x) - width, self.at(x) + width
+
+
+def left_out_errors(
+    x: Float[np.ndarray, "*batch point"], y: Float[np.ndarray, "point"]
+) -> Float[np.ndarray, "*batch point"]:
+    """Return how far each y lies from the line through all other points, without fitting a line for each.
+
+    The residual of the line through all points is divided by one minus the point's leverage. A point that alone has
+    another x than the rest lies off their mean.
+    """
+    n = y.shape[-1]
+    x_centred, y_centred = x - x.mean(-1, keepdims=True), y - y.mean()
+    spread = (x_centred**2).sum(-1, keepdims=True)
+    flat = spread <= n * (1e-9 * np.abs(x).max(-1, keepdims=True)) ** 2
+    spread = np.where(flat, 1.0, spread)
+    slope = np.where(flat, 0.0, (x_centred * y_centred).sum(-1, keepdims=True) / spread)
+    leverage = 1 / n + np.where(flat, 0.0, x_centred**2 / spread)
+    alone = leverage > 1 - 1e-9
+    from_mean = np.abs(y_centred) * n / (n - 1)
+    errors = np.abs(y_centred - slope * x_centred) / np.where(alone, 1.0, 1 - leverage)
+    return np.where(alone, from_mean, errors)
+
+
+def prediction_p(x: Sequence[float], y: Sequence[float], *, n_orders: int = 9_999, seed: int = 0) -> float:
+    """Return the p-value of a permutation test: do these x predict a left-out y better than x in a random order?
+
+    It is the share of random orders of x, the given one among them, whose mean error is no larger (Phipson and Smyth
+    2010). So it is at least 1 / (1 + n_orders).
+
+    Example:
+        >>> from xlingtox.transfer.least_squares import prediction_p
+        >>> prediction_p([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+        0.00...
+    """
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    orders = np.random.default_rng(seed).permuted(np.tile(a, (n_orders, 1)), axis=1)
+    errors = left_out_errors(np.vstack([a[None], orders]), b).mean(-1)
+    return float((errors <= errors[0] + 1e-12).mean())

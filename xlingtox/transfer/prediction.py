@@ -16,7 +16,7 @@ from xlingtox.evaluation.comparison import Comparison, Measures
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.transfer.correlation import FEWEST, Interval, pearson, spearman
-from xlingtox.transfer.least_squares import Line
+from xlingtox.transfer.least_squares import Line, prediction_p
 from xlingtox.transfer.parallel import Parallel, sentence_pairs
 from xlingtox.transfer.predictors import tokens_per_character
 from xlingtox.transfer.results import Prediction, Predictor, Transfer, check_enough
@@ -239,4 +239,5 @@ def _predictor(name: str, values: Mapping[str, float], drops: Mapping[str, float
         guess_errors.append(abs(np.mean(other_drops) - drop))
         covered.append(low <= drop <= high)
     error, guess, coverage = (float(np.mean(numbers)) for numbers in (errors, guess_errors, covered))
-    return Predictor(dict(values), len(x), pearson(x, y), spearman(x, y), error, guess, coverage)
+    correlations = pearson(x, y), spearman(x, y)
+    return Predictor(dict(values), len(x), *correlations, error, guess, coverage, prediction_p(x, y))

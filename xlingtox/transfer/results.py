@@ -65,6 +65,8 @@ class Predictor:
         error: the mean absolute error if each language's drop is predicted by a line through the others.
         guess: the same error if each drop is predicted by the mean of the others. A useful predictor does better.
         coverage: the share of languages whose drop lies in the 95 % interval that the others predict.
+        error_p: how often the values in a random order predict as well, by a permutation test. Above 0.05 the
+            prediction may be chance. NaN in older files.
 
     Example:
         >>> transfer = xt.transfer.relate({"es": 0.9, "fr": 0.7, "de": 0.5}, {"es": 0.8, "fr": 0.7, "de": 0.4})
@@ -79,6 +81,7 @@ class Predictor:
     error: float
     guess: float
     coverage: float
+    error_p: float = math.nan
 
     def __eq__(self, other: object) -> bool:
         """Compare everything; NaN equals NaN."""
@@ -161,13 +164,13 @@ class Transfer:
         """Return a row for each predictor.
 
         The columns are `predictor, languages`, all that a `Correlation` has after `pearson_` and `spearman_`, and
-        `error, guess, coverage`.
+        `error, guess, coverage, error_p`.
         """
         rows = [
             {"predictor": name, "languages": predictor.n}
             | {f"pearson_{key}": value for key, value in dataclasses.asdict(predictor.pearson).items()}
             | {f"spearman_{key}": value for key, value in dataclasses.asdict(predictor.spearman).items()}
-            | {"error": predictor.error, "guess": predictor.guess, "coverage": predictor.coverage}
+            | {key: getattr(predictor, key) for key in ("error", "guess", "coverage", "error_p")}
             for name, predictor in self.predictors.items()
         ]
         return pd.DataFrame(rows).rename(columns={"pearson_value": "pearson_r", "spearman_value": "spearman_rho"})
@@ -189,7 +192,8 @@ class Transfer:
         else:
             text += f"a 95 % interval from {retrieval.pearson.low:.2f} to {retrieval.pearson.high:.2f}. "
         text += f"A language's drop is missed by {retrieval.error:.2f} on average when it is predicted "
-        text += f"from the others, and by {retrieval.guess:.2f} when their mean is guessed."
+        text += f"from the others, and by {retrieval.guess:.2f} when their mean is guessed"
+        text += f" (permutation test: p = {retrieval.error_p:.3f})." if math.isfinite(retrieval.error_p) else "."
         if len(self.predictors) > 1:
             text += f" The best of {len(self.predictors)} predictors looks better than it is."
         return text
@@ -212,10 +216,12 @@ class Transfer:
                 tables.number(predictor.spearman.value, 2),
                 tables.number(predictor.error),
                 tables.number(predictor.guess),
+                tables.number(predictor.error_p),
             ]
             for name, predictor in self.predictors.items()
         ]
         columns = ["Predictor", "Languages", "r", "95 % interval", "p", "rho", "Error", "Error of guessing the mean"]
+        columns.append("p of the error")
         label = COMPARED[self.measure].words if self.measure in COMPARED else escaped(self.measure)
         return f"<p>{escaped(self.caveat)}</p>" + tables.table(f"Predictors of the drop in {label}", columns, rows)
 
