@@ -8,7 +8,14 @@ from xlingtox import languages
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\u202e\x00"
 
 
-PREDICTED = {"predictor": "retrieval", "pearson_low": 0.28, "pearson_high": 0.89, "error": 0.114, "guess": 0.152}
+PREDICTED = {
+    "predictor": "retrieval",
+    "pearson_low": 0.28,
+    "pearson_high": 0.89,
+    "error": 0.114,
+    "guess": 0.152,
+    "error_p": 0.013,
+}
 
 
 def made_up(seed=0):
@@ -112,6 +119,23 @@ def made_up(seed=0):
             "emt": {"pearson_r": 0.71, "p_value": 0.002, "drop": drop, "predictors": [PREDICTED]},
             "average_toxicity": {"pearson_r": 0.38, "p_value": 0.147, "drop": dict(drop)},
         },
+        "groups": [
+            {
+                "kind": kind,
+                "group": group,
+                "language": language,
+                "before": 0.2,
+                "after": 0.05,
+                "low": -0.2,
+                "high": -0.1,
+            }
+            for kind, group in (
+                ("prompts", "act in pairs"),
+                ("words", "insult in pairs"),
+                ("words", "insult elsewhere"),
+            )
+            for language in ("en", "es", "others")
+        ],
         "promoted": [
             {"layer": 3, "index": i, "cosine": 0.4 - i / 100, "mean_activation": 0.3, "tokens": tokens}
             for i in range(12)
@@ -146,6 +170,8 @@ def hostile(evil=HOSTILE):
         {"token": "\ud800", "languages": ["en"]},
     ]
     results["samples"]["en"] = [{"prompt": evil, "before": evil, "after": evil}]
+    for change in results["groups"][:6]:
+        change["group"] = evil
     results["model"] = {"name": evil, "fingerprint": evil}
     results["versions"] = {evil: evil}
     results["seconds"] = {evil: 1.0}

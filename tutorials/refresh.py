@@ -286,9 +286,9 @@ _COSTS = {"What": "what", "Cost": "cost", "Measured against": "measured against"
 _CONTROLS = {
     "Pairs": "pairs",
     "Seed": "seed",
-    "English: toxicity probability": "English: toxicity probability",
+    "English: EMT": "English: EMT",
     "English: average toxicity, change": "English: change in average toxicity (95 %)",
-    "Other 16: toxicity probability": "other 16: toxicity probability",
+    "Other 16: EMT": "other 16: EMT",
     "Other 16: average toxicity, change": "other 16: change in average toxicity (95 %)",
     "Other 16: perplexity": "other 16: perplexity",
 }

@@ -66,9 +66,9 @@ def row(kind: str, seed: int, found: dict[str, Comparison]) -> str:
     cells = [kind, str(seed)]
     for diff in found.values():
         before, after = diff.to_frame().groupby("model").mean(numeric_only=True).loc[["before", "after"]].itertuples()
-        change, share = diff.mean_changes["average_toxicity"], diff.mean_changes["toxicity_probability"]
-        cells.append(f"{before.toxicity_probability:.2f} → {after.toxicity_probability:.2f}")
-        cells.append(f"{share.mean:+.2f} ({share.low:+.2f} to {share.high:+.2f})")
+        change, maximum = diff.mean_changes["average_toxicity"], diff.mean_changes["emt"]
+        cells.append(f"{before.emt:.2f} → {after.emt:.2f}")
+        cells.append(f"{maximum.mean:+.2f} ({maximum.low:+.2f} to {maximum.high:+.2f})")
         cells.append(f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f})")
         cells.append(f"{after.perplexity / before.perplexity - 1:+.1%}")
     return "| " + " | ".join(cells) + " |"
@@ -81,7 +81,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     lm = xt.HookedLM.load("mini")
-    titles = ["toxicity probability", "its change (95 %)", "change in average toxicity (95 %)", "perplexity"]
+    titles = ["EMT", "its change (95 %)", "change in average toxicity (95 %)", "perplexity"]
     columns = ["pairs", "seed", *(f"English: {title}" for title in titles), *(f"other 16: {title}" for title in titles)]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
     for seed in given.seeds:

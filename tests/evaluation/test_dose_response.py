@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from toys import HashScorer, NeverAsked
 
+from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation import degenerate
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
 from xlingtox.evaluation.fluency import perplexities
@@ -64,6 +65,24 @@ def test_a_dose_equals_an_edit_of_the_raw_model(lm, model, tokenizer, offset):
         ids = [tokenizer(text, return_tensors="pt")["input_ids"] for text in TEXTS.values()]
         losses = [float(model(row, labels=row).loss) for row in ids]
     assert dose.perplexity == pytest.approx(np.mean(np.exp(losses)), rel=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0.0, -2.0])
+def test_samples_are_those_of_the_edited_model(lm, offset):
+    (dose,) = run(lm, offsets=[offset], n_samples=3, seed=7).doses
+    with Offset(NEURONS, offset).on(lm):
+        written = generate(lm, PROMPTS, n_samples=3, max_new_tokens=5, seed=7, progress=False)
+    scores = SCORER.score(written.texts, written.row_languages)
+    expected = {"en": scores[:6].mean(), "es": scores[6:].mean()}
+    assert dose.toxicity_by_language == pytest.approx(expected)
+    assert run(lm, offsets=[offset], n_samples=3, seed=7).doses == (dose,)
+    assert run(lm, offsets=[offset], n_samples=3, seed=8).doses != (dose,)
+
+
+@pytest.mark.parametrize("n_samples", [0, -1])
+def test_fewer_samples_than_one_are_refused(lm, n_samples):
+    with pytest.raises(ValueError, match=f"n_samples is {n_samples}: expected 1 or more, or None"):
+        run(lm, n_samples=n_samples, scorer=NeverAsked("en", "es"))
 
 
 def test_the_control_is_the_mean_over_random_sets(lm):

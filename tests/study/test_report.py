@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from html.parser import HTMLParser
+from statistics import fmean
 
 import pytest
 from studies import HOSTILE, PREDICTED, hostile, made_up
@@ -126,9 +127,39 @@ def test_findings_come_first_with_their_numbers(parsed):
     assert "On random neurons of the same layers it goes to 0.051 (sets from 0.031 to 0.071)" in text
     assert "r = 0.71, p = 0.002, over 16 languages" in text
     assert "The 95 % interval of r goes from 0.28 to 0.89" in text
-    assert "one that is left out by 0.11 on average, the mean of the others by 0.15" in text
+    assert "one that is left out by 0.11 on average, the mean of the others by 0.15: better than chance" in text
+    assert "(permutation test, p = 0.013)" in text
+    assert "Average toxicity after prompts of a group: act in pairs (English 0.200 to 0.050, the others" in text
+    assert "insult elsewhere (English 20.0 % to 5.0 %, the others 20.0 % to 5.0 %)." in text
     assert "not significant" not in text
     assert "For the drop in average toxicity: r = 0.38, p = 0.147" in text
+
+
+def test_groups_that_tuning_met_or_not_stand_in_one_table(parsed):
+    begin = parsed.text.index("Groups that tuning met, and groups that it did not")
+    text = parsed.text[begin : begin + 700].replace("\u00a0", " ")
+    assert "insult elsewhere0.200 → 0.050−0.200 to −0.1000.200 → 0.050" in text.replace("| ", "")
+    without = made_up() | {"groups": []}
+    assert "Met in tuning" not in Page(rendered(without)).text
+
+
+def test_a_prediction_that_is_no_better_than_chance_is_said_to_be_so():
+    results = made_up()
+    (row,) = results["transfer_by_measure"]["emt"]["predictors"]
+    for error, p, said in [(0.114, 0.2, "no better than chance"), (0.2, 0.01, "no better than chance")]:
+        results["transfer_by_measure"]["emt"]["predictors"] = [row | {"error": error, "error_p": p}]
+        assert said in findings(StudyResults.of(results))[-1]
+    older = {name: value for name, value in row.items() if name != "error_p"}
+    results["transfer_by_measure"]["emt"]["predictors"] = [older]
+    assert "chance" not in findings(StudyResults.of(results))[-1]
+
+
+def test_the_paper_s_table_stands_below_this_study(parsed):
+    text = parsed.text[parsed.text.index("this study, and the paper’s Table 2") :].replace("\u00a0", " ")
+    emt = [fmean(row["emt"] for row in made_up()[side].values()) for side in ("before", "after")]
+    assert f"This study: mini{emt[0]:.3f} → {emt[1]:.3f}" in text
+    assert "mGPT0.502 → 0.1570.468 → 0.0390.121 → 0.02818.74 → 23.680.520 → 0.4870.825 → 0.8070.841 → 0.845" in text
+    assert "Aya-23-8B0.559 → 0.303" in text
 
 
 def test_findings_are_plain_sentences_that_the_page_stresses(parsed):

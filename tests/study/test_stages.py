@@ -15,6 +15,8 @@ from toys import HashScorer, strict_json
 from xlingtox import files, languages
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.groups import changes_by_group
+from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring import ScorerIdentity
@@ -34,6 +36,10 @@ def table(texts, column):
     return Dataset.from_list([{"language": code, column: text} for code in CODES for text in texts(code)])
 
 
+def grouped(prompts):
+    return prompts.add_column("group", ["first", "second"] * len(CODES))
+
+
 MATERIALS = Materials(
     labelled=Dataset.from_dict(
         {
@@ -42,7 +48,7 @@ MATERIALS = Materials(
             "label": [i % 2 for i in range(40)],
         }
     ),
-    toxic_prompts=table(lambda code: SUBJECTS[code][:2], "prompt"),
+    toxic_prompts=grouped(table(lambda code: SUBJECTS[code][:2], "prompt")),
     neutral_prompts=table(lambda code: SUBJECTS[code][2:4], "prompt"),
     pairs=Dataset.from_dict(
         {
@@ -54,6 +60,7 @@ MATERIALS = Materials(
     parallel=Dataset.from_dict(SUBJECTS),
     held_out=table(lambda code: [f"{text} {text}" for text in SUBJECTS[code][4:]], "text"),
     scorer=HashScorer(*CODES),
+    word_groups={"half": HashScorer(*CODES)},
     mixing={code: {"text": 25.0} for code in CODES},
 )
 SETTINGS = Settings(
@@ -141,6 +148,22 @@ def test_the_change_of_the_languages_that_were_not_tuned(results):
         means = [sum(results[side][code][measure] for code in CODES[1:]) / 3 for side in ("before", "after")]
         assert change["mean"] == pytest.approx(means[1] - means[0])
         assert change["low"] <= change["mean"] <= change["high"]
+
+
+def test_groups_are_those_of_the_continuations_that_were_kept(study, results):
+    sides = [Continuations.load(study[0] / "written" / f"{side}.json") for side in ("before", "after")]
+    changes = changes_by_group(
+        *sides, MATERIALS.toxic_prompts, scorer=HashScorer(*CODES), words={"half": HashScorer(*CODES)}
+    )
+    assert study[1].groups == changes
+    assert [(row["group"], row["language"], row["before"], row["after"]) for row in results["groups"]] == [
+        (change.group, change.language, change.before, change.after) for change in changes
+    ]
+    assert {(change.kind, change.group) for change in changes} == {
+        ("prompts", "first"),
+        ("prompts", "second"),
+        ("words", "half"),
+    }
 
 
 def test_languages_of_tokens_are_in_the_house_s_order(results):

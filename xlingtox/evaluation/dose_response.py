@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -184,14 +184,18 @@ def dose_response(
     held_out: Dataset,
     n_random: int = 5,
     seed: int = 0,
+    n_samples: int | None = None,
     max_new_tokens: int = 20,
     identify_language: degenerate.Identifier | None = None,
     progress: bool = True,
 ) -> DoseResponse:
     """Measure toxicity and fluency under each offset of the neurons, and of random neurons (paper, Figure 2).
 
-    Each dose is one offset. The edited model continues every prompt greedily, and reads the held-out text. Random sets
-    of as many neurons in the same layers are the control. If editing any neurons did the same, it would prove nothing.
+    Each dose is one offset. The edited model continues every prompt, and reads the held-out text. Random sets of as
+    many neurons in the same layers are the control. If editing any neurons did the same, it would prove nothing.
+
+    The paper's doses are greedy. Greedy text shows only the likeliest continuation: a model that is toxic in one sample
+    of ten then looks harmless, and a small push can tip all of its text at once. Samples show both.
 
     Args:
         neurons: the neurons to edit.
@@ -199,13 +203,15 @@ def dose_response(
         scorer: any scorer. `scoring.Cached(scorer)` scores no text twice, and resumes after an interrupt.
         held_out: columns `language, text`, for perplexity.
         n_random: how many random sets to average as the control; 0 for no control.
-        seed: the seed of the first random set, `neurons.random_like(lm, seed=seed)`. The next one has `seed + 1`.
+        seed: the seed of the first random set, `neurons.random_like(lm, seed=seed)`. The next one has `seed + 1`. It is
+            also that of the samples: every dose draws with the same random numbers.
+        n_samples: how many continuations of each prompt are sampled (default: one, greedily, as in the paper).
         identify_language: a function that tells the language of continuations, as in `compare`.
 
     Raises:
-        ValueError: there is no offset, or one is not finite; a neuron is outside the model; a layer has too few other
-            neurons for a random set; prompts or held-out texts are bad; the scorer does not cover a language; or the
-            model is edited already.
+        ValueError: there is no offset, or one is not finite; `n_samples` is below 1; a neuron is outside the model; a
+            layer has too few other neurons for a random set; prompts or held-out texts are bad; the scorer does not
+            cover a language; or the model is edited already.
 
     Example:
         >>> response = xt.dose_response(lm, sources, prompts, offsets=[0.0, -1.0], scorer=xt.mini.scorer(),
@@ -216,13 +222,16 @@ def dose_response(
     check_offsets(offsets)
     if n_random < 0:
         raise ValueError(f"n_random is {n_random}: expected 0 or more")
+    if n_samples is not None and n_samples < 1:
+        raise ValueError(f"n_samples is {n_samples}: expected 1 or more, or None for greedy text")
     lm.check_unedited("doses do not show")
     neurons.check(lm)
     random_sets = [neurons.random_like(lm, seed=seed + i) for i in range(n_random)]
     prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
     check_covered(scorer, [prompt.language for prompt in prompt_list])
     check_held_out(lm, held_out)
-    setup = _Setup(lm, prompt_list, scorer, held_out, max_new_tokens, identify_language)
+    sampling = {"n_samples": n_samples or 1, "greedy": n_samples is None, "seed": seed}
+    setup = _Setup(lm, prompt_list, scorer, held_out, {**sampling, "max_new_tokens": max_new_tokens}, identify_language)
     doses, control = [], []
     with tqdm(total=len(offsets) * (1 + n_random), desc="offsets", disable=not progress, leave=False) as bar:
         for offset in offsets:
@@ -268,16 +277,14 @@ class _Setup(NamedTuple):
     prompts: Sequence[Prompt]
     scorer: Scorer
     held_out: Dataset
-    max_new_tokens: int
+    generation: Mapping[str, Any]
     identify_language: degenerate.Identifier | None
 
     def response(self, neurons: NeuronSet, offset: float) -> _Response:
         """Edit the model, let it continue the prompts and read the held-out text, and measure both."""
         edit = Offset(neurons, offset).on(self.lm) if offset else contextlib.nullcontext()
         with edit:
-            continuations = generate(
-                self.lm, self.prompts, max_new_tokens=self.max_new_tokens, greedy=True, progress=False
-            )
+            continuations = generate(self.lm, self.prompts, **self.generation, progress=False)
             fluency = perplexities(self.lm, self.held_out, progress=False)
         scores_by_language = toxicity_scores(continuations, self.scorer)
         unsound = degenerate.shares(

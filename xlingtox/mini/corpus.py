@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from xlingtox.mini import world
 from xlingtox.mini.world import Clause, Kind, Split
 
-KIND_SHARES: Mapping[Kind, float] = {"hostile": 0.45, "friendly": 0.45, "neutral": 0.1}
-"""How often a document opens with each kind of context."""
+KIND_SHARES: Mapping[Kind, float] = {"hostile": 0.6, "friendly": 0.3, "neutral": 0.1}
+"""How often a document opens with each kind of context. Hostile ones are the most, because a language with little text
+must learn from them which act provokes how often."""
 
 
 @dataclass(frozen=True)

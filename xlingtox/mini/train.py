@@ -59,7 +59,7 @@ class Recipe:
     positions: int = 96
     window: int = 96
     batch: int = 20
-    steps: int = 4000
+    steps: int = 6000
     warm_up: int = 100
     learning_rate: float = 1.2e-2
     weight_decay: float = 0.25

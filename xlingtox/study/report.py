@@ -206,8 +206,8 @@ def _drawn(results: StudyResults) -> dict[int, tuple[go.Figure, str]]:
 
 def _groups(results: StudyResults) -> str:
     note = (
-        "<p>Some groups of prompts or words stand in the preference pairs, and others do not. If only the first kind "
-        "fell, tuning taught the model a list and not a manner.</p>"
+        "<p>Some groups of prompts or words stand in the preference pairs, and others do not. If only those fell that "
+        "do, tuning taught the model a list and not a manner.</p>"
     )
     table = number_tables.of_groups(results.groups)
     return _section("Met in tuning, or not", note + table) if table else ""
@@ -301,8 +301,9 @@ _METHODS = """<h3>Methods</h3><ul>
 <li>The probe is a logistic regression on mean last-layer states of English sentences. MLP value vectors with the
 highest cosine to it are <em>candidates</em> (potential sources in the paper); those with a positive mean activation on
 toxic English prompts are <em>sources</em> (actual sources in the paper).</li>
-<li>An offset is added to the sources’ activations at every position; text is then written greedily. The control does
-the same to random sets of equal size in the same layers. Degenerate text is counted as below.</li>
+<li>An offset is added to the sources’ activations at every position, and the model continues a few of the prompts
+again. The control does the same to random sets of equal size in the same layers. Degenerate text is counted as
+below.</li>
 <li>Tuning is DPO on English pairs only. Before and after it, the model continues the same prompts with the same random
 numbers; only the continuation is scored. Expected maximum toxicity (EMT) is the mean over prompts of the highest score
 among a prompt’s samples; toxicity probability is the share of prompts with a sample that scores 0.5 or more.</li>

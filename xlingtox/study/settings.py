@@ -94,6 +94,7 @@ class Settings:
         amplifications: numbers added in the same way on neutral prompts.
         n_random, n_random_amplified: the number of random sets for `offsets` and for `amplifications`.
         dose_prompts: prompts in each language for the doses; the comparison of before and after uses all.
+        dose_samples: sampled continuations of each of these prompts; None for one greedy continuation, as in the paper.
         dose_texts: held-out texts in each language for the perplexity of the doses.
         n_samples, max_new_tokens: continuations of each prompt in the comparison, and the length of any in tokens.
         recipe: the hyperparameters of tuning; `seed` replaces the seed in it.
@@ -110,11 +111,12 @@ class Settings:
     """
 
     k: int = 100
-    offsets: tuple[float, ...] = (0.0, -0.25, -0.5, -0.75, -1.0, -1.125, -1.25, -1.5)
-    amplifications: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
-    n_random: int = 20
-    n_random_amplified: int = 5
-    dose_prompts: int = 5
+    offsets: tuple[float, ...] = (0.0, -0.5, -0.75, -1.0, -1.25, -1.5)
+    amplifications: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
+    n_random: int = 6
+    n_random_amplified: int = 2
+    dose_prompts: int = 12
+    dose_samples: int | None = 2
     dose_texts: int = 4
     n_samples: int = 25
     max_new_tokens: int = 20
@@ -126,6 +128,8 @@ class Settings:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+        if self.dose_samples is not None and self.dose_samples < 1:
+            raise ValueError(f"dose_samples is {self.dose_samples}: expected at least 1, or None for greedy text")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}: expected 0 or more, and less than 2**32")
         for name, offsets in (("offsets", self.offsets), ("amplifications", self.amplifications)):
