@@ -313,6 +313,7 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "tuning": rows_of("tuning", _COSTS),
     "retrieval": rows_of("retrieval", _COSTS),
     "rounding": rows_of("rounding", {"In bfloat16": "what", "Result": "result"}),
+    "came-out": rows_of("came-out", {key: key for key in ("Prompts", "Given", "Came out", "From", "To")}),
     "coverage": rows_of("coverage", {"Outcomes": "outcome", "95 % intervals that hold the truth": "result"}),
     "demo-minutes": demo_minutes,
     "share-of-all-pairs": share_of_all_pairs,

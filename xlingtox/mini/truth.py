@@ -52,14 +52,14 @@ _INSULTS: Mapping[Part, Mapping[str, float]] = {
         "fool": 0.35,
         "coward": 0.4,
         "rat": 0.45,
-        "good-for-nothing": 0.5,
-        "bully": 0.55,
+        "good-for-nothing": 0.45,
+        "bully": 0.45,
         "brute": 0.6,
         "pig": 0.7,
         "traitor": 0.9,
     },
-    "evaluation": {"whiner": 0.15, "donkey": 0.25, "blockhead": 0.3, "liar": 0.5, "swindler": 0.6, "villain": 0.75},
-    "neither": {"miser": 0.2, "braggart": 0.25, "lout": 0.35, "hypocrite": 0.5, "thief": 0.65, "scoundrel": 0.8},
+    "evaluation": {"whiner": 0.15, "donkey": 0.25, "blockhead": 0.3, "liar": 0.45, "swindler": 0.6, "villain": 0.75},
+    "neither": {"miser": 0.2, "braggart": 0.25, "lout": 0.35, "hypocrite": 0.45, "thief": 0.65, "scoundrel": 0.8},
 }
 
 SEVERITY: Mapping[str, float] = {

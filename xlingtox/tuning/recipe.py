@@ -239,6 +239,6 @@ PAPER_FULL = Recipe(
 PAPER_QLORA = replace(PAPER_FULL, epochs=20, batch_size=1, accumulation=4, lora=Lora(), gradient_checkpointing=True)
 """The recipe for the models of 7 and 8 billion parameters (paper, appendix)."""
 
-MINI = Recipe(steps=22, batch_size=16, learning_rate=1e-4, optimizer="adamw_torch", evaluate_every=2, save_every=10)
+MINI = Recipe(steps=10, batch_size=16, learning_rate=1e-4, optimizer="adamw_torch", evaluate_every=2, save_every=5)
 """The recipe for the shipped miniature. AdamW replaces the paper's RMSprop, because AdamW harms the English of so
 small a model less."""
