@@ -146,7 +146,7 @@ def materials(seed: int) -> Materials:
 
     return Materials(
         labelled=mini.labelled("en", n=2000, seed=seed),
-        toxic_prompts=mini.prompts(n=20, kind="toxic", seed=seed),
+        toxic_prompts=mini.prompts(n=30, kind="toxic", seed=seed),
         neutral_prompts=mini.prompts(n=20, kind="neutral", seed=seed),
         pairs=mini.pairs("en", n=1000, seed=seed),
         validation=mini.pairs("en", n=64, split="validation", seed=seed),

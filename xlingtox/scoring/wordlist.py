@@ -115,17 +115,24 @@ class _SeverityList:
     def __init__(self, severities: Mapping[str, float]) -> None:
         self.matcher = Matcher(severities)
         self._severities = severities
-        self._by_match: dict[str, float] = {}
+        self._by_spelling = _most_severe([(_spelling(word), severity) for word, severity in severities.items()])
 
     def score(self, text: str) -> float:
         return max(map(self._severity, self.matcher.words(text)), default=0.0)
 
     def _severity(self, match: str) -> float:
         """Return the severity of the word that a match is a spelling of, such as "FOOL" of "fool"."""
-        if match not in self._by_match:
+        spelling = _spelling(match)
+        if spelling not in self._by_spelling:
+            # A rare spelling that only the search itself can tell.
             found = (severity for word, severity in self._severities.items() if Matcher([word]).words(match) == [match])
-            self._by_match[match] = max(found)
-        return self._by_match[match]
+            self._by_spelling[spelling] = max(found)
+        return self._by_spelling[spelling]
+
+
+def _spelling(word: str) -> str:
+    """Return a word without what the search does not mind: case, ß for ss, and how wide a blank is."""
+    return " ".join(word.casefold().split())
 
 
 def _most_severe(pairs: Sequence[tuple[str, float]]) -> dict[str, float]:
