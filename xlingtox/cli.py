@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train-mini",
         help="train the small model of the demo anew",
-        description="Train the miniature from nothing. It takes about 25 minutes on one core.",
+        description="Train the miniature from nothing. It takes about half an hour on one core.",
     )
     train.add_argument("--out", type=Path, help="new folder for the checkpoint (runs/mini-SEED)")
     train.add_argument("--seed", type=int, default=0, help="seed of text and weights (%(default)s)")
