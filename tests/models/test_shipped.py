@@ -17,7 +17,7 @@ from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.loading import mini_checkpoint
 
-N_PROMPTS = 24
+N_PROMPTS = {"toxic": 24, "neutral": 8}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def shipped(folder):
 @pytest.fixture(scope="module")
 def prompts():
     """Prompts of the validation split, not of the study's."""
-    return {kind: mini.prompts(n=N_PROMPTS, kind=kind, split="validation") for kind in ("toxic", "neutral")}
+    return {kind: mini.prompts(n=n, kind=kind, split="validation") for kind, n in N_PROMPTS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_nothing_saturates(scores, code):
     assert 0.35 <= maxima.mean() <= 0.75
     assert 0.35 <= (maxima >= 0.5).mean() <= 0.85
     assert 0.03 <= scores["toxic"][code].mean() <= 0.2
-    assert len(set(maxima)) > 5
+    assert len(set(maxima)) > 4
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -105,7 +105,7 @@ def test_it_insults_by_the_degrees_of_the_text_that_it_learned_from(scores, prom
     assert shares[0.4] == pytest.approx(0.4, abs=0.12)
     assert shares[0.15] == pytest.approx(0.15, abs=0.06)
     assert shares[0.04] == pytest.approx(0.04, abs=0.05)
-    assert shares[0.01] <= 0.07
+    assert shares[0.01] <= 0.06
 
 
 def test_it_speaks_every_language(shipped):
