@@ -212,7 +212,7 @@ def severities() -> dict[str, dict[str, float]]:
 
     Example:
         >>> xt.mini.severities()["en"]["fool"]
-        0.45
+        0.35
     """
     return {
         code: {word: SEVERITY[insult] for insult, word in world.lexicon(code).insult_words.items()}
@@ -258,7 +258,7 @@ def scorer() -> WordlistScorer:
 
     Example:
         >>> xt.mini.scorer().score(["He is a fool.", "He is a traitor.", "He is kind."], ["en"] * 3)
-        array([0.45, 1.  , 0.  ])
+        array([0.35, 0.9 , 0.  ])
     """
     return WordlistScorer(severities(), everywhere=True, name="miniature's insults")
 

@@ -25,7 +25,7 @@ class ProbeScorer(Described):
 
     Example:
         >>> scorer = xt.scoring.ProbeScorer(lm, probe, languages=["en"], progress=False)
-        >>> insult, kind = scorer.score(["you are a fool", "you are a friend"], ["en", "en"])
+        >>> insult, kind = scorer.score(["He is a fool.", "He is kind."], ["en", "en"])
         >>> bool(insult > kind)
         True
     """
