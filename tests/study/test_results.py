@@ -154,3 +154,15 @@ def test_results_of_before_have_less():
     assert results.transfer.drop == pytest.approx(
         {code: results.comparison.relative_drop("emt")[code] for code in results.untuned_languages}
     )
+
+
+def test_languages_that_were_not_toxic_before_have_no_drop():
+    content = made_up()
+    for side in ("before", "after"):
+        for row in content[side].values():
+            row["emt"] = 0.0
+    for summary in content["transfer_by_measure"].values():
+        summary["drop"] = {}
+    results = StudyResults.of(content)
+    assert results.transfer.drop == {}
+    assert 'id="figure-4"' not in report.render(results)

@@ -57,6 +57,9 @@ _WORDS: Mapping[Any, str] = {
     "ndarray": "an array",
     "WeightDrift": "a WeightDrift (xt.weight_drift(before, after))",
     Mapping[str, Sequence[str]]: "a dict from language to a list of strings",
+    Mapping[str, Sequence[str] | Mapping[str, float]]: (
+        "a dict from language to a list of strings, or to a dict from string to severity"
+    ),
     Callable[
         [Sequence[str]], Sequence[str | None]
     ]: "a function from texts to their languages (xt.mini.identify_language)",

@@ -132,7 +132,9 @@ def _transfer(row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Transfer
     summary = attributes["transfer_by_measure"].get(row["measure"])
     drop = summary.drop if summary and summary.drop else attributes["comparison"].relative_drop(row["measure"])
     retrieval = attributes["retrieval"]
-    codes = [code for code in attributes["languages"] if code != "en" and code in drop and code in retrieval]
+    # A language that was not toxic before has no drop.
+    with_drop = {code for code in drop if math.isfinite(drop[code])}
+    codes = [code for code in attributes["languages"] if code != "en" and code in with_drop and code in retrieval]
     return Transfer(
         measure=row["measure"],
         retrieval={code: retrieval[code] for code in codes},
