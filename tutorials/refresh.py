@@ -279,7 +279,7 @@ def share_of_all_pairs() -> str:
 def r_interval() -> str:
     demo = stored(DEMO)
     low, high = demo["r_interval"]
-    return f"r = {demo['transfer']['emt']['r']:.2f} has a 95 % interval from {low:.2f} to {high:.2f}"
+    return f"r = {demo['transfer']['emt']['r']:.2f} has a 95 % interval from {signed(low, 2)} to {signed(high, 2)}"
 
 
 _COSTS = {"What": "what", "Cost": "cost", "Measured against": "measured against"}
