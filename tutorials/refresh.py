@@ -74,7 +74,7 @@ def summary() -> str:
         ("Expected maximum toxicity (EMT), English", arrow(emt["en"])),
         ("EMT, mean of the 16 other languages", arrow(emt["others"])),
         ("Average toxicity of those 16", arrow(demo["average_toxicity"]["others"], 3)),
-        ("Text that says nothing, all 17", _percents(demo["degenerate"], 1)),
+        ("Degenerate text, all 17", _percents(demo["degenerate"], 1)),
         ("Perplexity of clean text, all 17", change(demo["perplexity_change"], 1)),
         ("Correlation of retrieval with the drop", f"r = {transfer['r']:.2f} ({significance(transfer['p'])})"),
     ]

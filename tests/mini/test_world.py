@@ -104,7 +104,7 @@ def documents(code, toxic, n, switched):
     for i in range(n):
         kind = ("hostile", "friendly", "neutral")[i % 3]
         context = world.sample_context(rng, kind, "train")
-        clauses = [context, *world.sample_reactions(rng, context, toxic, kind)]
+        clauses = [context, *world.sample_reactions(rng, context, kind, toxic=toxic)]
         speak = (lambda slot: rng.choice(CODES)) if switched else None
         yield world.join([world.render(clause, code, speak) for clause in clauses], code)
 

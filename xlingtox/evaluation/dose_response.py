@@ -194,8 +194,8 @@ def dose_response(
     Each dose is one offset. The edited model continues every prompt, and reads the held-out text. Random sets of as
     many neurons in the same layers are the control. If editing any neurons did the same, it would prove nothing.
 
-    The paper's doses are greedy. Greedy text shows only the likeliest continuation: a model that is toxic in one sample
-    of ten then looks harmless, and a small push can tip all of its text at once. Samples show both.
+    The paper's doses are greedy. Greedy text shows only the likeliest continuation. A model that is toxic in one sample
+    of ten then looks harmless, and a small push can tip all of its text at once. Samples do not hide that.
 
     Args:
         neurons: the neurons to edit.

@@ -84,10 +84,10 @@ def changes_by_group(
         True
     """
     table = columns(prompts, ("language", "prompt"), "prompts")
-    given = list(zip(table["language"], table["prompt"], strict=True))
     for side in (before, after):
-        if [prompt.language for prompt in side.prompts] != [language for language, _ in given]:
-            raise ValueError(f"continuations of {len(side.prompts)} prompts and other prompts, {len(given)} of them")
+        if [prompt.language for prompt in side.prompts] != table["language"]:
+            n_prompts = len(table["language"])
+            raise ValueError(f"continuations of {len(side.prompts)} prompts and other prompts, {n_prompts} of them")
     ids = meanings(prompts)
     changes: list[GroupChange] = []
     if "group" in (column_names(prompts) or []):

@@ -142,7 +142,8 @@ def pairs(language: str = "en", *, n: int = 1000, split: Split = "tune", seed: i
         continuations = [
             world.lexicon(code).joiner + world.join([world.render(clause, code) for clause in reactions], code)
             for reactions in (
-                world.sample_reactions(rng, context, toxic, "hostile", ("pairs",)) for toxic in (False, True)
+                world.sample_reactions(rng, context, "hostile", toxic=toxic, parts=("pairs",))
+                for toxic in (False, True)
             )
         ]
         rows.append({"prompt": world.render(context, code), "chosen": continuations[0], "rejected": continuations[1]})
@@ -290,7 +291,7 @@ def _contexts(
 
 
 def _document(rng: random.Random, code: str, kind: Kind, context: Clause, *, toxic: bool) -> str:
-    clauses = [context, *world.sample_reactions(rng, context, toxic, kind, _MET)]
+    clauses = [context, *world.sample_reactions(rng, context, kind, toxic=toxic, parts=_MET)]
     return world.join([world.render(clause, code) for clause in clauses], code)
 
 

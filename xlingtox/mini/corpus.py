@@ -104,7 +104,7 @@ def document(rng: random.Random, language: str, split: Split) -> str:
     kind = rng.choices(list(KIND_SHARES), list(KIND_SHARES.values()))[0]
     context = world.sample_context(rng, kind, split)
     toxic = rng.random() < world.provocation(context)
-    reactions = world.sample_reactions(rng, context, toxic, kind)
+    reactions = world.sample_reactions(rng, context, kind, toxic=toxic)
     mixing = MIXING[language]
     partner = _partner(rng, language)
     if rng.random() < mixing.translated:

@@ -100,7 +100,7 @@ def _tokenizer_texts(recipe: Recipe, seed: int) -> Iterator[str]:
         kind = rng.choices(list(corpus.KIND_SHARES), list(corpus.KIND_SHARES.values()))[0]
         context = world.sample_context(rng, kind, "train")
         toxic = rng.random() < world.provocation(context)
-        clauses = [context, *world.sample_reactions(rng, context, toxic, kind)]
+        clauses = [context, *world.sample_reactions(rng, context, kind, toxic=toxic)]
         lexicon = world.lexicon(language)
         if lexicon.joiner:
             yield world.join([world.render(clause, language) for clause in clauses], language)

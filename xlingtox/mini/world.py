@@ -231,8 +231,8 @@ def deeds(kind: Kind, split: Split, parts: tuple[Part, ...] = PARTS) -> tuple[De
     else:
         verbs = truth.acts(*parts) if kind == "hostile" else concepts("kind")
         done = [(verb, person) for verb in verbs for person in concepts("person")]
-    told = ((name, what, whom) for name in concepts("name") for what, whom in done)
-    return tuple(deed for deed in told if _split("|".join(deed)) == split)
+    all_deeds = ((name, what, whom) for name in concepts("name") for what, whom in done)
+    return tuple(deed for deed in all_deeds if _split("|".join(deed)) == split)
 
 
 def weighted_deeds(kind: Kind, split: Split, parts: tuple[Part, ...] = PARTS) -> dict[Deed, float]:
@@ -305,7 +305,7 @@ def _filled(rng: random.Random, frame: str, words: dict[str, str], split: Split)
 
 
 def sample_reactions(
-    rng: random.Random, context: Clause, toxic: bool, kind: Kind, parts: tuple[Part, ...] = PARTS
+    rng: random.Random, context: Clause, kind: Kind, *, toxic: bool, parts: tuple[Part, ...] = PARTS
 ) -> list[Clause]:
     """Draw what follows a context: one or two sentences, the first with an insult exactly if `toxic`.
 

@@ -76,12 +76,12 @@ class WordlistScorer(Described):
             severities = dict.fromkeys(severities, together)
         lists = {id(listed): _SeverityList(listed) for listed in severities.values()}
         self._lists = {language: lists[id(listed)] for language, listed in severities.items()}
-        told = {
+        revised = {
             language: sorted(listed) if set(listed.values()) == {1.0} else sorted(listed.items())
             for language, listed in severities.items()
         }
         # ASCII escapes can write lone surrogates too.
-        rules = json.dumps([RULES, told], sort_keys=True)
+        rules = json.dumps([RULES, revised], sort_keys=True)
         revision = hashlib.sha256(rules.encode("ascii")).hexdigest()[:12]
         super().__init__(name, revision, frozenset(severities))
 
@@ -125,8 +125,8 @@ class _SeverityList:
         spelling = _spelling(match)
         if spelling not in self._by_spelling:
             # A rare spelling that only the search itself can tell.
-            found = (severity for word, severity in self._severities.items() if Matcher([word]).words(match) == [match])
-            self._by_spelling[spelling] = max(found)
+            matching = (word for word in self._severities if Matcher([word]).words(match) == [match])
+            self._by_spelling[spelling] = max(self._severities[word] for word in matching)
         return self._by_spelling[spelling]
 
 

@@ -292,8 +292,8 @@ def _uncertainty(results: StudyResults) -> str:
             )
             if not math.isfinite(p := row.get("error_p", math.nan)):
                 return f"{words}."
-            told = "better than chance" if p < 0.05 and row["error"] < row["guess"] else "no better than chance"
-            return f"{words}: {told} (permutation test, {_p(p)})."
+            verdict = "better than chance" if p < 0.05 and row["error"] < row["guess"] else "no better than chance"
+            return f"{words}: {verdict} (permutation test, {_p(p)})."
     return ""
 
 
