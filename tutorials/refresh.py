@@ -342,7 +342,8 @@ def linked(notebook: Path) -> str:
     address = project["urls"]["Homepage"]
     place = notebook.relative_to(ROOT).as_posix()
     link = f"{address.replace('github.com', 'colab.research.google.com/github')}/blob/main/{place}"
-    text = re.sub(r"\[Open in Colab\]\([^)]*\)", f"[Open in Colab]({link})", notebook.read_text("utf-8"))
+    # The words of the link may stand on two lines.
+    text = re.sub(r"Colab\]\([^)]*\)", f"Colab]({link})", notebook.read_text("utf-8"))
     return re.sub(r"pip install git\+[^`\"]*", f"pip install git+{address}", text)
 
 
