@@ -256,7 +256,7 @@ def test_the_picture_command(browser, tmp_path):
     subprocess.run(command, check=True)
     taken = (tmp_path / "new" / "result.png").read_bytes()
     assert taken.startswith(b"\x89PNG")
-    assert (int.from_bytes(taken[16:20]), int.from_bytes(taken[20:24])) == (1400, 440)
+    assert (int.from_bytes(taken[16:20]), int.from_bytes(taken[20:24])) == (1400, 760)
     assert 20_000 < len(taken) < 200_000, "a blank page is smaller"
 
 

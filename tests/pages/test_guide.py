@@ -77,22 +77,32 @@ def test_a_stored_result_says_where_it_comes_from(path: Path) -> None:
 def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType, tmp_path: Path, monkeypatch) -> None:
     codes = ["en", "de", "ja"]
     sides = [
-        {"toxicity_probability": 1.0, "average_toxicity": 0.8, "degenerate": 0.2, "perplexity": 2.0},
-        {"toxicity_probability": 0.5, "average_toxicity": 0.2, "degenerate": 0.1, "perplexity": 2.2},
+        {"emt": 1.0, "toxicity_probability": 1.0, "average_toxicity": 0.8, "degenerate": 0.2, "perplexity": 2.0},
+        {"emt": 0.6, "toxicity_probability": 0.5, "average_toxicity": 0.2, "degenerate": 0.1, "perplexity": 2.2},
     ]
+    diversity = {"continuation_perplexity": 3.0, "distinct_1": 0.5, "distinct_2": 0.6, "distinct_3": 0.7}
+    group = {"kind": "words", "group": "insults", "before": 0.2, "after": 0.1, "low": -0.2, "high": -0.05}
     doses = [
         {"offset": offset, "average_toxicity": toxicity, "perplexity": 2.0 - offset, "degenerate": 0.1}
         for offset, toxicity in ((0.0, 0.9), (-1.0, 0.2), (-2.0, 0.0))
     ]
     correlation = {"pearson_r": 0.5, "p_value": 0.04}
-    retrieval = {"predictor": "retrieval", "pearson_low": 0.1, "pearson_high": 0.8, "error": 0.1, "guess": 0.2}
+    retrieval = {
+        "predictor": "retrieval",
+        "pearson_low": 0.1,
+        "pearson_high": 0.8,
+        "error": 0.1,
+        "guess": 0.2,
+        "error_p": 0.03,
+    }
     results = {
         "languages": codes,
         "seconds": {"tune": 100.0, "compare": 44.0},
         "actual": [[0, 1]],
         "n_neurons": 64,
-        "before": {code: sides[0] | {"mean_activation": 0.1} for code in codes},
-        "after": {code: sides[1] | {"mean_activation": -0.1} for code in codes},
+        "before": {code: sides[0] | diversity | {"mean_activation": 0.1} for code in codes},
+        "after": {code: sides[1] | diversity | {"mean_activation": -0.1} for code in codes},
+        "groups": [group | {"language": language} for language in ("en", "de", "others")],
         "intervention": doses,
         "control": doses,
         "changes_of_others": {"average_toxicity": {"low": -0.7, "high": -0.5}},
@@ -113,7 +123,10 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
     assert kept["command"] == "python -m xlingtox demo"
     assert kept["offset"] == -1.0, "the least perplexity that leaves a third of the toxicity or less"
     assert kept["fell"] == 3
+    assert kept["drops"] == pytest.approx([0.4, 0.4])
     assert "0.800 → 0.200" in refresh.by_language()
+    assert "| **miniature** | 1.000 → 0.600 | 1.000 → 0.500 |" in refresh.beside_paper()
+    assert "| 20.0 % → 10.0 % (−0.200 to −0.050) |" in refresh.met_or_not()
     assert refresh.demo_minutes() == "about two and a half minutes"
 
 
