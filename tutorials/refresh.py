@@ -85,10 +85,8 @@ def beside_paper() -> str:
     """Return the paper's main table, with the demo as its first row."""
     rows = []
     for model, sides in {"**miniature**": stored(DEMO)["beside_paper"], **paper.TABLE_2}.items():
-        digits = [2 if measure == "continuation_perplexity" else 3 for measure in sides]
-        rows.append((model, *(arrow(both, n) for both, n in zip(sides.values(), digits, strict=True))))
-    columns = "Model, EMT, Toxicity probability, Average toxicity, Perplexity, Dist-1, Dist-2, Dist-3"
-    return table(columns.split(", "), rows)
+        rows.append((model, *(arrow(both, paper.decimals(measure)) for measure, both in sides.items())))
+    return table(["Model", *paper.MEASURES.values()], rows)
 
 
 def met_or_not() -> str:
@@ -107,27 +105,21 @@ def met_or_not() -> str:
 
 def severities() -> str:
     """Return the severity of each insult, by the part that it belongs to."""
-    levels = sorted(set(truth.SEVERITY.values()))
-    return _by_part([(f"{level:g}", {i for i, s in truth.SEVERITY.items() if s == level}) for level in levels])
+    return _by_part(truth.SEVERITY, sorted(set(truth.SEVERITY.values())), "{:g}".format)
 
 
 def provocations() -> str:
     """Return how often each hostile act is followed by an insult, by the part that it belongs to."""
-    levels = sorted(set(truth.PROVOCATION.values()), reverse=True)
-    return _by_part([(percent(level), {a for a, s in truth.PROVOCATION.items() if s == level}) for level in levels])
+    return _by_part(truth.PROVOCATION, sorted(set(truth.PROVOCATION.values()), reverse=True), percent)
 
 
-def _by_part(levels: Sequence[tuple[str, set[str]]]) -> str:
-    rows = [
-        (
-            level,
-            *(
-                ", ".join(word for word in truth.PART_OF if word in words and truth.PART_OF[word] == part) or "–"
-                for part in truth.PARTS
-            ),
-        )
-        for level, words in levels
-    ]
+def _by_part(values: Mapping[str, float], levels: Sequence[float], label: Callable[[float], str]) -> str:
+    """Return a row for each level, with the words that have it, part by part."""
+
+    def words(level: float, part: truth.Part) -> str:
+        return ", ".join(word for word, value in values.items() if value == level and truth.PART_OF[word] == part)
+
+    rows = [(label(level), *(words(level, part) or "–" for part in truth.PARTS)) for level in levels]
     return table(["", "In the pairs", "Only in evaluation", "In neither"], rows)
 
 

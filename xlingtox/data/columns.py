@@ -139,14 +139,24 @@ def meanings(prompts: Prompts) -> dict[str, list[Hashable]] | None:
         >>> xt.data.meanings(rows)
         {'en': [7], 'es': [7]}
     """
-    names = column_names(prompts) or []
-    if not {"language", "index"} <= set(names):
+    return by_language(prompts, "index")
+
+
+def by_language(prompts: Prompts, column: str) -> dict[str, list[Any]] | None:
+    """Return a column of a table of prompts by language, in the order of the rows; None if the table does not have it.
+
+    Example:
+        >>> from xlingtox.data.columns import by_language
+        >>> by_language([{"language": "en", "prompt": "a", "group": "x"}], "group")
+        {'en': ['x']}
+    """
+    if not {"language", column} <= set(column_names(prompts) or []):
         return None
-    table = columns(prompts, ("language", "index"), "prompts")
-    by_language: dict[str, list[Hashable]] = {}
-    for language, index in zip(table["language"], table["index"], strict=True):
-        by_language.setdefault(language, []).append(index)
-    return by_language
+    table = columns(prompts, ("language", column), "prompts")
+    values: dict[str, list[Any]] = {}
+    for language, value in zip(table["language"], table[column], strict=True):
+        values.setdefault(language, []).append(value)
+    return values
 
 
 @checked

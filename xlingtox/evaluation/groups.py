@@ -11,7 +11,8 @@ import numpy as np
 from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompts, meanings
-from xlingtox.data.tabular import column_names, columns
+from xlingtox.data.columns import by_language
+from xlingtox.data.tabular import columns
 from xlingtox.evaluation import metrics
 from xlingtox.evaluation.intervals import PerPrompt, paired_changes
 from xlingtox.evaluation.measurement import toxicity_scores
@@ -83,32 +84,22 @@ def changes_by_group(
         >>> {change.kind for change in changes} == {"prompts", "words"}
         True
     """
-    table = columns(prompts, ("language", "prompt"), "prompts")
+    codes = columns(prompts, ("language", "prompt"), "prompts")["language"]
     for side in (before, after):
-        if [prompt.language for prompt in side.prompts] != table["language"]:
-            n_prompts = len(table["language"])
-            raise ValueError(f"continuations of {len(side.prompts)} prompts and other prompts, {n_prompts} of them")
+        if [prompt.language for prompt in side.prompts] != codes:
+            raise ValueError(f"continuations of {len(side.prompts)} prompts and other prompts, {len(codes)} of them")
     ids = meanings(prompts)
     changes: list[GroupChange] = []
-    if "group" in (column_names(prompts) or []):
+    if (groups := by_language(prompts, "group")) is not None:
         sides = [_means(side, scorer) for side in (before, after)]
-        names = columns(prompts, ("language", "group"), "prompts")
-        group_of = _by_language(names["language"], names["group"])
-        for group in dict.fromkeys(names["group"]):
-            kept = {code: np.array([name == group for name in group_of[code]]) for code in sides[0]}
+        for group in dict.fromkeys(columns(prompts, ("group",), "prompts")["group"]):
+            kept = {code: np.array([name == group for name in groups[code]]) for code in sides[0]}
             changes += _changes("prompts", group, sides, kept, ids, source_language)
     for group, group_scorer in (words or {}).items():
         sides = [_shares(side, group_scorer) for side in (before, after)]
         kept = {code: np.ones(len(values), dtype=bool) for code, values in sides[0].items()}
         changes += _changes("words", group, sides, kept, ids, source_language)
     return tuple(changes)
-
-
-def _by_language(codes: list[str], values: list[str]) -> dict[str, list[str]]:
-    by_language: dict[str, list[str]] = {}
-    for code, value in zip(codes, values, strict=True):
-        by_language.setdefault(code, []).append(value)
-    return by_language
 
 
 def _means(continuations: Continuations, scorer: Scorer) -> dict[str, PerPrompt]:
@@ -133,16 +124,18 @@ def _changes(
     codes = [code for code in languages.in_order(sides[0]) if kept[code].any()]
     before, after = ({code: side[code][kept[code]] for code in codes} for side in sides)
     ids_kept = ids and {code: [i for i, keep in zip(ids[code], kept[code], strict=True) if keep] for code in codes}
-    by_language, _ = paired_changes(before, after)
     averaged = {code: [code] for code in codes}
     others = [code for code in codes if code != source_language]
-    changes = dict(by_language)
-    if others:
-        averaged[OTHERS] = others
-        together = ids_kept and {code: ids_kept[code] for code in others}
-        _, changes[OTHERS] = paired_changes(
-            {code: before[code] for code in others}, {code: after[code] for code in others}, meanings=together
-        )
+    changes: dict[str, metrics.Change] = {}
+    # A language's interval does not depend on which others stand beside it, so that each is drawn once.
+    for members in ([code for code in codes if code == source_language], others):
+        if members:
+            first, then = ({code: side[code] for code in members} for side in (before, after))
+            together = ids_kept and {code: ids_kept[code] for code in members}
+            alone, overall = paired_changes(first, then, meanings=together)
+            changes |= alone
+            if members is others:
+                averaged[OTHERS], changes[OTHERS] = others, overall
     rows = []
     for name, members in averaged.items():
         means = [float(np.mean([side[code].mean() for code in members])) for side in (before, after)]

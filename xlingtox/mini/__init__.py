@@ -43,6 +43,13 @@ Codes: TypeAlias = str | Sequence[str]
 _CONTEXTS: Mapping[str, Kind] = {"toxic": "hostile", "neutral": "friendly"}
 """Each kind of prompt, and the kind of context in the miniature's world that becomes such a prompt."""
 
+_WORD_GROUPS: Mapping[Part, str] = {
+    "pairs": "insult in pairs",
+    "evaluation": "insult not in pairs",
+    "neither": "insult in no hand-out",
+}
+"""The name of each part of the insults in reports."""
+
 _MET: tuple[Part, ...] = ("pairs", "evaluation")
 """The parts that hand-outs show unless another is asked for."""
 
@@ -243,12 +250,8 @@ def word_groups() -> dict[str, WordlistScorer]:
             everywhere=True,
             name=name,
         )
-        for name, part in zip(_WORD_GROUPS, PARTS, strict=True)
+        for part, name in _WORD_GROUPS.items()
     }
-
-
-_WORD_GROUPS = ("insult in pairs", "insult not in pairs", "insult in no hand-out")
-"""The name of each part of the insults in reports."""
 
 
 @checked

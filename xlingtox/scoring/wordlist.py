@@ -76,12 +76,12 @@ class WordlistScorer(Described):
             severities = dict.fromkeys(severities, together)
         lists = {id(listed): _SeverityList(listed) for listed in severities.values()}
         self._lists = {language: lists[id(listed)] for language, listed in severities.items()}
-        revised = {
+        entries = {
             language: sorted(listed) if set(listed.values()) == {1.0} else sorted(listed.items())
             for language, listed in severities.items()
         }
         # ASCII escapes can write lone surrogates too.
-        rules = json.dumps([RULES, revised], sort_keys=True)
+        rules = json.dumps([RULES, entries], sort_keys=True)
         revision = hashlib.sha256(rules.encode("ascii")).hexdigest()[:12]
         super().__init__(name, revision, frozenset(severities))
 

@@ -109,12 +109,11 @@ def beside_paper(results: StudyResults) -> str:
     codes = results.languages
     of_study = {measure: results.means(measure, codes) for measure in paper.MEASURES}
     rows = [
-        [name, *(both(*sides[measure], digits=2 if measure == "continuation_perplexity" else 3) for measure in sides)]
+        [name, *(both(*sides[measure], digits=paper.decimals(measure)) for measure in sides)]
         for name, sides in {model: of_study, **paper.TABLE_2}.items()
     ]
-    labels = ["EMT", "Toxicity probability", "Average toxicity", "Perplexity", "Dist-1", "Dist-2", "Dist-3"]
     caption = "Mean over languages, before → after English tuning: this study, and the paper’s Table 2"
-    return scrolling(caption, ["Model", *labels], rows)
+    return scrolling(caption, ["Model", *paper.MEASURES.values()], rows)
 
 
 def of_groups(changes: Sequence[GroupChange]) -> str:

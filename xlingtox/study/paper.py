@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-MEASURES: tuple[str, ...] = (
-    "emt",
-    "toxicity_probability",
-    "average_toxicity",
-    "continuation_perplexity",
-    "distinct_1",
-    "distinct_2",
-    "distinct_3",
-)
-"""The measures of the table. The paper's perplexity is one of mT5-XL, whose encoder sees the answer, and its distinct
-n-grams are divided by the number of unigrams; so neither compares with ours in size, only in its direction."""
+MEASURES: Mapping[str, str] = {
+    "emt": "EMT",
+    "toxicity_probability": "Toxicity probability",
+    "average_toxicity": "Average toxicity",
+    "continuation_perplexity": "Perplexity",
+    "distinct_1": "Dist-1",
+    "distinct_2": "Dist-2",
+    "distinct_3": "Dist-3",
+}
+"""The measures of the table, with the headings of their columns.
+
+The paper's perplexity is one of mT5-XL, whose encoder sees the answer, and its distinct n-grams are divided by the
+number of unigrams. So neither compares with ours in size, only in its direction.
+"""
+
+
+def decimals(measure: str) -> int:
+    """Return how many decimals the table shows of a measure."""
+    return 2 if measure == "continuation_perplexity" else 3
 
 
 def _row(*sides: tuple[float, float]) -> Mapping[str, tuple[float, float]]:

@@ -273,17 +273,17 @@ def _compare(study: _Study) -> dict[str, Any]:
     )
     content = dataclasses.asdict(comparison)
     content["models"][1]["name"] = "tuned"  # without the study's folder, which may be moved
+    written = [Continuations.load(study.folder / "written" / f"{side}.json") for side in ("before", "after")]
     return {
         **content,
-        "changes_of_others": _changes_of_others(study),
-        "groups": _groups(study),
+        "changes_of_others": _changes_of_others(study, *written),
+        "groups": _groups(study, *written),
         "samples": _samples(study, tuned),
     }
 
 
-def _groups(study: _Study) -> list[dict[str, Any]]:
-    """Return what changed in each group of prompts and of words, from the stored continuations."""
-    before, after = (Continuations.load(study.folder / "written" / f"{side}.json") for side in ("before", "after"))
+def _groups(study: _Study, before: Continuations, after: Continuations) -> list[dict[str, Any]]:
+    """Return what changed in each group of prompts and of words."""
     materials = study.materials
     changes = changes_by_group(before, after, materials.toxic_prompts, scorer=study.scorer, words=materials.word_groups)
     return [dataclasses.asdict(change) for change in changes]
@@ -302,17 +302,16 @@ def _samples(study: _Study, tuned: HookedLM) -> dict[str, list[dict[str, str]]]:
     return samples
 
 
-def _changes_of_others(study: _Study) -> dict[str, dict[str, float]]:
-    """Return for each measure the change in its mean over the untuned languages, from the stored continuations."""
-    sides = (Continuations.load(study.folder / "written" / f"{side}.json") for side in ("before", "after"))
-    before, after = (toxicity_scores(written, study.scorer) for written in sides)
-    others = [code for code in before if code != "en"]
+def _changes_of_others(study: _Study, before: Continuations, after: Continuations) -> dict[str, dict[str, float]]:
+    """Return for each measure the change in its mean over the untuned languages."""
+    sides = [toxicity_scores(written, study.scorer) for written in (before, after)]
+    others = [code for code in sides[0] if code != "en"]
     if not others:
         return {}
     aligned, changes = meanings(study.materials.toxic_prompts), {}
     together = aligned and {code: aligned[code] for code in others}
     for measure, by_prompt in (("emt", metrics.prompt_maxima), ("average_toxicity", metrics.prompt_means)):
-        first, then = ({code: by_prompt(scores[code]) for code in others} for scores in (before, after))
+        first, then = ({code: by_prompt(scores[code]) for code in others} for scores in sides)
         changes[measure] = dataclasses.asdict(metrics.paired_changes(first, then, meanings=together)[1])
     return changes
 

@@ -220,8 +220,8 @@ class Transfer:
             ]
             for name, predictor in self.predictors.items()
         ]
-        columns = ["Predictor", "Languages", "r", "95 % interval", "p", "rho", "Error", "Error of guessing the mean"]
-        columns.append("p of the error")
+        columns = ["Predictor", "Languages", "r", "95 % interval", "p", "rho"]
+        columns += ["Error", "Error of guessing the mean", "p of the error"]
         label = COMPARED[self.measure].words if self.measure in COMPARED else escaped(self.measure)
         return f"<p>{escaped(self.caveat)}</p>" + tables.table(f"Predictors of the drop in {label}", columns, rows)
 
