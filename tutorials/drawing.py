@@ -19,6 +19,7 @@ PLACES = {
     "html": (1, 3),
     "files": (2, 3),
     "equality": (3, 4),
+    "verdicts": (0, 4),
     "models": (1, 4),
     "neurons": (1, 5),
     "tuning": (3, 5),
