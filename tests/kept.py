@@ -11,9 +11,10 @@ from xlingtox import files
 from xlingtox.data import Prompt
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset
-from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose, DoseResponse
 from xlingtox.evaluation.fluency import Fluency
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.metrics import Change
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.evaluation.weight_drift import WeightDrift

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from toys import HashScorer
 
 from xlingtox.data import Prompt, as_prompts, check_pairs, labelled_texts
-from xlingtox.evaluation.comparison import compare
+from xlingtox.evaluation.compare_models import compare
 from xlingtox.evaluation.fluency import conditional_perplexity, perplexities
 from xlingtox.evaluation.patch_effect import patch_effect
 from xlingtox.models.generation import generate

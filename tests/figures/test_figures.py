@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 
 from xlingtox import figures, languages
-from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose, DoseResponse
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.measures import FLUENCY, RETRIEVAL, TOXICITY
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer.prediction import Transfer

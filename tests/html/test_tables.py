@@ -20,9 +20,9 @@ from xlingtox import (
     languages,
 )
 from xlingtox.data import Prompt
-from xlingtox.evaluation.comparison import Measures
 from xlingtox.evaluation.dose_response import Dose
 from xlingtox.evaluation.fluency import Fluency
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.html import tables
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import ScorerIdentity

@@ -14,7 +14,8 @@ from xlingtox import mini
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.edits.patch import Patch
-from xlingtox.evaluation.comparison import Comparison, compare
+from xlingtox.evaluation.compare_models import compare
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import dose_response
 from xlingtox.evaluation.fluency import conditional_perplexity
 from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect

@@ -11,7 +11,7 @@ from toys import strict_json
 
 import xlingtox as xt
 from xlingtox import files
-from xlingtox.evaluation.comparison import Measures
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.study import StudyResults, report
 
 ALWAYS = "languages probe n_neurons potential actual intervention control before after changes scorer retrieval"

@@ -14,8 +14,9 @@ from toys import HashScorer, strict_json
 
 from xlingtox import files, languages
 from xlingtox.edits.interventions import Offset
-from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.groups import changes_by_group
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet

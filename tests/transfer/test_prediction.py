@@ -16,7 +16,8 @@ from studies import HOSTILE
 from tokenizers.processors import TemplateProcessing
 
 from xlingtox import NeuronSet
-from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.comparison import Comparison
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import Activations
 from xlingtox.scoring import ScorerIdentity

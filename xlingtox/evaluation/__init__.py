@@ -7,7 +7,8 @@ text that says nothing.
 """
 
 from xlingtox.evaluation import degenerate, fluency, metrics
-from xlingtox.evaluation.comparison import Comparison, compare
+from xlingtox.evaluation.compare_models import compare
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities

@@ -9,6 +9,7 @@ from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
 from xlingtox.figures.plot import plot
 from xlingtox.figures.roc import probe, roc
+from xlingtox.figures.set_changes import same_text
 from xlingtox.figures.style import AFTER, BEFORE, style
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
@@ -31,6 +32,7 @@ __all__ = [
     "promoted",
     "retrieval_by_layer",
     "roc",
+    "same_text",
     "sources",
     "style",
     "token_activations",

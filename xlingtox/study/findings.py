@@ -10,6 +10,7 @@ from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.evaluation.dose_response import Dose
 from xlingtox.evaluation.groups import OTHERS
+from xlingtox.evaluation.same_text import ALL, CONTROL, ActivationChange
 from xlingtox.html.tables import number, percent
 from xlingtox.measures import COMPARED
 from xlingtox.study.results import StudyResults
@@ -140,22 +141,38 @@ def _silence(results: StudyResults) -> str:
 
 
 def _activity(results: StudyResults) -> str:
-    codes, before, after = results.languages, results.comparison.before, results.comparison.after
-    n_fell = sum(after[code].mean_activation < before[code].mean_activation for code in codes)
-    places: list[tuple[str, Sequence[str]]] = [("on average", codes)]
-    if "en" in codes:
-        places.append(("in English", ["en"]))
-    changes = (
-        f"{where} from {_stress(_range(*results.means('mean_activation', averaged)))}"
-        f"{_aside(_interval(results, 'mean_activation', averaged))}"
-        for where, averaged in places
-    )
-    return (
-        f"{_stress('What the sources do.')} Their mean activation fell in {_stress(f'{n_fell} of {len(codes)}')} "
-        f"languages, in {_n_surely_fell(results, 'mean_activation', codes)} of them with a 95 % interval below zero: "
-        f"{', '.join(changes)}. Tuning changed the mean perplexity of held-out text by "
-        f"{_rise(*results.means('perplexity', codes))}."
-    )
+    """Compare the sources with their control on the same text; where that was not read, say what is missing."""
+    perplexity = f"Tuning changed the mean perplexity of held-out text by {_rise(*results.means('perplexity', results.languages))}."
+    activity, title = results.comparison.activity, _stress("What tuning does to the sources.")
+    if ALL not in activity.changes:
+        before, after = results.means("mean_activation", results.languages)
+        return (
+            f"{title} Each model on its own text, their mean activation goes from {_range(before, after)}. That shows "
+            f"nothing of the sources: on milder text, other active neurons fall too. {perplexity}"
+        )
+    main = next(iter(activity.changes[ALL]))
+    codes = [code for code in activity.changes if code != ALL]
+    changes = activity.changes[ALL]
+    words = f"{title} Where both models read the same text, their mean activation moves by {_moved(changes[main])}"
+    if ALL in activity.specific:
+        n_fell = sum(activity.specific[code].high < 0 for code in codes)
+        specific = activity.specific[ALL]
+        words += (
+            f", that of equally active random neurons by {_moved(changes[CONTROL])}. So "
+            f"{_stress(number(specific.change, 4))} is their own (95 % interval: {_fine(specific.low, specific.high)}), "
+            f"and it lies below zero in {_stress(f'{n_fell} of {len(codes)}')} languages{_by_chance(len(codes))}"
+        )
+    n_silent = sum(main in activity.silent.get(code, ()) for code in codes)
+    silent = "no language" if not n_silent else f"{n_silent} of {len(codes)} languages"
+    return f"{words}. They are silent afterwards in {silent}. {perplexity}"
+
+
+def _moved(change: ActivationChange) -> str:
+    return f"{number(change.after - change.before, 4, signed=True)} (from {_fine(change.before, change.after)})"
+
+
+def _fine(low: float, high: float) -> str:
+    return f"{number(low, 4)} to {number(high, 4)}"
 
 
 def _change(results: StudyResults, codes: Sequence[str]) -> str:
@@ -178,7 +195,7 @@ def _interval(
         interval = results.comparison.changes.get("en", {}).get(measure)
     else:
         all_of_them = len(codes) == len(results.languages)
-        changes = results.comparison.mean_changes if all_of_them else results.changes_of_others
+        changes = results.comparison.mean_changes if all_of_them else results.comparison.changes_of_others
         if change := changes.get(measure):
             interval = change.low, change.high
     if interval is None:

@@ -16,7 +16,6 @@ from xlingtox.checking import checked
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose
 from xlingtox.evaluation.groups import GroupChange
-from xlingtox.evaluation.metrics import Change
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.measures import COMPARED
@@ -57,7 +56,6 @@ class StudyResults:
         promoted: the tokens that each source promotes.
         recipe: the hyperparameters of tuning.
         training: the rows of the training log.
-        changes_of_others: for each measure, the change in its mean over the languages that were not tuned.
         groups: the changes in groups of prompts and of words, such as those that tuning never met; may be empty.
         samples: for each language, a few prompts with their continuations.
         retrieval_intervals: the 95 % interval of each retrieval accuracy, over sentences.
@@ -92,7 +90,6 @@ class StudyResults:
     promoted: tuple[PromotedTokens, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     training: tuple[Mapping[str, float], ...] = ()
-    changes_of_others: Mapping[str, Change] = field(default_factory=dict)
     groups: tuple[GroupChange, ...] = ()
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     retrieval_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -15,7 +15,6 @@ from xlingtox import languages
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose
 from xlingtox.evaluation.groups import GroupChange
-from xlingtox.evaluation.metrics import Change
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.study.parts import ProbeQuality, PromotedToken, PromotedTokens, Sample, TransferSummary
@@ -45,7 +44,7 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     The keys are fixed, and later versions only add some.
     """
     candidates, transfer, model = attributes["candidates"], attributes["transfer"], attributes["model"]
-    by_measure, changes = attributes["transfer_by_measure"], attributes["changes_of_others"]
+    by_measure = attributes["transfer_by_measure"]
     return {
         "languages": attributes["languages"],
         "probe": dataclasses.asdict(attributes["probe"]),
@@ -54,8 +53,7 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
         "actual": attributes["sources"].neurons,
         "promoted": _as_rows(attributes["promoted"]),
         **{name: _as_rows(attributes[name]) for name in _DOSES},
-        **dataclasses.asdict(attributes["comparison"]),
-        "changes_of_others": {measure: dataclasses.asdict(change) for measure, change in changes.items()},
+        **attributes["comparison"].content(),
         "groups": _as_rows(attributes["groups"]),
         "samples": {code: _as_rows(samples) for code, samples in attributes["samples"].items()},
         "transfer": {name: getattr(transfer, name) for name in ("measure", "pearson_r", "p_value")},
@@ -186,7 +184,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "recipe": dict,
     "training": lambda rows: tuple(map(dict, _list(rows))),
     "comparison": Comparison.of,
-    "changes_of_others": lambda rows: {measure: Change(**row) for measure, row in rows.items()},
     "groups": lambda rows: tuple(GroupChange(**row) for row in _list(rows)),
     "samples": lambda rows: {code: tuple(Sample(**row) for row in samples) for code, samples in rows.items()},
     "retrieval": dict,

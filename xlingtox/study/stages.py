@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from xlingtox import files, languages, tuning
 from xlingtox._version import __version__
 from xlingtox.checking import checked
-from xlingtox.data import as_prompts, meanings
-from xlingtox.evaluation import metrics
-from xlingtox.evaluation.comparison import Comparison, compare, toxicity_scores
+from xlingtox.data import as_prompts
+from xlingtox.evaluation.compare_models import compare
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
 from xlingtox.evaluation.groups import changes_by_group
 from xlingtox.models.generation import Continuations, generate
@@ -271,12 +271,11 @@ def _compare(study: _Study) -> dict[str, Any]:
         output_dir=study.folder / "written",
         identify_language=materials.identify_language,
     )
-    content = dataclasses.asdict(comparison)
+    content = comparison.content()
     content["models"][1]["name"] = "tuned"  # without the study's folder, which may be moved
     written = [Continuations.load(study.folder / "written" / f"{side}.json") for side in ("before", "after")]
     return {
         **content,
-        "changes_of_others": _changes_of_others(study, *written),
         "groups": _groups(study, *written),
         "samples": _samples(study, tuned),
     }
@@ -300,20 +299,6 @@ def _samples(study: _Study, tuned: HookedLM) -> dict[str, list[dict[str, str]]]:
     for prompt, first, then in zip(before.prompts, before.texts, after.texts, strict=True):
         samples.setdefault(prompt.language, []).append({"prompt": prompt.text, "before": first, "after": then})
     return samples
-
-
-def _changes_of_others(study: _Study, before: Continuations, after: Continuations) -> dict[str, dict[str, float]]:
-    """Return for each measure the change in its mean over the untuned languages."""
-    sides = [toxicity_scores(written, study.scorer) for written in (before, after)]
-    others = [code for code in sides[0] if code != "en"]
-    if not others:
-        return {}
-    aligned, changes = meanings(study.materials.toxic_prompts), {}
-    together = aligned and {code: aligned[code] for code in others}
-    for measure, by_prompt in (("emt", metrics.prompt_maxima), ("average_toxicity", metrics.prompt_means)):
-        first, then = ({code: by_prompt(scores[code]) for code in others} for scores in sides)
-        changes[measure] = dataclasses.asdict(metrics.paired_changes(first, then, meanings=together)[1])
-    return changes
 
 
 def _retrieve(study: _Study) -> dict[str, Any]:
