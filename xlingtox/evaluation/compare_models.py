@@ -16,10 +16,11 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.evaluation import degenerate, metrics
 from xlingtox.evaluation.comparison import Comparison
-from xlingtox.evaluation.fluency import check_held_out, perplexities
+from xlingtox.evaluation.fluency import check_held_out, conditional_perplexity, perplexities
 from xlingtox.evaluation.measurement import Measurement, measure
 from xlingtox.evaluation.metrics import Change
 from xlingtox.evaluation.same_text import CONTROL, NamedSets, Text, activity, matched_controls, named_sets
+from xlingtox.evaluation.soundness import Reference
 from xlingtox.evaluation.weight_drift import weight_drift
 from xlingtox.files import writable_folder
 from xlingtox.measures import COMPARED, PER_PROMPT, TOXICITY
@@ -119,18 +120,21 @@ def compare(
         _continuations(lm, prompt_list, settings, file=folder and folder / f"{side}.json", progress=progress)
         for side, lm in (("before", before), ("after", after))
     ]
+    fluencies = [conditional_perplexity(before, written, progress=progress) for written in continuations]
+    reference = Reference.measure(before, continuations[0], held_out, fluency=fluencies[0], progress=progress)
     sides = [
         measure(
             lm,
             written,
             main,
             scorer=scorer,
-            judge=before,
+            fluency=judged,
+            reference=reference,
             max_new_tokens=max_new_tokens,
             identify_language=identify_language,
             progress=progress,
         )
-        for lm, written in zip((before, after), continuations, strict=True)
+        for lm, written, judged in zip((before, after), continuations, fluencies, strict=True)
     ]
     fluency = [perplexities(lm, held_out, progress=progress) if held_out is not None else {} for lm in (before, after)]
     codes = languages.in_order(prompt.language for prompt in prompt_list)

@@ -51,7 +51,7 @@ class Comparison:
             is not known.
         counts: for each language, counts of continuations before and after; empty where that is not known. They count
             all of them (`texts`), those that are a problem for `continuation_perplexity` (as in `Fluency.counts`), and
-            the degenerate ones, by kind.
+            those that are not sound, by kind: `empty, ended_early, repeated, wrong_script, wrong_language, gibberish`.
 
     Example:
         >>> edited = xt.Offset(sources, -1.0).bake(lm)
