@@ -100,7 +100,8 @@ def test_one_set_gets_a_control_that_is_as_active(lm, other):
     assert list(compared.activity.changes["en"]) == ["sources", "control"]
     assert compared.neurons == SOURCES.neurons
     without = run(lm, other[1], neurons=SOURCES, n_random=0)
-    assert list(without.activity.changes["en"]) == ["sources"] and not without.activity.specific
+    assert list(without.activity.changes["en"]) == ["sources"]
+    assert not without.activity.specific
     two = run(lm, other[1], neurons={"a": SOURCES, "b": CHOSEN}, n_random=2)
     assert list(two.activity.changes["en"]) == ["a", "b", "control"]
     assert two.activity.changes["en"]["control"] == compared.activity.changes["en"]["control"]
@@ -131,7 +132,8 @@ def test_it_is_kept_in_a_file_and_an_old_file_has_none(lm, other, tmp_path):
     for key in ("text_read", "same_text", "mean_same_text", "specific", "silent", "changes_of_others"):
         del content[key]
     old = Comparison.of(content)
-    assert old.activity == SetActivity() and old.activity_to_frame().empty
+    assert old.activity == SetActivity()
+    assert old.activity_to_frame().empty
     assert dataclasses.replace(compared, activity=SetActivity(), changes_of_others={}) == old
 
 

@@ -142,7 +142,8 @@ def _silence(results: StudyResults) -> str:
 
 def _activity(results: StudyResults) -> str:
     """Compare the sources with their control on the same text; where that was not read, say what is missing."""
-    perplexity = f"Tuning changed the mean perplexity of held-out text by {_rise(*results.means('perplexity', results.languages))}."
+    rise = _rise(*results.means("perplexity", results.languages))
+    perplexity = f"Tuning changed the mean perplexity of held-out text by {rise}."
     activity, title = results.comparison.activity, _stress("What tuning does to the sources.")
     if ALL not in activity.changes:
         before, after = results.means("mean_activation", results.languages)
@@ -159,8 +160,8 @@ def _activity(results: StudyResults) -> str:
         specific = activity.specific[ALL]
         words += (
             f", that of equally active random neurons by {_moved(changes[CONTROL])}. So "
-            f"{_stress(number(specific.change, 4))} is their own (95 % interval: {_fine(specific.low, specific.high)}), "
-            f"and it lies below zero in {_stress(f'{n_fell} of {len(codes)}')} languages{_by_chance(len(codes))}"
+            f"{_stress(number(specific.change, 4))} is their own "
+            f"(95 % interval: {_fine(specific.low, specific.high)}), and it lies below zero in {_stress(f'{n_fell} of {len(codes)}')} languages{_by_chance(len(codes))}"
         )
     n_silent = sum(main in activity.silent.get(code, ()) for code in codes)
     silent = "no language" if not n_silent else f"{n_silent} of {len(codes)} languages"

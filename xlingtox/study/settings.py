@@ -42,8 +42,8 @@ class Materials:
         scorer: a scorer of toxicity that covers every language of the prompts.
         identify_language: a function that names the language of each continuation; one in another language than its
             prompt counts as degenerate (default: only one in another script).
-        toxic_words: for each language, its toxic words, which are looked for among the tokens that the candidates promote;
-            may be empty.
+        toxic_words: for each language, its toxic words, which are looked for among the tokens that the candidates
+            promote; may be empty.
         word_groups: groups of toxic words that are reported apart, each as a scorer that finds its words; may be empty.
             Prompts with a column `group` are reported group by group too.
         mixing: for each language, numbers that say how the training text mixed it with others; may be empty.
@@ -92,8 +92,8 @@ class Materials:
 class Settings:
     """The sizes of a study, and the offsets that it adds to activations.
 
-    A dose is one offset with its effect on the text. The control is an offset of random neurons that pushes the residual
-    stream as far.
+    A dose is one offset with its effect on the text. The control is an offset of random neurons that pushes the
+    residual stream as far.
 
     Attributes:
         k: the number of candidates.
