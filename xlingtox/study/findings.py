@@ -161,7 +161,8 @@ def _activity(results: StudyResults) -> str:
         words += (
             f", that of equally active random neurons by {_moved(changes[CONTROL])}. So "
             f"{_stress(number(specific.change, 4))} is their own "
-            f"(95 % interval: {_fine(specific.low, specific.high)}), and it lies below zero in {_stress(f'{n_fell} of {len(codes)}')} languages{_by_chance(len(codes))}"
+            f"(95 % interval: {_fine(specific.low, specific.high)}), and the interval of a language lies below zero in "
+            f"{_stress(f'{n_fell} of {len(codes)}')}"
         )
     n_silent = sum(main in activity.silent.get(code, ()) for code in codes)
     silent = "no language" if not n_silent else f"{n_silent} of {len(codes)} languages"
