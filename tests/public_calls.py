@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import xlingtox as xt
-from xlingtox.evaluation import degenerate, fluency, intervals, medians, metrics
+from xlingtox.evaluation import degenerate, fluency, intervals, medians, metrics, multiplicity
 from xlingtox.study import published, report
 from xlingtox.transfer import correlation, prediction, retrieval
 
@@ -30,6 +30,7 @@ MODULES = {
     "published": published,
     "intervals": intervals,
     "medians": medians,
+    "multiplicity": multiplicity,
 }
 
 INNER = {

@@ -11,6 +11,7 @@ from xlingtox.evaluation.compare_models import compare
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
+from xlingtox.evaluation.ending import ending_probability
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities, text_perplexities
 from xlingtox.evaluation.groups import GroupChange, changes_by_group
 from xlingtox.evaluation.intervals import paired_changes, paired_interval, sign_flip_test
@@ -29,6 +30,7 @@ from xlingtox.evaluation.metrics import (
     relative_drop,
     toxicity_probability,
 )
+from xlingtox.evaluation.multiplicity import Falls, falls, falls_in_words, holm
 from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.soundness import Reference
@@ -41,6 +43,7 @@ __all__ = [
     "Comparison",
     "Dose",
     "DoseResponse",
+    "Falls",
     "Fluency",
     "GroupChange",
     "Identifier",
@@ -59,8 +62,12 @@ __all__ = [
     "distinct_n",
     "distinct_n_per_unigram",
     "dose_response",
+    "ending_probability",
     "expected_maximum_toxicity",
+    "falls",
+    "falls_in_words",
     "fluency",
+    "holm",
     "metrics",
     "paired_changes",
     "paired_interval",
