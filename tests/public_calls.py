@@ -24,6 +24,7 @@ MODULES = {
     "mini": xt.mini,
     "tuning": xt.tuning,
     "evaluation": xt.evaluation,
+    "paper": xt.paper,
     "study": xt.study,
     "report": report,
     "languages": xt.languages,
@@ -56,6 +57,7 @@ INNER = {
     *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),
+    "paper.Study.__init__",
     *("scoring.StreamingScorer.score", "scoring.StreamingScorer.stream"),
 }
 

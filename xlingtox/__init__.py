@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xlingtox import mini as mini
     from xlingtox import models as models
     from xlingtox import neurons as neurons
+    from xlingtox import paper as paper
     from xlingtox import scoring as scoring
     from xlingtox import study as study
     from xlingtox import transfer as transfer
@@ -77,7 +78,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 """The public names: by the question that they answer, then by the folder that defines them."""
 
 FOLDERS = (
-    *("data", "models", "neurons", "edits", "tuning", "scoring", "evaluation", "transfer", "figures", "study", "mini"),
+    *("data", "models", "neurons", "edits", "tuning", "scoring", "evaluation", "transfer", "paper"),
+    *("figures", "study", "mini"),
     *("languages", "measures"),
 )
 """The folders in the order in which data flows through them, and last the tables of languages and measures."""

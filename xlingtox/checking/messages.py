@@ -44,6 +44,10 @@ _WORDS: Mapping[Any, str] = {
         "Dataset, a data frame, a list of dicts); a conversation may take the place of a string"
     ),
     "Recipe": "a recipe (xt.tuning.MINI, varied with dataclasses.replace)",
+    "Results": (
+        "StudyResults (xt.study.run(...)), a Comparison (xt.compare(before, after, ...)), a list of either, one a "
+        "seed, or a dict from the name of a model to any of these"
+    ),
     "Retrieval": "a Retrieval (xt.transfer.bilingual_retrieval(lm, parallel))",
     "Scorer": "a scorer with name, revision, languages and score() (xt.mini.scorer())",
     "ScorerIdentity": "a ScorerIdentity (ScorerIdentity.of(scorer))",

@@ -174,7 +174,18 @@ def distinct_n_per_unigram(samples: Sequence[Sequence[Sequence[Hashable]]], *, n
         >>> xt.evaluation.distinct_n_per_unigram([[["a", "b", "c", "d"]]], n=2)  # 3 bigrams, 4 unigrams
         0.75
     """
-    return _mean(_distinct(samples, n, per=1), 1)
+    return _mean(prompt_distinct_per_unigram(samples, n=n), 1)
+
+
+@checked
+def prompt_distinct_per_unigram(samples: Sequence[Sequence[Sequence[Hashable]]], *, n: int) -> PerPrompt:
+    """Return distinct n-grams over all unigrams of each prompt's samples; NaN where a prompt has no token.
+
+    Example:
+        >>> xt.evaluation.metrics.prompt_distinct_per_unigram([[["a", "b", "c", "d"]], [[]]], n=2)
+        array([0.75,  nan])
+    """
+    return _distinct(samples, n, per=1)
 
 
 def _distinct(samples: Sequence[Sequence[Sequence[Hashable]]], n: int, per: int) -> PerPrompt:

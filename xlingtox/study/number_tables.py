@@ -14,7 +14,7 @@ from xlingtox.html.escaping import escaped
 from xlingtox.html.tables import both, language_name, number, percent, scrolling
 from xlingtox.measures import COMPARED
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.study import paper
+from xlingtox.paper import comparing, numbers
 from xlingtox.study.results import StudyResults
 
 _MOST_STEPS = 40
@@ -105,15 +105,18 @@ def of_neurons(compared: Comparison, codes: Sequence[str]) -> str:
 
 def beside_paper(results: StudyResults) -> str:
     """Return the paper's main table with this study as its first row: means over languages, before and after tuning."""
-    model = "This study" if results.model is None else f"This study: {escaped(results.model.name)}"
-    codes = results.languages
-    of_study = {measure: results.means(measure, codes) for measure in paper.MEASURES}
+    name = "This study" if results.model is None else f"This study: {escaped(results.model.name)}"
+    ours = {row.measure: row.mean for row in comparing.beside(results).rows if row.source == "Table 2"}
     rows = [
-        [name, *(both(*sides[measure], digits=paper.decimals(measure)) for measure in sides)]
-        for name, sides in {model: of_study, **paper.TABLE_2}.items()
+        [model, *(_of_paper(of_model.get(measure), numbers.decimals(measure)) for measure in numbers.MEASURES)]
+        for model, of_model in {name: ours, **numbers.TABLE_2}.items()
     ]
     caption = "Mean over languages, before → after English tuning: this study, and the paper’s Table 2"
-    return scrolling(caption, ["Model", *paper.MEASURES.values()], rows)
+    return scrolling(caption, ["Model", *numbers.MEASURES.values()], rows)
+
+
+def _of_paper(sides: Sequence[float] | None, digits: int) -> str:
+    return "not defined" if sides is None else both(*sides, digits=digits)
 
 
 def of_groups(changes: Sequence[GroupChange]) -> str:
