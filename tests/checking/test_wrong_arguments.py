@@ -343,7 +343,12 @@ WRONG: list[tuple[str, str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "argument", "value", "words"), WRONG, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize(
+    ("name", "argument", "value", "words"),
+    WRONG,
+    # Without addresses, every process gives a test the same name.
+    ids=lambda value: str(value).split(" at 0x")[0][:24],
+)
 def test_a_wrong_type_gets_one_clear_line(good, name, argument, value, words):
     call = CALLS[name]
     arguments = {}
