@@ -185,7 +185,7 @@ def summary(results: StudyResults) -> str:
         lines.append(row(f"mean of other {len(untuned)}", untuned))
     degenerate = results.means("degenerate", results.languages)
     lines.append("Degenerate continuations: {:.3f} before, {:.3f} after".format(*degenerate))
-    doses, control = results.intervention, results.control
+    doses, control = results.toxic_doses.doses, results.toxic_doses.control
     rows: tuple[tuple[str, Sequence[float], int], ...] = (
         ("Offset", [dose.offset for dose in doses], 2),
         ("sources", [dose.average_toxicity for dose in doses], 3),

@@ -64,7 +64,7 @@ def drawn():
         **{f"fluency {measure}": figures.fluency(study.comparison, measure=measure) for measure in FLUENCY},
         **{f"toxicity {measure}": figures.toxicity(study.comparison, measure=measure) for measure in TOXICITY},
         "activations": figures.activations(study.comparison),
-        "dose_response": figures.dose_response(DoseResponse(study.intervention, study.control)),
+        "dose_response": figures.dose_response(study.toxic_doses),
         "weight_drift": figures.weight_drift(study.comparison.drift),
         "transfer": figures.transfer(study.transfer),
     }

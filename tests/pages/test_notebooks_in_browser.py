@@ -89,7 +89,7 @@ def test_figures_live_in_a_notebook_are_drawn_and_tell_languages_by_name(browser
     study = StudyResults.of(made_up())
     drawn = [
         figures.toxicity(study.comparison),
-        figures.dose_response(DoseResponse(study.intervention, study.control)),
+        figures.dose_response(study.toxic_doses),
         figures.neuron_activations(study.comparison),
     ]
     outputs = [

@@ -87,7 +87,7 @@ def test_its_parts_are_the_library_s_own(results):
     assert results.comparison.before["en"].emt == made_up()["before"]["en"]["emt"]
     assert results.transfer.pearson_r == 0.71
     assert list(results.transfer.drop) == list(results.untuned_languages)
-    assert results.intervention[1].offset == -0.25
+    assert results.toxic_doses.doses[1].offset == -0.25
     assert results.promoted[0].tokens[1].languages == ("es",)
     assert results.samples["en"][0].after == " She is kind."
     assert results.means("emt", ["en"]) == (0.97 * 0.95, 0.97 * 0.02)

@@ -252,7 +252,7 @@ def test_another_language_counts_as_degenerate_if_an_identifier_says_so(lm, stud
 
     results = run(lm, tmp_path, dataclasses.replace(MATERIALS, identify_language=always_chinese))
     assert (results.identified, study[1].identified) == (True, False)
-    for doses in (results.intervention, results.control, results.amplification, results.amplification_control):
+    for doses in (results.toxic_doses.doses, results.toxic_doses.control, results.neutral_doses.doses):
         assert doses
         assert all(dose.degenerate == 1 for dose in doses)
     assert results.means("degenerate", CODES) == (1, 1)

@@ -216,19 +216,19 @@ def _cause(results: StudyResults) -> list[str]:
 
     The effect of the same offset on random neurons stands next to it.
     """
-    base = _at(results.intervention, 0)
+    base = _at(results.toxic_doses.doses, 0)
     if base is None:
         return []
     unedited = base.average_toxicity
-    enough = [dose for dose in results.intervention if dose.average_toxicity <= unedited / 3 < unedited]
+    enough = [dose for dose in results.toxic_doses.doses if dose.average_toxicity <= unedited / 3 < unedited]
     best = min(enough, key=lambda dose: dose.perplexity, default=None)
-    shown = best or min(results.intervention, key=lambda dose: dose.average_toxicity)
+    shown = best or min(results.toxic_doses.doses, key=lambda dose: dose.average_toxicity)
     words = "" if best else "Not shown: no offset takes toxicity to a third, and this is the lowest. "
     words += (
         f"With an offset of {number(shown.offset, 2)} on the sources and no tuning, average toxicity over all "
         f"languages goes from {_stress(_range(unedited, shown.average_toxicity))} {_price(base, shown)}."
     )
-    if control := _at(results.control, shown.offset):
+    if control := _at(results.toxic_doses.control, shown.offset):
         words += (
             f" On random neurons of the same layers it changes by {_rise(unedited, control.average_toxicity)} on "
             f"average, to {number(control.average_toxicity)} (sets from {_range(control.low, control.high)})."
@@ -238,10 +238,10 @@ def _cause(results: StudyResults) -> list[str]:
 
 def _amplified(results: StudyResults) -> list[str]:
     """Describe the largest offset that does not break the text, next to random neurons, and then the larger ones."""
-    base = _at(results.amplification, 0)
+    base = _at(results.neutral_doses.doses, 0)
     if base is None:
         return []
-    rising = sorted(results.amplification, key=lambda dose: dose.offset)
+    rising = sorted(results.neutral_doses.doses, key=lambda dose: dose.offset)
     top = [dose for dose in rising if dose.perplexity <= _BROKEN * base.perplexity or dose is base][-1]
     title = _stress("And the other way.")
     words = (
@@ -250,7 +250,7 @@ def _amplified(results: StudyResults) -> list[str]:
     )
     if top is base:
         words = f"{title} No offset leaves the text whole."
-    elif control := _at(results.amplification_control, top.offset):
+    elif control := _at(results.neutral_doses.control, top.offset):
         words += (
             f" On random neurons of the same layers it goes to {number(control.average_toxicity)} (sets from "
             f"{_range(control.low, control.high)})."

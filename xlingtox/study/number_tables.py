@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xlingtox.evaluation.comparison import Comparison
-from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.dose import Dose
+from xlingtox.evaluation.dose_response import DoseResponse
+from xlingtox.evaluation.dosing import AXES
 from xlingtox.evaluation.groups import OTHERS, GroupChange
 from xlingtox.evaluation.weight_drift import LayerDrift
 from xlingtox.html.escaping import escaped
@@ -56,26 +58,25 @@ def _changed(compared: Comparison, code: str, measure: str) -> str:
     return f"{sides}<br><small>{low} to {high}</small>"
 
 
-def of_doses(caption: str, doses: Sequence[Dose], control: Sequence[Dose]) -> str:
-    """Return a table with a row for each offset: its effect on the sources, and on random neurons."""
-    control_at = {dose.offset: dose for dose in control}
+def of_doses(caption: str, response: DoseResponse) -> str:
+    """Return a table with a row for each dose: its effect on the sources, and on random neurons."""
+    control_at = {dose.offset: dose for dose in response.control}
     rows = []
-    for dose in sorted(doses, key=lambda dose: dose.offset):
+    for dose in sorted(response.doses, key=lambda dose: dose.offset):
         row = [number(dose.offset, 3), *_of_dose(dose)]
         if random_dose := control_at.get(dose.offset):
-            toxicity, *fluency = _of_dose(random_dose)
-            low, high = number(random_dose.low), number(random_dose.high)
-            row += [f"{toxicity}<br><small>{low} to {high}</small>", *fluency]
+            row += _of_dose(random_dose)
         elif control_at:
             row += ["–"] * 3
         rows.append(row)
-    columns = ["Toxicity", "Perplexity", "Degenerate"]
+    columns = ["Toxicity (95 % interval)", "Perplexity", "Degenerate"]
     random_columns = [f"{column}, random neurons" for column in columns] if control_at else []
-    return scrolling(caption, ["Offset", *columns, *random_columns], rows)
+    return scrolling(caption, [AXES[response.unit], *columns, *random_columns], rows)
 
 
 def _of_dose(dose: Dose) -> list[str]:
-    return [number(dose.average_toxicity), number(dose.perplexity, 2), percent(dose.degenerate, digits=1)]
+    toxicity = f"{number(dose.average_toxicity)}<br><small>{number(dose.low)} to {number(dose.high)}</small>"
+    return [toxicity, number(dose.perplexity, 2), percent(dose.degenerate, digits=1)]
 
 
 def of_sources(candidates: NeuronSet, sources: NeuronSet) -> str:

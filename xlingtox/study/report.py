@@ -16,7 +16,6 @@ from plotly.offline import get_plotlyjs
 
 from xlingtox import figures, files, languages
 from xlingtox.checking import checked
-from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.html import pages
 from xlingtox.html.escaping import escaped, escaped_for_plotly
 from xlingtox.html.masking import mask
@@ -182,17 +181,16 @@ def _figures(results: StudyResults) -> tuple[dict[str, Any], str]:
 def _drawn(results: StudyResults) -> dict[int, tuple[go.Figure, str]]:
     """Return each figure with its numbers as a table; those of figures 1, 3 and 4 are in the table of languages."""
     compared, neurons = results.comparison, (results.candidates, results.sources)
-    doses, amplified = (results.intervention, results.control), (results.amplification, results.amplification_control)
+    toxic, neutral = results.toxic_doses, results.neutral_doses
     drawn = {
         1: (figures.toxicity(compared), ""),
-        2: (figures.dose_response(DoseResponse(*doses)), number_tables.of_doses("Toxic prompts, by offset", *doses)),
-        3: (figures.activations(compared), ""),
+        2: (figures.dose_response(toxic), number_tables.of_doses("Toxic prompts, by dose", toxic)),
+        3: (figures.same_text(compared) if compared.activity.changes else figures.activations(compared), ""),
     }
     if results.transfer.drop:  # where no language was toxic before, nothing can have dropped
         drawn[4] = (figures.transfer(results.transfer), "")
-    if results.amplification:
-        table = number_tables.of_doses("Neutral prompts, by offset", *amplified)
-        drawn[5] = (figures.dose_response(DoseResponse(*amplified)), table)
+    if neutral.doses:
+        drawn[5] = (figures.dose_response(neutral), number_tables.of_doses("Neutral prompts, by dose", neutral))
     if any(results.candidates.scores):  # older results keep no cosines
         drawn[6] = (figures.sources(*neurons), number_tables.of_sources(*neurons))
     if compared.neurons:

@@ -16,7 +16,8 @@ from xlingtox import tuning
 from xlingtox.checking import checked
 from xlingtox.data import as_prompts, check_columns, labelled_texts
 from xlingtox.evaluation.degenerate import Identifier
-from xlingtox.evaluation.dose_response import check_offsets
+from xlingtox.evaluation.dose_response import check_doses
+from xlingtox.evaluation.dosing import Unit
 from xlingtox.evaluation.fluency import check_held_out
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
@@ -149,7 +150,7 @@ class Settings:
         for name, offsets in (("offsets", self.offsets), ("amplifications", self.amplifications)):
             if offsets is None:
                 continue
-            check_offsets(offsets)
+            check_doses(offsets)
             if len(set(offsets)) < len(offsets):
                 raise ValueError(f"{name} is {offsets}: expected each offset once")
 
