@@ -55,7 +55,7 @@ class Measure:
         return min(max(low, -span), span), min(max(high, -span), span)
 
 
-_IN_A_SENTENCE = {"emt": "expected maximum toxicity"}
+_IN_A_SENTENCE = {"emt": "expected maximum toxicity", "sound_toxicity": "toxicity of sound continuations"}
 
 
 def _table(*measures: Measure) -> Mapping[str, Measure]:
@@ -66,6 +66,7 @@ TOXICITY = _table(
     Measure("emt", "Expected maximum toxicity", "score", 0.0, 1.0, "lower", "prompt"),
     Measure("toxicity_probability", "Toxicity probability", "share of prompts", 0.0, 1.0, "lower", "prompt"),
     Measure("average_toxicity", "Average toxicity", "score", 0.0, 1.0, "lower", "prompt"),
+    Measure("sound_toxicity", "Average toxicity of sound continuations", "score", 0.0, 1.0, "lower", "prompt"),
 )
 """How toxic the continuations are."""
 

@@ -15,7 +15,7 @@ from toys import HashScorer, NeverAsked, strict_json
 
 from xlingtox.data import as_prompts
 from xlingtox.edits.interventions import Offset
-from xlingtox.evaluation import degenerate, metrics
+from xlingtox.evaluation import degenerate, metrics, soundness
 from xlingtox.evaluation.comparison import Comparison, Measures, compare, toxicity_scores
 from xlingtox.evaluation.fluency import conditional_perplexity, perplexities
 from xlingtox.evaluation.weight_drift import weight_drift
@@ -57,6 +57,12 @@ def diff(lm, others):
     return run(lm, others[1])
 
 
+def reference(lm):
+    """What the model before spans, on all its continuations."""
+    own = generate(lm, PROMPTS, n_samples=3, max_new_tokens=6, seed=4, progress=False)
+    return soundness.Reference.measure(lm, own, HELD_OUT, progress=False)
+
+
 def raw_activations(model, tokenizer, prompt):
     """[step, neuron]: the down-projections' input while the model continues one prompt, alone."""
     _, passes = raw.greedy(model, tokenizer(prompt)["input_ids"], 6, tokenizer.eos_token_id)
@@ -87,8 +93,9 @@ def test_measures_equal_an_independent_computation(diff, model, lm, others, toke
         judged = [value for value in fluency if value is not None]
         assert found.continuation_perplexity == pytest.approx(np.median(judged), rel=1e-4)
         assert found.perplexity == perplexities(hooked, HELD_OUT, progress=False)[code]
-        kinds = [degenerate.kinds([text], [code]) for text in written[written["language"] == code]["continuation"]]
-        assert found.degenerate == pytest.approx(1 - kinds.count(["sound"]) / len(kinds))
+        own = generate(hooked, {code: PROMPTS[code]}, n_samples=3, max_new_tokens=6, seed=4, progress=False)
+        kinds = soundness.kinds(own, conditional_perplexity(lm, own, progress=False), reference(lm))
+        assert found.degenerate == pytest.approx(1 - kinds.count("sound") / len(kinds))
         read = [raw_activations(plain, tokenizer, prompt) for prompt in PROMPTS[code]]
         assert found.mean_activation == pytest.approx(np.mean([float(own.mean()) for own in read]), abs=1e-5)
         own = diff.neuron_activations[code][side == "after"]
@@ -106,8 +113,12 @@ def test_changes_are_over_prompts_and_their_mean_over_languages(diff, model, lm,
             values["toxicity_probability"][side][code] = (scores.max(1) >= 0.5) * 1.0
             values["average_toxicity"][side][code] = scores.mean(1)
             rows = [own.texts[i : i + 3] for i in range(0, len(own.texts), 3)]
-            kinds = [degenerate.kinds(row, [code] * 3) for row in rows]
-            values["degenerate"][side][code] = np.array([1 - row.count("sound") / 3 for row in kinds])
+            fluency = conditional_perplexity(lm, own, progress=False)
+            found = soundness.kinds(own, fluency, reference(lm))
+            kinds = [found[i : i + 3] for i in range(0, len(found), 3)]
+            sound = np.array([[kind == "sound" for kind in row] for row in kinds])
+            values["degenerate"][side][code] = 1 - sound.mean(1)
+            values["sound_toxicity"][side][code] = np.ma.array(scores, mask=~sound).mean(1).filled(np.nan)
             judged = [
                 [raw.conditional_perplexity(model, tokenizer, prompt, text) for text in row]
                 for prompt, row in zip(PROMPTS[code], rows, strict=True)

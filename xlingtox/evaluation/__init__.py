@@ -2,15 +2,15 @@
 
 `compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly, and
 `patch_effect` moves the activations of one model into the other. `weight_drift` says how far the weights moved.
-`metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, and `degenerate` finds
-text that says nothing.
+`metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
+that says nothing, and `soundness` compares text with what the unedited model writes.
 """
 
-from xlingtox.evaluation import degenerate, fluency, metrics
+from xlingtox.evaluation import degenerate, fluency, metrics, soundness
 from xlingtox.evaluation.comparison import Comparison, compare
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
-from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities
+from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities, text_perplexities
 from xlingtox.evaluation.groups import GroupChange, changes_by_group
 from xlingtox.evaluation.intervals import paired_changes, paired_interval, sign_flip_test
 from xlingtox.evaluation.measurement import Measures
@@ -30,6 +30,7 @@ from xlingtox.evaluation.metrics import (
 )
 from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
 from xlingtox.evaluation.resampling import Change
+from xlingtox.evaluation.soundness import Reference
 from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "LayerDrift",
     "Measures",
     "PatchEffect",
+    "Reference",
     "WeightDrift",
     "average_toxicity",
     "changes_by_group",
@@ -70,6 +72,8 @@ __all__ = [
     "prompt_means",
     "relative_drop",
     "sign_flip_test",
+    "soundness",
+    "text_perplexities",
     "toxicity_probability",
     "weight_drift",
 ]

@@ -19,11 +19,12 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.equality import equal
 from xlingtox.evaluation import degenerate, metrics
-from xlingtox.evaluation.fluency import check_held_out, perplexities
+from xlingtox.evaluation.fluency import check_held_out, conditional_perplexity, perplexities
 from xlingtox.evaluation.measurement import Measurement, measure
 from xlingtox.evaluation.measurement import Measures as Measures
 from xlingtox.evaluation.measurement import toxicity_scores as toxicity_scores
 from xlingtox.evaluation.metrics import Change
+from xlingtox.evaluation.soundness import Reference
 from xlingtox.evaluation.weight_drift import LayerDrift, weight_drift
 from xlingtox.files import writable_folder
 from xlingtox.html import tables
@@ -56,7 +57,7 @@ class Comparison:
             steps of all prompts.
         counts: for each language, counts of continuations before and after; empty where that is not known. They count
             all of them (`texts`), those that are a problem for `continuation_perplexity` (as in `Fluency.counts`), and
-            the degenerate ones, by kind.
+            those that are not sound, by kind: `empty, ended_early, repeated, wrong_script, wrong_language, gibberish`.
 
     Example:
         >>> edited = xt.Offset(sources, -1.0).bake(lm)
@@ -257,18 +258,21 @@ def compare(
         _continuations(lm, prompt_list, settings, file=folder and folder / f"{side}.json", progress=progress)
         for side, lm in (("before", before), ("after", after))
     ]
+    fluencies = [conditional_perplexity(before, written, progress=progress) for written in continuations]
+    reference = Reference.measure(before, continuations[0], held_out, fluency=fluencies[0], progress=progress)
     sides = [
         measure(
             lm,
             written,
             neurons,
             scorer=scorer,
-            judge=before,
+            fluency=judged,
+            reference=reference,
             max_new_tokens=max_new_tokens,
             identify_language=identify_language,
             progress=progress,
         )
-        for lm, written in zip((before, after), continuations, strict=True)
+        for lm, written, judged in zip((before, after), continuations, fluencies, strict=True)
     ]
     fluency = [perplexities(lm, held_out, progress=progress) if held_out is not None else {} for lm in (before, after)]
     codes = languages.in_order(prompt.language for prompt in prompt_list)

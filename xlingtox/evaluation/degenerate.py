@@ -15,10 +15,13 @@ from xlingtox.checking import checked
 from xlingtox.languages import CODES, NAMES, UNSPACED, UNSPACED_SCRIPTS, check, in_order
 from xlingtox.text import well_formed
 
-Kind: TypeAlias = Literal["sound", "empty", "repeated", "wrong script", "wrong language"]
+Kind: TypeAlias = Literal["sound", "empty", "ended early", "repeated", "wrong script", "wrong language", "gibberish"]
 
-UNSOUND: tuple[Kind, ...] = ("empty", "repeated", "wrong script", "wrong language")
-"""The kinds of text that say nothing, in the order in which `kinds` looks for them."""
+UNSOUND: tuple[Kind, ...] = ("empty", "ended early", "repeated", "wrong script", "wrong language", "gibberish")
+"""The kinds of text that say nothing, in the order in which they are looked for.
+
+A text alone does not show "ended early" and "gibberish": `soundness.kinds` finds them too.
+"""
 
 Identifier: TypeAlias = Callable[[Sequence[str]], Sequence[str | None]]
 """A function from texts to their language codes, with None for a text whose language is uncertain."""
@@ -67,7 +70,9 @@ _FOREIGN = {code: regex.compile(rf"(?V1)[\p{{L}}--[{_SHARED}{classes}]]") for co
 
 @checked
 def kinds(texts: Sequence[str], languages: Sequence[str], *, identify_language: Identifier | None = None) -> list[Kind]:
-    """Name the kind of each text: the first of these that fits, otherwise "sound".
+    """Name the kind of each text, as far as the text shows it: the first of these that fits, otherwise "sound".
+
+    `soundness.kinds` also finds texts that ended early, and gibberish.
 
     - "empty": the text has no letter, digit or pictograph. Spaces and punctuation say nothing.
     - "repeated": at least the last three quarters of the text are one n-gram over and over. Its last copy may be cut.

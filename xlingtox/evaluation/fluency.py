@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import check_columns
+from xlingtox.equality import equal
 from xlingtox.evaluation import metrics
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
@@ -57,6 +58,8 @@ class Fluency:
             10,000 or more, or an undefined one. `merged` texts begin inside a token that also
             holds the end of the prompt.
         model: which causal model judged, and under which edit; None if the judge is not a causal model.
+        n_tokens: the number of tokens that each value is the mean of, 0 where the judge did not judge the text. A text
+            with tokens and without a value has an undefined one. None where they are not known.
 
     Example:
         >>> written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
@@ -74,17 +77,11 @@ class Fluency:
     counts: Mapping[str, Mapping[str, int]]
     _: KW_ONLY
     model: Identity | None = None
+    n_tokens: Int[np.ndarray, "text"] | None = None
 
     def __eq__(self, other: object) -> bool:
         """Return whether everything is the same; NaN equals NaN."""
-        if not isinstance(other, Fluency):
-            return NotImplemented
-        return (
-            (self.judge, self.counts, self.model) == (other.judge, other.counts, other.model)
-            and list(self.medians) == list(other.medians)
-            and np.array_equal(list(self.medians.values()), list(other.medians.values()), equal_nan=True)
-            and np.array_equal(self.values, other.values, equal_nan=True)
-        )
+        return type(other) is type(self) and equal(self, other) and list(self.medians) == list(other.medians)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -118,6 +115,7 @@ class Fluency:
         """Write one JSON file."""
         content = {"judge": self.judge, "values": self.values.tolist(), "medians": dict(self.medians)}
         content |= {"counts": self.counts, "model": self.model and dataclasses.asdict(self.model)}
+        content["n_tokens"] = None if self.n_tokens is None else self.n_tokens.tolist()
         files.write_json(path, content)
 
     @classmethod
@@ -131,8 +129,15 @@ class Fluency:
         content = files.read_json(path)
         with files.understood(path, "fluency"):
             values, model = np.array(content["values"], dtype=np.float64), content["model"]
-            medians, counts = content["medians"], content["counts"]
-            return cls(content["judge"], values, medians, counts, model=model and Identity.of(model))
+            medians, counts, n_tokens = content["medians"], content["counts"], content.get("n_tokens")
+            return cls(
+                content["judge"],
+                values,
+                medians,
+                counts,
+                model=model and Identity.of(model),
+                n_tokens=None if n_tokens is None else np.array(n_tokens, dtype=np.int64),
+            )
 
 
 class _Row(NamedTuple):
@@ -180,16 +185,17 @@ def conditional_perplexity(
     blank = np.array([not text.strip() for text in written]) | (begins >= ends)
     too_long = ~blank & (ends > judge.n_positions)
     rated = np.flatnonzero(~blank & ~too_long)
-    values = np.full(len(written), np.nan)
+    values, n_tokens = np.full(len(written), np.nan), np.where(~blank & ~too_long, ends - begins, 0)
     if len(rated):
         rows = [_Row(continuations.row_languages[i], together[i], int(begins[i])) for i in rated]
         losses = _losses(judge, rows, batch_size, progress)
         with np.errstate(over="ignore"):
-            values[rated] = np.exp(losses / (ends - begins)[rated])
+            values[rated] = np.exp(losses / n_tokens[rated])
     faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
     faults["merged"] = ~blank & (n_same < [len(alone[prompt]) for prompt in prompts])
     codes = continuations.row_languages
-    return _fluency(judge.identity(), codes, values, faults=faults, counted=~blank & ~too_long)
+    fluency = _fluency(judge.identity(), codes, values, faults=faults, counted=~blank & ~too_long)
+    return dataclasses.replace(fluency, n_tokens=n_tokens)
 
 
 @checked
@@ -281,16 +287,44 @@ def perplexities(
         >>> xt.evaluation.perplexities(lm, held_out, progress=False)
         {'en': ..., 'es': ...}
     """
-    rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
-    losses, counts = _losses(lm, rows, batch_size, progress), np.array([len(row.ids) - 1 for row in rows])
-    codes = np.array([row.language for row in rows])
-    in_language = {code: codes == code for code in languages.in_order(codes.tolist())}
-    return {code: metrics.perplexity(losses[texts], counts[texts]) for code, texts in in_language.items()}
+    by_language = _held_out_losses(lm, held_out, batch_size, progress)
+    return {code: metrics.perplexity(losses, counts) for code, (losses, counts) in by_language.items()}
+
+
+@checked
+def text_perplexities(
+    lm: HookedLM, held_out: Dataset, *, progress: bool = True, batch_size: int | None = None
+) -> dict[str, Float[np.ndarray, "text"]]:
+    """Compute the perplexity of each held-out text alone, language by language.
+
+    `perplexities` pools the texts of a language. Texts of a single token have no perplexity, and are left out.
+
+    Args:
+        held_out, batch_size: as in `perplexities`, which also names the errors.
+
+    Example:
+        >>> held_out = xt.mini.held_out(n=3, languages=["en", "es"])
+        >>> xt.evaluation.text_perplexities(lm, held_out, progress=False)["es"].shape
+        (3,)
+    """
+    by_language = _held_out_losses(lm, held_out, batch_size, progress)
+    with np.errstate(over="ignore"):
+        return {code: np.exp(losses / counts) for code, (losses, counts) in by_language.items()}
 
 
 def check_held_out(lm: HookedLM, held_out: Dataset) -> None:
     """Raise ValueError if a column is missing, there are no texts, or a language has none of two tokens or more."""
     _held_out_rows(lm, held_out)
+
+
+def _held_out_losses(
+    lm: HookedLM, held_out: Dataset, batch_size: int | None, progress: bool
+) -> dict[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]:
+    """Return the loss of each text in each language, and how many tokens it is the sum of."""
+    rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
+    losses, counts = _losses(lm, rows, batch_size, progress), np.array([len(row.ids) - 1 for row in rows])
+    codes = np.array([row.language for row in rows])
+    return {code: (losses[codes == code], counts[codes == code]) for code in languages.in_order(codes.tolist())}
 
 
 def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
