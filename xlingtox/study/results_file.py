@@ -96,7 +96,7 @@ def _read(name: str, read: Callable[[Any], Any], stored: Mapping[str, Any]) -> A
 
 
 def _doses(rows: Sequence[Mapping[str, Any]]) -> tuple[Dose, ...]:
-    return tuple(Dose(**row) for row in _list(rows))
+    return tuple(Dose.of(row) for row in _list(rows))
 
 
 def _candidates(stored: Mapping[str, Any]) -> NeuronSet:

@@ -16,7 +16,7 @@ from xlingtox import tuning
 from xlingtox.checking import checked
 from xlingtox.data import as_prompts, check_columns, labelled_texts
 from xlingtox.evaluation.degenerate import Identifier
-from xlingtox.evaluation.dose_response import check_offsets
+from xlingtox.evaluation.dose_response import check_doses
 from xlingtox.evaluation.fluency import check_held_out
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
@@ -133,7 +133,7 @@ class Settings:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}: expected 0 or more, and less than 2**32")
         for name, offsets in (("offsets", self.offsets), ("amplifications", self.amplifications)):
-            check_offsets(offsets)
+            check_doses(offsets)
             if len(set(offsets)) < len(offsets):
                 raise ValueError(f"{name} is {offsets}: expected each offset once")
 
