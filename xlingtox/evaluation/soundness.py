@@ -36,7 +36,13 @@ FLAGGED = 0.01
 """At most this share of the reference's own continuations ended early, and at most this share is gibberish."""
 
 _SHORT = 0.5
-"""A text that ended early has fewer tokens than this share of the median. 18 tokens of 20 are no silence."""
+"""A text that ended early has fewer tokens than this share of the median. 18 tokens of 20 are no silence.
+
+It is also the share of the shortest length, where there are too few texts for a quantile.
+"""
+
+_MANY = round(1 / FLAGGED)
+"""Fewer texts than these do not show a quantile that one text in a hundred exceeds."""
 
 _FEWEST = 10
 """Fewer texts than these show neither how short a text may be, nor how widely perplexities spread."""
@@ -51,11 +57,11 @@ class Reference:
 
     - *Fewest tokens*: the 1 % quantile of the lengths of the unedited model's own non-empty continuations, or half of
       their median if that is less. So nothing is called early in a language where the model's own texts end after a
-      token or two. It is 0 where there are fewer than 10, because these do not show how short a text may be.
+      token or two. Fewer than 100 continuations give half of the shortest length, and fewer than 10 give 0.
     - *Highest perplexity*: the greatest of the 99 % quantiles of its own continuations and of held-out texts, under the
-      unedited model. Few texts do not show such a quantile. So it is at least the value that one more text exceeds
-      once in a hundred times if the logarithm of perplexity has a normal distribution. Where there are fewer than 10
-      texts of a kind, that distribution is of both kinds together. The number is at most 10,000.
+      unedited model. Fewer than 100 texts do not show such a quantile. They give at least the value that one more text
+      exceeds once in a hundred times, if the logarithm of perplexity has a normal distribution. Where there are fewer
+      than 10 of a kind, that distribution is of both kinds together. The number is at most 10,000.
 
     By construction, at most 1 % of the continuations that were measured ended early, and at most 1 % are gibberish, not
     counting those with a perplexity of 10,000 or more. About as many must be expected of any sound text.
@@ -283,10 +289,11 @@ def _budget(continuations: Continuations) -> int | None:
 
 
 def _fewest_tokens(lengths: Int[np.ndarray, "text"]) -> int:
-    """Return the 1 % quantile of the lengths, an order statistic, or half the median if that is less."""
+    """Return the length below which a text ended early, as the class tells it."""
     if len(lengths) < _FEWEST:
         return 0
-    return int(min(np.quantile(lengths, FLAGGED, method="lower"), math.ceil(_SHORT * np.median(lengths))))
+    quantile = np.quantile(lengths, FLAGGED, method="lower") * (1 if len(lengths) >= _MANY else _SHORT)
+    return math.ceil(min(quantile, _SHORT * np.median(lengths)))
 
 
 def _highest_perplexity(own: Float[np.ndarray, "text"], held_out: Float[np.ndarray, "text"]) -> float:
@@ -297,7 +304,12 @@ def _highest_perplexity(own: Float[np.ndarray, "text"], held_out: Float[np.ndarr
 
 
 def _next_rarely_exceeds(values: Float[np.ndarray, "text"]) -> float:
-    """Return what one more value exceeds with a chance of 1 %, if the logarithms have a normal distribution."""
+    """Return what one more value exceeds with a chance of 1 %, if the logarithms have a normal distribution.
+
+    It is 0 where there are so many values that their own quantile says it.
+    """
+    if len(values) >= _MANY:
+        return 0.0
     logs = np.log(values[np.isfinite(values)])
     n = len(logs)
     if n < 2:
