@@ -287,7 +287,7 @@ def perplexities(
         >>> xt.evaluation.perplexities(lm, held_out, progress=False)
         {'en': ..., 'es': ...}
     """
-    by_language = _held_out_losses(lm, held_out, batch_size, progress)
+    by_language = held_out_losses(lm, held_out, progress=progress, batch_size=batch_size)
     return {code: metrics.perplexity(losses, counts) for code, (losses, counts) in by_language.items()}
 
 
@@ -307,7 +307,7 @@ def text_perplexities(
         >>> xt.evaluation.text_perplexities(lm, held_out, progress=False)["es"].shape
         (3,)
     """
-    by_language = _held_out_losses(lm, held_out, batch_size, progress)
+    by_language = held_out_losses(lm, held_out, progress=progress, batch_size=batch_size)
     with np.errstate(over="ignore"):
         return {code: np.exp(losses / counts) for code, (losses, counts) in by_language.items()}
 
@@ -317,10 +317,23 @@ def check_held_out(lm: HookedLM, held_out: Dataset) -> None:
     _held_out_rows(lm, held_out)
 
 
-def _held_out_losses(
-    lm: HookedLM, held_out: Dataset, batch_size: int | None, progress: bool
+@checked
+def held_out_losses(
+    lm: HookedLM, held_out: Dataset, *, progress: bool = True, batch_size: int | None = None
 ) -> dict[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]:
-    """Return the loss of each text in each language, and how many tokens it is the sum of."""
+    """Return the loss of each held-out text in nats, and the number of tokens it is the sum of, language by language.
+
+    `metrics.perplexity` takes both, of all texts or of some. Texts of a single token have no loss, and are left out.
+
+    Args:
+        held_out, batch_size: as in `perplexities`, which also names the errors.
+
+    Example:
+        >>> held_out = xt.mini.held_out(n=3, languages=["en", "es"])
+        >>> losses, tokens = xt.evaluation.fluency.held_out_losses(lm, held_out, progress=False)["es"]
+        >>> len(losses) == len(tokens) == 3
+        True
+    """
     rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
     losses, counts = _losses(lm, rows, batch_size, progress), np.array([len(row.ids) - 1 for row in rows])
     codes = np.array([row.language for row in rows])

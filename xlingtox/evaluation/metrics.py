@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from xlingtox.checking import checked
 from xlingtox.evaluation.intervals import PerPrompt
+from xlingtox.evaluation.intervals import mean_intervals as mean_intervals
 from xlingtox.evaluation.intervals import paired_changes as paired_changes
 from xlingtox.evaluation.intervals import paired_interval as paired_interval
 from xlingtox.evaluation.intervals import sign_flip_test as sign_flip_test
