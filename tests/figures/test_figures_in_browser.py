@@ -7,7 +7,6 @@ from browsing import visiting
 from studies import made_up
 
 from xlingtox import NeuronSet, Probe, figures, languages
-from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.measures import FLUENCY, TOXICITY
 from xlingtox.study import StudyResults

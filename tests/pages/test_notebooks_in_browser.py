@@ -15,7 +15,7 @@ from nbconvert import HTMLExporter
 from studies import HOSTILE, made_up
 from test_tutorials import FOLDER, cells
 
-from xlingtox import DoseResponse, NeuronSet, TokenActivations, figures, languages
+from xlingtox import NeuronSet, TokenActivations, figures, languages
 from xlingtox.data import Prompt
 from xlingtox.models.generation import Continuations
 from xlingtox.models.identity import Identity

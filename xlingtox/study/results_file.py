@@ -28,8 +28,8 @@ _ALWAYS_THERE = (
 """The keys that every file has; older files lack some of the others."""
 
 _STORED_AS_THEY_ARE = (
-    "n_neurons evidence warnings activations recipe training retrieval retrieval_intervals retrieval_by_layer n_parallel identified "
-    "seconds versions seed"
+    "n_neurons evidence warnings activations recipe training retrieval retrieval_intervals retrieval_by_layer "
+    "n_parallel identified seconds versions seed"
 ).split()
 _KEYS = {"sources": "actual", "mixing": "given"}
 """The attributes whose key has another name."""
