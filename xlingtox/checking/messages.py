@@ -29,6 +29,7 @@ _WORDS: Mapping[Any, str] = {
     "LayerDrift": "a LayerDrift (xt.weight_drift(before, after).by_layer() gives them)",
     "Lora": "a Lora (xt.tuning.Lora(rank=64))",
     "Mask": "a mask of True and False, one for each neuron (activations.mean() > 0, not activations.mean())",
+    "MeanActivations": "Activations (xt.collect_activations(lm, prompts, neurons))",
     "Materials": "materials (xt.study.Materials(...))",
     "NeuronSet": "a NeuronSet (xt.NeuronSet.of([(layer, index)]), or xt.localize.by_cosine(lm, probe))",
     "PatchEffect": "a PatchEffect (xt.patch_effect(...))",
