@@ -44,10 +44,12 @@ if TYPE_CHECKING:
     from xlingtox.models import HookNeverFired as HookNeverFired
     from xlingtox.models import generate as generate
     from xlingtox.neurons import Activations as Activations
+    from xlingtox.neurons import Evidence as Evidence
     from xlingtox.neurons import NeuronSet as NeuronSet
     from xlingtox.neurons import Probe as Probe
     from xlingtox.neurons import TokenActivations as TokenActivations
     from xlingtox.neurons import collect_activations as collect_activations
+    from xlingtox.neurons import evidence as evidence
     from xlingtox.neurons import localize as localize
     from xlingtox.neurons import read_tokens as read_tokens
     from xlingtox.neurons import top_tokens as top_tokens
@@ -62,7 +64,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "Model": {"models": ("HookedLM", "HookNeverFired", "Continuations", "generate")},
     "Where": {
         "neurons": (
-            *("NeuronSet", "Probe", "localize", "Activations", "collect_activations"),
+            *("NeuronSet", "Probe", "localize", "Evidence", "evidence", "Activations", "collect_activations"),
             *("TokenActivations", "read_tokens", "top_tokens"),
         ),
     },
