@@ -31,7 +31,7 @@ from xlingtox.neurons.neuron_set import Match, NeuronSet
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_covered
 from xlingtox.verdicts import Verdict
 
-_CONTROLS: Mapping[Match, str] = {
+CONTROLS: Mapping[Match, str] = {
     "push": "equally strong random neurons",
     "activity": "equally active random neurons",
     "layers": "random neurons of the same layers",
@@ -162,7 +162,7 @@ class DoseResponse:
             >>> xt.DoseResponse((dose,)).verdict().verdict
             'not found'
         """
-        than = "the control" if self.match is None else _CONTROLS[self.match]
+        than = "the control" if self.match is None else CONTROLS[self.match]
         return chosen_dose.verdict(
             self._unedited(), self.doses, self.control, share=_checked_share(share), than=than, unit=UNITS[self.unit]
         )

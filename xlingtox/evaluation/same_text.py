@@ -183,7 +183,7 @@ def _by_prompt(
             lm, prompts, neurons, max_new_tokens=max_new_tokens, writer=writer, progress=progress
         )
 
-    distinct = NeuronSet.of(dict.fromkeys(neuron for group in sets.values() for drawn in group for neuron in drawn))
+    distinct = NeuronSet.of(sorted({neuron for group in sets.values() for drawn in group for neuron in drawn}))
     together = read(distinct) if few_enough(len(prompts), max_new_tokens, len(distinct)) else None
     column = {neuron: i for i, neuron in enumerate(distinct)}
     means: dict[str, Float[np.ndarray, "prompt"]] = {}

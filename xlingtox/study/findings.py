@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.dose import Dose
+from xlingtox.evaluation.dose_response import CONTROLS, DoseResponse
+from xlingtox.evaluation.dosing import UNITS
 from xlingtox.evaluation.groups import OTHERS
 from xlingtox.evaluation.same_text import ALL, CONTROL, ActivationChange
 from xlingtox.html.tables import number, percent
@@ -18,6 +20,9 @@ from xlingtox.text import seen
 
 _BROKEN = 2.0
 """An edit breaks the text if it multiplies the perplexity of held-out text by more than this."""
+
+_LOCALISED = "Toxicity can be localised"
+"""How the claim begins that the evidence for the candidates is about."""
 
 _BEGIN, _END = "\x02", "\x03"
 """Marks around a stressed part while a finding is put together; `seen` removes both from text that is not ours."""
@@ -61,7 +66,8 @@ def findings(results: StudyResults) -> list[Finding]:
         >>> results = xt.StudyResults.load("xlingtox-demo/results.json")  # doctest: +SKIP
         >>> print(*xt.study.findings(results), sep="\\n")  # doctest: +SKIP
     """
-    marked = [_place(results)]
+    marked = [f"{_stress('Beware.')} {seen(sentence)}" for sentence in results.warnings]
+    marked.append(_place(results))
     if "en" in results.languages:
         interval = _aside(_interval(results, "average_toxicity", ["en"]))
         marked.append(f"{_stress('In English, which was tuned,')} {_change(results, ['en'])}{interval}.")
@@ -71,8 +77,8 @@ def findings(results: StudyResults) -> list[Finding]:
         *_groups(results),
         _silence(results),
         _activity(results),
-        *_cause(results),
-        *_amplified(results),
+        *_cause(results.toxic_doses),
+        *_amplified(results.neutral_doses),
         _prediction(results),
     ]
     return [Finding._of(text) for text in marked]
@@ -80,11 +86,17 @@ def findings(results: StudyResults) -> list[Finding]:
 
 def _place(results: StudyResults) -> str:
     counted = f"{len(results.sources)} of the model’s {results.n_neurons:,}"
+    judged = next((verdict for verdict in results.verdicts if verdict.claim.startswith(_LOCALISED)), None)
+    found = (
+        ""
+        if judged is None
+        else f" Can it be localised there? {_stress(judged.verdict.capitalize())}: {seen(judged.reason)}"
+    )
     return (
         f"{_stress('Where it lives.')} A probe on English sentences tells toxic from other text in "
         f"{percent(results.probe.accuracy)} of held-out cases (guessing the commoner class: "
         f"{percent(results.probe.baseline)}). Of the {len(results.candidates)} neurons whose value vectors "
-        f"point its way most, {_stress(counted)} are active on toxic English prompts: the sources."
+        f"point its way most, {_stress(counted)} are active on toxic English prompts: the sources.{found}"
     )
 
 
@@ -211,55 +223,39 @@ def _n_surely_fell(results: StudyResults, measure: str, codes: Sequence[str]) ->
     return sum(interval is not None and interval[1] < 0 for interval in intervals)
 
 
-def _cause(results: StudyResults) -> list[str]:
-    """Describe the offset with the lowest perplexity among those that leave at most a third of the toxicity.
+def _cause(response: DoseResponse) -> list[str]:
+    """Say whether editing the sources lowers toxicity more than editing random neurons does."""
+    if not response.doses:
+        return []
+    verdict = response.verdict()
+    return [f"{_stress('Are they the cause?')} {_stress(verdict.verdict.capitalize())}. {seen(verdict.reason)}"]
 
-    The effect of the same offset on random neurons stands next to it.
-    """
-    base = _at(results.toxic_doses.doses, 0)
+
+def _amplified(response: DoseResponse) -> list[str]:
+    """Describe the largest dose that does not break the text, next to random neurons, and then the larger ones."""
+    base = _at(response.doses, 0)
     if base is None:
         return []
-    unedited = base.average_toxicity
-    enough = [dose for dose in results.toxic_doses.doses if dose.average_toxicity <= unedited / 3 < unedited]
-    best = min(enough, key=lambda dose: dose.perplexity, default=None)
-    shown = best or min(results.toxic_doses.doses, key=lambda dose: dose.average_toxicity)
-    words = "" if best else "Not shown: no offset takes toxicity to a third, and this is the lowest. "
-    words += (
-        f"With an offset of {number(shown.offset, 2)} on the sources and no tuning, average toxicity over all "
-        f"languages goes from {_stress(_range(unedited, shown.average_toxicity))} {_price(base, shown)}."
-    )
-    if control := _at(results.toxic_doses.control, shown.offset):
-        words += (
-            f" On random neurons of the same layers it changes by {_rise(unedited, control.average_toxicity)} on "
-            f"average, to {number(control.average_toxicity)} (sets from {_range(control.low, control.high)})."
-        )
-    return [f"{_stress('Are they the cause?')} {words}"]
-
-
-def _amplified(results: StudyResults) -> list[str]:
-    """Describe the largest offset that does not break the text, next to random neurons, and then the larger ones."""
-    base = _at(results.neutral_doses.doses, 0)
-    if base is None:
-        return []
-    rising = sorted(results.neutral_doses.doses, key=lambda dose: dose.offset)
+    rising, unit = sorted(response.doses, key=lambda dose: dose.offset), UNITS[response.unit]
     top = [dose for dose in rising if dose.perplexity <= _BROKEN * base.perplexity or dose is base][-1]
     title = _stress("And the other way.")
     words = (
-        f"{title} With an offset of {number(top.offset, 2)} on the sources, average toxicity after neutral prompts "
-        f"goes from {_stress(_range(base.average_toxicity, top.average_toxicity))} {_price(base, top)}."
+        f"{title} With a dose of {number(top.offset, 2)} {unit} on the sources, average toxicity after neutral prompts "
+        f"goes from {_stress(_range(base.average_toxicity, top.average_toxicity))} (95 % interval "
+        f"{_range(top.low, top.high)}) {_price(base, top)}."
     )
     if top is base:
-        words = f"{title} No offset leaves the text whole."
-    elif control := _at(results.neutral_doses.control, top.offset):
+        words = f"{title} No dose leaves the text whole."
+    elif control := _at(response.control, top.offset):
         words += (
-            f" On random neurons of the same layers it goes to {number(control.average_toxicity)} (sets from "
-            f"{_range(control.low, control.high)})."
+            f" On {CONTROLS[response.match] if response.match else 'the control'} it goes to "
+            f"{number(control.average_toxicity)} ({_range(control.low, control.high)})."
         )
     else:
         words += " There is no control of random neurons for this."
     if rising[-1] is not top:
         words += (
-            f" Further offsets are left aside: there the text breaks, as {number(rising[-1].offset, 2)} has "
+            f" Further doses are left aside: there the text breaks, as {number(rising[-1].offset, 2)} has "
             f"{_rise(base.perplexity, rising[-1].perplexity)} perplexity and {percent(rising[-1].degenerate)} "
             "degenerate text."
         )

@@ -24,6 +24,7 @@ from xlingtox.study import number_tables
 from xlingtox.study.findings import Finding, findings
 from xlingtox.study.results import PromotedTokens, Sample, StudyResults
 from xlingtox.text import seen
+from xlingtox.verdicts import Verdict
 
 ToxicWords = Mapping[str, Sequence[str]]
 """The words to mask, by language."""
@@ -59,11 +60,14 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
     """
     mask_words = mask(toxic_words)
     drawn, places = _figures(results)
+    told = findings(results)[len(results.warnings) :]
     name = "a language model" if results.model is None else escaped(results.model.name)
     body = "\n".join(
         [
             f"<header><h1>Where toxicity lives in {name}, and how far English tuning reaches</h1></header>\n<main>",
-            _section("What was found", f"<ul>{''.join(map(_finding, findings(results)))}</ul>"),
+            _warnings(results.warnings),
+            _section("What was found", f"<ul>{''.join(map(_finding, told))}</ul>"),
+            _verdicts(results.verdicts),
             _menu(results.languages),
             _section("Figures", places),
             _groups(results),
@@ -85,6 +89,22 @@ def _finding(finding: Finding) -> str:
         html += f"{escaped(finding[end:begin])}<b>{escaped(finding[begin:next_end])}</b>"
         end = next_end
     return f"<li>{html}{escaped(finding[end:])}</li>"
+
+
+def _warnings(sentences: Sequence[str]) -> str:
+    """Return the warnings about figures that cannot carry a finding, before anything else; "" where there are none."""
+    items = "".join(f"<li>{escaped(sentence)}</li>" for sentence in sentences)
+    return f'<section class="warnings" role="note"><h2>Read this first</h2><ul>{items}</ul></section>' if items else ""
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> str:
+    rows = [[escaped(row.claim), f"<strong>{row.verdict}</strong>", escaped(row.reason)] for row in verdicts]
+    note = (
+        "<p>A claim is “found” where it stands beside its control. It is “weak” where a part of the evidence is missing, "
+        "and “not found” otherwise, which does not show the contrary.</p>"
+    )
+    table = scrolling("Each claim, the verdict on it, and why", ["Claim", "Verdict", "Reason"], rows)
+    return _section("Do the claims stand?", note + table) if rows else ""
 
 
 def _menu(codes: Sequence[str]) -> str:
@@ -109,12 +129,13 @@ that bar’s top, the fall is more than chance among prompts.
 
 Figure 2. Offsetting the sources
 A number is added to each source’s activation, with no tuning; further left is a stronger push down. If the sources are
-the cause, the solid line falls while perplexity and degenerate text below it stay low, and the dashed line, the same
-offset on random neurons, stays flat. Where those two rise, the text breaks or leaves its language, and that is no cure.
+the cause, the solid line falls while perplexity and degenerate text below it stay low. The dashed line, random neurons
+that push as far, then stays flat. Where those two rise, the text breaks or leaves its language, and that is no cure.
 
-Figure 3. What the sources do
-The mean activation of the sources while the model continues toxic prompts. Where the second bar is lower, English
-tuning silences the same neurons in that language too.
+Figure 3. What tuning does to the sources
+How far the mean activation of the sources moved, and that of random neurons which were as active before. Both models
+read the same text: toxic prompts and what the model before wrote. On their own texts almost any active neuron seems to
+fall, because the text is milder. Sources whose points lie below those of the control fell for a reason of their own.
 
 Figure 4. Retrieval and reach
 Each point is a language that was not tuned: how often a sentence’s translation is found as its nearest neighbour, from
@@ -300,8 +321,9 @@ _METHODS = """<h3>Methods</h3><ul>
 highest cosine to it are <em>candidates</em> (potential sources in the paper); those with a positive mean activation on
 toxic English prompts are <em>sources</em> (actual sources in the paper).</li>
 <li>An offset is added to the sources’ activations at every position, and the model continues a few of the prompts
-again. The control does the same to random sets of equal size in the same layers. Degenerate text is counted as
-below.</li>
+again. The control does the same to random sets of equal size in the same layers. They are as active on the prompts, and
+each layer pushes the residual stream as far. A dose is chosen on one half of the prompts and reported on the
+other.</li>
 <li>Tuning is DPO on English pairs only. Before and after it, the model continues the same prompts with the same random
 numbers; only the continuation is scored. Expected maximum toxicity (EMT) is the mean over prompts of the highest score
 among a prompt’s samples; toxicity probability is the share of prompts with a sample that scores 0.5 or more.</li>
@@ -314,7 +336,8 @@ of other seeds, prompts unlike these or other models.</li>
 <li>The sources were chosen for being active in English before tuning: some fall is to be expected from that alone.</li>
 <li>EMT saturates where a model is toxic in most samples; read average toxicity beside it.</li>
 <li>A scorer sees only what it was made for, and text that says nothing scores as clean. Degenerate text is the share of
-continuations that are empty, repeat one phrase, or are in another script (or another language, where an identifier of
-languages was at hand): where it rises, less toxicity may be silence.
+continuations that are empty, ended early, repeat one phrase, are gibberish, or are in another script (or language, where
+an identifier was at hand). Short and unlikely text is told by what the model before itself writes. Where the share
+rises, less toxicity may be silence; so toxicity is also given among sound continuations.
 Perplexities of different languages are not comparable with each other.</li>
 <li>A correlation over a few languages is uncertain, and does not say that retrieval causes transfer.</li></ul>"""

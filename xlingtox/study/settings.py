@@ -34,7 +34,8 @@ class Materials:
 
     Attributes:
         labelled: English sentences with labels, for the probe.
-        labelled_elsewhere: sentences with labels in other languages, on which the probe is tested; may be None.
+        labelled_elsewhere: sentences with labels in other languages (columns `language, text, label`), on which the
+            probe is tested; may be None.
         toxic_prompts, neutral_prompts: prompts in every language that is studied.
         pairs: English preference pairs.
         validation: other pairs, for the validation loss while tuning (default: the recipe's share of `pairs`, if any).
@@ -173,6 +174,8 @@ def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     for name in ("labelled", "toxic_prompts", "neutral_prompts", "pairs", "parallel", "held_out"):
         check_columns(getattr(materials, name), (), f"the materials' {name}")
     localize.check_k(lm, k=settings.k)
+    if materials.labelled_elsewhere is not None:
+        check_columns(materials.labelled_elsewhere, ("language", "text", "label"), "the materials' labelled_elsewhere")
     _, labels = labelled_texts(materials.labelled)
     split(labels, seed=settings.seed)
     for what, table in (("toxic prompts", materials.toxic_prompts), ("neutral prompts", materials.neutral_prompts)):

@@ -135,7 +135,7 @@ def _localize(study: _Study) -> dict[str, Any]:
         lm,
         materials.labelled,
         k=settings.k,
-        labelled_elsewhere=by_language(materials.labelled_elsewhere),
+        labelled_elsewhere=_rows_by_language(materials.labelled_elsewhere),
         toxic_words=materials.toxic_words or None,
         n_shuffles=settings.n_null,
         seed=settings.seed,
@@ -163,6 +163,16 @@ def _localize(study: _Study) -> dict[str, Any]:
         "activations": means.tolist(),
         "actual": list(sources),
     }
+
+
+def _rows_by_language(table: Dataset | None) -> dict[str, list[dict[str, Any]]] | None:
+    """Return the labelled rows of each language; None where there is no table."""
+    if table is None:
+        return None
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for language, text, label in zip(table["language"], table["text"], table["label"], strict=True):
+        rows.setdefault(language, []).append({"text": text, "label": label})
+    return rows
 
 
 def _promoted(study: _Study) -> dict[str, Any]:
