@@ -23,6 +23,8 @@ _WORDS: Mapping[Any, str] = {
     "Dose": "a Dose (response.doses of a DoseResponse has them)",
     "HalfDose": "a HalfDose (dose.halves of a Dose has them)",
     "LanguageDose": "a LanguageDose (dose.by_language of a Dose has them)",
+    "DoseNumbers": "a Dose (response.doses of a DoseResponse has them)",
+    "Fluency": "a Fluency (xt.evaluation.conditional_perplexity(judge, continuations))",
     "Frame": "a data frame",
     "HookedLM": 'a HookedLM (xt.HookedLM.load("mini"), or of a model in memory load(model, tokenizer=...))',
     "Identity": "an Identity (lm.identity())",
@@ -33,6 +35,7 @@ _WORDS: Mapping[Any, str] = {
     "Mask": "a mask of True and False, one for each neuron (activations.mean() > 0, not activations.mean())",
     "MeanActivations": "Activations (xt.collect_activations(lm, prompts, neurons))",
     "Materials": "materials (xt.study.Materials(...))",
+    "Measures": "Measures (comparison.before of a Comparison has them)",
     "NeuronSet": "a NeuronSet (xt.NeuronSet.of([(layer, index)]), or xt.localize.by_cosine(lm, probe))",
     "PatchEffect": "a PatchEffect (xt.patch_effect(...))",
     "Path": "a path",
@@ -50,6 +53,7 @@ _WORDS: Mapping[Any, str] = {
         "StudyResults (xt.study.run(...)), a Comparison (xt.compare(before, after, ...)), a list of either, one a "
         "seed, or a dict from the name of a model to any of these"
     ),
+    "Reference": "a Reference (xt.evaluation.Reference.measure(lm, continuations, held_out))",
     "Retrieval": "a Retrieval (xt.transfer.bilingual_retrieval(lm, parallel))",
     "Scorer": "a scorer with name, revision, languages and score() (xt.mini.scorer())",
     "ScorerIdentity": "a ScorerIdentity (ScorerIdentity.of(scorer))",

@@ -6,7 +6,7 @@
 that says nothing, and `soundness` compares text with what the unedited model writes.
 """
 
-from xlingtox.evaluation import degenerate, fluency, metrics, soundness
+from xlingtox.evaluation import cautions, degenerate, fluency, metrics, soundness
 from xlingtox.evaluation.chosen_dose import Chosen
 from xlingtox.evaluation.compare_models import compare
 from xlingtox.evaluation.comparison import Comparison
@@ -60,6 +60,7 @@ __all__ = [
     "Reference",
     "WeightDrift",
     "average_toxicity",
+    "cautions",
     "changes_by_group",
     "compare",
     "conditional_perplexity",
