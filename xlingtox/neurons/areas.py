@@ -57,7 +57,7 @@ def auc(judgements: Float[np.ndarray, "text"], labels: Sequence[int]) -> Auc:
         >>> import numpy as np
         >>> from xlingtox.neurons.areas import auc
         >>> print(auc(np.arange(20.0), [0] * 10 + [1] * 10))
-        1.00 (0.78 to 1.00)
+        1.00 (0.80 to 1.00)
     """
     toxic = np.array(labels, dtype=bool)
     value = float(areas(judgements[:, None], toxic)[0])
@@ -68,6 +68,8 @@ def auc(judgements: Float[np.ndarray, "text"], labels: Sequence[int]) -> Auc:
         both = 1 + further_pairs * ((1 - area) / (2 - area) + area / (1 + area))
         return (value - area) ** 2 - z**2 * area * (1 - area) * both / (n_toxic * n_neutral)
 
-    low = float(brentq(distance, 0.0, value)) if value > 0 else 0.0
-    high = float(brentq(distance, value, 1.0)) if value < 1 else 1.0
+    # Where all pairs are judged alike, the observed area is itself a root: so look a little inside of it.
+    inside = min(max(value, 1e-9), 1 - 1e-9)
+    low = float(brentq(distance, 0.0, inside)) if value > 0 else 0.0
+    high = float(brentq(distance, inside, 1.0)) if value < 1 else 1.0
     return Auc(value, low, high, n_toxic, n_neutral)

@@ -28,6 +28,7 @@ from xlingtox.models.identity import Identity
 from xlingtox.models.states import mean_states
 from xlingtox.neurons.areas import Auc, areas, auc
 from xlingtox.neurons.chance import shuffled_dimensions, shuffled_label_directions, top_neurons
+from xlingtox.neurons.controls import random_sets
 from xlingtox.neurons.judging import ALPHA, Chance, Ranking, Separation, Words, judged
 from xlingtox.neurons.localize import check_k
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -63,7 +64,9 @@ class Evidence:
         >>> evidence = xt.evidence(lm, xt.mini.labelled("en", n=200), k=50, progress=False)
         >>> evidence.verdict.claim
         'Toxicity can be localised in these 50 neurons.'
-        >>> evidence.candidates == xt.localize.by_cosine(lm, evidence.probe, k=50)
+        >>> evidence.candidates.neurons == xt.localize.by_cosine(lm, evidence.probe, k=50).neurons
+        True
+        >>> evidence.candidates.evidence == evidence.verdicts
         True
     """
 
@@ -146,7 +149,7 @@ class Evidence:
             neurons, scores = about["candidates"]
             model = about["probe"].pop("model")
             return cls(
-                candidates=_with_evidence(NeuronSet.of(neurons, scores=scores), verdicts),
+                candidates=dataclasses.replace(NeuronSet.of(neurons, scores=scores), evidence=verdicts),
                 probe=Probe(
                     **about["probe"] | {"direction": tensors["direction"], "model": model and Identity(**model)}
                 ),
@@ -189,7 +192,8 @@ def evidence(
     would find here. The same probe in models whose value vectors have shuffled entries shows what it would find in any
     model. A claim has to beat both.
 
-    Verdicts are at the level of 0.01, corrected for the number of tests. A verdict of "found" also asks for an effect
+    Verdicts are at the level of 0.01, corrected for the number of tests. "Not found" says that chance explains what
+    was seen, not that the contrary was shown. A verdict of "found" also asks for an effect
     that matters. The AUC is at least 0.7. At most half of the candidates are what chance explains. One candidate in
     ten promotes a toxic word, and there are twice as many such words as among random neurons of the same layers.
 
@@ -257,7 +261,14 @@ def evidence(
         separations, ranking, words.get(ALL), source_language=source_language, k=k, without_words=without_words
     )
     return Evidence(
-        _with_evidence(candidates, verdicts), probe, separations, ranking, words, without_words, verdicts, n_shuffles
+        dataclasses.replace(candidates, evidence=verdicts),
+        probe,
+        separations,
+        ranking,
+        words,
+        without_words,
+        verdicts,
+        n_shuffles,
     )
 
 
@@ -368,8 +379,11 @@ def _words(
             for i, order in enumerate(orders)
         ]
     )
-    random_sets = [candidates.random_like(lm, seed=seed + i) for i in range(n_random)]
-    random = np.stack([promoted_counts(lm, s.vectors(lm), tables_of_tokens).sum(0) for s in random_sets])
+    drawn = random_sets(candidates, lm, n=n_random, seed=seed, match="layers")
+    if drawn:
+        random = np.stack([promoted_counts(lm, control.vectors(lm), tables_of_tokens).sum(0) for control in drawn])
+    else:
+        random = np.full((1, len(codes)), np.nan)  # the candidates are all neurons of their layers
     resampled = np.random.default_rng([seed, 3]).integers(len(by_neuron), size=(2000, len(by_neuron)))
     words = {}
     for column, code in enumerate(codes):
@@ -389,11 +403,6 @@ def _words(
             ),
         )
     return words
-
-
-def _with_evidence(candidates: NeuronSet, verdicts: tuple[Verdict, ...]) -> NeuronSet:
-    """Return the candidates carrying the verdicts."""
-    return candidates
 
 
 def _cells(control: str, chance: Chance) -> tuple[str, float, float, float]:

@@ -129,7 +129,8 @@ class NeuronSet:
     def __repr__(self) -> str:
         first = ", ".join(f"{layer}.{index}" for layer, index in self.neurons[:_MOST_NAMED])
         weighted = ", weighted" if self.weights else ""
-        return f"NeuronSet({len(self)}{weighted}: {first}{', ...' if len(self) > _MOST_NAMED else ''})"
+        verdict = f"; evidence: {self.evidence[-1].verdict}" if self.evidence else ""
+        return f"NeuronSet({len(self)}{weighted}: {first}{', ...' if len(self) > _MOST_NAMED else ''}{verdict})"
 
     @property
     def amounts(self) -> tuple[float, ...]:
