@@ -12,6 +12,7 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 
 from xlingtox.data import Prompt
+from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation import metrics, soundness
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
@@ -22,7 +23,6 @@ from xlingtox.evaluation.resampling import Meanings, by_meaning
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.edits.interventions import Offset
 from xlingtox.scoring.protocol import Scorer
 
 Losses = Mapping[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]
@@ -203,9 +203,7 @@ class Setup:
         )
 
 
-def _perplexities(
-    losses_by_set: Sequence[Losses], chosen: Mapping[str, np.ndarray] | None = None
-) -> dict[str, float]:
+def _perplexities(losses_by_set: Sequence[Losses], chosen: Mapping[str, np.ndarray] | None = None) -> dict[str, float]:
     """Return the perplexity of each language that has a text, averaged over the sets of neurons."""
     perplexities: dict[str, float] = {}
     for code in losses_by_set[0]:

@@ -195,7 +195,11 @@ class DoseResponse:
         rows = [
             [
                 tables.number(offset, 2),
-                *(cell for doses in sets.values() for cell in (_cells(doses[offset]) if offset in doses else ["–"] * 3)),
+                *(
+                    cell
+                    for doses in sets.values()
+                    for cell in (_cells(doses[offset]) if offset in doses else ["–"] * 3)
+                ),
             ]
             for offset in sorted(sets[self.name])
         ]
