@@ -70,7 +70,7 @@ class DoseResponse:
         >>> dose = xt.evaluation.Dose(-1.0, 0.2, {"en": 0.2}, degenerate=0.0, perplexity=9.0, low=0.1, high=0.3)
         >>> response = xt.DoseResponse((dose,), n_neurons=2)
         >>> response
-        DoseResponse(2 neurons, doses -1 to -1 in activation, average toxicity 0.20 to 0.20)
+        DoseResponse(2 neurons, doses -1 to -1 units of activation, average toxicity 0.20 to 0.20)
         >>> response.save(tmp_path / "doses.json")
         >>> xt.DoseResponse.load(tmp_path / "doses.json") == response
         True
@@ -212,7 +212,7 @@ class DoseResponse:
         scored = "" if self.scorer is None else f", scored by {escaped(self.scorer.name)}"
         edited = f"{self.n_neurons} neurons" if self.n_neurons else "neurons"
         warned = "".join(f"<p>{escaped(sentence)}</p>" for sentence in self.warnings)
-        caption = f"Doses {UNITS[self.unit]} of {edited}{scored}"
+        caption = f"Doses in {UNITS[self.unit]} for {edited}{scored}"
         return warned + tables.table(caption, ["Dose", *headings], rows)
 
     @checked
