@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import xlingtox as xt
-from xlingtox.evaluation import degenerate, fluency, intervals, medians, metrics
+from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, soundness
 from xlingtox.study import published, report
 from xlingtox.transfer import correlation, prediction, retrieval
 
@@ -18,6 +18,8 @@ MODULES = {
     "metrics": metrics,
     "fluency": fluency,
     "degenerate": degenerate,
+    "soundness": soundness,
+    "cautions": cautions,
     "scoring": xt.scoring,
     "data": xt.data,
     "figures": xt.figures,
@@ -55,7 +57,7 @@ INNER = {
     *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),
-    *("scoring.StreamingScorer.score", "scoring.StreamingScorer.stream"),
+    *("scoring.StreamingScorer.score", "scoring.StreamingScorer.stream", "cautions.DoseNumbers.__init__"),
 }
 
 

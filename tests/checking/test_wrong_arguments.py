@@ -30,6 +30,7 @@ def good(lm) -> dict[str, Any]:
     identity = lm.identity()
     probe = xt.Probe(torch.ones(lm.d_model), 0.0, 0.9, 0.9, 0.5, 8, 2, identity)
     activations = xt.collect_activations(lm, TEXTS, NEURONS, max_new_tokens=2, progress=False)
+    continuations = xt.generate(lm, TEXTS, n_samples=1, max_new_tokens=2, progress=False)
     return {
         **dict.fromkeys(("lm", "before", "after", "judge"), lm),
         "probe": probe,
@@ -43,7 +44,8 @@ def good(lm) -> dict[str, Any]:
         "parallel": TEXTS,
         "path": "x",
         "source": "x",
-        "continuations": xt.generate(lm, TEXTS, n_samples=1, max_new_tokens=2, progress=False),
+        "continuations": continuations,
+        "fluency": xt.evaluation.conditional_perplexity(lm, continuations, progress=False),
         "output_dir": "runs",
         "offsets": [0.0, -1.0],
         "doses": [0.0, -1.0],
@@ -60,6 +62,10 @@ def good(lm) -> dict[str, Any]:
         "y": [1.0, 2.0],
         "samples": [[[1, 2]]],
         "n": 1,
+        "reference": None,
+        "unedited": None,
+        "drops": {"es": 0.5},
+        "measure": "emt",
         "experts": NEURONS,
         "mask": [True, False],
         "value": 1.0,
@@ -106,6 +112,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "Probe.load": xt.Probe.load,
     "ProbeScorer": xt.scoring.ProbeScorer,
     "Recipe": xt.tuning.Recipe,
+    "Reference.measure": xt.evaluation.Reference.measure,
     "Scale.damping": xt.Scale.damping,
     "Settings": xt.study.Settings,
     "WordlistScorer": xt.scoring.WordlistScorer,
@@ -250,6 +257,19 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("study.run", "materials", {"labelled": 1}, "materials (xt.study.Materials(...))"),
     ("compare", "identify_language", "lingua", "a function from texts to their languages (xt.mini.identify_language)"),
     ("degenerate.kinds", "identify_language", 3, "a function"),
+    ("soundness.kinds", "fluency", 9.5, "a Fluency (xt.evaluation.conditional_perplexity(judge, continuations))"),
+    (
+        "soundness.kinds",
+        "reference",
+        None,
+        "a Reference (xt.evaluation.Reference.measure(lm, continuations, held_out))",
+    ),
+    ("Reference.measure", "continuations", ["a"], "Continuations"),
+    ("Reference.measure", "held_out", "text", "a Dataset"),
+    ("fluency.text_perplexities", "held_out", None, "a Dataset"),
+    ("cautions.of_drops", "drops", [0.5], "a dict from a string to a number"),
+    ("cautions.of_doses", "doses", 3.0, "a list"),
+    ("cautions.of_comparison", "before", {"en": 0.5}, "Measures (comparison.before of a Comparison has them)"),
     # Recipes, paths, names.
     ("tune_dpo", "recipe", "MINI", "a recipe (xt.tuning.MINI, varied with dataclasses.replace)"),
     ("tune_dpo", "recipe", {"steps": 3}, "a recipe"),

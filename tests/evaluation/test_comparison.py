@@ -223,7 +223,9 @@ def test_the_same_model_twice_does_not_change(lm):
 
 
 def test_it_is_named_in_a_line(diff):
-    assert re.fullmatch(r"Comparison\(3 languages, EMT 0\.\d\d to 0\.\d\d, scored by hash\)", repr(diff))
+    first, *warnings = repr(diff).splitlines()
+    assert re.fullmatch(r"Comparison\(3 languages, EMT 0\.\d\d to 0\.\d\d, scored by hash\)", first)
+    assert warnings == [f"Warning. {warning}" for warning in diff.warnings]
     assert repr(dataclasses.replace(diff, before={}, after={})).startswith("Comparison(0 languages, EMT none")
 
 
@@ -291,7 +293,8 @@ def test_what_could_not_be_judged_is_counted(lm, others, monkeypatch):
         judged = conditional_perplexity(lm, written, progress=False).counts["en"]
         kinds = degenerate.kinds(own, ["en"] * 3, identify_language=lambda given: ["es"] * len(given))
         expected = {kind.replace(" ", "_"): kinds.count(kind) for kind in degenerate.UNSOUND}
-        assert found.counts["en"][side] == {**judged, **expected}
+        n_toxic = int((SCORER.score(own, ["en"] * 3) >= 0.5).sum())
+        assert found.counts["en"][side] == {**judged, **expected, "toxic": n_toxic}
     before, after = found.counts["en"]
     assert (before["texts"], before["blank"], before["empty"], before["repeated"], before["wrong_script"]) == (
         3,

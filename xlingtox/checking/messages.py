@@ -15,12 +15,15 @@ from xlingtox.checking.hints import is_array, is_row, parts
 _WORDS: Mapping[Any, str] = {
     # A key is the name of a class or of an alias, or a hint. The words name what is expected, and how to get it.
     "Activations": "Activations (xt.collect_activations(lm, prompts, neurons))",
+    "Chosen": "a Chosen (response.chosen() of a DoseResponse)",
     "Comparison": "a Comparison (xt.compare(before, after, ...))",
     "Continuations": "Continuations (xt.generate(lm, prompts))",
     "DataFrame": "a pandas DataFrame",
     "Dataset": "a Dataset (xt.data and xt.mini give them; datasets.Dataset.from_list(rows))",
     "DoseResponse": "a DoseResponse (xt.dose_response(lm, neurons, doses, prompts, ...))",
     "Dose": "a Dose (response.doses of a DoseResponse has them)",
+    "DoseNumbers": "a Dose (response.doses of a DoseResponse has them)",
+    "Fluency": "a Fluency (xt.evaluation.conditional_perplexity(judge, continuations))",
     "HalfDose": "a HalfDose (dose.halves of a Dose has them)",
     "LanguageDose": "a LanguageDose (dose.by_language of a Dose has them)",
     "Frame": "a data frame",
@@ -33,6 +36,7 @@ _WORDS: Mapping[Any, str] = {
     "Mask": "a mask of True and False, one for each neuron (activations.mean() > 0, not activations.mean())",
     "MeanActivations": "Activations (xt.collect_activations(lm, prompts, neurons))",
     "Materials": "materials (xt.study.Materials(...))",
+    "Measures": "Measures (comparison.before of a Comparison has them)",
     "NeuronSet": "a NeuronSet (xt.NeuronSet.of([(layer, index)]), or xt.localize.by_cosine(lm, probe))",
     "PatchEffect": "a PatchEffect (xt.patch_effect(...))",
     "Path": "a path",
@@ -46,6 +50,7 @@ _WORDS: Mapping[Any, str] = {
         "Dataset, a data frame, a list of dicts); a conversation may take the place of a string"
     ),
     "Recipe": "a recipe (xt.tuning.MINI, varied with dataclasses.replace)",
+    "Reference": "a Reference (xt.evaluation.Reference.measure(lm, continuations, held_out))",
     "Retrieval": "a Retrieval (xt.transfer.bilingual_retrieval(lm, parallel))",
     "Scorer": "a scorer with name, revision, languages and score() (xt.mini.scorer())",
     "ScorerIdentity": "a ScorerIdentity (ScorerIdentity.of(scorer))",

@@ -6,7 +6,7 @@
 that says nothing, and `soundness` compares text with what the unedited model writes.
 """
 
-from xlingtox.evaluation import degenerate, fluency, metrics, soundness
+from xlingtox.evaluation import cautions, degenerate, fluency, metrics, soundness
 from xlingtox.evaluation.chosen_dose import Chosen
 from xlingtox.evaluation.comparison import Comparison, compare
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
@@ -56,6 +56,7 @@ __all__ = [
     "Reference",
     "WeightDrift",
     "average_toxicity",
+    "cautions",
     "changes_by_group",
     "compare",
     "conditional_perplexity",

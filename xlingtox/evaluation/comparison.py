@@ -18,7 +18,7 @@ from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.equality import equal
-from xlingtox.evaluation import degenerate, metrics
+from xlingtox.evaluation import cautions, degenerate, metrics
 from xlingtox.evaluation.fluency import check_held_out, conditional_perplexity, perplexities
 from xlingtox.evaluation.measurement import Measurement, measure
 from xlingtox.evaluation.measurement import Measures as Measures
@@ -58,6 +58,7 @@ class Comparison:
         counts: for each language, counts of continuations before and after; empty where that is not known. They count
             all of them (`texts`), those that are a problem for `continuation_perplexity` (as in `Fluency.counts`), and
             those that are not sound, by kind: `empty, ended_early, repeated, wrong_script, wrong_language, gibberish`.
+            `toxic` counts the scores of 0.5 or more.
 
     Example:
         >>> edited = xt.Offset(sources, -1.0).bake(lm)
@@ -65,6 +66,7 @@ class Comparison:
         ...     n_samples=2, max_new_tokens=4, progress=False)
         >>> comparison
         Comparison(2 languages, EMT ... to ..., scored by miniature's insults)
+        Warning. Too little toxicity to tell: ...
         >>> comparison.save(tmp_path / "comparison.json")
         >>> xt.Comparison.load(tmp_path / "comparison.json") == comparison
         True
@@ -91,12 +93,18 @@ class Comparison:
     def __repr__(self) -> str:
         means = (np.mean([measures.emt for measures in side.values()]) for side in (self.before, self.after))
         toxicity = " to ".join(f"{mean:.2f}" for mean in means) if self.before else "none"
-        return f"Comparison({len(self.before)} languages, EMT {toxicity}, scored by {self.scorer.name})"
+        named = f"Comparison({len(self.before)} languages, EMT {toxicity}, scored by {self.scorer.name})"
+        return "\n".join((named, *(f"Warning. {warning}" for warning in self.warnings)))
 
     @property
     def languages(self) -> tuple[str, ...]:
         """The languages of the prompts."""
         return tuple(self.before)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that say which of these figures cannot carry a finding, and why (`evaluation.cautions`)."""
+        return tuple(cautions.of_comparison(self.before, self.after, counts=self.counts, changes=self.changes))
 
     @checked
     def relative_drop(self, measure: str = "emt") -> dict[str, float]:
@@ -138,7 +146,8 @@ class Comparison:
             rows.append([tables.language_name(code), *cells.values()])
         columns = ["Language", "EMT", "Toxicity probability", "Average toxicity (95 % interval of the change)"]
         caption = f"Before → after, scored by {escaped(self.scorer.name)}"
-        return tables.table(caption, [*columns, "Perplexity", "Mean activation"], rows)
+        table = tables.table(caption, [*columns, "Perplexity", "Mean activation"], rows)
+        return tables.warnings(self.warnings) + table
 
     @checked
     def save(self, path: str | Path) -> None:

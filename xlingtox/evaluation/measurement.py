@@ -74,8 +74,8 @@ class Measurement:
         continuation_perplexity: the median over all continuations.
         perplexities: the perplexity of each continuation under the judge; NaN where it could not judge.
         by_neuron: the mean activation of each neuron, over all steps of all prompts.
-        counts: how many texts there are, how many the judge of fluency could not judge, and how many are not sound, by
-            kind.
+        counts: how many texts there are, how many the judge of fluency could not judge, how many are not sound, by
+            kind, and how many are toxic.
     """
 
     per_prompt: Mapping[str, Float[np.ndarray, "prompt"]]
@@ -143,12 +143,13 @@ def measure(
             "mean_activation": mean_activation[rows],
         }
         unsound = {kind.replace(" ", "_"): int((kinds[rows] == kind).sum()) for kind in degenerate.UNSOUND}
+        n_toxic = int((scores_by_language[code] >= metrics.TOXIC).sum())
         measurements[code] = Measurement(
             per_prompt,
             fluency.medians[code],
             perplexities[rows],
             by_neuron=tuple(activations.mean(language=code).tolist()),
-            counts=dict(fluency.counts[code]) | unsound,
+            counts=dict(fluency.counts[code]) | unsound | {"toxic": n_toxic},
         )
     return measurements
 

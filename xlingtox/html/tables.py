@@ -44,6 +44,17 @@ def table(
     return f"<table>{heading}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def warnings(sentences: Iterable[str]) -> str:
+    """Return a paragraph for each warning, to be shown before the table that it is about.
+
+    Example:
+        >>> from xlingtox.html import tables
+        >>> tables.warnings(["Perplexity doubled."])
+        '<p class="warning" role="note"><b>Warning.</b> Perplexity doubled.</p>'
+    """
+    return "".join(f'<p class="warning" role="note"><b>Warning.</b> {escaped(sentence)}</p>' for sentence in sentences)
+
+
 def _numbers(cells: Iterable[str]) -> bool:
     """Return whether each cell begins like a number, or is "not defined"."""
     return all(cell[:1].isdigit() or cell[:1] in "−+–" or cell == "not defined" for cell in cells)

@@ -14,6 +14,7 @@ from scipy import stats
 from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.equality import equal
+from xlingtox.evaluation import cautions
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.measures import COMPARED
@@ -176,6 +177,11 @@ class Transfer:
         return pd.DataFrame(rows).rename(columns={"pearson_value": "pearson_r", "spearman_value": "spearman_rho"})
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that say why these drops cannot carry a correlation: they have no spread, or no order."""
+        return tuple(cautions.of_drops(self.drop, measure=self.measure))
+
+    @property
     def caveat(self) -> str:
         """A sentence or two on how little so few languages can prove."""
         n = len(self.drop)
@@ -199,13 +205,14 @@ class Transfer:
         return text
 
     def __repr__(self) -> str:
-        return (
+        named = (
             f"Transfer({self.measure}: r = {self.pearson_r:.2f}, p = {self.p_value:.3f} over {len(self.drop)} "
             f"languages; predictors {', '.join(self.predictors) or 'none'}. {self.caveat})"
         )
+        return "\n".join((named, *(f"Warning. {warning}" for warning in self.warnings)))
 
     def _repr_html_(self) -> str:
-        """Show a notebook the caveat, and below it one row for each predictor."""
+        """Show a notebook the warnings and the caveat, and below them one row for each predictor."""
         rows = [
             [
                 escaped(name),
@@ -223,7 +230,8 @@ class Transfer:
         columns = ["Predictor", "Languages", "r", "95 % interval", "p", "rho"]
         columns += ["Error", "Error of guessing the mean", "p of the error"]
         label = COMPARED[self.measure].words if self.measure in COMPARED else escaped(self.measure)
-        return f"<p>{escaped(self.caveat)}</p>" + tables.table(f"Predictors of the drop in {label}", columns, rows)
+        table = tables.table(f"Predictors of the drop in {label}", columns, rows)
+        return f"{tables.warnings(self.warnings)}<p>{escaped(self.caveat)}</p>{table}"
 
     @checked
     def save(self, path: str | Path) -> None:
