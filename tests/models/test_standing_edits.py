@@ -244,7 +244,7 @@ MATERIALS = stages.Materials(
         lambda lm, other, folder: weight_drift(lm, other),
         lambda lm, other, folder: weight_drift(other, lm),
         lambda lm, other, folder: dose_response(
-            lm, NEURONS, TEXTS, offsets=[1.0], scorer=NeverAsked("en", "es"), held_out=HELD_OUT
+            lm, NEURONS, [1.0], TEXTS, scorer=NeverAsked("en", "es"), held_out=HELD_OUT
         ),
         lambda lm, other, folder: stages.run(
             lm, MATERIALS, output_dir=folder, settings=stages.Settings(), progress=False

@@ -15,6 +15,7 @@ from xlingtox.checking.hints import is_array, is_row, parts
 _WORDS: Mapping[Any, str] = {
     # A key is the name of a class or of an alias, or a hint. The words name what is expected, and how to get it.
     "Activations": "Activations (xt.collect_activations(lm, prompts, neurons))",
+    "Chosen": "a Chosen (response.chosen() of a DoseResponse)",
     "Comparison": "a Comparison (xt.compare(before, after, ...))",
     "Continuations": "Continuations (xt.generate(lm, prompts))",
     "DataFrame": "a pandas DataFrame",

@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from xlingtox.checking import checked
 from xlingtox.equality import equal
+from xlingtox.evaluation import cautions
 from xlingtox.evaluation.dose import Dose
 from xlingtox.evaluation.resampling import Change
 from xlingtox.verdicts import Verdict
@@ -20,9 +21,6 @@ RISEN = 1.5
 
 _MORE_DEGENERATE = 0.1
 """An edit may make at most this share more of the continuations degenerate."""
-
-_EXPLAINED = 0.5
-"""Degenerate text may explain at most this share of a fall: each such text takes away a score of at most 1."""
 
 
 @checked
@@ -68,12 +66,14 @@ class Chosen:
     def is_fluent(self) -> bool:
         """Whether the text stayed fluent.
 
-        Perplexity rose by less than half. At most a tenth of the texts became degenerate, and they explain at most half
-        of the fall. It is False where the perplexity is not known.
+        Perplexity rose by less than half. At most a tenth of the texts became degenerate, and they do not explain most
+        of the fall (`cautions.EXPLAINS`). It is False where the perplexity is not known.
         """
-        more_degenerate = self.degenerate_after - self.degenerate_before
-        most = min(_MORE_DEGENERATE, _EXPLAINED * abs(self.change.mean))
-        return self.perplexity_after < RISEN * self.perplexity_before and more_degenerate <= most
+        further = self.degenerate_after - self.degenerate_before
+        lost = self.before * further / (1 - self.degenerate_before) if self.degenerate_before < 1 else math.inf
+        explains = further >= cautions.MORE_UNSOUND and lost > cautions.EXPLAINS * -self.change.mean
+        is_readable = self.perplexity_after < RISEN * self.perplexity_before
+        return is_readable and further <= _MORE_DEGENERATE and not explains
 
 
 def choose(unedited: Dose | None, doses: Sequence[Dose], control: Sequence[Dose], share: float) -> Chosen | None:

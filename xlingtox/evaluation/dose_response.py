@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts, meanings
-from xlingtox.evaluation import chosen_dose
+from xlingtox.evaluation import cautions, chosen_dose
 from xlingtox.evaluation.chosen_dose import Chosen
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose import Dose as Dose
@@ -70,7 +70,7 @@ class DoseResponse:
         >>> dose = xt.evaluation.Dose(-1.0, 0.2, {"en": 0.2}, degenerate=0.0, perplexity=9.0, low=0.1, high=0.3)
         >>> response = xt.DoseResponse((dose,), n_neurons=2)
         >>> response
-        DoseResponse(2 neurons, doses -1 to -1 in activation, average toxicity 0.20 to 0.20)
+        DoseResponse(2 neurons, doses -1 to -1 units of activation, average toxicity 0.20 to 0.20)
         >>> response.save(tmp_path / "doses.json")
         >>> xt.DoseResponse.load(tmp_path / "doses.json") == response
         True
@@ -96,11 +96,11 @@ class DoseResponse:
             return f"DoseResponse({self.n_neurons} neurons, no doses)"
         first, last = rising[0], rising[-1]
         random_sets = f", {self.n_random} random sets" if self.n_random else ""
-        warned = f", {len(self.warnings)} warnings" if self.warnings else ""
-        return (
+        figures = (
             f"DoseResponse({self.n_neurons} neurons{random_sets}, doses {first.offset:g} to {last.offset:g} "
-            f"{UNITS[self.unit]}, average toxicity {first.average_toxicity:.2f} to {last.average_toxicity:.2f}{warned})"
+            f"{UNITS[self.unit]}, average toxicity {first.average_toxicity:.2f} to {last.average_toxicity:.2f})"
         )
+        return "\n".join((figures, *(f"Warning. {warning}" for warning in self.warnings)))
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -116,9 +116,13 @@ class DoseResponse:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences that say which of these figures cannot carry a finding, and why."""
-        if not self.n_constant:
-            return ()
-        return (f"{self.n_constant} of the {self.n_neurons} neurons never vary on these prompts, and are not edited.",)
+        warnings = cautions.of_doses(self._unedited(), [dose for dose in self.doses if dose.offset])
+        if self.n_constant:
+            warnings.append(
+                f"{self.n_constant} of the {self.n_neurons} neurons never vary on these prompts: doses in standard "
+                "deviations do not move them."
+            )
+        return tuple(warnings)
 
     @checked
     def chosen(self, *, share: float = _MOST_LEFT) -> Chosen | None:
@@ -211,9 +215,8 @@ class DoseResponse:
         ]
         scored = "" if self.scorer is None else f", scored by {escaped(self.scorer.name)}"
         edited = f"{self.n_neurons} neurons" if self.n_neurons else "neurons"
-        warned = "".join(f"<p>{escaped(sentence)}</p>" for sentence in self.warnings)
-        caption = f"Doses {UNITS[self.unit]} of {edited}{scored}"
-        return warned + tables.table(caption, ["Dose", *headings], rows)
+        caption = f"Doses in {UNITS[self.unit]} for {edited}{scored}"
+        return tables.warnings(self.warnings) + tables.table(caption, ["Dose", *headings], rows)
 
     @checked
     def save(self, path: str | Path) -> None:

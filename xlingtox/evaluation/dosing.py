@@ -14,7 +14,7 @@ from xlingtox.neurons.neuron_set import Match, NeuronSet
 Unit: TypeAlias = Literal["sd", "activation"]
 """What a dose of 1 adds to a neuron: its standard deviation on the prompts, or 1."""
 
-UNITS: Mapping[Unit, str] = {"sd": "sd", "activation": "in activation"}
+UNITS: Mapping[Unit, str] = {"sd": "sd", "activation": "units of activation"}
 """Each unit as it is written after a dose."""
 
 AXES: Mapping[Unit, str] = {

@@ -43,8 +43,8 @@ def propose_doses(
 ) -> tuple[float, ...]:
     """Return evenly spaced doses, from 0 to where the perplexity of held-out text has risen by half.
 
-    Beyond that an edited model breaks, and what it no longer writes proves nothing. The last dose is found by bisection,
-    with about ten readings of the held-out text, and rounded to two significant digits.
+    Beyond that an edited model breaks, and what it no longer writes proves nothing. The last dose is found by
+    bisection, with about ten readings of the held-out text, and rounded to two significant digits.
 
     A `UserWarning` says so where no dose up to 64 costs as much, or already the smallest, 1/64, does.
 
@@ -97,8 +97,8 @@ def propose_doses(
         most = _crossing(costs_too_much)
     if most is None:
         warnings.warn(
-            f"the perplexity does not rise by half up to a dose of {_MOST:g} {UNITS[unit]}: these neurons hardly matter "
-            "to held-out text, and the doses end there",
+            f"the perplexity does not rise by half up to a dose of {_MOST:g} {UNITS[unit]}: these neurons hardly "
+            "matter to held-out text, and the doses end there",
             stacklevel=2,
         )
     elif most <= _LEAST:

@@ -100,8 +100,8 @@ def _warnings(sentences: Sequence[str]) -> str:
 def _verdicts(verdicts: Sequence[Verdict]) -> str:
     rows = [[escaped(row.claim), f"<strong>{row.verdict}</strong>", escaped(row.reason)] for row in verdicts]
     note = (
-        "<p>A claim is “found” where it stands beside its control. It is “weak” where a part of the evidence is missing, "
-        "and “not found” otherwise, which does not show the contrary.</p>"
+        "<p>A claim is “found” where it stands beside its control. It is “weak” where a part of the evidence is "
+        "missing, and “not found” otherwise, which does not show the contrary.</p>"
     )
     table = scrolling("Each claim, the verdict on it, and why", ["Claim", "Verdict", "Reason"], rows)
     return _section("Do the claims stand?", note + table) if rows else ""
@@ -336,8 +336,8 @@ of other seeds, prompts unlike these or other models.</li>
 <li>The sources were chosen for being active in English before tuning: some fall is to be expected from that alone.</li>
 <li>EMT saturates where a model is toxic in most samples; read average toxicity beside it.</li>
 <li>A scorer sees only what it was made for, and text that says nothing scores as clean. Degenerate text is the share of
-continuations that are empty, ended early, repeat one phrase, are gibberish, or are in another script (or language, where
-an identifier was at hand). Short and unlikely text is told by what the model before itself writes. Where the share
-rises, less toxicity may be silence; so toxicity is also given among sound continuations.
+continuations that are empty, ended early, repeat one phrase, are gibberish, or are in another script (or language,
+where an identifier was at hand). Short and unlikely text is told by what the model before itself writes. Where the
+share rises, less toxicity may be silence; so toxicity is also given among sound continuations.
 Perplexities of different languages are not comparable with each other.</li>
 <li>A correlation over a few languages is uncertain, and does not say that retrieval causes transfer.</li></ul>"""
