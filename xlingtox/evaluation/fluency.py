@@ -57,6 +57,7 @@ class Fluency:
             10,000 or more, or an undefined one. `merged` texts begin inside a token that also
             holds the end of the prompt.
         model: which causal model judged, and under which edit; None if the judge is not a causal model.
+        row_languages: the language of each text, in the order of `values`; empty in files of older versions.
 
     Example:
         >>> written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
@@ -74,6 +75,7 @@ class Fluency:
     counts: Mapping[str, Mapping[str, int]]
     _: KW_ONLY
     model: Identity | None = None
+    row_languages: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         """Return whether everything is the same; NaN equals NaN."""
@@ -81,6 +83,7 @@ class Fluency:
             return NotImplemented
         return (
             (self.judge, self.counts, self.model) == (other.judge, other.counts, other.model)
+            and self.row_languages == other.row_languages
             and list(self.medians) == list(other.medians)
             and np.array_equal(list(self.medians.values()), list(other.medians.values()), equal_nan=True)
             and np.array_equal(self.values, other.values, equal_nan=True)
@@ -118,6 +121,7 @@ class Fluency:
         """Write one JSON file."""
         content = {"judge": self.judge, "values": self.values.tolist(), "medians": dict(self.medians)}
         content |= {"counts": self.counts, "model": self.model and dataclasses.asdict(self.model)}
+        content |= {"row_languages": self.row_languages}
         files.write_json(path, content)
 
     @classmethod
@@ -132,7 +136,9 @@ class Fluency:
         with files.understood(path, "fluency"):
             values, model = np.array(content["values"], dtype=np.float64), content["model"]
             medians, counts = content["medians"], content["counts"]
-            return cls(content["judge"], values, medians, counts, model=model and Identity.of(model))
+            codes = tuple(content.get("row_languages", ()))
+            identity = model and Identity.of(model)
+            return cls(content["judge"], values, medians, counts, model=identity, row_languages=codes)
 
 
 class _Row(NamedTuple):
@@ -372,6 +378,5 @@ def _fluency(
         counts[code] = {"texts": int(texts.sum())} | {
             name: int((texts & faulty).sum()) for name, faulty in faults.items()
         }
-    if isinstance(judge, str):
-        return Fluency(judge, values, medians, counts)
-    return Fluency(judge.name, values, medians, counts, model=judge)
+    name, model = (judge, None) if isinstance(judge, str) else (judge.name, judge)
+    return Fluency(name, values, medians, counts, model=model, row_languages=tuple(row_languages))
