@@ -79,12 +79,12 @@ def models(
         escaped_for_plotly(f"{name}: {_SPREAD.format(len(found))}" if len(found) > 1 else name)
         for name, found in compared.items()
     ]
-    panel = 190
+    panel = 200
     figure = make_subplots(
         rows=len(compared),
         shared_xaxes=True,
         shared_yaxes="all",
-        vertical_spacing=min(0.16, 30 / (panel * len(compared))),
+        vertical_spacing=min(0.3, 56 / (panel * len(compared))),
         subplot_titles=titles,
     )
     for row, found in enumerate(compared.values(), start=1):
