@@ -60,6 +60,7 @@ class Fluency:
         model: which causal model judged, and under which edit; None if the judge is not a causal model.
         n_tokens: the number of tokens that each value is the mean of, 0 where the judge did not judge the text. A text
             with tokens and without a value has an undefined one. None where they are not known.
+        row_languages: the language of each text, in the order of `values`; empty in files of older versions.
 
     Example:
         >>> written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
@@ -78,6 +79,7 @@ class Fluency:
     _: KW_ONLY
     model: Identity | None = None
     n_tokens: Int[np.ndarray, "text"] | None = None
+    row_languages: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         """Return whether everything is the same; NaN equals NaN."""
@@ -116,6 +118,7 @@ class Fluency:
         content = {"judge": self.judge, "values": self.values.tolist(), "medians": dict(self.medians)}
         content |= {"counts": self.counts, "model": self.model and dataclasses.asdict(self.model)}
         content["n_tokens"] = None if self.n_tokens is None else self.n_tokens.tolist()
+        content["row_languages"] = self.row_languages
         files.write_json(path, content)
 
     @classmethod
@@ -137,6 +140,7 @@ class Fluency:
                 counts,
                 model=model and Identity.of(model),
                 n_tokens=None if n_tokens is None else np.array(n_tokens, dtype=np.int64),
+                row_languages=tuple(content.get("row_languages", ())),
             )
 
 
@@ -419,6 +423,5 @@ def _fluency(
         counts[code] = {"texts": int(texts.sum())} | {
             name: int((texts & faulty).sum()) for name, faulty in faults.items()
         }
-    if isinstance(judge, str):
-        return Fluency(judge, values, medians, counts)
-    return Fluency(judge.name, values, medians, counts, model=judge)
+    name, model = (judge, None) if isinstance(judge, str) else (judge.name, judge)
+    return Fluency(name, values, medians, counts, model=model, row_languages=tuple(row_languages))
