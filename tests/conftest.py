@@ -1,6 +1,10 @@
-"""Tiny random models of three families, built in memory; nothing is downloaded."""
+"""Tiny random models of three families, built in memory; nothing is downloaded.
+
+The whole suite runs in a few processes, each with one thread. A part of it runs in one process.
+"""
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +23,9 @@ from transformers import PreTrainedTokenizerFast
 from xlingtox.models.hooked import HookedLM
 from xlingtox.study import picture
 
+# The models of these tests, and of the processes that they start, are too small for more threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 constants.HF_HUB_OFFLINE = True
 collect_ignore_glob = ["benchmarks/*"]
 # On a busy machine an example may take any time.
@@ -33,6 +40,12 @@ CORPUS = [
     "кот сидит на коврике у двери",
 ]
 D_MODEL, N_LAYERS, N_POSITIONS = 32, 2, 64
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes `-n auto` means, which is given in pyproject.toml; 0 is none but this one."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return min(os.cpu_count() or 1, 4) if is_whole else 0
 
 
 class Family(NamedTuple):
