@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -225,7 +225,7 @@ class PatchEffect:
             both = (Identity.of(models[0]), Identity.of(models[1])) if isinstance(models, list) else None
             # Earlier versions drew random neurons from the same layers only.
             drawn = any(run.endswith(_RANDOM) for run in runs)
-            match = content.get("match", "layers" if drawn else None)
+            match: Any = content.get("match", "layers" if drawn else None)
             return cls(tuple(content["languages"]), runs, both, match if isinstance(match, str) else None)
 
 
