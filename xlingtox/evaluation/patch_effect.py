@@ -223,10 +223,10 @@ class PatchEffect:
             }
             models = content.get("models")
             both = (Identity.of(models[0]), Identity.of(models[1])) if isinstance(models, list) else None
-            # Earlier versions drew random neurons from the same layers only.
+            # Earlier versions drew random neurons from the same layers only. NaN stands for null in the file.
             drawn = any(run.endswith(_RANDOM) for run in runs)
             match: Any = content.get("match", "layers" if drawn else None)
-            return cls(tuple(content["languages"]), runs, both, match if isinstance(match, str) else None)
+            return cls(tuple(content["languages"]), runs, both, None if isinstance(match, float) else match)
 
 
 @checked
