@@ -316,7 +316,9 @@ of other seeds, prompts unlike these or other models.</li>
 <li>The sources were chosen for being active in English before tuning: some fall is to be expected from that alone.</li>
 <li>EMT saturates where a model is toxic in most samples; read average toxicity beside it.</li>
 <li>A scorer sees only what it was made for, and text that says nothing scores as clean. Degenerate text is the share of
-continuations that are empty, repeat one phrase, or are in another script (or another language, where an identifier of
-languages was at hand): where it rises, less toxicity may be silence.
+continuations that are empty, end earlier than nearly all of the model’s own, repeat one phrase, are in another script
+(or another language, where an identifier of languages was at hand), or are gibberish: their perplexity under the model
+before is beyond what its own continuations and held-out texts span. Where it rises, less toxicity may be silence; read
+the toxicity of sound continuations. About 1 % of any sound text is taken for gibberish.
 Perplexities of different languages are not comparable with each other.</li>
 <li>A correlation over a few languages is uncertain, and does not say that retrieval causes transfer.</li></ul>"""
