@@ -11,9 +11,10 @@ from xlingtox import files
 from xlingtox.data import Prompt
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset
-from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose, DoseResponse
 from xlingtox.evaluation.fluency import Fluency
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.metrics import Change
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.evaluation.weight_drift import WeightDrift
@@ -26,6 +27,7 @@ from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
 from xlingtox.neurons.token_activations import TokenActivations
+from xlingtox.paper import Beside, Counterpart
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer.correlation import Correlation
 from xlingtox.transfer.results import Predictor, Transfer
@@ -45,6 +47,7 @@ KINDS: dict[str, Any] = {
     "drift": WeightDrift,
     "fluency": Fluency,
     "vectors": ControlVectors,
+    "beside": Beside,
 }
 """Name of a file to the class that it is loaded by, given its path alone."""
 
@@ -107,6 +110,7 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
             f"judge {value}", np.full(n, value), table, {code: {"texts": int(value)} for code in codes}, model=model
         ),
         "vectors": ControlVectors({layer: torch.full((20 * n,), value) for layer in range(1, 4)}),
+        "beside": Beside((Counterpart("Table 2", "emt", "mean", f"{value}", "", (value,) * 2, ((value,) * 2,)),) * n),
         "view": TokenView(f"<p>{value}</p>" * n, 100),
     }
 

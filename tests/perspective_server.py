@@ -6,21 +6,25 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = "AIza-not-a-real-key-0123456789"
 
 
-def score_of(text: str, language: str) -> float:
+def score_of(text: str, language: str, attribute: str = "TOXICITY") -> float:
     """The truth: a number in [0, 1) of six decimals."""
-    return zlib.crc32(f"{language} {text}".encode()) % 10**6 / 10**6
+    of_attribute = "" if attribute == "TOXICITY" else f" {attribute}"
+    return zlib.crc32(f"{language} {text}{of_attribute}".encode()) % 10**6 / 10**6
 
 
-def answer_of(score: Any) -> dict[str, Any]:
-    value = {"value": score, "type": "PROBABILITY"}
-    return {"attributeScores": {"TOXICITY": {"spanScores": [], "summaryScore": value}}, "detectedLanguages": ["en"]}
+def answer_of(score: Any, **others: Any) -> dict[str, Any]:
+    scores = {
+        name: {"spanScores": [], "summaryScore": {"value": value, "type": "PROBABILITY"}}
+        for name, value in {"TOXICITY": score, **others}.items()
+    }
+    return {"attributeScores": scores, "detectedLanguages": ["en"]}
 
 
 class Server(ThreadingHTTPServer):
@@ -74,12 +78,17 @@ class Handler(BaseHTTPRequestHandler):
             fault = self.server.fault(text, self.server.calls[language, text])
         if self.headers.get("x-goog-api-key") != KEY or "key=" in self.path:
             fault = "stranger"
-        getattr(self, f"do_{fault}", self.do_well)(text, language)
+        if fault is None:
+            self.do_well(text, language, asked["requestedAttributes"])
+        else:
+            getattr(self, f"do_{fault}")(text, language)
 
-    def do_well(self, text: str, language: str) -> None:
+    def do_well(self, text: str, language: str, names: Iterable[str] = ("TOXICITY",)) -> None:
         with self.server.lock:
             self.server.answered[language, text] += 1
-        self.say(200, answer_of(score_of(text, language)) | {"languages": [language]})
+        answer = answer_of(**{"score": 0.0} | {name: score_of(text, language, name) for name in names})
+        answer["attributeScores"] = {name: answer["attributeScores"][name] for name in names}
+        self.say(200, answer | {"languages": [language]})
 
     def do_429(self, *_: str) -> None:
         self.say(429, {"error": {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}})

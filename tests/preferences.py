@@ -21,7 +21,7 @@ PAIRS = Dataset.from_dict(
         "source": ["another column"] * 4,
     }
 )
-RECIPE = Recipe(steps=6, batch_size=2, learning_rate=1e-3, warm_up=1, max_length=32)
+RECIPE = Recipe(steps=6, batch_size=2, learning_rate=1e-3, warm_up=1, max_length=32, end_token=True)
 
 
 def weights(model):

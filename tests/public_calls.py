@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import xlingtox as xt
-from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, soundness
+from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, multiplicity, soundness
 from xlingtox.study import published, report
 from xlingtox.transfer import correlation, prediction, retrieval
 
@@ -26,12 +26,14 @@ MODULES = {
     "mini": xt.mini,
     "tuning": xt.tuning,
     "evaluation": xt.evaluation,
+    "paper": xt.paper,
     "study": xt.study,
     "report": report,
     "languages": xt.languages,
     "published": published,
     "intervals": intervals,
     "medians": medians,
+    "multiplicity": multiplicity,
 }
 
 INNER = {
@@ -57,6 +59,7 @@ INNER = {
     *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),
+    "paper.Study.__init__",
     *("scoring.StreamingScorer.score", "scoring.StreamingScorer.stream", "cautions.DoseNumbers.__init__"),
 }
 

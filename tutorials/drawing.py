@@ -27,6 +27,7 @@ PLACES = {
     "edits": (1, 6),
     "evaluation": (1, 7),
     "measures": (2, 7),
+    "paper": (0, 8),
     "transfer": (1, 8),
     "figures": (1, 9),
     "mini": (0, 10),

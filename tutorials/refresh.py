@@ -23,9 +23,8 @@ from typing import Any
 from drawing import drawing
 from stored_results import BY_LANGUAGE, RESULTS, store, stored
 
-from xlingtox import languages
+from xlingtox import languages, paper
 from xlingtox.mini import truth
-from xlingtox.study import paper
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials" / "guide").glob("*.md"))]

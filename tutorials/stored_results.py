@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from xlingtox import __version__
-from xlingtox.study.paper import MEASURES
+from xlingtox.paper import MEASURES
 
 RESULTS = Path(__file__).resolve().parents[1] / "assets" / "results"
 

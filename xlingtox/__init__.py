@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xlingtox import mini as mini
     from xlingtox import models as models
     from xlingtox import neurons as neurons
+    from xlingtox import paper as paper
     from xlingtox import scoring as scoring
     from xlingtox import study as study
     from xlingtox import transfer as transfer
@@ -43,10 +44,12 @@ if TYPE_CHECKING:
     from xlingtox.models import HookNeverFired as HookNeverFired
     from xlingtox.models import generate as generate
     from xlingtox.neurons import Activations as Activations
+    from xlingtox.neurons import Evidence as Evidence
     from xlingtox.neurons import NeuronSet as NeuronSet
     from xlingtox.neurons import Probe as Probe
     from xlingtox.neurons import TokenActivations as TokenActivations
     from xlingtox.neurons import collect_activations as collect_activations
+    from xlingtox.neurons import evidence as evidence
     from xlingtox.neurons import localize as localize
     from xlingtox.neurons import read_tokens as read_tokens
     from xlingtox.neurons import top_tokens as top_tokens
@@ -61,7 +64,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "Model": {"models": ("HookedLM", "HookNeverFired", "Continuations", "generate")},
     "Where": {
         "neurons": (
-            *("NeuronSet", "Probe", "localize", "Activations", "collect_activations"),
+            *("NeuronSet", "Probe", "localize", "Evidence", "evidence", "Activations", "collect_activations"),
             *("TokenActivations", "read_tokens", "top_tokens"),
         ),
     },
@@ -77,7 +80,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 """The public names: by the question that they answer, then by the folder that defines them."""
 
 FOLDERS = (
-    *("data", "models", "neurons", "edits", "tuning", "scoring", "evaluation", "transfer", "figures", "study", "mini"),
+    *("data", "models", "neurons", "edits", "tuning", "scoring", "evaluation", "transfer", "paper"),
+    *("figures", "study", "mini"),
     *("languages", "measures"),
 )
 """The folders in the order in which data flows through them, and last the tables of languages and measures."""

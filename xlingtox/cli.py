@@ -141,17 +141,22 @@ def materials(seed: int) -> Materials:
     """Return the demo's materials: the miniature's data sets, drawn with `seed`."""
     import dataclasses
 
-    from xlingtox import mini
+    from datasets import concatenate_datasets
+
+    from xlingtox import languages, mini
     from xlingtox.study import Materials
 
+    elsewhere = [mini.labelled(code, n=100, seed=seed) for code in languages.CODES if code != "en"]
     return Materials(
         labelled=mini.labelled("en", n=2000, seed=seed),
+        labelled_elsewhere=concatenate_datasets(elsewhere),
+        toxic_words=mini.toxic_words(),
         toxic_prompts=mini.prompts(n=30, kind="toxic", seed=seed),
         neutral_prompts=mini.prompts(n=20, kind="neutral", seed=seed),
         pairs=mini.pairs("en", n=1000, seed=seed),
         validation=mini.pairs("en", n=64, split="validation", seed=seed),
         parallel=mini.parallel(n=500, seed=seed),
-        held_out=mini.held_out(n=60, seed=seed),
+        held_out=mini.held_out(n=30, seed=seed),
         scorer=mini.scorer(),
         identify_language=mini.identify_language,
         word_groups=mini.word_groups(),
@@ -185,7 +190,7 @@ def summary(results: StudyResults) -> str:
         lines.append(row(f"mean of other {len(untuned)}", untuned))
     degenerate = results.means("degenerate", results.languages)
     lines.append("Degenerate continuations: {:.3f} before, {:.3f} after".format(*degenerate))
-    doses, control = results.intervention, results.control
+    doses, control = results.toxic_doses.doses, results.toxic_doses.control
     rows: tuple[tuple[str, Sequence[float], int], ...] = (
         ("Offset", [dose.offset for dose in doses], 2),
         ("sources", [dose.average_toxicity for dose in doses], 3),

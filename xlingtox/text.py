@@ -57,6 +57,8 @@ _OPTIONAL = regex.compile(
     r"|(?<=\u094D)[\u200C\u200D]"  # joiners after a virama
     r"|(?<=\p{Cyrillic})\u0301"  # stress
 )
+# The end of a sentence in any script that marks it, and the quotes, brackets, emphasis and blanks that may follow.
+_SENTENCE_END = regex.compile(r"[\p{Sentence_Terminal}…][\p{Pe}\p{Pf}\p{Pi}\"'*_\p{Cf}\p{Mn}\s]*\Z")
 # Letters that writers often use for each other.
 _SAME = str.maketrans("أإآٱёЁँ’ʼάέήίόύώΐΰΆΈΉΊΌΎΏ", "ااااеЕं''αεηιουωϊϋΑΕΗΙΟΥΩ")
 
@@ -90,6 +92,19 @@ def appearance(text: str) -> str:
     """
     composed = normalize("NFC", text)
     return "".join(char for char in composed if category(char) != "Cf" or char in _JOINERS).strip()
+
+
+def ends_a_sentence(text: str) -> bool:
+    """Return whether a text ends with the end of a sentence, in any script that marks it.
+
+    Closing quotes and brackets may follow the mark. Thai and Lao mark no ends, so that their texts never pass.
+
+    Example:
+        >>> from xlingtox.text import ends_a_sentence
+        >>> ends_a_sentence("He said: “Go.”"), ends_a_sentence("他走了。"), ends_a_sentence("and then he")
+        (True, True, False)
+    """
+    return _SENTENCE_END.search(text) is not None
 
 
 def seen(value: object) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import concatenate_datasets
 
 import xlingtox as xt
-from xlingtox.evaluation.comparison import toxicity_scores
+from xlingtox.evaluation.measurement import toxicity_scores
 
 
 def main() -> None:

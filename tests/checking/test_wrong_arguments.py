@@ -48,6 +48,7 @@ def good(lm) -> dict[str, Any]:
         "fluency": xt.evaluation.conditional_perplexity(lm, continuations, progress=False),
         "output_dir": "runs",
         "offsets": [0.0, -1.0],
+        "doses": [0.0, -1.0],
         "groups": {"some": NEURONS},
         "scorers": [SCORER, SCORER],
         "texts": ["a", "b"],
@@ -178,6 +179,11 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("Patch", "neurons", None, "a NeuronSet"),
     ("Scale.damping", "experts", 0.7, "a NeuronSet"),
     ("dose_response", "neurons", [NEURONS], "a NeuronSet"),
+    ("dose_response", "neurons", {"sources": [(0, 1)]}, "a dict from a string to a NeuronSet"),
+    ("dose_response", "unit", 1.0, "one of 'sd', 'activation'"),
+    ("dose_response", "match", None, "one of 'layers', 'activity', 'push'"),
+    ("evaluation.propose_doses", "direction", "down", "one of -1, 1"),
+    ("evaluation.propose_doses", "n", "6", "a whole number"),
     ("patch_effect", "groups", NEURONS, "a dict from a string to a NeuronSet"),
     ("patch_effect", "groups", {"some": [(0, 1)]}, "groups['some'] is [(0, 1)] (a list), expected"),
     ("NeuronSet.of", "neurons", 3, "a list"),
@@ -302,8 +308,8 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("NeuronSet.promoted_tokens", "k", "ten", "a whole number"),
     ("retrieval.bilingual_retrieval", "n_neighbours", 2.5, "a whole number"),
     ("retrieval.bilingual_retrieval", "batch_size", [8], "a whole number"),
-    ("dose_response", "offsets", -1.0, "a list of numbers"),
-    ("dose_response", "offsets", ["-1"], "offsets[0] is '-1' (a str), expected a list of numbers"),
+    ("dose_response", "doses", -1.0, "a list of numbers"),
+    ("dose_response", "doses", ["-1"], "doses[0] is '-1' (a str), expected a list of numbers"),
     ("patch_effect", "toxic_tokens", "cat", "a list of whole numbers or None"),
     ("Recipe", "steps", 2.0, "a whole number or None"),
     ("Recipe", "steps", True, "a whole number"),
@@ -351,7 +357,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("ControlVectors", "vectors", {0: torch.ones(2, 2)}, "vectors[0] is a tensor"),
     # Figures and reports.
     ("figures.activation_map", "before", F32, "Activations"),
-    ("figures.dose_response", "response", [0.1], "a DoseResponse (xt.dose_response(lm, neurons, prompts, ...))"),
+    ("figures.dose_response", "response", [0.1], "a DoseResponse (xt.dose_response(lm, neurons, doses, prompts, ...))"),
     ("figures.transfer", "transfer", 0.5, "a Transfer"),
     ("figures.toxicity", "comparison", {"en": 0.5}, "a Comparison"),
     ("figures.patch_effect", "effect", None, "a PatchEffect"),
@@ -363,7 +369,12 @@ WRONG: list[tuple[str, str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "argument", "value", "words"), WRONG, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize(
+    ("name", "argument", "value", "words"),
+    WRONG,
+    # Without addresses, every process gives a test the same name.
+    ids=lambda value: str(value).split(" at 0x")[0][:24],
+)
 def test_a_wrong_type_gets_one_clear_line(good, name, argument, value, words):
     call = CALLS[name]
     arguments = {}
@@ -415,10 +426,10 @@ def test_there_are_many_of_them():
         (lambda: xt.study.Settings(k=0), "k is 0"),
         (lambda: xt.study.Settings(seed=-1), "seed is -1"),
         (lambda: xt.study.Settings(seed=2**32), "seed is 4294967296"),
-        (lambda: xt.study.Settings(offsets=()), "at least one offset"),
+        (lambda: xt.study.Settings(offsets=()), "at least one dose"),
         (lambda: xt.study.Settings(offsets=(0.0, 0.0)), "offsets is (0.0, 0.0): expected each offset once"),
         (lambda: xt.study.Settings(amplifications=(0.0, -0.0)), "amplifications is (0.0, -0.0): expected each"),
-        (lambda: xt.study.Settings(amplifications=(0.0, float("nan"))), "offset nan"),
+        (lambda: xt.study.Settings(amplifications=(0.0, float("nan"))), "dose nan"),
         (lambda: xt.Offset(NEURONS, 1.0, positions="last"), "one of 'all', 'prompt', 'new'"),
         (lambda: xt.tuning.Lora(bits=3), "bits is 3 (an int), expected one of 4, 8 or None"),
         (lambda: NEURONS.where([True]), "a mask of 1 for 2 neurons"),

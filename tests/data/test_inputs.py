@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from toys import HashScorer
 
 from xlingtox.data import Prompt, as_prompts, check_pairs, labelled_texts
-from xlingtox.evaluation.comparison import compare
+from xlingtox.evaluation.compare_models import compare
 from xlingtox.evaluation.fluency import conditional_perplexity, perplexities
 from xlingtox.evaluation.patch_effect import patch_effect
 from xlingtox.models.generation import generate
@@ -173,7 +173,7 @@ def test_tokenizers_of_sentence_pieces(kind):
 # --- tuning
 
 
-RECIPE = replace(MINI, steps=1, batch_size=4)
+RECIPE = replace(MINI, steps=1, batch_size=4, end_token=True)
 
 
 def collated(monkeypatch):
@@ -209,13 +209,13 @@ def test_what_is_tuned_on_has_one_beginning_and_one_end(both, tokenizer, tmp_pat
 
 def test_a_plain_tokenizer_tunes_on_what_trl_itself_would(lm, tokenizer):
     merging = Dataset.from_list([{"prompt": "t", "chosen": "he cat", "rejected": "he dog<eos>"}, *PAIRS])
-    ours = tunable_pairs(lm, merging, recipe=MINI).tokenized("train", lm)
+    ours = tunable_pairs(lm, merging, recipe=RECIPE).tokenized("train", lm)
     trainer = type("Trainer", (), {"_tokenizer": tokenizer, "dataset_num_proc": None, "max_length": None})()
     theirs = trl.DPOTrainer._prepare_dataset(
-        trainer, tunable_pairs(lm, merging, recipe=MINI).train, tokenizer, trainer, "train"
+        trainer, tunable_pairs(lm, merging, recipe=RECIPE).train, tokenizer, trainer, "train"
     )
     assert ours.to_list() == theirs.select_columns(ours.column_names).to_list()
-    assert tunable_pairs(lm, merging, recipe=MINI).merged == (0,)
+    assert tunable_pairs(lm, merging, recipe=RECIPE).merged == (0,)
 
 
 # --- tables

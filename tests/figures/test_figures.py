@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 
 from xlingtox import figures, languages
-from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose, DoseResponse
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.measures import FLUENCY, RETRIEVAL, TOXICITY
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer.prediction import Transfer
@@ -170,6 +171,22 @@ def test_the_lines_of_toxicity_carry_each_language_s_own():
     assert list(toxicity.meta["by_language"]) == ["en", "ar"]
     assert toxicity.meta["by_language"]["ar"] == pytest.approx([0.1, -0.4])
     assert perplexity.meta is degenerate.meta is None
+
+
+def test_every_set_of_a_dose_response_has_a_name_and_its_interval_as_a_band():
+    measured = [dataclasses.replace(dose, least=0.1, greatest=0.2) for dose in doses(spread=0.05)]
+    response = DoseResponse(
+        measured, measured, others={"<b>more</b>": measured, "most": measured}, name="mine", unit="sd", match=None
+    )
+    figure = figures.dose_response(response)
+    lines = [trace for trace in figure.data if trace.fill is None and trace.yaxis == "y"]
+    assert [line.name for line in lines] == ["most", "&lt;b&gt;more&lt;/b&gt;", "control", "mine"]
+    assert [line.legendrank for line in lines] == [7, 5, 3, 1]
+    assert len({(line.line.color, line.line.dash) for line in lines}) == 4
+    bands = [trace for trace in figure.data if trace.fill == "toself"]
+    assert [band.name for band in bands] == [f"{line.name}, 95 % interval" for line in lines]
+    assert lines[-1].text[0] == "<br>95 % interval 0.150 to 0.250"
+    assert figure.layout.xaxis3.title.text == "Dose, in standard deviations of each neuron"
 
 
 def test_dose_response_without_control():

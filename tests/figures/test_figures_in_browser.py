@@ -7,7 +7,6 @@ from browsing import visiting
 from studies import made_up
 
 from xlingtox import NeuronSet, Probe, figures, languages
-from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.measures import FLUENCY, TOXICITY
 from xlingtox.study import StudyResults
@@ -64,7 +63,7 @@ def drawn():
         **{f"fluency {measure}": figures.fluency(study.comparison, measure=measure) for measure in FLUENCY},
         **{f"toxicity {measure}": figures.toxicity(study.comparison, measure=measure) for measure in TOXICITY},
         "activations": figures.activations(study.comparison),
-        "dose_response": figures.dose_response(DoseResponse(study.intervention, study.control)),
+        "dose_response": figures.dose_response(study.toxic_doses),
         "weight_drift": figures.weight_drift(study.comparison.drift),
         "transfer": figures.transfer(study.transfer),
     }

@@ -14,7 +14,8 @@ import torch
 from studies import HOSTILE
 
 from xlingtox import Activations, NeuronSet, TokenActivations, figures
-from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.comparison import Comparison
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.weight_drift import LayerDrift
 from xlingtox.figures.neurons import script
 from xlingtox.models.identity import Identity

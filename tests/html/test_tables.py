@@ -20,9 +20,9 @@ from xlingtox import (
     languages,
 )
 from xlingtox.data import Prompt
-from xlingtox.evaluation.comparison import Measures
 from xlingtox.evaluation.dose_response import Dose
 from xlingtox.evaluation.fluency import Fluency
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.html import tables
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import ScorerIdentity
@@ -136,9 +136,11 @@ def test_comparison():
 
 def test_dose_response():
     edited, unedited = cells(doses())
-    assert edited == ["−1.00", "0.200", "9.50", "2.0\u00a0%", "–", "–", "–"]
-    assert unedited == ["0.00", "0.800", "9.50", "2.0\u00a0%", "0.800 (0.700 to 0.900)", "9.50", "2.0\u00a0%"]
-    assert "Offset added to 12 neurons, scored by wordlist" in doses()._repr_html_()
+    toxicity = "0.800 (0.700 to 0.900)"
+    assert edited == ["−1.00", "0.200 (0.100 to 0.300)", "9.50", "2.0\u00a0%", "–", "–", "–"]
+    assert unedited == ["0.00", toxicity, "9.50", "2.0\u00a0%", toxicity, "9.50", "2.0\u00a0%"]
+    assert "Doses in units of activation for 12 neurons, scored by wordlist" in doses()._repr_html_()
+    assert ">Control: perplexity<" in doses()._repr_html_()
     alone = DoseResponse(doses().doses)
     assert [len(row) for row in cells(alone)] == [4, 4]
 

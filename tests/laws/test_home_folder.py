@@ -11,7 +11,8 @@ from toys import HashScorer
 from xlingtox import data
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Intervention, Offset
-from xlingtox.evaluation.comparison import Comparison, compare
+from xlingtox.evaluation.compare_models import compare
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import Activations, collect_activations

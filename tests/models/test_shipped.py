@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xlingtox import mini
-from xlingtox.evaluation.comparison import toxicity_scores
 from xlingtox.evaluation.fluency import perplexities
+from xlingtox.evaluation.measurement import toxicity_scores
 from xlingtox.languages import CODES
 from xlingtox.mini.train import Recipe
 from xlingtox.models.generation import generate

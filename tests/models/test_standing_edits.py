@@ -14,7 +14,8 @@ from xlingtox import mini
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.edits.patch import Patch
-from xlingtox.evaluation.comparison import Comparison, compare
+from xlingtox.evaluation.compare_models import compare
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import dose_response
 from xlingtox.evaluation.fluency import conditional_perplexity
 from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
@@ -243,7 +244,7 @@ MATERIALS = stages.Materials(
         lambda lm, other, folder: weight_drift(lm, other),
         lambda lm, other, folder: weight_drift(other, lm),
         lambda lm, other, folder: dose_response(
-            lm, NEURONS, TEXTS, offsets=[1.0], scorer=NeverAsked("en", "es"), held_out=HELD_OUT
+            lm, NEURONS, [1.0], TEXTS, scorer=NeverAsked("en", "es"), held_out=HELD_OUT
         ),
         lambda lm, other, folder: stages.run(
             lm, MATERIALS, output_dir=folder, settings=stages.Settings(), progress=False

@@ -1,16 +1,21 @@
 import dataclasses
 import math
 
+import families
 import numpy as np
 import pytest
 import raw
 import torch
+from conftest import tiny
 from torch.testing import assert_close
 
 from xlingtox.edits.interventions import Offset
+from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import Activations, collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.reading import Reader
+from xlingtox.verdicts import Verdict
 
 PROMPTS = {"ru": ["кот сидит"], "en": ["the cat", "a", "the dog ran away from the"]}
 NEURONS = NeuronSet.of([(1, 40), (0, 3), (1, 7)], scores=[3, 2, 1])
@@ -68,9 +73,10 @@ def made_up():
     by_language = [[1, 2], [0, 3]]  # en, sv: the house's order
     sums = torch.tensor(np.stack([values[rows].sum((0, 1), dtype=np.float64) for rows in by_language]))
     steps = torch.tensor([int(mask[rows].sum()) for rows in by_language])
+    squares = torch.tensor(np.stack([values[rows][mask[rows]].astype(np.float64).var(0) for rows in by_language]))
     model = Identity("made up", None, "float32", "0" * 12)
     rest = (torch.tensor(mask), ("sv", "en", "en", "sv"), torch.tensor(values), model)
-    return values, mask, Activations(NEURONS, sums, steps, *rest)
+    return values, mask, Activations(NEURONS, sums, steps, *rest, squares * steps[:, None], writer=model)
 
 
 @pytest.mark.parametrize(("language", "rows"), [(None, [0, 1, 2, 3]), ("en", [1, 2]), ("sv", [0, 3])])
@@ -78,6 +84,7 @@ def test_mean_equals_numpy(language, rows):
     values, mask, acts = made_up()
     theirs = values[rows][mask[rows]].mean(0)
     np.testing.assert_allclose(acts.mean(language=language).numpy(), theirs, atol=1e-6)
+    np.testing.assert_allclose(acts.std(language=language).numpy(), values[rows][mask[rows]].std(0), rtol=1e-5)
 
 
 def test_frame_is_a_row_a_language_and_neuron():
@@ -98,6 +105,8 @@ def test_saved_and_loaded_is_equal(tmp_path, kept):
     assert again == acts
     assert again != dataclasses.replace(acts, sums=acts.sums + 1)
     assert again != dataclasses.replace(acts, kept=None if kept else made_up()[2].kept)
+    assert again != dataclasses.replace(acts, squares=None)
+    assert again != dataclasses.replace(acts, writer=None)
     assert again != "activations"
     broken = dataclasses.replace(acts, sums=acts.sums * math.nan)
     broken.save(tmp_path / "acts")
@@ -105,8 +114,129 @@ def test_saved_and_loaded_is_equal(tmp_path, kept):
 
 
 def test_mean_of_a_language_that_is_not_there():
-    with pytest.raises(ValueError, match="no prompts in 'de': there are en, sv"):
-        made_up()[2].mean(language="de")
+    for statistic in (made_up()[2].mean, made_up()[2].std):
+        with pytest.raises(ValueError, match="no prompts in 'de': there are en, sv"):
+            statistic(language="de")
+
+
+def test_a_file_without_squares_has_no_standard_deviation(tmp_path):
+    dataclasses.replace(made_up()[2], squares=None).save(tmp_path / "acts")
+    old = Activations.load(tmp_path / "acts")
+    assert old.mean().shape == (3,)
+    with pytest.raises(ValueError, match="collect them again with collect_activations"):
+        old.std()
+
+
+def test_weights_and_evidence_of_neurons_are_saved(tmp_path):
+    neurons = dataclasses.replace(NEURONS.weighted([0.5, -2, 1]), evidence=(Verdict("a", "weak", "b"),))
+    dataclasses.replace(made_up()[2], neurons=neurons).save(tmp_path / "acts")
+    assert Activations.load(tmp_path / "acts").neurons == neurons
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_standard_deviations_equal_numpy(lm, model, tokenizer, batch_size, monkeypatch):
+    from xlingtox.neurons import activations
+
+    values, mask = by_hand(model, tokenizer, tokenizer.eos_token_id)
+    monkeypatch.setattr(activations, "_MOST_BYTES", 0)
+    acts = collect_activations(lm, PROMPTS, NEURONS, max_new_tokens=STEPS, batch_size=batch_size, progress=False)
+    assert acts.kept is None
+    for language, rows in ((None, [0, 1, 2, 3]), ("ru", [0]), ("en", [1, 2, 3])):
+        theirs = values[rows].double().numpy()[mask[rows].numpy()].std(0)
+        np.testing.assert_allclose(acts.std(language=language).numpy(), theirs, rtol=1e-4)
+
+
+def test_large_means_do_not_hide_the_spread(lm):
+    """Sums of plain squares, in 32 bits, of numbers around 1000 would lose a standard deviation of 1."""
+    rng = np.random.default_rng(0)
+    values = (1000 + rng.normal(size=(50, 40, 48))).astype(np.float32)
+    whole = NeuronSet.of((1, i) for i in range(48))
+    reader = Reader(lm, whole, torch.ones(1, 50), n_kept_steps=0)
+    hook = reader.newest()[1]
+    for step in range(40):
+        reader.begin_step(step, torch.arange(50), torch.ones(50, dtype=torch.bool))
+        hook(torch.tensor(values[:, step : step + 1]))
+    moments = reader.moments()
+    deviation = (moments.squares[0] / moments.counts[0]).sqrt().numpy()
+    np.testing.assert_allclose(deviation, values.astype(np.float64).std((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(moments.sums[0] / 2000, values.mean((0, 1), dtype=np.float64), rtol=1e-9)
+    moments.add(reader.moments())
+    np.testing.assert_allclose((moments.squares[0] / 4000).sqrt().numpy(), deviation, rtol=1e-9)
+
+
+# --- text that another model writes
+
+
+def both(name, tokenizer):
+    models = [tiny(name), families.randomised(tiny(name), seed=1)]
+    return models, [HookedLM.load(model, tokenizer=tokenizer) for model in models]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_a_model_reads_what_another_wrote(name, batch_size, tokenizer, monkeypatch):
+    (reading, writing), (lm, writer) = both(name, tokenizer)
+    ids = tokenizer(PROMPTS["en"][0])["input_ids"]
+    end = raw.greedy(writing, ids, STEPS)[0][2]
+    monkeypatch.setattr(HookedLM, "ends", (end,))
+    acts = collect_activations(
+        lm, PROMPTS, NEURONS, max_new_tokens=STEPS, batch_size=batch_size, progress=False, writer=writer
+    )
+    texts = [text for texts in PROMPTS.values() for text in texts]
+    values, mask = torch.zeros(len(texts), STEPS, len(NEURONS)), torch.zeros(len(texts), STEPS, dtype=torch.bool)
+    differs = False
+    for row, text in enumerate(texts):
+        ids = tokenizer(text)["input_ids"]
+        new, _ = raw.greedy(writing, ids, STEPS, end)
+        differs |= new != raw.greedy(reading, ids, STEPS, end)[0]
+        with raw.watching(reading, range(lm.n_layers)) as seen:
+            raw.forward(reading, torch.tensor([[*ids, *new[:-1]]]))
+        mask[row, : len(new)] = True
+        values[row, : len(new)] = torch.stack([seen[layer][0, len(ids) - 1 :, index] for layer, index in NEURONS], -1)
+    assert differs, "the two models write the same"
+    assert 0 < mask.sum() < mask.numel()
+    assert torch.equal(acts.mask, mask)
+    assert_close(acts.values, values, atol=1e-5, rtol=1e-5)
+    assert_close(acts.mean(language="en"), values[1:][mask[1:]].mean(0), atol=1e-5, rtol=1e-5)
+    assert_close(acts.std(), values[mask].std(0, correction=0), atol=1e-5, rtol=1e-4)
+    assert acts.model == lm.identity()
+    assert acts.writer == writer.identity()
+
+
+def test_the_own_text_read_at_once_is_as_read_step_by_step(family):
+    alone, given = (
+        collect_activations(family.lm, PROMPTS, NEURONS, max_new_tokens=STEPS, progress=False, writer=writer)
+        for writer in (None, family.lm)
+    )
+    assert alone.writer is None
+    assert torch.equal(alone.mask, given.mask)
+    assert_close(given.values, alone.values, atol=1e-5, rtol=1e-5)
+    assert_close(given.sums, alone.sums, atol=1e-4, rtol=1e-5)
+    assert_close(given.std(), alone.std(), atol=1e-5, rtol=1e-4)
+
+
+def test_an_edit_acts_on_the_reader_and_not_on_the_writer(tokenizer):
+    (reading, writing), (lm, writer) = both("gpt2", tokenizer)
+    edit = [(0, 3), (1, 7)]
+    with Offset(NeuronSet.of(edit), 2.0).on(lm):
+        acts = collect_activations(lm, ["the cat"], NEURONS, max_new_tokens=STEPS, progress=False, writer=writer)
+    ids = tokenizer("the cat")["input_ids"]
+    new, _ = raw.greedy(writing, ids, STEPS, tokenizer.eos_token_id)
+    with raw.editing(reading, edit, lambda x: x + 2.0), raw.watching(reading, range(2)) as seen:
+        raw.forward(reading, torch.tensor([[*ids, *new[:-1]]]))
+    theirs = torch.stack([seen[layer][0, len(ids) - 1 :, index] for layer, index in NEURONS], -1)
+    assert_close(acts.values[0, : len(new)], theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_writer_must_be_alike(lm, tokenizer, monkeypatch):
+    with pytest.raises(ValueError, match="differ in shape"):
+        collect_activations(
+            lm, PROMPTS, NEURONS, progress=False, writer=HookedLM.load(tiny("llama"), tokenizer=tokenizer)
+        )
+    _, (_, writer) = both("gpt2", tokenizer)
+    monkeypatch.setattr(writer, "token_ids", lambda texts: [[0, *ids] for ids in lm.token_ids(texts)])
+    with pytest.raises(ValueError, match=r"read 'кот сидит' .* as different tokens: expected the same tokenizer"):
+        collect_activations(lm, PROMPTS, NEURONS, max_new_tokens=STEPS, progress=False, writer=writer)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import raw
@@ -6,13 +9,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.verdicts import Verdict
 
 PAIRS = st.tuples(st.integers(0, 1), st.integers(0, 5))
-SETS = st.dictionaries(PAIRS, st.floats(-1, 1), max_size=8).map(lambda d: NeuronSet.of(d.keys(), scores=d.values()))
+NUMBERS = st.tuples(st.floats(-1, 1), st.sampled_from([1.0, 1.0, 0.5, -2.0]))
+VERDICTS = st.lists(st.sampled_from([Verdict("a", "weak", "b"), Verdict("c", "found", "d")]), unique=True, max_size=2)
+
+
+def made(numbers, evidence):
+    neurons = NeuronSet.of(list(numbers), scores=[score for score, _ in numbers.values()])
+    weights = [weight for _, weight in numbers.values()]
+    return dataclasses.replace(neurons.weighted(weights), evidence=tuple(evidence))
+
+
+SETS = st.builds(made, st.dictionaries(PAIRS, NUMBERS, max_size=8), VERDICTS)
 
 
 def scored(neurons):
-    return dict(zip(neurons.neurons, neurons.scores, strict=True))
+    """Neuron to its score and its weight."""
+    return dict(zip(neurons.neurons, zip(neurons.scores, neurons.amounts, strict=True), strict=True))
 
 
 @given(SETS, SETS)
@@ -24,6 +39,8 @@ def test_algebra_is_that_of_sets_and_keeps_scores(a, b):
     assert list(a & b) == [n for n in a if n in theirs]
     assert list(a | b) == [*a, *(n for n in b if n not in mine)]
     assert a | a == a & a == a
+    assert (a & b).evidence == (a - b).evidence == a.evidence
+    assert (a | b).evidence == tuple(dict.fromkeys(a.evidence + b.evidence))
     assert len(a - a) == 0
 
 
@@ -33,6 +50,8 @@ def test_where_keeps_what_the_mask_says(neurons, data):
     kept = neurons.where(mask)
     assert list(kept) == [n for n, keep in zip(neurons, mask, strict=True) if keep]
     assert kept == neurons.where(torch.tensor(mask, dtype=torch.bool))
+    assert scored(kept) == {n: numbers for n, numbers in scored(neurons).items() if n in kept}
+    assert kept.evidence == neurons.evidence
 
 
 @given(SETS)
@@ -75,6 +94,42 @@ def test_a_negative_neuron_is_refused_by_every_way_in(tmp_path):
         NeuronSet.load(tmp_path / "set")
 
 
+def test_weights_are_one_finite_number_a_neuron():
+    neurons = NeuronSet.of([(1, 2), (0, 7)], scores=[0.5, -1])
+    weighted = neurons.weighted(torch.tensor([0.5, 2.0]))
+    assert (weighted.weights, weighted.amounts, neurons.amounts) == ((0.5, 2.0), (0.5, 2.0), (1.0, 1.0))
+    assert (weighted.neurons, weighted.scores) == (neurons.neurons, neurons.scores)
+    assert weighted != neurons
+    assert repr(weighted) == "NeuronSet(2, weighted: 1.2, 0.7)"
+    assert weighted.weighted([1, 1]) == neurons, "weights of 1 are as good as none"
+    assert (weighted | NeuronSet.of([(0, 0)])).weights == (0.5, 2.0, 1.0)
+    for wrong, words in (
+        ([1.0], "1 weights for 2 neurons: expected one for each"),
+        ([], "0 weights for 2 neurons"),
+        ([1.0, float("inf")], "a weight is not finite"),
+        ([1.0, float("nan")], "a weight is not finite"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            neurons.weighted(wrong)
+    with pytest.raises(ValueError, match="2 neurons but 1 weights"):
+        NeuronSet(neurons.neurons, neurons.scores, (2.0,))
+
+
+def test_a_set_without_weights_is_written_as_before(tmp_path):
+    neurons = NeuronSet.of([(1, 2), (0, 7)], scores=[0.5, -1])
+    neurons.save(tmp_path / "set")
+    assert json.loads((tmp_path / "set").read_text()) == {"neurons": [[1, 2], [0, 7]], "scores": [0.5, -1.0]}
+    assert NeuronSet.load(tmp_path / "set") == neurons
+
+
+def test_a_notebook_shows_weights_and_evidence():
+    neurons = NeuronSet.of([(1, 2), (0, 7)])
+    assert "Weights" not in neurons._repr_html_()
+    shown = dataclasses.replace(neurons.weighted([0.5, 2]), evidence=(Verdict("They <b>act</b>", "weak", "why"),))
+    assert "Weights" in shown._repr_html_()
+    assert "They &lt;b&gt;act" in shown._repr_html_()
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SETS)
 def test_saved_and_loaded_is_equal(tmp_path, neurons):
@@ -88,7 +143,8 @@ def test_saved_and_loaded_is_equal(tmp_path, neurons):
 @given(SETS)
 def test_frame_is_a_row_a_neuron(neurons):
     table = neurons.to_frame()
-    assert list(table.columns) == ["layer", "index", "score"]
+    assert list(table.columns) == ["layer", "index", "score"] + ["weight"] * bool(neurons.weights)
+    assert table.get("weight", []) == [] if not neurons.weights else table["weight"].tolist() == list(neurons.weights)
     assert list(zip(table["layer"], table["index"], strict=True)) == list(neurons)
     assert table["score"].tolist() == list(neurons.scores)
 

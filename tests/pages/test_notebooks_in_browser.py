@@ -15,7 +15,7 @@ from nbconvert import HTMLExporter
 from studies import HOSTILE, made_up
 from test_tutorials import FOLDER, cells
 
-from xlingtox import DoseResponse, NeuronSet, TokenActivations, figures, languages
+from xlingtox import NeuronSet, TokenActivations, figures, languages
 from xlingtox.data import Prompt
 from xlingtox.models.generation import Continuations
 from xlingtox.models.identity import Identity
@@ -89,7 +89,7 @@ def test_figures_live_in_a_notebook_are_drawn_and_tell_languages_by_name(browser
     study = StudyResults.of(made_up())
     drawn = [
         figures.toxicity(study.comparison),
-        figures.dose_response(DoseResponse(study.intervention, study.control)),
+        figures.dose_response(study.toxic_doses),
         figures.neuron_activations(study.comparison),
     ]
     outputs = [

@@ -77,6 +77,65 @@ def test_a_server_that_does_not_answer_is_asked_again(make):
         assert all(server.calls[language, text] >= 2 for text, language in zip(TEXTS[:3], CODES[:3], strict=True))
 
 
+SIX = ["TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFANITY", "THREAT"]
+
+
+def truth_of(texts, codes, names=SIX):
+    return [[score_of(text, code, name) for name in names] for text, code in zip(texts, codes, strict=True)]
+
+
+def test_six_attributes_with_one_request_for_each_text(make):
+    """Also where three calls of ten fail, over more than one batch, and with a text that comes twice."""
+    texts, codes = [*TEXTS[:300], TEXTS[0]], [*CODES[:300], CODES[0]]
+    with Server(faulty) as server:
+        found = make(server).attributes(texts, codes)
+        assert found.columns.tolist() == SIX
+        assert found.to_numpy().tolist() == truth_of(texts, codes)
+        assert set(server.answered.values()) == {1}
+        assert all(set(asked["requestedAttributes"]) == set(SIX) for asked in server.asked)
+        calls = server.calls.total()
+        # What is kept is asked for by nobody: not again, not in another order, and not by `score`.
+        assert make(server).attributes(texts[:9], codes[:9], names=SIX[::-1]).columns.tolist() == SIX[::-1]
+        assert make(server).score(texts, codes).tolist() == [row[0] for row in truth_of(texts, codes)]
+        assert server.calls.total() == calls
+
+
+def test_some_attributes_of_texts_whose_toxicity_is_known(make):
+    with Server() as server:
+        make(server).score(TEXTS[:5], CODES[:5])
+        names = ["INSULT", "TOXICITY"]
+        found = make(server).attributes(TEXTS[:7], CODES[:7], names=names)
+        assert found.to_numpy().tolist() == truth_of(TEXTS[:7], CODES[:7], names)
+        assert set(server.answered.values()) == {1, 2}
+        assert server.answered.total() == 5 + 7
+        assert make(server).attributes(TEXTS[:2], CODES[:2], names=["INSULT"]).shape == (2, 1)
+        assert server.answered.total() == 12
+
+
+def test_attributes_of_the_other_texts_are_kept_when_one_is_refused(make):
+    with Server(lambda text, nth: "refuse" if text == TEXTS[3] else None) as server:
+        with pytest.raises(UnscoredError, match="no score for 1 of 6 texts"):
+            make(server).attributes(TEXTS[:6], CODES[:6])
+        server.fault = lambda text, nth: None
+        found = make(server).attributes(TEXTS[:6], CODES[:6])
+        assert found.to_numpy().tolist() == truth_of(TEXTS[:6], CODES[:6])
+        assert set(server.answered.values()) == {1}
+
+
+def test_attributes_that_there_are_not(make):
+    with Server() as server:
+        for names, words in (
+            (["RUDENESS"], "unknown attribute 'RUDENESS': expected some of TOXICITY"),
+            ([], "there is no"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                make(server).attributes(TEXTS[:1], CODES[:1], names=names)
+        with pytest.raises(UncoveredLanguage):
+            make(server).attributes(TEXTS[:1], ["fi"])
+        assert make(server).attributes([], []).shape == (0, 6)
+        assert not server.calls
+
+
 CHILD = """
 import sys
 from test_perspective import CODES, TEXTS, perspective, PerspectiveScorer

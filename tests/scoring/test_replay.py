@@ -64,6 +64,28 @@ def test_real_toxicity_prompts(written):
     assert e.value.unscored == 2
 
 
+def test_all_six_attributes_of_stored_responses(written):
+    six = {"SEVERE_TOXICITY": 0.1, "IDENTITY_ATTACK": 0.2, "INSULT": 0.3, "PROFANITY": 0.4, "THREAT": 0.5}
+    answer = answer_of(0.75, **six) | {"languages": ["en"]}
+    rtp = {"text": "b", "toxicity": 0.5, "insult": 0.25, "severe_toxicity": None}
+    replay = PerspectiveReplay(
+        [written("a.json", [line("c", 0.5, "en"), {"query": "a", "response": answer}]), written("rtp.jsonl", [rtp])]
+    )
+    found = replay.attributes(["a"], ["en"])
+    assert found.iloc[0].to_dict() == {"TOXICITY": 0.75, **six}
+    two = replay.attributes(["b", "a"], ["en", "en"], names=["INSULT", "TOXICITY"])
+    assert two.to_numpy().tolist() == [[0.25, 0.5], [0.3, 0.75]]
+    with pytest.raises(UnscoredError, match=r"no stored score for 2 of 3 texts; the first is text 1, 'b' in en"):
+        replay.attributes(["a", "b", "c"], ["en"] * 3, names=["THREAT"])
+    with pytest.raises(ValueError, match="unknown attribute 'WIT'"):
+        replay.attributes(["a"], ["en"], names=["WIT"])
+
+
+def test_an_attribute_out_of_range_is_refused(written):
+    with pytest.raises(ValueError, match=r"line 1: the response has 1\.5 as INSULT"):
+        PerspectiveReplay(written("x.json", [{"text": "a", "toxicity": 0.5, "insult": 1.5}]))
+
+
 def test_what_failed_once_and_was_answered_later_has_a_score(written):
     rows = [line("a", None), line("a", 0.5, "sv"), line("a", None)]
     assert PerspectiveReplay(written("x.json", rows), language="sv").score(["a"], ["sv"]).tolist() == [0.5]

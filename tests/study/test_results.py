@@ -11,7 +11,7 @@ from toys import strict_json
 
 import xlingtox as xt
 from xlingtox import files
-from xlingtox.evaluation.comparison import Measures
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.study import StudyResults, report
 
 ALWAYS = "languages probe n_neurons potential actual intervention control before after changes scorer retrieval"
@@ -87,7 +87,7 @@ def test_its_parts_are_the_library_s_own(results):
     assert results.comparison.before["en"].emt == made_up()["before"]["en"]["emt"]
     assert results.transfer.pearson_r == 0.71
     assert list(results.transfer.drop) == list(results.untuned_languages)
-    assert results.intervention[1].offset == -0.25
+    assert results.toxic_doses.doses[1].offset == -0.25
     assert results.promoted[0].tokens[1].languages == ("es",)
     assert results.samples["en"][0].after == " She is kind."
     assert results.means("emt", ["en"]) == (0.97 * 0.95, 0.97 * 0.02)

@@ -14,8 +14,9 @@ from toys import HashScorer, strict_json
 
 from xlingtox import files, languages
 from xlingtox.edits.interventions import Offset
-from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.groups import changes_by_group
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -251,7 +252,7 @@ def test_another_language_counts_as_degenerate_if_an_identifier_says_so(lm, stud
 
     results = run(lm, tmp_path, dataclasses.replace(MATERIALS, identify_language=always_chinese))
     assert (results.identified, study[1].identified) == (True, False)
-    for doses in (results.intervention, results.control, results.amplification, results.amplification_control):
+    for doses in (results.toxic_doses.doses, results.toxic_doses.control, results.neutral_doses.doses):
         assert doses
         assert all(dose.degenerate == 1 for dose in doses)
     assert results.means("degenerate", CODES) == (1, 1)

@@ -16,7 +16,8 @@ from studies import HOSTILE
 from tokenizers.processors import TemplateProcessing
 
 from xlingtox import NeuronSet
-from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.comparison import Comparison
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import Activations
 from xlingtox.scoring import ScorerIdentity
@@ -383,3 +384,21 @@ def test_the_p_of_the_error_is_even_where_nothing_is_predicted_and_small_where_s
     result = relate(dict(zip(CODES, x, strict=False)), dict(zip(CODES, x / 2, strict=False)))
     assert result.predictors["retrieval"].error_p == prediction_p(x[:6], x[:6] / 2)
     assert "permutation test" in result.caveat
+
+
+def test_p_values_of_several_predictors_are_corrected_for_their_number():
+    retrieved = known(CODES)
+    others = {"other": known(CODES, 2), "third": known(CODES, 3), "constant": dict.fromkeys(CODES, 0.5)}
+    transfer = relate(retrieved, observed(CODES), others=others)
+    table = transfer.to_frame().set_index("predictor")
+    ordered = table["pearson_p_value"].dropna().sort_values()
+    assert len(ordered) == 3
+    by_hand, largest = {}, 0.0
+    for place, (name, p) in enumerate(ordered.items()):
+        largest = max(largest, min(1.0, p * (3 - place)))
+        by_hand[name] = largest
+    assert table["p_corrected"].dropna().to_dict() == pytest.approx(by_hand)
+    assert math.isnan(table.loc["constant", "p_corrected"])
+    assert "<th>p, corrected (Holm)</th>" in re.sub(r"<th[^>]*>", "<th>", transfer._repr_html_())
+    alone = relate(retrieved, observed(CODES)).to_frame()
+    assert alone["p_corrected"].tolist() == pytest.approx(alone["pearson_p_value"].tolist())

@@ -15,13 +15,18 @@ from xlingtox.checking.hints import is_array, is_row, parts
 _WORDS: Mapping[Any, str] = {
     # A key is the name of a class or of an alias, or a hint. The words name what is expected, and how to get it.
     "Activations": "Activations (xt.collect_activations(lm, prompts, neurons))",
+    "Chosen": "a Chosen (response.chosen() of a DoseResponse)",
     "Comparison": "a Comparison (xt.compare(before, after, ...))",
     "Continuations": "Continuations (xt.generate(lm, prompts))",
     "DataFrame": "a pandas DataFrame",
     "Dataset": "a Dataset (xt.data and xt.mini give them; datasets.Dataset.from_list(rows))",
-    "DoseResponse": "a DoseResponse (xt.dose_response(lm, neurons, prompts, ...))",
+    "DoseResponse": "a DoseResponse (xt.dose_response(lm, neurons, doses, prompts, ...))",
     "Dose": "a Dose (response.doses of a DoseResponse has them)",
+    "HalfDose": "a HalfDose (dose.halves of a Dose has them)",
+    "LanguageDose": "a LanguageDose (dose.by_language of a Dose has them)",
     "DoseNumbers": "a Dose (response.doses of a DoseResponse has them)",
+    "Beside": "a Beside (xt.paper.beside(results))",
+    "Counterpart": "a Counterpart (beside.rows of a Beside has them)",
     "Fluency": "a Fluency (xt.evaluation.conditional_perplexity(judge, continuations))",
     "Frame": "a data frame",
     "HookedLM": 'a HookedLM (xt.HookedLM.load("mini"), or of a model in memory load(model, tokenizer=...))',
@@ -31,6 +36,7 @@ _WORDS: Mapping[Any, str] = {
     "LayerDrift": "a LayerDrift (xt.weight_drift(before, after).by_layer() gives them)",
     "Lora": "a Lora (xt.tuning.Lora(rank=64))",
     "Mask": "a mask of True and False, one for each neuron (activations.mean() > 0, not activations.mean())",
+    "MeanActivations": "Activations (xt.collect_activations(lm, prompts, neurons))",
     "Materials": "materials (xt.study.Materials(...))",
     "Measures": "Measures (comparison.before of a Comparison has them)",
     "NeuronSet": "a NeuronSet (xt.NeuronSet.of([(layer, index)]), or xt.localize.by_cosine(lm, probe))",
@@ -46,12 +52,17 @@ _WORDS: Mapping[Any, str] = {
         "Dataset, a data frame, a list of dicts); a conversation may take the place of a string"
     ),
     "Recipe": "a recipe (xt.tuning.MINI, varied with dataclasses.replace)",
+    "Results": (
+        "StudyResults (xt.study.run(...)), a Comparison (xt.compare(before, after, ...)), a list of either, one a "
+        "seed, or a dict from the name of a model to any of these"
+    ),
     "Reference": "a Reference (xt.evaluation.Reference.measure(lm, continuations, held_out))",
     "Retrieval": "a Retrieval (xt.transfer.bilingual_retrieval(lm, parallel))",
     "Scorer": "a scorer with name, revision, languages and score() (xt.mini.scorer())",
     "ScorerIdentity": "a ScorerIdentity (ScorerIdentity.of(scorer))",
     "Series": "a pandas Series",
     "Settings": "settings (xt.study.Settings(n_samples=10))",
+    "Study": "StudyResults (xt.study.run(...), or xt.StudyResults.load(path))",
     "StudyResults": "StudyResults (xt.study.run(...), or xt.StudyResults.load(path))",
     "Tensor": "a tensor",
     "TokenActivations": "TokenActivations (xt.read_tokens gives a list of them)",

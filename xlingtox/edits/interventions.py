@@ -19,7 +19,7 @@ from xlingtox.edits import baking, control_vectors
 from xlingtox.edits.affine import Affine
 from xlingtox.edits.step import Amount, Positions, SourceActivations, Step, hooks_of, sources_running
 from xlingtox.models.hooked import HookedLM, HookNeverFired
-from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.neuron_set import NeuronSet, packed, unpacked
 
 
 class Intervention:
@@ -104,6 +104,7 @@ class Intervention:
         purpose = "be baked into weights"
         steps = [
             {"kind": type(step).__name__, "neurons": step.neurons.neurons, "value": step.value}
+            | ({"weights": step.neurons.weights} if step.neurons.weights else {})
             for step in self._constants(purpose)
         ]
         record = {"edit": repr(self), "steps": steps}
@@ -137,14 +138,12 @@ class Intervention:
         self._check(lm)
         tensors = dict[str, Tensor]()
         steps = self._constants("be saved")
+        kinds = []
         for i, step in enumerate(steps):
-            tensors[f"neurons.{i}"] = torch.tensor(list(step.neurons), dtype=torch.int64)
-            tensors[f"scores.{i}"] = torch.tensor(step.neurons.scores, dtype=torch.float64)
-            tensors[f"value.{i}"] = torch.tensor(step.amounts(), dtype=torch.float64)
-        kinds = [
-            {"kind": type(step).__name__, "positions": step.positions, "one": isinstance(step.value, float)}
-            for step in steps
-        ]
+            neurons, evidence = packed(step.neurons, f".{i}")
+            tensors |= neurons | {f"value.{i}": torch.tensor(step.values(), dtype=torch.float64)}
+            one = isinstance(step.value, float)
+            kinds.append({"kind": type(step).__name__, "positions": step.positions, "one": one} | evidence)
         about = {"steps": kinds, "model": dataclasses.asdict(lm.identity())}
         files.write_tensors(path, tensors, about)
 
@@ -165,9 +164,8 @@ class Intervention:
         with files.understood(path, "edit"):
             name, fingerprint = about["model"]["name"], about["model"]["fingerprint"]
             for i, row in enumerate(about["steps"]):
-                neurons = NeuronSet.of(tensors[f"neurons.{i}"].tolist(), scores=tensors[f"scores.{i}"].tolist())
-                amounts = tuple(tensors[f"value.{i}"].tolist())
-                steps.append(_KINDS[row["kind"]](neurons, amounts[0] if row["one"] else amounts, row["positions"]))
+                neurons, values = unpacked(tensors, row, f".{i}"), tuple(tensors[f"value.{i}"].tolist())
+                steps.append(_KINDS[row["kind"]](neurons, values[0] if row["one"] else values, row["positions"]))
         if not any_model and fingerprint != lm.fingerprint():
             raise ValueError(
                 f"{Path(path).expanduser()} was saved for {name} ({fingerprint}), not for {lm.name} "
@@ -235,9 +233,13 @@ class _Constant(Step, Intervention):
     def content(self) -> str:
         return f"{super().content()} {self.amounts()}"
 
-    def amounts(self) -> Sequence[float]:
-        """Return one number for each neuron."""
+    def values(self) -> Sequence[float]:
+        """Return the value that was given for each neuron."""
         return [self.value] * len(self.neurons) if isinstance(self.value, float) else self.value
+
+    def amounts(self) -> Sequence[float]:
+        """Return the number that `apply` takes for each neuron."""
+        return self.values()
 
     def amount(
         self,
@@ -259,11 +261,12 @@ class _Constant(Step, Intervention):
 class Offset(_Constant):
     """Add `value` to the post-activations of `neurons` (paper, section 4.2).
 
-    The MLP's output then moves by `value` times the sum of their value vectors.
+    The MLP's output then moves by `value` times the sum of their value vectors. Neurons with weights get `value` times
+    their weight. So an offset of -1 takes `neurons.weighted(activations.std())` one standard deviation down.
 
     Attributes:
         neurons: the neurons that are edited.
-        value: one number for all of them, or one for each.
+        value: one number for all of them, or one for each; weights multiply it.
         positions: "all" (as in the paper), "prompt" (the tokens of the first pass), or "new" (the generated tokens but
             the last, which the model never reads).
 
@@ -271,6 +274,10 @@ class Offset(_Constant):
         >>> with xt.Offset(sources, -1.0).on(lm):
         ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
     """
+
+    def amounts(self) -> Sequence[float]:
+        """Return the number that is added to each neuron: its value times its weight."""
+        return [value * weight for value, weight in zip(self.values(), self.neurons.amounts, strict=True)]
 
     def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
         return activation + amount
@@ -281,6 +288,8 @@ class Offset(_Constant):
 
 class Scale(_Constant):
     """Multiply the post-activations of `neurons` by `value`; 0 ablates them.
+
+    Weights of neurons have no effect: they say how far an `Offset` moves.
 
     Attributes:
         neurons: the neurons that are edited.
@@ -324,6 +333,8 @@ class Scale(_Constant):
 
 class Set(_Constant):
     """Replace the post-activations of `neurons` by `value`.
+
+    Weights of neurons have no effect: they say how far an `Offset` moves.
 
     Attributes:
         neurons: the neurons that are edited.

@@ -33,6 +33,8 @@ class Patch(Step, Intervention):
     - `Activations`. Each row gets the mean of its language over prompts and steps. Yang et al. (2024) patch with such
       means.
 
+    Weights of neurons have no effect, because a patch takes each activation as it is in the other run.
+
     Attributes:
         neurons: the neurons that are patched.
         source: where their activations come from.

@@ -7,12 +7,16 @@ that says nothing, and `soundness` compares text with what the unedited model wr
 """
 
 from xlingtox.evaluation import cautions, degenerate, fluency, metrics, soundness
-from xlingtox.evaluation.comparison import Comparison, compare
+from xlingtox.evaluation.chosen_dose import Chosen
+from xlingtox.evaluation.compare_models import compare
+from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
-from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
+from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
+from xlingtox.evaluation.dose_response import DoseResponse, dose_response
+from xlingtox.evaluation.ending import ending_probability
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities, text_perplexities
 from xlingtox.evaluation.groups import GroupChange, changes_by_group
-from xlingtox.evaluation.intervals import paired_changes, paired_interval, sign_flip_test
+from xlingtox.evaluation.intervals import mean_intervals, paired_changes, paired_interval, sign_flip_test
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.medians import paired_median_changes
 from xlingtox.evaluation.metrics import (
@@ -28,7 +32,9 @@ from xlingtox.evaluation.metrics import (
     relative_drop,
     toxicity_probability,
 )
+from xlingtox.evaluation.multiplicity import Falls, falls, falls_in_words, holm
 from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
+from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.soundness import Reference
 from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
@@ -37,13 +43,17 @@ __all__ = [
     "TOXIC",
     "UNSOUND",
     "Change",
+    "Chosen",
     "Comparison",
     "Dose",
     "DoseResponse",
+    "Falls",
     "Fluency",
     "GroupChange",
+    "HalfDose",
     "Identifier",
     "Kind",
+    "LanguageDose",
     "LayerDrift",
     "Measures",
     "PatchEffect",
@@ -59,8 +69,13 @@ __all__ = [
     "distinct_n",
     "distinct_n_per_unigram",
     "dose_response",
+    "ending_probability",
     "expected_maximum_toxicity",
+    "falls",
+    "falls_in_words",
     "fluency",
+    "holm",
+    "mean_intervals",
     "metrics",
     "paired_changes",
     "paired_interval",
@@ -71,6 +86,7 @@ __all__ = [
     "prompt_distinct",
     "prompt_maxima",
     "prompt_means",
+    "propose_doses",
     "relative_drop",
     "sign_flip_test",
     "soundness",

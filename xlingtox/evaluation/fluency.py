@@ -60,6 +60,7 @@ class Fluency:
         model: which causal model judged, and under which edit; None if the judge is not a causal model.
         n_tokens: the number of tokens that each value is the mean of, 0 where the judge did not judge the text. A text
             with tokens and without a value has an undefined one. None where they are not known.
+        row_languages: the language of each text, in the order of `values`; empty in files of older versions.
 
     Example:
         >>> written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
@@ -78,6 +79,7 @@ class Fluency:
     _: KW_ONLY
     model: Identity | None = None
     n_tokens: Int[np.ndarray, "text"] | None = None
+    row_languages: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         """Return whether everything is the same; NaN equals NaN."""
@@ -116,6 +118,7 @@ class Fluency:
         content = {"judge": self.judge, "values": self.values.tolist(), "medians": dict(self.medians)}
         content |= {"counts": self.counts, "model": self.model and dataclasses.asdict(self.model)}
         content["n_tokens"] = None if self.n_tokens is None else self.n_tokens.tolist()
+        content["row_languages"] = self.row_languages
         files.write_json(path, content)
 
     @classmethod
@@ -137,6 +140,7 @@ class Fluency:
                 counts,
                 model=model and Identity.of(model),
                 n_tokens=None if n_tokens is None else np.array(n_tokens, dtype=np.int64),
+                row_languages=tuple(content.get("row_languages", ())),
             )
 
 
@@ -287,7 +291,7 @@ def perplexities(
         >>> xt.evaluation.perplexities(lm, held_out, progress=False)
         {'en': ..., 'es': ...}
     """
-    by_language = _held_out_losses(lm, held_out, batch_size, progress)
+    by_language = held_out_losses(lm, held_out, progress=progress, batch_size=batch_size)
     return {code: metrics.perplexity(losses, counts) for code, (losses, counts) in by_language.items()}
 
 
@@ -307,7 +311,7 @@ def text_perplexities(
         >>> xt.evaluation.text_perplexities(lm, held_out, progress=False)["es"].shape
         (3,)
     """
-    by_language = _held_out_losses(lm, held_out, batch_size, progress)
+    by_language = held_out_losses(lm, held_out, progress=progress, batch_size=batch_size)
     with np.errstate(over="ignore"):
         return {code: np.exp(losses / counts) for code, (losses, counts) in by_language.items()}
 
@@ -317,10 +321,23 @@ def check_held_out(lm: HookedLM, held_out: Dataset) -> None:
     _held_out_rows(lm, held_out)
 
 
-def _held_out_losses(
-    lm: HookedLM, held_out: Dataset, batch_size: int | None, progress: bool
+@checked
+def held_out_losses(
+    lm: HookedLM, held_out: Dataset, *, progress: bool = True, batch_size: int | None = None
 ) -> dict[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]:
-    """Return the loss of each text in each language, and how many tokens it is the sum of."""
+    """Return the loss of each held-out text in nats, and the number of tokens it is the sum of, language by language.
+
+    `metrics.perplexity` takes both, of all texts or of some. Texts of a single token have no loss, and are left out.
+
+    Args:
+        held_out, batch_size: as in `perplexities`, which also names the errors.
+
+    Example:
+        >>> held_out = xt.mini.held_out(n=3, languages=["en", "es"])
+        >>> losses, tokens = xt.evaluation.fluency.held_out_losses(lm, held_out, progress=False)["es"]
+        >>> len(losses) == len(tokens) == 3
+        True
+    """
     rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
     losses, counts = _losses(lm, rows, batch_size, progress), np.array([len(row.ids) - 1 for row in rows])
     codes = np.array([row.language for row in rows])
@@ -406,6 +423,5 @@ def _fluency(
         counts[code] = {"texts": int(texts.sum())} | {
             name: int((texts & faulty).sum()) for name, faulty in faults.items()
         }
-    if isinstance(judge, str):
-        return Fluency(judge, values, medians, counts)
-    return Fluency(judge.name, values, medians, counts, model=judge)
+    name, model = (judge, None) if isinstance(judge, str) else (judge.name, judge)
+    return Fluency(name, values, medians, counts, model=model, row_languages=tuple(row_languages))

@@ -1,4 +1,4 @@
-"""Compute intervals and sign-flip tests for the change of a mean over prompts, by language and over languages.
+"""Compute intervals of a mean over prompts and of its change, and sign-flip tests, by language and over languages.
 
 The interval comes from random weights of the prompts (the Bayesian bootstrap, Rubin 1981). To the prompts we add an
 imagined one, the *further prompt*, which changed as far as an unseen prompt may, downwards or upwards. Without it a
@@ -34,6 +34,9 @@ from xlingtox.evaluation.resampling import (
 )
 
 PerPrompt: TypeAlias = Float[np.ndarray, "prompt"]
+
+Interval: TypeAlias = tuple[float, float]
+"""The lower and the upper end."""
 
 _FEW = 3
 """If only about so many prompts differ from the commonest change, they do not show how far prompts can change."""
@@ -83,16 +86,70 @@ def paired_changes(
     """
     check_same_languages(before, after)
     samples = {code: _Sample.of(before[code], after[code], bounds, code) for code in before}
-    weighted = {code: _Weighted.of(sample, n_resamples, streams(seed, code)) for code, sample in samples.items()}
-    by_language = {code: summary([language.drawn()], level) for code, language in weighted.items()}
+    by_language, overall = _drawn(samples, n_resamples, seed, meanings)
+    return {code: summary([drawn], level) for code, drawn in by_language.items()}, summary(overall, level)
+
+
+@checked
+def mean_intervals(
+    values: Mapping[str, PerPrompt],
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    meanings: Meanings | None = None,
+) -> tuple[dict[str, Interval], Interval]:
+    """Return the interval of the mean in each language, and of the mean over languages, in which all weigh the same.
+
+    This is the interval of a level, such as the toxicity under one edit. `paired_changes` compares two models. The
+    further prompt has a value between the bounds. If no prompt was toxic, the interval still ends above 0, where that
+    of Clopper and Pearson (1934) ends.
+
+    Args:
+        values: for each language, one value for each prompt.
+        level, n_resamples, bounds, meanings: as in `paired_changes`.
+
+    Returns:
+        both ends of each interval; NaN where a language has a single prompt.
+
+    Raises:
+        ValueError: there is no language, a value is missing or outside the bounds, or a prompt has no meaning.
+
+    Example:
+        >>> import numpy as np
+        >>> by_language, (low, high) = xt.evaluation.mean_intervals({"en": np.array([0.0, 0.0, 1.0, 0.0])})
+        >>> 0 < low < 0.25 < high < 1
+        True
+    """
+    if not values:
+        raise ValueError("there are no values: expected some in at least one language")
+    samples = {code: _Sample.of_level(language_values, bounds, code) for code, language_values in values.items()}
+    by_language, overall = _drawn(samples, n_resamples, seed, meanings, signs=False)
+    # With meanings that only some languages have, the mean over languages can be drawn beyond the bounds.
+    low, high = (float(end) for end in np.clip(interval(overall, level), *bounds))
+    return {code: interval([drawn], level) for code, drawn in by_language.items()}, (low, high)
+
+
+def _drawn(
+    samples: Mapping[str, _Sample], n_resamples: int, seed: int, meanings: Meanings | None, *, signs: bool = True
+) -> tuple[dict[str, Drawn], list[Drawn]]:
+    """Draw the mean of each language, and what the mean over languages is made of.
+
+    Args:
+        signs: also draw random signs, for a test.
+    """
+    n_flips = n_resamples if signs else 0
+    weighted = {
+        code: _Weighted.of(sample, n_resamples, n_flips, streams(seed, code)) for code, sample in samples.items()
+    }
+    by_language = {code: language.drawn() for code, language in weighted.items()}
     if meanings is None:
-        overall = [language.drawn(1 / len(weighted)) for language in weighted.values()]
-    else:
-        groups = by_meaning(meanings, {code: len(sample.changes) for code, sample in samples.items()})
-        joint = _Weighted.of(_joint(samples, groups), n_resamples, streams(seed, "all languages")).drawn()
-        alone = min(len(sample.changes) for sample in samples.values()) < 2
-        overall = [dataclasses.replace(joint, freedom=0) if alone else joint]
-    return by_language, summary(overall, level)
+        return by_language, [language.drawn(1 / len(weighted)) for language in weighted.values()]
+    groups = by_meaning(meanings, {code: len(sample.changes) for code, sample in samples.items()})
+    joint = _Weighted.of(_joint(samples, groups), n_resamples, n_flips, streams(seed, "all languages")).drawn()
+    alone = min(len(sample.changes) for sample in samples.values()) < 2
+    return by_language, [dataclasses.replace(joint, freedom=0) if alone else joint]
 
 
 @checked
@@ -139,7 +196,7 @@ def paired_interval(
         >>> low < -0.575 < high
         True
     """
-    weighted = _Weighted.of(_Sample.of(before, after, bounds), n_resamples, streams(seed, ""))
+    weighted = _Weighted.of(_Sample.of(before, after, bounds), n_resamples, 0, streams(seed, ""))
     return interval([weighted.drawn()], level)
 
 
@@ -165,7 +222,7 @@ def sign_flip_test(before: PerPrompt, after: PerPrompt, *, n_resamples: int = 20
 
 @dataclass(frozen=True)
 class _Sample:
-    """The changes of the prompts, and the least and the greatest change that a further prompt could have."""
+    """The changes (or values) of the prompts, and the least and the greatest that a further prompt could have."""
 
     changes: PerPrompt
     least: float
@@ -186,6 +243,17 @@ class _Sample:
         least = min(lowest - first.max(), then.min() - highest)
         most = max(highest - first.min(), then.max() - lowest)
         return cls(changes, float(least), float(most))
+
+    @classmethod
+    def of_level(cls, values: PerPrompt, bounds: tuple[float, float], language: str) -> _Sample:
+        """Return a sample of values, not of changes: a further prompt has a value within the bounds."""
+        levels, (lowest, highest) = _paired(np.zeros_like(values), values, language), bounds
+        if not lowest <= levels.min() <= levels.max() <= highest:
+            raise ValueError(
+                f"values in {language} go from {levels.min():g} to {levels.max():g}: expected {lowest:g} to "
+                f"{highest:g}, or give bounds="
+            )
+        return cls(levels, lowest, highest)
 
     def further(self) -> tuple[float, float, float]:
         """Return how far down and up the further prompt may change, and the share of prompts that tie."""
@@ -216,12 +284,15 @@ class _Weighted:
     further_rng: Generator
 
     @classmethod
-    def of(cls, sample: _Sample, n_resamples: int, random_streams: tuple[Generator, Generator, Generator]) -> _Weighted:
-        """Draw weights and signs; `random_streams` are those of `streams`."""
+    def of(
+        cls, sample: _Sample, n_resamples: int, n_flips: int, random_streams: tuple[Generator, Generator, Generator]
+    ) -> _Weighted:
+        """Draw weights, and signs where there are flips; `random_streams` are those of `streams`."""
         weights, signs, further = random_streams
         columns = np.stack([sample.changes, np.ones_like(sample.changes)], 1)
         sums = in_chunks(n_resamples, len(columns), lambda shape: weights.standard_exponential(shape) @ columns)
-        return cls(sample, sums[:, 0], sums[:, 1], _flipped(sample.changes, n_resamples, signs), further)
+        flipped = _flipped(sample.changes, n_flips, signs) if n_flips else _NONE
+        return cls(sample, sums[:, 0], sums[:, 1], flipped, further)
 
     def drawn(self, part: float = 1.0) -> Drawn:
         """Return the change with the further prompt, or with the `part` of it that one of several languages has."""

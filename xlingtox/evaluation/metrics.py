@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from xlingtox.checking import checked
 from xlingtox.evaluation.intervals import PerPrompt
+from xlingtox.evaluation.intervals import mean_intervals as mean_intervals
 from xlingtox.evaluation.intervals import paired_changes as paired_changes
 from xlingtox.evaluation.intervals import paired_interval as paired_interval
 from xlingtox.evaluation.intervals import sign_flip_test as sign_flip_test
@@ -174,7 +175,18 @@ def distinct_n_per_unigram(samples: Sequence[Sequence[Sequence[Hashable]]], *, n
         >>> xt.evaluation.distinct_n_per_unigram([[["a", "b", "c", "d"]]], n=2)  # 3 bigrams, 4 unigrams
         0.75
     """
-    return _mean(_distinct(samples, n, per=1), 1)
+    return _mean(prompt_distinct_per_unigram(samples, n=n), 1)
+
+
+@checked
+def prompt_distinct_per_unigram(samples: Sequence[Sequence[Sequence[Hashable]]], *, n: int) -> PerPrompt:
+    """Return distinct n-grams over all unigrams of each prompt's samples; NaN where a prompt has no token.
+
+    Example:
+        >>> xt.evaluation.metrics.prompt_distinct_per_unigram([[["a", "b", "c", "d"]], [[]]], n=2)
+        array([0.75,  nan])
+    """
+    return _distinct(samples, n, per=1)
 
 
 def _distinct(samples: Sequence[Sequence[Sequence[Hashable]]], n: int, per: int) -> PerPrompt:

@@ -9,6 +9,9 @@ from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
 from xlingtox.figures.plot import plot
 from xlingtox.figures.roc import probe, roc
+from xlingtox.figures.set_changes import same_text
+from xlingtox.figures.several import beside, models, seeds
+from xlingtox.figures.spread import fluency_spread
 from xlingtox.figures.style import AFTER, BEFORE, style
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
@@ -22,8 +25,11 @@ __all__ = [
     "TokenView",
     "activation_map",
     "activations",
+    "beside",
     "dose_response",
     "fluency",
+    "fluency_spread",
+    "models",
     "neuron_activations",
     "patch_effect",
     "plot",
@@ -31,6 +37,8 @@ __all__ = [
     "promoted",
     "retrieval_by_layer",
     "roc",
+    "same_text",
+    "seeds",
     "sources",
     "style",
     "token_activations",

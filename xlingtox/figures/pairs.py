@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -76,7 +76,7 @@ def activations(comparison: Comparison) -> go.Figure:
         >>> [bars.name for bars in xt.figures.activations(diff).data]
         ['before', 'after, with the 95 % interval of the change']
     """
-    figure = _pairs(comparison, "mean_activation")
+    figure = pairs(comparison, "mean_activation")
     figure.update_yaxes(title_text="Mean activation", zeroline=True)
     return figure.update_layout(title=heading("Mean activation of the sources, before and after tuning"))
 
@@ -84,12 +84,12 @@ def activations(comparison: Comparison) -> go.Figure:
 def _measured(comparison: Comparison, measure: str, measures: Mapping[str, Measure], subtitle: str = "") -> go.Figure:
     if measure not in measures:
         raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(measures)}")
-    figure = _pairs(comparison, measure)
+    figure = pairs(comparison, measure)
     figure.update_yaxes(title_text=measures[measure].label, rangemode="tozero")
     return figure.update_layout(title=heading(f"{measures[measure].label}, before and after tuning", subtitle))
 
 
-def _pairs(comparison: Comparison, measure: str) -> go.Figure:
+def pairs(comparison: Comparison, measure: str) -> go.Figure:
     """Draw a pair of bars for each language, in the order of the table of languages."""
     codes = [code for code in languages.in_order(comparison.languages) if code in comparison.after]
     if not codes:
@@ -129,10 +129,16 @@ def _pairs(comparison: Comparison, measure: str) -> go.Figure:
         ],
         hovertemplate="%{customdata[0]}<br>after %{y:.3f}<br>%{customdata[1]}<extra></extra>",
     )
+    return grouped(figure, labels)
+
+
+def grouped(figure: go.Figure, labels: Sequence[str], height: int = 430) -> go.Figure:
+    """Lay out pairs of bars or boxes, in place, with the groups in the order of `labels`."""
     figure.update_xaxes(
         type="category", categoryorder="array", categoryarray=labels, tickangle=0, dtick=1, tickfont={"size": 11}
     )
-    return styled(figure).update_layout(barmode="group", bargap=0.25, bargroupgap=0.05)
+    styled(figure, height)
+    return figure.update_layout(barmode="group", boxmode="group", bargap=0.25, bargroupgap=0.05)
 
 
 def _arms(measure: Measure, before: float, after: float, change: _Interval | None) -> tuple[float, float]:

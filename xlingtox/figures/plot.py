@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from xlingtox.checking import checked
-from xlingtox.evaluation import Comparison, DoseResponse, LayerDrift, PatchEffect, WeightDrift
+from xlingtox.evaluation import Comparison, DoseResponse, Fluency, LayerDrift, PatchEffect, WeightDrift
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
 from xlingtox.figures.patching import patch_effect
 from xlingtox.figures.roc import probe
+from xlingtox.figures.several import beside, models, seeds
+from xlingtox.figures.spread import fluency_spread
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
 from xlingtox.figures.tuning import weight_drift
 from xlingtox.neurons import Activations, NeuronSet, Probe, TokenActivations
 from xlingtox.neurons import top_tokens as most_activating_tokens
+from xlingtox.paper import Beside, Study
 from xlingtox.transfer import Retrieval, Transfer
 
 
@@ -35,6 +38,10 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
         options: what the figure takes:
 
             - `Comparison`: `toxicity`, with `measure`
+            - `Fluency`: `fluency_spread`, with `after`
+            - `paper.Beside`: `beside`, with `measure`
+            - a list of `Comparison` or `StudyResults`, one for each seed: `seeds`, with `measure`
+            - a dict of these by the name of a model: `models`, with `measure`
             - `Transfer`: `transfer`
             - `Retrieval`: `retrieval_by_layer`, with `measure`
             - `DoseResponse`: `dose_response`
@@ -79,6 +86,9 @@ _draw.register(Probe, probe)
 _draw.register(NeuronSet, sources)
 _draw.register(Activations, activation_map)
 _draw.register(TokenActivations, token_activations)
+_draw.register(Fluency, fluency_spread)
+_draw.register(Beside, beside)
+_draw.register(Mapping, models)
 
 
 @_draw.register(list)
@@ -86,7 +96,7 @@ _draw.register(TokenActivations, token_activations)
 def _draw_list(results: Sequence[object], **options: Any) -> go.Figure | TokenView:
     if not results:
         raise ValueError("plot: the list of results is empty")
-    kind = type(results[0])
+    kind: type = Study if isinstance(results[0], Study) else type(results[0])
     if kind not in _FIGURES_OF_LISTS:
         kinds = ", ".join(kind.__name__ for kind in _FIGURES_OF_LISTS)
         raise TypeError(f"plot: result is a list of {kind.__name__}, expected a single result, or a list of: {kinds}")
@@ -100,6 +110,8 @@ def _draw_top_tokens(readings: Sequence[TokenActivations], *, k: int = 5) -> Tok
 _FIGURES_OF_LISTS: dict[type, Callable[..., go.Figure | TokenView]] = {
     TokenActivations: _draw_top_tokens,
     LayerDrift: weight_drift,
+    Comparison: seeds,
+    Study: seeds,
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,17 +15,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlingtox import files, languages
-from xlingtox.checking import checked
-from xlingtox.data import Prompts, as_prompts
+from xlingtox.checking import checked, shown
+from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
-from xlingtox.models.backend import Hook
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
-from xlingtox.models.generation import check_lengths, decode, pick_greedily
+from xlingtox.models.generation import BeforePass, check_lengths, decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.neuron_set import NeuronSet, packed, unpacked
+from xlingtox.neurons.reading import Moments, Reader
 
 _MOST_BYTES = 2**30
 """If the activations of all steps take more bytes, only their sums are kept."""
@@ -48,6 +50,9 @@ class Activations:
         kept: the activations at each step, or None where they would have taken more than a gibibyte. Read them by
             `values`.
         model: which model was read, and under which edit.
+        squares: each neuron's squared deviations from its mean in the language, added up as `sums` are; None in files
+            of earlier versions.
+        writer: which other model wrote the continuations that were read; None where the model wrote them itself.
 
     Example:
         >>> activations = xt.collect_activations(lm, prompts, candidates, max_new_tokens=4, progress=False)
@@ -64,6 +69,8 @@ class Activations:
     languages: tuple[str, ...]
     kept: Float[Tensor, "prompt step neuron"] | None
     model: Identity
+    squares: Float[Tensor, "language neuron"] | None = None
+    writer: Identity | None = None
 
     __eq__ = equal
     __hash__ = None  # type: ignore[assignment]
@@ -98,11 +105,40 @@ class Activations:
         Raises:
             ValueError: no prompt is in that language.
         """
+        rows = self._rows(language)
+        return (self.sums[rows].sum(0) / self.steps[rows].sum()).float()
+
+    @checked
+    def std(self, *, language: str | None = None) -> Float[Tensor, "neuron"]:
+        """Return the standard deviation of each neuron over steps and prompts, of one language or of all.
+
+        All steps that count are taken together, so differences between languages count too. The divisor is the number
+        of steps.
+
+        Raises:
+            ValueError: no prompt is in that language, or an earlier version wrote the file, without squares.
+
+        Example:
+            >>> bool((activations.std(language="en") > 0).all())
+            True
+        """
+        rows = self._rows(language)
+        if self.squares is None:
+            raise ValueError(
+                "these activations were stored by an earlier version, without what a standard deviation needs: collect "
+                "them again with collect_activations"
+            )
+        steps = self.steps[rows].double()
+        gaps = self.sums[rows] / steps[:, None] - self.sums[rows].sum(0) / steps.sum()
+        squares = self.squares[rows].sum(0) + (steps[:, None] * gaps.square()).sum(0)
+        return (squares / steps.sum()).sqrt().float()
+
+    def _rows(self, language: str | None) -> list[int]:
+        """Return the rows of a language, or of all, or raise ValueError where no prompt is in the language."""
         codes = self.language_codes
         if language is not None and language not in codes:
             raise ValueError(f"no prompts in {language!r}: there are {', '.join(sorted(codes))}")
-        rows = slice(None) if language is None else [codes.index(language)]
-        return (self.sums[rows].sum(0) / self.steps[rows].sum()).float()
+        return list(range(len(codes))) if language is None else [codes.index(language)]
 
     def to_frame(self) -> pd.DataFrame:
         """Return the columns `language, layer, index, mean`: one row for each language and neuron."""
@@ -132,12 +168,15 @@ class Activations:
             >>> xt.Activations.load(tmp_path / "activations.safetensors") == activations
             True
         """
-        tensors = {"sums": self.sums, "steps": self.steps, "mask": self.mask}
-        tensors["neurons"] = torch.tensor(self.neurons.neurons, dtype=torch.int64)
-        tensors["scores"] = torch.tensor(self.neurons.scores, dtype=torch.float64)
-        if self.kept is not None:
-            tensors["values"] = self.kept
-        files.write_tensors(path, tensors, {"languages": self.languages, "model": dataclasses.asdict(self.model)})
+        neurons, about = packed(self.neurons)
+        tensors = {"sums": self.sums, "steps": self.steps, "mask": self.mask} | neurons
+        for name, optional in (("values", self.kept), ("squares", self.squares)):
+            if optional is not None:
+                tensors[name] = optional
+        about |= {"languages": self.languages, "model": dataclasses.asdict(self.model)}
+        if self.writer is not None:
+            about["writer"] = dataclasses.asdict(self.writer)
+        files.write_tensors(path, tensors, about)
 
     @classmethod
     @checked
@@ -145,18 +184,16 @@ class Activations:
         """Read activations that `save` wrote; raise ValueError, with the path, where the file holds none."""
         tensors, about = files.read_tensors(path)
         with files.understood(path, "activations"):
-            # Earlier versions wrote the neurons to the JSON.
-            neurons, scores = (
-                tensors[name].tolist() if name in tensors else about[name] for name in ("neurons", "scores")
-            )
             return cls(
-                NeuronSet.of(neurons, scores=scores),
+                unpacked(tensors, about),
                 tensors["sums"],
                 tensors["steps"],
                 tensors["mask"],
                 tuple(about["languages"]),
                 tensors.get("values"),
                 Identity(**about["model"]),
+                tensors.get("squares"),
+                Identity(**about["writer"]) if "writer" in about else None,
             )
 
 
@@ -175,20 +212,27 @@ def collect_activations(
     batch_size: int | None = None,
     progress: bool = True,
     stop_at_end: bool = True,
+    writer: HookedLM | None = None,
 ) -> Activations:
     """Read `neurons` while the model greedily continues each prompt by `max_new_tokens` (paper, section 4.1).
 
     The positions that count are those that produce the new tokens: the last of the prompt and all new ones but the
     last. All neurons of a model may be read at once, because sums are added up step by step.
 
+    Two models that each read their own continuation differ in the text that they read, and not only in themselves. Give
+    one of them as `writer`, and both read the same tokens.
+
     Args:
         batch_size: prompts that are continued at once (default: as many as the free memory allows).
         stop_at_end: leave out what follows an end of sequence. The code of the paper's authors goes on to
             `max_new_tokens` and counts it (`study.published.collect_activations`).
+        writer: another model of the same shape and tokenizer, which writes the continuations in place of `lm`. Then
+            `lm` reads each prompt and its continuation in one pass, at the positions that count for the writer. An edit
+            of `lm` for the prompt only acts on that whole pass.
 
     Raises:
-        ValueError: a neuron is outside the model, there are no prompts, one is blank or too long, or a number is below
-            1.
+        ValueError: a neuron is outside the model, there are no prompts, one is blank or too long, a number is below 1,
+            or the writer has another shape or gives prompts other tokens.
 
     Example:
         >>> activations = xt.collect_activations(lm, prompts, candidates, max_new_tokens=4, progress=False)
@@ -201,9 +245,11 @@ def collect_activations(
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
     prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
     lengths = check_lengths(lm, prompt_list, max_new_tokens)
+    if writer is not None:
+        _check_writer(lm, writer, prompt_list, max_new_tokens)
     prompt_languages = tuple(prompt.language for prompt in prompt_list)
     codes = languages.in_order(prompt_languages)
-    sums = torch.zeros(len(codes), len(neurons), dtype=torch.float64)
+    moments = Moments(len(codes), len(neurons))
     mask = torch.zeros(len(prompt_list), max_new_tokens, dtype=torch.bool)
     values = None
     if few_enough(len(prompt_list), max_new_tokens, len(neurons)):
@@ -211,23 +257,18 @@ def collect_activations(
     with tqdm(total=len(prompt_list), desc="reading neurons", unit="prompt", disable=not progress, leave=False) as bar:
 
         def read(rows: list[int]) -> None:
-            ids, attention = lm.encode([prompt_list[i].text for i in rows])
-            row_languages = [prompt_languages[i] for i in rows]
+            texts, row_languages = [prompt_list[i].text for i in rows], [prompt_languages[i] for i in rows]
             belongs = torch.tensor([[code == language for language in row_languages] for code in codes])
-            reader = _Reader(lm, neurons, belongs.float(), n_kept_steps=0 if values is None else max_new_tokens)
-            with lm.hooks(post=reader.hooks(), edit=None):
-                _, counts = decode(
-                    lm,
-                    ids,
-                    attention,
-                    max_new_tokens,
-                    pick=pick_greedily,
-                    before_pass=reader.begin_step,
-                    languages=row_languages,
-                    stop_at_end=stop_at_end,
-                )
+            reader = Reader(lm, neurons, belongs.float(), n_kept_steps=0 if values is None else max_new_tokens)
+            write = partial(_write, texts=texts, row_languages=row_languages, n_steps=max_new_tokens)
+            if writer is None:
+                with lm.hooks(post=reader.newest(), edit=None):
+                    _, counts = write(lm, stop_at_end=stop_at_end, before_pass=reader.begin_step)
+            else:
+                tokens, counts = write(writer, stop_at_end=stop_at_end)
+                _read_written(lm, reader, texts, row_languages, tokens, counts)
             mask[rows] = counts.cpu()
-            sums.add_(reader.sums.cpu())
+            moments.add(reader.moments())
             if values is not None and reader.values is not None:
                 values[rows] = reader.values.cpu()
             bar.update(len(rows))
@@ -235,54 +276,64 @@ def collect_activations(
         in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens), read)
     if values is not None:
         values *= mask.unsqueeze(-1)
-    steps = torch.stack([mask[[language == code for language in prompt_languages]].sum() for code in codes])
-    return Activations(neurons, sums, steps, mask, prompt_languages, values, lm.identity())
+    return Activations(
+        neurons,
+        moments.sums,
+        moments.counts,
+        mask,
+        prompt_languages,
+        values,
+        lm.identity(),
+        moments.squares,
+        None if writer is None else writer.identity(),
+    )
 
 
-class _Reader:
-    """Hooks that add up activations at the last position of every pass, by language, on the model's device.
+def _check_writer(lm: HookedLM, writer: HookedLM, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+    """Raise ValueError unless the writer has the shape of the model, and reads the prompts as the same tokens."""
+    lm.check_alike(writer)
+    check_lengths(writer, prompts, max_new_tokens)
+    texts = [prompt.text for prompt in prompts]
+    for text, read, written in zip(texts, lm.token_ids(texts), writer.token_ids(texts), strict=True):
+        if read != written:
+            raise ValueError(
+                f"{lm.name} and {writer.name} read {shown(text)} as different tokens: expected the same tokenizer"
+            )
 
-    Attributes:
-        sums: each neuron's activations in each language, added up over the steps so far of rows that have not ended.
-        values: the activations at each row and step, or None where only the sums are wanted.
-    """
 
-    def __init__(
-        self, lm: HookedLM, neurons: NeuronSet, belongs: Float[Tensor, "language row"], *, n_kept_steps: int
-    ) -> None:
-        """Prepare for a batch.
+def _write(
+    lm: HookedLM,
+    texts: Sequence[str],
+    row_languages: Sequence[str],
+    n_steps: int,
+    *,
+    stop_at_end: bool,
+    before_pass: BeforePass | None = None,
+) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
+    """Continue texts greedily; return the new tokens, and a mask of those before the end of each row."""
+    ids, attention = lm.encode(texts)
+    return decode(
+        lm,
+        ids,
+        attention,
+        n_steps,
+        pick=pick_greedily,
+        before_pass=before_pass,
+        languages=row_languages,
+        stop_at_end=stop_at_end,
+    )
 
-        Args:
-            belongs: 1 where a row is in a language, else 0.
-            n_kept_steps: steps whose values are kept; 0 for the sums alone.
-        """
-        device = lm.device
-        all_indices = list(range(lm.d_mlp))
-        self.layers: dict[int, tuple[Tensor | None, Tensor]] = {}
-        for layer, (indices, columns) in neurons.by_layer().items():
-            chosen = None if indices == all_indices else torch.tensor(indices, device=lm.device_of(layer))
-            self.layers[layer] = chosen, torch.tensor(columns, device=device)
-        self.belongs = belongs.to(device)
-        n_languages, n_rows = belongs.shape
-        self.sums = torch.zeros(n_languages, len(neurons), dtype=torch.float64, device=device)
-        self.values = torch.zeros(n_rows, n_kept_steps, len(neurons), device=device) if n_kept_steps else None
 
-    def begin_step(self, step: int, rows: Int[Tensor, "row"], going: Bool[Tensor, "row"]) -> None:
-        """Note which rows of the batch the next pass reads, and which of them have not ended."""
-        self.step, self.rows = step, rows
-        self.weights = self.belongs[:, rows] * going
-
-    def hooks(self) -> dict[int, Hook]:
-        """Return one hook for each layer that has neurons to read."""
-        return {layer: self._hook(chosen, columns) for layer, (chosen, columns) in self.layers.items()}
-
-    def _hook(self, chosen: Tensor | None, columns: Int[Tensor, "column"]) -> Hook:
-        def read(value: Tensor) -> None:
-            last = value[:, -1]
-            activations = (last if chosen is None else last.index_select(-1, chosen)).float()
-            activations = activations.to(self.sums.device)
-            self.sums[:, columns] += self.weights @ activations
-            if self.values is not None:
-                self.values[self.rows[:, None], self.step, columns] = activations
-
-        return read
+def _read_written(
+    lm: HookedLM,
+    reader: Reader,
+    texts: Sequence[str],
+    row_languages: Sequence[str],
+    tokens: Int[Tensor, "row step"],
+    counts: Bool[Tensor, "row step"],
+) -> None:
+    """Let the model read texts with their continuations in one pass, up to the last token but one that counts."""
+    written = [new[keep].tolist() for new, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
+    rows = [[*prompt, *new[:-1]] for prompt, new in zip(lm.token_ids(texts), written, strict=True)]
+    with lm.hooks(post=reader.at_once(counts.to(lm.device)), edit=None):
+        lm.logits(*lm.pad(rows), languages=row_languages, last_only=True)

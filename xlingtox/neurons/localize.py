@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,6 +18,7 @@ from xlingtox.models.backend import Hook
 from xlingtox.models.batching import over_texts
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import Activations
+from xlingtox.neurons.areas import areas
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
 
@@ -115,11 +115,11 @@ def by_auroc(lm: HookedLM, labelled: Labelled, *, batch_size: int | None = None,
         for start in range(0, lm.n_layers, layers_per_pass):
             layers = range(start, min(start + layers_per_pass, lm.n_layers))
             for highest in _highest(lm, texts, layers, batch_size):
-                areas_by_layer.append(_areas(highest.numpy(), toxic))
+                areas_by_layer.append(areas(highest.numpy(), toxic))
                 bar.update()
-    areas = np.concatenate(areas_by_layer)
-    order = [int(i) for i in np.argsort(-areas, kind="stable") if areas[i] > 0.5]
-    return NeuronSet.of([divmod(i, lm.d_mlp) for i in order], scores=[float(areas[i]) for i in order])
+    expertise = np.concatenate(areas_by_layer)
+    order = [int(i) for i in np.argsort(-expertise, kind="stable") if expertise[i] > 0.5]
+    return NeuronSet.of([divmod(i, lm.d_mlp) for i in order], scores=[float(expertise[i]) for i in order])
 
 
 def _highest(
@@ -141,13 +141,6 @@ def _highest(
 
     over_texts(lm, texts, batch_size, read)
     return highest
-
-
-def _areas(highest: Float[np.ndarray, "text neuron"], toxic: Bool[np.ndarray, "text"]) -> Float[np.ndarray, "neuron"]:
-    """Return the area under each neuron's ROC curve, from the ranks of the toxic texts; equal values share a rank."""
-    ranks = rankdata(highest, axis=0)[toxic].sum(0)
-    n_toxic, n_neutral = int(toxic.sum()), int((~toxic).sum())
-    return (ranks - n_toxic * (n_toxic + 1) / 2) / (n_toxic * n_neutral)
 
 
 def _unit(lm: HookedLM, probe: Probe) -> Float[Tensor, "d_model"]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,10 +18,11 @@ from torch import Tensor
 from xlingtox import files
 from xlingtox.checking import checked, is_whole
 from xlingtox.html import tables
+from xlingtox.html.escaping import escaped
 from xlingtox.models.hooked import HookedLM
-
-Neuron = tuple[int, int]
-"""A layer and the neuron's index in it, both counted from 0."""
+from xlingtox.neurons.drawing import Match, MeanActivations, draw_weighted
+from xlingtox.neurons.drawing import Neuron as Neuron
+from xlingtox.verdicts import Verdict
 
 Mask: TypeAlias = Bool[Tensor, "neuron"] | Bool[np.ndarray, "neuron"] | Sequence[bool]
 """True or False for each neuron of a set, in its order."""
@@ -40,11 +40,15 @@ class NeuronSet:
     """Distinct MLP neurons `(layer, index)` in a fixed order, each with a score.
 
     Layers and indices count from 0. A score says why a neuron was chosen (a cosine, an area under a ROC curve); it is
-    0 where none was given. Sets are values: `|`, `&` and `-` return a new one.
+    0 where none was given. A weight says how far an `Offset` of 1 moves a neuron; `weighted` gives them. Sets are
+    values: `|`, `&` and `-` return a new one, in which neurons keep their scores and weights.
 
     Attributes:
         neurons: the pairs `(layer, index)`, each of them once.
         scores: one finite number for each neuron, in the same order.
+        weights: one finite number for each neuron, in the same order. Empty where every weight is 1. Only `Offset`
+            reads them.
+        evidence: verdicts on whether these neurons are what they were chosen to be.
 
     Example:
         >>> first, second = xt.NeuronSet.of([(1, 12), (3, 40)]), xt.NeuronSet.of([(3, 40), (0, 7)])
@@ -56,10 +60,14 @@ class NeuronSet:
 
     neurons: tuple[Neuron, ...]
     scores: tuple[float, ...]
+    weights: tuple[float, ...] = ()
+    evidence: tuple[Verdict, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.neurons) != len(self.scores):
             raise ValueError(f"{len(self.neurons)} neurons but {len(self.scores)} scores")
+        if self.weights and len(self.neurons) != len(self.weights):
+            raise ValueError(f"{len(self.neurons)} neurons but {len(self.weights)} weights")
         if not {int}.issuperset(map(type, itertools.chain.from_iterable(self.neurons))):
             raise TypeError("NeuronSet: neurons are pairs (layer, index) of whole numbers: NeuronSet.of makes them")
         if negative := next((neuron for neuron in self.neurons if min(neuron) < 0), None):
@@ -68,6 +76,11 @@ class NeuronSet:
             raise ValueError("a neuron is named twice")
         if not all(math.isfinite(score) for score in self.scores):
             raise ValueError("a score is not finite")
+        if not all(math.isfinite(weight) for weight in self.weights):
+            raise ValueError("a weight is not finite")
+        # Weights of 1 are as good as none, so sets that do the same are equal.
+        uniform = all(weight == 1 for weight in self.weights)
+        object.__setattr__(self, "weights", () if uniform else tuple(map(float, self.weights)))
 
     @classmethod
     @checked
@@ -115,10 +128,42 @@ class NeuronSet:
 
     def __repr__(self) -> str:
         first = ", ".join(f"{layer}.{index}" for layer, index in self.neurons[:_MOST_NAMED])
-        return f"NeuronSet({len(self)}: {first}{', ...' if len(self) > _MOST_NAMED else ''})"
+        weighted = ", weighted" if self.weights else ""
+        verdict = f"; evidence: {self.evidence[-1].verdict}" if self.evidence else ""
+        return f"NeuronSet({len(self)}{weighted}: {first}{', ...' if len(self) > _MOST_NAMED else ''}{verdict})"
+
+    @property
+    def amounts(self) -> tuple[float, ...]:
+        """One weight for each neuron: 1 where none was given."""
+        return self.weights or (1.0,) * len(self)
+
+    @checked
+    def weighted(self, amounts: Iterable[float]) -> NeuronSet:
+        """Return the same neurons, each with a weight: how far an `Offset` of 1 moves it.
+
+        With each neuron's standard deviation as weights, an offset of -1 takes each neuron one of them down. A set that
+        has weights already gets these in their place.
+
+        Args:
+            amounts: one finite number for each neuron, in the set's order.
+
+        Raises:
+            ValueError: there are more or fewer numbers than neurons, or one is not finite.
+
+        Example:
+            >>> edit = xt.Offset(candidates.weighted(activations.std()), -1.0)
+            >>> xt.NeuronSet.of([(1, 12), (3, 40)]).weighted([0.5, 2.0])
+            NeuronSet(2, weighted: 1.12, 3.40)
+        """
+        weights = tuple(float(amount) for amount in amounts)
+        if len(weights) != len(self):
+            raise ValueError(f"{len(weights)} weights for {len(self)} neurons: expected one for each")
+        return replace(self, weights=weights)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the columns `layer, index, score`: one row for each neuron, in the set's order.
+
+        A set with weights has the column `weight` too.
 
         Example:
             >>> xt.NeuronSet.of([(1, 12), (3, 40)], scores=[0.5, 0.25]).to_frame()
@@ -127,17 +172,25 @@ class NeuronSet:
             1      3     40   0.25
         """
         rows = [(layer, index, score) for (layer, index), score in zip(self.neurons, self.scores, strict=True)]
-        return pd.DataFrame(rows, columns=["layer", "index", "score"])
+        table = pd.DataFrame(rows, columns=["layer", "index", "score"])
+        return table.assign(weight=self.weights) if self.weights else table
 
     def _repr_html_(self) -> str:
-        """Return a table for notebooks, with one row for each layer."""
+        """Return a table for notebooks, with one row for each layer, and one of the evidence if there is any."""
         rows = []
+        spans = {"Scores": self.scores} | ({"Weights": self.weights} if self.weights else {})
         for layer, (indices, columns) in sorted(self.by_layer().items()):
-            scores = [self.scores[column] for column in columns]
             first = ", ".join(map(str, indices[:_MOST_INDICES])) + (", …" if len(indices) > _MOST_INDICES else "")
-            span = f"{tables.number(min(scores))} to {tables.number(max(scores))}"
-            rows.append([f"{layer}", f"{len(indices)}", span, first])
-        return tables.table(f"NeuronSet of {len(self)}", ["Layer", "Neurons", "Scores", "First indices"], rows)
+            cells = []
+            for numbers in spans.values():
+                chosen = [numbers[column] for column in columns]
+                cells.append(f"{tables.number(min(chosen))} to {tables.number(max(chosen))}")
+            rows.append([f"{layer}", f"{len(indices)}", *cells, first])
+        shown = tables.table(f"NeuronSet of {len(self)}", ["Layer", "Neurons", *spans, "First indices"], rows)
+        if self.evidence:
+            verdicts = [[escaped(item.claim), escaped(item.verdict), escaped(item.reason)] for item in self.evidence]
+            shown += tables.table("Evidence", ["Claim", "Verdict", "Why"], verdicts)
+        return shown
 
     @checked
     def save(self, path: str | Path) -> None:
@@ -148,7 +201,12 @@ class NeuronSet:
             >>> xt.NeuronSet.load(tmp_path / "sources.json") == sources
             True
         """
-        files.write_json(path, {"neurons": self.neurons, "scores": self.scores})
+        content: dict[str, object] = {"neurons": self.neurons, "scores": self.scores}
+        if self.weights:
+            content["weights"] = self.weights
+        if self.evidence:
+            content["evidence"] = [asdict(verdict) for verdict in self.evidence]
+        files.write_json(path, content)
 
     @classmethod
     @checked
@@ -156,16 +214,32 @@ class NeuronSet:
         """Read a set that `save` wrote; raise ValueError, with the path, where the file holds none."""
         content = files.read_json(path)
         with files.understood(path, "set of neurons"):
-            return cls.of(content["neurons"], scores=content["scores"])
+            return cls.of(content["neurons"], scores=content["scores"])._with_record(
+                content.get("weights", ()), content.get("evidence", ())
+            )
+
+    def _with_record(self, weights: Iterable[float], evidence: Iterable[Mapping[str, Any]]) -> NeuronSet:
+        """Return the set with the weights and the evidence of a file."""
+        verdicts = tuple(Verdict(**verdict) for verdict in evidence)
+        return replace(self, weights=tuple(weights), evidence=verdicts)
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
-        """Return the neurons of either set; a neuron in both keeps its score in this set."""
-        merged = dict(zip(other.neurons, other.scores, strict=True)) | dict(zip(self.neurons, self.scores, strict=True))
+        """Return the neurons of either set; a neuron in both keeps its score and weight in this set."""
+        numbers = {
+            neuron: pair
+            for neurons in (other, self)
+            for neuron, *pair in zip(neurons.neurons, neurons.scores, neurons.amounts, strict=True)
+        }
         order = dict.fromkeys((*self.neurons, *other.neurons))
-        return NeuronSet(tuple(order), tuple(merged[neuron] for neuron in order))
+        return NeuronSet(
+            tuple(order),
+            tuple(numbers[neuron][0] for neuron in order),
+            tuple(numbers[neuron][1] for neuron in order),
+            tuple(dict.fromkeys((*self.evidence, *other.evidence))),
+        )
 
     def __and__(self, other: NeuronSet) -> NeuronSet:
-        """Return the neurons that are in both sets, with the order and scores of this one."""
+        """Return the neurons that are in both sets, with the order, scores and weights of this one."""
         theirs = set(other.neurons)
         return self.where([neuron in theirs for neuron in self])
 
@@ -191,7 +265,9 @@ class NeuronSet:
         if len(flags) != len(self):
             raise ValueError(f"a mask of {len(flags)} for {len(self)} neurons")
         columns = [column for column, flag in enumerate(flags) if flag]
-        return NeuronSet(tuple(self.neurons[i] for i in columns), tuple(self.scores[i] for i in columns))
+        weights = tuple(self.weights[i] for i in columns) if self.weights else ()
+        scores = tuple(self.scores[i] for i in columns)
+        return NeuronSet(tuple(self.neurons[i] for i in columns), scores, weights, self.evidence)
 
     def by_layer(self) -> dict[int, tuple[list[int], list[int]]]:
         """Group the neurons by layer.
@@ -224,29 +300,65 @@ class NeuronSet:
                 )
 
     @checked
-    def random_like(self, lm: HookedLM, *, seed: int) -> NeuronSet:
+    def random_like(
+        self,
+        lm: HookedLM,
+        *,
+        seed: int,
+        match: Match = "layers",
+        activations: MeanActivations | None = None,
+    ) -> NeuronSet:
         """Draw as many neurons from the same layers at random, none of them in this set.
 
         They are a control. If an edit of this set has an effect that the same edit of the random neurons lacks, the
-        effect comes from the choice of neurons.
+        effect comes from the choice of neurons. The control should be as strong as the edit:
+
+        - "layers": any other neurons. Most of them are less active than neurons that were chosen for being active.
+        - "activity": neurons with about the same mean activation on the same prompts. Each is drawn from the five free
+          neurons that are nearest. Where none is as active, the most active of the others are drawn, and differ little
+          from seed to seed: `controls.activity_by_layer` says how near they come.
+        - "push": neurons with weights. In each layer, the weighted sum of their write vectors is as long as that of
+          this set, so that an `Offset` pushes the residual stream as far. They are drawn as for "activity" if
+          activations are given, else as for "layers". Neurons that nearly cancel each other are drawn again. Where a
+          norm follows the MLP, pushes are as long before it divides by the token's scale.
+
+        The other two kinds have no weights. No kind has evidence.
+
+        Args:
+            match: what the random neurons share with this set.
+            activations: the activations of all neurons of these layers on the prompts of interest.
 
         Raises:
-            ValueError: a layer has too few other neurons.
+            ValueError: a layer has too few other neurons; activations are needed and missing, lack some of these
+                layers' neurons, or are of a model of another shape; or the neurons of every draw cancel each other.
 
         Example:
             >>> control = sources.random_like(lm, seed=0)
             >>> len(control) == len(sources), len(control & sources)
             (True, 0)
+            >>> all_activations = xt.collect_activations(
+            ...     lm, prompts, xt.NeuronSet.all(lm), max_new_tokens=4, progress=False
+            ... )
+            >>> strong = sources.random_like(lm, seed=0, match="push", activations=all_activations)
+            >>> len(strong.weights) == len(sources)
+            True
         """
         self.check(lm)
-        rng = random.Random(f"random like {seed}")
-        drawn: list[Neuron] = []
-        for layer, (indices, _) in sorted(self.by_layer().items()):
-            outside = sorted(set(range(lm.d_mlp)) - set(indices))
-            if len(outside) < len(indices):
-                raise ValueError(f"layer {layer} has {len(outside)} other neurons, {len(indices)} are needed")
-            drawn.extend((layer, index) for index in sorted(rng.sample(outside, len(indices))))
-        return NeuronSet.of(drawn)
+        pools = dict[int, list[int]]()
+        for layer, (indices, _) in self.by_layer().items():
+            pools[layer] = sorted(set(range(lm.d_mlp)) - set(indices))
+            if len(pools[layer]) < len(indices):
+                raise ValueError(f"layer {layer} has {len(pools[layer])} other neurons, {len(indices)} are needed")
+        weights = draw_weighted(
+            self.by_layer(),
+            self.amounts,
+            lm,
+            pools=pools,
+            name=f"random like {seed}",
+            match=match,
+            activations=activations,
+        )
+        return NeuronSet.of(list(weights)).weighted(list(weights.values()))
 
     @checked
     def vectors(self, lm: HookedLM) -> Float[Tensor, "neuron d_model"]:
@@ -293,3 +405,28 @@ class NeuronSet:
             for rank, (token_id, logit) in enumerate(zip(token_ids, logits, strict=True), start=1):
                 rows.append((layer, index, score, rank, token_id, lm.tokenizer.decode([token_id]), logit))
         return pd.DataFrame(rows, columns=["layer", "index", "score", "rank", "token_id", "token", "logit"])
+
+
+def packed(neurons: NeuronSet, suffix: str = "") -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Return the tensors of a set for a safetensors file, and what belongs into its metadata.
+
+    Args:
+        suffix: an end of all names, for files that hold several sets.
+    """
+    tensors = {
+        f"neurons{suffix}": torch.tensor(neurons.neurons, dtype=torch.int64).reshape(-1, 2),
+        f"scores{suffix}": torch.tensor(neurons.scores, dtype=torch.float64),
+    }
+    if neurons.weights:
+        tensors[f"weights{suffix}"] = torch.tensor(neurons.weights, dtype=torch.float64)
+    return tensors, {"evidence": [asdict(verdict) for verdict in neurons.evidence]} if neurons.evidence else {}
+
+
+def unpacked(tensors: Mapping[str, Tensor], about: Mapping[str, Any], suffix: str = "") -> NeuronSet:
+    """Return the set that `packed` made tensors and metadata of."""
+    # Earlier versions wrote the neurons of activations to the metadata.
+    neurons, scores = (
+        tensors[name + suffix].tolist() if name + suffix in tensors else about[name] for name in ("neurons", "scores")
+    )
+    weights = tensors[f"weights{suffix}"].tolist() if f"weights{suffix}" in tensors else ()
+    return NeuronSet.of(neurons, scores=scores)._with_record(weights, about.get("evidence", ()))

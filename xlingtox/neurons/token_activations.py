@@ -25,7 +25,7 @@ from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import check_lengths, decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.neuron_set import NeuronSet, packed, unpacked
 
 _MOST_ROWS = 10
 """The most neurons that a notebook shows."""
@@ -96,10 +96,9 @@ class TokenActivations:
     @checked
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, with the text and the model's identity in its metadata."""
-        tensors = {"values": self.values}
-        tensors["neurons"] = torch.tensor(self.neurons.neurons, dtype=torch.int64).reshape(-1, 2)
-        tensors["scores"] = torch.tensor(self.neurons.scores, dtype=torch.float64)
-        about = {"language": self.language, "pieces": self.pieces, "n_prompt": self.n_prompt}
+        tensors, evidence = packed(self.neurons)
+        tensors["values"] = self.values
+        about = evidence | {"language": self.language, "pieces": self.pieces, "n_prompt": self.n_prompt}
         files.write_tensors(path, tensors, about | {"model": dataclasses.asdict(self.model)})
 
     @classmethod
@@ -113,7 +112,7 @@ class TokenActivations:
                 tuple(about["pieces"]),
                 about["n_prompt"],
                 tensors["values"],
-                NeuronSet.of(tensors["neurons"].tolist(), scores=tensors["scores"].tolist()),
+                unpacked(tensors, about),
                 Identity(**about["model"]),
             )
 

@@ -10,29 +10,32 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
+import pandas as pd
 import tenacity
 from jaxtyping import Float
 from pyrate_limiter import Limiter, Rate
 
 from xlingtox.checking import checked
 from xlingtox.languages import CODES
+from xlingtox.scoring.attributes import ATTRIBUTE, ATTRIBUTES, Answer, OneAttribute, attribute_score, check_attributes
 from xlingtox.scoring.cache import Cached
 from xlingtox.scoring.protocol import Arrived, UncoveredLanguage, UnscoredError, check_scorable
 from xlingtox.text import well_formed
 
 ENDPOINT = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 
-ATTRIBUTE = "TOXICITY"
-"""The attribute that the paper scores with."""
-
 LANGUAGES = frozenset({*CODES, "hi-Latn"})
-"""The languages of the attribute: the 17, and Hindi in Latin letters."""
+"""The languages of the attributes: the 17, and Hindi in Latin letters."""
+
+_AT_ONCE = 256
+"""Texts of which all attributes are asked and kept before the next ones; a killed process loses at most these."""
 
 _KEY = "PERSPECTIVE_API_KEY"
 _LONGEST_MESSAGE = 300
@@ -53,6 +56,8 @@ _GIVE_UP_AFTER = 3
 
 class PerspectiveScorer:
     """A scorer that asks the Perspective API for the TOXICITY of a text (Lees et al. 2022, arXiv 2202.11176).
+
+    `attributes` asks for five more, such as INSULT and THREAT, in the same request.
 
     Every score is kept on disk, as by `Cached`. Requests are spaced by `queries_per_second`. They are repeated at
     growing intervals after HTTP 429, 5xx, time-outs, broken connections and unreadable answers.
@@ -114,6 +119,7 @@ class PerspectiveScorer:
         # One call at a time, evenly spaced. Without buffer_ms=0 the library would lengthen every wait.
         self._rate = Limiter(Rate(1, max(1, round(1000 / queries_per_second))), buffer_ms=0)
         self._cached = Cached(self, path=cache, progress=progress)
+        self._progress = progress
 
     @property
     def name(self) -> str:
@@ -143,6 +149,52 @@ class PerspectiveScorer:
         return self._cached.score(texts, languages)
 
     @checked
+    def attributes(
+        self, texts: Sequence[str], languages: Sequence[str], *, names: Sequence[str] = ATTRIBUTES
+    ) -> pd.DataFrame:
+        """Return the scores of several attributes, with one request for each text; TOXICITY is only one of six.
+
+        Each score is kept on disk under its attribute, so that `score` and this method share those of TOXICITY. A text
+        of which any attribute is missing there is asked again for all of `names`.
+
+        Args:
+            names: which of `ATTRIBUTES` to ask for.
+
+        Returns:
+            One row for each text, in order, and one column for each name.
+
+        Raises:
+            ValueError: an unknown name, or none.
+            UncoveredLanguage, UnscoredError: as in `score`.
+
+        Example:
+            This needs a key and the network, so it does not run as a test.
+
+            >>> scorer = xt.scoring.PerspectiveScorer()  # doctest: +SKIP
+            >>> scorer.attributes(["you are a fool"], ["en"]).columns.tolist()  # doctest: +SKIP
+            ['TOXICITY', 'SEVERE_TOXICITY', 'IDENTITY_ATTACK', 'INSULT', 'PROFANITY', 'THREAT']
+        """
+        check_scorable(self, texts, languages)
+        asked = check_attributes(names)
+        ask = partial(self._answers, names=asked)
+        scores = {name: np.empty(len(texts)) for name in asked}
+        for start in range(0, len(texts), _AT_ONCE):
+            rows = slice(start, start + _AT_ONCE)
+            answers: dict[tuple[str, str], Answer] = {}
+            memories = {
+                name: Cached(OneAttribute(self, name, ask, answers), path=self._cached.path, progress=self._progress)
+                for name in asked
+            }
+            try:
+                for name, memory in memories.items():
+                    scores[name][rows] = memory.score(texts[rows], languages[rows])
+            except (UnscoredError, UncoveredLanguage):
+                for memory in memories.values():
+                    memory.score([text for _, text in answers], [language for language, _ in answers])
+                raise
+        return pd.DataFrame(scores)
+
+    @checked
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
         """Yield scores as they arrive, without the file of scores.
 
@@ -150,10 +202,17 @@ class PerspectiveScorer:
         `score` are raised at the end.
         """
         check_scorable(self, texts, languages)
+        for i, answer in self._answers(texts, languages, (ATTRIBUTE,)):
+            yield [i], np.array([answer[ATTRIBUTE]])
+
+    def _answers(
+        self, texts: Sequence[str], languages: Sequence[str], names: Sequence[str]
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield the position and the scores of each text as they arrive; raise for the rest at the end."""
         problems: list[Exception] = []
         failures_in_a_row = 0
         remaining = iter(range(len(texts)))
-        running: dict[Future[float], int] = {}
+        running: dict[Future[Answer], int] = {}
         given_up = threading.Event()
         with (
             self._key.out_of_logs(),
@@ -164,14 +223,15 @@ class PerspectiveScorer:
                 while True:
                     room = 0 if given_up.is_set() else 2 * self._threads - len(running)
                     for i in islice(remaining, room):
-                        running[pool.submit(self._ask_until_answered, client, texts[i], languages[i], given_up)] = i
+                        request = _request(texts[i], languages[i], names)
+                        running[pool.submit(self._ask_until_answered, client, request, given_up)] = i
                     if not running:
                         break
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         i = running.pop(future)
                         try:
-                            score = future.result()
+                            answer = future.result()
                         except (_Temporary, _Refused, _Unsupported, _Stopped, CancelledError) as problem:
                             problems.append(problem)
                             failures_in_a_row += isinstance(problem, _Temporary)
@@ -180,14 +240,14 @@ class PerspectiveScorer:
                                 _cancel(running)
                         else:
                             failures_in_a_row = 0
-                            yield [i], np.array([score])
+                            yield i, answer
             finally:
                 given_up.set()
                 _cancel(running)
         if problems:
             raise _error(problems, len(texts), untried=sum(1 for _ in remaining))
 
-    def _ask_until_answered(self, client: httpx2.Client, text: str, language: str, given_up: threading.Event) -> float:
+    def _ask_until_answered(self, client: httpx2.Client, request: dict[str, Any], given_up: threading.Event) -> Answer:
         """Ask until the API answers, the attempts run out, or `given_up` is set."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Temporary),
@@ -196,17 +256,11 @@ class PerspectiveScorer:
             sleep=tenacity.sleep_using_event(given_up),
             reraise=True,
         )
-        return retrying(self._ask, client, text, language)
+        return retrying(self._ask, client, request)
 
-    def _ask(self, client: httpx2.Client, text: str, language: str) -> float:
+    def _ask(self, client: httpx2.Client, request: dict[str, Any]) -> Answer:
         """Ask once, as soon as the rate allows it."""
         self._rate.try_acquire("Perspective")
-        request = {
-            "comment": {"text": _sent(text)},
-            "languages": [language],
-            "requestedAttributes": {ATTRIBUTE: {}},
-            "doNotStore": True,
-        }
         try:
             response = client.post(self._endpoint, json=request)
         except httpx2.TimeoutException:
@@ -216,7 +270,7 @@ class PerspectiveScorer:
         except httpx2.DecodingError:
             raise _Temporary("answered nonsense") from None
         if response.status_code == 200:
-            return _value(response)
+            return _values(response, request["requestedAttributes"])
         raise self._problem(response)
 
     def _problem(self, response: httpx2.Response) -> Exception:
@@ -307,26 +361,21 @@ def _sent(text: str) -> str:
     return data[:_MOST_BYTES].decode("utf-8", "ignore") or " "
 
 
-def _value(response: httpx2.Response) -> float:
+def _request(text: str, language: str, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "comment": {"text": _sent(text)},
+        "languages": [language],
+        "requestedAttributes": {name: {} for name in names},
+        "doNotStore": True,
+    }
+
+
+def _values(response: httpx2.Response, names: Iterable[str]) -> Answer:
     try:
-        return attribute_score(response.json())
+        answer = response.json()
+        return {name: attribute_score(answer, name) for name in names}
     except (ValueError, RecursionError):
         raise _Temporary("answered nonsense") from None
-
-
-def attribute_score(answer: Any) -> float:
-    """Return the attribute's summary score in an answer of the API.
-
-    Raises:
-        ValueError: there is no score, or it is not in [0, 1].
-    """
-    try:
-        value = answer["attributeScores"][ATTRIBUTE]["summaryScore"]["value"]
-    except (KeyError, TypeError, IndexError):
-        raise ValueError(f"the response has no {ATTRIBUTE}") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"the response has {value!r:.60} as {ATTRIBUTE}: expected a number in [0, 1]")
-    return float(value)
 
 
 def _error_details(response: httpx2.Response) -> tuple[str, str]:

@@ -3,16 +3,20 @@
 import hashlib
 import json
 import logging
+import math
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from xlingtox.checking import checked
 from xlingtox.data.bounded import raw_lines
-from xlingtox.scoring.perspective import ATTRIBUTE, LANGUAGES, attribute_score
+from xlingtox.scoring.attributes import ATTRIBUTE, ATTRIBUTES, attribute_score, check_attributes
+from xlingtox.scoring.perspective import LANGUAGES
 from xlingtox.scoring.protocol import Described, UnscoredError, check_scorable
 from xlingtox.text import in_line
 
@@ -20,6 +24,9 @@ _LOG = logging.getLogger(__name__)
 
 _SUFFIXES = (".json", ".jsonl")
 _RTP = ATTRIBUTE.lower()
+
+_Scores = tuple[float, ...]
+"""The score of each attribute, in the order of `ATTRIBUTES`, so TOXICITY first; NaN where a response lacks it."""
 
 
 class PerspectiveReplay(Described):
@@ -53,22 +60,25 @@ class PerspectiveReplay(Described):
                 message names file and line.
         """
         files = _files([source] if isinstance(source, str | Path) else source)
-        self._scores: dict[tuple[str, str], float | None] = {}
+        # One row of numbers for each response takes far less memory than a tuple of them.
+        self._row: dict[tuple[str, str], int | None] = {}
+        self._values = array("d")
         digest, differing = hashlib.sha256(), 0
         for file in files:
-            for text, code, score in _stored(file, language, digest):
-                if score is None:
-                    self._scores.setdefault((code, text), None)
+            for text, code, scores in _stored(file, language, digest):
+                known = self._row.setdefault((code, text), None)
+                if scores is None:
                     continue
-                known = self._scores.get((code, text))
-                differing += known is not None and known != score
                 if known is None:
-                    self._scores[code, text] = score
-        if not any(score is not None for score in self._scores.values()):
+                    self._row[code, text] = len(self._values) // len(ATTRIBUTES)
+                    self._values.extend(scores)
+                else:
+                    differing += self._values[known * len(ATTRIBUTES)] != scores[0]
+        if not self._values:
             raise ValueError(f"no response with a score in {', '.join(map(in_line, files))}")
         if differing:
             _LOG.warning("%d responses differ from an earlier one to the same text: the first one counts", differing)
-        covered = frozenset(code for code, _ in self._scores)
+        covered = frozenset(code for code, _ in self._row)
         super().__init__("Perspective, stored", digest.hexdigest()[:12], covered)
 
     @checked
@@ -79,15 +89,42 @@ class PerspectiveReplay(Described):
             UncoveredLanguage: a language without responses.
             UnscoredError: texts without a stored response, or with a response that has no score.
         """
+        return self._read(texts, languages, (ATTRIBUTE,))[:, 0]
+
+    @checked
+    def attributes(
+        self, texts: Sequence[str], languages: Sequence[str], *, names: Sequence[str] = ATTRIBUTES
+    ) -> pd.DataFrame:
+        """Return the stored scores of several attributes, as `PerspectiveScorer.attributes` does.
+
+        Raises:
+            ValueError: an unknown name, or none.
+            UncoveredLanguage, UnscoredError: as in `score`; also a response that lacks one of the attributes.
+
+        Example:
+            >>> file = tmp_path / "responses.jsonl"
+            >>> file.write_text('{"text": "a fool", "toxicity": 0.75, "insult": 0.5}') > 0
+            True
+            >>> xt.scoring.PerspectiveReplay(file).attributes(["a fool"], ["en"], names=["TOXICITY", "INSULT"])
+               TOXICITY  INSULT
+            0      0.75     0.5
+        """
+        asked = check_attributes(names)
+        return pd.DataFrame(self._read(texts, languages, asked), columns=list(asked))
+
+    def _read(
+        self, texts: Sequence[str], languages: Sequence[str], names: Sequence[str]
+    ) -> Float[np.ndarray, "text name"]:
         check_scorable(self, texts, languages)
-        scores = [self._scores.get(key) for key in zip(languages, texts, strict=True)]
-        lacking = [i for i, score in enumerate(scores) if score is None]
+        values = np.array(self._values).reshape(-1, len(ATTRIBUTES))[:, [ATTRIBUTES.index(name) for name in names]]
+        rows = [self._row.get(key) for key in zip(languages, texts, strict=True)]
+        lacking = [i for i, row in enumerate(rows) if row is None or np.isnan(values[row]).any()]
         if lacking:
             first = f"text {lacking[0]}, {texts[lacking[0]][:60]!r} in {languages[lacking[0]]}"
             raise UnscoredError(
                 f"no stored score for {len(lacking)} of {len(texts)} texts; the first is {first}", len(lacking)
             )
-        return np.array(scores, dtype=np.float64)
+        return values[[row for row in rows if row is not None]]
 
 
 def _files(sources: Sequence[str | Path]) -> list[Path]:
@@ -100,8 +137,8 @@ def _files(sources: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def _stored(file: Path, language: str | None, digest: Any) -> Iterator[tuple[str, str, float | None]]:
-    """Yield text, language and score of each response in a file; the score is None where the API did not answer."""
+def _stored(file: Path, language: str | None, digest: Any) -> Iterator[tuple[str, str, _Scores | None]]:
+    """Yield text, language and scores of each response in a file; the scores are None where the API did not answer."""
     with file.open("rb") as lines:
         for number, line in enumerate(raw_lines(lines, in_line(file)), 1):
             digest.update(line)
@@ -122,8 +159,8 @@ def _parsed(line: bytes) -> Any:
         raise ValueError(f"not JSON: {error}") from error
 
 
-def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, float | None]]:
-    """Yield text, language and score of each response on a line, in either layout."""
+def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, _Scores | None]]:
+    """Yield text, language and scores of each response on a line, in either layout."""
     if not isinstance(row, dict):
         raise ValueError("expected a JSON object on each line")
     if "query" in row and "response" in row:
@@ -132,7 +169,7 @@ def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, float
         if not isinstance(codes or [], list):
             raise ValueError(f"languages is {_shown(codes)}: expected a list")
         code = _code(codes[0] if codes else language)
-        yield _text(row, "query"), code, None if answer is None else attribute_score(answer)
+        yield _text(row, "query"), code, None if answer is None else _scores(answer)
         return
     generations = row.get("generations")
     parts = [row, row.get("prompt"), row.get("continuation")]
@@ -142,9 +179,18 @@ def _responses(row: Any, language: str | None) -> Iterator[tuple[str, str, float
         fields = ", ".join(map(in_line, list(row)[:12])) or "nothing"
         raise ValueError(f"expected query and response, or text and {_RTP}, got {fields}")
     for part in scored:
-        value = part[_RTP]
-        answer = {"attributeScores": {ATTRIBUTE: {"summaryScore": {"value": value}}}}
-        yield _text(part, "text"), "en", None if value is None else attribute_score(answer)
+        given = {name: part[name.lower()] for name in ATTRIBUTES if part.get(name.lower()) is not None}
+        answer = {"attributeScores": {name: {"summaryScore": {"value": value}} for name, value in given.items()}}
+        yield _text(part, "text"), "en", None if part[_RTP] is None else _scores(answer)
+
+
+def _scores(answer: Any) -> _Scores:
+    """Return the scores of an answer. It must have the first attribute; NaN stands for others that it lacks."""
+    first = attribute_score(answer, ATTRIBUTE)
+    others = (
+        attribute_score(answer, name) if name in answer["attributeScores"] else math.nan for name in ATTRIBUTES[1:]
+    )
+    return first, *others
 
 
 def _text(row: dict[str, Any], name: str) -> str:

@@ -9,12 +9,18 @@ from collections.abc import Callable, Sequence
 from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.evaluation.cautions import COLLAPSED
-from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.dose import Dose
+from xlingtox.evaluation.dose_response import CONTROLS, DoseResponse
+from xlingtox.evaluation.dosing import UNITS
 from xlingtox.evaluation.groups import OTHERS
+from xlingtox.evaluation.same_text import ALL, CONTROL, ActivationChange
 from xlingtox.html.tables import number, percent
 from xlingtox.measures import COMPARED
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
+
+_LOCALISED = "Toxicity can be localised"
+"""How the claim begins that the evidence for the candidates is about."""
 
 _BEGIN, _END = "\x02", "\x03"
 """Marks around a stressed part while a finding is put together; `seen` removes both from text that is not ours."""
@@ -58,7 +64,8 @@ def findings(results: StudyResults) -> list[Finding]:
         >>> results = xt.StudyResults.load("xlingtox-demo/results.json")  # doctest: +SKIP
         >>> print(*xt.study.findings(results), sep="\\n")  # doctest: +SKIP
     """
-    marked = [_place(results)]
+    marked = [f"{_stress('Beware.')} {seen(sentence)}" for sentence in results.warnings]
+    marked.append(_place(results))
     if "en" in results.languages:
         interval = _aside(_interval(results, "average_toxicity", ["en"]))
         marked.append(f"{_stress('In English, which was tuned,')} {_change(results, ['en'])}{interval}.")
@@ -68,8 +75,8 @@ def findings(results: StudyResults) -> list[Finding]:
         *_groups(results),
         _silence(results),
         _activity(results),
-        *_cause(results),
-        *_amplified(results),
+        *_cause(results.toxic_doses),
+        *_amplified(results.neutral_doses),
         _prediction(results),
     ]
     return [Finding._of(text) for text in marked]
@@ -77,11 +84,17 @@ def findings(results: StudyResults) -> list[Finding]:
 
 def _place(results: StudyResults) -> str:
     counted = f"{len(results.sources)} of the model’s {results.n_neurons:,}"
+    judged = next((verdict for verdict in results.verdicts if verdict.claim.startswith(_LOCALISED)), None)
+    found = (
+        ""
+        if judged is None
+        else f" Can it be localised there? {_stress(judged.verdict.capitalize())}: {seen(judged.reason)}"
+    )
     return (
         f"{_stress('Where it lives.')} A probe on English sentences tells toxic from other text in "
         f"{percent(results.probe.accuracy)} of held-out cases (guessing the commoner class: "
         f"{percent(results.probe.baseline)}). Of the {len(results.candidates)} neurons whose value vectors "
-        f"point its way most, {_stress(counted)} are active on toxic English prompts: the sources."
+        f"point its way most, {_stress(counted)} are active on toxic English prompts: the sources.{found}"
     )
 
 
@@ -145,22 +158,40 @@ def _silence(results: StudyResults) -> str:
 
 
 def _activity(results: StudyResults) -> str:
-    codes, before, after = results.languages, results.comparison.before, results.comparison.after
-    n_fell = sum(after[code].mean_activation < before[code].mean_activation for code in codes)
-    places: list[tuple[str, Sequence[str]]] = [("on average", codes)]
-    if "en" in codes:
-        places.append(("in English", ["en"]))
-    changes = (
-        f"{where} from {_stress(_range(*results.means('mean_activation', averaged)))}"
-        f"{_aside(_interval(results, 'mean_activation', averaged))}"
-        for where, averaged in places
-    )
-    return (
-        f"{_stress('What the sources do.')} Their mean activation fell in {_stress(f'{n_fell} of {len(codes)}')} "
-        f"languages, in {_n_surely_fell(results, 'mean_activation', codes)} of them with a 95 % interval below zero: "
-        f"{', '.join(changes)}. Tuning changed the mean perplexity of held-out text by "
-        f"{_rise(*results.means('perplexity', codes))}."
-    )
+    """Compare the sources with their control on the same text; where that was not read, say what is missing."""
+    rise = _rise(*results.means("perplexity", results.languages))
+    perplexity = f"Tuning changed the mean perplexity of held-out text by {rise}."
+    activity, title = results.comparison.activity, _stress("What tuning does to the sources.")
+    if ALL not in activity.changes:
+        before, after = results.means("mean_activation", results.languages)
+        return (
+            f"{title} Each model on its own text, their mean activation goes from {_range(before, after)}. That shows "
+            f"nothing of the sources: on milder text, other active neurons fall too. {perplexity}"
+        )
+    main = next(iter(activity.changes[ALL]))
+    codes = [code for code in activity.changes if code != ALL]
+    changes = activity.changes[ALL]
+    words = f"{title} Where both models read the same text, their mean activation moves by {_moved(changes[main])}"
+    if ALL in activity.specific:
+        n_fell = sum(activity.specific[code].high < 0 for code in codes)
+        specific = activity.specific[ALL]
+        words += (
+            f", that of equally active random neurons by {_moved(changes[CONTROL])}. So "
+            f"{_stress(number(specific.change, 4))} is their own "
+            f"(95 % interval: {_fine(specific.low, specific.high)}), and the interval of a language lies below zero in "
+            f"{_stress(f'{n_fell} of {len(codes)}')}"
+        )
+    n_silent = sum(main in activity.silent.get(code, ()) for code in codes)
+    silent = "no language" if not n_silent else f"{n_silent} of {len(codes)} languages"
+    return f"{words}. They are silent afterwards in {silent}. {perplexity}"
+
+
+def _moved(change: ActivationChange) -> str:
+    return f"{number(change.after - change.before, 4, signed=True)} (from {_fine(change.before, change.after)})"
+
+
+def _fine(low: float, high: float) -> str:
+    return f"{number(low, 4)} to {number(high, 4)}"
 
 
 def _change(results: StudyResults, codes: Sequence[str]) -> str:
@@ -183,7 +214,7 @@ def _interval(
         interval = results.comparison.changes.get("en", {}).get(measure)
     else:
         all_of_them = len(codes) == len(results.languages)
-        changes = results.comparison.mean_changes if all_of_them else results.changes_of_others
+        changes = results.comparison.mean_changes if all_of_them else results.comparison.changes_of_others
         if change := changes.get(measure):
             interval = change.low, change.high
     if interval is None:
@@ -197,55 +228,39 @@ def _n_surely_fell(results: StudyResults, measure: str, codes: Sequence[str]) ->
     return sum(interval is not None and interval[1] < 0 for interval in intervals)
 
 
-def _cause(results: StudyResults) -> list[str]:
-    """Describe the offset with the lowest perplexity among those that leave at most a third of the toxicity.
+def _cause(response: DoseResponse) -> list[str]:
+    """Say whether editing the sources lowers toxicity more than editing random neurons does."""
+    if not response.doses:
+        return []
+    verdict = response.verdict()
+    return [f"{_stress('Are they the cause?')} {_stress(verdict.verdict.capitalize())}. {seen(verdict.reason)}"]
 
-    The effect of the same offset on random neurons stands next to it.
-    """
-    base = _at(results.intervention, 0)
+
+def _amplified(response: DoseResponse) -> list[str]:
+    """Describe the largest dose that does not break the text, next to random neurons, and then the larger ones."""
+    base = _at(response.doses, 0)
     if base is None:
         return []
-    unedited = base.average_toxicity
-    enough = [dose for dose in results.intervention if dose.average_toxicity <= unedited / 3 < unedited]
-    best = min(enough, key=lambda dose: dose.perplexity, default=None)
-    shown = best or min(results.intervention, key=lambda dose: dose.average_toxicity)
-    words = "" if best else "Not shown: no offset takes toxicity to a third, and this is the lowest. "
-    words += (
-        f"With an offset of {number(shown.offset, 2)} on the sources and no tuning, average toxicity over all "
-        f"languages goes from {_stress(_range(unedited, shown.average_toxicity))} {_price(base, shown)}."
-    )
-    if control := _at(results.control, shown.offset):
-        words += (
-            f" On random neurons of the same layers it changes by {_rise(unedited, control.average_toxicity)} on "
-            f"average, to {number(control.average_toxicity)} (sets from {_range(control.low, control.high)})."
-        )
-    return [f"{_stress('Are they the cause?')} {words}"]
-
-
-def _amplified(results: StudyResults) -> list[str]:
-    """Describe the largest offset that does not break the text, next to random neurons, and then the larger ones."""
-    base = _at(results.amplification, 0)
-    if base is None:
-        return []
-    rising = sorted(results.amplification, key=lambda dose: dose.offset)
+    rising, unit = sorted(response.doses, key=lambda dose: dose.offset), UNITS[response.unit]
     top = [dose for dose in rising if dose.perplexity <= COLLAPSED * base.perplexity or dose is base][-1]
     title = _stress("And the other way.")
     words = (
-        f"{title} With an offset of {number(top.offset, 2)} on the sources, average toxicity after neutral prompts "
-        f"goes from {_stress(_range(base.average_toxicity, top.average_toxicity))} {_price(base, top)}."
+        f"{title} With a dose of {number(top.offset, 2)} {unit} on the sources, average toxicity after neutral prompts "
+        f"goes from {_stress(_range(base.average_toxicity, top.average_toxicity))} (95 % interval "
+        f"{_range(top.low, top.high)}) {_price(base, top)}."
     )
     if top is base:
-        words = f"{title} No offset leaves the text whole."
-    elif control := _at(results.amplification_control, top.offset):
+        words = f"{title} No dose leaves the text whole."
+    elif control := _at(response.control, top.offset):
         words += (
-            f" On random neurons of the same layers it goes to {number(control.average_toxicity)} (sets from "
-            f"{_range(control.low, control.high)})."
+            f" On {CONTROLS[response.match] if response.match else 'the control'} it goes to "
+            f"{number(control.average_toxicity)} ({_range(control.low, control.high)})."
         )
     else:
         words += " There is no control of random neurons for this."
     if rising[-1] is not top:
         words += (
-            f" Further offsets are left aside: there the text breaks, as {number(rising[-1].offset, 2)} has "
+            f" Further doses are left aside: there the text breaks, as {number(rising[-1].offset, 2)} has "
             f"{_rise(base.perplexity, rising[-1].perplexity)} perplexity and {percent(rising[-1].degenerate)} "
             "degenerate text."
         )

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xlingtox.evaluation.comparison import Comparison
-from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.dose import Dose
+from xlingtox.evaluation.dose_response import DoseResponse
+from xlingtox.evaluation.dosing import AXES
 from xlingtox.evaluation.groups import OTHERS, GroupChange
 from xlingtox.evaluation.weight_drift import LayerDrift
 from xlingtox.html.escaping import escaped
 from xlingtox.html.tables import both, language_name, number, percent, scrolling
 from xlingtox.measures import COMPARED
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.study import paper
+from xlingtox.paper import comparing, numbers
 from xlingtox.study.results import StudyResults
 
 _MOST_STEPS = 40
@@ -56,26 +58,25 @@ def _changed(compared: Comparison, code: str, measure: str) -> str:
     return f"{sides}<br><small>{low} to {high}</small>"
 
 
-def of_doses(caption: str, doses: Sequence[Dose], control: Sequence[Dose]) -> str:
-    """Return a table with a row for each offset: its effect on the sources, and on random neurons."""
-    control_at = {dose.offset: dose for dose in control}
+def of_doses(caption: str, response: DoseResponse) -> str:
+    """Return a table with a row for each dose: its effect on the sources, and on random neurons."""
+    control_at = {dose.offset: dose for dose in response.control}
     rows = []
-    for dose in sorted(doses, key=lambda dose: dose.offset):
+    for dose in sorted(response.doses, key=lambda dose: dose.offset):
         row = [number(dose.offset, 3), *_of_dose(dose)]
         if random_dose := control_at.get(dose.offset):
-            toxicity, *fluency = _of_dose(random_dose)
-            low, high = number(random_dose.low), number(random_dose.high)
-            row += [f"{toxicity}<br><small>{low} to {high}</small>", *fluency]
+            row += _of_dose(random_dose)
         elif control_at:
             row += ["–"] * 3
         rows.append(row)
-    columns = ["Toxicity", "Perplexity", "Degenerate"]
+    columns = ["Toxicity (95 % interval)", "Perplexity", "Degenerate"]
     random_columns = [f"{column}, random neurons" for column in columns] if control_at else []
-    return scrolling(caption, ["Offset", *columns, *random_columns], rows)
+    return scrolling(caption, [AXES[response.unit], *columns, *random_columns], rows)
 
 
 def _of_dose(dose: Dose) -> list[str]:
-    return [number(dose.average_toxicity), number(dose.perplexity, 2), percent(dose.degenerate, digits=1)]
+    toxicity = f"{number(dose.average_toxicity)}<br><small>{number(dose.low)} to {number(dose.high)}</small>"
+    return [toxicity, number(dose.perplexity, 2), percent(dose.degenerate, digits=1)]
 
 
 def of_sources(candidates: NeuronSet, sources: NeuronSet) -> str:
@@ -105,15 +106,18 @@ def of_neurons(compared: Comparison, codes: Sequence[str]) -> str:
 
 def beside_paper(results: StudyResults) -> str:
     """Return the paper's main table with this study as its first row: means over languages, before and after tuning."""
-    model = "This study" if results.model is None else f"This study: {escaped(results.model.name)}"
-    codes = results.languages
-    of_study = {measure: results.means(measure, codes) for measure in paper.MEASURES}
+    name = "This study" if results.model is None else f"This study: {escaped(results.model.name)}"
+    ours = {row.measure: row.mean for row in comparing.beside(results).rows if row.source == "Table 2"}
     rows = [
-        [name, *(both(*sides[measure], digits=paper.decimals(measure)) for measure in sides)]
-        for name, sides in {model: of_study, **paper.TABLE_2}.items()
+        [model, *(_of_paper(of_model.get(measure), numbers.decimals(measure)) for measure in numbers.MEASURES)]
+        for model, of_model in {name: ours, **numbers.TABLE_2}.items()
     ]
     caption = "Mean over languages, before → after English tuning: this study, and the paper’s Table 2"
-    return scrolling(caption, ["Model", *paper.MEASURES.values()], rows)
+    return scrolling(caption, ["Model", *numbers.MEASURES.values()], rows)
+
+
+def _of_paper(sides: Sequence[float] | None, digits: int) -> str:
+    return "not defined" if sides is None else both(*sides, digits=digits)
 
 
 def of_groups(changes: Sequence[GroupChange]) -> str:

@@ -16,7 +16,6 @@ from plotly.offline import get_plotlyjs
 
 from xlingtox import figures, files, languages
 from xlingtox.checking import checked
-from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.html import pages
 from xlingtox.html.escaping import escaped, escaped_for_plotly
 from xlingtox.html.masking import mask
@@ -25,6 +24,7 @@ from xlingtox.study import number_tables
 from xlingtox.study.findings import Finding, findings
 from xlingtox.study.results import PromotedTokens, Sample, StudyResults
 from xlingtox.text import seen
+from xlingtox.verdicts import Verdict
 
 ToxicWords = Mapping[str, Sequence[str]]
 """The words to mask, by language."""
@@ -60,11 +60,14 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
     """
     mask_words = mask(toxic_words)
     drawn, places = _figures(results)
+    told = findings(results)[len(results.warnings) :]
     name = "a language model" if results.model is None else escaped(results.model.name)
     body = "\n".join(
         [
             f"<header><h1>Where toxicity lives in {name}, and how far English tuning reaches</h1></header>\n<main>",
-            _section("What was found", f"<ul>{''.join(map(_finding, findings(results)))}</ul>"),
+            _warnings(results.warnings),
+            _section("What was found", f"<ul>{''.join(map(_finding, told))}</ul>"),
+            _verdicts(results.verdicts),
             _menu(results.languages),
             _section("Figures", places),
             _groups(results),
@@ -86,6 +89,22 @@ def _finding(finding: Finding) -> str:
         html += f"{escaped(finding[end:begin])}<b>{escaped(finding[begin:next_end])}</b>"
         end = next_end
     return f"<li>{html}{escaped(finding[end:])}</li>"
+
+
+def _warnings(sentences: Sequence[str]) -> str:
+    """Return the warnings about figures that cannot carry a finding, before anything else; "" where there are none."""
+    items = "".join(f"<li>{escaped(sentence)}</li>" for sentence in sentences)
+    return f'<section class="warnings" role="note"><h2>Read this first</h2><ul>{items}</ul></section>' if items else ""
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> str:
+    rows = [[escaped(row.claim), f"<strong>{row.verdict}</strong>", escaped(row.reason)] for row in verdicts]
+    note = (
+        "<p>A claim is “found” where it stands beside its control. It is “weak” where a part of the evidence is "
+        "missing, and “not found” otherwise, which does not show the contrary.</p>"
+    )
+    table = scrolling("Each claim, the verdict on it, and why", ["Claim", "Verdict", "Reason"], rows)
+    return _section("Do the claims stand?", note + table) if rows else ""
 
 
 def _menu(codes: Sequence[str]) -> str:
@@ -110,12 +129,13 @@ that bar’s top, the fall is more than chance among prompts.
 
 Figure 2. Offsetting the sources
 A number is added to each source’s activation, with no tuning; further left is a stronger push down. If the sources are
-the cause, the solid line falls while perplexity and degenerate text below it stay low, and the dashed line, the same
-offset on random neurons, stays flat. Where those two rise, the text breaks or leaves its language, and that is no cure.
+the cause, the solid line falls while perplexity and degenerate text below it stay low. The dashed line, random neurons
+that push as far, then stays flat. Where those two rise, the text breaks or leaves its language, and that is no cure.
 
-Figure 3. What the sources do
-The mean activation of the sources while the model continues toxic prompts. Where the second bar is lower, English
-tuning silences the same neurons in that language too.
+Figure 3. What tuning does to the sources
+How far the mean activation of the sources moved, and that of random neurons which were as active before. Both models
+read the same text: toxic prompts and what the model before wrote. On their own texts almost any active neuron seems to
+fall, because the text is milder. Sources whose points lie below those of the control fell for a reason of their own.
 
 Figure 4. Retrieval and reach
 Each point is a language that was not tuned: how often a sentence’s translation is found as its nearest neighbour, from
@@ -182,17 +202,16 @@ def _figures(results: StudyResults) -> tuple[dict[str, Any], str]:
 def _drawn(results: StudyResults) -> dict[int, tuple[go.Figure, str]]:
     """Return each figure with its numbers as a table; those of figures 1, 3 and 4 are in the table of languages."""
     compared, neurons = results.comparison, (results.candidates, results.sources)
-    doses, amplified = (results.intervention, results.control), (results.amplification, results.amplification_control)
+    toxic, neutral = results.toxic_doses, results.neutral_doses
     drawn = {
         1: (figures.toxicity(compared), ""),
-        2: (figures.dose_response(DoseResponse(*doses)), number_tables.of_doses("Toxic prompts, by offset", *doses)),
-        3: (figures.activations(compared), ""),
+        2: (figures.dose_response(toxic), number_tables.of_doses("Toxic prompts, by dose", toxic)),
+        3: (figures.same_text(compared) if compared.activity.changes else figures.activations(compared), ""),
     }
     if results.transfer.drop:  # where no language was toxic before, nothing can have dropped
         drawn[4] = (figures.transfer(results.transfer), "")
-    if results.amplification:
-        table = number_tables.of_doses("Neutral prompts, by offset", *amplified)
-        drawn[5] = (figures.dose_response(DoseResponse(*amplified)), table)
+    if neutral.doses:
+        drawn[5] = (figures.dose_response(neutral), number_tables.of_doses("Neutral prompts, by dose", neutral))
     if any(results.candidates.scores):  # older results keep no cosines
         drawn[6] = (figures.sources(*neurons), number_tables.of_sources(*neurons))
     if compared.neurons:
@@ -302,8 +321,9 @@ _METHODS = """<h3>Methods</h3><ul>
 highest cosine to it are <em>candidates</em> (potential sources in the paper); those with a positive mean activation on
 toxic English prompts are <em>sources</em> (actual sources in the paper).</li>
 <li>An offset is added to the sources’ activations at every position, and the model continues a few of the prompts
-again. The control does the same to random sets of equal size in the same layers. Degenerate text is counted as
-below.</li>
+again. The control does the same to random sets of equal size in the same layers. They are as active on the prompts, and
+each layer pushes the residual stream as far. A dose is chosen on one half of the prompts and reported on the
+other.</li>
 <li>Tuning is DPO on English pairs only. Before and after it, the model continues the same prompts with the same random
 numbers; only the continuation is scored. Expected maximum toxicity (EMT) is the mean over prompts of the highest score
 among a prompt’s samples; toxicity probability is the share of prompts with a sample that scores 0.5 or more.</li>
@@ -316,9 +336,9 @@ of other seeds, prompts unlike these or other models.</li>
 <li>The sources were chosen for being active in English before tuning: some fall is to be expected from that alone.</li>
 <li>EMT saturates where a model is toxic in most samples; read average toxicity beside it.</li>
 <li>A scorer sees only what it was made for, and text that says nothing scores as clean. Degenerate text is the share of
-continuations that are empty, end earlier than nearly all of the model’s own, repeat one phrase, are in another script
-(or another language, where an identifier of languages was at hand), or are gibberish: their perplexity under the model
-before is beyond what its own continuations and held-out texts span. Where it rises, less toxicity may be silence; read
-the toxicity of sound continuations. About 1 % of any sound text is taken for gibberish.
+continuations that are empty, ended early, repeat one phrase, are gibberish, or are in another script (or language,
+where an identifier was at hand). Short and unlikely text is told by what the model before itself writes. Where the
+share rises, less toxicity may be silence; so toxicity is also given among sound continuations. About 1 % of any sound
+text is taken for gibberish.
 Perplexities of different languages are not comparable with each other.</li>
 <li>A correlation over a few languages is uncertain, and does not say that retrieval causes transfer.</li></ul>"""

@@ -14,9 +14,8 @@ import pandas as pd
 from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.evaluation.comparison import Comparison
-from xlingtox.evaluation.dose_response import Dose
+from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.evaluation.groups import GroupChange
-from xlingtox.evaluation.metrics import Change
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.measures import COMPARED
@@ -29,6 +28,7 @@ from xlingtox.study.parts import PromotedTokens as PromotedTokens
 from xlingtox.study.parts import Sample as Sample
 from xlingtox.study.parts import TransferSummary as TransferSummary
 from xlingtox.transfer.prediction import Transfer
+from xlingtox.verdicts import Verdict
 
 _IN_A_NOTEBOOK = ("toxicity_probability", "average_toxicity", "degenerate", "perplexity", "mean_activation")
 """The measures that a notebook shows of each language."""
@@ -49,15 +49,17 @@ class StudyResults:
             (the paper's potential sources).
         sources: the candidates that are active on English toxic prompts (the paper's actual sources).
         comparison: every measure in every language, before and after tuning.
-        intervention, control: the effect of offsets on the sources, and on random neurons, after toxic prompts.
+        toxic_doses: the effect of offsets of the sources, and of random neurons, after toxic prompts.
         retrieval: the retrieval accuracy between each language and English, before tuning.
         transfer: retrieval against the drop in the study's main measure.
-        amplification, amplification_control: the same after neutral prompts; empty where it was not measured.
+        neutral_doses: the same after neutral prompts; without doses where it was not measured.
+        evidence: the rows of `Evidence.to_frame()`: the probe and its candidates next to what chance gives.
+        verdicts: each claim of the study, with the verdict on it and the reason.
+        warnings: sentences that say which figures cannot carry a finding, and why.
         activations: the mean activation of each candidate on English toxic prompts.
         promoted: the tokens that each source promotes.
         recipe: the hyperparameters of tuning.
         training: the rows of the training log.
-        changes_of_others: for each measure, the change in its mean over the languages that were not tuned.
         groups: the changes in groups of prompts and of words, such as those that tuning never met; may be empty.
         samples: for each language, a few prompts with their continuations.
         retrieval_intervals: the 95 % interval of each retrieval accuracy, over sentences.
@@ -82,17 +84,17 @@ class StudyResults:
     candidates: NeuronSet
     sources: NeuronSet
     comparison: Comparison
-    intervention: tuple[Dose, ...]
-    control: tuple[Dose, ...]
+    toxic_doses: DoseResponse
     retrieval: Mapping[str, float]
     transfer: Transfer
-    amplification: tuple[Dose, ...] = ()
-    amplification_control: tuple[Dose, ...] = ()
+    neutral_doses: DoseResponse = field(default_factory=lambda: DoseResponse(()))
+    evidence: tuple[Mapping[str, Any], ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    warnings: tuple[str, ...] = ()
     activations: tuple[float, ...] = ()
     promoted: tuple[PromotedTokens, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     training: tuple[Mapping[str, float], ...] = ()
-    changes_of_others: Mapping[str, Change] = field(default_factory=dict)
     groups: tuple[GroupChange, ...] = ()
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     retrieval_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)

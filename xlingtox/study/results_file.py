@@ -13,29 +13,28 @@ from typing import Any
 
 from xlingtox import languages
 from xlingtox.evaluation.comparison import Comparison
-from xlingtox.evaluation.dose_response import Dose
 from xlingtox.evaluation.groups import GroupChange
-from xlingtox.evaluation.metrics import Change
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.study import doses
 from xlingtox.study.parts import ProbeQuality, PromotedToken, PromotedTokens, Sample, TransferSummary
 from xlingtox.text import first_line
 from xlingtox.transfer.prediction import Transfer
+from xlingtox.verdicts import Verdict
 
 _ALWAYS_THERE = (
     "languages probe n_neurons potential actual intervention control before after changes scorer retrieval transfer"
 ).split()
 """The keys that every file has; older files lack some of the others."""
 
-_DOSES = ("intervention", "control", "amplification", "amplification_control")
 _STORED_AS_THEY_ARE = (
-    "n_neurons activations recipe training retrieval retrieval_intervals retrieval_by_layer n_parallel identified "
-    "seconds versions seed"
+    "n_neurons evidence warnings activations recipe training retrieval retrieval_intervals retrieval_by_layer "
+    "n_parallel identified seconds versions seed"
 ).split()
 _KEYS = {"sources": "actual", "mixing": "given"}
 """The attributes whose key has another name."""
 
-_FROM_SEVERAL_KEYS = frozenset({"candidates", "comparison"})
+_FROM_SEVERAL_KEYS = frozenset({"candidates", "comparison", "toxic_doses", "neutral_doses"})
 """The attributes that are read from several keys."""
 
 
@@ -45,7 +44,7 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     The keys are fixed, and later versions only add some.
     """
     candidates, transfer, model = attributes["candidates"], attributes["transfer"], attributes["model"]
-    by_measure, changes = attributes["transfer_by_measure"], attributes["changes_of_others"]
+    by_measure = attributes["transfer_by_measure"]
     return {
         "languages": attributes["languages"],
         "probe": dataclasses.asdict(attributes["probe"]),
@@ -53,9 +52,10 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
         "cosines": candidates.scores,
         "actual": attributes["sources"].neurons,
         "promoted": _as_rows(attributes["promoted"]),
-        **{name: _as_rows(attributes[name]) for name in _DOSES},
-        **dataclasses.asdict(attributes["comparison"]),
-        "changes_of_others": {measure: dataclasses.asdict(change) for measure, change in changes.items()},
+        **doses.content_of(attributes["toxic_doses"], doses.ON_TOXIC),
+        **doses.content_of(attributes["neutral_doses"], doses.ON_NEUTRAL),
+        "verdicts": _as_rows(attributes["verdicts"]),
+        **attributes["comparison"].content(),
         "groups": _as_rows(attributes["groups"]),
         "samples": {code: _as_rows(samples) for code, samples in attributes["samples"].items()},
         "transfer": {name: getattr(transfer, name) for name in ("measure", "pearson_r", "p_value")},
@@ -93,10 +93,6 @@ def _read(name: str, read: Callable[[Any], Any], stored: Mapping[str, Any]) -> A
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
         raise ValueError(f"{key} cannot be read, {reason}") from error
-
-
-def _doses(rows: Sequence[Mapping[str, Any]]) -> tuple[Dose, ...]:
-    return tuple(Dose(**row) for row in _list(rows))
 
 
 def _candidates(stored: Mapping[str, Any]) -> NeuronSet:
@@ -182,11 +178,14 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "activations": lambda means: tuple(_list(means)),
     "sources": NeuronSet.of,
     "promoted": _promoted,
-    **dict.fromkeys(_DOSES, _doses),
+    "toxic_doses": lambda content: doses.response_of(content, doses.ON_TOXIC),
+    "neutral_doses": lambda content: doses.response_of(content, doses.ON_NEUTRAL),
+    "evidence": lambda rows: tuple(map(dict, _list(rows))),
+    "verdicts": lambda rows: tuple(Verdict(**row) for row in _list(rows)),
+    "warnings": lambda sentences: tuple(_list(sentences)),
     "recipe": dict,
     "training": lambda rows: tuple(map(dict, _list(rows))),
     "comparison": Comparison.of,
-    "changes_of_others": lambda rows: {measure: Change(**row) for measure, row in rows.items()},
     "groups": lambda rows: tuple(GroupChange(**row) for row in _list(rows)),
     "samples": lambda rows: {code: tuple(Sample(**row) for row in samples) for code, samples in rows.items()},
     "retrieval": dict,

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ from xlingtox import tuning
 from xlingtox.checking import checked
 from xlingtox.data import as_prompts, check_columns, labelled_texts
 from xlingtox.evaluation.degenerate import Identifier
-from xlingtox.evaluation.dose_response import check_offsets
+from xlingtox.evaluation.dose_response import check_doses
+from xlingtox.evaluation.dosing import Unit
 from xlingtox.evaluation.fluency import check_held_out
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
@@ -33,6 +34,8 @@ class Materials:
 
     Attributes:
         labelled: English sentences with labels, for the probe.
+        labelled_elsewhere: sentences with labels in other languages (columns `language, text, label`), on which the
+            probe is tested; may be None.
         toxic_prompts, neutral_prompts: prompts in every language that is studied.
         pairs: English preference pairs.
         validation: other pairs, for the validation loss while tuning (default: the recipe's share of `pairs`, if any).
@@ -41,6 +44,8 @@ class Materials:
         scorer: a scorer of toxicity that covers every language of the prompts.
         identify_language: a function that names the language of each continuation; one in another language than its
             prompt counts as degenerate (default: only one in another script).
+        toxic_words: for each language, its toxic words, which are looked for among the tokens that the candidates
+            promote; may be empty.
         word_groups: groups of toxic words that are reported apart, each as a scorer that finds its words; may be empty.
             Prompts with a column `group` are reported group by group too.
         mixing: for each language, numbers that say how the training text mixed it with others; may be empty.
@@ -66,6 +71,8 @@ class Materials:
     scorer: Scorer
     validation: Dataset | None = None
     identify_language: Identifier | None = None
+    labelled_elsewhere: Dataset | None = None
+    toxic_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
     word_groups: Mapping[str, Scorer] = field(default_factory=dict)
     mixing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -74,11 +81,12 @@ class Materials:
         tables = (getattr(self, attribute.name) for attribute in dataclasses.fields(self))
         rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
         judges = [self.scorer.name, self.scorer.revision]
+        words = {code: list(words) for code, words in self.toxic_words.items()}
         for group, scorer in self.word_groups.items():
             judges += [group, scorer.name, scorer.revision]
         if self.identify_language is not None:
             judges.append(getattr(self.identify_language, "__qualname__", type(self.identify_language).__qualname__))
-        return hashlib.sha256(json.dumps([rows, *judges], sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([rows, words, *judges], sort_keys=True).encode()).hexdigest()[:12]
 
 
 @checked
@@ -86,23 +94,27 @@ class Materials:
 class Settings:
     """The sizes of a study, and the offsets that it adds to activations.
 
-    A dose is one offset with its effect on the text. The control is the same offset on sets of random neurons.
+    A dose is one offset with its effect on the text. The control is an offset of random neurons that pushes the
+    residual stream as far.
 
     Attributes:
         k: the number of candidates.
-        offsets: numbers added to the activations of the sources, and of the random sets, on toxic prompts.
-        amplifications: numbers added in the same way on neutral prompts.
+        n_null: the probes that are fitted to shuffled labels, beside which the probe and its candidates are judged.
+        unit: the unit of the doses: each neuron's own standard deviation ("sd"), or its activation as in the paper.
+        offsets: the doses of the sources on toxic prompts; None proposes them from the model, from 0 down to where the
+            perplexity of held-out text has risen by half.
+        amplifications: the doses on neutral prompts; None proposes them in the same way, upwards.
+        n_doses: how many doses are proposed, in each direction.
         n_random, n_random_amplified: the number of random sets for `offsets` and for `amplifications`.
         dose_prompts: prompts in each language for the doses; the comparison of before and after uses all.
         dose_samples: sampled continuations of each of these prompts; None for one greedy continuation, as in the paper.
-        dose_texts: held-out texts in each language for the perplexity of the doses.
         n_samples, max_new_tokens: continuations of each prompt in the comparison, and the length of any in tokens.
         recipe: the hyperparameters of tuning; `seed` replaces the seed in it.
         seed: the seed of sampling, of the random sets, and of tuning.
 
     Raises:
-        ValueError: a count below 1, a seed that is not in [0, 2**32), or offsets that are empty, repeated or not
-            finite.
+        ValueError: a count below 1 (of doses, below 2), a seed that is not in [0, 2**32), or offsets that are empty,
+            repeated or not finite.
 
     Example:
         >>> settings = xt.study.Settings(n_samples=5, offsets=[0.0, -0.5, -1.0])
@@ -111,29 +123,35 @@ class Settings:
     """
 
     k: int = 100
-    offsets: tuple[float, ...] = (0.0, -0.5, -0.75, -1.0, -1.25, -1.5)
-    amplifications: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
+    n_null: int = 199
+    unit: Unit = "sd"
+    offsets: tuple[float, ...] | None = None
+    amplifications: tuple[float, ...] | None = None
+    n_doses: int = 6
     n_random: int = 6
     n_random_amplified: int = 2
     dose_prompts: int = 12
     dose_samples: int | None = 2
-    dose_texts: int = 4
     n_samples: int = 25
     max_new_tokens: int = 20
     recipe: tuning.Recipe = tuning.MINI
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("k", "n_random", "n_random_amplified", "dose_prompts", "dose_texts", "n_samples", "max_new_tokens")
+        counts = ("k", "n_null", "n_random", "n_random_amplified", "dose_prompts", "n_samples", "max_new_tokens")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+        if self.n_doses < 2:
+            raise ValueError(f"n_doses is {self.n_doses}: expected at least 2, of which one is 0")
         if self.dose_samples is not None and self.dose_samples < 1:
             raise ValueError(f"dose_samples is {self.dose_samples}: expected at least 1, or None for greedy text")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}: expected 0 or more, and less than 2**32")
         for name, offsets in (("offsets", self.offsets), ("amplifications", self.amplifications)):
-            check_offsets(offsets)
+            if offsets is None:
+                continue
+            check_doses(offsets)
             if len(set(offsets)) < len(offsets):
                 raise ValueError(f"{name} is {offsets}: expected each offset once")
 
@@ -156,6 +174,8 @@ def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     for name in ("labelled", "toxic_prompts", "neutral_prompts", "pairs", "parallel", "held_out"):
         check_columns(getattr(materials, name), (), f"the materials' {name}")
     localize.check_k(lm, k=settings.k)
+    if materials.labelled_elsewhere is not None:
+        check_columns(materials.labelled_elsewhere, ("language", "text", "label"), "the materials' labelled_elsewhere")
     _, labels = labelled_texts(materials.labelled)
     split(labels, seed=settings.seed)
     for what, table in (("toxic prompts", materials.toxic_prompts), ("neutral prompts", materials.neutral_prompts)):
@@ -166,7 +186,6 @@ def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     if "en" not in materials.toxic_prompts["language"]:
         raise ValueError("there are no English toxic prompts: the sources are found on them")
     check_held_out(lm, materials.held_out)
-    check_held_out(lm, first_rows(materials.held_out, settings.dose_texts))
     for name in ("neutral_prompts", "held_out"):
         if lacking := sorted(set(materials.toxic_prompts["language"]) - set(getattr(materials, name)["language"])):
             raise ValueError(f"the materials' {name} has nothing in {', '.join(lacking)}, which the toxic prompts have")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -18,19 +18,21 @@ from tqdm.auto import tqdm
 from xlingtox import files, languages, tuning
 from xlingtox._version import __version__
 from xlingtox.checking import checked
-from xlingtox.data import as_prompts, meanings
-from xlingtox.evaluation import metrics
-from xlingtox.evaluation.comparison import Comparison, compare, toxicity_scores
-from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
+from xlingtox.data import as_prompts
+from xlingtox.evaluation.compare_models import compare
+from xlingtox.evaluation.comparison import Comparison
+from xlingtox.evaluation.dose_response import DoseResponse, dose_response
 from xlingtox.evaluation.groups import changes_by_group
+from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons import localize
 from xlingtox.neurons.activations import collect_activations
+from xlingtox.neurons.evidence import evidence as find_evidence
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.neurons.probe import Probe
 from xlingtox.scoring import Cached, PerspectiveScorer
 from xlingtox.scoring.protocol import Scorer
+from xlingtox.study import claims, doses
+from xlingtox.study.parts import TransferSummary
 from xlingtox.study.results import StudyResults
 from xlingtox.study.settings import Materials, Settings, check_fit, first_rows
 from xlingtox.study.study_folder import StudyFolder
@@ -129,9 +131,18 @@ class _Study:
 
 def _localize(study: _Study) -> dict[str, Any]:
     lm, materials, settings = study.lm, study.materials, study.settings
-    probe = Probe.fit(lm, materials.labelled, seed=settings.seed, progress=study.progress)
+    evidence = find_evidence(
+        lm,
+        materials.labelled,
+        k=settings.k,
+        labelled_elsewhere=_rows_by_language(materials.labelled_elsewhere),
+        toxic_words=materials.toxic_words or None,
+        n_shuffles=settings.n_null,
+        seed=settings.seed,
+        progress=study.progress,
+    )
+    probe, candidates = evidence.probe, evidence.candidates
     probe.save(study.folder / "probe.safetensors")
-    candidates = localize.by_cosine(lm, probe, k=settings.k)
     english = [
         prompt.text for prompt in as_prompts(materials.toxic_prompts, tokenizer=lm.tokenizer) if prompt.language == "en"
     ]
@@ -144,12 +155,24 @@ def _localize(study: _Study) -> dict[str, Any]:
         raise ValueError("none of the candidates is active on English prompts: choose a larger k")
     return {
         "probe": {"accuracy": probe.accuracy, "auc": probe.auc, "baseline": probe.baseline},
+        "evidence": evidence.to_frame().to_dict("records"),
+        "verdicts": [dataclasses.asdict(verdict) for verdict in evidence.verdicts],
         "n_neurons": lm.n_neurons,
         "potential": list(candidates),
         "cosines": list(candidates.scores),
         "activations": means.tolist(),
         "actual": list(sources),
     }
+
+
+def _rows_by_language(table: Dataset | None) -> dict[str, list[dict[str, Any]]] | None:
+    """Return the labelled rows of each language; None where there is no table."""
+    if table is None:
+        return None
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for language, text, label in zip(table["language"], table["text"], table["label"], strict=True):
+        rows.setdefault(language, []).append({"text": text, "label": label})
+    return rows
 
 
 def _promoted(study: _Study) -> dict[str, Any]:
@@ -200,26 +223,45 @@ def _spoken_in(counts: Counter[str]) -> list[str]:
 
 def _intervene(study: _Study) -> dict[str, Any]:
     settings = study.settings
-    response = _dose_response(study, study.materials.toxic_prompts, settings.offsets, n_random=settings.n_random)
-    return {"intervention": _rows(response.doses), "control": _rows(response.control)}
+    response = _dose_response(study, study.materials.toxic_prompts, settings.offsets, -1, settings.n_random)
+    return doses.content_of(response, doses.ON_TOXIC)
 
 
 def _amplify(study: _Study) -> dict[str, Any]:
     settings, prompts = study.settings, study.materials.neutral_prompts
-    response = _dose_response(study, prompts, settings.amplifications, n_random=settings.n_random_amplified)
-    return {"amplification": _rows(response.doses), "amplification_control": _rows(response.control)}
+    response = _dose_response(study, prompts, settings.amplifications, 1, settings.n_random_amplified)
+    return doses.content_of(response, doses.ON_NEUTRAL)
 
 
-def _dose_response(study: _Study, prompts: Dataset, offsets: Sequence[float], *, n_random: int) -> DoseResponse:
-    """Measure the effect of each offset on the sources, and on random sets, after a few of the prompts."""
-    settings = study.settings
+def _dose_response(
+    study: _Study, prompts: Dataset, offsets: Sequence[float] | None, direction: Literal[-1, 1], n_random: int
+) -> DoseResponse:
+    """Measure the effect of each offset of the sources, and of random sets, after a few of the prompts.
+
+    Where no offsets are given, they are proposed from the model, in this direction.
+    """
+    settings, lm = study.settings, study.lm
+    few = first_rows(prompts, settings.dose_prompts)
+    if offsets is None:
+        offsets = propose_doses(
+            lm,
+            study.sources,
+            study.materials.held_out,
+            unit=settings.unit,
+            prompts=few,
+            direction=direction,
+            n=settings.n_doses,
+            max_new_tokens=settings.max_new_tokens,
+            progress=study.progress,
+        )
     return dose_response(
-        study.lm,
+        lm,
         study.sources,
-        first_rows(prompts, settings.dose_prompts),
-        offsets=offsets,
+        offsets,
+        few,
+        unit=settings.unit,
         scorer=study.scorer,
-        held_out=first_rows(study.materials.held_out, settings.dose_texts),
+        held_out=study.materials.held_out,
         n_random=n_random,
         seed=1000 * settings.seed,
         n_samples=settings.dose_samples,
@@ -227,10 +269,6 @@ def _dose_response(study: _Study, prompts: Dataset, offsets: Sequence[float], *,
         progress=study.progress,
         identify_language=study.materials.identify_language,
     )
-
-
-def _rows(doses: Sequence[Dose]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(dose) for dose in doses]
 
 
 def _tune(study: _Study) -> dict[str, Any]:
@@ -271,12 +309,11 @@ def _compare(study: _Study) -> dict[str, Any]:
         output_dir=study.folder / "written",
         identify_language=materials.identify_language,
     )
-    content = dataclasses.asdict(comparison)
+    content = comparison.content()
     content["models"][1]["name"] = "tuned"  # without the study's folder, which may be moved
     written = [Continuations.load(study.folder / "written" / f"{side}.json") for side in ("before", "after")]
     return {
         **content,
-        "changes_of_others": _changes_of_others(study, *written),
         "groups": _groups(study, *written),
         "samples": _samples(study, tuned),
     }
@@ -300,20 +337,6 @@ def _samples(study: _Study, tuned: HookedLM) -> dict[str, list[dict[str, str]]]:
     for prompt, first, then in zip(before.prompts, before.texts, after.texts, strict=True):
         samples.setdefault(prompt.language, []).append({"prompt": prompt.text, "before": first, "after": then})
     return samples
-
-
-def _changes_of_others(study: _Study, before: Continuations, after: Continuations) -> dict[str, dict[str, float]]:
-    """Return for each measure the change in its mean over the untuned languages."""
-    sides = [toxicity_scores(written, study.scorer) for written in (before, after)]
-    others = [code for code in sides[0] if code != "en"]
-    if not others:
-        return {}
-    aligned, changes = meanings(study.materials.toxic_prompts), {}
-    together = aligned and {code: aligned[code] for code in others}
-    for measure, by_prompt in (("emt", metrics.prompt_maxima), ("average_toxicity", metrics.prompt_means)):
-        first, then = ({code: by_prompt(scores[code]) for code in others} for scores in sides)
-        changes[measure] = dataclasses.asdict(metrics.paired_changes(first, then, meanings=together)[1])
-    return changes
 
 
 def _retrieve(study: _Study) -> dict[str, Any]:
@@ -353,6 +376,28 @@ def _transfer(retrieved: retrieval.Retrieval, observed: Comparison, measure: str
     return prediction.predict_from_retrieval(retrieved, observed, measure=measure)
 
 
+def _judge(study: _Study) -> dict[str, Any]:
+    """Return the verdict on each claim, and the warnings about figures that cannot carry a finding."""
+    done = study.done
+    comparison = Comparison.of(done["compare"])
+    toxic = doses.response_of(done["intervene"], doses.ON_TOXIC)
+    neutral = doses.response_of(done["amplify"], doses.ON_NEUTRAL)
+    transfer = done["retrieve"]["transfer"]
+    summary = TransferSummary(**done["retrieve"]["transfer_by_measure"][transfer["measure"]])
+    verdicts = [
+        *claims.of_sources(comparison),
+        toxic.verdict(),
+        *claims.of_tuning(comparison, comparison.languages, source_language="en"),
+        *claims.of_prediction(summary, transfer["measure"]),
+    ]
+    warnings = [*comparison.warnings, *(f"Doses on toxic prompts: {sentence}" for sentence in toxic.warnings)]
+    warnings += [f"Doses on neutral prompts: {sentence}" for sentence in neutral.warnings]
+    return {
+        "verdicts": done["localize"]["verdicts"] + [dataclasses.asdict(verdict) for verdict in verdicts],
+        "warnings": warnings,
+    }
+
+
 @checked
 def main_measure(observed: Comparison) -> str:
     """Choose the measure whose drop stands against retrieval: EMT as in the paper, unless it saturates.
@@ -374,4 +419,5 @@ _STAGES: dict[str, Callable[[_Study], dict[str, Any]]] = {
     "tune": _tune,
     "compare": _compare,
     "retrieve": _retrieve,
+    "judge": _judge,
 }

@@ -12,7 +12,8 @@ import numpy as np
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.evaluation.comparison import Comparison, Measures
+from xlingtox.evaluation.comparison import Comparison
+from xlingtox.evaluation.measurement import Measures
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.transfer.correlation import FEWEST, Interval, pearson, spearman

@@ -15,6 +15,7 @@ from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.equality import equal
 from xlingtox.evaluation import cautions
+from xlingtox.evaluation.multiplicity import holm
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.measures import COMPARED
@@ -164,17 +165,25 @@ class Transfer:
     def to_frame(self) -> pd.DataFrame:
         """Return a row for each predictor.
 
-        The columns are `predictor, languages`, all that a `Correlation` has after `pearson_` and `spearman_`, and
-        `error, guess, coverage, error_p`.
+        The columns are `predictor, languages`, all that a `Correlation` has after `pearson_` and `spearman_`,
+        `error, guess, coverage, error_p`, and `p_corrected`: the p-value of Pearson's r, corrected for the number of
+        predictors (`holm`).
         """
+        corrected = self._corrected()
         rows = [
             {"predictor": name, "languages": predictor.n}
             | {f"pearson_{key}": value for key, value in dataclasses.asdict(predictor.pearson).items()}
             | {f"spearman_{key}": value for key, value in dataclasses.asdict(predictor.spearman).items()}
             | {key: getattr(predictor, key) for key in ("error", "guess", "coverage", "error_p")}
+            | {"p_corrected": corrected[name]}
             for name, predictor in self.predictors.items()
         ]
         return pd.DataFrame(rows).rename(columns={"pearson_value": "pearson_r", "spearman_value": "spearman_rho"})
+
+    def _corrected(self) -> dict[str, float]:
+        """Return the p-value of each predictor's r, corrected for the number of predictors."""
+        p_values = [predictor.pearson.p_value for predictor in self.predictors.values()]
+        return dict(zip(self.predictors, map(float, holm(p_values)), strict=True))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -213,6 +222,7 @@ class Transfer:
 
     def _repr_html_(self) -> str:
         """Show a notebook the warnings and the caveat, and below them one row for each predictor."""
+        corrected = self._corrected()
         rows = [
             [
                 escaped(name),
@@ -220,6 +230,7 @@ class Transfer:
                 tables.number(predictor.pearson.value, 2),
                 " to ".join(tables.number(end, 2) for end in (predictor.pearson.low, predictor.pearson.high)),
                 tables.number(predictor.pearson.p_value),
+                tables.number(corrected[name]),
                 tables.number(predictor.spearman.value, 2),
                 tables.number(predictor.error),
                 tables.number(predictor.guess),
@@ -227,7 +238,7 @@ class Transfer:
             ]
             for name, predictor in self.predictors.items()
         ]
-        columns = ["Predictor", "Languages", "r", "95 % interval", "p", "rho"]
+        columns = ["Predictor", "Languages", "r", "95 % interval", "p", "p, corrected (Holm)", "rho"]
         columns += ["Error", "Error of guessing the mean", "p of the error"]
         label = COMPARED[self.measure].words if self.measure in COMPARED else escaped(self.measure)
         table = tables.table(f"Predictors of the drop in {label}", columns, rows)

@@ -6,6 +6,7 @@ imported when they are first needed.
 """
 
 from xlingtox.tuning.dpo import check_recipe, tune_dpo
+from xlingtox.tuning.ends import EndToken, SideLengths, decide_end
 from xlingtox.tuning.preference_pairs import Pairs, tunable_pairs
 from xlingtox.tuning.recipe import MINI, PAPER_FULL, PAPER_QLORA, Lora, LossType, Recipe
 from xlingtox.tuning.run_folder import Diverged
@@ -15,11 +16,14 @@ __all__ = [
     "PAPER_FULL",
     "PAPER_QLORA",
     "Diverged",
+    "EndToken",
     "Lora",
     "LossType",
     "Pairs",
     "Recipe",
+    "SideLengths",
     "check_recipe",
+    "decide_end",
     "tunable_pairs",
     "tune_dpo",
 ]

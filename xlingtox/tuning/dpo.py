@@ -41,9 +41,10 @@ def tune_dpo(
     so that only one model is in memory during training.
 
     The folder becomes an ordinary checkpoint with its tokenizer. `recipe.json` records the recipe, all settings that
-    TRL got, the package versions and a hash of the pairs. `log.json` records losses and margins. A LoRA recipe also
-    keeps `adapter/`, which is merged into the checkpoint. The adapter names its base only if `lm` is a name or a
-    folder, because a model in memory may have changed since it was loaded.
+    TRL got, the package versions and a hash of the pairs. It also says whether the end of text was preferred and why,
+    how long both sides are, and how likely the model ends its text at once, before and after. `log.json` records losses
+    and margins. A LoRA recipe also keeps `adapter/`, which is merged into the checkpoint. The adapter names its base
+    only if `lm` is a name or a folder, because a model in memory may have changed since it was loaded.
 
     The same call resumes an interrupted run, which then ends as if it had not been interrupted. Under `accelerate
     launch`, every process makes the same call.
@@ -80,11 +81,15 @@ def tune_dpo(
     """
     _check_packages(recipe)
     with random_state_kept():
-        run = _prepared(lm, pairs, recipe=recipe, validation=validation, output_dir=output_dir)
+        run, hooked = _prepared(lm, pairs, recipe=recipe, validation=validation, output_dir=output_dir)
         # The first call decides. Without cpu=True, each of several processes on a CPU would think it is the only one.
         PartialState(cpu=run.device.type == "cpu")
         _check_optimizer(recipe)
-        if not run.folder.claimed(run.record):
+        if is_new := not run.folder.claimed(run.record):
+            if PartialState().is_main_process:
+                run.measure_ending("before", hooked)
+            # A model that was loaded for this run must have no other holder.
+            del hooked
             _train(run, progress)
         # Free the weights before the tuned model is loaded. Modules that share weights are freed by a collection only.
         run.release_model()
@@ -95,6 +100,9 @@ def tune_dpo(
         tuned = HookedLM.load(run.folder.path, dtype=dtype, device=run.device, trust_remote_code=run.remote_code)
         if altered := tuned.altered(run.folder.path):
             _LOG.warning("%s: transformers alters %s when it loads the tuned weights", run.folder.path, altered)
+        if is_new and PartialState().is_main_process:
+            run.finish(tuned)
+        PartialState().wait_for_everyone()
         return tuned
 
 
@@ -122,8 +130,8 @@ def _prepared(
     recipe: Recipe,
     validation: PreferencePairs | None,
     output_dir: str | Path,
-) -> Run:
-    """Check model and pairs, and return the run; a name or a folder is loaded first."""
+) -> tuple[Run, HookedLM]:
+    """Check model and pairs, and return the run and the loaded model; a name or a folder is loaded first."""
     if isinstance(lm, HookedLM):
         loaded, hooked = None, lm
     else:
@@ -135,7 +143,7 @@ def _prepared(
     _check_tunable(hooked, recipe)
     tunable = tunable_pairs(hooked, pairs, recipe=recipe, validation=validation)
     plain_model = None if loaded is None else loaded.model
-    return Run(lm, hooked, tunable, recipe=recipe, output_dir=output_dir, plain_model=plain_model)
+    return Run(lm, hooked, tunable, recipe=recipe, output_dir=output_dir, plain_model=plain_model), hooked
 
 
 def _train(run: Run, progress: bool) -> None:

@@ -1,4 +1,4 @@
-"""Check preference pairs with the model's tokenizer: which are too long, and which have two sides of equal tokens."""
+"""Check preference pairs with the model's tokenizer: which are too long, which have equal sides, and where they end."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from xlingtox.checking import checked
 from xlingtox.data import PreferencePairs, are_conversations, check_pairs, row_numbers
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.tokenizer import n_shared
+from xlingtox.tuning.ends import EndToken, SideLengths, decided, log_end, side_lengths
 from xlingtox.tuning.recipe import MINI, Recipe
 
 _LOG = logging.getLogger(__name__)
@@ -27,7 +28,10 @@ class Pairs:
 
     Attributes:
         train, validation: tables with the columns `prompt, chosen, rejected`.
-        left_out: rows whose prompts are too long, or whose two sides are the same tokens once cut.
+        left_out: rows whose prompts are too long, whose two sides are the same tokens once cut, or that have a side
+            with nothing but an end of text where that is not part of what is preferred.
+        end_token: whether an end of text follows the sides of texts, and why. It is decided by the pairs to train on.
+        lengths: how many tokens the sides have, without pairs for validation that the caller gave.
         cut: rows in which the end of a continuation is cut.
         merged: rows in which one token spans the end of the prompt and the beginning of the continuation. The prompt
             that is tuned on ends before that token.
@@ -46,6 +50,8 @@ class Pairs:
     train: Dataset
     validation: Dataset | None
     left_out: tuple[int, ...]
+    end_token: EndToken
+    lengths: SideLengths
     cut: tuple[int, ...] = ()
     merged: tuple[int, ...] = ()
     validation_left_out: tuple[int, ...] = ()
@@ -57,7 +63,9 @@ class Pairs:
         The prompt ends where one of the sides first differs from the tokens of the prompt alone.
         """
         rows = []
-        for prompt, *sides in _tokens(lm, getattr(self, part), part in self.conversations):
+        # Conversations have the end of their template already.
+        end = None if part in self.conversations else self.end_token.preferred
+        for prompt, *sides in _tokens(lm, getattr(self, part), end):
             start = min(n_shared(prompt, side) for side in sides)
             rows.append((prompt[:start], *(side[start:] for side in sides)))
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -89,7 +97,7 @@ def tunable_pairs(
         )
     usable = _usable(lm, pairs, recipe, "preference pairs")
     if validation is not None:
-        usable_validation = _usable(lm, validation, recipe, "validation pairs")
+        usable_validation = _usable(lm, validation, recipe, "validation pairs", usable.end_token)
         by_part: dict[Part, Pairs] = {"train": usable, "validation": usable_validation}
         return replace(
             usable,
@@ -113,26 +121,40 @@ def max_tokens(lm: HookedLM, recipe: Recipe) -> int:
     return min(recipe.max_length, lm.n_positions)
 
 
-def _usable(lm: HookedLM, pairs: PreferencePairs, recipe: Recipe, title: str) -> Pairs:
+def _usable(
+    lm: HookedLM, pairs: PreferencePairs, recipe: Recipe, title: str, end_token: EndToken | None = None
+) -> Pairs:
     """Return the pairs that a model can learn from, all of them for training.
 
     TRL silently drops or cuts most of the others. We count and log them.
+
+    Args:
+        end_token: what was decided by other pairs; None decides by these.
     """
     table, room = check_pairs(pairs, what=title, tokenizer=lm.tokenizer), max_tokens(lm, recipe)
     conversations = are_conversations(pairs)
+    ends = end_token or decided(lm, table, recipe, conversations)
+    end = None if conversations else ends.preferred
     longest_prompt = min(recipe.max_prompt_length or recipe.max_length, room - 1)
-    too_long, equal_sides, cut, merged = [], [], [], []
-    for row, (prompt, chosen, rejected) in enumerate(_tokens(lm, table, conversations)):
+    too_long, equal_sides, without_text, cut, merged = [], [], [], [], []
+    lengths: list[tuple[int, ...]] = []
+    for row, (prompt, chosen, rejected) in enumerate(_tokens(lm, table, end)):
+        start = min(n_shared(prompt, side) for side in (chosen, rejected))
         if len(prompt) > longest_prompt:
             too_long.append(row)
         elif chosen[:room] == rejected[:room]:
             equal_sides.append(row)
+        elif end is False and start in (len(chosen), len(rejected)):
+            without_text.append(row)
         else:
             if max(len(chosen), len(rejected)) > room:
                 cut.append(row)
-            if any(side[: len(prompt)] != prompt for side in (chosen, rejected)):
+            if start < len(prompt):
                 merged.append(row)
-    n, left_out = len(table), sorted([*too_long, *equal_sides])
+            # An end that tuning adds is no token of the text; a side that is cut has none.
+            added = 1 if end else 0
+            lengths.append(tuple(min(len(side) - added, room) - start for side in (chosen, rejected)))
+    n, left_out = len(table), sorted([*too_long, *equal_sides, *without_text])
     reasons = []
     if too_long:
         numbers = row_numbers(too_long)
@@ -141,8 +163,13 @@ def _usable(lm: HookedLM, pairs: PreferencePairs, recipe: Recipe, title: str) ->
         reasons.append(
             f"{len(equal_sides)} of {n} have the same first {room} tokens on both sides{row_numbers(equal_sides)}"
         )
+    if without_text:
+        numbers = row_numbers(without_text)
+        reasons.append(f"{len(without_text)} of {n} have a side with nothing but an end of text{numbers}")
     if len(left_out) == n:
-        consequence = "none is left to tune on" if equal_sides else "none leaves room for a continuation"
+        consequence = (
+            "none is left to tune on" if equal_sides or without_text else "none leaves room for a continuation"
+        )
         raise ValueError(f"{title}: {'; '.join(reasons)}: {consequence}")
     if reasons:
         _LOG.warning("%s: %s: they are left out", title, "; ".join(reasons))
@@ -158,20 +185,34 @@ def _usable(lm: HookedLM, pairs: PreferencePairs, recipe: Recipe, title: str) ->
             row_numbers(merged),
         )
     train = table.select(sorted(set(range(n)) - set(left_out))) if left_out else table
-    return Pairs(train, None, tuple(left_out), tuple(cut), tuple(merged), (), ("train",) if conversations else ())
+    summary = side_lengths(*zip(*lengths, strict=True))
+    if end_token is None:
+        log_end(ends, summary, title, by_default=recipe.end_token is None)
+    return Pairs(
+        train,
+        None,
+        tuple(left_out),
+        ends,
+        summary,
+        cut=tuple(cut),
+        merged=tuple(merged),
+        conversations=("train",) if conversations else (),
+    )
 
 
-def _tokens(
-    lm: HookedLM, pairs: Dataset, conversations: bool = False
-) -> Iterator[tuple[list[int], list[int], list[int]]]:
+def _tokens(lm: HookedLM, pairs: Dataset, end: bool | None) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """Yield each pair as tokens: the prompt, the prompt with the chosen side, the prompt with the rejected side.
 
-    As in TRL, an end of sequence follows a side that is plain text. The chat template has already put one after a
-    conversation.
+    Args:
+        end: True lets an end of sequence follow each side, as TRL does. False also removes one that is written there.
+            None leaves the sides as they are, since a chat template has put an end on them.
     """
-    end, prompts = "" if conversations else str(lm.tokenizer.eos_token), list(pairs["prompt"])
+    written, prompts = str(lm.tokenizer.eos_token), list(pairs["prompt"])
     texts = [prompts]
     for side in ("chosen", "rejected"):
-        ended = (text if text.endswith(end) else text + end for text in pairs[side])
-        texts.append([prompt + text for prompt, text in zip(prompts, ended, strict=True)])
+        column = list(pairs[side])
+        if end is not None:
+            bare = (text.removesuffix(written) for text in column)
+            column = [text + written for text in bare] if end else list(bare)
+        texts.append([prompt + text for prompt, text in zip(prompts, column, strict=True)])
     return zip(*(lm.token_ids(column) for column in texts), strict=True)

@@ -73,6 +73,10 @@ class Recipe:
             The end of a longer continuation is cut.
         max_prompt_length: pairs with a prompt of more tokens are left out. None leaves out only prompts that leave no
             room for a continuation.
+        end_token: whether the end of text is part of what is preferred. If so, tuning also teaches when to end. True is
+            what TRL and the paper do. None decides by the pairs: True where nearly all sides end a sentence, and False
+            where they were cut off (see `tuning.decide_end`). Conversations always keep the end that their chat
+            template puts.
         max_grad_norm: gradients are clipped to this norm.
         optimizer: transformers' name of the optimizer.
         validation_share: the share of pairs that is held out by `seed`, where no validation pairs are given.
@@ -103,6 +107,7 @@ class Recipe:
     warm_up: int = 5
     max_length: int = 96
     max_prompt_length: int | None = None
+    end_token: bool | None = None
     max_grad_norm: float = 10.0
     optimizer: str = "rmsprop"
     validation_share: float = 0.0
@@ -231,6 +236,7 @@ PAPER_FULL = Recipe(
     warm_up=150,
     max_length=256,
     max_prompt_length=64,
+    end_token=True,
     validation_share=0.05,
     patience=10,
 )

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from datasets import Dataset
@@ -14,12 +14,17 @@ from transformers import PreTrainedTokenizerBase
 
 from xlingtox import files
 from xlingtox.models import adapters, loading
+from xlingtox.models.ending import first_token_ends
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.precision import cast
 from xlingtox.models.tokenizer import tokenizer_rules
+from xlingtox.tuning.ends import mean_with_interval, prompt_sample
 from xlingtox.tuning.preference_pairs import Pairs, Part, max_tokens
 from xlingtox.tuning.recipe import Recipe
 from xlingtox.tuning.run_folder import RunFolder
+
+_PROMPTS_AT_ONCE = 16
+"""Prompts of one batch where the probability of ending at once is measured. A fixed number gives the same bytes."""
 
 
 class Run:
@@ -66,14 +71,28 @@ class Run:
             "left_out": len(pairs.left_out),
             "validation": 0 if pairs.validation is None else len(pairs.validation),
             "validation_hash": None if pairs.validation is None else _pairs_hash(pairs, "validation"),
+            "end_token": dataclasses.asdict(pairs.end_token),
         }
+        self._prompts = prompt_sample(pairs.train["prompt"], recipe.seed)
+        self._ending: dict[str, Any] = {"prompts": len(self._prompts), "before": None, "after": None}
         self.folder = RunFolder(output_dir)
+
+    def measure_ending(self, when: Literal["before", "after"], lm: HookedLM) -> None:
+        """Measure how likely the model ends its text at once, after a sample of the pairs' prompts."""
+        values = first_token_ends(lm, self._prompts, batch_size=_PROMPTS_AT_ONCE)
+        self._ending[when] = mean_with_interval(values)
 
     def begin(self, **details: Any) -> None:
         """Write `recipe.json` of a run that is not finished, in the main process."""
+        details |= {"lengths": dataclasses.asdict(self.pairs.lengths), "ending_at_once": self._ending}
         counts = {name: len(getattr(self.pairs, name)) for name in ("cut", "merged", "validation_left_out")}
         self.record |= counts | details
         self.folder.write(self.record, finished=False)
+
+    def finish(self, tuned: HookedLM) -> None:
+        """Complete `recipe.json` with what the tuned model does, and remove what was needed only during the run."""
+        self.measure_ending("after", tuned)
+        self.folder.finish(self.record)
 
     def stored(self, part: Part) -> Dataset:
         """Return the tokens of the pairs as a data set in the run's folder.

@@ -195,11 +195,20 @@ class RunFolder:
 
 
 def _identifying(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a record that identifies the run. A model is identified by its weights, not by its name."""
+    """Return the part of a record that identifies the run. A model is identified by its weights, not by its name.
+
+    Whether the end of text is preferred counts as it was decided, not as the recipe asked. Older records do not say:
+    there it always was.
+    """
+    recipe = record.get("recipe")
+    if isinstance(recipe, dict):
+        recipe = {name: value for name, value in recipe.items() if name != "end_token"}
+    end = record.get("end_token")
+    preferred = end.get("preferred") if isinstance(end, dict) else True
     model = record.get("model")
     if isinstance(model, dict):
         model = {key: value for key, value in model.items() if key not in _NOT_IN_WEIGHTS}
-    return {**record, "model": model}
+    return {**record, "model": model, "recipe": recipe, "end_token": preferred}
 
 
 def _state(file: Path) -> dict[str, Any] | None:

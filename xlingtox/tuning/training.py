@@ -29,7 +29,10 @@ from xlingtox.tuning.side_effects import no_hub_calls, quiet_libraries
 
 
 def train(run: Run, progress: bool) -> None:
-    """Train from the newest checkpoint of the run, or from the beginning, and write the tuned checkpoint."""
+    """Train from the newest checkpoint of the run, or from the beginning, and write the tuned checkpoint.
+
+    The run is not finished then: its record still lacks what the tuned model does.
+    """
 
     class TokenTrainer(trl.DPOTrainer):  # type: ignore[misc]
         """TRL's trainer on pairs that are tokens already.
@@ -105,7 +108,6 @@ def train(run: Run, progress: bool) -> None:
         for saved in (folder.path, *([] if adapter is None else [folder.adapter])):
             files.ordinary_permissions(saved)
         files.write_results(folder.log, log)
-        folder.finish(run.record)
 
 
 def without_dropout(model: Any) -> dict[str, Any]:

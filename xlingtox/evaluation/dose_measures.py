@@ -1,0 +1,223 @@
+"""Measure an edited model prompt by prompt, and sum that up as a Dose over all prompts and over each half of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from jaxtyping import Float, Int
+
+from xlingtox.data import Prompt
+from xlingtox.edits.interventions import Offset
+from xlingtox.evaluation import metrics, soundness
+from xlingtox.evaluation.degenerate import Identifier
+from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
+from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, held_out_losses
+from xlingtox.evaluation.intervals import PerPrompt, mean_intervals, paired_changes
+from xlingtox.evaluation.measurement import toxicity_scores
+from xlingtox.evaluation.resampling import Meanings, by_meaning
+from xlingtox.models.generation import Continuations, generate
+from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.scoring.protocol import Scorer
+
+Losses = Mapping[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]
+"""For each language, the loss of each held-out text, and how many tokens it is the sum of."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """The response of a model to one dose of one or more sets of neurons, prompt by prompt, language by language.
+
+    Attributes:
+        toxicity: the mean score of each prompt's continuations, averaged over the sets.
+        degenerate, blank: the share of each prompt's continuations that are not sound, and that say nothing.
+        n_toxic, n_texts: how many continuations score 0.5 or more, and how many there are, in all sets.
+        losses: the losses of held-out texts under each set.
+        singles: the toxicity under each of the sets.
+    """
+
+    toxicity: Mapping[str, PerPrompt]
+    degenerate: Mapping[str, PerPrompt]
+    blank: Mapping[str, PerPrompt]
+    n_toxic: int
+    n_texts: int
+    losses: tuple[Losses, ...]
+    singles: tuple[Mapping[str, PerPrompt], ...]
+
+    @classmethod
+    def averaged(cls, responses: Sequence[Response]) -> Response:
+        """Average over sets, prompt by prompt."""
+        columns = (
+            {code: np.mean([getattr(one, name)[code] for one in responses], axis=0) for code in responses[0].toxicity}
+            for name in ("toxicity", "degenerate", "blank")
+        )
+        return cls(
+            *columns,
+            n_toxic=sum(one.n_toxic for one in responses),
+            n_texts=sum(one.n_texts for one in responses),
+            losses=tuple(losses for one in responses for losses in one.losses),
+            singles=tuple(single for one in responses for single in one.singles),
+        )
+
+
+class Halves(NamedTuple):
+    """Which half each prompt and each held-out text is in, 0 or 1, by language."""
+
+    prompts: Mapping[str, Int[np.ndarray, "prompt"]]
+    texts: Mapping[str, Int[np.ndarray, "text"]]
+
+    @classmethod
+    def alternating(cls, prompts: Sequence[Prompt], meanings: Meanings | None, held_out: Losses) -> Halves:
+        """Put every second prompt into the second half, with all its translations where they are known."""
+        sizes: dict[str, int] = {}
+        for prompt in prompts:
+            sizes[prompt.language] = sizes.get(prompt.language, 0) + 1
+        numbers = {code: np.arange(n) for code, n in sizes.items()}
+        if meanings is not None:
+            numbers = by_meaning(meanings, sizes)
+        of_texts = {code: np.arange(len(losses)) % 2 for code, (losses, _) in held_out.items()}
+        return cls({code: values % 2 for code, values in numbers.items()}, of_texts)
+
+    @property
+    def are_two(self) -> bool:
+        """Whether each half has a prompt in each language."""
+        return all(set(half.tolist()) == {0, 1} for half in self.prompts.values())
+
+
+class Setup:
+    """The unedited model, with the texts and the judges that stay the same from one dose to the next.
+
+    Attributes:
+        unedited: the response without an edit.
+        halves: which half each prompt and each held-out text is in.
+    """
+
+    def __init__(
+        self,
+        lm: HookedLM,
+        prompts: Sequence[Prompt],
+        *,
+        meanings: Meanings | None,
+        scorer: Scorer,
+        held_out: Dataset,
+        generation: Mapping[str, Any],
+        identify_language: Identifier | None,
+    ) -> None:
+        self._lm, self._prompts, self._meanings, self._scorer = lm, prompts, meanings, scorer
+        self._held_out, self._generation, self._identify_language = held_out, generation, identify_language
+        written, losses = self._written()
+        fluency = conditional_perplexity(lm, written, progress=False)
+        self._reference = soundness.Reference.measure(lm, written, held_out, fluency=fluency, progress=False)
+        self.unedited = self._judged(written, fluency, losses)
+        self.halves = Halves.alternating(prompts, meanings, losses)
+
+    def response(self, neurons: NeuronSet, offset: float) -> Response:
+        """Edit the model, let it continue the prompts and read the held-out text, and measure both."""
+        with Offset(neurons, offset).on(self._lm):
+            written, losses = self._written()
+        # Outside the edit: the unedited model judges fluency, and the scorer may be a probe of this model.
+        return self._judged(written, conditional_perplexity(self._lm, written, progress=False), losses)
+
+    def _written(self) -> tuple[Continuations, Losses]:
+        written = generate(self._lm, self._prompts, **self._generation, progress=False)
+        return written, held_out_losses(self._lm, self._held_out, progress=False)
+
+    def _judged(self, written: Continuations, fluency: Fluency, losses: Losses) -> Response:
+        scores = toxicity_scores(written, self._scorer)
+        kinds = soundness.kinds(written, fluency, self._reference, identify_language=self._identify_language)
+        by_prompt = np.array(kinds).reshape(-1, written.n_samples)
+        codes = np.array([prompt.language for prompt in written.prompts])
+        toxicity = {code: metrics.prompt_means(rows) for code, rows in scores.items()}
+        return Response(
+            toxicity,
+            degenerate={code: (by_prompt[codes == code] != "sound").mean(1) for code in scores},
+            blank={code: (by_prompt[codes == code] == "empty").mean(1) for code in scores},
+            n_toxic=sum(int((rows >= metrics.TOXIC).sum()) for rows in scores.values()),
+            n_texts=len(kinds),
+            losses=(losses,),
+            singles=(toxicity,),
+        )
+
+    def dose(self, offset: float, response: Response, control: Response | None = None) -> Dose:
+        """Sum up a response over all prompts, and over each half next to the control's response."""
+        by_language, (low, high) = mean_intervals(response.toxicity, meanings=self._meanings)
+        averages = [_overall(single) for single in response.singles]
+        fluency = _perplexities(response.losses)
+        halves = [self._half(half, response, control) for half in (0, 1)] if self.halves.are_two else []
+        return Dose(
+            offset=float(offset),
+            average_toxicity=_overall(response.toxicity),
+            toxicity_by_language={code: float(values.mean()) for code, values in response.toxicity.items()},
+            degenerate=_overall(response.degenerate),
+            perplexity=_mean(fluency),
+            low=low,
+            high=high,
+            blank=_overall(response.blank),
+            by_language={
+                code: LanguageDose(
+                    *ends,
+                    perplexity=fluency.get(code, math.nan),
+                    degenerate=float(response.degenerate[code].mean()),
+                    blank=float(response.blank[code].mean()),
+                )
+                for code, ends in by_language.items()
+            },
+            n_toxic=response.n_toxic,
+            n_texts=response.n_texts,
+            least=min(averages),
+            greatest=max(averages),
+            halves=tuple(halves),
+        )
+
+    def _half(self, half: int, response: Response, control: Response | None) -> HalfDose:
+        chosen = {code: halves == half for code, halves in self.halves.prompts.items()}
+        texts = {code: halves == half for code, halves in self.halves.texts.items()}
+        meanings = self._meanings and {
+            code: [meaning for meaning, keep in zip(self._meanings[code], chosen[code], strict=True) if keep]
+            for code in chosen
+        }
+
+        def on_half(values: Mapping[str, PerPrompt]) -> dict[str, PerPrompt]:
+            return {code: values[code][chosen[code]] for code in values}
+
+        toxicity = on_half(response.toxicity)
+        _, (low, high) = mean_intervals(toxicity, meanings=meanings)
+        _, change = paired_changes(on_half(self.unedited.toxicity), toxicity, meanings=meanings)
+        beyond = None
+        if control is not None:
+            _, beyond = paired_changes(on_half(control.toxicity), toxicity, meanings=meanings)
+        return HalfDose(
+            _overall(toxicity),
+            low=low,
+            high=high,
+            degenerate=_overall(on_half(response.degenerate)),
+            perplexity=_mean(_perplexities(response.losses, texts)),
+            change=change,
+            beyond_control=beyond,
+            least=min(_overall(on_half(single)) for single in response.singles),
+        )
+
+
+def _perplexities(losses_by_set: Sequence[Losses], chosen: Mapping[str, np.ndarray] | None = None) -> dict[str, float]:
+    """Return the perplexity of each language that has a text, averaged over the sets of neurons."""
+    perplexities: dict[str, float] = {}
+    for code in losses_by_set[0]:
+        rows = slice(None) if chosen is None else chosen[code]
+        if len(losses_by_set[0][code][0][rows]):
+            sides = [(losses[code][0][rows], losses[code][1][rows]) for losses in losses_by_set]
+            perplexities[code] = float(np.mean([metrics.perplexity(*side) for side in sides]))
+    return perplexities
+
+
+def _overall(by_language: Mapping[str, PerPrompt]) -> float:
+    """Return the mean over languages of each language's mean over prompts."""
+    return float(np.mean([values.mean() for values in by_language.values()]))
+
+
+def _mean(by_language: Mapping[str, float]) -> float:
+    return float(np.mean(list(by_language.values()))) if by_language else math.nan

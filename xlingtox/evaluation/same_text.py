@@ -1,0 +1,243 @@
+"""Compare how active sets of neurons are in two models that read the same text.
+
+Two models write different texts, and neurons answer to the text. So on each model's own text almost every active neuron
+seems to fall when the text gets milder. On the same tokens only a change of the model itself is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+from xlingtox import languages
+from xlingtox.data import Prompt
+from xlingtox.evaluation.metrics import Meanings, paired_changes
+from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.activations import Activations, collect_activations, few_enough
+from xlingtox.neurons.controls import random_sets
+from xlingtox.neurons.neuron_set import NeuronSet
+
+Text: TypeAlias = Literal["before", "after", "own"]
+"""Whose greedy continuations both models read: those of the model before, of the model after, or each its own."""
+
+NamedSets: TypeAlias = NeuronSet | Mapping[str, NeuronSet]
+"""One set of neurons, which is then called "sources", or several sets by name, of which the first is the main one."""
+
+SOURCES, CONTROL, ALL = "sources", "control", "all"
+"""The name of a set that has none, the name of random neurons, and what stands for the mean over languages."""
+
+_UNBOUNDED = (-math.inf, math.inf)
+
+
+class ActivationChange(NamedTuple):
+    """The mean activation of a set of neurons in both models, and the 95 % interval of its change over prompts.
+
+    Example:
+        >>> from xlingtox.evaluation.same_text import ActivationChange
+        >>> ActivationChange(before=0.2, after=0.1, low=-0.15, high=-0.05).high < 0
+        True
+    """
+
+    before: float
+    after: float
+    low: float
+    high: float
+
+
+class SpecificChange(NamedTuple):
+    """The change of the main set less that of its control, and its 95 % interval, paired over prompts.
+
+    Example:
+        >>> from xlingtox.evaluation.same_text import SpecificChange
+        >>> SpecificChange(change=-0.1, low=-0.15, high=-0.05).high < 0
+        True
+    """
+
+    change: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SetActivity:
+    """The activity of named sets of neurons in both models, by language; "all" is the mean over languages.
+
+    Attributes:
+        text: the text that was read: that of the model before, of the model after, or each model's own.
+        changes: for each language and set, its mean activation in both models and the interval of its change.
+        specific: for each language, how much further the main set moved than the control; empty without a control.
+        silent: for each language, the sets that are silent in the model after: the 95 % interval of their mean
+            activation lies at or below zero.
+    """
+
+    text: Text = "before"
+    changes: Mapping[str, Mapping[str, ActivationChange]] = field(default_factory=dict)
+    specific: Mapping[str, SpecificChange] = field(default_factory=dict)
+    silent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> SetActivity:
+        """Return the activity that `content` wrote."""
+        changes = content.get("same_text", {}), content.get("mean_same_text", {})
+        by_language = {**changes[0], **({ALL: changes[1]} if changes[1] else {})}
+        return cls(
+            content.get("text_read", "before"),
+            {code: {name: ActivationChange(*row) for name, row in rows.items()} for code, rows in by_language.items()},
+            {code: SpecificChange(*row) for code, row in content.get("specific", {}).items()},
+            {code: tuple(names) for code, names in content.get("silent", {}).items()},
+        )
+
+    def content(self) -> dict[str, Any]:
+        """Return what a file keeps: `text_read`, and by language `same_text`, `specific` and `silent`.
+
+        The mean over languages of `same_text` stands apart, as `mean_same_text`.
+        """
+        rows = {code: {name: list(change) for name, change in sets.items()} for code, sets in self.changes.items()}
+        return {
+            "text_read": self.text,
+            "same_text": {code: sets for code, sets in rows.items() if code != ALL},
+            "mean_same_text": rows.get(ALL, {}),
+            "specific": {code: list(change) for code, change in self.specific.items()},
+            "silent": {code: list(names) for code, names in self.silent.items()},
+        }
+
+
+def named_sets(neurons: NamedSets) -> dict[str, NeuronSet]:
+    """Return the sets by name; a single set is called "sources".
+
+    Raises:
+        ValueError: there is no set, or one has no name or the name "all".
+    """
+    if isinstance(neurons, NeuronSet):
+        return {SOURCES: neurons}
+    if not neurons or not all(name.strip() and name != ALL for name in neurons):
+        raise ValueError(
+            f"sets of neurons are named {list(neurons)}: expected at least one name, and none called 'all'"
+        )
+    return dict(neurons)
+
+
+def matched_controls(
+    lm: HookedLM, prompts: Sequence[Prompt], neurons: NeuronSet, *, n: int, seed: int, max_new_tokens: int
+) -> list[NeuronSet]:
+    """Draw n random sets from the same layers that are as active on the prompts as these neurons.
+
+    The list is empty where the set is all neurons of its layers, so that there is nothing else to draw from.
+    """
+    if not n:
+        return []
+    layers = NeuronSet.of((layer, index) for layer in sorted(neurons.by_layer()) for index in range(lm.d_mlp))
+    if len(layers) == len(neurons):
+        return []
+    activations = collect_activations(lm, prompts, layers, max_new_tokens=max_new_tokens, progress=False)
+    return random_sets(neurons, lm, n=n, seed=seed, match="activity", activations=activations)
+
+
+def activity(
+    before: HookedLM,
+    after: HookedLM,
+    prompts: Sequence[Prompt],
+    sets: Mapping[str, Sequence[NeuronSet]],
+    *,
+    text: Text,
+    meanings: Meanings | None,
+    max_new_tokens: int,
+    progress: bool,
+) -> SetActivity:
+    """Read the sets in both models on the same tokens, and return how active they are.
+
+    Args:
+        sets: by name, one set or several of the same size, over which the mean is taken. The first name is the main
+            set.
+        text: whose continuations are read.
+        meanings: the meaning of each language's prompts; None where no prompts are translations of each other.
+    """
+    writers = {"before": (None, before), "after": (after, None), "own": (None, None)}[text]
+    sides = [
+        _by_prompt(lm, prompts, sets, writer=writer, max_new_tokens=max_new_tokens, progress=progress)
+        for lm, writer in zip((before, after), writers, strict=True)
+    ]
+    compared = _compared(sides, [prompt.language for prompt in prompts], meanings)
+    return dataclasses.replace(compared, text=text)
+
+
+def _by_prompt(
+    lm: HookedLM,
+    prompts: Sequence[Prompt],
+    sets: Mapping[str, Sequence[NeuronSet]],
+    *,
+    writer: HookedLM | None,
+    max_new_tokens: int,
+    progress: bool,
+) -> dict[str, Float[np.ndarray, "prompt"]]:
+    """Return each set's mean activation over the steps of each prompt; NaN where a prompt has no step that counts."""
+
+    def read(neurons: NeuronSet) -> Activations:
+        return collect_activations(
+            lm, prompts, neurons, max_new_tokens=max_new_tokens, writer=writer, progress=progress
+        )
+
+    distinct = NeuronSet.of(sorted({neuron for group in sets.values() for drawn in group for neuron in drawn}))
+    together = read(distinct) if few_enough(len(prompts), max_new_tokens, len(distinct)) else None
+    column = {neuron: i for i, neuron in enumerate(distinct)}
+    means: dict[str, Float[np.ndarray, "prompt"]] = {}
+    for name, group in sets.items():
+        by_set = []
+        for drawn in group:
+            activations = read(drawn) if together is None else together
+            columns = [column[neuron] for neuron in drawn] if together is not None else list(range(len(drawn)))
+            n_steps = activations.mask.sum(1).double().numpy()
+            sums = activations.values[:, :, columns].double().mean(-1).sum(1).numpy()
+            by_set.append(np.divide(sums, n_steps, out=np.full(len(sums), np.nan), where=n_steps > 0))
+        means[name] = np.mean(by_set, 0)
+    return means
+
+
+def _compared(
+    sides: Sequence[Mapping[str, Float[np.ndarray, "prompt"]]], codes: Sequence[str], meanings: Meanings | None
+) -> SetActivity:
+    """Compare both models' means, set by set and language by language, with intervals over prompts."""
+    before, after = sides
+    rows = {code: np.flatnonzero(np.array(codes) == code) for code in languages.in_order(codes)}
+    known = {
+        code: places[np.isfinite([side[name][places] for side in sides for name in side]).all(0)]
+        for code, places in rows.items()
+    }
+    kept = {code: np.isin(rows[code], places) for code, places in known.items() if len(places)}
+    known = {code: known[code] for code in kept}
+    aligned: dict[str, list[Hashable]] | None = None
+    if meanings is not None:
+        aligned = {code: [m for m, keep in zip(meanings[code], kept[code], strict=True) if keep] for code in known}
+
+    def interval(first: Float[np.ndarray, "prompt"], then: Float[np.ndarray, "prompt"]) -> dict[str, SpecificChange]:
+        values = [{code: side[places] for code, places in known.items()} for side in (first, then)]
+        by_language, overall = paired_changes(*values, bounds=_UNBOUNDED, meanings=aligned)
+        return {
+            code: SpecificChange(change.mean, change.low, change.high)
+            for code, change in {**by_language, ALL: overall}.items()
+        }
+
+    if not known:
+        return SetActivity()
+    changes: dict[str, dict[str, ActivationChange]] = {code: {} for code in (*known, ALL)}
+    silent: dict[str, list[str]] = {code: [] for code in changes}
+    for name in before:
+        after_means = interval(np.zeros_like(after[name]), after[name])
+        for code, change in interval(before[name], after[name]).items():
+            level = after_means[code].change
+            changes[code][name] = ActivationChange(level - change.change, level, change.low, change.high)
+            if after_means[code].high <= 0:
+                silent[code].append(name)
+    specific: dict[str, SpecificChange] = {}
+    main = next(iter(before))
+    if CONTROL in before and main != CONTROL:
+        specific = interval(before[main] - before[CONTROL], after[main] - after[CONTROL])
+    return SetActivity(
+        changes=changes, specific=specific, silent={code: tuple(names) for code, names in silent.items()}
+    )

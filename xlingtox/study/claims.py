@@ -1,0 +1,142 @@
+"""The claims that a study makes, each with a verdict: whether it stands beside its control, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from xlingtox import languages
+from xlingtox.evaluation.comparison import Comparison
+from xlingtox.evaluation.same_text import ALL, CONTROL, ActivationChange
+from xlingtox.html.tables import number, percent
+from xlingtox.study.parts import TransferSummary
+from xlingtox.verdicts import Verdict
+
+_COLLAPSED = 1.5
+"""Fluency counts as kept where the perplexity of held-out text rises by less than half."""
+
+_SIGNIFICANT = 0.05
+
+
+def of_tuning(comparison: Comparison, codes: Sequence[str], *, source_language: str) -> list[Verdict]:
+    """Judge whether tuning lowers toxicity, in the language that was tuned on and in the others.
+
+    A fall is "found" where its 95 % interval lies below zero among all continuations and among the sound ones, and the
+    perplexity of held-out text rises by less than half. It is "weak" where only the first holds.
+    """
+    verdicts = []
+    if source_language in codes:
+        name = languages.name(source_language)
+        intervals = comparison.changes.get(source_language, {})
+        claim = f"Tuning on {name} lowers toxicity in {name}."
+        verdicts.append(
+            _fall(comparison, [source_language], claim, {key: value[1] for key, value in intervals.items()})
+        )
+    if others := [code for code in codes if code != source_language]:
+        highs = {measure: change.high for measure, change in comparison.changes_of_others.items()}
+        claim = f"Tuning on {languages.name(source_language)} lowers toxicity in the other languages."
+        verdicts.append(_fall(comparison, others, claim, highs))
+    return verdicts
+
+
+def _fall(comparison: Comparison, codes: Sequence[str], claim: str, highs: dict[str, float]) -> Verdict:
+    def means(measure: str) -> tuple[float, float]:
+        sides = (comparison.before, comparison.after)
+        first, then = (_mean([getattr(side[code], measure) for code in codes]) for side in sides)
+        return first, then
+
+    toxicity, sound, perplexity = map(means, ("average_toxicity", "sound_toxicity", "perplexity"))
+    rise = perplexity[1] / perplexity[0] if perplexity[0] > 0 else math.nan
+    fell = [highs.get(measure, math.nan) < 0 for measure in ("average_toxicity", "sound_toxicity")]
+    fluent = not rise >= _COLLAPSED
+    reason = (
+        f"Average toxicity goes from {number(toxicity[0])} to {number(toxicity[1])}, among sound continuations from "
+        f"{number(sound[0])} to {number(sound[1])}; the perplexity of held-out text changes by "
+        f"{percent(rise - 1, signed=True)}."
+    )
+    if not fell[0]:
+        return Verdict(claim, "not found", f"{reason} The 95 % interval of the change does not lie below zero.")
+    if not fell[1]:
+        return Verdict(claim, "weak", f"{reason} Among sound continuations the 95 % interval reaches zero.")
+    if not fluent:
+        return Verdict(claim, "weak", f"{reason} So fluency is lost with the toxicity.")
+    return Verdict(claim, "found", reason)
+
+
+def of_sources(comparison: Comparison) -> list[Verdict]:
+    """Judge whether the main set of neurons falls more than its control on the same text, and whether it is silent."""
+    activity = comparison.activity
+    codes = [code for code in activity.changes if code != ALL]
+    if not codes:
+        return []
+    main = next(iter(activity.changes[codes[0]]))
+    return [_specific_fall(comparison, main, codes), _silence(comparison, main, codes)]
+
+
+def _specific_fall(comparison: Comparison, main: str, codes: Sequence[str]) -> Verdict:
+    activity = comparison.activity
+    claim = f"On the same text, tuning turns the {main} down more than equally active neurons."
+    if activity.text == "own":
+        return Verdict(claim, "not found", "Each model was read on its own text, which differs: that cannot show it.")
+    if ALL not in activity.specific:
+        return Verdict(claim, "not found", "There is no control of random neurons, so nothing tells it from chance.")
+    overall = activity.specific[ALL]
+    n_fell = sum(activity.specific[code].high < 0 for code in codes)
+    changes = activity.changes[ALL]
+    reason = (
+        f"Their mean activation changes by {_change(changes[main])}, that of the control by "
+        f"{_change(changes[CONTROL])}: {number(overall.change, 4, signed=True)} further (95 % interval "
+        f"{number(overall.low, 4)} to {number(overall.high, 4)}), and below zero in {n_fell} of {len(codes)} languages."
+    )
+    if not overall.high < 0:
+        return Verdict(claim, "not found", reason)
+    return Verdict(claim, "found" if n_fell > len(codes) / 2 else "weak", reason)
+
+
+def _silence(comparison: Comparison, main: str, codes: Sequence[str]) -> Verdict:
+    activity = comparison.activity
+    silent = [code for code in codes if main in activity.silent.get(code, ())]
+    before = [code for code in codes if activity.changes[code][main].before <= 0]
+    claim = f"After tuning, the {main} are silent on toxic prompts in every language."
+    level = activity.changes[ALL][main]
+    reason = (
+        f"The 95 % interval of their mean activation lies at or below zero in {len(silent)} of {len(codes)} languages "
+        f"(in {len(before)} it was at or below zero before); over all, it goes from {number(level.before, 4)} to "
+        f"{number(level.after, 4)}."
+    )
+    if len(silent) == len(codes):
+        return Verdict(claim, "found", reason)
+    return Verdict(claim, "weak" if silent else "not found", reason)
+
+
+def of_prediction(summary: TransferSummary | None, measure: str) -> list[Verdict]:
+    """Judge whether retrieval before tuning foretells the drop of a language that was left out."""
+    claim = "Retrieval before tuning foretells in which languages toxicity falls."
+    if summary is None or not math.isfinite(summary.pearson_r * summary.p_value):
+        return [Verdict(claim, "not found", "No correlation is defined: too few languages, or no spread.")]
+    row = next((row for row in summary.predictors if row["predictor"] == "retrieval"), {})
+    error, guess, error_p = (row.get(name, math.nan) for name in ("error", "guess", "error_p"))
+    corrected = row.get("p_corrected", math.nan)
+    p = corrected if math.isfinite(corrected) else summary.p_value
+    reason = (
+        f"r = {number(summary.pearson_r, 2)} with the drop in {measure.replace('_', ' ')} (p = "
+        f"{number(summary.p_value)}"
+        + (f", corrected for the number of predictors {number(corrected)}" if math.isfinite(corrected) else "")
+        + f"); a line through the other languages misses the drop of one left out by {number(error, 2)}, their mean by "
+        f"{number(guess, 2)} (permutation test, p = {number(error_p)})."
+    )
+    correlated = summary.pearson_r > 0 and p < _SIGNIFICANT
+    predicts = error < guess and error_p < _SIGNIFICANT
+    verdict = "found" if correlated and predicts else "weak" if correlated or predicts else "not found"
+    return [Verdict(claim, verdict, reason)]
+
+
+def _change(change: ActivationChange) -> str:
+    return (
+        f"{number(change.after - change.before, 4, signed=True)} ({number(change.low, 4)} to {number(change.high, 4)})"
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
