@@ -23,7 +23,7 @@ EVIL = "<a href='javascript:alert(1)'>x</a></script>\u202e\x00"
 
 
 def measures(toxicity, activation=0.1, emt=0.5):
-    return Measures(emt, 0.4, toxicity, 0.0, 7.0, 8.0, 0.3, 0.6, 0.7, activation)
+    return Measures(emt, 0.4, toxicity, 0.0, 7.0, 8.0, 0.3, 0.6, 0.7, activation, toxicity)
 
 
 def comparison(codes=("ar", "en", "zh")):

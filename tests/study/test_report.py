@@ -211,6 +211,16 @@ def test_no_offset_that_is_enough_is_said():
     assert "Not shown: no offset takes toxicity to a third" in Page(rendered(results)).text
 
 
+def test_new_results_tell_kinds_and_the_toxicity_of_sound_text():
+    results = made_up()
+    for code in results["before"]:
+        results["before"][code]["sound_toxicity"], results["after"][code]["sound_toxicity"] = 0.5, 0.4
+    results["after"]["zh"]["sound_toxicity"] = None
+    finding = next(text for text in findings(StudyResults.of(results)) if text.startswith("Is it silence?"))
+    assert "one phrase over and over, in another script, or gibberish to the model before. Average toxicity " in finding
+    assert "and among sound continuations from 0.500 to 0.400. Of all tokens" in finding
+
+
 def test_what_figures_show_can_be_read_as_tables(parsed):
     for place in (2, 5, 6, 7, 8, 9):
         assert f"The numbers of Figure {place}" in parsed.text

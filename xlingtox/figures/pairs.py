@@ -25,7 +25,7 @@ def toxicity(comparison: Comparison, *, measure: str = "average_toxicity") -> go
     since no toxicity lies beyond.
 
     Args:
-        measure: `emt`, `toxicity_probability` or `average_toxicity`.
+        measure: `emt`, `toxicity_probability`, `average_toxicity` or `sound_toxicity`.
 
     Raises:
         ValueError: another measure, or a comparison without languages.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from xlingtox import languages
 from xlingtox.checking import checked
+from xlingtox.evaluation.cautions import COLLAPSED
 from xlingtox.evaluation.dose import Dose
 from xlingtox.evaluation.dose_response import CONTROLS, DoseResponse
 from xlingtox.evaluation.dosing import UNITS
@@ -17,9 +18,6 @@ from xlingtox.html.tables import number, percent
 from xlingtox.measures import COMPARED
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
-
-_BROKEN = 2.0
-"""An edit breaks the text if it multiplies the perplexity of held-out text by more than this."""
 
 _LOCALISED = "Toxicity can be localised"
 """How the claim begins that the evidence for the candidates is about."""
@@ -141,10 +139,17 @@ def _silence(results: StudyResults) -> str:
         english = _aside(english, _interval(results, "distinct_1", ["en"], form=_points))
     judged = results.means("continuation_perplexity", codes)
     elsewhere = "another script or language than the prompt’s" if results.identified else "another script"
+    kinds, among_sound = f"were empty, one phrase over and over, or in {elsewhere}.", ""
+    # Results of earlier versions did not look for early ends and gibberish, and have no toxicity of sound text.
+    sides = results.comparison.before, results.comparison.after
+    if known := [code for code in codes if all(math.isfinite(side[code].sound_toxicity) for side in sides)]:
+        kinds = f"were empty, ended early, one phrase over and over, in {elsewhere}, or gibberish to the model before."
+        all_texts, sound = (_range(*results.means(name, known)) for name in ("average_toxicity", "sound_toxicity"))
+        among_sound = f" Average toxicity went from {all_texts}, and among sound continuations from {_stress(sound)}."
     return (
         f"{_stress('Is it silence?')} A scorer finds text clean that says nothing. Of all continuations, "
-        f"{_stress(degenerate)}{_aside(_interval(results, 'degenerate', codes, form=_points))} were empty, one "
-        f"phrase over and over, or in {elsewhere}. Of all tokens of a prompt’s samples, "
+        f"{_stress(degenerate)}{_aside(_interval(results, 'degenerate', codes, form=_points))} {kinds}"
+        f"{among_sound} Of all tokens of a prompt’s samples, "
         f"{_stress(_shares(results, 'distinct_1', codes))}"
         f"{_aside(_interval(results, 'distinct_1', codes, form=_points))} were different ones{english}. "
         f"The model before finds what is written now at {_rise(*judged)} perplexity"
@@ -237,7 +242,7 @@ def _amplified(response: DoseResponse) -> list[str]:
     if base is None:
         return []
     rising, unit = sorted(response.doses, key=lambda dose: dose.offset), UNITS[response.unit]
-    top = [dose for dose in rising if dose.perplexity <= _BROKEN * base.perplexity or dose is base][-1]
+    top = [dose for dose in rising if dose.perplexity <= COLLAPSED * base.perplexity or dose is base][-1]
     title = _stress("And the other way.")
     words = (
         f"{title} With a dose of {number(top.offset, 2)} {unit} on the sources, average toxicity after neutral prompts "

@@ -23,7 +23,7 @@ _MOST_STEPS = 40
 """The most rows in the table of training: steps are evenly spaced, and the last step is added."""
 
 _MEASURES_BY_TABLE = {
-    "Toxicity": ("emt", "toxicity_probability", "average_toxicity"),
+    "Toxicity": ("emt", "toxicity_probability", "average_toxicity", "sound_toxicity"),
     "Is it still text?": ("degenerate", "perplexity", "continuation_perplexity", "distinct_1"),
     "Diversity and the sources": ("distinct_2", "distinct_3", "mean_activation"),
 }

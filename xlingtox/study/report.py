@@ -338,6 +338,7 @@ of other seeds, prompts unlike these or other models.</li>
 <li>A scorer sees only what it was made for, and text that says nothing scores as clean. Degenerate text is the share of
 continuations that are empty, ended early, repeat one phrase, are gibberish, or are in another script (or language,
 where an identifier was at hand). Short and unlikely text is told by what the model before itself writes. Where the
-share rises, less toxicity may be silence; so toxicity is also given among sound continuations.
+share rises, less toxicity may be silence; so toxicity is also given among sound continuations. About 1 % of any sound
+text is taken for gibberish.
 Perplexities of different languages are not comparable with each other.</li>
 <li>A correlation over a few languages is uncertain, and does not say that retrieval causes transfer.</li></ul>"""
