@@ -1,7 +1,8 @@
 """Measure how toxic and how fluent the text of a model is, and find out what changed it.
 
 `compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly, and
-`patch_effect` moves the activations of one model into the other. `weight_drift` says how far the weights moved.
+`patch_effect` moves the activations of one model into the other. `stability` says how much the chosen neurons and the
+effect of editing them depend on the probe and on k. `weight_drift` says how far the weights moved.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, and `degenerate` finds
 text that says nothing.
 """
@@ -30,6 +31,7 @@ from xlingtox.evaluation.metrics import (
 )
 from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
 from xlingtox.evaluation.resampling import Change
+from xlingtox.evaluation.stability import EditEffect, Overlap, Stability, stability
 from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
 
 __all__ = [
@@ -39,13 +41,16 @@ __all__ = [
     "Comparison",
     "Dose",
     "DoseResponse",
+    "EditEffect",
     "Fluency",
     "GroupChange",
     "Identifier",
     "Kind",
     "LayerDrift",
     "Measures",
+    "Overlap",
     "PatchEffect",
+    "Stability",
     "WeightDrift",
     "average_toxicity",
     "changes_by_group",
@@ -70,6 +75,7 @@ __all__ = [
     "prompt_means",
     "relative_drop",
     "sign_flip_test",
+    "stability",
     "toxicity_probability",
     "weight_drift",
 ]
