@@ -44,7 +44,7 @@ def world(seed: int, kind: str, *, family: str = "gpt2", labels: str = "true") -
         # Toxic words of both languages have something in common, as in a trained model.
         common = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(seed))
         embedding[ids] += 0.2 * common
-        for _, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.ndim == 2 and weight is not embedding:
                 weight *= 0.2  # so that the residual stream still holds the words
         if kind != "random":

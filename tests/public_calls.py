@@ -48,6 +48,7 @@ INNER = {
         for kind in ("Offset", "Patch", "Scale", "Set")
         for method in ("check", "acts", "amount", "apply")
     ),
+    "Probe.fitted",
     *("Offset.composed", "Scale.composed", "Set.composed"),
     # Parts of checked calls.
     *(

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from xlingtox.evaluation import Comparison as Comparison
     from xlingtox.evaluation import DoseResponse as DoseResponse
     from xlingtox.evaluation import PatchEffect as PatchEffect
+    from xlingtox.evaluation import Stability as Stability
     from xlingtox.evaluation import WeightDrift as WeightDrift
     from xlingtox.evaluation import compare as compare
     from xlingtox.evaluation.dose_response import dose_response as dose_response
     from xlingtox.evaluation.patch_effect import patch_effect as patch_effect
+    from xlingtox.evaluation.stability import stability as stability
     from xlingtox.evaluation.weight_drift import weight_drift as weight_drift
     from xlingtox.figures.plot import plot as plot
     from xlingtox.models import Continuations as Continuations
@@ -70,7 +72,16 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Cause": {
         "edits": ("Intervention", "Offset", "Scale", "Set", "Patch", "ControlVectors"),
-        "evaluation": ("Comparison", "compare", "DoseResponse", "dose_response", "PatchEffect", "patch_effect"),
+        "evaluation": (
+            "Comparison",
+            "compare",
+            "DoseResponse",
+            "dose_response",
+            "PatchEffect",
+            "patch_effect",
+            "Stability",
+            "stability",
+        ),
     },
     "Tuning": {"tuning": ("tune_dpo",), "evaluation": ("WeightDrift", "weight_drift")},
     "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},

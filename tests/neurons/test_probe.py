@@ -6,10 +6,12 @@ import raw
 import torch
 from conftest import N_LAYERS, N_POSITIONS
 from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from torch.testing import assert_close
 
 from xlingtox.neurons import localize
-from xlingtox.neurons.probe import Probe, mean_states
+from xlingtox.neurons.probe import Probe, mean_states, split
 
 TEXTS = ["the cat", "la casa es grande y el gato duerme en la cama", "a", "кот сидит"]
 
@@ -203,3 +205,38 @@ def test_other_torch_files(tmp_path, held, words):
 def test_a_probe_that_was_never_saved(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Probe.load(tmp_path / "nowhere.safetensors")
+
+
+def test_other_probes_of_the_same_states(lm, model, tokenizer, sentences):
+    """Another penalty is scikit-learn's C, and the simplest probe is a difference of means."""
+    states = torch.stack(
+        [raw.states(model, torch.tensor([tokenizer(text)["input_ids"]]))[-1][0].mean(0) for text in sentences["text"]]
+    ).numpy()
+    labels = np.array(sentences["label"])
+    train, held_out = split(labels.tolist(), held_out_share=0.5, seed=3)
+    x, y = states[train], labels[train]
+    options = {"held_out_share": 0.5, "seed": 3, "progress": False}
+    scale = x.std(0) + 1e-6
+    by_hand = LogisticRegression(C=1 / 7, max_iter=2000).fit((x - x.mean(0)) / scale, y).coef_[0] / scale
+    assert_close(
+        Probe.fit(lm, sentences, penalty=7.0, **options).direction, torch.tensor(by_hand).float(), atol=1e-3, rtol=1e-2
+    )
+    means = Probe.difference_of_means(lm, sentences, **options)
+    toxic, neutral = x[y == 1].mean(0), x[y == 0].mean(0)
+    assert_close(means.direction, torch.tensor(toxic - neutral), atol=1e-5, rtol=1e-4)
+    assert means.bias == pytest.approx(-float((toxic + neutral) @ (toxic - neutral)) / 2, abs=1e-4)
+    judged = states[held_out] @ (toxic - neutral)
+    assert means.auc == pytest.approx(roc_auc_score(labels[held_out], judged))
+    with pytest.raises(ValueError, match="penalty is 0"):
+        Probe.fit(lm, sentences, penalty=0.0)
+
+
+@pytest.mark.parametrize("after_final_norm", [False, True])
+def test_area_on_other_sentences(lm, probe, sentences, after_final_norm):
+    elsewhere = sentences.select(range(5, 40))
+    probe = dataclasses.replace(probe, after_final_norm=after_final_norm)
+    states = mean_states(lm, elsewhere["text"], [N_LAYERS + after_final_norm], progress=False)[0]
+    area = probe.auc_on(lm, elsewhere, progress=False)
+    assert area.value == pytest.approx(roc_auc_score(elsewhere["label"], states @ probe.direction))
+    assert (area.n_toxic, area.n_neutral) == (10, 25)
+    assert area.low < area.value <= area.high

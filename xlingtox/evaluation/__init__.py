@@ -1,7 +1,8 @@
 """Measure how toxic and how fluent the text of a model is, and find out what changed it.
 
 `compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly, and
-`patch_effect` moves the activations of one model into the other. `weight_drift` says how far the weights moved.
+`patch_effect` moves the activations of one model into the other. `stability` says how much the chosen neurons and the
+effect of editing them depend on the probe and on k. `weight_drift` says how far the weights moved.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
 that says nothing, and `soundness` compares text with what the unedited model writes.
 """
@@ -37,6 +38,7 @@ from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
 from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.soundness import Reference
+from xlingtox.evaluation.stability import EditEffect, Overlap, Stability, stability
 from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "Comparison",
     "Dose",
     "DoseResponse",
+    "EditEffect",
     "Falls",
     "Fluency",
     "GroupChange",
@@ -56,8 +59,10 @@ __all__ = [
     "LanguageDose",
     "LayerDrift",
     "Measures",
+    "Overlap",
     "PatchEffect",
     "Reference",
+    "Stability",
     "WeightDrift",
     "average_toxicity",
     "cautions",
@@ -90,6 +95,7 @@ __all__ = [
     "relative_drop",
     "sign_flip_test",
     "soundness",
+    "stability",
     "text_perplexities",
     "toxicity_probability",
     "weight_drift",

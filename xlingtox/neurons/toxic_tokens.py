@@ -51,6 +51,7 @@ def toxic_tokens(lm: HookedLM, words: Mapping[str, Sequence[str]]) -> dict[str, 
             first = next((token for token in ids if bare[token]), None)
             if first is not None and len(_LETTER.findall(bare[first])) >= _LETTERS:
                 flags[first] = True
+        flags[[token for token in lm.tokenizer.all_special_ids if token < n_rows]] = False
         flags &= lm.only_tokens(torch.zeros(n_rows, device=lm.device)).cpu().isfinite()
         if bool(flags.any()):
             toxic[code] = flags
