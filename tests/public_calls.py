@@ -6,11 +6,13 @@ from typing import Any
 
 import xlingtox as xt
 from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, soundness
+from xlingtox.neurons import controls
 from xlingtox.study import published, report
 from xlingtox.transfer import correlation, prediction, retrieval
 
 MODULES = {
     "localize": xt.localize,
+    "controls": controls,
     "transfer": xt.transfer,
     "retrieval": retrieval,
     "prediction": prediction,

@@ -1,6 +1,9 @@
 """Edits by numbers: as values, on a model against plain PyTorch hooks, and saved."""
 
+import contextlib
 import copy
+import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from xlingtox.edits.interventions import Intervention, Offset, Scale, Set
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM, HookNeverFired
 from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.verdicts import Verdict
 
 TEXTS = ["the cat sat", "la casa es grande y el gato duerme en", "a"]
 PAIRS = [(1, 5), (0, 3), (0, 40), (1, 0)]
@@ -257,3 +261,57 @@ def test_numbers_of_numpy_and_torch(lm):
         Offset([(0, 1)], 1.0)
     with pytest.raises(TypeError):
         one + 3
+
+
+def test_weights_multiply_an_offset_and_nothing_else(family):
+    weights = [0.5, -2.0, 3.0, 0.0]
+    weighted = NEURONS.weighted(weights)
+    ids, mask = family.lm.encode(TEXTS)
+
+    def logits(edit):
+        with edit.on(family.lm):
+            return family.lm.logits(ids, mask)
+
+    with contextlib.ExitStack() as stack:
+        for pair, weight in zip(PAIRS, weights, strict=True):
+            stack.enter_context(raw.editing(family.model, [pair], lambda x, weight=weight: x - 1.5 * weight))
+        theirs = raw.forward(family.model, ids, mask).logits
+    ours = logits(Offset(weighted, -1.5))
+    assert_close(ours[mask], theirs[mask], atol=1e-5, rtol=1e-5)
+    by_values = Offset(NEURONS, [-1.5 * weight for weight in weights])
+    assert torch.equal(logits(by_values), ours)
+    assert torch.equal(logits(Offset(weighted, [-1.0, 2.0, 0.5, 7.0])), logits(Offset(NEURONS, [-0.5, -4.0, 1.5, 0.0])))
+    for kind, value in ((Scale, 0.5), (Set, 1.5)):
+        assert torch.equal(logits(kind(weighted, value)), logits(kind(NEURONS, value)))
+        assert kind(weighted, value).content() == kind(NEURONS, value).content()
+
+
+def test_weights_are_in_weights_and_in_control_vectors(lm, tmp_path):
+    weights = [0.5, -2.0, 3.0, 0.0]
+    ids, mask = lm.encode(TEXTS)
+    edit, by_values = Offset(NEURONS.weighted(weights), -1.5), Offset(NEURONS, [-1.5 * weight for weight in weights])
+    assert edit.control_vectors(lm) == by_values.control_vectors(lm)
+    baked = edit.bake(lm, output_dir=tmp_path / "baked")
+    with edit.on(lm):
+        assert_close(baked.logits(ids, mask)[mask], lm.logits(ids, mask)[mask], atol=1e-4, rtol=1e-4)
+    step = json.loads((tmp_path / "baked" / "bake.json").read_text())["steps"][0]
+    assert (step["value"], step["weights"]) == (-1.5, weights)
+
+
+def test_weights_are_named_digested_and_saved(lm, tmp_path):
+    weighted = dataclasses.replace(NEURONS.weighted([0.5, -2.0, 3.0, 0.0]), evidence=(Verdict("a", "weak", "b"),))
+    edit = Offset(weighted, -1.5) + Scale(weighted, 0.5) + Offset(NEURONS, [1.0, 2.0, 3.0, 4.0])
+    assert repr(Offset(weighted, -1.5)) == "Offset(NeuronSet(4, weighted: 1.5, 0.3, 0.40, 1.0), -1.5)"
+    edit.save(tmp_path / "edit", lm)
+    assert Intervention.load(tmp_path / "edit", lm) == edit
+    digests = set()
+    for neurons in (NEURONS, weighted, NEURONS.weighted([0.5, -2.0, 3.0, 1.0])):
+        with Offset(neurons, -1.5).on(lm):
+            lm.logits(*lm.encode(TEXTS))
+            digests.add(lm.identity().edit.rpartition("(")[2])
+    assert len(digests) == 3
+    with (
+        pytest.raises(ValueError, match="too large for the numbers"),
+        Offset(NEURONS.weighted([1e30] * 4), 1e30).on(lm),
+    ):
+        pass

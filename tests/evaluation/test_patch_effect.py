@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import dataclasses
+import json
 import math
 import re
 
@@ -15,9 +17,11 @@ from studies import HOSTILE
 
 from xlingtox import figures
 from xlingtox.edits.patch import Patch
-from xlingtox.evaluation.patch_effect import PatchEffect, _controls, patch_effect
+from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.activations import collect_activations
+from xlingtox.neurons.controls import random_sets
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
 from xlingtox.scoring import ProbeScorer, WordlistScorer
@@ -64,7 +68,15 @@ def test_toxicity_is_that_of_continuations_under_the_patch(pair):
     _, lms = pair
     scorer = WordlistScorer({code: ["a", "e", "the"] for code in PROMPTS}, name="letters")
     found = patch_effect(
-        *lms, PROMPTS, {"some": GROUP}, scorer=scorer, n_random=2, n_samples=3, max_new_tokens=6, progress=False
+        *lms,
+        PROMPTS,
+        {"some": GROUP},
+        scorer=scorer,
+        match="layers",
+        n_random=2,
+        n_samples=3,
+        max_new_tokens=6,
+        progress=False,
     )
     sets = {"some": [GROUP], "some (random)": [GROUP.random_like(lms[0], seed=seed) for seed in range(2)]}
     for run, groups in sets.items():
@@ -144,15 +156,22 @@ def test_shares_and_their_intervals_by_hand():
     assert told[["low", "high"]].isna().all().all()
 
 
-def test_the_control_of_a_large_group_is_drawn_at_random(pair):
-    _, (lm, _) = pair
-    large = NeuronSet.of((0, i) for i in range(lm.d_mlp - 5))
-    drawn = _controls(large, lm, 20, seed=0)
-    assert all(len(each) == len(large) for each in drawn)
-    left = [set(NeuronSet.of((0, i) for i in range(lm.d_mlp))) - set(each) for each in drawn]
-    # Each leaves out 5 of all: the same ones, or always the last, would be no draw.
-    assert len({frozenset(each) for each in left}) == 20
-    assert len(set.union(*left)) > lm.d_mlp // 2
+def test_the_control_of_a_group_is_as_active_unless_asked(pair, probe):
+    """By hand: the random sets are patched as groups of their own."""
+    _, lms = pair
+    activations = collect_activations(lms[0], PROMPTS, NeuronSet.all(lms[0]), max_new_tokens=3, progress=False)
+    options = {"probe": probe, "n_random": 2, "seed": 5, "max_new_tokens": 3, "progress": False}
+    for match in ("activity", "layers"):
+        effect = patch_effect(*lms, PROMPTS, {"some": GROUP}, match=match, **options)
+        assert effect.match == match
+        if match == "activity":
+            assert effect == patch_effect(*lms, PROMPTS, {"some": GROUP}, **options), "the default"
+        sets = random_sets(GROUP, lms[0], n=2, seed=5, match=match, activations=activations)
+        assert not any(set(control) & set(GROUP) for control in sets)
+        alone = patch_effect(*lms, PROMPTS, dict(zip("ab", sets, strict=True)), probe=probe, n_random=0, progress=False)
+        assert alone.match is None
+        mean = np.mean([alone.runs[run]["probe"] for run in "ab"], 0)
+        np.testing.assert_allclose(effect.runs["some (random)"]["probe"], mean, rtol=1e-9)
 
 
 def test_the_same_model_twice_has_no_change_to_carry(pair):
@@ -204,6 +223,14 @@ def test_a_notebook_shows_it():
     text = re.sub("<[^>]*>", "|", shown).replace("\u00a0", " ")
     assert re.search(r"some\|+probe\|+50 % \(4\d % to 5\d %\)\|+10 %", text)
     assert re.search(r"all\|+toxicity\|+100 % \(100 % to 100 %\)\|+–", text)
+    for match, words in (
+        ("layers", "Random neurons of the same layers<"),
+        ("activity", "Random neurons of the same layers, equally active<"),
+        (None, "Random neurons<"),
+    ):
+        effect = dataclasses.replace(by_hand(), match=match)
+        assert words in effect._repr_html_()
+        assert figures.patch_effect(effect).data[1].name == words[:-1].lower()
     assert "<img" not in by_hand(HOSTILE)._repr_html_()
     assert "<img" not in figures.patch_effect(by_hand(HOSTILE)).to_json().replace("\\u003c", "<")
 
@@ -215,7 +242,23 @@ def test_saved_and_loaded_is_equal(pair, probe, tmp_path):
     again = PatchEffect.load(tmp_path / "effect.json")
     assert again == found
     assert again.models == tuple(lm.identity() for lm in lms)
+    assert again.match == "activity"
+    assert again != dataclasses.replace(found, match="layers")
     assert again.to_frame().equals(found.to_frame())
+
+
+def test_a_file_of_an_earlier_version_has_random_neurons_of_the_same_layers(tmp_path):
+    by_hand().save(tmp_path / "effect.json")
+    content = json.loads((tmp_path / "effect.json").read_text())
+    assert content.pop("match") is None
+    (tmp_path / "effect.json").write_text(json.dumps(content))
+    old = PatchEffect.load(tmp_path / "effect.json")
+    assert old.match == "layers"
+    assert dataclasses.replace(old, match=None) == by_hand()
+    for run in [run for run in content["runs"] if run.endswith("(random)")]:
+        del content["runs"][run]
+    (tmp_path / "effect.json").write_text(json.dumps(content))
+    assert PatchEffect.load(tmp_path / "effect.json").match is None
 
 
 def test_a_missing_value_equals_itself_and_no_number(tmp_path):

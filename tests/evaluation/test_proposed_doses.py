@@ -106,7 +106,9 @@ def test_the_search_takes_few_readings(truth):
 def test_neurons_that_matter_to_no_text_are_reported(fluent, tokenizer):
     """Their write vectors are 0, so that no dose costs anything."""
     still = changed(fluent[0], tokenizer, factor=0.0)
-    with pytest.warns(UserWarning, match="does not rise by half up to a dose of 64 units of activation: these neurons hardly matter"):
+    with pytest.warns(
+        UserWarning, match="does not rise by half up to a dose of 64 units of activation: these neurons hardly matter"
+    ):
         doses = propose(still, unit="activation")
     assert doses == (0.0, -13.0, -26.0, -38.0, -51.0, -64.0)
 

@@ -19,7 +19,8 @@ from xlingtox.edits import baking, control_vectors
 from xlingtox.edits.affine import Affine
 from xlingtox.edits.step import Amount, Positions, SourceActivations, Step, hooks_of, sources_running
 from xlingtox.models.hooked import HookedLM, HookNeverFired
-from xlingtox.neurons.neuron_set import NeuronSet, packed, unpacked
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.packing import packed, unpacked
 
 
 class Intervention:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,8 @@ from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
+from xlingtox.neurons.activations import collect_activations
+from xlingtox.neurons.controls import random_sets
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
 from xlingtox.scoring.protocol import Scorer, check_covered, check_scores
@@ -34,7 +36,17 @@ from xlingtox.scoring.protocol import Scorer, check_covered, check_scores
 Values = Mapping[str, Float[np.ndarray, "prompt"]]
 """The values of each measure, one for each prompt."""
 
+PatchMatch = Literal["layers", "activity"]
+"""What the random neurons of a control share with their group: its layers, or also its activity."""
+
 _BASE, _TUNED, _RANDOM = "base", "tuned", " (random)"
+
+_CONTROLS: Mapping[PatchMatch | None, str] = {
+    "layers": "Random neurons of the same layers",
+    "activity": "Random neurons of the same layers, equally active",
+    None: "Random neurons",
+}
+"""Names of the controls, for tables and figures."""
 
 
 @checked
@@ -52,6 +64,8 @@ class PatchEffect:
             `toxic_mass` (the probability of the toxic tokens as the next one) and `toxicity` (the mean score of the
             continuations).
         models: which models were used, base and tuned; None where that is not known.
+        match: what the random neurons share with their group: "layers", or also their "activity" in the base model.
+            None where there are none, or where that is not known.
 
     Example:
         >>> import numpy as np
@@ -67,13 +81,15 @@ class PatchEffect:
     languages: tuple[str, ...]
     runs: Mapping[str, Values]
     models: tuple[Identity, Identity] | None = None
+    match: PatchMatch | None = None
 
     def __eq__(self, other: object) -> bool:
-        """Return whether all values and both models are the same; NaN equals NaN."""
+        """Return whether all values, both models and the kind of control are the same; NaN equals NaN."""
         if not isinstance(other, PatchEffect):
             return NotImplemented
         return (
-            (self.languages, self.models, list(self.runs)) == (other.languages, other.models, list(other.runs))
+            (self.languages, self.models, self.match) == (other.languages, other.models, other.match)
+            and list(self.runs) == list(other.runs)
             and all(list(values) == list(other.runs[run]) for run, values in self.runs.items())
             and all(
                 np.array_equal(values, other.runs[run][measure], equal_nan=True)
@@ -137,6 +153,11 @@ class PatchEffect:
         names = [run for run in self.runs if run not in (_BASE, _TUNED) and not run.endswith(_RANDOM)]
         return {name: name + _RANDOM if name + _RANDOM in self.runs else None for name in names}
 
+    @property
+    def control(self) -> str:
+        """The random neurons in words, for tables and figures."""
+        return _CONTROLS[self.match]
+
     @checked
     def shares(self, *, language: str = "all") -> dict[tuple[str, str], tuple[float, float, float]]:
         """Return the share of each measure and run, of a group or its control, with its 95 % interval.
@@ -172,7 +193,7 @@ class PatchEffect:
             for measure in self.runs[_BASE]
             for group, control in self.groups.items()
         ]
-        columns = ["Group", "Measured by", "Share of the change (95 % interval)", "Random neurons"]
+        columns = ["Group", "Measured by", "Share of the change (95 % interval)", self.control]
         return tables.table("What patched neurons carry of the change, over all languages", columns, rows)
 
     @checked
@@ -183,7 +204,8 @@ class PatchEffect:
             for run, values_by_measure in self.runs.items()
         }
         models = self.models and [dataclasses.asdict(model) for model in self.models]
-        files.write_results(path, {"languages": self.languages, "runs": runs, "models": models})
+        content = {"languages": self.languages, "runs": runs, "models": models, "match": self.match}
+        files.write_results(path, content)
 
     @classmethod
     @checked
@@ -201,7 +223,10 @@ class PatchEffect:
             }
             models = content.get("models")
             both = (Identity.of(models[0]), Identity.of(models[1])) if isinstance(models, list) else None
-            return cls(tuple(content["languages"]), runs, both)
+            # Earlier versions drew random neurons from the same layers only. NaN stands for null in the file.
+            drawn = any(run.endswith(_RANDOM) for run in runs)
+            match: Any = content.get("match", "layers" if drawn else None)
+            return cls(tuple(content["languages"]), runs, both, None if isinstance(match, float) else match)
 
 
 @checked
@@ -214,6 +239,7 @@ def patch_effect(
     probe: Probe | None = None,
     toxic_tokens: Iterable[int] | None = None,
     scorer: Scorer | None = None,
+    match: PatchMatch = "activity",
     n_random: int = 3,
     n_samples: int = 5,
     max_new_tokens: int = 20,
@@ -231,10 +257,13 @@ def patch_effect(
         before, after: the model that is patched, and the one whose activations are patched in.
         groups: the groups of neurons, by name. Each gets a control of random neurons in the same layers, unless it
             is all neurons of its layers. They are drawn from outside the group if it has at most half of each
-            layer, and otherwise from all neurons.
+            layer, and otherwise from all neurons. Weights of neurons have no effect.
         probe: the probe whose logit is measured.
         toxic_tokens: the ids of the tokens whose probability is measured, such as those that the sources promote.
         scorer: the scorer of `n_samples` continuations of each prompt.
+        match: "activity" draws random neurons that are as active in `before` on the same prompts, because a neuron that
+            hardly acts has little to carry. "layers" draws any others. Unlike the control of an offset, none is scaled
+            to push as far: a patched neuron has the activation of `after`, and another would be of no model.
         n_random: how many random sets each control is the mean of; 0 for no control.
 
     Raises:
@@ -287,7 +316,7 @@ def patch_effect(
         bar.update()
         return values
 
-    controls = {name: _controls(group, before, n_random, seed) for name, group in groups.items()}
+    controls = _controls(before, prompt_list, groups, match, n_random, max_new_tokens=max_new_tokens, seed=seed)
     with tqdm(
         total=2 + sum(1 + len(random_sets) for random_sets in controls.values()),
         desc="patching",
@@ -303,7 +332,7 @@ def patch_effect(
                     measure: np.mean([values[measure] for values in random_runs], 0) for measure in random_runs[0]
                 }
     codes = tuple(prompt.language for prompt in prompt_list)
-    return PatchEffect(codes, runs, (before.identity(), after.identity()))
+    return PatchEffect(codes, runs, (before.identity(), after.identity()), match if any(controls.values()) else None)
 
 
 def _next_token(
@@ -335,18 +364,26 @@ def _next_token(
     return values
 
 
-def _controls(group: NeuronSet, lm: HookedLM, n_random: int, seed: int) -> list[NeuronSet]:
-    """Draw random sets of as many neurons in the same layers; none where the group is all neurons of its layers."""
-    counts = {layer: len(indices) for layer, (indices, _) in group.by_layer().items()}
-    if min(counts.values()) == lm.d_mlp:
-        return []
-    if max(counts.values()) <= lm.d_mlp // 2:
-        return [group.random_like(lm, seed=seed + i) for i in range(n_random)]
-    rngs = [random.Random(f"random beside {seed + i}") for i in range(n_random)]
-    layers = sorted(counts.items())
-    return [
-        NeuronSet.of((layer, i) for layer, count in layers for i in rng.sample(range(lm.d_mlp), count)) for rng in rngs
-    ]
+def _controls(
+    before: HookedLM,
+    prompts: Sequence[Prompt],
+    groups: Mapping[str, NeuronSet],
+    match: PatchMatch,
+    n_random: int,
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> dict[str, list[NeuronSet]]:
+    """Draw the random sets of each group; none where a group is all neurons of its layers."""
+    activations = None
+    if match == "activity" and n_random > 0:
+        layers = sorted({layer for group in groups.values() for layer in group.by_layer()})
+        neurons = NeuronSet.of((layer, index) for layer in layers for index in range(before.d_mlp))
+        activations = collect_activations(before, prompts, neurons, max_new_tokens=max_new_tokens, progress=False)
+    return {
+        name: random_sets(group, before, n=n_random, seed=seed, match=match, activations=activations)
+        for name, group in groups.items()
+    }
 
 
 def _share(

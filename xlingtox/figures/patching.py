@@ -27,7 +27,7 @@ def patch_effect(effect: PatchEffect, *, language: str = "all") -> go.Figure:
     """Draw the share of the change between two models that each group of neurons carries, next to random neurons.
 
     Each measure has a panel, with 95 % intervals over prompts. A share of 0 is none of the change and 1 is all of it,
-    but a share may also be below 0 or above 1.
+    but a share may also be below 0 or above 1. The legend says whether the random neurons were as active as the group.
 
     Args:
         language: a code, or "all" for the mean over languages.
@@ -52,7 +52,7 @@ def patch_effect(effect: PatchEffect, *, language: str = "all") -> go.Figure:
         vertical_spacing=0.12 if len(measures) < 3 else 0.08,
         subplot_titles=[_MEASURES.get(measure, escaped_for_plotly(measure)) for measure in measures],
     )
-    sides = (("the group", SOURCES, list(groups)), ("random neurons", CONTROL, list(groups.values())))
+    sides = (("the group", SOURCES, list(groups)), (effect.control.lower(), CONTROL, list(groups.values())))
     for row, measure in enumerate(measures, start=1):
         for name, colour, runs in sides:
             if not any(runs):

@@ -24,7 +24,8 @@ from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import BeforePass, check_lengths, decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.neurons.neuron_set import NeuronSet, packed, unpacked
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.packing import packed, unpacked
 from xlingtox.neurons.reading import Moments, Reader
 
 _MOST_BYTES = 2**30

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -213,14 +213,9 @@ class NeuronSet:
         """Read a set that `save` wrote; raise ValueError, with the path, where the file holds none."""
         content = files.read_json(path)
         with files.understood(path, "set of neurons"):
-            return cls.of(content["neurons"], scores=content["scores"])._with_record(
-                content.get("weights", ()), content.get("evidence", ())
-            )
-
-    def _with_record(self, weights: Iterable[float], evidence: Iterable[Mapping[str, Any]]) -> NeuronSet:
-        """Return the set with the weights and the evidence of a file."""
-        verdicts = tuple(Verdict(**verdict) for verdict in evidence)
-        return replace(self, weights=tuple(weights), evidence=verdicts)
+            neurons = cls.of(content["neurons"], scores=content["scores"])
+            evidence = tuple(Verdict(**verdict) for verdict in content.get("evidence", ()))
+            return replace(neurons, weights=tuple(content.get("weights", ())), evidence=evidence)
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
         """Return the neurons of either set; a neuron in both keeps its score and weight in this set."""
@@ -404,28 +399,3 @@ class NeuronSet:
             for rank, (token_id, logit) in enumerate(zip(token_ids, logits, strict=True), start=1):
                 rows.append((layer, index, score, rank, token_id, lm.tokenizer.decode([token_id]), logit))
         return pd.DataFrame(rows, columns=["layer", "index", "score", "rank", "token_id", "token", "logit"])
-
-
-def packed(neurons: NeuronSet, suffix: str = "") -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Return the tensors of a set for a safetensors file, and what belongs into its metadata.
-
-    Args:
-        suffix: an end of all names, for files that hold several sets.
-    """
-    tensors = {
-        f"neurons{suffix}": torch.tensor(neurons.neurons, dtype=torch.int64).reshape(-1, 2),
-        f"scores{suffix}": torch.tensor(neurons.scores, dtype=torch.float64),
-    }
-    if neurons.weights:
-        tensors[f"weights{suffix}"] = torch.tensor(neurons.weights, dtype=torch.float64)
-    return tensors, {"evidence": [asdict(verdict) for verdict in neurons.evidence]} if neurons.evidence else {}
-
-
-def unpacked(tensors: Mapping[str, Tensor], about: Mapping[str, Any], suffix: str = "") -> NeuronSet:
-    """Return the set that `packed` made tensors and metadata of."""
-    # Earlier versions wrote the neurons of activations to the metadata.
-    neurons, scores = (
-        tensors[name + suffix].tolist() if name + suffix in tensors else about[name] for name in ("neurons", "scores")
-    )
-    weights = tensors[f"weights{suffix}"].tolist() if f"weights{suffix}" in tensors else ()
-    return NeuronSet.of(neurons, scores=scores)._with_record(weights, about.get("evidence", ()))

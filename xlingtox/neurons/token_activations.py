@@ -25,7 +25,8 @@ from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import check_lengths, decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.neurons.neuron_set import NeuronSet, packed, unpacked
+from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.packing import packed, unpacked
 
 _MOST_ROWS = 10
 """The most neurons that a notebook shows."""
