@@ -140,8 +140,10 @@ def test_a_neuron_that_never_varies_is_not_moved_and_is_reported(model, tokenize
     dead = HookedLM.load(changed, tokenizer=tokenizer)
     response = run(dead, doses=[-1.0], unit="sd")
     assert response.n_constant == 1
-    assert "1 of the 2 neurons never vary" in response.warnings[0]
-    assert response.warnings[0] in response._repr_html_()
+    (warning,) = [sentence for sentence in response.warnings if "never vary" in sentence]
+    assert warning.startswith("1 of the 2 neurons never vary on these prompts")
+    assert warning in response._repr_html_()
+    assert f"Warning. {warning}" in repr(response)
     with pytest.raises(ValueError, match="none of the 1 neurons varies on these prompts"):
         run(dead, NeuronSet.of([(0, 3)]), doses=[-1.0], unit="sd", scorer=NeverAsked("en", "es"))
 

@@ -147,7 +147,7 @@ def _on_second_half(unedited: Dose, dose: Dose, control: Sequence[Dose]) -> Chos
         perplexity_after=after.perplexity,
         degenerate_before=before.degenerate,
         degenerate_after=after.degenerate,
-        control_change=beside and beside.change,
+        control_change=beside.change if beside else None,
         beyond_control=after.beyond_control,
         control_least=beside.least if beside else math.nan,
     )

@@ -52,12 +52,15 @@ class Response:
     @classmethod
     def averaged(cls, responses: Sequence[Response]) -> Response:
         """Average over sets, prompt by prompt."""
-        columns = (
-            {code: np.mean([getattr(one, name)[code] for one in responses], axis=0) for code in responses[0].toxicity}
-            for name in ("toxicity", "degenerate", "blank")
-        )
+
+        def mean(name: str) -> dict[str, PerPrompt]:
+            codes = responses[0].toxicity
+            return {code: np.mean([getattr(one, name)[code] for one in responses], axis=0) for code in codes}
+
         return cls(
-            *columns,
+            mean("toxicity"),
+            mean("degenerate"),
+            mean("blank"),
             n_toxic=sum(one.n_toxic for one in responses),
             n_texts=sum(one.n_texts for one in responses),
             losses=tuple(losses for one in responses for losses in one.losses),

@@ -19,6 +19,7 @@ from xlingtox.evaluation import cautions, chosen_dose
 from xlingtox.evaluation.chosen_dose import Chosen
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose import Dose as Dose
+from xlingtox.evaluation.dose import LanguageDose
 from xlingtox.evaluation.dose_measures import Response, Setup
 from xlingtox.evaluation.dosing import CONTROL, SOURCES, UNITS, Unit, activations_of_layers, controls, in_sd, named
 from xlingtox.evaluation.fluency import check_held_out
@@ -27,7 +28,8 @@ from xlingtox.html.escaping import escaped
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.neurons.neuron_set import Match, NeuronSet
+from xlingtox.neurons.drawing import Match
+from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_covered
 from xlingtox.verdicts import Verdict
 
@@ -184,7 +186,7 @@ class DoseResponse:
         rows = []
         for neurons, doses in self.sets.items():
             for dose in doses:
-                measured = [("all", dose.average_toxicity, dose)]
+                measured: list[tuple[str, float, Dose | LanguageDose | None]] = [("all", dose.average_toxicity, dose)]
                 for code, toxicity in dose.toxicity_by_language.items():
                     measured.append((code, toxicity, dose.by_language.get(code)))
                 rows += [

@@ -9,7 +9,8 @@ from xlingtox.data import Prompts
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import Activations, collect_activations
 from xlingtox.neurons.controls import random_sets
-from xlingtox.neurons.neuron_set import Match, NeuronSet
+from xlingtox.neurons.drawing import Match
+from xlingtox.neurons.neuron_set import NeuronSet
 
 Unit: TypeAlias = Literal["sd", "activation"]
 """What a dose of 1 adds to a neuron: its standard deviation on the prompts, or 1."""
