@@ -11,6 +11,7 @@ from xlingtox.transfer import correlation, prediction, retrieval
 
 MODULES = {
     "localize": xt.localize,
+    "neurons": xt.neurons,
     "transfer": xt.transfer,
     "retrieval": retrieval,
     "prediction": prediction,

@@ -9,6 +9,7 @@ from xlingtox.neurons import localize
 from xlingtox.neurons.activations import Activations, collect_activations
 from xlingtox.neurons.neuron_set import Neuron, NeuronSet
 from xlingtox.neurons.probe import Probe
+from xlingtox.neurons.themes import themes
 from xlingtox.neurons.token_activations import TokenActivations, read_tokens, top_tokens
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "collect_activations",
     "localize",
     "read_tokens",
+    "themes",
     "top_tokens",
 ]
