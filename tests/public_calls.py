@@ -13,6 +13,7 @@ from xlingtox.transfer import correlation, prediction, retrieval
 MODULES = {
     "localize": xt.localize,
     "controls": controls,
+    "neurons": xt.neurons,
     "transfer": xt.transfer,
     "retrieval": retrieval,
     "prediction": prediction,

@@ -23,8 +23,9 @@ from typing import Any
 from drawing import drawing
 from stored_results import BY_LANGUAGE, RESULTS, store, stored
 
-from xlingtox import languages, paper
+from xlingtox import languages
 from xlingtox.mini import truth
+from xlingtox.paper import numbers as paper
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials" / "guide").glob("*.md"))]

@@ -34,6 +34,7 @@ __all__ = [
     "prompts",
     "scorer",
     "severities",
+    "themes",
     "toxic_words",
     "word_groups",
 ]
@@ -225,6 +226,26 @@ def severities() -> dict[str, dict[str, float]]:
     return {
         code: {word: SEVERITY[insult] for insult, word in world.lexicon(code).insult_words.items()}
         for code in languages.CODES
+    }
+
+
+@checked
+def themes() -> dict[str, list[str]]:
+    """Return four themes of the miniature's world with their words in all languages, for `xt.neurons.themes`.
+
+    The first two belong to hostile deeds and what is said about them, and the others to friendly ones.
+
+    Example:
+        >>> {theme: words[0] for theme, words in xt.mini.themes().items()}
+        {'insults': 'fool', 'hostile acts': 'cheats', 'kind acts': 'supports', 'good qualities': 'kind'}
+    """
+    groups = {"hostile acts": ("hostile", "verb"), "kind acts": ("kind", "verb")}
+    groups["good qualities"] = "quality", "trait"
+    return {"insults": [word for words in toxic_words().values() for word in words]} | {
+        theme: [
+            world.lexicon(code).form(slot, concept) for code in languages.CODES for concept in world.concepts(group)
+        ]
+        for theme, (group, slot) in groups.items()
     }
 
 

@@ -11,6 +11,7 @@ from xlingtox.neurons.activations import Activations, collect_activations
 from xlingtox.neurons.evidence import Evidence, evidence
 from xlingtox.neurons.neuron_set import Neuron, NeuronSet
 from xlingtox.neurons.probe import Probe
+from xlingtox.neurons.themes import themes
 from xlingtox.neurons.token_activations import TokenActivations, read_tokens, top_tokens
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "evidence",
     "localize",
     "read_tokens",
+    "themes",
     "top_tokens",
 ]

@@ -170,8 +170,8 @@ def _of_figure_2(full: Sequence[Study]) -> Iterator[Counterpart]:
 
 def _of_figure_3(compared: Sequence[Comparison], is_same_model: bool) -> Iterator[Counterpart]:
     """Yield the mean activation of the sources over languages, and in each."""
-    reasons = ("no beginning of text and no steps after an end of text are read, unlike in the authors' code",)
-    reasons = reasons if is_same_model else ("neurons of another model", *reasons)
+    unlike = "no beginning of text and no steps after an end of text are read, unlike in the authors' code"
+    reasons = (unlike,) if is_same_model else ("neurons of another model", unlike)
     codes = [code for code in languages.in_order(compared[0].languages) if code in numbers.FIGURE_3]
     for language, group in {MEAN: codes, **{code: [code] for code in codes}}.items() if codes else ():
         before, after = (fmean(numbers.FIGURE_3[code][side] for code in group) for side in (0, 1))

@@ -387,7 +387,7 @@ def _error_details(response: httpx2.Response) -> tuple[str, str]:
         return "", ""
 
 
-def _cancel(running: Iterable[Future[float]]) -> None:
+def _cancel(running: Iterable[Future[Answer]]) -> None:
     for future in running:
         future.cancel()
 

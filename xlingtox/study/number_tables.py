@@ -117,7 +117,7 @@ def beside_paper(results: StudyResults) -> str:
 
 
 def _of_paper(sides: Sequence[float] | None, digits: int) -> str:
-    return "not defined" if sides is None else both(*sides, digits=digits)
+    return "not defined" if sides is None else both(sides[0], sides[1], digits)
 
 
 def of_groups(changes: Sequence[GroupChange]) -> str:
