@@ -318,7 +318,7 @@ def test_a_study_without_any_toxicity_has_results_without_nan(lm, tmp_path):
     ("materials", "settings", "words"),
     [
         ({}, {"k": 10_000}, "k is 10000"),
-        ({}, {"offsets": (0.0, math.nan)}, "offset nan"),
+        ({}, {"offsets": (0.0, math.nan)}, "dose nan"),
         ({"scorer": HashScorer("en")}, {}, "does not cover de, es, ru"),
         ({"pairs": MATERIALS.pairs.remove_columns("chosen")}, {}, "no column chosen"),
         ({"labelled": MATERIALS.labelled.select(range(0, 40, 2))}, {}, "both classes"),
