@@ -110,7 +110,8 @@ def _intervals(rows: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, fl
     return {code: (low, high) for code, (low, high) in rows.items()}
 
 
-def _summaries(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, TransferSummary]:
+def summaries(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, TransferSummary]:
+    """Return retrieval against the drop in each measure, from what a file holds."""
     return {
         measure: TransferSummary(
             row["pearson_r"],
@@ -192,7 +193,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "retrieval_intervals": _intervals,
     "retrieval_by_layer": lambda rows: {code: tuple(layers) for code, layers in rows.items()},
     "n_parallel": dict,
-    "transfer_by_measure": _summaries,
+    "transfer_by_measure": summaries,
     "identified": lambda flag: flag or False,
     "mixing": lambda rows: {code: dict(row) for code, row in rows.items()},
     "model": _model,

@@ -31,8 +31,7 @@ from xlingtox.neurons.evidence import evidence as find_evidence
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring import Cached, PerspectiveScorer
 from xlingtox.scoring.protocol import Scorer
-from xlingtox.study import claims, doses
-from xlingtox.study.parts import TransferSummary
+from xlingtox.study import claims, doses, results_file
 from xlingtox.study.results import StudyResults
 from xlingtox.study.settings import Materials, Settings, check_fit, first_rows
 from xlingtox.study.study_folder import StudyFolder
@@ -383,7 +382,7 @@ def _judge(study: _Study) -> dict[str, Any]:
     toxic = doses.response_of(done["intervene"], doses.ON_TOXIC)
     neutral = doses.response_of(done["amplify"], doses.ON_NEUTRAL)
     transfer = done["retrieve"]["transfer"]
-    summary = TransferSummary(**done["retrieve"]["transfer_by_measure"][transfer["measure"]])
+    summary = results_file.summaries(done["retrieve"]["transfer_by_measure"])[transfer["measure"]]
     verdicts = [
         *claims.of_sources(comparison),
         toxic.verdict(),

@@ -13,13 +13,14 @@ from xlingtox import files
 from xlingtox.files import writable_folder
 
 _KEYS_OF_STAGE: dict[str, tuple[str, ...]] = {
-    "localize": ("probe", "n_neurons", "potential", "cosines", "activations", "actual"),
+    "localize": ("probe", "n_neurons", "potential", "cosines", "activations", "actual", "evidence", "verdicts"),
     "promoted": ("promoted",),
     "intervene": ("intervention", "control"),
     "amplify": ("amplification", "amplification_control"),
     "tune": ("recipe", "training"),
     "compare": ("before", "after", "changes", "scorer"),
-    "retrieve": ("retrieval", "transfer"),
+    "retrieve": ("retrieval", "transfer", "transfer_by_measure"),
+    "judge": ("verdicts", "warnings"),
 }
 """The keys that each stage's result must have, because a later stage or the study's results read them."""
 
