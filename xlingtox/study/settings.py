@@ -127,10 +127,10 @@ class Settings:
     unit: Unit = "sd"
     offsets: tuple[float, ...] | None = None
     amplifications: tuple[float, ...] | None = None
-    n_doses: int = 6
-    n_random: int = 6
+    n_doses: int = 5
+    n_random: int = 3
     n_random_amplified: int = 2
-    dose_prompts: int = 12
+    dose_prompts: int = 40
     dose_samples: int | None = 2
     n_samples: int = 25
     max_new_tokens: int = 20
