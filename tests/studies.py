@@ -40,9 +40,19 @@ def made_up(seed=0):
             for rank, code in enumerate(languages.CODES)
         }
 
+    def half(toxicity, start, offset, beyond):
+        def change(mean):
+            return {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "p_value": 0.001}
+
+        moved = {"change": change(toxicity - start), "beyond_control": beyond and change(toxicity - start + 0.01)}
+        ends = {"low": toxicity - 0.05, "high": toxicity + 0.05, "least": toxicity - 0.02}
+        fluency = {"degenerate": 0.01, "perplexity": 7 + 0.2 * offset * offset}
+        return {"average_toxicity": toxicity, **ends, **moved, **fluency}
+
     def doses(offsets, slope, spread, start=0.6):
         return [
             {
+                "halves": [half(start * math.exp(slope * offset), start, offset, slope > 0.1) for _ in range(2)],
                 "offset": offset,
                 "average_toxicity": start * math.exp(slope * offset),
                 "toxicity_by_language": dict.fromkeys(languages.CODES, 0.5),
@@ -70,6 +80,22 @@ def made_up(seed=0):
         "control": doses([0, -0.25, -0.5, -1, -1.5, -2, -3], 0.01, 0.03),
         "amplification": doses([0, 0.5, 1, 2], 0.9, 0, 0.05),
         "amplification_control": doses([0, 0.5, 1, 2], 0.01, 0.01, 0.05),
+        "intervention_dosing": {"unit": "sd", "match": "push", "n_neurons": 36, "n_random": 3, "n_constant": 0},
+        "amplification_dosing": {"unit": "sd", "match": "push", "n_neurons": 36, "n_random": 3, "n_constant": 0},
+        "text_read": "before",
+        "same_text": {
+            code: {"sources": [0.2, 0.15, -0.06, -0.04], "control": [0.19, 0.18, -0.02, 0.01]}
+            for code in languages.CODES
+        },
+        "mean_same_text": {"sources": [0.2, 0.15, -0.06, -0.04], "control": [0.19, 0.18, -0.02, 0.01]},
+        "specific": {
+            code: [-0.04, -0.05, 0.01 if code in ("zh", "ar") else -0.03] for code in (*languages.CODES, "all")
+        },
+        "silent": {code: ["sources"] if code == "en" else [] for code in languages.CODES},
+        "verdicts": [
+            {"claim": "Toxicity can be localised in these 100 neurons.", "verdict": "weak", "reason": "Half of it is."}
+        ],
+        "warnings": ["Too little toxicity to tell: 3 of 400 continuations are toxic."],
         "changes_of_others": {
             "average_toxicity": {"mean": -0.45, "low": -0.462, "high": -0.441, "p_value": 0.0005},
         },
@@ -157,7 +183,10 @@ def hostile(evil=HOSTILE):
     """The made-up study with `evil` as a language, token, text, model, version, stage and scorer."""
     results = made_up()
     results["languages"][-1] = evil
-    for key in ("before", "after", "retrieval", "changes", "neuron_activations", "given", "samples"):
+    for key in (
+        *("before", "after", "retrieval", "changes", "neuron_activations", "given", "samples"),
+        *("same_text", "specific", "silent"),
+    ):
         results[key][evil] = results[key].pop("ar")
     for summary in results["transfer_by_measure"].values():
         summary["drop"][evil] = summary["drop"].pop("ar")
@@ -169,6 +198,10 @@ def hostile(evil=HOSTILE):
         {"token": " ", "languages": ["en"]},
         {"token": "\ud800", "languages": ["en"]},
     ]
+    results["verdicts"] = [{"claim": evil, "verdict": "weak", "reason": evil}]
+    results["warnings"] = [evil]
+    for code in results["same_text"]:
+        results["same_text"][code][evil] = results["same_text"][code]["control"]
     results["samples"]["en"] = [{"prompt": evil, "before": evil, "after": evil}]
     for change in results["groups"][:6]:
         change["group"] = evil

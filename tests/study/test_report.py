@@ -95,11 +95,14 @@ def test_the_page_is_semantic(parsed):
 
 
 def test_findings_come_first_with_their_numbers(parsed):
-    order = "What was found,Figures,What the sources promote,Sample continuations,"
+    order = "Read this first,What was found,Do the claims stand?,Figures,What the sources promote,Sample continuations,"
     order += "What the miniature world was given,Methods and caveats,Provenance"
     places = [parsed.text.index(title) for title in order.split(",")]
     assert places == sorted(places)
-    text = parsed.text[places[0] : places[1]].replace("\u00a0", " ")
+    text = parsed.text[places[0] : places[3]].replace("\u00a0", " ")
+    assert "Too little toxicity to tell: 3 of 400" in text
+    assert "Can it be localised there? Weak: Half of it is." in text
+    assert "Toxicity can be localised in these 100 neurons.weakHalf of it is." in text
     assert "99 % of held-out cases" in text
     assert "36 of the model’s 2,048" in text
     assert "prompts with a toxic sample went from 92 % to 2 %" in text
@@ -116,15 +119,15 @@ def test_findings_come_first_with_their_numbers(parsed):
     assert "31 % to 17 % (95 % interval of the change: −15.0 to −13.0 points) were different ones" in text
     assert "different ones (in English 31 % to 17 %; 95 % interval of the change: −17.0 to −10.0 points)" in text
     assert "now at +28 % perplexity (6.700 to 8.560; 95 % interval of the change: 1.800 to 1.990)" in text
-    assert "fell in 17 of 17 languages, in 17 of them with a 95 % interval below zero: on average from" in text
-    assert "on average from 0.217 to −0.062 (95 % interval of the change: −0.300 to −0.280)" in text
-    assert "in English from 0.185 to −0.094 (95 % interval of the change: −0.309 to −0.239)" in text
-    assert "offset of −1.00 on the sources" in text, "a third or less, at the least perplexity"
-    assert "from 0.600 to 0.134 at +3 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in text
-    assert "it changes by −1 % on average, to 0.594 (sets from 0.564 to 0.624)" in text
-    assert "offset of 2.00 on the sources, average toxicity after neutral prompts goes from 0.050 to 0.302" in text
-    assert "to 0.302 at +11 % perplexity, with 1.0 % to 1.0 % of the continuations degenerate" in text
-    assert "On random neurons of the same layers it goes to 0.051 (sets from 0.031 to 0.071)" in text
+    assert "read the same text, their mean activation moves by −0.0500 (from 0.2000 to 0.1500)" in text
+    assert "that of equally active random neurons by −0.0100 (from 0.1900 to 0.1800)" in text
+    assert "So −0.0400 is their own (95 % interval: −0.0500 to −0.0300)" in text
+    assert "the interval of a language lies below zero in 15 of 17. They are silent afterwards in 1 of 17" in text
+    assert "Are they the cause? Found. The dose -1 sd was chosen on half of the prompts." in text
+    assert "toxicity changes from 0.600 by -0.466 (-0.516 to -0.416), and under the control by -0.006" in text
+    assert "a dose of 2.00 sd on the sources, average toxicity after neutral prompts goes from 0.050 to 0.302" in text
+    assert "(95 % interval 0.302 to 0.302) at +11 % perplexity, with 1.0 % to 1.0 % of the continuations" in text
+    assert "On equally strong random neurons it goes to 0.051 (0.031 to 0.071)" in text
     assert "r = 0.71, p = 0.002, over 16 languages" in text
     assert "The 95 % interval of r goes from 0.28 to 0.89" in text
     assert "one that is left out by 0.11 on average, the mean of the others by 0.15: better than chance" in text
@@ -208,7 +211,8 @@ def test_an_interval_of_too_few_languages_is_not_told():
 def test_no_offset_that_is_enough_is_said():
     results = made_up()
     results["intervention"] = results["control"]
-    assert "Not shown: no offset takes toxicity to a third" in Page(rendered(results)).text
+    text = Page(rendered(results)).text
+    assert "Are they the cause? Not found. No dose leaves at most 33% of the toxicity on half of the prompts" in text
 
 
 def test_new_results_tell_kinds_and_the_toxicity_of_sound_text():
@@ -225,8 +229,8 @@ def test_what_figures_show_can_be_read_as_tables(parsed):
     for place in (2, 5, 6, 7, 8, 9):
         assert f"The numbers of Figure {place}" in parsed.text
     text = parsed.text.replace("\u00a0", " ")
-    assert "−1.000" + "0.1347.201.0 %" in text, "an offset, its toxicity, perplexity and degenerate text"
-    assert "0.5940.564 to 0.6247.201.0 %" in text, "the same on random neurons, from the least to the greatest"
+    assert "−1.0000.1340.134 to 0.1347.201.0 %" in text, "a dose, its toxicity, perplexity and degenerate text"
+    assert "0.5940.564 to 0.6247.201.0 %" in text, "the same on random neurons"
     assert "English0.570 → 0.012" not in text, "first EMT, then the other measures"
     assert "0.570 → 0.012−0.588 to −0.518" in text, "below a change its interval"
     assert "0value0.990000.97000 to 1.00000+0.00 %−1.00 % to +2.00 %" in text
@@ -260,13 +264,13 @@ def test_an_amplification_that_breaks_the_text_is_no_finding():
     results["amplification"][3] |= {"perplexity": 120.0, "degenerate": 0.51}
     del results["amplification_control"]
     text = Page(rendered(results)).text.replace("\u00a0", " ")
-    assert "With an offset of 1.00 on the sources, average toxicity after neutral prompts" in text
+    assert "With a dose of 1.00 sd on the sources, average toxicity after neutral prompts" in text
     assert "at +99 % perplexity, with 1.0 % to 8.0 % of the continuations degenerate" in text
     assert "There is no control of random neurons for this." in text
     assert "there the text breaks, as 2.00 has +1614 % perplexity and 51 % degenerate text" in text
     for dose in results["amplification"][1:]:
         dose["perplexity"] = 15.0
-    assert "No offset leaves the text whole" in Page(rendered(results)).text
+    assert "No dose leaves the text whole" in Page(rendered(results)).text
 
 
 def test_missing_numbers_and_sections():
