@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from xlingtox.neurons import Probe as Probe
     from xlingtox.neurons import TokenActivations as TokenActivations
     from xlingtox.neurons import collect_activations as collect_activations
-    from xlingtox.neurons import evidence as evidence
     from xlingtox.neurons import localize as localize
     from xlingtox.neurons import read_tokens as read_tokens
     from xlingtox.neurons import top_tokens as top_tokens
+    from xlingtox.neurons.evidence import evidence as evidence
     from xlingtox.study import StudyResults as StudyResults
     from xlingtox.transfer import Retrieval as Retrieval
     from xlingtox.transfer import Transfer as Transfer

@@ -371,8 +371,8 @@ def _words(
     n_shuffles = len(orders)
     by_neuron = promoted_counts(lm, vectors_at(lm, places[:, 0]), tables_of_tokens)
     # Many top neurons of shuffled-label probes are the same, and are read once.
-    distinct, where = places[:, 1 : 1 + n_shuffles].unique(return_inverse=True)
-    labels = promoted_counts(lm, vectors_at(lm, distinct), tables_of_tokens)[where.numpy()].sum(0)
+    distinct, where = np.unique(places[:, 1 : 1 + n_shuffles].numpy(), return_inverse=True)
+    labels = promoted_counts(lm, vectors_at(lm, torch.tensor(distinct)), tables_of_tokens)[where].sum(0)
     weights = np.stack(
         [
             promoted_counts(lm, vectors_at(lm, places[:, 1 + n_shuffles + i])[:, order], tables_of_tokens).sum(0)
@@ -385,6 +385,7 @@ def _words(
     else:
         random = np.full((1, len(codes)), np.nan)  # the candidates are all neurons of their layers
     resampled = np.random.default_rng([seed, 3]).integers(len(by_neuron), size=(2000, len(by_neuron)))
+    lowest, highest = np.quantile(random, [0.025, 0.975], axis=0)
     words = {}
     for column, code in enumerate(codes):
         count, draws = int(by_neuron[:, column].sum()), by_neuron[:, column][resampled].sum(1)
@@ -397,10 +398,7 @@ def _words(
             promoters=int((by_neuron[:, column] > 0).sum()),
             labels=Chance.of(labels[:, column].astype(np.float64), float(count)),
             weights=Chance.of(weights[:, column].astype(np.float64), float(count)),
-            random=(
-                float(random[:, column].mean()),
-                *map(float, np.quantile(random[:, column], [0.025, 0.975])),
-            ),
+            random=(float(random[:, column].mean()), float(lowest[column]), float(highest[column])),
         )
     return words
 

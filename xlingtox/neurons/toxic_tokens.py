@@ -64,7 +64,7 @@ def promoted_counts(
     """Return how many of the ten tokens that each vector promotes most are in each table of tokens."""
     unembedding, counts = lm.unembedding().float(), []
     device = unembedding.device
-    for block in vectors.split(max(1, _MOST_BYTES // (4 * len(unembedding)))):
+    for block in torch.split(vectors, max(1, _MOST_BYTES // (4 * len(unembedding)))):
         top = lm.only_tokens(block.float().to(device) @ unembedding.T).topk(TOP).indices.cpu()
         counts.append(tables[:, top].sum(-1).T)
     return torch.cat(counts).numpy()
@@ -74,7 +74,7 @@ def vectors_at(lm: HookedLM, places: Int[Tensor, "neuron"]) -> Float[Tensor, "ne
     """Return the write vectors of the neurons at these places (`layer * d_mlp + index`)."""
     vectors = torch.empty(len(places), lm.d_model)
     layers = places // lm.d_mlp
-    for layer in layers.unique().tolist():
+    for layer in sorted(set(layers.tolist())):
         rows = layers == layer
         vectors[rows] = lm.write_vectors(layer)[places[rows] % lm.d_mlp].float().cpu()
     return vectors
