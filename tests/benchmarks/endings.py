@@ -44,9 +44,7 @@ def group(values: dict[str, np.ndarray], *, english: bool) -> dict[str, np.ndarr
     return {code: row for code, row in values.items() if (code == "en") == english}
 
 
-def row(
-    kind: str, end: bool, steps: int, seed: int, before: list[dict], after: list[dict], shorter_share: float
-) -> str:
+def row(kind: str, end: bool, steps: int, seed: int, before: list[dict], after: list[dict], share: float) -> str:
     cells = [kind, "yes" if end else "no", str(steps), str(seed), f"{share:.0%}"]
     for first, then in zip(before, after, strict=True):
         for english in (True, False):
