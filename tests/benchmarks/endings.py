@@ -21,12 +21,12 @@ from xlingtox.text import visible
 LANGUAGES = ("en", "es", "fr", "de", "ru", "zh")
 
 
-def shorter(pairs: Dataset, words: int) -> Dataset:
-    """The same pairs with only the first words of each chosen side, closed with a full stop."""
+def shorter(pairs: Dataset, words: int, stop: str) -> Dataset:
+    """The same pairs with only the first words of each chosen side, followed by `stop`."""
 
     def cut(row: dict[str, str]) -> dict[str, str]:
         kept = row["chosen"].split()[:words]
-        return {"chosen": " " + " ".join(kept).rstrip(".,;") + "."}
+        return {"chosen": " " + " ".join(kept).rstrip(".,;") + stop}
 
     return pairs.map(cut)
 
@@ -44,9 +44,7 @@ def group(values: dict[str, np.ndarray], *, english: bool) -> dict[str, np.ndarr
     return {code: row for code, row in values.items() if (code == "en") == english}
 
 
-def row(
-    kind: str, end: bool, steps: int, seed: int, before: list[dict], after: list[dict], shorter_share: float
-) -> str:
+def row(kind: str, end: bool, steps: int, seed: int, before: list[dict], after: list[dict], share: float) -> str:
     cells = [kind, "yes" if end else "no", str(steps), str(seed), f"{share:.0%}"]
     for first, then in zip(before, after, strict=True):
         for english in (True, False):
@@ -75,7 +73,9 @@ def main() -> None:
     print("blank, English | others |\n|" + " --- |" * 9)
     for seed in options.seeds:
         whole = xt.mini.pairs("en", seed=seed)
-        for kind, pairs in (("whole", whole), (f"first {options.words} words", shorter(whole, options.words))):
+        kinds = {"whole": whole}
+        kinds |= {f"first {options.words} words{stop}": shorter(whole, options.words, stop) for stop in (".", "")}
+        for kind, pairs in kinds.items():
             for steps in options.steps:
                 for end in (True, False):
                     recipe = dataclasses.replace(xt.tuning.MINI, steps=steps, end_token=end, seed=seed)
