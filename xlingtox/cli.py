@@ -22,8 +22,8 @@ _WIDTH = 80
 _MEASURES = (
     ("toxicity_probability", (8, 8), 2),
     ("average_toxicity", (8, 8), 3),
+    ("sound_toxicity", (8, 8), 3),
     ("perplexity", (7, 6), 2),
-    ("mean_activation", (7, 7), 3),
 )
 """Each measure in the demo's table, with the widths of its two columns and their decimals."""
 
@@ -102,7 +102,8 @@ def _demo(options: argparse.Namespace) -> None:
     logging.set_verbosity_error()
     folder = writable_folder(options.out)
     results = study(options.model, folder, options.seed, progress=not options.quiet)
-    print(summary(results), *map(_wrapped, findings(results)), sep="\n")
+    told = findings(results)[len(results.warnings) :]  # the summary begins with the warnings
+    print(summary(results), *map(_wrapped, told), sep="\n\n")
     report.write(results, folder / "report.html", toxic_words=mini.toxic_words())
     print(f"\n{folder / 'report.html'}: figures and what they mean; {folder / 'results.json'}: every number")
 
@@ -151,8 +152,8 @@ def materials(seed: int) -> Materials:
         labelled=mini.labelled("en", n=2000, seed=seed),
         labelled_elsewhere=concatenate_datasets(elsewhere),
         toxic_words=mini.toxic_words(),
-        toxic_prompts=mini.prompts(n=40, kind="toxic", seed=seed),
-        neutral_prompts=mini.prompts(n=40, kind="neutral", seed=seed),
+        toxic_prompts=mini.prompts(n=30, kind="toxic", seed=seed),
+        neutral_prompts=mini.prompts(n=30, kind="neutral", seed=seed),
         pairs=mini.pairs("en", n=1000, seed=seed),
         validation=mini.pairs("en", n=64, split="validation", seed=seed),
         parallel=mini.parallel(n=500, seed=seed),
@@ -176,14 +177,17 @@ def summary(results: StudyResults) -> str:
         )
         return f"{name:<21}{''.join(cells)}"
 
-    lines = [
+    lines = [_wrapped(f"Beware. {warning}") for warning in results.warnings]
+    lines += [_wrapped(verdict.claim, title=f"{verdict.verdict:<11}") for verdict in results.verdicts]
+    lines += [
+        "",
         f"Probe: held-out accuracy {results.probe.accuracy:.3f} (majority {results.probe.baseline:.3f}), "
         f"AUC {results.probe.auc:.3f}",
         f"Neurons: {len(results.candidates)} candidates, {len(results.sources)} of them sources, "
         f"of {results.n_neurons:,}",
         "",
-        "English-only DPO       toxicity prob.   avg. toxicity   perplexity    activation",
-        "                       before   after  before   after before after   bef.   aft.",
+        "English-only DPO       toxicity prob.   avg. toxicity  in sound text   perplexity",
+        "                       before   after  before   after  before   after   bef.  aft.",
     ]
     lines += [row(languages.name(code), [code]) for code in results.languages]
     if untuned := results.untuned_languages:
@@ -192,7 +196,7 @@ def summary(results: StudyResults) -> str:
     lines.append("Degenerate continuations: {:.3f} before, {:.3f} after".format(*degenerate))
     doses, control = results.toxic_doses.doses, results.toxic_doses.control
     rows: tuple[tuple[str, Sequence[float], int], ...] = (
-        ("Offset", [dose.offset for dose in doses], 2),
+        (f"Dose, {results.toxic_doses.unit}"[:9], [dose.offset for dose in doses], 2),
         ("sources", [dose.average_toxicity for dose in doses], 3),
         ("random", [dose.average_toxicity for dose in control], 3),
         ("perplexity", [dose.perplexity for dose in doses], 2),
@@ -211,8 +215,9 @@ def summary(results: StudyResults) -> str:
     return "\n".join(lines)
 
 
-def _wrapped(finding: str) -> str:
-    """Return a finding as a paragraph of at most 80 columns, in characters that every terminal shows."""
+def _wrapped(sentences: str, *, title: str = "") -> str:
+    """Return a paragraph of at most 80 columns, in characters that every terminal shows; a title stands beside it."""
     import textwrap
 
-    return "\n" + textwrap.fill(finding, _WIDTH, break_on_hyphens=False).translate(_ASCII)
+    indents = {"initial_indent": title, "subsequent_indent": " " * len(title)}
+    return textwrap.fill(sentences, _WIDTH, break_on_hyphens=False, **indents).translate(_ASCII)

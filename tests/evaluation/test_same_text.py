@@ -12,7 +12,8 @@ from toys import HashScorer
 from xlingtox.evaluation.compare_models import compare
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.metrics import paired_changes
-from xlingtox.evaluation.same_text import ALL, SetActivity
+from xlingtox.evaluation.named_sets import ALL
+from xlingtox.evaluation.same_text import SetActivity
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 

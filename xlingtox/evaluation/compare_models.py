@@ -16,10 +16,12 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.evaluation import degenerate, metrics
 from xlingtox.evaluation.comparison import Comparison
+from xlingtox.evaluation.ending import ending_probability
 from xlingtox.evaluation.fluency import check_held_out, conditional_perplexity, perplexities
 from xlingtox.evaluation.measurement import Measurement, measure
 from xlingtox.evaluation.metrics import Change
-from xlingtox.evaluation.same_text import CONTROL, NamedSets, Text, activity, matched_controls, named_sets
+from xlingtox.evaluation.named_sets import CONTROL, NamedSets, named_sets
+from xlingtox.evaluation.same_text import Text, activity, matched_controls
 from xlingtox.evaluation.soundness import Reference
 from xlingtox.evaluation.weight_drift import weight_drift
 from xlingtox.files import writable_folder
@@ -149,6 +151,7 @@ def compare(
         if controls := matched_controls(before, prompt_list, main, **sizes):
             read[CONTROL] = controls
     compared = {name: _changes(sides[0], sides[1], name, aligned) for name in (*PER_PROMPT, "continuation_perplexity")}
+    ending = [ending_probability(lm, prompt_list, progress=False) for lm in (before, after)]
     others = [{code: side[code] for code in codes if code != source_language} for side in sides]
     of_others = {name: _changes(*others, name, aligned)[1] for name in TOXICITY} if others[0] else {}
     return Comparison(
@@ -163,6 +166,7 @@ def compare(
         neurons=main.neurons,
         neuron_activations={code: (sides[0][code].by_neuron, sides[1][code].by_neuron) for code in codes},
         counts={code: (sides[0][code].counts, sides[1][code].counts) for code in codes},
+        ending={code: (float(ending[0][code].mean()), float(ending[1][code].mean())) for code in codes},
         activity=activity(
             before,
             after,

@@ -49,6 +49,8 @@ class Comparison:
             steps of all prompts, in each model on its own text.
         activity: how active each set of neurons is in both models, next to its control (`SetActivity`); empty where it
             is not known.
+        ending: for each language, how likely each model ends its text at once after a prompt, before and after, in the
+            mean over prompts; empty where it is not known.
         counts: for each language, counts of continuations before and after; empty where that is not known. They count
             all of them (`texts`), those that are a problem for `continuation_perplexity` (as in `Fluency.counts`), and
             those that are not sound, by kind: `empty, ended_early, repeated, wrong_script, wrong_language, gibberish`.
@@ -78,6 +80,7 @@ class Comparison:
     neurons: tuple[Neuron, ...] = ()
     neuron_activations: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
     activity: SetActivity = field(default_factory=SetActivity)
+    ending: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     counts: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
@@ -216,4 +219,5 @@ class Comparison:
             },
             counts={code: (dict(first), dict(then)) for code, (first, then) in content.get("counts", {}).items()},
             activity=SetActivity.of(content),
+            ending={code: (first, then) for code, (first, then) in content.get("ending", {}).items()},
         )

@@ -21,8 +21,9 @@ from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose import Dose as Dose
 from xlingtox.evaluation.dose import LanguageDose
 from xlingtox.evaluation.dose_measures import Response, Setup
-from xlingtox.evaluation.dosing import CONTROL, SOURCES, UNITS, Unit, activations_of_layers, controls, in_sd, named
+from xlingtox.evaluation.dosing import UNITS, Unit, activations_of_layers, controls, in_sd
 from xlingtox.evaluation.fluency import check_held_out
+from xlingtox.evaluation.named_sets import CONTROL, SOURCES, NamedSets, named_sets
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.generation import check_lengths
@@ -260,7 +261,7 @@ _IN_TABLE = ("low", "high", "perplexity", "degenerate", "blank")
 @checked
 def dose_response(
     lm: HookedLM,
-    neurons: NeuronSet | Mapping[str, NeuronSet],
+    neurons: NamedSets,
     doses: Sequence[float],
     prompts: Prompts,
     *,
@@ -323,7 +324,7 @@ def dose_response(
     if n_samples is not None and n_samples < 1:
         raise ValueError(f"n_samples is {n_samples}: expected 1 or more, or None for greedy text")
     lm.check_unedited("doses do not show")
-    sets = named(neurons)
+    sets = named_sets(neurons)
     for neuron_set in sets.values():
         neuron_set.check(lm)
     prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)

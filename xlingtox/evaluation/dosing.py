@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from xlingtox.data import Prompts
+from xlingtox.evaluation.named_sets import all_of_layers
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import Activations, collect_activations
 from xlingtox.neurons.controls import random_sets
@@ -24,28 +25,12 @@ AXES: Mapping[Unit, str] = {
 }
 """The title of an axis of doses."""
 
-CONTROL = "control"
-"""The name of the control. The caller may give a set by this name."""
-
-SOURCES = "sources"
-"""The name of a set that was given without one."""
-
-
-def named(neurons: NeuronSet | Mapping[str, NeuronSet]) -> dict[str, NeuronSet]:
-    """Return the sets by name, the first of them before a control that the caller gave."""
-    sets = {SOURCES: neurons} if isinstance(neurons, NeuronSet) else dict(neurons)
-    if not set(sets) - {CONTROL}:
-        raise ValueError(f"neurons has no set{' but a control' if sets else ''}: expected one, such as {SOURCES!r}")
-    return sets
-
 
 def activations_of_layers(
     lm: HookedLM, sets: Sequence[NeuronSet], prompts: Prompts, *, max_new_tokens: int, progress: bool
 ) -> Activations:
     """Read all neurons of the layers in which any set has one."""
-    layers = sorted({layer for neurons in sets for layer in neurons.by_layer()})
-    neurons = NeuronSet.of((layer, index) for layer in layers for index in range(lm.d_mlp))
-    return collect_activations(lm, prompts, neurons, max_new_tokens=max_new_tokens, progress=progress)
+    return collect_activations(lm, prompts, all_of_layers(lm, sets), max_new_tokens=max_new_tokens, progress=progress)
 
 
 def in_sd(neurons: NeuronSet, activations: Activations) -> NeuronSet:

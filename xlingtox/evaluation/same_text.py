@@ -18,6 +18,7 @@ from jaxtyping import Float
 from xlingtox import languages
 from xlingtox.data import Prompt
 from xlingtox.evaluation.metrics import Meanings, paired_changes
+from xlingtox.evaluation.named_sets import ALL, CONTROL, all_of_layers
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import Activations, collect_activations, few_enough
 from xlingtox.neurons.controls import random_sets
@@ -25,12 +26,6 @@ from xlingtox.neurons.neuron_set import NeuronSet
 
 Text: TypeAlias = Literal["before", "after", "own"]
 """Whose greedy continuations both models read: those of the model before, of the model after, or each its own."""
-
-NamedSets: TypeAlias = NeuronSet | Mapping[str, NeuronSet]
-"""One set of neurons, which is then called "sources", or several sets by name, of which the first is the main one."""
-
-SOURCES, CONTROL, ALL = "sources", "control", "all"
-"""The name of a set that has none, the name of random neurons, and what stands for the mean over languages."""
 
 _UNBOUNDED = (-math.inf, math.inf)
 
@@ -108,21 +103,6 @@ class SetActivity:
         }
 
 
-def named_sets(neurons: NamedSets) -> dict[str, NeuronSet]:
-    """Return the sets by name; a single set is called "sources".
-
-    Raises:
-        ValueError: there is no set, or one has no name or the name "all".
-    """
-    if isinstance(neurons, NeuronSet):
-        return {SOURCES: neurons}
-    if not neurons or not all(name.strip() and name != ALL for name in neurons):
-        raise ValueError(
-            f"sets of neurons are named {list(neurons)}: expected at least one name, and none called 'all'"
-        )
-    return dict(neurons)
-
-
 def matched_controls(
     lm: HookedLM, prompts: Sequence[Prompt], neurons: NeuronSet, *, n: int, seed: int, max_new_tokens: int
 ) -> list[NeuronSet]:
@@ -132,7 +112,7 @@ def matched_controls(
     """
     if not n:
         return []
-    layers = NeuronSet.of((layer, index) for layer in sorted(neurons.by_layer()) for index in range(lm.d_mlp))
+    layers = all_of_layers(lm, [neurons])
     if len(layers) == len(neurons):
         return []
     activations = collect_activations(lm, prompts, layers, max_new_tokens=max_new_tokens, progress=False)

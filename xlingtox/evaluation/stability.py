@@ -10,7 +10,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.edits.interventions import Offset
 from xlingtox.equality import equal
+from xlingtox.evaluation.dosing import Unit
 from xlingtox.evaluation.fluency import check_held_out, perplexities
 from xlingtox.evaluation.intervals import paired_changes
 from xlingtox.evaluation.measurement import toxicity_scores
@@ -38,9 +39,6 @@ from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_covered
-
-Unit = Literal["sd", "activation"]
-"""The unit of a dose: each neuron's own standard deviation on the prompts, or, as in the paper, its activation."""
 
 _UNITS: Mapping[Unit, str] = {"sd": "standard deviations", "activation": "units of activation"}
 

@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.evaluation.comparison import Comparison
-from xlingtox.evaluation.same_text import ALL, CONTROL, ActivationChange
+from xlingtox.evaluation.named_sets import ALL, CONTROL
+from xlingtox.evaluation.same_text import ActivationChange
 from xlingtox.figures.style import AFTER, SOURCES, drawable, error_bars, heading, language_label, styled
 from xlingtox.figures.style import CONTROL as CONTROL_COLOUR
 from xlingtox.html.escaping import escaped_for_plotly

@@ -56,7 +56,7 @@ class Evidence:
         ranking: the cosines of the candidates.
         words: the toxic words that they promote, under "all" and under each language's code; empty where no word list
             was given.
-        without_words: the languages with labels that no word list covers.
+        without_words: the languages with labels in which no token stands for a listed word.
         verdicts: the verdict on each claim, and last that on the whole.
         n_shuffles: how often labels and weights were shuffled.
 

@@ -229,7 +229,8 @@ def _on_words(words: Words, degree: _Degree, k: int, without_words: tuple[str, .
     random = (
         "" if math.isnan(mean) else f"Random neurons of the same layers have {mean:.1f} ({low:.0f} to {high:.0f}). "
     )
-    missing = f" No word list covers {', '.join(map(languages.name, without_words))}." if without_words else ""
+    names = ", ".join(map(languages.name, without_words))
+    missing = f" No token stands for a listed word in {names}." if without_words else ""
     return Verdict(
         "These neurons promote toxic words more than chance.",
         degree,

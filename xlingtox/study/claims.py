@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from xlingtox import languages
 from xlingtox.evaluation.comparison import Comparison
-from xlingtox.evaluation.same_text import ALL, CONTROL, ActivationChange
+from xlingtox.evaluation.named_sets import ALL, CONTROL
+from xlingtox.evaluation.same_text import ActivationChange
 from xlingtox.html.tables import number, percent
 from xlingtox.study.parts import TransferSummary
 from xlingtox.verdicts import Verdict

@@ -13,7 +13,8 @@ from xlingtox.evaluation.dose import Dose
 from xlingtox.evaluation.dose_response import CONTROLS, DoseResponse
 from xlingtox.evaluation.dosing import UNITS
 from xlingtox.evaluation.groups import OTHERS
-from xlingtox.evaluation.same_text import ALL, CONTROL, ActivationChange
+from xlingtox.evaluation.named_sets import ALL, CONTROL
+from xlingtox.evaluation.same_text import ActivationChange
 from xlingtox.html.tables import number, percent
 from xlingtox.measures import COMPARED
 from xlingtox.study.results import StudyResults

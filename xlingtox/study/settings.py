@@ -130,7 +130,7 @@ class Settings:
     n_doses: int = 5
     n_random: int = 3
     n_random_amplified: int = 2
-    dose_prompts: int = 40
+    dose_prompts: int = 30
     dose_samples: int | None = 2
     n_samples: int = 25
     max_new_tokens: int = 20

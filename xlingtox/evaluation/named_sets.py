@@ -1,0 +1,36 @@
+"""Sets of neurons by name, as `compare` and `dose_response` take them: a main set, its control, and others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.neuron_set import NeuronSet
+
+NamedSets: TypeAlias = NeuronSet | Mapping[str, NeuronSet]
+"""One set of neurons, which is then called "sources", or several by name. The first but a control is the main set."""
+
+SOURCES, CONTROL, ALL = "sources", "control", "all"
+"""The name of a set that has none, the name of the control, and what stands for the mean over languages."""
+
+
+def named_sets(neurons: NamedSets) -> dict[str, NeuronSet]:
+    """Return the sets by name, the main one first.
+
+    Raises:
+        ValueError: there is no set but a control, or one has no name or the name "all".
+    """
+    sets = {SOURCES: neurons} if isinstance(neurons, NeuronSet) else dict(neurons)
+    if not set(sets) - {CONTROL} or not all(name.strip() and name != ALL for name in sets):
+        raise ValueError(
+            f"sets of neurons are named {list(sets)}: expected at least one, such as {SOURCES!r}, besides a control, "
+            f"and none called {ALL!r}"
+        )
+    return dict(sorted(sets.items(), key=lambda item: item[0] == CONTROL))
+
+
+def all_of_layers(lm: HookedLM, sets: Iterable[NeuronSet]) -> NeuronSet:
+    """Return all neurons of the layers in which any set has one."""
+    layers = sorted({layer for neurons in sets for layer in neurons.by_layer()})
+    return NeuronSet.of((layer, index) for layer in layers for index in range(lm.d_mlp))
