@@ -49,9 +49,9 @@ INNER = {
         for kind in ("Offset", "Patch", "Scale", "Set")
         for method in ("check", "acts", "amount", "apply")
     ),
-    "Probe.fitted",
     *("Offset.composed", "Scale.composed", "Set.composed"),
     # Parts of checked calls.
+    *("Probe.fitted", "neurons.Probe.fitted"),
     *(
         "localize.check_k",
         "correlation.fisher",
