@@ -76,9 +76,15 @@ def summary() -> str:
         ("Average toxicity of those 16", arrow(demo["average_toxicity"]["others"], 3)),
         ("Text that is not sound, all 17", _percents(demo["degenerate"], 1)),
         ("Perplexity of clean text, all 17", change(demo["perplexity_change"], 1)),
+        ("Sources turned down, on the same text", _verdict(demo, "On the same text")),
         ("Correlation of retrieval with the drop", f"r = {transfer['r']:.2f} ({significance(transfer['p'])})"),
     ]
     return table(["English-only DPO", "Before → after"], rows)
+
+
+def _verdict(demo: Mapping[str, Any], claim: str) -> str:
+    (verdict,) = [row["verdict"] for row in demo["verdicts"] if row["claim"].startswith(claim)]
+    return verdict
 
 
 def beside_paper() -> str:
