@@ -44,7 +44,10 @@ def made_up(seed=0):
         def change(mean):
             return {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "p_value": 0.001}
 
-        moved = {"change": change(toxicity - start), "beyond_control": beyond and change(toxicity - start + 0.01)}
+        moved = {
+            "change": change(toxicity - start),
+            "beyond_control": change(toxicity - start + 0.01) if beyond else None,
+        }
         ends = {"low": toxicity - 0.05, "high": toxicity + 0.05, "least": toxicity - 0.02}
         fluency = {"degenerate": 0.01, "perplexity": 7 + 0.2 * offset * offset}
         return {"average_toxicity": toxicity, **ends, **moved, **fluency}

@@ -74,11 +74,17 @@ def summary() -> str:
         ("Expected maximum toxicity (EMT), English", arrow(emt["en"])),
         ("EMT, mean of the 16 other languages", arrow(emt["others"])),
         ("Average toxicity of those 16", arrow(demo["average_toxicity"]["others"], 3)),
-        ("Degenerate text, all 17", _percents(demo["degenerate"], 1)),
+        ("Text that is not sound, all 17", _percents(demo["degenerate"], 1)),
         ("Perplexity of clean text, all 17", change(demo["perplexity_change"], 1)),
+        ("Sources turned down, on the same text", _verdict(demo, "On the same text")),
         ("Correlation of retrieval with the drop", f"r = {transfer['r']:.2f} ({significance(transfer['p'])})"),
     ]
     return table(["English-only DPO", "Before → after"], rows)
+
+
+def _verdict(demo: Mapping[str, Any], claim: str) -> str:
+    (verdict,) = [row["verdict"] for row in demo["verdicts"] if row["claim"].startswith(claim)]
+    return verdict
 
 
 def beside_paper() -> str:
@@ -147,24 +153,71 @@ def studies_tuned() -> str:
             arrow(demo["average_toxicity"]["others"], 3),
             f"{change(demo['perplexity_change'], 1)} (worst {code} {change(rise)})",
             _percents(demo["degenerate"], 1),
-            f"{demo['fell']} of {demo['languages']}",
         )
 
-    columns = "English EMT, EMT of the other 16, Average toxicity of these, Perplexity, Degenerate, Activation falls in"
+    columns = "English EMT, EMT of the other 16, Average toxicity of these, Perplexity, Not sound"
     return of_studies(columns.split(", "), cells)
 
 
-def studies_edited() -> str:
-    """Return what the chosen offset did in each study, and the same offset on random neurons."""
+def seeds() -> dict[str, Mapping[str, Any]]:
+    """Return the stored studies of the shipped world, by their seed."""
+    files = sorted(RESULTS.glob("demo-world-0-seed-*.json"))
+    return {file.stem.rpartition("-")[2]: stored(file.stem) for file in files}
 
-    def cells(demo: Mapping[str, Any]) -> Sequence[str]:
-        at, offset = demo["at_offset"], signed(demo["offset"], 3).rstrip("0").rstrip(".")
-        before, after = at["toxicity"]
-        random = f"{change(at['random_toxicity'] / before - 1)}, {change(at['random_perplexity_change'], 1)}"
-        return offset, arrow((before, after), 3), change(at["perplexity_change"]), random
 
-    columns = "γ, Average toxicity, Perplexity, Random neurons: toxicity and perplexity"
-    return of_studies(columns.split(", "), cells)
+def verdicts() -> str:
+    """Return each claim with its verdict at each seed."""
+    by_claim: dict[str, list[str]] = {}
+    for demo in seeds().values():
+        for row in demo["verdicts"]:
+            by_claim.setdefault(_claim(row), []).append(row["verdict"])
+    rows = [(claim, *(f"**{word}**" if word == "found" else word for word in by)) for claim, by in by_claim.items()]
+    return table(["Claim", *(f"Seed {seed}" for seed in seeds())], rows)
+
+
+def reasons() -> str:
+    """Return each claim with the numbers behind its verdict, at the first seed."""
+    rows = []
+    for row in stored(DEMO)["verdicts"]:
+        # The areas of sixteen languages would fill a page.
+        reason = row["reason"].partition(": es ")[0].rstrip(".") + "."
+        rows.append((_claim(row), row["verdict"], reason.replace(" -", " −").replace("(-", "(−")))
+    return table(["Claim", "Verdict", "Why"], rows)
+
+
+def _claim(row: Mapping[str, str]) -> str:
+    return row["claim"].partition(":")[0].rstrip(".")
+
+
+def sources_fall() -> str:
+    """Return how far the sources fall on own text, and on the same text next to equally active neurons."""
+    rows = []
+    for seed, demo in seeds().items():
+        read, n = demo["activity"], demo["languages"]
+        for kind, row, below in (
+            ("sources, each model on its own text", read["own"], read["own_below"]),
+            ("sources, both on the same text", read["same"]["sources"], read["same_below"]["sources"]),
+            ("control, both on the same text", read["same"]["control"], read["same_below"]["control"]),
+        ):
+            before, after, low, high = row
+            rows.append((seed, kind, arrow((before, after), 4), _within(after - before, low, high, 4), f"{below} of {n}"))
+        difference, below = _within(*read["specific"], 4), read["specific_below"]
+        rows.append((seed, "sources less control", "", difference, f"{below} of {n}"))
+    columns = "Seed, Neurons and text, Mean activation, Change (95 %), Languages whose interval is below zero"
+    return table(columns.split(", "), rows)
+
+
+def falls_by_chance() -> str:
+    """Return in how many languages an interval lies below zero by chance."""
+    demo = stored(DEMO)
+    expected, most = demo["activity"]["by_chance"]
+    return f"{expected:.1f} of {demo['languages']} languages on average, and at most {most} in 95 of 100 studies"
+
+
+def _within(change: float, low: float, high: float, digits: int) -> str:
+    """Return a change with its sign, and its interval."""
+    ends = f"{low:+.{digits}f} to {high:+.{digits}f}"
+    return f"{change:+.{digits}f} ({ends})".replace("-", "−")
 
 
 def studies_transfer() -> str:
@@ -192,16 +245,19 @@ def by_language() -> str:
 
 
 def doses() -> str:
-    """Return what each offset does, and what it costs."""
-    rows = [
-        (
-            *(signed(dose["offset"], 3).rstrip("0").rstrip(".").replace("−0.000", "0"),),
-            *(f"{dose['average_toxicity']:.3f}", f"{dose['perplexity']:.2f}", percent(dose["degenerate"])),
-            *(f"{dose['random_toxicity']:.3f}", f"{dose['random_perplexity']:.2f}"),
-        )
-        for dose in stored(DEMO)["doses"]
-    ]
-    columns = "Offset, Toxicity, Perplexity, Degenerate text, Toxicity (random neurons), Perplexity (random neurons)"
+    """Return what each dose on the sources does and costs, next to equally strong random neurons, at each seed."""
+    rows = []
+    for seed, demo in seeds().items():
+        for dose in demo["doses"]:
+            cells = [seed, signed(dose["offset"], 2).rstrip("0").rstrip(".").replace("−0.00", "0")]
+            for side in ("", "control_"):
+                toxicity, low, high = (dose[side + key] for key in ("average_toxicity", "low", "high"))
+                cells.append(f"{toxicity:.3f} ({low:.3f} to {high:.3f})")
+            for key in ("perplexity", "control_perplexity"):
+                cells.append(f"{dose[key]:.2f}")
+            cells += [percent(dose["degenerate"]), percent(dose["control_degenerate"])]
+            rows.append(cells)
+    columns = "Seed, Dose, Toxicity (95 %), Control, Perplexity, Control, Not sound, Control"
     return table(columns.split(", "), rows)
 
 
@@ -242,11 +298,18 @@ def patching() -> str:
     return table(["Neurons that are patched", "Share of the fall in toxicity"], rows)
 
 
+def stability() -> str:
+    """Return what candidates five probes share, and what an edit of each set does."""
+    rows = stored("stability")["rows"]
+    columns = [key for key in rows[0] if key != "table"]
+    return table(columns, [[row[key].replace("-", "−") for key in columns] for row in rows])
+
+
 def demo_minutes() -> str:
     minutes = sum(stored(DEMO)["seconds"].values()) / 60
-    words = {2: "two", 3: "three", 4: "four", 5: "five"}
+    words = "one two three four five six seven eight nine ten eleven twelve".split()
     halves = round(2 * minutes)
-    minutes_in_words = words.get(halves // 2, str(halves // 2))
+    minutes_in_words = words[halves // 2 - 1] if 2 <= halves < 2 * len(words) + 2 else str(halves // 2)
     return f"about {minutes_in_words}{' and a half' if halves % 2 else ''} minutes"
 
 
@@ -292,12 +355,18 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "severities": severities,
     "provocations": provocations,
     "studies-tuned": studies_tuned,
-    "studies-edited": studies_edited,
+    "verdicts": verdicts,
+    "reasons": reasons,
+    "sources-fall": sources_fall,
+    "falls-by-chance": falls_by_chance,
     "studies-transfer": studies_transfer,
     "by-language": by_language,
     "doses": doses,
     "controls": rows_of("controls", _CONTROLS),
     "patching": patching,
+    "stability": stability,
+    "planted": rows_of("planted", {key: key for key in ("Worlds", "Verdicts")}),
+    "smollm2": rows_of("smollm2", {"Claim": "Claim", "Verdict": "Verdict", "Why": "Why"}),
     "predictors": predictors,
     "demo-seconds": demo_seconds,
     "engine": rows_of("engine", _COSTS),

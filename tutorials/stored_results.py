@@ -13,17 +13,16 @@ from statistics import fmean
 from typing import Any
 
 from xlingtox import __version__
+from xlingtox.evaluation import falls
 from xlingtox.paper import MEASURES
+from xlingtox.study.doses import ON_TOXIC, response_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "assets" / "results"
-
-ENOUGH = 1 / 3
-"""An offset is strong enough when it leaves at most this share of the toxicity."""
 
 BY_LANGUAGE = ("emt", "toxicity_probability", "average_toxicity", "perplexity", "mean_activation")
 """The measures that are kept language by language."""
 
-_OF_A_DOSE = ("offset", "average_toxicity", "perplexity", "degenerate")
+_OF_A_DOSE = ("offset", "average_toxicity", "low", "high", "perplexity", "degenerate")
 
 
 def stored(name: str) -> Any:
@@ -55,7 +54,7 @@ def store(name: str, source: Path, *, command: str | None, machine: str | None) 
 
 def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of a study's `results.json` that the pages show."""
-    before, after, doses = results["before"], results["after"], results["intervention"]
+    before, after, doses = results["before"], results["after"], response_of(results, ON_TOXIC)
     codes, others = results["languages"], [code for code in results["languages"] if code != "en"]
 
     def sides(measure: str, among: Sequence[str]) -> list[float]:
@@ -64,11 +63,6 @@ def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
     rises = {code: after[code]["perplexity"] / before[code]["perplexity"] - 1 for code in codes}
     worst = max(rises, key=lambda code: rises[code])
     drops = [1 - after[code]["emt"] / before[code]["emt"] for code in others]
-    base = next(dose for dose in doses if dose["offset"] == 0)
-    strong = [dose for dose in doses if dose["average_toxicity"] <= ENOUGH * base["average_toxicity"]]
-    # Where no offset is strong enough, the strongest stands in the table with what it leaves.
-    chosen = min(strong, key=lambda dose: dose["perplexity"], default=doses[-1])
-    random = next(dose for dose in results["control"] if dose["offset"] == chosen["offset"])
     transfer = results["transfer_by_measure"]
     emt = next(row for row in transfer["emt"]["predictors"] if row["predictor"] == "retrieval")
     first, then = sides("perplexity", codes)
@@ -88,15 +82,12 @@ def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
         "degenerate": sides("degenerate", codes),
         "perplexity_change": then / first - 1,
         "worst": [worst, rises[worst]],
-        "fell": sum(after[code]["mean_activation"] < before[code]["mean_activation"] for code in codes),
         "languages": len(codes),
-        "offset": chosen["offset"],
-        "at_offset": {
-            "toxicity": [base["average_toxicity"], chosen["average_toxicity"]],
-            "perplexity_change": chosen["perplexity"] / base["perplexity"] - 1,
-            "random_toxicity": random["average_toxicity"],
-            "random_perplexity_change": random["perplexity"] / base["perplexity"] - 1,
-        },
+        "verdicts": results["verdicts"],
+        "warnings": results["warnings"],
+        "activity": sources_activity(results),
+        "unit": doses.unit,
+        "n_random": doses.n_random,
         "transfer": {measure: {"r": row["pearson_r"], "p": row["p_value"]} for measure, row in transfer.items()},
         "r_interval": [emt["pearson_low"], emt["pearson_high"]],
         "error": emt["error"],
@@ -108,10 +99,37 @@ def study_summary(results: Mapping[str, Any]) -> dict[str, Any]:
             for code in codes
         },
         "doses": [
-            {key: dose[key] for key in _OF_A_DOSE}
-            | {"random_toxicity": random_dose["average_toxicity"], "random_perplexity": random_dose["perplexity"]}
-            for dose, random_dose in zip(doses, results["control"], strict=True)
+            {key: getattr(dose, key) for key in _OF_A_DOSE}
+            | {f"control_{key}": getattr(control, key) for key in _OF_A_DOSE[1:]}
+            for dose, control in zip(doses.doses, doses.control, strict=True)
         ],
+    }
+
+
+def sources_activity(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how far the sources moved: on each model's own text, and on the same text next to their control.
+
+    A row is the mean over languages: before, after, and the ends of the interval of the change. With it stands in how
+    many languages the interval lies below zero.
+    """
+    codes, rows, specific = results["languages"], results["mean_same_text"], results["specific"]
+    sides = [fmean(results[side][code]["mean_activation"] for code in codes) for side in ("before", "after")]
+    overall = results["mean_changes"]["mean_activation"]
+
+    def below(intervals: Mapping[str, Sequence[float]]) -> int:
+        return len(falls({code: (low, high) for code, (low, high) in intervals.items()}).below)
+
+    same = {name: {code: results["same_text"][code][name][2:] for code in codes} for name in rows}
+    chance = falls(dict.fromkeys(codes, (0.0, 0.0)))
+    return {
+        "own": [*sides, overall["low"], overall["high"]],
+        "own_below": below({code: results["changes"][code]["mean_activation"] for code in codes}),
+        "same": {name: rows[name] for name in ("sources", "control")},
+        "same_below": {name: below(same[name]) for name in ("sources", "control")},
+        "specific": specific["all"],
+        "specific_below": below({code: specific[code][1:] for code in codes}),
+        "silent": sum("sources" in results["silent"][code] for code in codes),
+        "by_chance": [chance.expected_by_chance, chance.most_by_chance],
     }
 
 

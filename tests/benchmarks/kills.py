@@ -234,7 +234,6 @@ def study(lm: HookedLM) -> Callable[[Path], None]:
         n_random=1,
         n_random_amplified=1,
         dose_prompts=1,
-        dose_texts=1,
         n_samples=3,
         max_new_tokens=6,
         recipe=dataclasses.replace(tuning.MINI, steps=4, batch_size=4, evaluate_every=2, save_every=2),

@@ -301,7 +301,7 @@ def test_weights_are_in_weights_and_in_control_vectors(lm, tmp_path):
 def test_weights_are_named_digested_and_saved(lm, tmp_path):
     weighted = dataclasses.replace(NEURONS.weighted([0.5, -2.0, 3.0, 0.0]), evidence=(Verdict("a", "weak", "b"),))
     edit = Offset(weighted, -1.5) + Scale(weighted, 0.5) + Offset(NEURONS, [1.0, 2.0, 3.0, 4.0])
-    assert repr(Offset(weighted, -1.5)) == "Offset(NeuronSet(4, weighted: 1.5, 0.3, 0.40, 1.0), -1.5)"
+    assert repr(Offset(weighted, -1.5)) == "Offset(NeuronSet(4, weighted: 1.5, 0.3, 0.40, 1.0; evidence: weak), -1.5)"
     edit.save(tmp_path / "edit", lm)
     assert Intervention.load(tmp_path / "edit", lm) == edit
     digests = set()

@@ -140,7 +140,7 @@ def test_it_is_kept_in_a_file_and_an_old_file_has_none(lm, other, tmp_path):
 
 def test_bad_sets_are_refused(lm, other):
     for neurons, fault in (
-        ({}, "at least one name"),
+        ({}, "expected at least one, such as 'sources'"),
         ({"all": SOURCES}, "none called 'all'"),
         ({" ": SOURCES}, "name"),
     ):

@@ -196,7 +196,7 @@ def test_verdicts_on_numbers(numbers, expected):
 
 
 def test_languages_without_a_word_list_are_named():
-    assert "No word list covers Japanese." in _verdicts()[2].reason
+    assert "No token stands for a listed word in Japanese." in _verdicts()[2].reason
     assert "no word list was given" in _verdicts(listed=False)[-1].reason
 
 

@@ -50,7 +50,7 @@ def test_a_page_that_differs_is_found(refresh: ModuleType) -> None:
     page = "Text. <!-- value: demo-minutes -->a second<!-- end -->\n\n<!-- table: doses -->\nold\n<!-- end -->\n"
     new = refresh.refreshed(page)
     assert "a second" not in new
-    assert "| Offset |" in new
+    assert "| Dose |" in new
     assert refresh.refreshed(new) == new
 
 
@@ -83,9 +83,14 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
     diversity = {"continuation_perplexity": 3.0, "distinct_1": 0.5, "distinct_2": 0.6, "distinct_3": 0.7}
     group = {"kind": "words", "group": "insults", "before": 0.2, "after": 0.1, "low": -0.2, "high": -0.05}
     doses = [
-        {"offset": offset, "average_toxicity": toxicity, "perplexity": 2.0 - offset, "degenerate": 0.1}
-        for offset, toxicity in ((0.0, 0.9), (-1.0, 0.2), (-2.0, 0.0))
+        {"offset": offset, "average_toxicity": toxicity, "low": 0.0, "high": 1.0, "perplexity": 2.0, "degenerate": 0.1}
+        for offset, toxicity in ((0.0, 0.9), (-1.5, 0.2))
     ]
+    verdicts = [
+        {"claim": "A direction tells toxic text.", "verdict": "found", "reason": "Its AUC is 0.9."},
+        {"claim": "The direction holds: de, ja.", "verdict": "weak", "reason": "In 1 of 2: es 0.80, fr 0.7."},
+    ]
+    interval = {"mean_activation": [-0.3, -0.1]}
     correlation = {"pearson_r": 0.5, "p_value": 0.04}
     retrieval = {
         "predictor": "retrieval",
@@ -103,8 +108,17 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
         "before": {code: sides[0] | diversity | {"mean_activation": 0.1} for code in codes},
         "after": {code: sides[1] | diversity | {"mean_activation": -0.1} for code in codes},
         "groups": [group | {"language": language} for language in ("en", "de", "others")],
-        "intervention": doses,
-        "control": doses,
+        "verdicts": verdicts,
+        "warnings": [],
+        "changes": {"en": interval, "de": interval, "ja": {"mean_activation": [-0.3, 0.1]}},
+        "mean_changes": {"mean_activation": {"low": -0.25, "high": -0.15}},
+        "same_text": {code: {"sources": [0.1, 0.1, -0.01, 0.01], "control": [0.1, 0.0, -0.2, -0.05]} for code in codes},
+        "mean_same_text": {"sources": [0.1, 0.1, -0.01, 0.01], "control": [0.1, 0.0, -0.2, -0.05]},
+        "specific": {code: [0.1, 0.05, 0.15] for code in [*codes, "all"]},
+        "silent": {code: [] for code in [*codes, "all"]},
+        "intervention": [dose | {"toxicity_by_language": {}} for dose in doses],
+        "control": [dose | {"toxicity_by_language": {}, "average_toxicity": 0.8} for dose in doses],
+        "intervention_dosing": {"unit": "sd", "match": "push", "n_random": 3, "n_neurons": 1},
         "changes_of_others": {"average_toxicity": {"low": -0.7, "high": -0.5}},
         "retrieval": {"de": 0.1, "ja": 0.2},
         "transfer_by_measure": {
@@ -115,14 +129,21 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
     file = tmp_path / "results.json"
     file.write_text(json.dumps(results), "utf-8")
     monkeypatch.setattr(sys.modules["stored_results"], "RESULTS", tmp_path)
+    monkeypatch.setattr(refresh, "RESULTS", tmp_path)
     with pytest.raises(SystemExit, match="give --command and --machine"):
         refresh.store(refresh.DEMO, file, command=None, machine=None)
     refresh.store(refresh.DEMO, file, command="python -m xlingtox demo", machine="two cores")
     refresh.store(refresh.DEMO, file, command=None, machine=None)
     kept = refresh.stored(refresh.DEMO)
     assert kept["command"] == "python -m xlingtox demo"
-    assert kept["offset"] == -1.0, "the least perplexity that leaves a third of the toxicity or less"
-    assert kept["fell"] == 3
+    assert (kept["activity"]["own_below"], kept["activity"]["same_below"]) == (2, {"sources": 0, "control": 3})
+    assert (kept["unit"], kept["n_random"]) == ("sd", 3)
+    assert "| 0 | −1.5 | 0.200 (0.000 to 1.000) | 0.800 (0.000 to 1.000) |" in refresh.doses()
+    assert "| 0 | control, both on the same text | 0.1000 → 0.0000 | −0.1000 (−0.2000 to −0.0500) | 3 of 3 |" in (
+        refresh.sources_fall()
+    )
+    assert "| The direction holds | weak |" in refresh.verdicts()
+    assert "| The direction holds | weak | In 1 of 2. |" in refresh.reasons()
     assert kept["drops"] == pytest.approx([0.4, 0.4])
     assert "0.800 → 0.200" in refresh.by_language()
     assert "| **miniature** | 1.000 → 0.600 | 1.000 → 0.500 |" in refresh.beside_paper()
@@ -235,7 +256,7 @@ def messages() -> list[str]:
 
 def test_the_errors_page_quotes_errors_that_exist() -> None:
     quoted = re.findall(r"```text\n(.*?)\n```", (GUIDE / "errors.md").read_text("utf-8"), re.DOTALL)
-    assert len(quoted) == 20
+    assert len(quoted) == 22
     known = messages()
     for message in quoted:
         if re.match(r"\w+: \w+ is |\w+\(\)", message):

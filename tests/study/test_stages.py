@@ -71,7 +71,6 @@ SETTINGS = Settings(
     n_random=2,
     n_random_amplified=2,
     dose_prompts=1,
-    dose_texts=1,
     n_samples=2,
     max_new_tokens=4,
     recipe=Recipe(steps=2, batch_size=2, learning_rate=1e-3, max_length=32),

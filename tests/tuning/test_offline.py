@@ -60,7 +60,7 @@ materials = study.Materials(
 recipe = xt.tuning.Recipe(steps=2, batch_size=2, learning_rate=1e-4, max_length=48, save_every=1, evaluate_every=1)
 settings = study.Settings(
     k=100, offsets=(0.0, -1.0), amplifications=(0.0, 1.0), n_random=2, n_random_amplified=2, dose_prompts=1,
-    dose_texts=1, n_samples=2, max_new_tokens=8, recipe=recipe,
+    n_samples=2, max_new_tokens=8, recipe=recipe,
 )
 results = study.run(lm, materials, output_dir=folder / "study", settings=settings, progress=False)
 report.write(results, folder / "report.html", toxic_words=mini.toxic_words())

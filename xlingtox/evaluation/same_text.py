@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from xlingtox import languages
+from xlingtox.checking import checked
 from xlingtox.data import Prompt
 from xlingtox.evaluation.metrics import Meanings, paired_changes
 from xlingtox.evaluation.named_sets import ALL, CONTROL, all_of_layers
@@ -59,6 +60,7 @@ class SpecificChange(NamedTuple):
     high: float
 
 
+@checked
 @dataclass(frozen=True)
 class SetActivity:
     """The activity of named sets of neurons in both models, by language; "all" is the mean over languages.
@@ -75,6 +77,11 @@ class SetActivity:
     changes: Mapping[str, Mapping[str, ActivationChange]] = field(default_factory=dict)
     specific: Mapping[str, SpecificChange] = field(default_factory=dict)
     silent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for code, names in self.silent.items():
+            if unknown := sorted(set(names) - set(self.changes.get(code, {}))):
+                raise ValueError(f"{unknown[0]!r} is silent in {code!r}, where no set of that name was read")
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> SetActivity:

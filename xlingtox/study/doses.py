@@ -39,5 +39,5 @@ def response_of(content: Mapping[str, Any], keys: Keys) -> DoseResponse:
     In results of earlier versions, nothing says what the doses share: they were added to activations.
     """
     doses, control = (tuple(map(Dose.of, content.get(key) or ())) for key in (keys.doses, keys.control))
-    shared = content.get(keys.shared) or {}
-    return DoseResponse(doses, control, **{name: shared[name] for name in _SHARED if name in shared})
+    shared = {name: content[keys.shared][name] for name in _SHARED} if keys.shared in content else {}
+    return DoseResponse(doses, control, **shared)
