@@ -222,13 +222,13 @@ def test_a_folder_from_before_is_known_again(tuned, untrained, tmp_path):
         tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
 
 
-def test_what_is_not_preferred_is_not_taught(tuned, tmp_path):
-    """The chosen sides are shorter: with their end the model learns to end at once, without it does not."""
+def test_an_end_is_taught_only_where_it_is_preferred(tuned, tmp_path):
+    """Behind the chosen words the end becomes likelier if the pairs hold it there than if they do not."""
     short = of([f" sat {i}." for i in range(8)], [f" ran away from the house {i}." for i in range(8)])
-    rises = {}
+    ended = {}
     for end in (True, False):
         recipe = dataclasses.replace(RECIPE, steps=6, end_token=end)
-        tune_dpo(tuned.lm, short, output_dir=tmp_path / str(end), recipe=recipe, progress=False)
-        ending = json.loads((tmp_path / str(end) / "recipe.json").read_text("utf-8"))["ending_at_once"]
-        rises[end] = ending["after"]["mean"] - ending["before"]["mean"]
-    assert rises[True] > rises[False]
+        after = tune_dpo(tuned.lm, short, output_dir=tmp_path / str(end), recipe=recipe, progress=False)
+        ids, mask = after.encode(["the cat sat 3."])
+        ended[end] = float(after.logits(ids, mask)[0, -1].softmax(-1)[0])
+    assert ended[True] > ended[False]

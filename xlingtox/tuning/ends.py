@@ -2,6 +2,10 @@
 
 Preferring a chosen side with its end also teaches the model to end there. That is right where the side is a whole text.
 It is wrong where the side was cut off at a number of tokens, because there the writer had not finished.
+
+Leaving the end out does not protect from silence. What the rejected tokens lose goes to any other token, and nothing
+holds back an end that stands in no pair. An end behind the rejected side is pushed down together with that side.
+`tests/benchmarks/endings.py` measures both.
 """
 
 from __future__ import annotations
@@ -154,13 +158,18 @@ def log_end(end: EndToken, lengths: SideLengths, title: str, *, by_default: bool
     """Log which way it was decided, and warn where tuning would teach the model to be silent."""
     words = "is" if end.preferred else "is not"
     level = logging.WARNING if by_default and not end.preferred else logging.INFO
-    remedy = ": a recipe with end_token=True would prefer it too" if level == logging.WARNING else ""
+    remedy = (
+        ": an end that no pair holds may become likelier too, so compare the probability of ending at once before and "
+        "after, in recipe.json; a recipe with end_token=True would prefer the end"
+        if level == logging.WARNING
+        else ""
+    )
     _LOG.log(level, "%s: the end of text %s part of what is preferred, since %s%s", title, words, end.reason, remedy)
     if end.preferred and lengths.markedly_shorter:
         _LOG.warning(
             "%s: the chosen side is shorter in %s of %d pairs (%.1f tokens against %.1f), and its end is part of what "
             "is preferred: the model may learn to end at once, and silence would pass for safety; compare the "
-            "probability of ending at once in recipe.json, or give a recipe with end_token=False",
+            "probability of ending at once before and after, in recipe.json",
             title,
             _percent(lengths.chosen_shorter),
             lengths.pairs,

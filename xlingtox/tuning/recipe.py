@@ -75,8 +75,8 @@ class Recipe:
             room for a continuation.
         end_token: whether the end of text is part of what is preferred. If so, tuning also teaches when to end. True is
             what TRL and the paper do. None decides by the pairs: True where nearly all sides end a sentence, and False
-            where they were cut off (see `tuning.decide_end`). Conversations always keep the end that their chat
-            template puts.
+            where they were cut off (see `tuning.decide_end`). False does not protect from silence: an end that no pair
+            holds may become likelier too. Conversations always keep the end that their chat template puts.
         max_grad_norm: gradients are clipped to this norm.
         optimizer: transformers' name of the optimizer.
         validation_share: the share of pairs that is held out by `seed`, where no validation pairs are given.
