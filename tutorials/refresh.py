@@ -200,7 +200,8 @@ def sources_fall() -> str:
             ("control, both on the same text", read["same"]["control"], read["same_below"]["control"]),
         ):
             before, after, low, high = row
-            rows.append((seed, kind, arrow((before, after), 4), _within(after - before, low, high, 4), f"{below} of {n}"))
+            moved = _within(after - before, low, high, 4)
+            rows.append((seed, kind, arrow((before, after), 4), moved, f"{below} of {n}"))
         difference, below = _within(*read["specific"], 4), read["specific_below"]
         rows.append((seed, "sources less control", "", difference, f"{below} of {n}"))
     columns = "Seed, Neurons and text, Mean activation, Change (95 %), Languages whose interval is below zero"

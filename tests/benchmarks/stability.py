@@ -21,9 +21,7 @@ def main() -> None:
     given = parser.parse_args()
     lm, labelled = xt.HookedLM.load("mini"), xt.mini.labelled("en")
     penalties = {"ours": PENALTY, "ten times the penalty": 10 * PENALTY, "a tenth of the penalty": PENALTY / 10}
-    probes = {
-        name: xt.Probe.fit(lm, labelled, penalty=penalty, progress=False) for name, penalty in penalties.items()
-    }
+    probes = {name: xt.Probe.fit(lm, labelled, penalty=penalty, progress=False) for name, penalty in penalties.items()}
     probes["the authors'"] = xt.study.published.fit_probe(lm, labelled, progress=False)
     probes["difference of means"] = xt.Probe.difference_of_means(lm, labelled, progress=False)
     stability = xt.stability(
