@@ -100,6 +100,10 @@ def test_one_set_gets_a_control_that_is_as_active(lm, other):
     compared = run(lm, other[1], neurons=SOURCES, n_random=2)
     assert list(compared.activity.changes["en"]) == ["sources", "control"]
     assert compared.neurons == SOURCES.neurons
+    least, greatest = compared.activity.random["en"]
+    control = compared.activity.changes["en"]["control"]
+    assert least <= control.after - control.before <= greatest
+    assert least + greatest == pytest.approx(2 * (control.after - control.before), abs=1e-6), "the mean of two sets"
     without = run(lm, other[1], neurons=SOURCES, n_random=0)
     assert list(without.activity.changes["en"]) == ["sources"]
     assert not without.activity.specific
@@ -130,7 +134,15 @@ def test_it_is_kept_in_a_file_and_an_old_file_has_none(lm, other, tmp_path):
     content = compared.content()
     assert content["same_text"]["en"]["sources"] == list(compared.activity.changes["en"]["sources"])
     assert set(content["same_text"]) == set(PROMPTS)
-    for key in ("text_read", "same_text", "mean_same_text", "specific", "silent", "changes_of_others"):
+    for key in (
+        "text_read",
+        "same_text",
+        "mean_same_text",
+        "specific",
+        "random_changes",
+        "silent",
+        "changes_of_others",
+    ):
         del content[key]
     old = Comparison.of(content)
     assert old.activity == SetActivity()

@@ -69,6 +69,8 @@ class SetActivity:
         text: the text that was read: that of the model before, of the model after, or each model's own.
         changes: for each language and set, its mean activation in both models and the interval of its change.
         specific: for each language, how much further the main set moved than the control; empty without a control.
+        random: for each language, the least and the greatest change among the random sets of the control. An interval
+            over prompts says nothing of how these differ, so a fall that is specific lies below the least.
         silent: for each language, the sets that are silent in the model after: the 95 % interval of their mean
             activation lies at or below zero.
     """
@@ -76,6 +78,7 @@ class SetActivity:
     text: Text = "before"
     changes: Mapping[str, Mapping[str, ActivationChange]] = field(default_factory=dict)
     specific: Mapping[str, SpecificChange] = field(default_factory=dict)
+    random: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     silent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,13 +95,14 @@ class SetActivity:
             content.get("text_read", "before"),
             {code: {name: ActivationChange(*row) for name, row in rows.items()} for code, rows in by_language.items()},
             {code: SpecificChange(*row) for code, row in content.get("specific", {}).items()},
+            {code: (least, greatest) for code, (least, greatest) in content.get("random_changes", {}).items()},
             {code: tuple(names) for code, names in content.get("silent", {}).items()},
         )
 
     def content(self) -> dict[str, Any]:
-        """Return what a file keeps: `text_read`, and by language `same_text`, `specific` and `silent`.
+        """Return what a file keeps: `text_read`, and the rest by language.
 
-        The mean over languages of `same_text` stands apart, as `mean_same_text`.
+        `random` stands under `random_changes`. The mean over languages of `same_text` stands apart, as `mean_same_text`.
         """
         rows = {code: {name: list(change) for name, change in sets.items()} for code, sets in self.changes.items()}
         return {
@@ -106,6 +110,7 @@ class SetActivity:
             "same_text": {code: sets for code, sets in rows.items() if code != ALL},
             "mean_same_text": rows.get(ALL, {}),
             "specific": {code: list(change) for code, change in self.specific.items()},
+            "random_changes": {code: list(ends) for code, ends in self.random.items()},
             "silent": {code: list(names) for code, names in self.silent.items()},
         }
 
@@ -150,8 +155,10 @@ def activity(
         _by_prompt(lm, prompts, sets, writer=writer, max_new_tokens=max_new_tokens, progress=progress)
         for lm, writer in zip((before, after), writers, strict=True)
     ]
-    compared = _compared(sides, [prompt.language for prompt in prompts], meanings)
-    return dataclasses.replace(compared, text=text)
+    codes = [prompt.language for prompt in prompts]
+    means = [{name: np.mean(by_set, 0) for name, by_set in side.items()} for side in sides]
+    moved = [after - before for before, after in zip(*(side.get(CONTROL, ()) for side in sides), strict=True)]
+    return dataclasses.replace(_compared(means, codes, meanings), text=text, random=_ends(moved, codes))
 
 
 def _by_prompt(
@@ -162,8 +169,8 @@ def _by_prompt(
     writer: HookedLM | None,
     max_new_tokens: int,
     progress: bool,
-) -> dict[str, Float[np.ndarray, "prompt"]]:
-    """Return each set's mean activation over the steps of each prompt; NaN where a prompt has no step that counts."""
+) -> dict[str, list[Float[np.ndarray, "prompt"]]]:
+    """Return, by name, each set's mean activation over the steps of each prompt; NaN where no step of it counts."""
 
     def read(neurons: NeuronSet) -> Activations:
         return collect_activations(
@@ -173,7 +180,7 @@ def _by_prompt(
     distinct = NeuronSet.of(sorted({neuron for group in sets.values() for drawn in group for neuron in drawn}))
     together = read(distinct) if few_enough(len(prompts), max_new_tokens, len(distinct)) else None
     column = {neuron: i for i, neuron in enumerate(distinct)}
-    means: dict[str, Float[np.ndarray, "prompt"]] = {}
+    means: dict[str, list[Float[np.ndarray, "prompt"]]] = {}
     for name, group in sets.items():
         by_set = []
         for drawn in group:
@@ -182,8 +189,20 @@ def _by_prompt(
             n_steps = activations.mask.sum(1).double().numpy()
             sums = activations.values[:, :, columns].double().mean(-1).sum(1).numpy()
             by_set.append(np.divide(sums, n_steps, out=np.full(len(sums), np.nan), where=n_steps > 0))
-        means[name] = np.mean(by_set, 0)
+        means[name] = by_set
     return means
+
+
+def _ends(
+    moved: Sequence[Float[np.ndarray, "prompt"]], prompt_languages: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """Return the least and the greatest mean change among several sets, by language and in the mean over languages."""
+    if not moved:
+        return {}
+    rows, codes = np.array(prompt_languages), languages.in_order(prompt_languages)
+    changes = {code: np.array([np.nanmean(change[rows == code]) for change in moved]) for code in codes}
+    changes[ALL] = np.mean(list(changes.values()), 0)
+    return {code: (float(values.min()), float(values.max())) for code, values in changes.items()}
 
 
 def _compared(

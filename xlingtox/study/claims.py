@@ -91,6 +91,10 @@ def _specific_fall(comparison: Comparison, main: str, codes: Sequence[str]) -> V
     )
     if not overall.high < 0:
         return Verdict(claim, "not found", reason)
+    moved = changes[main].after - changes[main].before
+    least = activity.random.get(ALL, (math.nan, math.nan))[0]
+    if moved >= least:
+        return Verdict(claim, "weak", f"{reason} One random set fell as far, by {number(least, 4, signed=True)}.")
     return Verdict(claim, "found" if n_fell > len(codes) / 2 else "weak", reason)
 
 

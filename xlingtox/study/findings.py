@@ -14,7 +14,7 @@ from xlingtox.evaluation.dose_response import CONTROLS, DoseResponse
 from xlingtox.evaluation.dosing import UNITS
 from xlingtox.evaluation.groups import OTHERS
 from xlingtox.evaluation.named_sets import ALL, CONTROL
-from xlingtox.evaluation.same_text import ActivationChange
+from xlingtox.evaluation.same_text import ActivationChange, SetActivity
 from xlingtox.html.tables import number, percent
 from xlingtox.measures import COMPARED
 from xlingtox.study.results import StudyResults
@@ -177,7 +177,7 @@ def _activity(results: StudyResults) -> str:
         n_fell = sum(activity.specific[code].high < 0 for code in codes)
         specific = activity.specific[ALL]
         words += (
-            f", that of equally active random neurons by {_moved(changes[CONTROL])}. So "
+            f", that of equally active random neurons by {_moved(changes[CONTROL])}{_sets(activity)}. So "
             f"{_stress(number(specific.change, 4))} is their own "
             f"(95 % interval: {_fine(specific.low, specific.high)}), and the interval of a language lies below zero in "
             f"{_stress(f'{n_fell} of {len(codes)}')}"
@@ -185,6 +185,11 @@ def _activity(results: StudyResults) -> str:
     n_silent = sum(main in activity.silent.get(code, ()) for code in codes)
     silent = "no language" if not n_silent else f"{n_silent} of {len(codes)} languages"
     return f"{words}. They are silent afterwards in {silent}. {perplexity}"
+
+
+def _sets(activity: SetActivity) -> str:
+    """Say how far the random sets differ, where that is known: an interval over prompts does not."""
+    return f"; single sets by {_fine(*activity.random[ALL])}" if ALL in activity.random else ""
 
 
 def _moved(change: ActivationChange) -> str:
