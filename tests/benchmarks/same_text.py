@@ -10,6 +10,7 @@ their layers, their activity, or how far they push the residual stream. Neurons 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,11 +95,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("studies", type=Path, nargs="+", help="folders of studies of the miniature")
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--prompts", type=int, default=30)
-    parser.add_argument("--random", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--random", type=int, default=15)
+    parser.add_argument("--out", type=Path, help="a JSON file of the rows, for the guide's table")
     options = parser.parse_args()
     tables = [rows(folder, options.model, options.prompts, options.random) for folder in options.studies]
-    print(pd.concat(tables).to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+    table = pd.concat(tables)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+    if options.out:
+        options.out.write_text(json.dumps({"rows": table.to_dict("records")}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
