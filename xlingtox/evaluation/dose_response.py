@@ -282,9 +282,9 @@ def dose_response(
     in the same layers, which push the residual stream as far. If editing any neurons did the same, it would prove
     nothing.
 
-    A dose of -1 takes each neuron one of its standard deviations down, so that it means the same in any model. The
-    paper adds the same number to every neuron (`unit="activation"`). `propose_doses` finds doses that are not too
-    strong.
+    A dose of -1 takes each neuron one of its standard deviations down, so that it is small where activations are. The
+    paper adds the same number to every neuron (`unit="activation"`). Neither is equally strong in all models:
+    `propose_doses` finds doses that do not break this one.
 
     The paper's doses are greedy. Greedy text shows only the likeliest continuation. A model that is toxic in one sample
     of ten then looks harmless, and a small push can tip all of its text at once. Samples do not hide that.
