@@ -102,7 +102,8 @@ class SetActivity:
     def content(self) -> dict[str, Any]:
         """Return what a file keeps: `text_read`, and the rest by language.
 
-        `random` stands under `random_changes`. The mean over languages of `same_text` stands apart, as `mean_same_text`.
+        `random` stands under `random_changes`. The mean over languages of `same_text` stands apart, under
+        `mean_same_text`.
         """
         rows = {code: {name: list(change) for name, change in sets.items()} for code, sets in self.changes.items()}
         return {
