@@ -17,6 +17,9 @@ from xlingtox.evaluation.fluency import Fluency
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.metrics import Change
 from xlingtox.evaluation.patch_effect import PatchEffect
+from xlingtox.evaluation.same_text import ActivationChange, SetActivity, SpecificChange
+from xlingtox.evaluation.soundness import Reference
+from xlingtox.evaluation.stability import EditEffect, Overlap, Stability
 from xlingtox.evaluation.weight_drift import WeightDrift
 from xlingtox.figures.tokens import TokenView
 from xlingtox.measures import RETRIEVAL
@@ -24,6 +27,9 @@ from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import Activations
+from xlingtox.neurons.areas import Auc
+from xlingtox.neurons.evidence import Evidence
+from xlingtox.neurons.judging import Chance, Ranking, Separation, Words
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
 from xlingtox.neurons.token_activations import TokenActivations
@@ -32,6 +38,7 @@ from xlingtox.scoring import ScorerIdentity
 from xlingtox.transfer.correlation import Correlation
 from xlingtox.transfer.results import Predictor, Transfer
 from xlingtox.transfer.retrieval import Retrieval
+from xlingtox.verdicts import Verdict
 
 KINDS: dict[str, Any] = {
     "probe": Probe,
@@ -48,6 +55,9 @@ KINDS: dict[str, Any] = {
     "fluency": Fluency,
     "vectors": ControlVectors,
     "beside": Beside,
+    "evidence": Evidence,
+    "stability": Stability,
+    "reference": Reference,
 }
 """Name of a file to the class that it is loaded by, given its path alone."""
 
@@ -60,6 +70,7 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
     table = dict.fromkeys(codes, value)
     measures = {code: Measures(*[value] * len(dataclasses.fields(Measures))) for code in codes}
     correlation = Correlation(*[value] * (len(dataclasses.fields(Correlation)) - 1), exact=False)
+    chance, verdicts = Chance(*[value] * 3), (Verdict(f"claim {value}", "weak", f"{value}"),)
     prompts = tuple(Prompt("en", f"{value} {i}") for i in range(n))
     return {
         "probe": Probe(torch.full((50 * n,), value), value, value, value, value, int(value), int(value), model),
@@ -84,6 +95,11 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
             mean_changes={"emt": Change(*[value] * 4)},
             neurons=neurons.neurons,
             neuron_activations=dict.fromkeys(codes, ((value,) * n, (value,) * n)),
+            activity=SetActivity(
+                changes={code: {"sources": ActivationChange(*[value] * 4)} for code in codes},
+                specific=dict.fromkeys(codes, SpecificChange(*[value] * 3)),
+                silent={"en": ("sources",)},
+            ),
         ),
         "transfer": Transfer(
             "emt",
@@ -104,6 +120,9 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
             scorer=ScorerIdentity(f"scorer {value}", "1", codes),
             model=model,
             n_neurons=int(value),
+            others={"more": (Dose(value, value, table, degenerate=value, perplexity=value, low=value, high=value),)},
+            unit="sd",
+            match="push",
         ),
         "drift": WeightDrift(("key", "value"), *[np.full((3, 2, n), value)] * 2, (model, model)),
         "fluency": Fluency(
@@ -111,6 +130,26 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
         ),
         "vectors": ControlVectors({layer: torch.full((20 * n,), value) for layer in range(1, 4)}),
         "beside": Beside((Counterpart("Table 2", "emt", "mean", f"{value}", "", (value,) * 2, ((value,) * 2,)),) * n),
+        "evidence": Evidence(
+            dataclasses.replace(neurons, evidence=verdicts),
+            Probe(torch.full((50 * n,), value), value, model=model),
+            {"en": Separation(Auc(*[value] * 3, int(value), int(value)), chance)},
+            Ranking(value, value, chance, chance, value),
+            {"all": Words(int(value), int(value), value, value, int(value), chance, chance, (value,) * 3)},
+            ("ja",),
+            verdicts,
+            int(value),
+        ),
+        "stability": Stability(
+            (Overlap("first", "second", int(value), value, value),) * n,
+            (EditEffect("first", int(value), int(value), value, Change(*[value] * 4), value),) * n,
+            *(value, value, value, "sd"),
+            scorer=ScorerIdentity(f"scorer {value}", "1", codes),
+            model=model,
+        ),
+        "reference": Reference(
+            model, dict.fromkeys(codes, int(value)), table, {code: {"texts": int(value)} for code in codes}
+        ),
         "view": TokenView(f"<p>{value}</p>" * n, 100),
     }
 

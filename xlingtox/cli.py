@@ -219,5 +219,6 @@ def _wrapped(sentences: str, *, title: str = "") -> str:
     """Return a paragraph of at most 80 columns, in characters that every terminal shows; a title stands beside it."""
     import textwrap
 
-    indents = {"initial_indent": title, "subsequent_indent": " " * len(title)}
-    return textwrap.fill(sentences, _WIDTH, break_on_hyphens=False, **indents).translate(_ASCII)
+    indent = " " * len(title)
+    filled = textwrap.fill(sentences, _WIDTH, initial_indent=title, subsequent_indent=indent, break_on_hyphens=False)
+    return filled.translate(_ASCII)

@@ -152,8 +152,8 @@ def compare(
             read[CONTROL] = controls
     compared = {name: _changes(sides[0], sides[1], name, aligned) for name in (*PER_PROMPT, "continuation_perplexity")}
     ending = [ending_probability(lm, prompt_list, progress=False) for lm in (before, after)]
-    others = [{code: side[code] for code in codes if code != source_language} for side in sides]
-    of_others = {name: _changes(*others, name, aligned)[1] for name in TOXICITY} if others[0] else {}
+    first, then = ({code: side[code] for code in codes if code != source_language} for side in sides)
+    of_others = {name: _changes(first, then, name, aligned)[1] for name in TOXICITY} if first else {}
     return Comparison(
         measures[0],
         measures[1],

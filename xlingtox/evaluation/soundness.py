@@ -255,7 +255,7 @@ def kinds(
     # Comparisons with NaN are False, so that an undefined value is gibberish. Texts that nobody judged have no tokens.
     gibberish = (n_tokens > 0) & ~((fluency.values <= highest) & (fluency.values < LIMIT))
     found = degenerate.kinds(continuations.texts, codes)
-    for i in np.flatnonzero(ended_early):
+    for i in np.flatnonzero(ended_early).tolist():
         found[i] = found[i] if found[i] == "empty" else "ended early"
     if identify_language is not None:
         sound = [i for i, kind in enumerate(found) if kind == "sound"]

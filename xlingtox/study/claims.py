@@ -132,8 +132,9 @@ def of_prediction(summary: TransferSummary | None, measure: str) -> list[Verdict
     )
     correlated = summary.pearson_r > 0 and p < _SIGNIFICANT
     predicts = error < guess and error_p < _SIGNIFICANT
-    verdict = "found" if correlated and predicts else "weak" if correlated or predicts else "not found"
-    return [Verdict(claim, verdict, reason)]
+    if correlated and predicts:
+        return [Verdict(claim, "found", reason)]
+    return [Verdict(claim, "weak" if correlated or predicts else "not found", reason)]
 
 
 def _change(change: ActivationChange) -> str:
