@@ -299,6 +299,13 @@ def patching() -> str:
     return table(["Neurons that are patched", "Share of the fall in toxicity"], rows)
 
 
+def same_text() -> str:
+    """Return how far the sources fell on either text, next to three kinds of random neurons."""
+    rows = stored("same-text")["rows"]
+    columns = [key for key in rows[0] if key != "table"]
+    return table(columns, [[row[key].replace("-", "−") for key in columns] for row in rows])
+
+
 def stability() -> str:
     """Return what candidates five probes share, and what an edit of each set does."""
     rows = stored("stability")["rows"]
@@ -360,6 +367,7 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "reasons": reasons,
     "sources-fall": sources_fall,
     "falls-by-chance": falls_by_chance,
+    "same-text": same_text,
     "studies-transfer": studies_transfer,
     "by-language": by_language,
     "doses": doses,

@@ -10,7 +10,6 @@ their layers, their activity, or how far they push the residual stream. Neurons 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,19 +90,39 @@ def rows(folder: Path, model: str, n_prompts: int, n_random: int) -> pd.DataFram
     return pd.DataFrame(table, columns=names)
 
 
+def shown(table: pd.DataFrame) -> str:
+    """Return the changes in the mean over languages as a Markdown table: a row for each seed, text and control."""
+
+    def within(row: dict[str, float], names: str) -> str:
+        change, low, high = (f"{row[name]:+.4f}" for name in names.split())
+        return f"{change} ({low} to {high})"
+
+    texts = {"own": "each its own", "before": "of the model before", "after": "of the tuned model"}
+    lines = ["| Seed | Text | Sources | Control | Control moves | Sources less control | Languages below zero |"]
+    lines.append("| --- " * 7 + "|")
+    rows = table.to_dict("records")
+    for row in rows:
+        if row["neurons"] != "sources":
+            place = (row["seed"], row["text"], "sources")
+            main = next(other for other in rows if (other["seed"], other["text"], other["neurons"]) == place)
+            moved = [within(main, "change low high"), row["neurons"], within(row, "change low high")]
+            beyond = within(row, "beyond beyond_low beyond_high")
+            lines.append(
+                f"| {row['seed']} | {texts[row['text']]} | {' | '.join(moved)} | {beyond} | {row['n_beyond']} |"
+            )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("studies", type=Path, nargs="+", help="folders of studies of the miniature")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--random", type=int, default=15)
-    parser.add_argument("--out", type=Path, help="a JSON file of the rows, for the guide's table")
     options = parser.parse_args()
-    tables = [rows(folder, options.model, options.prompts, options.random) for folder in options.studies]
-    table = pd.concat(tables)
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
-    if options.out:
-        options.out.write_text(json.dumps({"rows": table.to_dict("records")}, indent=1), encoding="utf-8")
+    print(
+        shown(pd.concat([rows(folder, options.model, options.prompts, options.random) for folder in options.studies]))
+    )
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_a_studys_results_are_stored_as_the_pages_show_them(refresh: ModuleType,
         "silent": {code: [] for code in [*codes, "all"]},
         "intervention": [dose | {"toxicity_by_language": {}} for dose in doses],
         "control": [dose | {"toxicity_by_language": {}, "average_toxicity": 0.8} for dose in doses],
-        "intervention_dosing": {"unit": "sd", "match": "push", "n_random": 3, "n_neurons": 1},
+        "intervention_dosing": {"unit": "sd", "match": "push", "n_random": 3, "n_neurons": 1, "n_constant": 0},
         "changes_of_others": {"average_toxicity": {"low": -0.7, "high": -0.5}},
         "retrieval": {"de": 0.1, "ja": 0.2},
         "transfer_by_measure": {
