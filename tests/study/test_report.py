@@ -109,7 +109,7 @@ def test_findings_come_first_with_their_numbers(parsed):
     assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in text
     assert "In the other 16 languages" in text
     assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in text
-    assert "in 16 of them the 95 % interval of the change lies below zero" in text
+    assert "in 16 of them the 95 % interval of the change lies below zero, where chance alone would give 0.4." in text
     degenerate = (
         "Of all continuations, 1.2 % to 3.4 % (95 % interval of the change: 2.0 to 2.4 points) were empty, one phrase "
     )
@@ -122,7 +122,7 @@ def test_findings_come_first_with_their_numbers(parsed):
     assert "read the same text, their mean activation moves by −0.0500 (from 0.2000 to 0.1500)" in text
     assert "that of equally active random neurons by −0.0100 (from 0.1900 to 0.1800)" in text
     assert "So −0.0400 is their own (95 % interval: −0.0500 to −0.0300)" in text
-    assert "the interval of a language lies below zero in 15 of 17. They are silent afterwards in 1 of 17" in text
+    assert "the interval of a language lies below zero in 15 of 17 (by chance alone: 0.4). They are silent" in text
     assert "Are they the cause? Found. The dose -1 sd was chosen on half of the prompts." in text
     assert "toxicity changes from 0.600 by -0.466 (-0.516 to -0.416), and under the control by -0.006" in text
     assert "a dose of 2.00 sd on the sources, average toxicity after neutral prompts goes from 0.050 to 0.302" in text

@@ -88,10 +88,21 @@ def falls(changes: Mapping[str, Change] | Mapping[str, tuple[float, float]], *, 
     return Falls(
         compared=tuple(intervals),
         below=below,
-        expected_by_chance=n * tail,
+        expected_by_chance=by_chance(n, level=level),
         most_by_chance=int(stats.binom.ppf(_STUDIES, n, tail)),
         corrected=tuple(code for code in below if corrected[code] <= 1 - level),
     )
+
+
+def by_chance(n_languages: int, *, level: float = 0.95) -> float:
+    """Return in how many languages an interval lies below zero on average where nothing changed.
+
+    Example:
+        >>> from xlingtox.evaluation.multiplicity import by_chance
+        >>> round(by_chance(16), 2)
+        0.4
+    """
+    return n_languages * (1 - level) / 2
 
 
 @checked

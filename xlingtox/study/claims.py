@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from xlingtox import languages
 from xlingtox.evaluation.comparison import Comparison
+from xlingtox.evaluation.multiplicity import by_chance
 from xlingtox.evaluation.named_sets import ALL, CONTROL
 from xlingtox.evaluation.same_text import ActivationChange
 from xlingtox.html.tables import number, percent
@@ -87,7 +88,8 @@ def _specific_fall(comparison: Comparison, main: str, codes: Sequence[str]) -> V
     reason = (
         f"Their mean activation changes by {_change(changes[main])}, that of the control by "
         f"{_change(changes[CONTROL])}: {number(overall.change, 4, signed=True)} further (95 % interval "
-        f"{number(overall.low, 4)} to {number(overall.high, 4)}), and below zero in {n_fell} of {len(codes)} languages."
+        f"{number(overall.low, 4)} to {number(overall.high, 4)}), and below zero in {n_fell} of {len(codes)} languages "
+        f"(by chance alone: {number(by_chance(len(codes)), 1)})."
     )
     if not overall.high < 0:
         return Verdict(claim, "not found", reason)

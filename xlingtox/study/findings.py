@@ -13,6 +13,7 @@ from xlingtox.evaluation.dose import Dose
 from xlingtox.evaluation.dose_response import CONTROLS, DoseResponse
 from xlingtox.evaluation.dosing import UNITS
 from xlingtox.evaluation.groups import OTHERS
+from xlingtox.evaluation.multiplicity import by_chance
 from xlingtox.evaluation.named_sets import ALL, CONTROL
 from xlingtox.evaluation.same_text import ActivationChange, SetActivity
 from xlingtox.html.tables import number, percent
@@ -108,7 +109,8 @@ def _reach(results: StudyResults) -> str:
     return (
         f"{_stress(f'In the other {len(untuned)} languages, which were not,')} on average, "
         f"{_change(results, untuned)}{interval}; in {n_fell} of them the 95 % interval of the change "
-        f"lies below zero. Prompts with a toxic sample now range from {' to '.join(ends)}."
+        f"lies below zero, where chance alone would give {number(by_chance(len(untuned)), 1)}. Prompts "
+        f"with a toxic sample now range from {' to '.join(ends)}."
     )
 
 
@@ -178,9 +180,9 @@ def _activity(results: StudyResults) -> str:
         specific = activity.specific[ALL]
         words += (
             f", that of equally active random neurons by {_moved(changes[CONTROL])}{_sets(activity)}. So "
-            f"{_stress(number(specific.change, 4))} is their own "
+            f"{_stress(number(specific.change, 4, signed=True))} is their own "
             f"(95 % interval: {_fine(specific.low, specific.high)}), and the interval of a language lies below zero in "
-            f"{_stress(f'{n_fell} of {len(codes)}')}"
+            f"{_stress(f'{n_fell} of {len(codes)}')} (by chance alone: {number(by_chance(len(codes)), 1)})"
         )
     n_silent = sum(main in activity.silent.get(code, ()) for code in codes)
     silent = "no language" if not n_silent else f"{n_silent} of {len(codes)} languages"
