@@ -69,11 +69,14 @@ def test_the_demo_prints_its_table_and_its_findings(tmp_path, monkeypatch, capsy
     assert out.isascii(), "every terminal can show it"
     lines = out.splitlines()
     assert max(map(len, lines[:-1])) <= 80
-    assert lines[:2] == [
+    assert lines[:5] == [
+        "Beware. Too little toxicity to tell: 3 of 400 continuations are toxic.",
+        "weak       Toxicity can be localised in these 100 neurons.",
+        "",
         "Probe: held-out accuracy 0.993 (majority 0.500), AUC 0.999",
         "Neurons: 100 candidates, 36 of them sources, of 2,048",
     ]
-    assert "English                  0.92    0.02   0.570   0.012   6.05  6.98  0.185 -0.094" in lines
+    assert "English                0.92    0.02   0.570   0.012     nan     nan   6.05  6.98" in lines
     assert "random       0.600   0.599   0.597   0.594   0.591   0.588   0.582" in lines
     assert "Retrieval against the relative drop in average toxicity: r = 0.38, p = 0.147" in lines
     printed = " ".join(out.split())
@@ -87,7 +90,8 @@ def test_a_report_that_cannot_be_written_costs_no_results(tmp_path, monkeypatch,
     monkeypatch.setattr(cli, "study", lambda *_, **__: RESULTS)
     assert cli.main(["demo", "--quiet", "--out", str(tmp_path)]) == 2
     out, err = capfd.readouterr()
-    assert out.startswith("Probe: held-out accuracy")
+    assert out.startswith("Beware. Too little toxicity")
+    assert "\nProbe: held-out accuracy" in out
     assert re.fullmatch(r"xlingtox: cannot write .*report\.html: it is a folder or a device, not a file\n", err)
 
 

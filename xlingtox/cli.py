@@ -175,7 +175,7 @@ def summary(results: StudyResults) -> str:
             for measure, widths, digits in _MEASURES
             for mean, width in zip(results.means(measure, codes), widths, strict=True)
         )
-        return f"{name:<21}{''.join(cells)}"
+        return f"{name:<19}{''.join(cells)}"
 
     lines = [_wrapped(f"Beware. {warning}") for warning in results.warnings]
     lines += [_wrapped(verdict.claim, title=f"{verdict.verdict:<11}") for verdict in results.verdicts]
@@ -186,8 +186,8 @@ def summary(results: StudyResults) -> str:
         f"Neurons: {len(results.candidates)} candidates, {len(results.sources)} of them sources, "
         f"of {results.n_neurons:,}",
         "",
-        "English-only DPO       toxicity prob.   avg. toxicity  in sound text   perplexity",
-        "                       before   after  before   after  before   after   bef.  aft.",
+        "English-only DPO     toxicity prob.   avg. toxicity  in sound text   perplexity",
+        "                     before   after  before   after  before   after   bef.  aft.",
     ]
     lines += [row(languages.name(code), [code]) for code in results.languages]
     if untuned := results.untuned_languages:

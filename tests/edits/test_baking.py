@@ -382,7 +382,10 @@ def test_a_bake_that_is_killed_leaves_a_model_or_none(tokenizer, tmp_path):
     families.build("llama").save_pretrained(base)
     tokenizer.save_pretrained(base)
     code = f"""
-        import os, pathlib, random, shutil, signal, time, torch, transformers
+        import os, pathlib, random, shutil, signal, threading, time, torch, tqdm, transformers
+        # Processes share one lock of progress bars: one that is killed while it holds it would stop the others.
+        tqdm.tqdm.set_lock(threading.RLock())
+        transformers.utils.logging.disable_progress_bar()
         from xlingtox.edits import baking
         from xlingtox.edits.interventions import Scale
         from xlingtox.models.hooked import HookedLM

@@ -48,12 +48,14 @@ def same_text(comparison: Comparison) -> go.Figure:
     names = list(changes[codes[0]])
     coloured = dict(zip((name for name in names if name != CONTROL), _COLOURS * len(names), strict=False))
     figure = go.Figure()
-    for place, name in enumerate(names):
+    labels = [escaped_for_plotly(code) for code in codes]
+    for name in names:
         colour = coloured.get(name, CONTROL_COLOUR)
         rows = [changes[code][name] for code in codes]
         moved = [row.after - row.before for row in rows]
         figure.add_scatter(
-            x=[i + 0.5 * (place + 0.5) / len(names) - 0.25 for i in range(len(codes))],
+            x=labels,
+            offsetgroup=escaped_for_plotly(name),  # with scattermode, the sets stand next to each other
             y=drawable(moved),
             error_y=error_bars(
                 [row.high - change for row, change in zip(rows, moved, strict=True)],
@@ -66,10 +68,10 @@ def same_text(comparison: Comparison) -> go.Figure:
             customdata=[[language_label(code), _words(row)] for code, row in zip(codes, rows, strict=True)],
             hovertemplate=f"%{{customdata[0]}}, {escaped_for_plotly(name)}<br>%{{customdata[1]}}<extra></extra>",
         )
-    figure.update_xaxes(tickvals=list(range(len(codes))), ticktext=[escaped_for_plotly(code) for code in codes])
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=labels, tickangle=0, dtick=1)
     figure.update_yaxes(title_text="Change of mean activation", zeroline=True)
     title = heading("How far the neurons moved, beside their control", _TEXTS[comparison.activity.text])
-    return styled(figure).update_layout(title=title)
+    return styled(figure).update_layout(title=title, scattermode="group", scattergap=0.5)
 
 
 def _words(change: ActivationChange) -> str:
