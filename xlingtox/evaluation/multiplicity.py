@@ -94,6 +94,7 @@ def falls(changes: Mapping[str, Change] | Mapping[str, tuple[float, float]], *, 
     )
 
 
+@checked
 def by_chance(n_languages: int, *, level: float = 0.95) -> float:
     """Return in how many languages an interval lies below zero on average where nothing changed.
 
