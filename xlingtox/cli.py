@@ -97,13 +97,13 @@ def _demo(options: argparse.Namespace) -> None:
 
     from xlingtox import mini
     from xlingtox.files import writable_folder
-    from xlingtox.study import findings, report
+    from xlingtox.study import report
+    from xlingtox.study.findings import without_warnings
 
     logging.set_verbosity_error()
     folder = writable_folder(options.out)
     results = study(options.model, folder, options.seed, progress=not options.quiet)
-    told = findings(results)[len(results.warnings) :]  # the summary begins with the warnings
-    print(summary(results), *map(_wrapped, told), sep="\n\n")
+    print(summary(results), *map(_wrapped, without_warnings(results)), sep="\n\n")
     report.write(results, folder / "report.html", toxic_words=mini.toxic_words())
     print(f"\n{folder / 'report.html'}: figures and what they mean; {folder / 'results.json'}: every number")
 

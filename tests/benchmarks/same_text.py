@@ -18,6 +18,7 @@ import pandas as pd
 
 import xlingtox as xt
 from xlingtox.evaluation.intervals import paired_changes
+from xlingtox.evaluation.named_sets import activations_of_layers
 from xlingtox.neurons.controls import random_sets
 from xlingtox.neurons.neuron_set import NeuronSet
 
@@ -48,8 +49,7 @@ def rows(folder: Path, model: str, n_prompts: int, n_random: int) -> pd.DataFram
     before, after = xt.HookedLM.load(model), xt.HookedLM.load(folder / "tuned")
     prompts = xt.mini.prompts(n=n_prompts, kind="toxic", seed=seed)
     sources = results.sources
-    layers = NeuronSet.of((layer, i) for layer in sorted(sources.by_layer()) for i in range(before.d_mlp))
-    activations = xt.collect_activations(before, prompts, layers, max_new_tokens=STEPS, progress=False)
+    activations = activations_of_layers(before, [sources], prompts, max_new_tokens=STEPS, progress=False)
     groups: dict[str, list[NeuronSet]] = {"sources": [sources]}
     for match in ("layers", "activity", "push"):
         known = None if match == "layers" else activations

@@ -14,7 +14,6 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
-from xlingtox.evaluation.ending import ending_probability
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities, text_perplexities
 from xlingtox.evaluation.groups import GroupChange, changes_by_group
 from xlingtox.evaluation.intervals import mean_intervals, paired_changes, paired_interval, sign_flip_test
@@ -40,6 +39,7 @@ from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.soundness import Reference
 from xlingtox.evaluation.stability import EditEffect, Overlap, Stability, stability
 from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
+from xlingtox.models.ending import ending_probability
 
 __all__ = [
     "TOXIC",

@@ -137,7 +137,7 @@ def _price(dose: Dose) -> tuple[float, float]:
 
 def _on_second_half(unedited: Dose, dose: Dose, control: Sequence[Dose]) -> Chosen:
     before, after = unedited.halves[1], dose.halves[1]
-    beside = next((other.halves[1] for other in control if other.offset == dose.offset and other.halves), None)
+    of_control = next((twin.halves[1] for twin in control if twin.offset == dose.offset and twin.halves), None)
     return Chosen(
         dose.offset,
         before.average_toxicity,
@@ -147,9 +147,9 @@ def _on_second_half(unedited: Dose, dose: Dose, control: Sequence[Dose]) -> Chos
         perplexity_after=after.perplexity,
         degenerate_before=before.degenerate,
         degenerate_after=after.degenerate,
-        control_change=beside.change if beside else None,
+        control_change=of_control.change if of_control else None,
         beyond_control=after.beyond_control,
-        control_least=beside.least if beside else math.nan,
+        control_least=of_control.least if of_control else math.nan,
     )
 
 

@@ -16,7 +16,6 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.evaluation import degenerate, metrics
 from xlingtox.evaluation.comparison import Comparison
-from xlingtox.evaluation.ending import ending_probability
 from xlingtox.evaluation.fluency import check_held_out, conditional_perplexity, perplexities
 from xlingtox.evaluation.measurement import Measurement, measure
 from xlingtox.evaluation.metrics import Change
@@ -26,6 +25,7 @@ from xlingtox.evaluation.soundness import Reference
 from xlingtox.evaluation.weight_drift import weight_drift
 from xlingtox.files import writable_folder
 from xlingtox.measures import COMPARED, PER_PROMPT, TOXICITY
+from xlingtox.models.ending import ending_probability
 from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity

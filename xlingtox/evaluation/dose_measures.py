@@ -69,7 +69,7 @@ class Response:
 
 
 class Halves(NamedTuple):
-    """Which half each prompt and each held-out text is in, 0 or 1, by language."""
+    """The half, 0 or 1, that each prompt and each held-out text is in, by language."""
 
     prompts: Mapping[str, Int[np.ndarray, "prompt"]]
     texts: Mapping[str, Int[np.ndarray, "text"]]

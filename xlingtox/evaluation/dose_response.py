@@ -21,9 +21,9 @@ from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose import Dose as Dose
 from xlingtox.evaluation.dose import LanguageDose
 from xlingtox.evaluation.dose_measures import Response, Setup
-from xlingtox.evaluation.dosing import UNITS, Unit, activations_of_layers, controls, in_sd
+from xlingtox.evaluation.dosing import UNITS, Unit, controls, in_sd
 from xlingtox.evaluation.fluency import check_held_out
-from xlingtox.evaluation.named_sets import CONTROL, SOURCES, NamedSets, named_sets
+from xlingtox.evaluation.named_sets import CONTROL, SOURCES, NamedSets, activations_of_layers, named_sets
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.generation import check_lengths

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-from xlingtox.data import Prompts
-from xlingtox.evaluation.named_sets import all_of_layers
 from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons.activations import Activations, collect_activations
+from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.controls import random_sets
 from xlingtox.neurons.drawing import Match
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -24,13 +22,6 @@ AXES: Mapping[Unit, str] = {
     "activation": "Offset added to each activation",
 }
 """The title of an axis of doses."""
-
-
-def activations_of_layers(
-    lm: HookedLM, sets: Sequence[NeuronSet], prompts: Prompts, *, max_new_tokens: int, progress: bool
-) -> Activations:
-    """Read all neurons of the layers in which any set has one."""
-    return collect_activations(lm, prompts, all_of_layers(lm, sets), max_new_tokens=max_new_tokens, progress=progress)
 
 
 def in_sd(neurons: NeuronSet, activations: Activations) -> NeuronSet:

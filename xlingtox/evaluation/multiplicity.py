@@ -25,7 +25,7 @@ _STUDIES = 0.95
 @checked
 @dataclass(frozen=True)
 class Falls:
-    """In how many languages a measure fell, and what chance would give if nothing had changed.
+    """Count the languages in which a measure fell, and those that chance would give if nothing had changed.
 
     What chance gives is computed for languages that are independent. Where prompts are translations of each other,
     languages change together: then chance gives the same number on average, but more often none or many.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
+from xlingtox.data import Prompts
 from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.activations import Activations, collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
 
 NamedSets: TypeAlias = NeuronSet | Mapping[str, NeuronSet]
@@ -34,3 +36,10 @@ def all_of_layers(lm: HookedLM, sets: Iterable[NeuronSet]) -> NeuronSet:
     """Return all neurons of the layers in which any set has one."""
     layers = sorted({layer for neurons in sets for layer in neurons.by_layer()})
     return NeuronSet.of((layer, index) for layer in layers for index in range(lm.d_mlp))
+
+
+def activations_of_layers(
+    lm: HookedLM, sets: Iterable[NeuronSet], prompts: Prompts, *, max_new_tokens: int, progress: bool
+) -> Activations:
+    """Read all neurons of the layers in which any set has one, as random sets that match it need them."""
+    return collect_activations(lm, prompts, all_of_layers(lm, sets), max_new_tokens=max_new_tokens, progress=progress)

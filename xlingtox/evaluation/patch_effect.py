@@ -21,13 +21,13 @@ from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.edits.patch import Patch
+from xlingtox.evaluation.named_sets import activations_of_layers
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.controls import random_sets
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
@@ -377,9 +377,8 @@ def _controls(
     """Draw the random sets of each group; none where a group is all neurons of its layers."""
     activations = None
     if match == "activity" and n_random > 0:
-        layers = sorted({layer for group in groups.values() for layer in group.by_layer()})
-        neurons = NeuronSet.of((layer, index) for layer in layers for index in range(before.d_mlp))
-        activations = collect_activations(before, prompts, neurons, max_new_tokens=max_new_tokens, progress=False)
+        sets = list(groups.values())
+        activations = activations_of_layers(before, sets, prompts, max_new_tokens=max_new_tokens, progress=False)
     return {
         name: random_sets(group, before, n=n_random, seed=seed, match=match, activations=activations)
         for name, group in groups.items()

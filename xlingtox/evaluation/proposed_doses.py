@@ -15,8 +15,9 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation.chosen_dose import RISEN
-from xlingtox.evaluation.dosing import UNITS, Unit, activations_of_layers, in_sd
+from xlingtox.evaluation.dosing import UNITS, Unit, in_sd
 from xlingtox.evaluation.fluency import check_held_out, perplexities
+from xlingtox.evaluation.named_sets import activations_of_layers
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet

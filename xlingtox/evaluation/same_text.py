@@ -19,7 +19,7 @@ from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompt
 from xlingtox.evaluation.metrics import Meanings, paired_changes
-from xlingtox.evaluation.named_sets import ALL, CONTROL, all_of_layers
+from xlingtox.evaluation.named_sets import ALL, CONTROL, activations_of_layers, all_of_layers
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import Activations, collect_activations, few_enough
 from xlingtox.neurons.controls import random_sets
@@ -122,12 +122,9 @@ def matched_controls(
 
     The list is empty where the set is all neurons of its layers, so that there is nothing else to draw from.
     """
-    if not n:
+    if not n or len(all_of_layers(lm, [neurons])) == len(neurons):
         return []
-    layers = all_of_layers(lm, [neurons])
-    if len(layers) == len(neurons):
-        return []
-    activations = collect_activations(lm, prompts, layers, max_new_tokens=max_new_tokens, progress=False)
+    activations = activations_of_layers(lm, [neurons], prompts, max_new_tokens=max_new_tokens, progress=False)
     return random_sets(neurons, lm, n=n, seed=seed, match="activity", activations=activations)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from xlingtox import languages
+from xlingtox.evaluation.chosen_dose import RISEN
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.multiplicity import by_chance
 from xlingtox.evaluation.named_sets import ALL, CONTROL
@@ -13,9 +14,6 @@ from xlingtox.evaluation.same_text import ActivationChange
 from xlingtox.html.tables import number, percent
 from xlingtox.study.parts import TransferSummary
 from xlingtox.verdicts import Verdict
-
-_COLLAPSED = 1.5
-"""Fluency counts as kept where the perplexity of held-out text rises by less than half."""
 
 _SIGNIFICANT = 0.05
 
@@ -50,7 +48,7 @@ def _fall(comparison: Comparison, codes: Sequence[str], claim: str, highs: dict[
     toxicity, sound, perplexity = map(means, ("average_toxicity", "sound_toxicity", "perplexity"))
     rise = perplexity[1] / perplexity[0] if perplexity[0] > 0 else math.nan
     fell = [highs.get(measure, math.nan) < 0 for measure in ("average_toxicity", "sound_toxicity")]
-    fluent = not rise >= _COLLAPSED
+    fluent = not rise >= RISEN
     reason = (
         f"Average toxicity goes from {number(toxicity[0])} to {number(toxicity[1])}, among sound continuations from "
         f"{number(sound[0])} to {number(sound[1])}; the perplexity of held-out text changes by "

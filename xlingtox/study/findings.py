@@ -66,8 +66,13 @@ def findings(results: StudyResults) -> list[Finding]:
         >>> results = xt.StudyResults.load("xlingtox-demo/results.json")  # doctest: +SKIP
         >>> print(*xt.study.findings(results), sep="\\n")  # doctest: +SKIP
     """
-    marked = [f"{_stress('Beware.')} {seen(sentence)}" for sentence in results.warnings]
-    marked.append(_place(results))
+    warned = [Finding._of(f"{_stress('Beware.')} {seen(sentence)}") for sentence in results.warnings]
+    return warned + without_warnings(results)
+
+
+def without_warnings(results: StudyResults) -> list[Finding]:
+    """Return the findings for a page or a terminal that begins with the warnings by itself."""
+    marked = [_place(results)]
     if "en" in results.languages:
         interval = _aside(_interval(results, "average_toxicity", ["en"]))
         marked.append(f"{_stress('In English, which was tuned,')} {_change(results, ['en'])}{interval}.")

@@ -21,7 +21,7 @@ from xlingtox.html.escaping import escaped, escaped_for_plotly
 from xlingtox.html.masking import mask
 from xlingtox.html.tables import in_language, language_name, number, percent, scrolling
 from xlingtox.study import number_tables
-from xlingtox.study.findings import Finding, findings
+from xlingtox.study.findings import Finding, without_warnings
 from xlingtox.study.results import PromotedTokens, Sample, StudyResults
 from xlingtox.text import seen
 from xlingtox.verdicts import Verdict
@@ -60,13 +60,12 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
     """
     mask_words = mask(toxic_words)
     drawn, places = _figures(results)
-    told = findings(results)[len(results.warnings) :]
     name = "a language model" if results.model is None else escaped(results.model.name)
     body = "\n".join(
         [
             f"<header><h1>Where toxicity lives in {name}, and how far English tuning reaches</h1></header>\n<main>",
             _warnings(results.warnings),
-            _section("What was found", f"<ul>{''.join(map(_finding, told))}</ul>"),
+            _section("What was found", f"<ul>{''.join(map(_finding, without_warnings(results)))}</ul>"),
             _verdicts(results.verdicts),
             _menu(results.languages),
             _section("Figures", places),

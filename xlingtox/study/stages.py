@@ -19,6 +19,7 @@ from xlingtox import files, languages, tuning
 from xlingtox._version import __version__
 from xlingtox.checking import checked
 from xlingtox.data import as_prompts
+from xlingtox.data.columns import by_language
 from xlingtox.evaluation.compare_models import compare
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
@@ -134,7 +135,7 @@ def _localize(study: _Study) -> dict[str, Any]:
         lm,
         materials.labelled,
         k=settings.k,
-        labelled_elsewhere=_rows_by_language(materials.labelled_elsewhere),
+        labelled_elsewhere=_labelled_by_language(materials.labelled_elsewhere),
         toxic_words=materials.toxic_words or None,
         n_shuffles=settings.n_null,
         seed=settings.seed,
@@ -164,14 +165,12 @@ def _localize(study: _Study) -> dict[str, Any]:
     }
 
 
-def _rows_by_language(table: Dataset | None) -> dict[str, list[dict[str, Any]]] | None:
-    """Return the labelled rows of each language; None where there is no table."""
+def _labelled_by_language(table: Dataset | None) -> dict[str, dict[str, list[Any]]] | None:
+    """Return the labelled sentences of each language; None where there is no table."""
     if table is None:
         return None
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for language, text, label in zip(table["language"], table["text"], table["label"], strict=True):
-        rows.setdefault(language, []).append({"text": text, "label": label})
-    return rows
+    texts, labels = (by_language(table, column) or {} for column in ("text", "label"))
+    return {code: {"text": texts[code], "label": labels[code]} for code in texts}
 
 
 def _promoted(study: _Study) -> dict[str, Any]:
