@@ -62,19 +62,21 @@ class Materials:
         ... )
     """
 
-    labelled: Dataset
     toxic_prompts: Dataset
-    neutral_prompts: Dataset
-    pairs: Dataset
-    parallel: Dataset
-    held_out: Dataset
     scorer: Scorer
+    labelled: Dataset | None = None
+    neutral_prompts: Dataset | None = None
+    pairs: Dataset | None = None
+    parallel: Dataset | None = None
+    held_out: Dataset | None = None
     validation: Dataset | None = None
     identify_language: Identifier | None = None
     labelled_elsewhere: Dataset | None = None
     toxic_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
     word_groups: Mapping[str, Scorer] = field(default_factory=dict)
     mixing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    origins: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Return a hash of all tables, the scorer and the name of the language identifier, in twelve hex digits."""
