@@ -8,8 +8,8 @@ image. `published` has the paper's authors' own variants of some steps.
 from xlingtox.study import picture, published, report
 from xlingtox.study.findings import findings
 from xlingtox.study.results import StudyResults
+from xlingtox.study.running import run
 from xlingtox.study.settings import Materials, Settings
-from xlingtox.study.stages import run
 
 __all__ = [
     "Materials",
