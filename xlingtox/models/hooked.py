@@ -339,6 +339,12 @@ class HookedLM(NeuronVectors, TextEncoding):
     def __repr__(self) -> str:
         return f"HookedLM({self.name!r}: {self.n_layers} layers x {self.d_mlp} neurons, d_model {self.d_model})"
 
+    @property
+    def n_parameters(self) -> int:
+        """The number of weights, quantised ones as they are stored; weights that modules share count once."""
+        model = self.tl if self._hf_backend is None else self._hf_backend.model
+        return sum(weight.numel() for weight in model.parameters())
+
     def fingerprint(self) -> str:
         """Return twelve hex digits computed from all weights as they are now. Other weights give other digits.
 

@@ -9,8 +9,8 @@ into a page, and `picture.take` into an image. `published` has the paper's autho
 from xlingtox.study import picture, published, report, templates
 from xlingtox.study.findings import findings
 from xlingtox.study.results import StudyResults
+from xlingtox.study.running import run
 from xlingtox.study.settings import Materials, Settings
-from xlingtox.study.stages import run
 from xlingtox.study.study import Study
 
 __all__ = [
