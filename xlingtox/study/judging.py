@@ -112,6 +112,7 @@ def check_judges(
         place = ("judge", number) if len(written) > 1 else ("judge",)
         before = len(mistakes.lines)
         kind, strict = table.get("kind"), table.get("strict", False)
+        kind = str(kind) if isinstance(kind, list | dict) else kind
         if kind is None:
             mistakes.add((*place, "kind"), f"is missing: write one of {', '.join(map(toml, KINDS))}")
         elif kind not in KINDS:

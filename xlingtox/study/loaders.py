@@ -186,7 +186,7 @@ def check_table(name: str, written: Mapping[str, Any], folder: Path, mistakes: M
         mistakes.add((*place, "loader"), f"is missing: write one of {', '.join(map(toml, names))}")
         return None
     if loader not in names:
-        if loader in LOADERS:
+        if loader in list(LOADERS):
             mistakes.value((*place, "loader"), loader, f"it does not read {name}: write one of {', '.join(names)}")
         else:
             mistakes.value((*place, "loader"), loader, f"there is no such loader: {did_you_mean(str(loader), names)}")

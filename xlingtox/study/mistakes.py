@@ -55,7 +55,7 @@ class Mistakes:
 
     def add(self, place: Place, sentence: str) -> None:
         """Add a mistake. `sentence` goes on after the key, such as "is missing: write ..."."""
-        line = f"{written(place)} {sentence}"
+        line = f"{written(place)}{sentence if sentence.startswith(':') else f' {sentence}'}"
         if line not in self.lines:
             self.lines.append(line)
 
@@ -65,7 +65,7 @@ class Mistakes:
 
     def missing(self, place: Place, sentence: str, written: Iterable[str]) -> None:
         """Add a key that is missing, unless one of the keys that are `written` is an unknown one that means it."""
-        if not any(_means(name, str(place[-1])) for name in written if name != place[-1]):
+        if not any(_means(name, str(place[-1])) for name in written):
             self.add(place, f"is missing: {sentence}")
 
     def value(self, place: Place, value: Any, instead: str) -> None:

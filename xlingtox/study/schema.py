@@ -10,14 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from xlingtox.study.mistakes import Mistakes, did_you_mean, toml
 
-_ELSEWHERE = {
-    "toxic_prompts": "write prompts",
-    "k": "write candidates",
-    "offsets": "write doses",
-    "api_key": 'write key_env = "NAME", the name of an environment variable',
-    "name": "write source",
-}
-"""Advice about keys that people know from the Python calls."""
+_MEANT = {"toxic_prompts": "prompts", "k": "candidates", "offsets": "doses", "name": "source"}
+"""Keys that people know from the Python calls, and those of the file."""
 
 
 class _Section(BaseModel):
@@ -32,7 +26,7 @@ class Model(_Section):
     dtype: str | None = Field(None, examples=["bfloat16"])
     device: str | None = Field(None, examples=["cuda"])
     device_map: str | None = Field(None, examples=["auto"])
-    bits: Literal[8, 4] | None = Field(None, examples=[4])
+    bits: Literal[4, 8] | None = Field(None, examples=[4])
     adapter: str | None = Field(None, examples=["runs/adapter"])
     trust_remote_code: bool = Field(False, examples=[True])
 
@@ -156,11 +150,12 @@ def _typed(section: str, kind: type[_Section], written: dict[str, Any], mistakes
             field = kind.model_fields.get(str(fault["loc"][0]))
             if fault["type"] == "extra_forbidden":
                 homes = [name for name, other in SECTIONS.items() if key in other.model_fields and name != section]
-                advice = _ELSEWHERE.get(key) or (f"it belongs in the section [{homes[0]}]" if homes else None)
+                advice = f"write {_MEANT[key]}" if key in _MEANT else None
+                advice = advice or (f"it belongs in the section [{homes[0]}]" if homes else None)
                 mistakes.unknown(place, inner.model_fields, advice)
             elif fault["type"] == "missing":
                 example = (field.examples or ["..."])[0] if field is not None else "..."
-                unknown = [name for name in written if name not in kind.model_fields]
+                unknown = [_MEANT.get(name, name) for name in written if name not in kind.model_fields]
                 mistakes.missing(place, f"write {key} = {toml(example)}", unknown)
             else:
                 example = ""

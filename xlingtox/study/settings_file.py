@@ -205,7 +205,21 @@ def _model(written: Mapping[str, Any], folder: Path, mistakes: Mistakes) -> tupl
     if "revision" in options and not is_hub_name(source, folder):
         mistakes.add(("model", "revision"), f"is for a name on the hub: leave it out for {source}")
     path = existing(source, ("model", "source"), folder, mistakes, hub=True)
-    return str(path), options
+    return str(_tuned_in(path, mistakes) if isinstance(path, Path) else path), options
+
+
+def _tuned_in(path: Path, mistakes: Mistakes) -> Path:
+    """Return the model that was tuned in a study, if the path is the folder of one; else the path itself."""
+    if (path / "config.json").exists() or not (path / "stages").is_dir():
+        return path
+    tuned = sorted(config.parent for config in (path / "tuned").glob("*/config.json"))
+    if len(tuned) == 1:
+        return tuned[0]
+    reason = (
+        "has tuned no model yet: run it first" if not tuned else f"has tuned several: write one, such as {tuned[0]}"
+    )
+    mistakes.add(("model", "source"), f"is the folder of a study, which {reason}")
+    return path
 
 
 def _judges(written: Any, folder: Path, model: str | None, mistakes: Mistakes) -> tuple[Judge, ...]:
@@ -257,7 +271,8 @@ def _stages(names: Sequence[str], mistakes: Mistakes) -> list[str] | None:
 def _without_name(error: Exception, name: str) -> str:
     """Return the message of a check without the name of the argument, for which the key stands in the line."""
     message = re.sub(r"^(Settings|Recipe|Lora): ", "", str(error))
-    return re.sub(rf"^(lora's )?{name}(\[\d+\])? is ", "is ", message)
+    shorter = re.sub(rf"^(lora's )?{name}(\[\d+\])? is ", "is ", message)
+    return shorter if shorter != message else f": {message}"
 
 
 def _recipe(
