@@ -156,7 +156,7 @@ class _Gathering:
         described = self.file.tables.get("labelled")
         pairs = self.file.tables.get("pairs")
         if described is None and pairs is not None and pairs.loader == "paradetox":
-            described = TableFile("labelled", "paradetox_labelled", {"source": pairs.arguments["source"]}, pairs.path)
+            described = TableFile("pairs", "paradetox_labelled", {"source": pairs.arguments["source"]}, pairs.path)
             self.made_from["labelled"] = "pairs"
             self.notes.append("Labelled sentences were made from ParaDetox: its toxic sentences and their rewrites.")
         if described is not None:
