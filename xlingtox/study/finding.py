@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from xlingtox.html.tables import number, percent
 from xlingtox.measures import COMPARED
 from xlingtox.text import seen
+from xlingtox.verdicts import Verdict
 
 _BEGIN, _END = "\x02", "\x03"
 """Marks around a stressed part while a finding is put together; `seen` removes both from text that is not ours."""
@@ -18,6 +19,7 @@ class Finding(str):
     """One finding: a short sentence that a colleague can repeat, which is this string itself.
 
     Attributes:
+        verdict: "found", "weak" or "not found", which the sentence names too; "" where nothing was judged.
         stressed: the begin and the end of each part of the sentence to stress, in order.
         numbers: the figures behind the sentence, in one line; may be empty.
         details: sentences with intervals, tests and what they are of, which a page folds away; may be empty.
@@ -29,6 +31,7 @@ class Finding(str):
         probe right in 99 % of held-out sentences (guessing: 50 %); 100 candidates
     """
 
+    verdict: str = ""
     stressed: tuple[tuple[int, int], ...] = ()
     numbers: str = ""
     details: tuple[str, ...] = ()
@@ -39,8 +42,16 @@ class Finding(str):
         return str(self)
 
     @classmethod
-    def of(cls, title: str, words: str, *, numbers: Iterable[str] = (), details: Iterable[str] = ()) -> Finding:
-        """Return a finding with a stressed title, and words in which parts to stress stand between marks (`stress`).
+    def of(
+        cls,
+        title: str,
+        words: str,
+        *,
+        verdict: Verdict | None = None,
+        numbers: Iterable[str] = (),
+        details: Iterable[str] = (),
+    ) -> Finding:
+        """Return a finding: a stressed title, the verdict, and words in which `stress` marked the parts to stress.
 
         Example:
             >>> from xlingtox.study.finding import Finding, stress
@@ -49,12 +60,14 @@ class Finding(str):
             (['Is it silence?', '0.1'], 'a 1; b 2')
         """
         plain, places = "", []
-        for part in re.split(f"({_BEGIN}[^{_END}]*{_END})", f"{stress(title)} {words}"):
+        word = f"{stress(verdict.verdict.capitalize() + '.')} " if verdict else ""
+        for part in re.split(f"({_BEGIN}[^{_END}]*{_END})", f"{stress(title)} {word}{words}"):
             text = part.strip(_BEGIN + _END)
             if text != part:
                 places.append((len(plain), len(plain) + len(text)))
             plain += text
         finding = cls(plain)
+        finding.verdict = verdict.verdict if verdict else ""
         finding.stressed = tuple(places)
         finding.numbers = "; ".join(filter(None, numbers))
         finding.details = tuple(filter(None, details))
@@ -64,11 +77,6 @@ class Finding(str):
 def stress(text: str) -> str:
     """Mark a part of a sentence as one to stress."""
     return f"{_BEGIN}{text}{_END}"
-
-
-def judged(verdict: str | None) -> str:
-    """Return a verdict as the stressed word before a sentence; "" for none."""
-    return f"{stress(verdict.capitalize() + '.')} " if verdict else ""
 
 
 def moves(before: float, after: float) -> str:

@@ -16,7 +16,7 @@ from xlingtox.evaluation.named_sets import ALL, CONTROL
 from xlingtox.evaluation.same_text import ActivationChange, SetActivity
 from xlingtox.html.tables import number, percent
 from xlingtox.study import claims
-from xlingtox.study.finding import Finding, arrow, judged, rise, shares, span, stress
+from xlingtox.study.finding import Finding, arrow, rise, shares, span, stress
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
 
@@ -46,7 +46,8 @@ def place(results: StudyResults) -> list[Finding]:
     return [
         Finding.of(
             "Where does it live?",
-            judged(verdict.verdict if verdict else None) + chosen,
+            chosen,
+            verdict=verdict,
             numbers=[right, f"AUC {number(probe.auc)}", f"{len(results.candidates)} candidates"],
             details=details,
         )
@@ -71,11 +72,8 @@ def cause(response: DoseResponse) -> list[Finding]:
             f"perplexity {rise(base.perplexity, lowest.perplexity)}",
             f"not sound {shares(base.degenerate, lowest.degenerate, 1)}",
         ]
-    return [
-        Finding.of(
-            "Are they the cause?", judged(verdict.verdict) + words, numbers=numbers, details=[seen(verdict.reason)]
-        )
-    ]
+    reason = [seen(verdict.reason)]
+    return [Finding.of("Are they the cause?", words, verdict=verdict, numbers=numbers, details=reason)]
 
 
 def _of_chosen(response: DoseResponse, chosen: Chosen) -> tuple[str, list[str]]:
@@ -154,7 +152,8 @@ def activity(results: StudyResults) -> list[Finding]:
     return [
         Finding.of(
             title,
-            f"{judged(verdict.verdict if verdict else None)}{words}, random neurons by {_move(changes[CONTROL])}.",
+            f"{words}, random neurons by {_move(changes[CONTROL])}.",
+            verdict=verdict,
             numbers=[f"{number(specific.change, 4, signed=True)} of their own", silent, perplexity],
             details=[
                 f"Mean activation of the sources: {_sides(changes[main])}; of equally active random neurons: "

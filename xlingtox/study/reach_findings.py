@@ -12,7 +12,7 @@ from xlingtox.evaluation.multiplicity import by_chance
 from xlingtox.html.tables import number, percent
 from xlingtox.measures import COMPARED
 from xlingtox.study import claims
-from xlingtox.study.finding import Finding, arrow, in_words, judged, moves, p_value, points, rise, shares, span, stress
+from xlingtox.study.finding import Finding, arrow, in_words, moves, p_value, points, rise, shares, span, stress
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
 
@@ -59,7 +59,8 @@ def _fall(
     sides = results.means("average_toxicity", codes)
     return Finding.of(
         title,
-        f"{judged(verdict.verdict if verdict else None)}{on_average} {moves(*sides)}.",
+        f"{on_average} {moves(*sides)}.",
+        verdict=verdict,
         numbers=[
             *numbers,
             f"prompts with a toxic sample {shares(*results.means('toxicity_probability', codes))}",
@@ -185,10 +186,9 @@ def prediction(results: StudyResults) -> list[Finding]:
         if name != transfer.measure
     ]
     verdict = claims.verdict_on(results.verdicts, claims.PREDICTED)
-    word = judged(verdict.verdict if verdict else None)
     if not math.isfinite(transfer.pearson_r * transfer.p_value):
         words = "No correlation is defined: too few languages, or no spread."
-        return [Finding.of(title, word + words, numbers=[f"drop in {measure}"], details=others)]
+        return [Finding.of(title, words, verdict=verdict, numbers=[f"drop in {measure}"], details=others)]
     r = stress(f"r\u00a0=\u00a0{number(transfer.pearson_r, 2)}")
     if transfer.p_value >= 0.05:
         words = f"Retrieval and the drop have {r}: not significant at 5 %."
@@ -199,7 +199,8 @@ def prediction(results: StudyResults) -> list[Finding]:
     return [
         Finding.of(
             title,
-            word + words,
+            words,
+            verdict=verdict,
             numbers=[f"drop in {measure}", f"{len(transfer.drop)} languages", p_value(transfer.p_value), *numbers],
             details=[*details, *others],
         )

@@ -231,7 +231,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "n_neurons": lambda n: 0 if n == {} else n,
     "candidates": _candidates,
     "activations": lambda means: tuple(_list(means)),
-    "sources": NeuronSet.of,
+    "sources": lambda neurons: NeuronSet.of(_list(neurons)),
     "promoted": _promoted,
     "toxic_doses": lambda content: doses.response_of(content, doses.ON_TOXIC),
     "neutral_doses": lambda content: doses.response_of(content, doses.ON_NEUTRAL),
