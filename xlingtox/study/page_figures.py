@@ -18,6 +18,9 @@ from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
 
 _AVERAGED = "Toxicity is the mean of the chosen languages; perplexity and degenerate text are those of all."
+_UPRIGHT = 6
+"""The names of more languages than these are slanted below a figure."""
+
 _OF_ALL = "The line and its band are those of all languages."
 
 
@@ -74,6 +77,7 @@ def _with_names(figure: dict[str, Any], named: Mapping[str, str]) -> dict[str, A
             ):
                 axis = f"{letter}axis{trace.get(f'{letter}axis', letter)[1:]}"
                 ticks = {"tickmode": "array", "tickvals": list(named), "ticktext": list(named.values())}
+                ticks |= {"tickangle": -45} if letter == "x" and len(values) > _UPRIGHT else {}
                 figure["layout"].setdefault(axis, {}).update(ticks)
     return figure
 

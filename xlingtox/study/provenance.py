@@ -55,7 +55,7 @@ def lines(results: StudyResults) -> list[Line]:
         )
         reason = seen(results.end_token.get("reason") or "")
         told.append(("End of text", f"{preferred}{': ' if reason else ''}{reason}"))
-    told += [("Judge", _judge(row, codes)) for row in _judges(results)]
+    told += [("Judge", _judge(row, codes)) for row in judges(results)]
     told += [("Note", seen(note)) for note in results.notes]
     if total := sum(value for value in results.seconds.values() if math.isfinite(value)):
         told.append(("Time", f"{duration(total)}, for the stages {', '.join(results.stages)}"))
@@ -87,7 +87,7 @@ def as_json(results: StudyResults) -> dict[str, Any]:
         "notes": list(results.notes),
         "recipe": dict(results.recipe),
         "end_token": results.end_token and dict(results.end_token),
-        "judges": [dict(row) for row in _judges(results)],
+        "judges": [dict(row) for row in judges(results)],
         "settings": dict(results.settings),
         "seed": results.seed,
         "seconds": dict(results.seconds),
@@ -192,7 +192,8 @@ def _tuning(results: StudyResults) -> str:
     return ", ".join([f"DPO on {source} pairs{order}: {length}", *rates, weights])
 
 
-def _judges(results: StudyResults) -> list[dict[str, Any]]:
+def judges(results: StudyResults) -> list[dict[str, Any]]:
+    """Return the scorers with the languages that each judged; of an older file, the one of its comparison."""
     if results.judges:
         return [dict(row) for row in results.judges]
     scorer = results.comparison.scorer if results.comparison else None

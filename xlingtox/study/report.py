@@ -21,6 +21,7 @@ from xlingtox.paper import beside
 from xlingtox.paper.numbers import MODELS, model_named
 from xlingtox.study import methods, number_tables, page_figures, provenance
 from xlingtox.study.findings import Finding, without_warnings
+from xlingtox.study.page_parts import menu, section, sentence, verdict_word, warnings
 from xlingtox.study.results import Sample, StudyResults
 from xlingtox.verdicts import Verdict
 
@@ -63,17 +64,17 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
         [
             f"<header><h1>{_title(results, name)}</h1></header>\n<main>",
             _provenance(results),
-            _warnings(results.warnings),
+            warnings(results.warnings),
             _findings(results),
             _verdicts(results.verdicts),
-            _menu(results),
-            _section("Figures and numbers", figures + _languages(results)),
+            menu(results.languages, has_words=bool(results.samples or results.promoted)),
+            section("Figures and numbers", figures + _languages(results)),
             _groups(results),
             _beside(results),
             _promoted(results, mask_words),
             _samples(results.samples, mask_words),
             _mixing(results),
-            _section("Methods and caveats", methods.html(results)),
+            section("Methods and caveats", methods.html(results)),
             "</main>",
         ]
     )
@@ -111,29 +112,16 @@ def _described(lines: Sequence[provenance.Line]) -> str:
 
 def _findings(results: StudyResults) -> str:
     items = "".join(map(_finding, without_warnings(results)))
-    return _section("What was found", f'<ul class="findings">{items}</ul>' if items else "")
+    return section("What was found", f'<ul class="findings">{items}</ul>' if items else "")
 
 
 def _finding(finding: Finding) -> str:
-    """Return a list item: the sentence with its stressed parts in bold, its numbers, and the rest folded."""
-    html, end = "", 0
-    for begin, next_end in finding.stressed:
-        part = finding[begin:next_end]
-        is_verdict = bool(finding.verdict) and part == f"{finding.verdict.capitalize()}."
-        bold = verdict_word(finding.verdict, part) if is_verdict else f"<b>{escaped(part)}</b>"
-        html += escaped(finding[end:begin]) + bold
-        end = next_end
-    html = f"<p>{html}{escaped(finding[end:])}</p>"
-    numbers = "".join(f"<span>{escaped(part)}</span> " for part in finding.numbers.split("; ") if part)
-    html += f'<p class="numbers">{numbers.strip()}</p>' if numbers else ""
-    details = "".join(f"<p>{escaped(sentence)}</p>" for sentence in finding.details)
+    """Return a list item: the sentence, below it its numbers, and the rest folded."""
+    html = f"<p>{sentence(finding)}</p>"
+    numbers = " ".join(f"<span>{escaped(part)}</span>" for part in finding.numbers.split("; ") if part)
+    html += f'<p class="numbers">{numbers}</p>' if numbers else ""
+    details = "".join(f"<p>{escaped(detail)}</p>" for detail in finding.details)
     return f"<li>{html}{f'<details><summary>Intervals and tests</summary>{details}</details>' if details else ''}</li>"
-
-
-def _warnings(sentences: Sequence[str]) -> str:
-    """Return the warnings about figures that cannot carry a finding, before anything else; "" where there are none."""
-    items = "".join(f"<li>{escaped(sentence)}</li>" for sentence in sentences)
-    return f'<section class="warnings" role="note"><h2>Read this first</h2><ul>{items}</ul></section>' if items else ""
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> str:
@@ -143,30 +131,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
         "missing, and “not found” otherwise, which does not show the contrary.</p>"
     )
     table = scrolling("Each claim, the verdict on it, and why", ["Claim", "Verdict", "Reason"], rows)
-    return _section("Do the claims stand?", note + table) if rows else ""
-
-
-def verdict_word(verdict: str, word: str = "") -> str:
-    """Return a verdict as HTML with a colour of its own; `word` is how it is written, if not as it is."""
-    return f'<b class="{verdict.replace(" ", "-")}">{word or verdict}</b>'
-
-
-def _menu(results: StudyResults) -> str:
-    """Return the controls with which a reader chooses languages and shows toxic words; "" where there is no choice."""
-    codes = results.languages
-    boxes = "".join(
-        f'<label><input type="checkbox" name="language" value="{escaped(code)}" checked> {language_name(code)}</label>'
-        for code in codes
-    )
-    choice = (
-        '<details><summary>Languages: <span id="shown" role="status">'
-        f"all {len(codes)}</span></summary><fieldset><legend>Languages in figures, tables and samples</legend>"
-        '<p><button type="button" id="all">All</button> <button type="button" id="none">None</button></p>'
-        f'<div class="boxes">{boxes}</div></fieldset></details>'
-    )
-    unmask = '<button type="button" id="unmask" data-shown="false">Show toxic words</button>'
-    parts = (choice if len(codes) > 1 else "") + (unmask if results.samples or results.promoted else "")
-    return f'<section class="menu" aria-label="What is shown">{parts}</section>' if parts else ""
+    return section("Do the claims stand?", note + table) if rows else ""
 
 
 def _languages(results: StudyResults) -> str:
@@ -180,7 +145,7 @@ def _groups(results: StudyResults) -> str:
         "do, tuning taught the model a list and not a manner.</p>"
     )
     table = number_tables.of_groups(results.groups, source_language=results.source_language)
-    return _section("Met in tuning, or not", note + table) if table else ""
+    return section("Met in tuning, or not", note + table) if table else ""
 
 
 def _beside(results: StudyResults) -> str:
@@ -194,7 +159,7 @@ def _beside(results: StudyResults) -> str:
     if same:
         every = beside(results, models=[same])._repr_html_()
         table += f'<details><summary>Every published number</summary><div class="wide">{every}</div></details>'
-    return _section("Beside the paper", _BESIDE + table)
+    return section("Beside the paper", _BESIDE + table)
 
 
 def _promoted(results: StudyResults, mask_words: Callable[[str], str]) -> str:
@@ -215,7 +180,7 @@ def _promoted(results: StudyResults, mask_words: Callable[[str], str]) -> str:
     if n_folded := len(rows[_N_UNFOLDED:]):
         table = scrolling("Promoted tokens of the other sources", columns, rows[_N_UNFOLDED:])
         html += f"<details><summary>The other {n_folded} sources</summary>{table}</details>"
-    return _section("What the sources promote", html) if rows else ""
+    return section("What the sources promote", html) if rows else ""
 
 
 def _token(token: str, codes: Sequence[str], mask_words: Callable[[str], str]) -> str:
@@ -235,7 +200,7 @@ def _samples(samples: Mapping[str, Sequence[Sample]], mask_words: Callable[[str]
                 f"<dl>{''.join(f'<dt>{label}</dt><dd{in_language(code)}>{text}</dd>' for label, text in texts)}</dl>"
             )
         html += "</details>"
-    return _section("Sample continuations", html) if samples else ""
+    return section("Sample continuations", html) if samples else ""
 
 
 def _mixing(results: StudyResults) -> str:
@@ -255,11 +220,7 @@ def _mixing(results: StudyResults) -> str:
         f"of English tuning came out of training.{behind}</p>"
     )
     table = scrolling("What each language had in training", columns, rows, languages.in_order(mixing))
-    return _section("What the miniature world was given", note + table) if rows else ""
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+    return section("What the miniature world was given", note + table) if rows else ""
 
 
 _BESIDE = (

@@ -61,8 +61,15 @@ def summary(results: StudyResults, width: int = 80) -> str:
         _transfer(results, width),
         *([_wrapped(str(finding), width), *_indented(finding.numbers, width)] for finding in without_warnings(results)),
     ]
-    # Until here, spaces that do not break keep a number with its unit on one line.
-    return "\n\n".join("\n".join(lines) for lines in paragraphs if lines).replace("\u00a0", " ").translate(_ASCII)
+    return in_ascii("\n\n".join("\n".join(lines) for lines in paragraphs if lines))
+
+
+def in_ascii(text: str) -> str:
+    """Return text of ours in characters that every terminal shows.
+
+    Until then, spaces that do not break keep a number with its unit on one line.
+    """
+    return text.translate(_ASCII).replace("\u00a0", " ")
 
 
 @checked
