@@ -1,6 +1,6 @@
 """Steps of the study as the paper's authors coded them, where the library differs: use them to compare with the paper.
 
-Two more are elsewhere: their measure of fluency is `fluency.copying_score`, and their distinct n-grams are
+Two more are elsewhere: their measure of fluency is `evaluation.copying_score`, and their distinct n-grams are
 `metrics.distinct_n_per_unigram`.
 """
 
