@@ -309,7 +309,7 @@ def collect_together(
     models = [lm, writer] if isinstance(writer, HookedLM) else [lm]
     batches = Batches("numbers", "activations", models, asked | {"neurons": [neurons.neurons for neurons in sets]})
     positions = max(lengths) + max_new_tokens
-    with bar("reading neurons", total=len(prompts), unit="prompt", progress=progress) as shown:
+    with bar("reading neurons", total=len(prompts), unit="prompt", progress=progress) as progress_bar:
 
         def read(rows: list[int]) -> None:
             some = [prompts[i] for i in rows]
@@ -330,7 +330,7 @@ def collect_together(
             for kept, of_rows in zip(values, reading.values, strict=True):
                 if kept is not None and of_rows is not None:
                     kept[rows] = of_rows
-            shown.update(len(rows))
+            progress_bar.update(len(rows))
 
         in_batches(
             by_length(lengths), batch_size or batches.size(positions, lambda: rows_that_fit(lm, positions)), read
