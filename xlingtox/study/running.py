@@ -65,7 +65,13 @@ def run(
         >>> results = xt.study.run(lm, materials, output_dir="runs/study", settings=settings)  # doctest: +SKIP
         >>> xt.study.report.write(results, "runs/study/report.html")  # doctest: +SKIP
     """
-    models = Models(lm)
+    return run_models(Models(lm), materials, output_dir=output_dir, settings=settings, progress=progress)
+
+
+def run_models(
+    models: Models, materials: Materials, *, output_dir: str | Path, settings: Settings, progress: bool
+) -> StudyResults:
+    """Do a study of models that may be in memory already; see `run`."""
     base = models.base()
     settings = settings.for_model(base)
     check_fit(base, materials, settings)
