@@ -29,7 +29,7 @@ from xlingtox.models.states import mean_states
 from xlingtox.neurons.areas import Auc, areas, auc
 from xlingtox.neurons.chance import shuffled_dimensions, shuffled_label_directions, top_neurons
 from xlingtox.neurons.controls import random_sets
-from xlingtox.neurons.judging import ALPHA, Chance, Ranking, Separation, Words, judged
+from xlingtox.neurons.judging import ALPHA, FEWEST_SHUFFLES, Chance, Ranking, Separation, Words, judged
 from xlingtox.neurons.localize import check_k
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import PENALTY, Probe, SplitStates, check_penalty
@@ -221,9 +221,10 @@ def evidence(
     """
     check_k(lm, k=k)
     check_penalty(penalty)
-    least = round(2 / ALPHA) - 1
-    if n_shuffles < least:
-        raise ValueError(f"n_shuffles is {n_shuffles}: expected at least {least}, fewer cannot decide at {ALPHA}")
+    if n_shuffles < FEWEST_SHUFFLES:
+        raise ValueError(
+            f"n_shuffles is {n_shuffles}: expected at least {FEWEST_SHUFFLES}, fewer cannot decide at {ALPHA}"
+        )
     if n_random < 1:
         raise ValueError(f"n_random is {n_random}: expected at least 1")
     languages.check([source_language, *(toxic_words or {})])

@@ -63,7 +63,10 @@ class Models:
         given = self._given
         if isinstance(given, HookedLM):
             return given
-        return self.base() if given.options else given.source
+        if given.options:
+            return self.base()
+        self.release()
+        return given.source
 
     def tuned_in(self, folder: Path) -> None:
         """Say where the tuned model lies. It is loaded as the model before tuning is: same dtype, same device."""

@@ -80,7 +80,7 @@ def run(
         settings,
         folder=folder.path,
         keys=stage_keys,
-        scorer=_kept(materials.scorer, folder.path),
+        scorer=_kept(materials.scorer, folder.path, progress=progress),
         progress=progress,
     )
     seconds: dict[str, float] = {}
@@ -100,11 +100,11 @@ def run(
     return results
 
 
-def _kept(scorer: Scorer, folder: Path) -> Scorer:
+def _kept(scorer: Scorer, folder: Path, *, progress: bool) -> Scorer:
     """Return the scorer, with a cache in the study's folder if it has none."""
     if isinstance(scorer, Cached | PerspectiveScorer):
         return scorer
-    return Cached(scorer, path=folder / "scores.sqlite")
+    return Cached(scorer, path=folder / "scores.sqlite", progress=progress)
 
 
 def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -> StudyResults:

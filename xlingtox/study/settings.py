@@ -18,6 +18,7 @@ from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose_response import check_doses
 from xlingtox.evaluation.dosing import Unit
 from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.judging import FEWEST_SHUFFLES
 from xlingtox.scoring.protocol import Scorer
 from xlingtox.study.recipes import default_recipe
 
@@ -165,10 +166,12 @@ class Settings:
         if self.stages is not None and not self.stages:
             raise ValueError(f"stages is empty: name some of {', '.join(STAGES)}")
         languages.check(self.source_language)
-        counts = ("k", "n_null", "n_random", "n_random_amplified", "dose_prompts", "n_samples", "max_new_tokens")
+        counts = ("k", "n_random", "n_random_amplified", "dose_prompts", "n_samples", "max_new_tokens")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+        if self.n_null < FEWEST_SHUFFLES:
+            raise ValueError(f"n_null is {self.n_null}: expected at least {FEWEST_SHUFFLES}, fewer cannot decide")
         if self.n_doses < 2:
             raise ValueError(f"n_doses is {self.n_doses}: expected at least 2, of which one is 0")
         if self.dose_samples is not None and self.dose_samples < 1:

@@ -115,12 +115,12 @@ def _localize(study: InProgress) -> dict[str, Any]:
     }
 
 
-def _labelled_by_language(table: Dataset | None) -> dict[str, dict[str, list[Any]]] | None:
+def _labelled_by_language(table: Dataset | None) -> dict[str, Dataset] | None:
     """Return the labelled sentences of each language; None where there is no table."""
     if table is None:
         return None
     texts, labels = (by_language(table, column) or {} for column in ("text", "label"))
-    return {code: {"text": texts[code], "label": labels[code]} for code in texts}
+    return {code: Dataset.from_dict({"text": texts[code], "label": labels[code]}) for code in texts}
 
 
 def _promoted(study: InProgress) -> dict[str, Any]:
