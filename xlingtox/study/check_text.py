@@ -12,7 +12,7 @@ from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 
 if TYPE_CHECKING:
-    from xlingtox.study.check import StudyCheck
+    from xlingtox.study.study_check import StudyCheck
 
 WIDTH = 80
 """The most columns of a line."""

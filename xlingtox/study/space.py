@@ -10,8 +10,9 @@ import psutil
 import torch
 
 from xlingtox.checking import checked
-from xlingtox.study.costs import Shape, Sizes, adapter_parameters, checkpoint_bytes, optimizer_numbers
+from xlingtox.study.costs import Shape, adapter_parameters, checkpoint_bytes, optimizer_numbers
 from xlingtox.study.settings import Settings
+from xlingtox.study.sizes import Sizes
 from xlingtox.tuning import Recipe
 
 _MOST_ROWS, _READ_AT_ONCE = 512, 64
@@ -51,7 +52,7 @@ def stage_memory(
 
     Example:
         >>> costs, space = xt.study.costs, xt.study.space
-        >>> sizes = costs.Sizes(prompts={"en": 10}, prompt_tokens=12.0, longest=20)
+        >>> sizes = xt.study.sizes.Sizes(prompts={"en": 10}, prompt_tokens=12.0, longest=20)
         >>> memory = space.stage_memory(
         ...     costs.Shape.of(lm), sizes, xt.study.Settings(), stages=["promoted"], recipe=xt.tuning.MINI)
         >>> memory["promoted"] > costs.Shape.of(lm).weight_bytes
@@ -83,7 +84,7 @@ def host_memory(shape: Shape, sizes: Sizes, settings: Settings, *, stages: Seque
 
     Example:
         >>> costs, space = xt.study.costs, xt.study.space
-        >>> sizes = costs.Sizes(labelled=2e6, n_labelled=100_000)
+        >>> sizes = xt.study.sizes.Sizes(labelled=2e6, n_labelled=100_000)
         >>> held = space.host_memory(costs.Shape.of(lm), sizes, xt.study.Settings(), stages=["localize"])
         >>> held["localize"] > 4 * 100_000 * lm.d_model
         True
@@ -111,7 +112,7 @@ def tuning_bytes(shape: Shape, sizes: Sizes, recipe: Recipe) -> int:
 
     Example:
         >>> costs, space = xt.study.costs, xt.study.space
-        >>> space.tuning_bytes(costs.Shape.of(lm), costs.Sizes(), xt.tuning.MINI) > 4 * 4 * lm.n_parameters
+        >>> space.tuning_bytes(costs.Shape.of(lm), xt.study.sizes.Sizes(), xt.tuning.MINI) > 4 * 4 * lm.n_parameters
         True
     """
     n, lora = shape.n_parameters, recipe.lora
@@ -142,7 +143,7 @@ def stage_disk(
     Example:
         >>> costs, space = xt.study.costs, xt.study.space
         >>> stays, most = space.stage_disk(
-        ...     costs.Shape.of(lm), costs.Sizes(), xt.study.Settings(), stages=["tune"], recipe=xt.tuning.MINI)["tune"]
+        ...     costs.Shape.of(lm), xt.study.sizes.Sizes(), xt.study.Settings(), stages=["tune"], recipe=xt.tuning.MINI)["tune"]
         >>> stays < most
         True
     """
