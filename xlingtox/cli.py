@@ -191,12 +191,10 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from xlingtox.files import write_text
     from xlingtox.study import comparing
 
-    studies = comparing.named(options.folders)
-    write_text(options.out, comparing.page(studies))
-    print(comparing.table(studies))
+    print(comparing.summary(options.folders))
+    comparing.write(options.folders, options.out)
     print(f"\n{options.out}: the same with figures")
 
 

@@ -316,7 +316,3 @@ def _changes(
         bounds = COMPARED[name].least, COMPARED[name].most
         by_language, overall = metrics.paired_changes(values_before, values_after, bounds=bounds, meanings=translated)
     return unknown | {code: (change.low, change.high) for code, change in by_language.items()}, overall
-
-
-def compare_in_turn(before, after, prompts, **k):
-    return compare(before(), after(), prompts, **k)

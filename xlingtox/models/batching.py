@@ -38,10 +38,10 @@ def rows_that_fit(lm: HookedLM, positions: int, predicted: int = 1) -> int:
     Args:
         predicted: the number of positions in a row at which logits are computed.
     """
-    return max(1, min(_MOST_ROWS, int(_SHARE * _free(lm.device) / lm.row_bytes(positions, predicted=predicted))))
+    return max(1, min(_MOST_ROWS, int(_SHARE * free_bytes(lm.device) / lm.row_bytes(positions, predicted=predicted))))
 
 
-def _free(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Return the number of free bytes on a device. Bytes that torch has reserved and does not use count as free."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -345,6 +345,12 @@ class HookedLM(NeuronVectors, TextEncoding):
         model = self.tl if self._hf_backend is None else self._hf_backend.model
         return sum(weight.numel() for weight in model.parameters())
 
+    @property
+    def weight_bytes(self) -> int:
+        """The memory that the weights take; weights that modules share count once."""
+        model = self.tl if self._hf_backend is None else self._hf_backend.model
+        return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
     def fingerprint(self) -> str:
         """Return twelve hex digits computed from all weights as they are now. Other weights give other digits.
 

@@ -143,7 +143,7 @@ def _rows(model: str, studies: Sequence[Study | Comparison], shown: Sequence[str
     full = [study for study in studies if not isinstance(study, Comparison)]
     rows = [*_of_table_2(compared, shown), *_of_transfer(full, shown)]
     if numbers.MECHANISM_MODEL in shown:
-        is_same_model = numbers.model_named(model) == numbers.MECHANISM_MODEL
+        is_same_model = numbers.MECHANISM_MODEL.casefold() in model.casefold()
         rows += [*_of_figure_2(full), *_of_figure_3(compared, is_same_model), *_of_sources(full, is_same_model)]
     for row in rows:
         if known := tuple(value for value in row.values if value and all(map(math.isfinite, value))):

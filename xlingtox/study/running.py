@@ -23,7 +23,7 @@ from xlingtox.study.plan import keys, planned
 from xlingtox.study.progress_lines import ProgressLines
 from xlingtox.study.results import StudyResults
 from xlingtox.study.settings import Materials, Settings
-from xlingtox.study.stages import WORK, InProgress, judge
+from xlingtox.study.stages import WORK, InProgress, verdicts_and_warnings
 from xlingtox.study.study_folder import StudyFolder
 
 _LOG = logging.getLogger(__name__)
@@ -117,8 +117,9 @@ def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -
     """Put the results of all stages together."""
     materials, settings = study.materials, study.settings
     content: dict[str, Any] = {}
-    for result in (*study.done.values(), judge(study)):
+    for result in (*study.done.values(), verdicts_and_warnings(study)):
         content |= result
+    judge = dataclasses.asdict(ScorerIdentity.of(materials.scorer))
     prompt_languages = list(dict.fromkeys(materials.toxic_prompts["language"]))
     content |= {
         "languages": list(study.done["compare"]["before"]) if "compare" in study.done else prompt_languages,
@@ -127,7 +128,7 @@ def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -
         "origins": [dict(origin) for origin in materials.origins],
         "notes": list(materials.notes),
         "settings": settings.as_json(),
-        "judges": [dataclasses.asdict(ScorerIdentity.of(materials.scorer))],
+        "judges": [judge | {"languages": list(judge["languages"])}],
         "identified": materials.identify_language is not None,
         "given": materials.mixing,
         "model": dataclasses.asdict(model),
