@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xlingtox import tuning
 from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
 from xlingtox.study import gathering, report, settings_file
+from xlingtox.study.check import check, check_without_weights
 from xlingtox.study.models import ModelSource
 from xlingtox.study.recipes import NAMED, default_recipe
 from xlingtox.study.results import StudyResults
 from xlingtox.study.running import run
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.settings_file import SettingsFile
-
-if TYPE_CHECKING:
-    from xlingtox.study.check import StudyCheck
+from xlingtox.study.study_check import StudyCheck
 
 
 class Study:
@@ -36,6 +35,7 @@ class Study:
         >>> results = study.run()  # doctest: +SKIP
     """
 
+    @checked
     def __init__(self, file: SettingsFile) -> None:
         """Wrap a settings file that was checked. Users call `Study.from_toml`."""
         self.file = file
@@ -113,11 +113,24 @@ class Study:
     def check(self, *, progress: bool = True) -> StudyCheck:
         """Read everything, run a few prompts, and say what the study will cost and whether there is anything to find.
 
+        Where the weights are not on this machine, it says what is missing, and what the study will take.
+
         Raises:
             ValueError: what `materials` and `load` raise.
         """
-        from xlingtox.study import check
-
-        materials = self.materials()
-        lm = self.load()
-        return check.check(lm, materials, self.settings(lm), output_dir=self.output_dir, progress=progress)
+        materials, where = self.materials(), self.output_dir
+        try:
+            lm = self.load()
+        except FileNotFoundError:
+            if self.file.local:
+                raise
+            settings = self._settings(NAMED.get(self.file.recipe or ""))
+            return check_without_weights(
+                self.file.source,
+                revision=self.file.options.get("revision"),
+                output_dir=where,
+                materials=materials,
+                settings=settings,
+            )
+        languages = self.file.languages
+        return check(lm, materials, self.settings(lm), output_dir=where, languages=languages, progress=progress)
