@@ -19,7 +19,10 @@ from xlingtox._version import __version__
 if TYPE_CHECKING:
     from xlingtox.study import Study
 
-LIKE = ("ours", "mgpt", "bloom-1b7", "bloom-7b1", "llama2-7b", "llama3-8b", "aya-23-8b", "smollm2", "smollm2-taught")
+LIKE = (
+    *("ours", "mgpt", "bloom-1b7", "bloom-7b1", "llama2-7b", "llama3-8b", "aya-23-8b"),
+    *("smollm2", "smollm2-taught", "smollm2-taught-study"),
+)
 """The models whose settings `study init --like` writes."""
 
 
@@ -145,7 +148,7 @@ def _demo(options: argparse.Namespace) -> None:
     changes: dict[str, Any] = {"output_dir": options.out, "data.seed": options.seed, "study.seed": options.seed}
     if options.model is not None:
         changes["model.source"] = options.model
-    _run_and_show(Study.from_toml(templates.file("ours"), changes=changes), progress=not options.quiet)
+    _run_and_show(Study.from_toml(templates.shipped("ours"), changes=changes), progress=not options.quiet)
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -160,7 +163,7 @@ def _check(options: argparse.Namespace) -> int:
 
     with _quiet_libraries(progress=not options.quiet):
         checked = Study.from_toml(options.settings).check(progress=not options.quiet)
-    print(checked.text())
+    print(*checked.sentences(), sep="\n")
     return 2 if checked.problems else 0
 
 
@@ -225,17 +228,26 @@ def _picture(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _quiet_libraries(*, progress: bool) -> Iterator[None]:
-    """Hide what other libraries say, and where no lines can be drawn anew, print what was done instead."""
+    """Hide what other libraries say. Print our warnings, and where no lines can be drawn anew, what was done."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    ours, handler = logging.getLogger("xlingtox"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    # On a terminal, two lines show how far the study is, and only warnings are printed above them.
-    handler.setLevel(logging.INFO if progress and not sys.stderr.isatty() else logging.CRITICAL)
+    # It says at its import which of its kernels it lacks.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    ours, handler = logging.getLogger("xlingtox"), _AboveProgress()
+    handler.setLevel(logging.CRITICAL if not progress else logging.WARNING if sys.stderr.isatty() else logging.INFO)
     ours.addHandler(handler)
     try:
         yield
     finally:
         ours.removeHandler(handler)
+
+
+class _AboveProgress(logging.Handler):
+    """Prints messages on stderr, above the lines of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm.auto import tqdm
+
+        tqdm.write(record.getMessage(), file=sys.stderr)
