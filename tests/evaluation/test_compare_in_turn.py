@@ -3,7 +3,6 @@ import gc
 import json
 import weakref
 
-import numpy as np
 import pytest
 from conftest import randomised, tiny
 from datasets import Dataset
@@ -16,7 +15,6 @@ from xlingtox.evaluation.weight_drift import weight_drift
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.journal import Journal, using
 from xlingtox.neurons import greedy
-from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
 
 PROMPTS = {"en": ["the cat", "the dog ran away", "a"], "es": ["la casa", "el gato duerme en"]}
@@ -37,6 +35,11 @@ def two(family: str):
     """Two models of one shape, as Hugging Face has them."""
     model = build(family)
     return model, randomised(copy.deepcopy(model), seed=1)
+
+
+@pytest.fixture(scope="module")
+def expected(both):
+    return compare(*both, PROMPTS, **ASKED)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def test_it_is_compare_with_one_model_at_a_time(family, text, tokenizer, tmp_pat
     plain = two(family)
     both = [HookedLM.load(model, tokenizer=tokenizer) for model in plain]
     expected = compare(*both, PROMPTS, text=text, **ASKED)
-    loader = Loader(both)
+    loader = Loader(plain, tokenizer)
     found = compare_in_turn(loader.load(0), loader.load(1), PROMPTS, text=text, output_dir=tmp_path, **ASKED)
     assert json.dumps(found.content()) == json.dumps(expected.content())
     assert found == expected
@@ -80,38 +83,20 @@ def test_it_is_compare_with_one_model_at_a_time(family, text, tokenizer, tmp_pat
     assert sorted(file.name for file in tmp_path.iterdir()) == ["after.json", "before.json"], "no vectors are left"
 
 
-def test_the_figures_are_those_of_the_public_calls(both):
-    before, after = both
-    found = compare_in_turn(lambda: before, lambda: after, PROMPTS, **ASKED | {"n_random": 0})
-    sizes = {"max_new_tokens": 5, "progress": False}
-    read = [
-        collect_activations(before, PROMPTS, NEURONS, **sizes),
-        collect_activations(after, PROMPTS, NEURONS, writer=before, **sizes),
-    ]
-    for code in PROMPTS:
-        rows = [i for i, language in enumerate(read[0].languages) if language == code]
-        change = found.activity.changes[code]["sources"]
-        for mean, side in zip((change.before, change.after), read, strict=True):
-            by_prompt = [side.values[i, side.mask[i]].double().mean() for i in rows]
-            assert mean == pytest.approx(np.mean(by_prompt), abs=1e-7)
-        assert found.neuron_activations[code][0] == tuple(read[0].mean(language=code).tolist())
-
-
 @pytest.mark.parametrize(("neurons", "most"), [(NEURONS, 2), ({"sources": NEURONS, "control": NEURONS}, 1)])
 def test_each_model_writes_its_greedy_text_as_rarely_as_can_be(neurons, most, both, monkeypatch):
     before, after = both
     written = []
     real = greedy.decode
     monkeypatch.setattr(greedy, "decode", lambda lm, *rest, **how: written.append(lm) or real(lm, *rest, **how))
-    compare(before, after, PROMPTS, **ASKED | {"neurons": neurons})
+    compare(before, after, {"en": PROMPTS["en"]}, **ASKED | {"neurons": neurons, "held_out": None})
     assert written.count(before) == most
     assert written.count(after) == 1
 
 
-def test_a_comparison_that_was_interrupted_goes_on(both, tmp_path):
+def test_a_comparison_that_was_interrupted_goes_on(both, expected, tmp_path):
     """Interrupted in the third turn: the first two are not done again."""
     before, after = both
-    expected = compare(before, after, PROMPTS, **ASKED)
     turns = []
 
     def first() -> HookedLM:
@@ -147,10 +132,10 @@ def test_what_cannot_be_compared_is_refused(both, tokenizer):
         compare(before, after, PROMPTS, **ASKED | {"n_random": -1, "scorer": NeverAsked("en", "es")})
 
 
-def test_a_model_under_an_edit_has_no_drift(both):
+def test_a_model_under_an_edit_has_no_drift(both, expected):
     before, after = both
     with Offset(NEURONS, -1.0).on(before):
-        expected = compare(before, after, PROMPTS, **ASKED)
-        found = compare_in_turn(lambda: before, lambda: after, PROMPTS, **ASKED)
+        found = compare_in_turn(lambda: before, lambda: after, {"en": PROMPTS["en"]}, **ASKED | {"held_out": None})
     assert found.drift == ()
-    assert json.dumps(found.content()) == json.dumps(expected.content())
+    assert expected.drift
+    assert "Offset" in found.models[0].edit
