@@ -182,8 +182,58 @@ def made_up(seed=0):
     }
 
 
+KEYS_OF_STAGES = {
+    "localize": "probe n_neurons potential cosines actual activations evidence",
+    "promoted": "promoted",
+    "intervene": "intervention control intervention_dosing",
+    "amplify": "amplification amplification_control amplification_dosing",
+    "retrieve": "retrieval retrieval_intervals retrieval_by_layer n_parallel",
+    "tune": "recipe training end_token",
+    "compare": "before after changes scorer models mean_changes changes_of_others drift neurons neuron_activations "
+    "text_read same_text mean_same_text specific silent groups samples",
+    "predict": "transfer transfer_by_measure",
+    "judge": "verdicts warnings",
+}
+"""The keys that each stage writes."""
+
+
+def told(content=None):
+    """A study that says where its data came from, and how it was tuned and judged."""
+    content = made_up() if content is None else content
+    codes = list(content["languages"])
+    each = dict.fromkeys(codes, 30)
+    row = {"loader": "rtp_lx", "path": "RTP-LX.zip", "n": 30 * len(codes), "languages": each, "hash": "0123456789ab"}
+    pairs = {"loader": "toxicity_pairwise", "path": "pairs.csv", "n": 1000, "languages": {"en": 1000}}
+    return content | {
+        "origins": [
+            {"table": "toxic_prompts", "made_from": None} | row,
+            {"table": "pairs", "made_from": None, "hash": "ba9876543210"} | pairs,
+            {"table": "held_out"} | row | {"loader": None, "path": None, "made_from": "parallel"},
+        ],
+        "notes": ["Amharic was dropped: no judge covers it."],
+        "settings": {"k": 100, "n_samples": 25, "pairs_order": "given", "recipe": {"steps": 22, "lora": None}},
+        "recipe": {"steps": 22, "batch_size": 4, "learning_rate": 1e-4, "beta": 0.1, "lora": None},
+        "end_token": {"preferred": False, "reason": "98 % of sides were cut off."},
+        "judges": [{"name": "wordlist", "revision": "0123456789ab", "languages": codes}],
+        "retrieval_by_layer": {code: [0.01, 0.3, 0.6, 0.4] for code in content.get("retrieval", {})},
+        "n_parallel": dict.fromkeys(content.get("retrieval", {}), 500),
+    }
+
+
+def only(*stages, source_language="en", content=None):
+    """The made-up study, as its file is where only these stages were run, and it speaks of another source language."""
+    content = told(content)
+    kept = {"languages", "model", "seconds", "versions", "seed", "identified", "origins", "notes", "settings", "judges"}
+    kept |= {key for stage in stages for key in KEYS_OF_STAGES[stage].split()}
+    content = {key: value for key, value in content.items() if key in kept}
+    if source_language != "en" and "retrieval" in content:
+        for key in ("retrieval", "retrieval_by_layer", "n_parallel"):
+            content[key]["en"] = content[key].pop(source_language)
+    return content | {"stages": list(stages), "source_language": source_language}
+
+
 def hostile(evil=HOSTILE):
-    """The made-up study with `evil` as a language, token, text, model, version, stage and scorer."""
+    """The made-up study with `evil` as a language, token, text, model, origin, setting, note, stage and judge."""
     results = made_up()
     results["languages"][-1] = evil
     for key in (
@@ -212,4 +262,14 @@ def hostile(evil=HOSTILE):
     results["versions"] = {evil: evil}
     results["seconds"] = {evil: 1.0}
     results["scorer"] = {"name": evil, "revision": evil, "languages": [evil]}
+    results = told(results)
+    results["judges"] = [{"name": evil, "revision": evil, "languages": [evil]}]
+    results["notes"] = [evil]
+    results["origins"] = [
+        dict.fromkeys(("table", "loader", "path", "n", "hash", "made_from"), evil) | {"languages": {evil: evil}},
+        *results["origins"],
+    ]
+    results["settings"] = {evil: evil, "recipe": {evil: [evil]}, "pairs_order": evil}
+    results["recipe"] = {evil: evil, "steps": evil, "beta": evil, "lora": {"rank": evil, "bits": evil}}
+    results["end_token"] = {"preferred": evil, "reason": evil}
     return results

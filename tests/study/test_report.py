@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from statistics import fmean
 
 import pytest
-from studies import HOSTILE, PREDICTED, hostile, made_up
+from studies import HOSTILE, KEYS_OF_STAGES, PREDICTED, hostile, made_up, only, told
 
 from xlingtox import languages
 from xlingtox.study import StudyResults, findings, report
@@ -94,48 +94,124 @@ def test_the_page_is_semantic(parsed):
     assert all("open" not in attrs for attrs in parsed.tags("details"))
 
 
-def test_findings_come_first_with_their_numbers(parsed):
-    order = "Read this first,What was found,Do the claims stand?,Figures,What the sources promote,Sample continuations,"
-    order += "What the miniature world was given,Methods and caveats,Provenance"
+def test_provenance_then_warnings_then_findings():
+    parsed = Page(rendered(told()))
+    order = "What was studied,Read this first,What was found,Do the claims stand?,Figures and numbers,"
+    order += "What the sources promote,Sample continuations,What the miniature world was given,Methods and caveats"
     places = [parsed.text.index(title) for title in order.split(",")]
     assert places == sorted(places)
-    text = parsed.text[places[0] : places[3]].replace("\u00a0", " ")
-    assert "Too little toxicity to tell: 3 of 400" in text
-    assert "Can it be localised there? Weak: Half of it is." in text
-    assert "Toxicity can be localised in these 100 neurons.weakHalf of it is." in text
-    assert "99 % of held-out cases" in text
-    assert "36 of the model’s 2,048" in text
-    assert "prompts with a toxic sample went from 92 % to 2 %" in text
-    assert "average toxicity from 0.570 to 0.012 (95 % interval of the change: −0.588 to −0.518)" in text
-    assert "In the other 16 languages" in text
-    assert "(95 % interval of the change: −0.462 to −0.441); in 16 of them" in text
-    assert "in 16 of them the 95 % interval of the change lies below zero, where chance alone would give 0.4." in text
-    degenerate = (
-        "Of all continuations, 1.2 % to 3.4 % (95 % interval of the change: 2.0 to 2.4 points) were empty, one phrase "
+    begin = parsed.text[places[0] : places[1]].replace("\u00a0", " ")
+    for said in (
+        "Modelmini, fingerprint abc123",
+        "Languages17: English, Spanish, French",
+        "Toxic prompts510 in 17 languages, 30 each, loader rtp_lx from RTP-LX.zip, hash 0123456789ab",
+        "Preference pairs1000 in English, loader toxicity_pairwise from pairs.csv, hash ba9876543210",
+        "Held-out text510 in 17 languages, 30 each, made from parallel sentences, hash 0123456789ab",
+        "TuningDPO on English pairs: 22 steps of 4 pairs, learning rate 0.0001, beta 0.1, all weights",
+        "End of textno part of what is preferred: 98 % of sides were cut off.",
+        "Judgewordlist, revision 0123456789ab: all 17 languages",
+        "NoteAmharic was dropped: no judge covers it.",
+        "Time34 seconds, for the stages localize",
+        "Versionspython 3.11, torch 2.13",
+        "Time by stagelocalize 4.2 seconds, tune 30 seconds",
+        "Settingsk 100; n_samples 25; pairs_order given; recipe.steps 22; recipe.lora –",
+    ):
+        assert said in begin
+    assert "Too little toxicity to tell: 3 of 400" in parsed.text[places[1] : places[2]]
+
+
+def test_the_provenance_says_what_is_unusual():
+    content = told()
+    content["settings"]["pairs_order"] = "reversed"
+    content["recipe"]["lora"] = {"rank": 64, "bits": 4}
+    content["judges"] = [
+        {"name": "one", "revision": "r", "languages": ["en"]},
+        {"name": "two", "languages": ["es", "tr"]},
+    ]
+    content["model"]["name"] = "/home/someone/models/mine"
+    parsed = Page(rendered(content))
+    text = parsed.text
+    assert "DPO on English pairs, chosen and rejected exchanged: 22 steps of 4 pairs" in text
+    assert "an adapter of rank 64, base of 4 bits" in text
+    assert "Judgeone, revision r: Englishtwo: Spanish" in text
+    assert "Where toxicity lives in mine, and how far English tuning reaches" in text
+    assert "Model/home/someone/models/mine" in text
+
+
+def test_each_finding_is_a_short_sentence_with_a_line_of_numbers(parsed):
+    """No sentence has more than 20 words or 3 numbers; intervals and tests stand in what is folded."""
+    texts = [re.sub(r"\s+", " ", finding) for finding in findings(StudyResults.of(judged()))]
+    assert texts[1:] == [
+        "Where does it live? Weak. 36 of the model’s 2,048 neurons may carry it: the sources.",
+        "Are they the cause? Found. At −1 sd, 78 % of the toxicity goes; with random neurons, 1 %.",
+        "And the other way? At +2 sd, average toxicity after neutral prompts goes from 0.050 to 0.302.",
+        "Does toxicity fall in English, which was tuned? Found. Average toxicity falls from 0.570 to 0.012.",
+        "Does it fall in the other languages, never tuned? Weak. On average it falls from 0.646 to 0.088.",
+        "Met in tuning, or not? Surely less toxic outside English: 3 of 3 groups of prompts and words.",
+        "Is it silence? 1.2 % of all continuations were not sound before, and 3.4 % after.",
+        "Does tuning turn the sources down? Not found. On the same text they move by −0.0500, random neurons by "
+        "−0.0100.",
+        "Can the reach be foretold? Not found. Languages whose translations are found more often gained more: r = "
+        "0.71.",
+    ]
+    for finding in findings(StudyResults.of(judged()))[1:]:
+        assert len(finding.replace("\u00a0", "").split()) <= 20
+        assert len(re.findall(r"\d[\d.,]*", finding)) <= 3
+        assert finding.numbers
+        assert "interval" not in finding + finding.numbers
+        assert finding.sentence == finding
+        assert finding.details
+    folded = " ".join(itertools.chain(*(finding.details for finding in findings(StudyResults.of(judged())))))
+    folded = folded.replace("\u00a0", " ")
+    for said in (
+        "95 % interval of the change of average toxicity: −0.588 to −0.518.",
+        "95 % interval of the change of average toxicity: −0.462 to −0.441.",
+        "below zero in 16 of 16; chance alone would give 0.4.",
+        "Prompts with a toxic sample now range from 4 % (Spanish) to 33 % (Arabic).",
+        "Of all continuations, 1.2 % → 3.4 % were empty, one phrase over and over, or in another script.",
+        "95 % interval of the change of this share: 2.0 to 2.4 points.",
+        "In English: 31 % → 17 %. 95 % interval of the change of their share: −15.0 to −13.0 points.",
+        "perplexity 6.700 → 8.560. 95 % interval of the change of this: 1.800 to 1.990.",
+        "What is their own has the 95 % interval −0.0500 to −0.0300.",
+        "lies below zero in 15 of 17 (by chance alone: 0.4).",
+        "toxicity changes from 0.600 by -0.466 (-0.516 to -0.416), and under the control by -0.006",
+        "95 % interval of the toxicity at this dose: 0.302 to 0.302; on equally strong random neurons 0.031 to 0.071.",
+        "The 95 % interval of r goes from 0.28 to 0.89.",
+        "out by 0.11 on average, the mean of the others by 0.15: better than chance (permutation test, p = 0.013).",
+        "For the drop in average toxicity: r = 0.38, p = 0.147.",
+    ):
+        assert said in folded
+    numbers = [finding.numbers.replace("\u00a0", " ") for finding in findings(StudyResults.of(judged()))[1:]]
+    assert numbers[0] == "probe right in 99 % of held-out sentences (guessing: 50 %); AUC 0.999; 100 candidates"
+    assert numbers[1].startswith("toxicity 0.600 → 0.134; equally strong random neurons 0.594; perplexity +3 %;")
+    assert numbers[4].startswith("surely lower in 16 of 16; prompts with a toxic sample 97 % → 18 %")
+    assert numbers[7].startswith("−0.0400 of their own; silent afterwards in 1 of 17 languages")
+
+
+def judged():
+    """The made-up study with a verdict on each of its claims."""
+    content = told()
+    claims = (
+        ("Tuning on English lowers toxicity in English.", "found"),
+        ("Tuning on English lowers toxicity in the other languages.", "weak"),
+        ("On the same text, tuning turns the sources down more than equally active neurons.", "not found"),
+        ("Retrieval before tuning foretells in which languages toxicity falls.", "not found"),
     )
-    assert (
-        degenerate + "over and over, or in another script. Of all tokens of a prompt’s samples, 31 % to 17 % " in text
-    )
-    assert "31 % to 17 % (95 % interval of the change: −15.0 to −13.0 points) were different ones" in text
-    assert "different ones (in English 31 % to 17 %; 95 % interval of the change: −17.0 to −10.0 points)" in text
-    assert "now at +28 % perplexity (6.700 to 8.560; 95 % interval of the change: 1.800 to 1.990)" in text
-    assert "read the same text, their mean activation moves by −0.0500 (from 0.2000 to 0.1500)" in text
-    assert "that of equally active random neurons by −0.0100 (from 0.1900 to 0.1800)" in text
-    assert "So −0.0400 is their own (95 % interval: −0.0500 to −0.0300)" in text
-    assert "the interval of a language lies below zero in 15 of 17 (by chance alone: 0.4). They are silent" in text
-    assert "Are they the cause? Found. The dose -1 sd was chosen on half of the prompts." in text
-    assert "toxicity changes from 0.600 by -0.466 (-0.516 to -0.416), and under the control by -0.006" in text
-    assert "a dose of 2.00 sd on the sources, average toxicity after neutral prompts goes from 0.050 to 0.302" in text
-    assert "(95 % interval 0.302 to 0.302) at +11 % perplexity, with 1.0 % to 1.0 % of the continuations" in text
-    assert "On equally strong random neurons it goes to 0.051 (0.031 to 0.071)" in text
-    assert "r = 0.71, p = 0.002, over 16 languages" in text
-    assert "The 95 % interval of r goes from 0.28 to 0.89" in text
-    assert "one that is left out by 0.11 on average, the mean of the others by 0.15: better than chance" in text
-    assert "(permutation test, p = 0.013)" in text
-    assert "Average toxicity after prompts of a group: act in pairs (English 0.200 to 0.050, the others" in text
-    assert "insult elsewhere (English 20.0 % to 5.0 %, the others 20.0 % to 5.0 %)." in text
-    assert "not significant" not in text
-    assert "For the drop in average toxicity: r = 0.38, p = 0.147" in text
+    content["verdicts"] += [{"claim": claim, "verdict": verdict, "reason": "So."} for claim, verdict in claims]
+    return content
+
+
+def test_findings_follow_the_verdicts_and_the_page_colours_them():
+    parsed = Page(rendered(judged()))
+    for verdict, words in (("found", "hold"), ("weak", "may"), ("not found", "do not stand out from chance")):
+        content = made_up()
+        content["verdicts"][0]["verdict"] = verdict
+        finding = findings(StudyResults.of(content))[1]
+        assert finding.verdict == verdict
+        assert finding.startswith(f"Where does it live? {verdict.capitalize()}. 36 of the model’s 2,048")
+        assert words in finding or verdict == "found"
+    classes = [attrs["class"] for attrs in parsed.tags("b") if "class" in attrs]
+    assert classes[:5] == ["weak", "found", "found", "weak", "not-found"]
 
 
 def test_groups_that_tuning_met_or_not_stand_in_one_table(parsed):
@@ -151,10 +227,10 @@ def test_a_prediction_that_is_no_better_than_chance_is_said_to_be_so():
     (row,) = results["transfer_by_measure"]["emt"]["predictors"]
     for error, p, said in [(0.114, 0.2, "no better than chance"), (0.2, 0.01, "no better than chance")]:
         results["transfer_by_measure"]["emt"]["predictors"] = [row | {"error": error, "error_p": p}]
-        assert said in findings(StudyResults.of(results))[-1]
+        assert said in " ".join(findings(StudyResults.of(results))[-1].details)
     older = {name: value for name, value in row.items() if name != "error_p"}
     results["transfer_by_measure"]["emt"]["predictors"] = [older]
-    assert "chance" not in findings(StudyResults.of(results))[-1]
+    assert "chance" not in " ".join(findings(StudyResults.of(results))[-1].details)
 
 
 def test_the_paper_s_table_stands_below_this_study(parsed):
@@ -176,14 +252,19 @@ def test_findings_are_plain_sentences_that_the_page_stresses(parsed):
         assert sentence.startswith(stressed[0])
         assert all(stressed)
     assert "36 of the model’s 2,048" in [sentences[0][begin:end] for begin, end in sentences[0].stressed]
-    assert len(parsed.tags("b")) == sum(len(sentence.stressed) for sentence in sentences)
+    page = parsed.text[parsed.text.index("What was found") : parsed.text.index("Do the claims stand?")]
+    for finding in sentences:
+        assert re.sub(r"\s+", " ", finding.numbers.split("; ")[0]) in page
+        assert all(re.sub(r"\s+", " ", detail) in page for detail in finding.details)
 
 
 def test_what_comes_from_outside_is_plain_in_findings():
     content = hostile("\x02evil\x03 <b>")
     content["transfer"]["measure"] = "\x02evil\x03 <b>"
-    text = "".join(findings(StudyResults.of(content)))
+    told_findings = findings(StudyResults.of(content))
+    text = "".join(told_findings)
     assert "\ufffdevil\ufffd <b>" in text
+    text += "".join(finding.numbers + "".join(finding.details) for finding in told_findings)
     assert not {"\x02", "\x03"} & set(text)
 
 
@@ -193,7 +274,7 @@ def test_what_comes_from_outside_is_plain_in_findings():
         (0.41, 0.11, "not significant at 5 %"),
         (-0.8, 0.0002, "gained less"),
         (0.9, 0.00001, "p < 0.001"),
-        (None, None, "no correlation is defined"),
+        (None, None, "No correlation is defined"),
     ],
 )
 def test_the_correlation_is_told_honestly(r, p, said):
@@ -213,7 +294,8 @@ def test_no_offset_that_is_enough_is_said():
     results = made_up()
     results["intervention"] = results["control"]
     text = Page(rendered(results)).text
-    assert "Are they the cause? Not found. No dose leaves at most 33% of the toxicity on half of the prompts" in text
+    assert "Are they the cause? Not found. No dose takes two thirds of the toxicity away; at best 3" in text
+    assert "No dose leaves at most 33% of the toxicity on half of the prompts" in text
 
 
 def test_new_results_tell_kinds_and_the_toxicity_of_sound_text():
@@ -222,8 +304,9 @@ def test_new_results_tell_kinds_and_the_toxicity_of_sound_text():
         results["before"][code]["sound_toxicity"], results["after"][code]["sound_toxicity"] = 0.5, 0.4
     results["after"]["zh"]["sound_toxicity"] = None
     finding = next(text for text in findings(StudyResults.of(results)) if text.startswith("Is it silence?"))
-    assert "one phrase over and over, in another script, or gibberish to the model before. Average toxicity " in finding
-    assert "and among sound continuations from 0.500 to 0.400. Of all tokens" in finding
+    assert finding == "Is it silence? Among sound continuations, average toxicity falls from 0.500 to 0.400."
+    assert finding.numbers.startswith("all continuations 0.6")
+    assert "one phrase over and over, in another script, or gibberish to the model before." in " ".join(finding.details)
 
 
 def test_what_figures_show_can_be_read_as_tables(parsed):
@@ -244,8 +327,8 @@ def test_no_interval_goes_beyond_what_there_is():
     results["changes_of_others"]["average_toxicity"]["low"] = -0.9
     text = Page(rendered(results)).text
     assert "0.921→0.019−1.000to−0.800" in re.sub(r"\s", "", text), "in the table"
-    assert "(95 % interval of the change: −1.000 to −0.500)" in text
-    assert "(95 % interval of the change: −0.900 to −0.441)" in text
+    assert "95 % interval of the change of average toxicity: −1.000 to −0.500." in text
+    assert "95 % interval of the change of average toxicity: −0.900 to −0.441." in text
 
 
 def test_the_transfer_figure_says_what_its_lines_are(parsed):
@@ -256,7 +339,7 @@ def test_the_transfer_figure_says_what_its_lines_are(parsed):
 
 def test_another_language_is_told_where_it_was_looked_for():
     text = Page(rendered(made_up() | {"identified": True})).text
-    assert "or in another script or language than the prompt’s. Of all" in text
+    assert "or in another script or language than the prompt’s. 95 %" in text
 
 
 def test_an_amplification_that_breaks_the_text_is_no_finding():
@@ -265,13 +348,12 @@ def test_an_amplification_that_breaks_the_text_is_no_finding():
     results["amplification"][3] |= {"perplexity": 120.0, "degenerate": 0.51}
     del results["amplification_control"]
     text = Page(rendered(results)).text.replace("\u00a0", " ")
-    assert "With a dose of 1.00 sd on the sources, average toxicity after neutral prompts" in text
-    assert "at +99 % perplexity, with 1.0 % to 8.0 % of the continuations degenerate" in text
-    assert "There is no control of random neurons for this." in text
-    assert "there the text breaks, as 2.00 has +1614 % perplexity and 51 % degenerate text" in text
+    assert "At +1 sd, average toxicity after neutral prompts goes from" in text
+    assert "no control of random neurons perplexity +99 % not sound 1.0 % → 8.0 %" in text
+    assert "there the text breaks, as 2.00 has +1614 % perplexity and 51 % of the continuations are not sound" in text
     for dose in results["amplification"][1:]:
         dose["perplexity"] = 15.0
-    assert "No dose leaves the text whole" in Page(rendered(results)).text
+    assert "No dose upwards leaves the text whole" in Page(rendered(results)).text
 
 
 def test_missing_numbers_and_sections():
@@ -300,9 +382,101 @@ def test_missing_numbers_and_sections():
     assert "nan" not in re.findall(r"\w+", text.lower())
     assert "interval of the change:" not in text
     assert "What the sources promote" not in text
+    titles = (
+        "Amplifying the sources,Where the sources sit,Each source in each language,How tuning went,How far the weights"
+    )
+    assert not [title for title in titles.split(",") if title in text]
+    assert "Figure 4. Retrieval and reach" in text
     assert "Figure 5" not in text
-    for place in (6, 7, 8, 9):
-        assert f"Figure {place}" not in text
+
+
+EVERY_STAGE = list(KEYS_OF_STAGES)
+TUNED = "tuning,tuned,DPO,pairs alone,Retrieval,EMT,after tuning"
+
+
+@pytest.mark.parametrize(
+    ("stages", "title", "sections", "absent"),
+    [
+        (EVERY_STAGE, "Where toxicity lives in mini, and how far English tuning reaches", 7, ""),
+        (["localize", "promoted", "intervene", "judge"], "Where toxicity lives in mini", 5, TUNED + ",neutral prompts"),
+        (["retrieve", "judge"], "How near mini keeps translations from English", 3, TUNED.replace("Retrieval,", "")
+         + ",sources,probe,Toxicity,offset"),
+        (["tune"], "mini, tuned on English pairs", 3, "sources,probe,Retrieval,continuations,before and after"),
+        (["localize"], "Where toxicity lives in mini", 3, TUNED + ",dose"),
+    ],
+    ids=["all", "doses", "retrieval", "tuning", "localisation"],
+)  # fmt: skip
+def test_nothing_is_said_of_stages_that_were_not_run(stages, title, sections, absent):
+    content = only(*stages)
+    for key in ("verdicts", "warnings"):
+        content[key] = []
+    content["origins"] = []
+    content["settings"] = {}
+    page = rendered(content)
+    parsed = Page(page)
+    assert title + " What was studied" in parsed.text
+    assert parsed.text.count("What was found") <= 1
+    assert len(parsed.tags("h2")) >= sections
+    said = parsed.text.split("What was studied")[1]
+    said = said.replace("for the stages " + ", ".join(stages), "")
+    assert not [word for word in absent.split(",") if word and word in said]
+    places = [int(place) for place in re.findall(r"Figure (\d+)\. ", parsed.text)]
+    assert places == list(range(1, len(places) + 1))
+    ids = [attrs["id"] for _, attrs in parsed.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_another_source_language_is_named_and_english_is_not():
+    """Where Spanish was tuned on, English appears as one of the other languages alone."""
+    content = only(*EVERY_STAGE, source_language="es")
+    content["origins"] = []
+    content["model"]["name"] = "another"
+    for change in content["groups"]:
+        change["language"] = {"en": "es", "es": "en"}.get(change["language"], change["language"])
+    text = Page(rendered(content)).text
+    assert "how far Spanish tuning reaches" in text
+    assert "In Spanish" in text
+    assert "active on toxic Spanish prompts" in text
+    assert "Spanish pairs" in text
+    assert "Retrieval from Spanish and to it" in text
+    for said in (
+        "English tuning",
+        "English pairs",
+        "English prompts",
+        "English sentences",
+        "tuning on English",
+        "In English",
+    ):
+        assert said not in text
+    drawn = Page(rendered(content)).scripts[0]
+    assert "Retrieval accuracy with Spanish" in drawn
+    assert "with English" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("mini", "Llama-3-8B"),
+        ("ai-forever/mGPT", "mGPT"),
+        ("/data/models/bloom-7b1", "BLOOM-7.1B"),
+        ("meta-llama/Meta-Llama-3-8B", "Llama-3-8B"),
+        ("~/aya-23-8B-Q4_K_M.gguf", "Aya-23-8B"),
+        ("HuggingFaceTB/SmolLM2-135M", None),
+        ("ai-forever/mGPT-13B", None),
+        ("meta-llama/Llama-2-7b-chat-hf", None),
+    ],
+)
+def test_the_paper_stands_beside_its_own_models_alone(name, beside):
+    content = told()
+    content["model"]["name"] = name
+    if name != "mini":
+        del content["given"]
+    text = Page(rendered(content)).text
+    assert ("Beside the paper" in text) == (beside is not None)
+    assert beside is None or f"{beside}0." in text
+    assert ("miniature" in text) == (name == "mini")
+    if name not in ("mini", "ai-forever/mGPT"):
+        assert "mGPT0." not in text
 
 
 def test_words_are_masked_until_asked_for(parsed):

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from studies import made_up
+from studies import KEYS_OF_STAGES, made_up, only, told
 from toys import strict_json
 
 import xlingtox as xt
@@ -113,6 +113,102 @@ def test_a_missing_key_is_named_with_its_file(tmp_path, key):
         StudyResults.of(content)
 
 
+PARTS = [
+    ["localize"],
+    ["localize", "intervene"],
+    ["retrieve", "judge"],
+    ["localize", "tune", "compare"],
+    list(KEYS_OF_STAGES),
+]
+
+
+@pytest.mark.parametrize("stages", PARTS, ids=", ".join)
+def test_a_study_of_some_stages_is_kept_whole(tmp_path, stages):
+    """Its file has the keys of its stages and none of the others, and it shows itself without what was not measured."""
+    content = only(*stages)
+    results = StudyResults.of(content)
+    results.save(tmp_path / "results.json")
+    assert StudyResults.load(tmp_path / "results.json") == results
+    stored = strict_json(tmp_path / "results.json")
+    assert within(stored, json.loads(json.dumps(content)))
+    before = (tmp_path / "results.json").read_bytes()
+    StudyResults.load(tmp_path / "results.json").save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == before
+    required = {"localize": "probe actual", "compare": "before scorer", "retrieve": "retrieval", "predict": "transfer"}
+    for stage, keys in required.items():
+        assert all((key in stored) == (stage in stages) for key in keys.split())
+    measured = (results.probe, results.comparison, results.transfer)
+    assert [part is not None for part in measured] == [stage in stages for stage in ("localize", "compare", "predict")]
+    assert ("sources" in repr(results), "average toxicity" in repr(results)) == (
+        "localize" in stages,
+        "compare" in stages,
+    )
+    frame = results.to_frame()
+    assert list(frame["language"]) == list(results.languages)
+    assert ("emt_before" in frame) == ("compare" in stages)
+    assert frame["retrieval"].notna().any() == ("retrieve" in stages)
+    assert ("Retrieval accuracy" in results._repr_html_()) == ("retrieve" in stages)
+
+
+@pytest.mark.parametrize(("stage", "key"), [("localize", "probe"), ("compare", "scorer"), ("predict", "transfer")])
+def test_a_key_that_a_stage_writes_is_missed(stage, key):
+    content = only(*KEYS_OF_STAGES)
+    del content[key]
+    with pytest.raises(ValueError, match=f"missing {key}$"):
+        StudyResults.of(content)
+
+
+def test_languages_come_from_what_there_is():
+    """They are those of the comparison, of the doses, of the prompts, or the source and those retrieved from it."""
+    for stages in (["localize", "tune", "compare"], ["localize", "intervene"], ["localize"]):
+        content = only(*stages)
+        del content["languages"]
+        assert StudyResults.of(content).languages == xt.languages.CODES
+    content = only("retrieve", source_language="es")
+    del content["languages"], content["origins"]
+    content["retrieval"] = {"de": 0.5, "en": 0.25}
+    results = StudyResults.of(content)
+    assert results.languages == ("en", "es", "de")
+    assert results.untuned_languages == ("en", "de")
+
+
+def test_another_source_language_is_not_english():
+    results = StudyResults.of(only(*KEYS_OF_STAGES, source_language="es"))
+    assert "es" not in results.untuned_languages
+    assert "en" in results.transfer.drop or "en" in results.retrieval
+    assert "before → after Spanish tuning" in results._repr_html_()
+
+
+def test_what_was_set_is_kept_as_it_was(tmp_path):
+    """Null stays None among settings, origins and judges; elsewhere it is a number that is not defined."""
+    content = told()
+    content["judges"][0]["revision"] = None
+    StudyResults.of(content).save(tmp_path / "results.json")
+    results = StudyResults.load(tmp_path / "results.json")
+    assert results.settings == content["settings"]
+    assert list(results.origins) == content["origins"]
+    assert list(results.judges) == content["judges"]
+    assert results.end_token == content["end_token"]
+    assert StudyResults.of(content | {"end_token": None}).end_token is None
+
+
+@pytest.mark.parametrize("key", "stages origins notes settings end_token judges source_language".split())
+def test_a_broken_value_of_a_new_key_is_refused_in_one_line(key):
+    for broken in (3, [3], {"a": 1}):
+        if (key, type(broken)) in [("settings", dict), ("end_token", dict)]:
+            continue
+        with pytest.raises(ValueError, match="these are no results of a study") as caught:
+            StudyResults.of(told() | {key: broken})
+        assert "\n" not in str(caught.value)
+
+
+def test_stages_and_their_parts_go_together(results):
+    with pytest.raises(ValueError, match="expected its comparison, as compare measures it"):
+        dataclasses.replace(results, comparison=None)
+    with pytest.raises(ValueError, match="lacks the stage"):
+        StudyResults.of(only("retrieve")).means("emt", ["en"])
+
+
 @pytest.mark.parametrize("broken", [3, "words", [1], [None], {"a": None}, {"en": "words"}])
 @pytest.mark.parametrize("key", sorted(made_up()))
 def test_a_broken_value_is_refused_in_one_line(tmp_path, key, broken):
@@ -165,4 +261,4 @@ def test_languages_that_were_not_toxic_before_have_no_drop():
         summary["drop"] = {}
     results = StudyResults.of(content)
     assert results.transfer.drop == {}
-    assert 'id="figure-4"' not in report.render(results)
+    assert "Retrieval and reach" not in report.render(results)

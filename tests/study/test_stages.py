@@ -349,7 +349,7 @@ def test_another_judge_scores_the_same_texts(lm, study, copied, monkeypatch):
     for name in EVERYTHING - alone:
         monkeypatch.setitem(stages.WORK, name, lambda _: pytest.fail("done again"))
     # Whole layers are read while greedy texts are written, whatever the judge: those numbers are not kept.
-    monkeypatch.setattr("xlingtox.neurons.activations.decode", decode)
+    monkeypatch.setattr("xlingtox.neurons.greedy.decode", decode)
     results = run(lm, copied, materials)
     assert results.comparison.scorer.name == "another"
     assert timeless(run(lm, copied)) == timeless(study[1]), "and back: nothing of the other judge is shown"
@@ -384,7 +384,7 @@ def test_chosen_stages_bring_what_they_need(lm, chosen, ran, tmp_path):
 def test_stages_without_their_materials_are_left_out_or_refused(lm, tmp_path):
     bare = dataclasses.replace(MATERIALS, neutral_prompts=None, pairs=None)
     assert list(run(lm, tmp_path / "bare", bare).stages) == ["localize", "promoted", "intervene", "retrieve"]
-    with pytest.raises(ValueError, match="the stage predict needs pairs, which the materials lack"):
+    with pytest.raises(ValueError, match="the stage tune needs the materials pairs: give them"):
         run(lm, tmp_path / "asked", bare, dataclasses.replace(SETTINGS, stages=("predict",)))
     assert not (tmp_path / "asked").exists()
 

@@ -42,7 +42,7 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             - `paper.Beside`: `beside`, with `measure`
             - a list of `Comparison` or `StudyResults`, one for each seed: `seeds`, with `measure`
             - a dict of these by the name of a model: `models`, with `measure`
-            - `Transfer`: `transfer`
+            - `Transfer`: `transfer`, with `pivot`
             - `Retrieval`: `retrieval_by_layer`, with `measure`
             - `DoseResponse`: `dose_response`
             - `PatchEffect`: `patch_effect`, with `language`

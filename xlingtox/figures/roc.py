@@ -49,13 +49,21 @@ def probe(probe: Probe) -> go.Figure:
 
 
 @checked
-def roc(labels: Sequence[int], scores: Sequence[float], *, languages: Sequence[str] | None = None) -> go.Figure:
+def roc(
+    labels: Sequence[int],
+    scores: Sequence[float],
+    *,
+    languages: Sequence[str] | None = None,
+    source_language: str = "en",
+) -> go.Figure:
     """Draw the ROC curve of a probe on held-out text, with a curve for each language where `languages` are given.
 
     Args:
         labels: a label for each text; 1 is toxic.
         scores: a score for each text, higher where more toxic, such as `mean_states(...)[0] @ probe.direction`.
-        languages: a language for each text. English is drawn in colour, the others in grey with their names on hover.
+        languages: a language for each text. The source language is drawn in colour, the others in grey with their names
+            on hover.
+        source_language: the language that the probe was fitted on.
 
     Raises:
         ValueError: lists of unequal length, a label that is not 0 or 1, a score that is not finite, or a curve whose
@@ -90,7 +98,7 @@ def roc(labels: Sequence[int], scores: Sequence[float], *, languages: Sequence[s
             raise ValueError(f"a curve needs toxic and other text: all labels{where} are of one class")
         areas[code] = float(roc_auc_score(truth[rows], predicted[rows]))
         false_alarms, hits, _ = roc_curve(truth[rows], predicted[rows])
-        main = code in ("", "en")
+        main = code in ("", source_language)
         name = language_label(code) if code else "probe"
         figure.add_scatter(
             x=false_alarms.tolist(),

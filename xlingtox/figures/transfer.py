@@ -21,11 +21,14 @@ from xlingtox.transfer.retrieval import Retrieval
 
 
 @checked
-def transfer(transfer: Transfer) -> go.Figure:
+def transfer(transfer: Transfer, *, pivot: str = "en") -> go.Figure:
     """Draw retrieval accuracy against the relative drop in toxicity, a point for each language (paper, Figure 4).
 
     Error bars are the intervals of both, where they are known. The band is the 95 % interval of the least-squares line.
     For the wider interval of a new language, see `Transfer.predict`.
+
+    Args:
+        pivot: the language from which the others were retrieved, as the axis names it.
 
     Raises:
         ValueError: no language has both an accuracy and a drop.
@@ -74,7 +77,9 @@ def transfer(transfer: Transfer) -> go.Figure:
     )
     label = COMPARED[transfer.measure].label if transfer.measure in COMPARED else transfer.measure
     # The axes are fitted to the points, because the band of few points is far wider.
-    figure.update_xaxes(title_text="Retrieval accuracy with English", tickformat=".0%", range=axis_range(across))
+    figure.update_xaxes(
+        title_text=f"Retrieval accuracy with {language_label(pivot)}", tickformat=".0%", range=axis_range(across)
+    )
     figure.update_yaxes(title_text="Relative drop", tickformat=".0%", range=axis_range(up))
     return styled(figure).update_layout(
         title=heading(f"Retrieval against the drop in {label.lower()}", _correlation(transfer, len(codes))),
@@ -101,6 +106,13 @@ def retrieval_by_layer(retrieval: Retrieval, *, measure: str = "top1") -> go.Fig
     values = retrieval.by_layer(measure)
     if not values:
         raise ValueError("no languages to draw: nothing was retrieved")
+    return layers_of_retrieval(values, n_sentences=retrieval.n_sentences, pivot=retrieval.pivot, measure=measure)
+
+
+def layers_of_retrieval(
+    values: Mapping[str, Sequence[float]], *, n_sentences: Mapping[str, int], pivot: str, measure: str = "top1"
+) -> go.Figure:
+    """Draw values of each language and layer, the embedding's output first, as `retrieval_by_layer` does."""
     codes = languages.in_order(values)
     n_layers = len(values[codes[0]])
     step = math.ceil(n_layers / 16)
@@ -119,11 +131,12 @@ def retrieval_by_layer(retrieval: Retrieval, *, measure: str = "top1") -> go.Fig
     figure.add_vline(x=0.5, line={"color": CONTROL, "width": 3})
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, tickfont={"size": 10}, showgrid=False)
     figure.update_xaxes(title_text="Layer", tickvals=ticks, ticktext=["emb.", *map(str, ticks[1:])], showgrid=False)
-    sizes = sorted(set(retrieval.n_sentences.values()))
-    size = f"{sizes[0]} sentences" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} sentences"
-    chance = f", chance {1 / sizes[-1]:.3f}" if measure.startswith("top1") or measure == "csls_top1" else ""
+    sizes = sorted(set(n_sentences.values()))
+    size = f"{sizes[0]} sentences" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} sentences" if sizes else ""
+    is_search = measure.startswith("top1") or measure == "csls_top1"
+    chance = f", chance {1 / sizes[-1]:.3f}" if sizes and is_search else ""
     return styled(figure, height=160 + 18 * len(codes)).update_layout(
-        title=heading(f"{RETRIEVAL[measure].label} with {languages.name(retrieval.pivot)}, by layer", size + chance)
+        title=heading(f"{RETRIEVAL[measure].label} with {languages.name(pivot)}, by layer", size + chance)
     )
 
 

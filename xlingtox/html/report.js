@@ -36,8 +36,10 @@ function draw() {
     const layout = {...figure.layout, template: page.styles[style], title: {...below, x: 0, xref: "paper", y: 0.98}};
     layout.margin = {...layout.margin, t: below.text ? 80 : 56};
     layout.dragmode = false;
-    const order = layout.xaxis.categoryarray;
-    if (order) layout.xaxis = {...layout.xaxis, categoryarray: order.filter((code) => chosen.has(code))};
+    for (const axis of Object.keys(layout).filter((name) => name.startsWith("xaxis"))) {
+      const order = layout[axis].categoryarray;
+      if (order) layout[axis] = {...layout[axis], categoryarray: order.filter((code) => chosen.has(code))};
+    }
     // A filled band belongs to the mean over all languages, so it is left out where some are hidden.
     const averaged = figure.data.some((trace) => trace.meta?.by_language);
     const data = figure.data.filter((trace) => all || !averaged || trace.fill !== "toself").map(part);
@@ -69,7 +71,7 @@ function tick(value) {
 }
 
 const unmask = document.getElementById("unmask");
-unmask.addEventListener("click", () => {
+unmask?.addEventListener("click", () => {
   const show = unmask.dataset.shown === "false";
   unmask.dataset.shown = String(show);
   unmask.textContent = show ? "Hide toxic words" : "Show toxic words";
@@ -78,8 +80,8 @@ unmask.addEventListener("click", () => {
   }
 });
 for (const box of boxes) box.addEventListener("change", choose);
-document.getElementById("all").addEventListener("click", () => tick(true));
-document.getElementById("none").addEventListener("click", () => tick(false));
+document.getElementById("all")?.addEventListener("click", () => tick(true));
+document.getElementById("none")?.addEventListener("click", () => tick(false));
 function restyle(name) {
   style = name;
   draw();

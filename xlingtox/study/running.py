@@ -16,6 +16,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import Cached, PerspectiveScorer
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity
+from xlingtox.study.check import check
 from xlingtox.study.fit import check_fit
 from xlingtox.study.log_file import logging_to
 from xlingtox.study.models import Models, ModelSource
@@ -23,7 +24,8 @@ from xlingtox.study.plan import keys, planned
 from xlingtox.study.progress_lines import ProgressLines
 from xlingtox.study.results import StudyResults
 from xlingtox.study.settings import Materials, Settings
-from xlingtox.study.stages import WORK, InProgress, judge
+from xlingtox.study.stages import WORK, InProgress, verdicts_and_warnings
+from xlingtox.study.study_check import StudyCheck
 from xlingtox.study.study_folder import StudyFolder
 
 _LOG = logging.getLogger(__name__)
@@ -65,14 +67,21 @@ def run(
         >>> results = xt.study.run(lm, materials, output_dir="runs/study", settings=settings)  # doctest: +SKIP
         >>> xt.study.report.write(results, "runs/study/report.html")  # doctest: +SKIP
     """
-    models = Models(lm)
+    return run_models(Models(lm), materials, output_dir=output_dir, settings=settings, progress=progress)
+
+
+def run_models(
+    models: Models, materials: Materials, *, output_dir: str | Path, settings: Settings, progress: bool
+) -> StudyResults:
+    """Do a study of models that may be in memory already; see `run`."""
     base = models.base()
     settings = settings.for_model(base)
     check_fit(base, materials, settings)
     stages, identity = planned(materials, settings), base.identity()
+    stage_keys = keys(identity, materials, settings, stages)
+    first_look = _first_look(base, materials, settings, output_dir=Path(output_dir), keys=stage_keys, progress=progress)
     del base
     folder = StudyFolder(output_dir)
-    stage_keys = keys(identity, materials, settings, stages)
     folder.claim()
     study = InProgress(
         models,
@@ -83,8 +92,13 @@ def run(
         scorer=_kept(materials.scorer, folder.path, progress=progress),
         progress=progress,
     )
+    if first_look is not None:
+        first_look.save(folder.path / "check.json")
+    expected = {} if first_look is None else first_look.seconds
     seconds: dict[str, float] = {}
-    with logging_to(folder.path / "study.log"), ProgressLines(stages, shown=progress) as lines:
+    with logging_to(folder.path / "study.log"), ProgressLines(stages, shown=progress, expected=expected) as lines:
+        for sentence in () if first_look is None else (*first_look.notes, *first_look.warnings):
+            _LOG.warning("%s", sentence)
         for name in stages:
             if (done := folder.done(name, stage_keys[name])) is None:
                 with lines.stage(name):
@@ -100,6 +114,29 @@ def run(
     return results
 
 
+def _first_look(
+    base: HookedLM,
+    materials: Materials,
+    settings: Settings,
+    *,
+    output_dir: Path,
+    keys: Mapping[str, str],
+    progress: bool,
+) -> StudyCheck | None:
+    """Check a study before it works: what it will take, and whether anything stands in its way. A study that has begun
+    was checked.
+
+    Raises:
+        ValueError: the study cannot be run, with a line for each reason.
+    """
+    if any((output_dir / "stages" / f"{name}.{key}.json").exists() for name, key in keys.items()):
+        return None
+    checked = check(base, materials, settings, output_dir=output_dir, progress=progress)
+    if checked.problems:
+        raise ValueError("\n".join(checked.problems))
+    return checked
+
+
 def _kept(scorer: Scorer, folder: Path, *, progress: bool) -> Scorer:
     """Return the scorer, with a cache in the study's folder if it has none."""
     if isinstance(scorer, Cached | PerspectiveScorer):
@@ -111,8 +148,9 @@ def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -
     """Put the results of all stages together."""
     materials, settings = study.materials, study.settings
     content: dict[str, Any] = {}
-    for result in (*study.done.values(), judge(study)):
+    for result in (*study.done.values(), verdicts_and_warnings(study)):
         content |= result
+    judge = dataclasses.asdict(ScorerIdentity.of(materials.scorer))
     prompt_languages = list(dict.fromkeys(materials.toxic_prompts["language"]))
     content |= {
         "languages": list(study.done["compare"]["before"]) if "compare" in study.done else prompt_languages,
@@ -121,7 +159,7 @@ def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -
         "origins": [dict(origin) for origin in materials.origins],
         "notes": list(materials.notes),
         "settings": settings.as_json(),
-        "judges": [dataclasses.asdict(ScorerIdentity.of(materials.scorer))],
+        "judges": [judge | {"languages": list(judge["languages"])}],
         "identified": materials.identify_language is not None,
         "given": materials.mixing,
         "model": dataclasses.asdict(model),

@@ -142,9 +142,10 @@ def stage_disk(
 
     Example:
         >>> costs, space = xt.study.costs, xt.study.space
-        >>> sizes, settings = xt.study.sizes.Sizes(), xt.study.Settings()
-        >>> space.stage_disk(costs.Shape.of(lm), sizes, settings, stages=["tune"], recipe=xt.tuning.MINI)
-        {'tune': (..., ...)}
+        >>> about = costs.Shape.of(lm), xt.study.sizes.Sizes(), xt.study.Settings()
+        >>> stays, most = space.stage_disk(*about, stages=["tune"], recipe=xt.tuning.MINI)["tune"]
+        >>> stays < most
+        True
     """
 
     def texts(n: int, tokens: float) -> int:

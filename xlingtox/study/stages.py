@@ -231,8 +231,7 @@ def _tune(study: InProgress) -> dict[str, Any]:
         ordered_pairs(materials.pairs, order, seed=settings.seed),
         output_dir=folder,
         recipe=recipe,
-        validation=materials.validation
-        and ordered_pairs(materials.validation, settings.pairs_order, seed=settings.seed),
+        validation=None if validation is None else ordered_pairs(validation, order, seed=settings.seed),
         progress=study.progress,
     )
     del tuned  # it is read again by the stage that needs it
@@ -367,7 +366,7 @@ def _transfer(
     return prediction.predict_from_retrieval(retrieved, observed, measure=measure, source_language=source_language)
 
 
-def judge(study: InProgress) -> dict[str, Any]:
+def verdicts_and_warnings(study: InProgress) -> dict[str, Any]:
     """Return the verdict on each claim, and the warnings about figures that cannot carry a finding."""
     done, verdicts, warnings = study.done, list[Verdict](), list[str]()
     comparison = Comparison.of(done["compare"]) if "compare" in done else None

@@ -1,0 +1,96 @@
+"""The methods and the caveats of a study's page: a paragraph appears only where its stage was run."""
+
+from __future__ import annotations
+
+from xlingtox.html.tables import language_name
+from xlingtox.study.results import StudyResults
+
+
+def html(results: StudyResults) -> str:
+    """Return the methods and the caveats of the stages that were run, as HTML; "" where none has any."""
+    source = language_name(results.source_language)
+    ran = _ran(results)
+    parts = []
+    for title, paragraphs in (("Methods", _METHODS), ("Caveats", _CAVEATS)):
+        told = [text.replace("SOURCE", source) for needs, text in paragraphs if needs & ran]
+        if told:
+            parts.append(f"<h3>{title}</h3><ul>{''.join(f'<li>{text}</li>' for text in told)}</ul>")
+    return "".join(parts)
+
+
+def _ran(results: StudyResults) -> set[str]:
+    """Return what was measured, by the stages that measure it."""
+    measured = {
+        "localize": results.probe is not None,
+        "doses": bool(results.toxic_doses.doses or results.neutral_doses.doses),
+        "tune": bool(results.recipe or results.training or results.comparison),
+        "compare": results.comparison is not None,
+        "retrieve": bool(results.retrieval),
+        "predict": results.transfer is not None,
+    }
+    return {name for name, is_there in measured.items() if is_there}
+
+
+_METHODS = (
+    (
+        {"localize"},
+        "The probe is a logistic regression on mean last-layer states of SOURCE sentences. MLP value vectors with the "
+        "highest cosine to it are <em>candidates</em> (potential sources in the paper); those with a positive mean "
+        "activation on toxic SOURCE prompts are <em>sources</em> (actual sources in the paper).",
+    ),
+    (
+        {"doses"},
+        "An offset is added to the sources’ activations at every position, and the model continues a few of the "
+        "prompts again. The control does the same to random sets of equal size in the same layers. They are as active "
+        "on the prompts, and each layer pushes the residual stream as far. A dose is chosen on one half of the prompts "
+        "and reported on the other.",
+    ),
+    ({"tune"}, "Tuning is DPO on SOURCE pairs only."),
+    (
+        {"compare"},
+        "Before and after tuning, the model continues the same prompts with the same random numbers; only the "
+        "continuation is scored. Expected maximum toxicity (EMT) is the mean over prompts of the highest score among a "
+        "prompt’s samples; toxicity probability is the share of prompts with a sample that scores 0.5 or more.",
+    ),
+    (
+        {"compare"},
+        "Perplexity is that of each language’s held-out text; continuation perplexity is how the model before rates "
+        "what was written, at the median.",
+    ),
+    (
+        {"retrieve"},
+        "Retrieval accuracy is top-1 by cosine of mean-pooled states, averaged over layers and both directions.",
+    ),
+    ({"predict"}, "Correlations are Pearson’s, two-sided, over the languages not tuned."),
+)
+
+_CAVEATS = (
+    (
+        {"compare", "doses"},
+        "Intervals are bootstraps over prompts, cut where a measure ends: no share changes by more than 1. They say "
+        "nothing of other seeds, prompts unlike these or other models.",
+    ),
+    (
+        {"compare"},
+        "The sources were chosen for being active in SOURCE before tuning: some fall is to be expected from that "
+        "alone.",
+    ),
+    ({"compare"}, "EMT saturates where a model is toxic in most samples; read average toxicity beside it."),
+    (
+        {"compare", "doses"},
+        "A scorer sees only what it was made for, and text that says nothing scores as clean. Degenerate text is the "
+        "share of continuations that are empty, ended early, repeat one phrase, are gibberish, or are in another "
+        "script (or language, where an identifier was at hand). Short and unlikely text is told by what the unedited "
+        "model itself writes. Where the share rises, less toxicity may be silence; so toxicity is also given among "
+        "sound continuations. About 1 % of any sound text is taken for gibberish. Perplexities of different languages "
+        "are not comparable with each other.",
+    ),
+    (
+        {"retrieve"},
+        "Retrieval says which sentences lie near each other in the model, and not that one causes another to change.",
+    ),
+    (
+        {"predict"},
+        "A correlation over a few languages is uncertain, and does not say that retrieval causes transfer.",
+    ),
+)
