@@ -7,11 +7,7 @@ from typing import Any
 import xlingtox as xt
 from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, multiplicity, soundness
 from xlingtox.neurons import controls
-<<<<<<< HEAD
-from xlingtox.study import published, report, templates
-=======
-from xlingtox.study import check, published, report, study_check, weights
->>>>>>> C
+from xlingtox.study import check, published, report, study_check, templates, weights
 from xlingtox.transfer import correlation, prediction, retrieval
 
 MODULES = {
@@ -36,13 +32,10 @@ MODULES = {
     "paper": xt.paper,
     "study": xt.study,
     "report": report,
-<<<<<<< HEAD
     "templates": templates,
-=======
     "check": check,
     "study_check": study_check,
     "weights": weights,
->>>>>>> C
     "languages": xt.languages,
     "published": published,
     "intervals": intervals,
