@@ -19,7 +19,10 @@ from xlingtox._version import __version__
 if TYPE_CHECKING:
     from xlingtox.study import Study
 
-LIKE = ("ours", "mgpt", "bloom-1b7", "bloom-7b1", "llama2-7b", "llama3-8b", "aya-23-8b", "smollm2", "smollm2-taught")
+LIKE = (
+    *("ours", "mgpt", "bloom-1b7", "bloom-7b1", "llama2-7b", "llama3-8b", "aya-23-8b"),
+    *("smollm2", "smollm2-taught", "smollm2-taught-study"),
+)
 """The models whose settings `study init --like` writes."""
 
 
@@ -157,11 +160,26 @@ def _init(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from xlingtox.study import Study
+    from xlingtox.study.mistakes import BadSettings
 
     with _quiet_libraries(progress=not options.quiet):
-        checked = Study.from_toml(options.settings).check(progress=not options.quiet)
-    print(checked.text())
+        try:
+            checked = Study.from_toml(options.settings).check(progress=not options.quiet)
+        except BadSettings as error:
+            _say_what_it_takes(error.source)
+            raise
+    print(*checked.sentences(), sep="\n")
     return 2 if checked.problems else 0
+
+
+def _say_what_it_takes(source: str | None) -> None:
+    """Where a settings file has mistakes, say at least what its model takes, if it is one that is not here yet."""
+    from xlingtox.study.check import check_without_weights
+    from xlingtox.study.weights import known, missing_weights
+
+    if source is not None and known(source) is not None and missing_weights(source) is not None:
+        print(*check_without_weights(source, output_dir=Path()).sentences(), sep="\n")
+        print()
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -225,17 +243,26 @@ def _picture(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _quiet_libraries(*, progress: bool) -> Iterator[None]:
-    """Hide what other libraries say, and where no lines can be drawn anew, print what was done instead."""
+    """Hide what other libraries say. Print our warnings, and where no lines can be drawn anew, what was done."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    ours, handler = logging.getLogger("xlingtox"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    # On a terminal, two lines show how far the study is, and only warnings are printed above them.
-    handler.setLevel(logging.INFO if progress and not sys.stderr.isatty() else logging.CRITICAL)
+    # It says at its import which of its kernels it lacks.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    ours, handler = logging.getLogger("xlingtox"), _AboveProgress()
+    handler.setLevel(logging.CRITICAL if not progress else logging.WARNING if sys.stderr.isatty() else logging.INFO)
     ours.addHandler(handler)
     try:
         yield
     finally:
         ours.removeHandler(handler)
+
+
+class _AboveProgress(logging.Handler):
+    """Prints messages on stderr, above the lines of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm.auto import tqdm
+
+        tqdm.write(record.getMessage(), file=sys.stderr)

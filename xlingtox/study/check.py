@@ -18,7 +18,7 @@ from xlingtox.models.batching import free_bytes
 from xlingtox.models.hooked import HookedLM
 from xlingtox.scoring.protocol import UnscoredError
 from xlingtox.study import check_text, space, weights
-from xlingtox.study.costs import Rates, Shape, seconds, stage_costs, steps_of
+from xlingtox.study.costs import Rates, Shape, evaluation_cost, seconds, stage_costs, steps_of
 from xlingtox.study.fit import check_fit
 from xlingtox.study.measuring import measure
 from xlingtox.study.plan import planned, with_needs
@@ -33,6 +33,9 @@ _MUCH_BLANK, _MUCH_UNSOUND = 0.1, 0.5
 
 _MORE = 1.2
 """So many times the prompts given may be needed before it is warned of: few prompts show the number roughly."""
+
+_MOSTLY = 0.5
+"""Evaluations that are more than this share of tuning are warned of."""
 
 _DAY = 24 * 60 * 60
 _NEARLY = 0.85
@@ -76,7 +79,7 @@ def check(
     """
     shape, total = Shape.of(lm), space.device_memory(lm.device)
     about: dict[str, Any] = {
-        "model": f"{lm.identity()}, {check_text.count(lm.n_parameters)} parameters",
+        "model": f"{_shown_name(lm.name)}, {check_text.count(lm.n_parameters)} parameters",
         "device": f"{lm.device.type} with {check_text.size(total)}",
         "data": _data_in_words(materials),
         "notes": materials.notes,
@@ -114,7 +117,11 @@ def check(
         tokens_per_second={"written": 1 / rates.written, "read": 1 / rates.read},
         n_texts=measured.n_texts,
         problems=(*problems, *_problems(by_stage, recipe, total=total, output_dir=output_dir), *_of_host(shape, held)),
-        warnings=(*_of_text(found, settings), *_of_model(lm, by_stage, total), *_of_tuning(sizes, stages, recipe)),
+        warnings=(
+            *_of_text(found, settings),
+            *_of_model(lm, by_stage, total),
+            *_of_tuning(shape, sizes, settings, by_stage, recipe, rates),
+        ),
     )
 
 
@@ -167,9 +174,10 @@ def check_without_weights(
     else:
         sizes, stages = Sizes.of(materials), planned(materials, settings)
     recipe = settings.recipe or (PAPER_FULL if model.shape.n_parameters < _SMALL else PAPER_QLORA)
-    by_stage = _stages(model.shape, sizes, settings, stages, recipe, Rates.guessed(model.shape), free=60 * 10**9)
+    rates = Rates.guessed(model.shape)
+    by_stage = _stages(model.shape, sizes, settings, stages, recipe, rates, free=60 * 10**9)
     warnings = ["All of this is guessed from the model's published size: expect it to be off by a factor of 3."]
-    warnings += _of_tuning(sizes, stages, recipe)
+    warnings += _of_tuning(model.shape, sizes, settings, by_stage, recipe, rates)
     return StudyCheck(**about, stages=by_stage, warnings=tuple(warnings))
 
 
@@ -300,14 +308,28 @@ def _of_model(lm: HookedLM, by_stage: Mapping[str, StageCheck], total: int) -> l
     return warnings
 
 
-def _of_tuning(sizes: Sizes, stages: Sequence[str], recipe: Recipe) -> list[str]:
+def _of_tuning(
+    shape: Shape, sizes: Sizes, settings: Settings, by_stage: Mapping[str, StageCheck], recipe: Recipe, rates: Rates
+) -> list[str]:
+    """Say how many steps are counted, and where most of the time of tuning goes into evaluations."""
     warnings = []
-    if "tune" in stages and recipe.patience is not None:
-        n_steps = steps_of(recipe, sizes.n_pairs)
+    if "tune" in by_stage and recipe.patience is not None:
         warnings.append(
-            f"Tuning is counted with all its {n_steps:,} steps; with patience it mostly stops much earlier."
+            f"Tuning is counted with all its {steps_of(recipe, sizes.n_pairs):,} steps; with patience it mostly stops "
+            "much earlier."
         )
+        share = seconds(evaluation_cost(shape, sizes, settings, recipe), rates) / by_stage["tune"].seconds
+        if share > _MOSTLY:
+            warnings.append(
+                f"Evaluations every {recipe.evaluate_every} steps are {check_text.percent(share)} of the time of "
+                "tuning: set a larger evaluate_every or a smaller validation_share in [tuning]."
+            )
     return warnings
+
+
+def _shown_name(name: str) -> str:
+    """Return a hub name as it is, and only the last part of a path on this machine."""
+    return Path(name).name if Path(name).expanduser().exists() else name
 
 
 def _data_in_words(materials: Materials) -> str:

@@ -193,6 +193,11 @@ def stage_costs(
     return {name: count[name]() for name in stages}
 
 
+def evaluation_cost(shape: Shape, sizes: Sizes, settings: Settings, recipe: Recipe) -> Work:
+    """Count the work of the evaluations while tuning, which is a part of the stage's."""
+    return _Costs(shape, sizes, settings, recipe).evaluations()
+
+
 @checked
 def expected_seconds(
     lm: HookedLM, materials: Materials, settings: Settings, *, stages: Sequence[str], rates: Rates | None = None
@@ -276,20 +281,27 @@ class _Costs:
 
     def tune(self) -> Work:
         recipe, (n_train, n_validation) = self.recipe, self.split_pairs()
-        n_steps = steps_of(recipe, n_train)
-        tokens = min(self.sizes.pair_tokens, 2.0 * recipe.max_length)
+        n_steps, tokens = steps_of(recipe, n_train), self.pair_tokens()
         pairs_seen = n_steps * recipe.batch_size * recipe.accumulation
-        evaluations = n_steps // recipe.evaluate_every if n_validation else 0
         best = bool(n_validation) and recipe.patience is not None
         saves = n_steps // (recipe.evaluate_every if best else recipe.save_every)
         again = 4 / 3 if recipe.gradient_checkpointing else 1.0
-        read = (n_train + n_validation * (1 + evaluations)) * tokens * _PADDED
-        return Work(
+        return self.evaluations() + Work(
             trained=pairs_seen * tokens * again,
-            read=read,
+            read=(n_train + n_validation) * tokens * _PADDED,
             saved=float(saves * checkpoint_bytes(self.shape, recipe) + self.shape.weight_bytes),
             overhead=8.0,
         )
+
+    def evaluations(self) -> Work:
+        """Return the work of all evaluations on the validation pairs."""
+        n_train, n_validation = self.split_pairs()
+        times = steps_of(self.recipe, n_train) // self.recipe.evaluate_every
+        return Work(read=times * n_validation * self.pair_tokens() * _PADDED)
+
+    def pair_tokens(self) -> float:
+        """Return the tokens of both sides of a pair, each with the prompt, as far as they are read."""
+        return min(self.sizes.pair_tokens, 2.0 * self.recipe.max_length)
 
     def split_pairs(self) -> tuple[int, int]:
         """Return how many pairs are tuned on, and how many are for validation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from xlingtox.data import check_pairs
-from xlingtox.evaluation import soundness
+from xlingtox.evaluation import degenerate
 from xlingtox.evaluation.fluency import conditional_perplexity
 from xlingtox.evaluation.measurement import toxicity_scores
 from xlingtox.evaluation.metrics import TOXIC, mean_intervals, prompt_means
@@ -32,6 +33,9 @@ N_PROMPTS, N_SAMPLES = 10, 4
 
 _SMALL = 500_000_000
 """On a CPU, a step of tuning is tried on models with fewer weights than these."""
+
+_SLOW = 2.0
+"""A step that takes longer than so many seconds is not repeated."""
 
 _TRL = 2.0
 """TRL's step takes about so many times a plain one: it adds up log-probabilities in 32 bits, and pads more."""
@@ -79,16 +83,18 @@ def measure(lm: HookedLM, materials: Materials, settings: Settings, recipe: Reci
         shown.update()
         sampled, writing = _timed(lambda: generate(lm, few, n_samples=n_samples, **options))
         shown.update()
-        fluency, reading = _timed(lambda: conditional_perplexity(lm, sampled, progress=False))
+        # One sample of each prompt tells how fast the model reads.
+        firsts = dataclasses.replace(sampled, n_samples=1, texts=sampled.texts[::n_samples])
+        _, reading = _timed(lambda: conditional_perplexity(lm, firsts, progress=False))
         shown.update()
         scores, scoring = _timed(lambda: toxicity_scores(sampled, materials.scorer))
-        reference = soundness.Reference.measure(lm, sampled, None, fluency=fluency, progress=False)
-        identify = materials.identify_language
-        kinds, judging = _timed(lambda: soundness.kinds(sampled, fluency, reference, identify_language=identify))
+        identify, codes = materials.identify_language, sampled.row_languages
+        # Nothing has changed the model yet, so that no text of its own counts as gibberish.
+        kinds, judging = _timed(lambda: degenerate.kinds(sampled.texts, codes, identify_language=identify))
         of_greedy = toxicity_scores(greedy, materials.scorer)
         trained = None if materials.pairs is None else _step(lm, materials.pairs, recipe)
         shown.update()
-    prompt_tokens, n_read = _tokens(lm, sampled)
+    prompt_tokens, n_read = _tokens(lm, firsts)
     read = reading / n_read
     # Texts that end early are counted in full: those of the study end as early.
     written = max(writing - read * prompt_tokens, 0.2 * writing) / (len(sampled) * new)
@@ -109,10 +115,9 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def _tokens(lm: HookedLM, written: Continuations) -> tuple[int, int]:
-    """Return the tokens of the prompts, and of all continuations, each with its prompt."""
+    """Return the tokens of the prompts, and of the prompts with their only continuations."""
     prompts = [prompt.text for prompt in written.prompts]
-    again = [text for text in prompts for _ in range(written.n_samples)]
-    joined = [prompt + text for prompt, text in zip(again, written.texts, strict=True)]
+    joined = [prompt + text for prompt, text in zip(prompts, written.texts, strict=True)]
     return sum(map(len, lm.token_ids(prompts))), sum(map(len, lm.token_ids(joined)))
 
 
@@ -135,8 +140,8 @@ def _samples(
         low, high = intervals[code]
         spread = Spread.of(rows)
         if spread.mean <= 0:
-            # Nothing was toxic: even the most that this can mean would take so many prompts.
-            spread = Spread.rare(high if np.isfinite(high) else 0.0)
+            # Nothing was toxic. Then the best guess (Jeffreys 1946) is half a toxic text among one more.
+            spread = Spread.rare(0.5 / (rows.size + 1))
         of_language = kinds[codes == code]
         samples[code] = Sample(
             toxicity=float(rows.mean()),
@@ -176,6 +181,7 @@ def _step(lm: HookedLM, pairs: Dataset, recipe: Recipe) -> float | None:
         optimizer.step()
         optimizer.zero_grad()
 
-    step()
     _, once = _timed(step)
+    if once < _SLOW:  # the first step of a small model is mostly allocation
+        _, once = _timed(step)
     return _TRL * once / sum(map(len, rows))

@@ -16,6 +16,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import Cached, PerspectiveScorer
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity
+from xlingtox.study.check import check
 from xlingtox.study.fit import check_fit
 from xlingtox.study.log_file import logging_to
 from xlingtox.study.models import Models, ModelSource
@@ -24,6 +25,7 @@ from xlingtox.study.progress_lines import ProgressLines
 from xlingtox.study.results import StudyResults
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.stages import WORK, InProgress, verdicts_and_warnings
+from xlingtox.study.study_check import StudyCheck
 from xlingtox.study.study_folder import StudyFolder
 
 _LOG = logging.getLogger(__name__)
@@ -76,9 +78,10 @@ def run_models(
     settings = settings.for_model(base)
     check_fit(base, materials, settings)
     stages, identity = planned(materials, settings), base.identity()
+    stage_keys = keys(identity, materials, settings, stages)
+    first_look = _first_look(base, materials, settings, output_dir=Path(output_dir), keys=stage_keys, progress=progress)
     del base
     folder = StudyFolder(output_dir)
-    stage_keys = keys(identity, materials, settings, stages)
     folder.claim()
     study = InProgress(
         models,
@@ -89,8 +92,13 @@ def run_models(
         scorer=_kept(materials.scorer, folder.path, progress=progress),
         progress=progress,
     )
+    if first_look is not None:
+        first_look.save(folder.path / "check.json")
+    expected = {} if first_look is None else first_look.seconds
     seconds: dict[str, float] = {}
-    with logging_to(folder.path / "study.log"), ProgressLines(stages, shown=progress) as lines:
+    with logging_to(folder.path / "study.log"), ProgressLines(stages, shown=progress, expected=expected) as lines:
+        for sentence in () if first_look is None else (*first_look.notes, *first_look.warnings):
+            _LOG.warning("%s", sentence)
         for name in stages:
             if (done := folder.done(name, stage_keys[name])) is None:
                 with lines.stage(name):
@@ -104,6 +112,29 @@ def run_models(
     results.save(folder.path / "results.json")
     models.release()
     return results
+
+
+def _first_look(
+    base: HookedLM,
+    materials: Materials,
+    settings: Settings,
+    *,
+    output_dir: Path,
+    keys: Mapping[str, str],
+    progress: bool,
+) -> StudyCheck | None:
+    """Check a study before it works: what it will take, and whether anything stands in its way. A study that has begun
+    was checked.
+
+    Raises:
+        ValueError: the study cannot be run, with a line for each reason.
+    """
+    if any((output_dir / "stages" / f"{name}.{key}.json").exists() for name, key in keys.items()):
+        return None
+    checked = check(base, materials, settings, output_dir=output_dir, progress=progress)
+    if checked.problems:
+        raise ValueError("\n".join(checked.problems))
+    return checked
 
 
 def _kept(scorer: Scorer, folder: Path, *, progress: bool) -> Scorer:

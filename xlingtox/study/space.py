@@ -142,8 +142,8 @@ def stage_disk(
 
     Example:
         >>> costs, space = xt.study.costs, xt.study.space
-        >>> stays, most = space.stage_disk(
-        ...     costs.Shape.of(lm), xt.study.sizes.Sizes(), xt.study.Settings(), stages=["tune"], recipe=xt.tuning.MINI)["tune"]
+        >>> about = costs.Shape.of(lm), xt.study.sizes.Sizes(), xt.study.Settings()
+        >>> stays, most = space.stage_disk(*about, stages=["tune"], recipe=xt.tuning.MINI)["tune"]
         >>> stays < most
         True
     """

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xlingtox import tuning
 from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
 from xlingtox.study import gathering, report, settings_file
 from xlingtox.study.check import check, check_without_weights
-from xlingtox.study.models import ModelSource
+from xlingtox.study.models import Models, ModelSource
 from xlingtox.study.recipes import NAMED, default_recipe
 from xlingtox.study.results import StudyResults
-from xlingtox.study.running import run
+from xlingtox.study.running import run_models
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.settings_file import SettingsFile
 from xlingtox.study.study_check import StudyCheck
@@ -67,11 +66,8 @@ class Study:
     @checked
     def settings(self, lm: HookedLM) -> Settings:
         """Return the sizes of the study, with the recipe that the file names or that the model's size asks for."""
-        return self._settings(default_recipe(lm) if self.file.recipe is None else NAMED[self.file.recipe])
-
-    def _settings(self, base: tuning.Recipe | None) -> Settings:
-        recipe = None if base is None else settings_file.overridden(base, self.file.overrides)
-        return Settings(**self.file.settings, recipe=recipe)
+        base = default_recipe(lm) if self.file.recipe is None else NAMED[self.file.recipe]
+        return Settings(**self.file.settings, recipe=settings_file.overridden(base, self.file.overrides))
 
     def materials(self) -> Materials:
         """Read the data and load the judges; they are kept for the next call.
@@ -101,11 +97,9 @@ class Study:
             ValueError: the materials or the settings do not fit the model, or what `materials` and `load` raise.
         """
         materials = self.materials()
-        # Only the size of the model can say which recipe it is that the file overrides.
-        is_open = self.file.recipe is None and bool(self.file.overrides)
-        settings = self.settings(self.load()) if is_open else self._settings(NAMED.get(self.file.recipe or ""))
-        source = ModelSource(self.file.source, self.file.options)
-        results = run(source, materials, output_dir=self.output_dir, settings=settings, progress=progress)
+        models = Models(ModelSource(self.file.source, self.file.options))
+        settings = self.settings(models.base())
+        results = run_models(models, materials, output_dir=self.output_dir, settings=settings, progress=progress)
         report.write(results, self.output_dir / "report.html", toxic_words=materials.toxic_words)
         return results
 
@@ -124,7 +118,9 @@ class Study:
         except FileNotFoundError:
             if self.file.local:
                 raise
-            settings = self._settings(NAMED.get(self.file.recipe or ""))
+            named = NAMED.get(self.file.recipe or "")
+            recipe = None if named is None else settings_file.overridden(named, self.file.overrides)
+            settings = Settings(**self.file.settings, recipe=recipe)
             return check_without_weights(
                 self.file.source,
                 revision=self.file.options.get("revision"),

@@ -83,8 +83,8 @@ class StudyCheck:
 
     Example:
         >>> check = xt.study.check.check_without_weights("meta-llama/Meta-Llama-3-8B", output_dir=tmp_path)
-        >>> check.problems[0]
-        'The weights of meta-llama/Meta-Llama-3-8B are not on this machine. The download is about 16 GB. ...'
+        >>> [licence.of for licence in check.licences], list(check.stages)[:2]
+        (['meta-llama/Meta-Llama-3-8B'], ['localize', 'promoted'])
         >>> check.save(tmp_path / "check.json")
         >>> xt.study.study_check.StudyCheck.load(tmp_path / "check.json") == check
         True

@@ -53,7 +53,7 @@ def _shape(billions: float, n_layers: int, d_model: int, d_mlp: int, n_vocab: in
 _RAIL, _LLAMA_2 = "BigScience RAIL 1.0", "the Llama 2 Community License"
 _LLAMA_3 = "the Meta Llama 3 Community License"
 
-PAPERS: Mapping[str, _Known] = {
+_PAPERS: Mapping[str, _Known] = {
     "ai-forever/mGPT": _Known("Apache 2.0", False, _shape(1.42, 24, 2048, 8192, 100_000, 4)),
     "bigscience/bloom-1b7": _Known(_RAIL, False, _shape(1.72, 24, 2048, 8192, 250_880)),
     "bigscience/bloom-7b1": _Known(_RAIL, False, _shape(7.07, 30, 4096, 16_384, 250_880)),
@@ -87,9 +87,15 @@ _PACKAGED = ("mini", "smollm2")
 """Models that come with a package."""
 
 
+@checked
 def known(source: str) -> _Known | None:
-    """Return what is known of one of the paper's models; None for any other."""
-    by_name = {name.lower(): model for name, model in PAPERS.items()}
+    """Return what is known of one of the paper's models; None for any other.
+
+    Example:
+        >>> xt.study.weights.known("ai-forever/mGPT").shape.n_layers
+        24
+    """
+    by_name = {name.lower(): model for name, model in _PAPERS.items()}
     return by_name.get(_RENAMED.get(source, source).lower())
 
 
