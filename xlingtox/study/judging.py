@@ -111,12 +111,11 @@ def check_judges(
     for number, table in enumerate(written):
         place = ("judge", number) if len(written) > 1 else ("judge",)
         before = len(mistakes.lines)
-        kind, strict = table.get("kind"), table.get("strict", False)
-        kind = str(kind) if isinstance(kind, list | dict) else kind
-        if kind is None:
+        kind, strict = str(table.get("kind")), table.get("strict", False)
+        if "kind" not in table:
             mistakes.add((*place, "kind"), f"is missing: write one of {', '.join(map(toml, KINDS))}")
         elif kind not in KINDS:
-            mistakes.value((*place, "kind"), kind, f"there is no such judge: {did_you_mean(str(kind), KINDS)}")
+            mistakes.value((*place, "kind"), table["kind"], f"there is no such judge: {did_you_mean(kind, KINDS)}")
         if not isinstance(strict, bool):
             mistakes.value((*place, "strict"), strict, "write true or false")
         if kind in KINDS:
@@ -183,8 +182,9 @@ def _words(judges: Sequence[Judge]) -> dict[str, list[str]]:
         if judge.kind == "mini":
             listed = mini.toxic_words()
         elif judge.kind == "wordlist":
-            source, languages = judge.arguments.get("source"), judge.arguments.get("languages")
-            listed = judge.arguments.get("words") or data.word_lists(source, languages=languages)
+            listed = judge.arguments.get("words") or {}
+            if (source := judge.arguments.get("source")) is not None:
+                listed = data.word_lists(source, languages=judge.arguments.get("languages"))
         for code, of_language in listed.items():
             words.setdefault(code, list(of_language))
     return words

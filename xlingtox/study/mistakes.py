@@ -88,8 +88,9 @@ def written(place: Place) -> str:
         return in_line(place[0]) if place[0] == "output_dir" else f"[{in_line(place[0])}]"
     section, *keys = place
     text = f"[{section}]"
-    if isinstance(keys[0], int):
-        text += f" {keys.pop(0) + 1}" + (":" if keys else "")
+    if isinstance(number := keys[0], int):
+        keys = keys[1:]
+        text += f" {number + 1}" + (":" if keys else "")
     path = ""
     for key in keys:
         path += f", item {key + 1}" if isinstance(key, int) else f".{in_line(key)}" if path else in_line(key)

@@ -127,8 +127,8 @@ def _content(file: Path) -> dict[str, Any]:
         raise BadSettings(file.name, [f"line {line}: it is not UTF-8: save it as UTF-8"]) from error
     except tomllib.TOMLDecodeError as error:
         reason, at, place = str(error).rpartition(" (at ")
-        line = re.match(r"line (\d+)", place) if at else None
-        number = line[1] if line else file.read_bytes().count(b"\n") + 1
+        where = re.match(r"line (\d+)", place) if at else None
+        number = where[1] if where else file.read_bytes().count(b"\n") + 1
         reason = reason or str(error)
         raise BadSettings(file.name, [f"line {number}: it is not TOML: {reason[:1].lower()}{reason[1:]}"]) from error
 
