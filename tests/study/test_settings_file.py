@@ -1,8 +1,9 @@
 """Settings files: what each mistake is told in one line, that all are told together, and what a good file becomes."""
 
 import dataclasses
-import os
 import random
+import tomllib
+import typing
 from pathlib import Path
 
 import datasets
@@ -415,6 +416,14 @@ def test_every_key_can_be_uncommented(tmp_path, monkeypatch):
     assert set(read.tables) >= {"held_out", "neutral_prompts", "validation", "labelled_elsewhere", "toxic_words"}
 
 
+def test_every_template_is_in_the_wheel():
+    root = Path(__file__).parents[2]
+    included = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    files = {Path(place).name for place in included["force-include"] if place.endswith(".toml")}
+    assert files == {file.name for file in (root / "assets").glob("*.toml")}
+    assert all(templates.text(like) for like in typing.get_args(templates.Like))
+
+
 def test_a_template_is_not_written_over_a_file(tmp_path):
     (tmp_path / "mine.toml").write_text("mine")
     with pytest.raises(FileExistsError, match=r"mine.toml is there already: choose another name, or delete it"):
@@ -469,7 +478,21 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
         xt.HookedLM.load("smollm2")
 
 
-def test_loading_needs_no_environment_of_others(tmp_path):
-    assert "PATH" in os.environ
-    (tmp_path / "a.toml").write_text(GOOD)
-    assert Study.from_toml(tmp_path / "a.toml").load().name == "mini"
+def test_a_study_runs_from_its_file_to_its_page(tmp_path):
+    content = data('languages = ["en", "es"]\nper_language = 2\nparallel = {loader = "mini.parallel", n = 20}')
+    (tmp_path / "mine.toml").write_text(content + '[study]\nstages = ["retrieve"]\nmax_new_tokens = 4\n')
+    results = Study.from_toml(tmp_path / "mine.toml").run(progress=False)
+    assert (tmp_path / "mine" / "report.html").read_text().startswith("<!")
+    assert xt.StudyResults.load(tmp_path / "mine" / "results.json") == results
+    assert results.stages == ("retrieve",)
+    made = {origin["table"]: origin["made_from"] for origin in results.origins}
+    assert made == {"toxic_prompts": None, "parallel": None, "held_out": "parallel", "neutral_prompts": "parallel"}
+
+
+def test_a_check_of_a_model_that_is_not_here_says_what_is_missing(tmp_path):
+    (tmp_path / "mine.toml").write_text(data('languages = ["en"]').replace('"mini"', '"meta-llama/Meta-Llama-3-8B"', 1))
+    checked = Study.from_toml(tmp_path / "mine.toml").check(progress=False)
+    assert any("meta-llama/Meta-Llama-3-8B" in problem for problem in checked.problems)
+    (tmp_path / "gone.toml").write_text(GOOD.replace('"mini"', '"."', 1))
+    with pytest.raises(FileNotFoundError, match="is no checkpoint"):
+        Study.from_toml(tmp_path / "gone.toml").check(progress=False)
