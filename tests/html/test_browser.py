@@ -286,6 +286,17 @@ def test_the_picture_command(browser, tmp_path):
     assert 20_000 < len(taken) < 200_000, "a blank page is smaller"
 
 
+def test_a_picture_of_some_stages(browser, tmp_path):
+    if picture.browser() is None:
+        pytest.skip("no browser on the search path")
+    content = only("localize", "tune", "compare")
+    content["model"]["name"] = "another"
+    picture.take(StudyResults.of(content), tmp_path / "result.png")
+    assert len((tmp_path / "result.png").read_bytes()) > 20_000
+    with pytest.raises(ValueError, match="nothing to picture: the study compared nothing"):
+        picture.take(StudyResults.of(only("retrieve")), tmp_path / "result.png")
+
+
 def test_a_picture_without_a_browser(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match="no browser was found"):

@@ -48,7 +48,7 @@ def test_what_differs_comes_first(folders):
         "What was found",
         "Do the claims stand?",
         "Figures and numbers",
-        "Average toxicity before and after tuning",
+        "Figure 1. Average toxicity before and after tuning",
     ]
     assert [words for words in order if f">{words}" not in page] == []
     places = [page.index(f">{words}") for words in order]
