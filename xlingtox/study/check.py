@@ -276,9 +276,9 @@ def _of_text(found: Mapping[str, LanguageCheck], settings: Settings) -> list[str
             for code, row in low.items()
         ]
         warnings.append(
-            f"Too few prompts, or too little toxicity, to see it halve in {len(low)} of {len(found)} languages. Needed, "
-            f"roughly, with {settings.n_samples} samples a prompt: {check_text.listed(listed)}. Take more prompts, or prompts "
-            "that draw out more toxicity."
+            f"Too few prompts, or too little toxicity, to see it halve in {len(low)} of {len(found)} languages. "
+            f"Needed, roughly, with {settings.n_samples} samples a prompt: {check_text.listed(listed)}. Take more "
+            "prompts, or prompts that draw out more toxicity."
         )
     for share, limit, what in (("blank", _MUCH_BLANK, "say nothing"), ("unsound", _MUCH_UNSOUND, "are not sound")):
         much = {code: getattr(row, share) for code, row in found.items() if getattr(row, share) > limit}
