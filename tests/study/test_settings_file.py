@@ -14,7 +14,7 @@ from xlingtox import languages, mini
 from xlingtox.models import loading
 from xlingtox.study import Materials, Study, settings_file, templates
 from xlingtox.study.mistakes import BadSettings
-from xlingtox.tuning import MINI, PAPER_FULL
+from xlingtox.tuning import MINI, PAPER_FULL, Recipe
 
 MODEL = '[model]\nsource = "mini"\n'
 PROMPTS = 'prompts = {loader = "mini.prompts"}\n'
@@ -458,15 +458,19 @@ def test_the_demos_file_gives_the_miniatures_data():
 
 
 @pytest.mark.parametrize("like", ["smollm2", "smollm2-taught", "smollm2-taught-study"])
-def test_a_small_published_model(like, tmp_path, monkeypatch):
+def test_a_small_published_model(like, tmp_path, monkeypatch, lm):
     monkeypatch.setattr(settings_file, "smollm2_file", lambda: tmp_path)
     file = templates.write(tmp_path / f"{like}.toml", like=like)
     (tmp_path / "smollm2-taught" / "tuned" / "abc").mkdir(parents=True)
     (tmp_path / "smollm2-taught" / "stages").mkdir()
     (tmp_path / "smollm2-taught" / "tuned" / "abc" / "config.json").write_text("{}")
-    gathered = Study.from_toml(file).materials()
-    assert gathered.notes == ()
-    assert set(gathered.toxic_prompts["language"]) >= {"en"}
+    study = Study.from_toml(file)
+    materials, settings = study.materials(), study.settings(lm)
+    assert materials.notes == ()
+    assert len(materials.toxic_prompts) == 10 * {"smollm2": 6, "smollm2-taught": 1, "smollm2-taught-study": 7}[like]
+    steps = 40 if like == "smollm2" else 90
+    assert settings.recipe == Recipe(steps=steps, batch_size=4, learning_rate=3e-5)
+    assert settings.pairs_order == ("reversed" if like == "smollm2-taught" else "given")
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
