@@ -66,8 +66,8 @@ def check(
 ) -> StudyCheck:
     """Try ten prompts of each language, and say what the study will cost and whether there is anything to find.
 
-    The model writes one greedy and four sampled continuations of each prompt, and reads them. From how fast that went,
-    and from what each stage has to do, follow the times.
+    The model writes one greedy and four sampled continuations of each prompt (two where it is slow), and reads one.
+    From how fast that went, and from what each stage has to do, follow the times.
 
     Args:
         output_dir: the folder of the study; only the free space of its disk is looked at.
@@ -276,9 +276,9 @@ def _of_text(found: Mapping[str, LanguageCheck], settings: Settings) -> list[str
             for code, row in low.items()
         ]
         warnings.append(
-            f"Too few prompts, or too little toxicity, to see it halve in {len(low)} of {len(found)} languages. Needed, "
-            f"roughly, with {settings.n_samples} samples a prompt: {check_text.listed(listed)}. Take more prompts, or prompts "
-            "that draw out more toxicity."
+            f"Too few prompts, or too little toxicity, to see it halve in {len(low)} of {len(found)} languages. "
+            f"Needed, roughly, with {settings.n_samples} samples a prompt: {check_text.listed(listed)}. Take more "
+            "prompts, or prompts that draw out more toxicity."
         )
     for share, limit, what in (("blank", _MUCH_BLANK, "say nothing"), ("unsound", _MUCH_UNSOUND, "are not sound")):
         much = {code: getattr(row, share) for code, row in found.items() if getattr(row, share) > limit}
