@@ -7,7 +7,7 @@ from typing import Any
 import xlingtox as xt
 from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, multiplicity, soundness
 from xlingtox.neurons import controls
-from xlingtox.study import check, published, report, study_check, weights
+from xlingtox.study import check, comparing, published, report, study_check, templates, terminal, weights
 from xlingtox.transfer import correlation, prediction, retrieval
 
 MODULES = {
@@ -32,9 +32,12 @@ MODULES = {
     "paper": xt.paper,
     "study": xt.study,
     "report": report,
+    "templates": templates,
     "check": check,
     "study_check": study_check,
     "weights": weights,
+    "terminal": terminal,
+    "comparing": comparing,
     "languages": xt.languages,
     "published": published,
     "intervals": intervals,
@@ -63,6 +66,7 @@ INNER = {
         "prediction.check_enough",
         "prediction.shared",
     ),
+    *("fluency.fluency_of", "fluency.prompts_and_texts", "soundness.reference_of"),
     *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),

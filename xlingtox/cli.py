@@ -145,10 +145,12 @@ def _add_study(commands: Any) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from xlingtox.study import Study, templates
 
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed is {options.seed}: expected 0 or more, and less than 2**32")
     changes: dict[str, Any] = {"output_dir": options.out, "data.seed": options.seed, "study.seed": options.seed}
     if options.model is not None:
         changes["model.source"] = options.model
-    _run_and_show(Study.from_toml(templates.shipped("ours"), changes=changes), progress=not options.quiet)
+    _run_and_show(Study.from_toml(templates.file("ours"), changes=changes), progress=not options.quiet)
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -160,11 +162,26 @@ def _init(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from xlingtox.study import Study
+    from xlingtox.study.mistakes import BadSettings
 
     with _quiet_libraries(progress=not options.quiet):
-        checked = Study.from_toml(options.settings).check(progress=not options.quiet)
+        try:
+            checked = Study.from_toml(options.settings).check(progress=not options.quiet)
+        except BadSettings as error:
+            _say_what_it_takes(error.source)
+            raise
     print(*checked.sentences(), sep="\n")
     return 2 if checked.problems else 0
+
+
+def _say_what_it_takes(source: str | None) -> None:
+    """Where a settings file has mistakes, say at least what its model takes, if it is one that is not here yet."""
+    from xlingtox.study.check import check_without_weights
+    from xlingtox.study.weights import known, missing_weights
+
+    if source is not None and known(source) is not None and missing_weights(source) is not None:
+        print(*check_without_weights(source, output_dir=Path()).sentences(), sep="\n")
+        print()
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ READERS = {
     "jigsaw labels": ("train.csv", lambda path: data.jigsaw(path, labels=path)),
     "toxicity_pairwise": ("split_0.jsonl", data.toxicity_pairwise),
     "paradetox": ("paradetox.tsv", data.paradetox),
+    "paradetox labelled": ("paradetox.tsv", data.paradetox_labelled),
     "line_aligned": ("en.jsonl", lambda path: data.line_aligned({"en": path, "de": path})),
     "plain text": ("en.txt", lambda path: data.line_aligned({"en": path, "de": path})),
     "word_lists": ("en", data.word_lists),

@@ -156,6 +156,25 @@ def test_paradetox(tmp_path):
     data.check_pairs(loaded)
 
 
+def test_paradetox_as_labelled_sentences(tmp_path):
+    rows = [
+        ["toxic", "neutral1", "neutral2", "neutral3"],
+        ["he had steel balls !", "He was brave!", "he had courage", ""],
+        ["you fool", "", "friend", ""],
+        ["what an idiot", "what a person", "", ""],
+    ]
+    path = written(tmp_path, {"paradetox.tsv": table(*rows, delimiter="\t")}) / "paradetox.tsv"
+    loaded = data.paradetox_labelled(path)
+    assert [tuple(row.values()) for row in loaded] == [
+        ("en", "he had steel balls !", 1, 2),
+        ("en", "He was brave!", 0, 2),
+        ("en", "what an idiot", 1, 4),
+        ("en", "what a person", 0, 4),
+    ]
+    assert left_out(loaded) == [("paradetox.tsv", "no sentence, or no rewrite", 1, "line 3")]
+    assert data.labelled_texts(loaded)[1] == [1, 0, 1, 0]
+
+
 # --- parallel sentences
 
 

@@ -330,6 +330,11 @@ def test_pairs_are_about_toxic_prompts():
     assert verbs == set(truth.acts("pairs"))
 
 
+def test_labelled_sentences_of_several_languages_follow_each_other():
+    expected = [*mini.labelled("es", n=4), *mini.labelled("de", n=4)]
+    assert list(mini.labelled(["es", "de"], n=4)) == expected
+
+
 @pytest.mark.parametrize("code", CODES)
 def test_labels_say_whether_there_is_an_insult(scorer, code):
     rows = mini.labelled(code, n=300)

@@ -50,6 +50,11 @@ def logits(plain, ids, mask):
     return plain(input_ids=ids, attention_mask=mask.long(), position_ids=places).logits
 
 
+def test_it_has_a_short_name(lm):
+    named = HookedLM.load("smollm2")
+    assert (named.name, named.fingerprint()) == ("smollm2", lm.fingerprint())
+
+
 def test_its_shape_and_where_it_came_from(lm):
     assert (lm.n_layers, lm.d_mlp, lm.d_model, lm.gated) == (30, 1536, 576, True)
     assert lm.identity().dtype == "float32, dequantised from GGUF Q4_1"

@@ -1,16 +1,18 @@
 """Settings files: what each mistake is told in one line, that all are told together, and what a good file becomes."""
 
 import dataclasses
-import os
 import random
+import tomllib
+import typing
 from pathlib import Path
 
+import datasets
 import pytest
 
 import xlingtox as xt
-from xlingtox import cli
+from xlingtox import languages, mini
 from xlingtox.models import loading
-from xlingtox.study import Study, settings_file, templates
+from xlingtox.study import Materials, Study, settings_file, templates
 from xlingtox.study.mistakes import BadSettings
 from xlingtox.tuning import MINI, PAPER_FULL
 
@@ -351,11 +353,11 @@ def test_values_of_the_file_reach_settings_and_recipe(tmp_path, lm):
 def test_changes_take_the_place_of_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = {"data.seed": 3, "study.seed": 3, "output_dir": Path("here"), "model.source": "smollm3"}
-    changed = settings_file.read(templates.shipped("ours"), changes)
+    changed = settings_file.read(templates.file("ours"), changes)
     assert (changed.seed, changed.settings["seed"], changed.source) == (3, 3, "smollm3")
     assert changed.output_dir == tmp_path / "here"
     with pytest.raises(ValueError, match=r"mini.toml: \[data\] seed is \"x\": write a whole number"):
-        settings_file.read(templates.shipped("ours"), {"data.seed": "x"})
+        settings_file.read(templates.file("ours"), {"data.seed": "x"})
 
 
 def test_the_folder_of_a_study_stands_for_the_model_that_it_tuned(tmp_path):
@@ -414,6 +416,14 @@ def test_every_key_can_be_uncommented(tmp_path, monkeypatch):
     assert set(read.tables) >= {"held_out", "neutral_prompts", "validation", "labelled_elsewhere", "toxic_words"}
 
 
+def test_every_template_is_in_the_wheel():
+    root = Path(__file__).parents[2]
+    included = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    files = {Path(place).name for place in included["force-include"] if place.endswith(".toml")}
+    assert files == {file.name for file in (root / "assets").glob("*.toml")}
+    assert all(templates.text(like) for like in typing.get_args(templates.Like))
+
+
 def test_a_template_is_not_written_over_a_file(tmp_path):
     (tmp_path / "mine.toml").write_text("mine")
     with pytest.raises(FileExistsError, match=r"mine.toml is there already: choose another name, or delete it"):
@@ -423,13 +433,28 @@ def test_a_template_is_not_written_over_a_file(tmp_path):
         templates.write(tmp_path / "new.toml", like="mgtp")
 
 
-def test_the_demos_file_gives_the_demos_materials():
-    gathered = Study.from_toml(templates.shipped("ours"), changes={"data.seed": 1}).materials()
-    written_out = cli.materials(1)
-    assert gathered.digests() == written_out.digests()
-    assert gathered.mixing == written_out.mixing
-    assert gathered.notes == ()
-    assert len(gathered.toxic_prompts) == gathered.origins[0]["n"] == 510
+def test_the_demos_file_gives_the_miniatures_data():
+    materials = Study.from_toml(templates.file("ours"), changes={"data.seed": 1}).materials()
+    elsewhere = [mini.labelled(code, n=100, seed=1) for code in languages.CODES if code != "en"]
+    expected = Materials(
+        labelled=mini.labelled("en", n=2000, seed=1),
+        labelled_elsewhere=datasets.concatenate_datasets(elsewhere),
+        toxic_words=mini.toxic_words(),
+        toxic_prompts=mini.prompts(n=30, kind="toxic", seed=1),
+        neutral_prompts=mini.prompts(n=30, kind="neutral", seed=1),
+        pairs=mini.pairs("en", n=1000, seed=1),
+        validation=mini.pairs("en", n=64, split="validation", seed=1),
+        parallel=mini.parallel(n=500, seed=1),
+        held_out=mini.held_out(n=30, seed=1),
+        scorer=mini.scorer(),
+        identify_language=mini.identify_language,
+        word_groups=mini.word_groups(),
+        mixing={code: dataclasses.asdict(rates) for code, rates in mini.MIXING.items()},
+    )
+    assert materials.digests() == expected.digests()
+    assert materials.mixing == expected.mixing
+    assert materials.notes == ()
+    assert len(materials.toxic_prompts) == materials.origins[0]["n"] == 510
 
 
 @pytest.mark.parametrize("like", ["smollm2", "smollm2-taught", "smollm2-taught-study"])
@@ -453,7 +478,21 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
         xt.HookedLM.load("smollm2")
 
 
-def test_loading_needs_no_environment_of_others(tmp_path):
-    assert "PATH" in os.environ
-    (tmp_path / "a.toml").write_text(GOOD)
-    assert Study.from_toml(tmp_path / "a.toml").load().name == "mini"
+def test_a_study_runs_from_its_file_to_its_page(tmp_path):
+    content = data('languages = ["en", "es"]\nper_language = 2\nparallel = {loader = "mini.parallel", n = 20}')
+    (tmp_path / "mine.toml").write_text(content + '[study]\nstages = ["retrieve"]\nmax_new_tokens = 4\n')
+    results = Study.from_toml(tmp_path / "mine.toml").run(progress=False)
+    assert (tmp_path / "mine" / "report.html").read_text().startswith("<!")
+    assert xt.StudyResults.load(tmp_path / "mine" / "results.json") == results
+    assert results.stages == ("retrieve",)
+    made = {origin["table"]: origin["made_from"] for origin in results.origins}
+    assert made == {"toxic_prompts": None, "parallel": None, "held_out": "parallel", "neutral_prompts": "parallel"}
+
+
+def test_a_check_of_a_model_that_is_not_here_says_what_is_missing(tmp_path):
+    (tmp_path / "mine.toml").write_text(data('languages = ["en"]').replace('"mini"', '"meta-llama/Meta-Llama-3-8B"', 1))
+    checked = Study.from_toml(tmp_path / "mine.toml").check(progress=False)
+    assert any("meta-llama/Meta-Llama-3-8B" in problem for problem in checked.problems)
+    (tmp_path / "gone.toml").write_text(GOOD.replace('"mini"', '"."', 1))
+    with pytest.raises(FileNotFoundError, match="is no checkpoint"):
+        Study.from_toml(tmp_path / "gone.toml").check(progress=False)

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from xlingtox import languages
-from xlingtox.checking import checked
+from xlingtox.checking import checked, shown
 from xlingtox.data import Prompts, as_prompts, meanings
 from xlingtox.evaluation import degenerate, metrics
 from xlingtox.evaluation.comparison import Comparison
@@ -169,17 +169,18 @@ def compare_in_turn(
         source_language,
     )
 
-    def after_collection(model: Callable[[], HookedLM]) -> Callable[[], HookedLM]:
+    def turn(name: str, model: Callable[[], HookedLM]) -> Callable[[], HookedLM]:
         def load() -> HookedLM:
-            # Modules that refer to each other are freed by a collection only.
+            # The model of the last turn is freed by a collection only, because its modules refer to each other.
             gc.collect()
-            return model()
+            if not isinstance(lm := model(), HookedLM):
+                raise TypeError(f"compare_in_turn: {name}() gave {shown(lm)}, expected a HookedLM")
+            return lm
 
         return load
 
     with scratch(folder) as hidden:
-        turns = before, after_collection(after)
-        return _compared(*turns, asked, lambda lm: vectors_on_disk(lm, hidden), again=after_collection(before))
+        return _compared(turn("before", before), turn("after", after), asked, lambda lm: vectors_on_disk(lm, hidden))
 
 
 @dataclass(frozen=True)
@@ -229,13 +230,11 @@ def _compared(
     after: Callable[[], HookedLM],
     asked: _Asked,
     keep_vectors: Callable[[HookedLM], KeptVectors],
-    *,
-    again: Callable[[], HookedLM] | None = None,
 ) -> Comparison:
     """Measure the models in turn. No variable of this function holds a model."""
     task, first = _first_turn(before(), asked, keep_vectors)
     then, drift = measure_after(after(), task, first)
-    fluency, means_before = judge_after((again or before)(), task, first, then)
+    fluency, means_before = judge_after(before(), task, first, then)
     sides = [
         measure(
             side.continuations,

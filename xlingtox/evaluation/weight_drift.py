@@ -200,15 +200,22 @@ def vectors_in_memory(lm: HookedLM) -> KeptVectors:
 
 def vectors_on_disk(lm: HookedLM, folder: Path) -> KeptVectors:
     """Write the vectors of a model to a folder, one file for each layer. They are read without the model."""
-    kinds = _kinds(lm)
+    kinds, transposed = _kinds(lm), []
     for layer in range(lm.n_layers):
+        vectors = _vectors(lm, layer)
+        # A matrix is read in the layout that it has in memory, so that sums are rounded alike.
+        transposed.append([tensor.stride(0) < tensor.stride(1) for tensor in vectors])
         # Cloned, because some families hold the vectors of two kinds in one matrix.
-        vectors = {kind: tensor.clone() for kind, tensor in zip(kinds, _vectors(lm, layer), strict=True)}
-        files.write_tensors(folder / f"{layer}.safetensors", vectors)
+        stored = {
+            kind: (tensor.T if turned else tensor).contiguous().clone()
+            for kind, tensor, turned in zip(kinds, vectors, transposed[layer], strict=True)
+        }
+        files.write_tensors(folder / f"{layer}.safetensors", stored)
 
     def read(layer: int) -> list[Tensor]:
         tensors, _ = files.read_tensors(folder / f"{layer}.safetensors")
-        return [tensors[kind] for kind in kinds]
+        rows = zip(kinds, transposed[layer], strict=True)
+        return [tensors[kind].T if turned else tensors[kind] for kind, turned in rows]
 
     return KeptVectors(lm.identity(), kinds, read)
 

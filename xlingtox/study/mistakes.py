@@ -26,6 +26,7 @@ class BadSettings(ValueError):
 
     Attributes:
         problems: one line for each.
+        source: the model as the file names it, if it does.
 
     Example:
         >>> from xlingtox.study.mistakes import BadSettings
@@ -34,7 +35,8 @@ class BadSettings(ValueError):
         mgpt.toml: [data] prompts is missing
     """
 
-    def __init__(self, file: str, problems: Sequence[str]) -> None:
+    def __init__(self, file: str, problems: Sequence[str], *, source: Any = None) -> None:
+        self.source = source if isinstance(source, str) else None
         self.problems = tuple(" ".join(problem.split()) for problem in problems)
         super().__init__("\n".join(f"{in_line(file)}: {problem}" for problem in self.problems))
 

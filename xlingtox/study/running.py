@@ -21,7 +21,7 @@ from xlingtox.study.fit import check_fit
 from xlingtox.study.log_file import logging_to
 from xlingtox.study.models import Models, ModelSource
 from xlingtox.study.plan import keys, planned
-from xlingtox.study.progress_lines import ProgressLines
+from xlingtox.study.progress_lines import ProgressLines, can_draw
 from xlingtox.study.results import StudyResults
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.stages import WORK, InProgress, verdicts_and_warnings
@@ -131,7 +131,7 @@ def _first_look(
     """
     if any((output_dir / "stages" / f"{name}.{key}.json").exists() for name, key in keys.items()):
         return None
-    checked = check(base, materials, settings, output_dir=output_dir, progress=progress)
+    checked = check(base, materials, settings, output_dir=output_dir, progress=progress and can_draw())
     if checked.problems:
         raise ValueError("\n".join(checked.problems))
     return checked

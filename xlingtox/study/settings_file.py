@@ -71,6 +71,11 @@ class SettingsFile:
     overrides: Mapping[str, Any]
 
     @property
+    def local(self) -> bool:
+        """Whether the model is a file or a folder, and not a name on the hub."""
+        return self.source in ("mini", "smollm2") or Path(self.source).exists()
+
+    @property
     def source_language(self) -> str:
         """The language of tuning and of the probe."""
         return str(self.settings.get("source_language", "en"))
@@ -106,7 +111,7 @@ def read(path: str | Path, changes: Mapping[str, Any] | None = None) -> Settings
     mistakes = Mistakes()
     checked = _checked(file, content, schema.sections(content, mistakes), mistakes)
     if mistakes.lines or checked is None:
-        raise BadSettings(file.name, mistakes.lines)
+        raise BadSettings(file.name, mistakes.lines, source=_source(content))
     return checked
 
 
@@ -354,3 +359,8 @@ def _check_stages(
                 example = schema.Data.model_fields[key].examples[0]  # type: ignore[index]
                 sentence = f"is missing: the stage {stage} needs it: write {key} = {toml(example)}"
                 mistakes.add(("data", key), f"{sentence}, or leave {stage} out of [study] stages")
+
+
+def _source(content: Mapping[str, Any]) -> Any:
+    model = content.get("model")
+    return model.get("source") if isinstance(model, dict) else None

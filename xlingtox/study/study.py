@@ -8,7 +8,8 @@ from typing import Any
 
 from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
-from xlingtox.study import check, gathering, report, settings_file
+from xlingtox.study import gathering, report, settings_file
+from xlingtox.study.check import check, check_without_weights
 from xlingtox.study.models import Models, ModelSource
 from xlingtox.study.recipes import NAMED, default_recipe
 from xlingtox.study.results import StudyResults
@@ -33,6 +34,7 @@ class Study:
         >>> results = study.run()  # doctest: +SKIP
     """
 
+    @checked
     def __init__(self, file: SettingsFile) -> None:
         """Wrap a settings file that was checked. Users call `Study.from_toml`."""
         self.file = file
@@ -105,9 +107,26 @@ class Study:
     def check(self, *, progress: bool = True) -> StudyCheck:
         """Read everything, run a few prompts, and say what the study will cost and whether there is anything to find.
 
+        Where the weights are not on this machine, it says what is missing, and what the study will take.
+
         Raises:
             ValueError: what `materials` and `load` raise.
         """
-        materials = self.materials()
-        lm = self.load()
-        return check.check(lm, materials, self.settings(lm), output_dir=self.output_dir, progress=progress)
+        materials, where = self.materials(), self.output_dir
+        try:
+            lm = self.load()
+        except FileNotFoundError:
+            if self.file.local:
+                raise
+            named = NAMED.get(self.file.recipe or "")
+            recipe = None if named is None else settings_file.overridden(named, self.file.overrides)
+            settings = Settings(**self.file.settings, recipe=recipe)
+            return check_without_weights(
+                self.file.source,
+                revision=self.file.options.get("revision"),
+                output_dir=where,
+                materials=materials,
+                settings=settings,
+            )
+        languages = self.file.languages
+        return check(lm, materials, self.settings(lm), output_dir=where, languages=languages, progress=progress)

@@ -78,19 +78,20 @@ def write(path: str | Path, *, like: Like = "ours") -> Path:
         >>> xt.study.templates.write(tmp_path / "mine.toml", like="mgpt").name
         'mine.toml'
     """
-    file = Path(path).expanduser()
+    place = Path(path).expanduser()
     content = text(like)
-    if file.exists():
-        raise FileExistsError(f"{file} is there already: choose another name, or delete it")
-    files.write_text(file, content)
-    return file
+    if place.exists():
+        raise FileExistsError(f"{place} is there already: choose another name, or delete it")
+    files.write_text(place, content)
+    return place
 
 
-def shipped(like: Literal["ours", "smollm2", "smollm2-taught", "smollm2-taught-study"]) -> Path:
+@checked
+def file(like: Literal["ours", "smollm2", "smollm2-taught", "smollm2-taught-study"]) -> Path:
     """Return the file of a template that needs no data of the user's, to run it as it is.
 
     Example:
-        >>> xt.study.templates.shipped("ours").name
+        >>> xt.study.templates.file("ours").name
         'mini.toml'
     """
     return _file(_OWN[like])
