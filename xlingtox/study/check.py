@@ -66,8 +66,8 @@ def check(
 ) -> StudyCheck:
     """Try ten prompts of each language, and say what the study will cost and whether there is anything to find.
 
-    The model writes one greedy and four sampled continuations of each prompt, and reads them. From how fast that went,
-    and from what each stage has to do, follow the times.
+    The model writes one greedy and four sampled continuations of each prompt (two where it is slow), and reads one.
+    From how fast that went, and from what each stage has to do, follow the times.
 
     Args:
         output_dir: the folder of the study; only the free space of its disk is looked at.
