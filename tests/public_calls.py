@@ -7,7 +7,7 @@ from typing import Any
 import xlingtox as xt
 from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, multiplicity, soundness
 from xlingtox.neurons import controls
-from xlingtox.study import comparing, published, report, terminal
+from xlingtox.study import check, comparing, published, report, study_check, templates, terminal, weights
 from xlingtox.transfer import correlation, prediction, retrieval
 
 MODULES = {
@@ -34,6 +34,10 @@ MODULES = {
     "report": report,
     "terminal": terminal,
     "comparing": comparing,
+    "templates": templates,
+    "check": check,
+    "study_check": study_check,
+    "weights": weights,
     "languages": xt.languages,
     "published": published,
     "intervals": intervals,
@@ -62,6 +66,7 @@ INNER = {
         "prediction.check_enough",
         "prediction.shared",
     ),
+    *("fluency.fluency_of", "fluency.prompts_and_texts", "soundness.reference_of"),
     *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),

@@ -1,6 +1,6 @@
 """The command line: what it prints, what it refuses in one line, and that its help answers at once."""
 
-import re
+import json
 import subprocess
 import sys
 
@@ -9,7 +9,7 @@ from studies import made_up
 
 import xlingtox.mini.train
 from xlingtox import cli
-from xlingtox.study import StudyResults, findings
+from xlingtox.study import Study, StudyResults, terminal
 
 RESULTS = StudyResults.of(made_up())
 
@@ -17,20 +17,33 @@ RESULTS = StudyResults.of(made_up())
 def test_help_imports_nothing_that_is_slow():
     code = "import sys, xlingtox.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.startswith("usage: xlingtox [-h] [--version] {demo,train-mini,picture}")
+    assert ran.stdout.startswith("usage: xlingtox [-h] [--version] {demo,study,train-mini,picture}")
     slow = {"torch", "transformers", "jaxtyping", "beartype", "numpy", "pandas", "datasets", "plotly", "scipy"}
     assert not slow & set(ran.stdout.split())
 
 
-@pytest.mark.parametrize("command", ["demo", "train-mini", "picture"])
+STUDY = ["study init", "study check", "study run", "study show", "study compare"]
+
+
+@pytest.mark.parametrize("command", ["demo", "study", *STUDY, "train-mini", "picture"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as left:
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: xlingtox {command} ")
 
 
-@pytest.mark.parametrize("arguments", [[], ["dance"], ["demo", "--seed", "x"], ["picture", "results.json"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["demo", "--seed", "x"],
+        ["picture", "results.json"],
+        ["study"],
+        ["study", "init", "x.toml", "--like", "gpt-5"],
+    ],
+)
 def test_a_wrong_command_says_how_it_is_used(arguments, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
@@ -49,6 +62,12 @@ def test_a_wrong_command_says_how_it_is_used(arguments, capsys):
         ["train-mini", "--quiet", "--out", "{new}", "--threads", "0"],
         ["picture", "{file}", "{new}.png"],
         ["picture", "{new}.json", "{new}.png"],
+        ["study", "init", "{file}"],
+        ["study", "check", "{new}.toml"],
+        ["study", "run", "{file}"],
+        ["study", "show", "{new}"],
+        ["study", "show", "{file}"],
+        ["study", "compare", "{new}", "{file}"],
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, capfd, arguments):
@@ -62,37 +81,81 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capfd, arguments):
     assert file.read_text() == "mine"
 
 
-def test_the_demo_prints_its_table_and_its_findings(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "study", lambda *_, **__: RESULTS)
-    assert cli.main(["demo", "--quiet", "--out", str(tmp_path)]) == 0
+@pytest.fixture
+def no_work(monkeypatch):
+    """A study that is done at once; the settings files with which one was begun."""
+    begun = []
+    monkeypatch.setattr(Study, "run", lambda study, *, progress: begun.append(study.file) or RESULTS)
+    return begun
+
+
+def test_the_demo_is_a_study_with_the_settings_of_the_miniature(no_work, tmp_path, capsys):
+    assert cli.main(["demo", "--quiet", "--out", str(tmp_path / "out"), "--seed", "3"]) == 0
+    (file,) = no_work
+    assert (file.path.name, file.source, file.output_dir) == ("mini.toml", "mini", tmp_path / "out")
+    assert (file.seed, file.settings["seed"]) == (3, 3)
     out = capsys.readouterr().out
     assert out.isascii(), "every terminal can show it"
-    lines = out.splitlines()
-    assert max(map(len, lines[:-1])) <= 80
-    assert lines[:5] == [
-        "Beware. Too little toxicity to tell: 3 of 400 continuations are toxic.",
-        "weak       Toxicity can be localised in these 100 neurons.",
-        "",
-        "Probe: held-out accuracy 0.993 (majority 0.500), AUC 0.999",
-        "Neurons: 100 candidates, 36 of them sources, of 2,048",
-    ]
-    assert "English                0.92    0.02   0.570   0.012     nan     nan   6.05  6.98" in lines
-    assert "random       0.600   0.599   0.597   0.594   0.591   0.588   0.582" in lines
-    assert "Retrieval against the relative drop in average toxicity: r = 0.38, p = 0.147" in lines
-    printed = " ".join(out.split())
-    for finding in findings(RESULTS):
-        assert " ".join(finding.replace("−", "-").replace("’", "'").split()) in printed
-    assert (tmp_path / "report.html").exists()
+    assert terminal.summary(RESULTS) in out
+    assert str(tmp_path / "out" / "report.html") in out
 
 
-def test_a_report_that_cannot_be_written_costs_no_results(tmp_path, monkeypatch, capfd):
-    (tmp_path / "report.html").mkdir()
-    monkeypatch.setattr(cli, "study", lambda *_, **__: RESULTS)
-    assert cli.main(["demo", "--quiet", "--out", str(tmp_path)]) == 2
+def test_a_settings_file_from_nothing_to_a_study(no_work, tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    assert cli.main(["study", "init", str(file), "--like", "ours"]) == 0
+    assert cli.main(["study", "run", str(file), "--quiet"]) == 0
+    assert no_work[0].output_dir == tmp_path / "mine"
+    assert terminal.summary(RESULTS) in capsys.readouterr().out
+
+
+def test_mistakes_of_a_settings_file_are_a_line_each(tmp_path, capfd):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[model]\nsource = "mini"\n[data]\nprompts = {loader = "mini.prompts"}\nsede = 1\n[judge]\nkind = "no"\n'
+    )
+    assert cli.main(["study", "run", str(file)]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "[data] sede" in lines[0]
+    assert "[judge] kind" in lines[1]
+
+
+def test_a_model_that_is_not_here_is_told_of_next_to_the_mistakes(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    file = tmp_path / "llama.toml"
+    assert cli.main(["study", "init", str(file), "--like", "llama3-8b"]) == 0
+    assert cli.main(["study", "check", str(file)]) == 2
     out, err = capfd.readouterr()
-    assert out.startswith("Beware. Too little toxicity")
-    assert "\nProbe: held-out accuracy" in out
-    assert re.fullmatch(r"xlingtox: cannot write .*report\.html: it is a folder or a device, not a file\n", err)
+    assert "[data] prompts.path" in err
+    assert "The weights of meta-llama/Meta-Llama-3-8B are not on this machine" in " ".join(out.split())
+    assert "Traceback" not in err
+
+
+def test_a_study_is_shown_in_words_and_as_json(tmp_path, capsys):
+    RESULTS.save(tmp_path / "results.json")
+    assert cli.main(["study", "show", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{terminal.summary(RESULTS)}\n"
+    assert cli.main(["study", "show", str(tmp_path / "results.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(terminal.as_json(RESULTS)))
+
+
+def test_several_studies_are_compared(tmp_path, capsys):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        RESULTS.save(tmp_path / name / "results.json")
+    page = tmp_path / "page.html"
+    assert cli.main(["study", "compare", str(tmp_path / "first"), str(tmp_path / "second"), "--out", str(page)]) == 0
+    assert "first" in capsys.readouterr().out
+    assert "</html>" in page.read_text()
+
+
+def test_a_stopped_study_says_that_it_goes_on(monkeypatch, tmp_path, capfd):
+    def stopped(study, *, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "run", stopped)
+    assert cli.main(["demo", "--quiet", "--out", str(tmp_path)]) == 130
+    assert capfd.readouterr().err == "\nxlingtox: stopped; the same command goes on from here\n"
 
 
 def test_the_miniature_is_trained(monkeypatch, capsys):

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from xlingtox.neurons import read_tokens as read_tokens
     from xlingtox.neurons import top_tokens as top_tokens
     from xlingtox.neurons.evidence import evidence as evidence
+    from xlingtox.study import Study as Study
     from xlingtox.study import StudyResults as StudyResults
     from xlingtox.transfer import Retrieval as Retrieval
     from xlingtox.transfer import Transfer as Transfer
@@ -86,7 +87,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "Tuning": {"tuning": ("tune_dpo",), "evaluation": ("WeightDrift", "weight_drift")},
     "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},
     "Look": {"figures": ("plot",)},
-    "Study": {"study": ("StudyResults",)},
+    "Study": {"study": ("Study", "StudyResults")},
 }
 """The public names: by the question that they answer, then by the folder that defines them."""
 

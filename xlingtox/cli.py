@@ -1,4 +1,4 @@
-"""The command `xlingtox`, also `python -m xlingtox`: run the demo, train the miniature, draw a picture of results.
+"""The command `xlingtox`, also `python -m xlingtox`: study a model, run the demo, train the miniature, draw a picture.
 
 Each command imports what it needs when it runs, so that `xlingtox --help` answers at once.
 """
@@ -6,33 +6,28 @@ Each command imports what it needs when it runs, so that `xlingtox --help` answe
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xlingtox._version import __version__
 
 if TYPE_CHECKING:
-    from xlingtox.study import Materials, StudyResults
+    from xlingtox.study import Study
 
-_WIDTH = 80
-"""The width of printed text, in columns of a terminal."""
-
-_MEASURES = (
-    ("toxicity_probability", (8, 8), 2),
-    ("average_toxicity", (8, 8), 3),
-    ("sound_toxicity", (8, 8), 3),
-    ("perplexity", (7, 6), 2),
+LIKE = (
+    *("ours", "mgpt", "bloom-1b7", "bloom-7b1", "llama2-7b", "llama3-8b", "aya-23-8b"),
+    *("smollm2", "smollm2-taught", "smollm2-taught-study"),
 )
-"""Each measure in the demo's table, with the widths of its two columns and their decimals."""
-
-_ASCII = str.maketrans({"\u00a0": " ", "−": "-", "’": "'"})
-"""Characters that a terminal without UTF-8 cannot show, and their replacements."""
+"""The models whose settings `study init --like` writes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, or 2 after one line on stderr that says what is wrong.
+    """Run one command; return 0, or 2 after a line on stderr for each thing that is wrong.
 
     Example:
         >>> from xlingtox import cli
@@ -41,34 +36,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
-    except (ValueError, OSError, ImportError) as error:
+        code = options.run(options)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"xlingtox: {error}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print("\nxlingtox: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return int(code or 0)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xlingtox",
         description="Show where a multilingual language model keeps its toxicity, whether those neurons cause it, and "
-        "which languages English-only safety tuning reaches.",
+        "which languages safety tuning in one language reaches.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-
-    demo = commands.add_parser(
-        "demo",
-        help="run the whole study on a small model and write a report",
-        description="Find the neurons behind the toxicity of a small model in 17 languages, edit them, tune the model "
-        "in English, and write report.html. It takes a few minutes. A run that was stopped goes on with the stage that "
-        "it was in.",
-    )
-    demo.add_argument("--out", type=Path, default=Path("xlingtox-demo"), help="folder for the results (%(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of prompts, sampling and tuning (%(default)s)")
-    demo.add_argument("--model", default="mini", help="folder of a miniature that you trained (the shipped one)")
-    demo.add_argument("--quiet", action="store_true", help="show no progress bars")
-    demo.set_defaults(run=_demo)
+    _add_demo(commands)
+    _add_study(commands)
 
     train = commands.add_parser(
         "train-mini",
@@ -92,29 +79,154 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="run the whole study on a small model and write a report",
+        description="Find the neurons behind the toxicity of a small model in 17 languages, edit them, tune the model "
+        "in English, and write report.html. It takes a few minutes. A run that was stopped goes on where it was. "
+        "It is `xlingtox study run` with the settings that `xlingtox study init --like ours` writes.",
+    )
+    demo.add_argument("--out", type=Path, default=Path("xlingtox-demo"), help="folder for the results (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of prompts, sampling and tuning (%(default)s)")
+    demo.add_argument("--model", type=Path, help="folder of a miniature that you trained (the shipped one)")
+    demo.add_argument("--quiet", action="store_true", help="show no progress")
+    demo.set_defaults(run=_demo)
+
+
+def _add_study(commands: Any) -> None:
+    study = commands.add_parser(
+        "study",
+        help="study your own model on your own data",
+        description="The whole study on a model and data that a settings file names.",
+    )
+    actions = study.add_subparsers(dest="action", required=True)
+
+    init = actions.add_parser(
+        "init",
+        help="write a commented settings file",
+        description="Write a settings file with a comment on each key, to be changed for your model and data.",
+    )
+    init.add_argument("settings", type=Path, help="the new file, such as mgpt.toml")
+    init.add_argument("--like", choices=LIKE, default="mgpt", metavar="MODEL", help=f"{', '.join(LIKE)} (%(default)s)")
+    init.set_defaults(run=_init)
+
+    check = actions.add_parser(
+        "check",
+        help="read everything, run ten prompts, say what it will cost and whether there is anything to find",
+        description="Read the settings, the model and the data; continue ten prompts in each language; and say what "
+        "the study will cost, what will be left out, and whether the model is toxic enough. Nothing is written.",
+    )
+    check.add_argument("settings", type=Path, help="a settings file")
+    check.add_argument("--quiet", action="store_true", help="show no progress")
+    check.set_defaults(run=_check)
+
+    run = actions.add_parser(
+        "run",
+        help="do the study, or what is left of it",
+        description="Do the study, and write results.json and report.html into its folder. A run that was stopped goes "
+        "on where it was; when a setting has changed, only what depends on it is done again.",
+    )
+    run.add_argument("settings", type=Path, help="a settings file")
+    run.add_argument("--quiet", action="store_true", help="show no progress")
+    run.set_defaults(run=_run)
+
+    show = actions.add_parser("show", help="print the summary of a study that has run")
+    show.add_argument("folder", type=Path, help="the folder of a study, or its results.json")
+    show.add_argument("--json", action="store_true", help="print it as JSON, for other programs")
+    show.set_defaults(run=_show)
+
+    compare = actions.add_parser("compare", help="put several studies on one page")
+    compare.add_argument("folders", type=Path, nargs="+", help="the folders of two or more studies")
+    compare.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (%(default)s)")
+    compare.set_defaults(run=_compare)
+
+
 def _demo(options: argparse.Namespace) -> None:
-    from transformers.utils import logging
+    from xlingtox.study import Study, templates
 
-    from xlingtox import mini
-    from xlingtox.files import writable_folder
-    from xlingtox.study import report
-    from xlingtox.study.findings import without_warnings
+    changes: dict[str, Any] = {"output_dir": options.out, "data.seed": options.seed, "study.seed": options.seed}
+    if options.model is not None:
+        changes["model.source"] = options.model
+    _run_and_show(Study.from_toml(templates.file("ours"), changes=changes), progress=not options.quiet)
 
-    logging.set_verbosity_error()
-    folder = writable_folder(options.out)
-    results = study(options.model, folder, options.seed, progress=not options.quiet)
-    print(summary(results), *map(_wrapped, without_warnings(results)), sep="\n\n")
-    report.write(results, folder / "report.html", toxic_words=mini.toxic_words())
-    print(f"\n{folder / 'report.html'}: figures and what they mean; {folder / 'results.json'}: every number")
+
+def _init(options: argparse.Namespace) -> None:
+    from xlingtox.study import templates
+
+    path = templates.write(options.settings, like=options.like)
+    print(f"{path}: change it for your model and data, then run xlingtox study check {path}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from xlingtox.study import Study
+    from xlingtox.study.mistakes import BadSettings
+
+    with _quiet_libraries(progress=not options.quiet):
+        try:
+            checked = Study.from_toml(options.settings).check(progress=not options.quiet)
+        except BadSettings as error:
+            _say_what_it_takes(error.source)
+            raise
+    print(*checked.sentences(), sep="\n")
+    return 2 if checked.problems else 0
+
+
+def _say_what_it_takes(source: str | None) -> None:
+    """Where a settings file has mistakes, say at least what its model takes, if it is one that is not here yet."""
+    from xlingtox.study.check import check_without_weights
+    from xlingtox.study.weights import known, missing_weights
+
+    if source is not None and known(source) is not None and missing_weights(source) is not None:
+        print(*check_without_weights(source, output_dir=Path()).sentences(), sep="\n")
+        print()
+
+
+def _run(options: argparse.Namespace) -> None:
+    from xlingtox.study import Study
+
+    _run_and_show(Study.from_toml(options.settings), progress=not options.quiet)
+
+
+def _run_and_show(study: Study, *, progress: bool) -> None:
+    from xlingtox.study import terminal
+
+    with _quiet_libraries(progress=progress):
+        results = study.run(progress=progress)
+    print(terminal.summary(results))
+    page, numbers = study.output_dir / "report.html", study.output_dir / "results.json"
+    print(f"\n{page}: figures and what they mean\n{numbers}: every number")
+
+
+def _show(options: argparse.Namespace) -> None:
+    from xlingtox.study import StudyResults, terminal
+
+    results = StudyResults.load(_results_of(options.folder))
+    if options.json:
+        print(json.dumps(terminal.as_json(results), ensure_ascii=False, indent=1))
+    else:
+        print(terminal.summary(results))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from xlingtox.study import comparing
+
+    print(comparing.summary(options.folders))
+    comparing.write(options.folders, options.out)
+    print(f"\n{options.out}: the same with figures")
+
+
+def _results_of(place: Path) -> Path:
+    return place / "results.json" if place.is_dir() else place
 
 
 def _train_mini(options: argparse.Namespace) -> None:
     import torch
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from xlingtox.mini.train import train
 
-    logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
     if options.threads < 1:
         raise ValueError(f"--threads is {options.threads}: expected at least 1")
     torch.set_num_threads(options.threads)
@@ -129,96 +241,28 @@ def _picture(options: argparse.Namespace) -> None:
     picture.take(StudyResults.load(options.results), options.png)
 
 
-def study(model: str, out: Path, seed: int, *, progress: bool = True) -> StudyResults:
-    """Run the demo's study, without its report."""
-    from xlingtox.models import HookedLM
-    from xlingtox.study import Settings, run
+@contextmanager
+def _quiet_libraries(*, progress: bool) -> Iterator[None]:
+    """Hide what other libraries say. Print our warnings, and where no lines can be drawn anew, what was done."""
+    from transformers.utils import logging as transformers_logging
 
-    lm = HookedLM.load(model)
-    return run(lm, materials(seed), output_dir=out, settings=Settings(seed=seed), progress=progress)
-
-
-def materials(seed: int) -> Materials:
-    """Return the demo's materials: the miniature's data sets, drawn with `seed`."""
-    import dataclasses
-
-    from datasets import concatenate_datasets
-
-    from xlingtox import languages, mini
-    from xlingtox.study import Materials
-
-    elsewhere = [mini.labelled(code, n=100, seed=seed) for code in languages.CODES if code != "en"]
-    return Materials(
-        labelled=mini.labelled("en", n=2000, seed=seed),
-        labelled_elsewhere=concatenate_datasets(elsewhere),
-        toxic_words=mini.toxic_words(),
-        toxic_prompts=mini.prompts(n=30, kind="toxic", seed=seed),
-        neutral_prompts=mini.prompts(n=30, kind="neutral", seed=seed),
-        pairs=mini.pairs("en", n=1000, seed=seed),
-        validation=mini.pairs("en", n=64, split="validation", seed=seed),
-        parallel=mini.parallel(n=500, seed=seed),
-        held_out=mini.held_out(n=30, seed=seed),
-        scorer=mini.scorer(),
-        identify_language=mini.identify_language,
-        word_groups=mini.word_groups(),
-        mixing={code: dataclasses.asdict(mixing) for code, mixing in mini.MIXING.items()},
-    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # It says at its import which of its kernels it lacks.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    ours, handler = logging.getLogger("xlingtox"), _AboveProgress()
+    handler.setLevel(logging.CRITICAL if not progress else logging.WARNING if sys.stderr.isatty() else logging.INFO)
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
 
 
-def summary(results: StudyResults) -> str:
-    """Return the results as a table of at most 80 columns."""
-    from xlingtox import languages
+class _AboveProgress(logging.Handler):
+    """Prints messages on stderr, above the lines of progress."""
 
-    def row(name: str, codes: Sequence[str]) -> str:
-        cells = (
-            f"{mean:>{width}.{digits}f}"
-            for measure, widths, digits in _MEASURES
-            for mean, width in zip(results.means(measure, codes), widths, strict=True)
-        )
-        return f"{name:<19}{''.join(cells)}"
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm.auto import tqdm
 
-    lines = [_wrapped(f"Beware. {warning}") for warning in results.warnings]
-    lines += [_wrapped(verdict.claim, title=f"{verdict.verdict:<11}") for verdict in results.verdicts]
-    lines += [
-        "",
-        f"Probe: held-out accuracy {results.probe.accuracy:.3f} (majority {results.probe.baseline:.3f}), "
-        f"AUC {results.probe.auc:.3f}",
-        f"Neurons: {len(results.candidates)} candidates, {len(results.sources)} of them sources, "
-        f"of {results.n_neurons:,}",
-        "",
-        "English-only DPO     toxicity prob.   avg. toxicity  in sound text   perplexity",
-        "                     before   after  before   after  before   after   bef.  aft.",
-    ]
-    lines += [row(languages.name(code), [code]) for code in results.languages]
-    if untuned := results.untuned_languages:
-        lines.append(row(f"mean of other {len(untuned)}", untuned))
-    degenerate = results.means("degenerate", results.languages)
-    lines.append("Degenerate continuations: {:.3f} before, {:.3f} after".format(*degenerate))
-    doses, control = results.toxic_doses.doses, results.toxic_doses.control
-    rows: tuple[tuple[str, Sequence[float], int], ...] = (
-        (f"Dose, {results.toxic_doses.unit}"[:9], [dose.offset for dose in doses], 2),
-        ("sources", [dose.average_toxicity for dose in doses], 3),
-        ("random", [dose.average_toxicity for dose in control], 3),
-        ("perplexity", [dose.perplexity for dose in doses], 2),
-        ("degenerate", [dose.degenerate for dose in doses], 3),
-    )
-    lines += [
-        "",
-        *(f"{title:<10}" + "".join(f"{cell:>8.{digits}f}" for cell in cells) for title, cells, digits in rows),
-    ]
-    lines.append("")
-    for measure, transfer in results.transfer_by_measure.items():
-        lines.append(
-            f"Retrieval against the relative drop in {measure.replace('_', ' ')}: "
-            f"r = {transfer.pearson_r:.2f}, p = {transfer.p_value:.3f}"
-        )
-    return "\n".join(lines)
-
-
-def _wrapped(sentences: str, *, title: str = "") -> str:
-    """Return a paragraph of at most 80 columns, in characters that every terminal shows; a title stands beside it."""
-    import textwrap
-
-    indent = " " * len(title)
-    filled = textwrap.fill(sentences, _WIDTH, initial_indent=title, subsequent_indent=indent, break_on_hyphens=False)
-    return filled.translate(_ASCII)
+        tqdm.write(record.getMessage(), file=sys.stderr)

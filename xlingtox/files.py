@@ -175,6 +175,29 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def scratch(folder: str | Path | None) -> Iterator[Path]:
+    """Yield a new hidden folder for files that are needed inside the block only; it is removed afterwards.
+
+    Args:
+        folder: where it lies; None for the system's folder of temporary files. If the process is killed, the next
+            writer to the folder removes what is left.
+
+    Example:
+        >>> from xlingtox.files import scratch
+        >>> with scratch(tmp_path) as hidden:
+        ...     _ = (hidden / "vectors").write_bytes(b"")
+        >>> list(tmp_path.iterdir())
+        []
+    """
+    hidden = _hidden(Path(tempfile.gettempdir()) if folder is None else Path(folder).expanduser())
+    hidden.mkdir()
+    try:
+        yield hidden
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write bytes as one file."""
     with replacing(path) as partial:

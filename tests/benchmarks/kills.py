@@ -2,7 +2,8 @@
 
 A process that saves, studies or tunes is killed, now after a random time, now before a random one of its operations on
 files. Saves must leave whole files; studies and tuning runs, started again until they are done, must leave what an
-uninterrupted one leaves: the same files with the same content, but for how long things took. Exits with 1 if not.
+uninterrupted one leaves: the same files with the same content, but for how long things took. All the while another
+process reads the folder. Exits with 1 if not.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from datasets import Dataset
 
 from xlingtox import mini, tuning
 from xlingtox.models.hooked import HookedLM
-from xlingtox.study import report, stages
+from xlingtox.study import Materials, Settings, report
+from xlingtox.study import run as run_study
 
 sys.path.append(str(Path(__file__).parents[1]))
 from kept import contents, save_all
@@ -154,10 +156,39 @@ def outcome(folder: Path) -> dict[str, Any]:
     for name, content in found.items():
         if name.endswith(".json"):
             found[name] = untimed(json.loads(content.replace(str(folder).encode(), b"")))
+        if name.endswith(".log"):
+            found[name] = b""  # each run adds to it
         if name.endswith(".sqlite"):
-            with contextlib.closing(sqlite3.connect(folder / name)) as db:
-                found[name] = [db.execute(f"SELECT * FROM {table}").fetchall() for table in ("scores", "claims")]
+            found[name] = rows_of(folder / name)
     return found | dict.fromkeys(debris(folder), "hidden")
+
+
+def rows_of(file: Path) -> dict[str, list[str]]:
+    """The rows of each table of a SQLite file, whatever their order; a scorer has another number in each file."""
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: sorted(map(repr, db.execute(f"SELECT * FROM {name}").fetchall())) for name in tables}
+
+
+@contextlib.contextmanager
+def read_by_another(folder: Path) -> Iterator[None]:
+    """Read every file below a folder again and again in another process, databases too, while the block lasts."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        while True:
+            with contextlib.suppress(OSError, sqlite3.Error):
+                for place in folder.rglob("*"):
+                    if place.suffix == ".sqlite":
+                        rows_of(place)
+                    elif place.is_file():
+                        place.read_bytes()
+            time.sleep(0.01)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -185,7 +216,8 @@ def kill_runs(what: str, run: Callable[[Path], None], n: int, rng: random.Random
             if kills < n:
                 how = {"seconds": seconds * rng.random()} if kills % 2 else {"event": rng.randint(1, operations)}
             try:
-                over = not killed(lambda folder=folder: run(folder), folder, **how)
+                with read_by_another(folder):
+                    over = not killed(lambda folder=folder: run(folder), folder, **how)
             except RuntimeError as error:
                 raise AssertionError(f"{what}: after {[*history, how]}, it could not be resumed: {error}") from error
             if over:
@@ -217,7 +249,7 @@ def of(table: Dataset, n: int) -> Dataset:
 
 def study(lm: HookedLM) -> Callable[[Path], None]:
     """A study of the miniature in three languages, as small as it can be, with its report."""
-    materials = stages.Materials(
+    materials = Materials(
         labelled=mini.labelled("en", n=40),
         toxic_prompts=of(mini.prompts(n=2, kind="toxic"), 2),
         neutral_prompts=of(mini.prompts(n=2, kind="neutral"), 2),
@@ -227,7 +259,7 @@ def study(lm: HookedLM) -> Callable[[Path], None]:
         held_out=of(mini.held_out(n=4), 2),
         scorer=mini.scorer(),
     )
-    settings = stages.Settings(
+    settings = Settings(
         k=12,
         offsets=(0.0, -0.5),
         amplifications=(0.0, 0.5),
@@ -240,7 +272,7 @@ def study(lm: HookedLM) -> Callable[[Path], None]:
     )
 
     def run(folder: Path) -> None:
-        results = stages.run(lm, materials, output_dir=folder, settings=settings, progress=False)
+        results = run_study(lm, materials, output_dir=folder, settings=settings, progress=False)
         # A page says how long its study took.
         report.write(dataclasses.replace(results, seconds={}), folder / "report.html")
 

@@ -185,7 +185,7 @@ def test_what_was_written_outlives_a_scorer_that_fails(diff, lm, others, tmp_pat
     scorer = Failing(*CODES)
     with pytest.raises(ConnectionError):
         run(lm, others[1], scorer=scorer, output_dir=tmp_path)
-    monkeypatch.setattr("xlingtox.evaluation.compare_models.generate", lambda *_, **__: pytest.fail("written anew"))
+    monkeypatch.setattr("xlingtox.evaluation.one_model.generate", lambda *_, **__: pytest.fail("written anew"))
     assert run(lm, others[1], scorer=scorer, output_dir=tmp_path) == diff
     assert Continuations.load(tmp_path / "before.json").settings["model"]["fingerprint"] == lm.fingerprint()
     for other in ({"prompts": {"en": ["the cat"]}}, {"before": others[1]}):
@@ -263,7 +263,7 @@ def test_a_language_where_nothing_can_be_judged_loses_nothing_else(lm, others, m
         texts = ["" if prompt.language == "ru" else " sat on the mat" for prompt in given for _ in range(n_samples)]
         return Continuations(tuple(given), n_samples, tuple(texts))
 
-    monkeypatch.setattr("xlingtox.evaluation.compare_models.generate", written)
+    monkeypatch.setattr("xlingtox.evaluation.one_model.generate", written)
     found = run(lm, others[1])
     for measure in ("continuation_perplexity", "distinct_1", "distinct_3"):
         assert math.isnan(getattr(found.before["ru"], measure))
@@ -286,7 +286,7 @@ def test_what_could_not_be_judged_is_counted(lm, others, monkeypatch):
         own = generate(lm_, table, n_samples=n_samples, max_new_tokens=6, progress=False)
         return dataclasses.replace(own, texts=tuple(texts[lm_ is not lm]))
 
-    monkeypatch.setattr("xlingtox.evaluation.compare_models.generate", writes)
+    monkeypatch.setattr("xlingtox.evaluation.one_model.generate", writes)
     found = run(lm, others[1], prompts={"en": ["a"]}, identify_language=lambda given: ["es"] * len(given))
     for side, own in enumerate(texts):
         written = dataclasses.replace(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from xlingtox.data import Prompt
-from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, nats, perplexities
+from xlingtox.evaluation.copying import copying_score
+from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, nats, perplexities
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 

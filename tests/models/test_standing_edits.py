@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from toys import HashScorer, NeverAsked
 
-from xlingtox import mini
+from xlingtox import mini, study
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.edits.patch import Patch
@@ -29,7 +29,6 @@ from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
 from xlingtox.neurons.token_activations import read_tokens
 from xlingtox.scoring import ProbeScorer
-from xlingtox.study import stages
 from xlingtox.transfer import prediction, retrieval
 
 NEURONS = NeuronSet.of([(0, 3), (1, 5)])
@@ -225,7 +224,7 @@ def test_a_patch_effect_says_it(lm, other, tmp_path):
 # --- what is refused
 
 
-MATERIALS = stages.Materials(
+MATERIALS = study.Materials(
     labelled=LABELLED,
     toxic_prompts=mini.prompts(n=1),
     neutral_prompts=mini.prompts(n=1),
@@ -246,8 +245,8 @@ MATERIALS = stages.Materials(
         lambda lm, other, folder: dose_response(
             lm, NEURONS, [1.0], TEXTS, scorer=NeverAsked("en", "es"), held_out=HELD_OUT
         ),
-        lambda lm, other, folder: stages.run(
-            lm, MATERIALS, output_dir=folder, settings=stages.Settings(), progress=False
+        lambda lm, other, folder: study.run(
+            lm, MATERIALS, output_dir=folder, settings=study.Settings(), progress=False
         ),
     ],
     ids=["by_auroc", "drift before", "drift after", "dose_response", "study"],

@@ -9,7 +9,7 @@ from transformers import MT5Config, MT5ForConditionalGeneration
 
 import xlingtox as xt
 from xlingtox.data import Prompt
-from xlingtox.evaluation.fluency import copying_score
+from xlingtox.evaluation.copying import copying_score
 from xlingtox.models import Continuations
 
 PROMPTS = tuple(Prompt(code, text) for code, text in (("es", "el gato"), ("en", "the cat"), ("en", "the dog")))

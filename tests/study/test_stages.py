@@ -1,10 +1,12 @@
 import copy
 import dataclasses
 import errno
+import gc
 import math
 import os
 import re
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,13 @@ from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.groups import changes_by_group
 from xlingtox.evaluation.measurement import Measures
+from xlingtox.models import generation
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring import ScorerIdentity
-from xlingtox.study import Materials, Settings, StudyResults, stages
+from xlingtox.study import Materials, Settings, StudyResults, plan, running, stages
+from xlingtox.study.models import ModelSource
 from xlingtox.tuning import Recipe
 
 CODES = ("en", "es", "de", "ru")
@@ -62,6 +66,14 @@ MATERIALS = Materials(
     held_out=table(lambda code: [f"{text} {text}" for text in SUBJECTS[code][4:]], "text"),
     scorer=HashScorer(*CODES),
     word_groups={"half": HashScorer(*CODES)},
+    labelled_elsewhere=Dataset.from_list(
+        [
+            {"language": code, "text": f"{SUBJECTS[code][i % 6]} {'sat' if i % 2 else 'ran'} {i}", "label": i % 2}
+            for code in CODES[1:]
+            for i in range(12)
+        ]
+    ),
+    toxic_words={"en": ["ran"], "es": ["no"]},
     mixing={code: {"text": 25.0} for code in CODES},
 )
 SETTINGS = Settings(
@@ -75,11 +87,23 @@ SETTINGS = Settings(
     max_new_tokens=4,
     recipe=Recipe(steps=2, batch_size=2, learning_rate=1e-3, max_length=32),
 )
-STAGES = tuple(stages._STAGES)
+STAGES = tuple(stages.WORK)
+
+
+def stage_file(folder, name):
+    """The file of a stage that was done once."""
+    (file,) = (folder / "stages").glob(f"{name}.*.json")
+    return file
+
+
+def written(folder):
+    """The folder with what both models wrote."""
+    (place,) = (folder / "written").iterdir()
+    return place
 
 
 def run(lm, out, materials=MATERIALS, settings=SETTINGS):
-    return stages.run(lm, materials, output_dir=out, settings=settings, progress=False)
+    return running.run(lm, materials, output_dir=out, settings=settings, progress=False)
 
 
 def timeless(results):
@@ -151,7 +175,7 @@ def test_the_change_of_the_languages_that_were_not_tuned(results):
 
 
 def test_groups_are_those_of_the_continuations_that_were_kept(study, results):
-    sides = [Continuations.load(study[0] / "written" / f"{side}.json") for side in ("before", "after")]
+    sides = [Continuations.load(written(study[0]) / f"{side}.json") for side in ("before", "after")]
     changes = changes_by_group(
         *sides, MATERIALS.toxic_prompts, scorer=HashScorer(*CODES), words={"half": HashScorer(*CODES)}
     )
@@ -213,7 +237,7 @@ def test_what_was_done_is_written_down(study, results):
     assert {"python", "torch", "transformers", "transformer-lens", "trl", "xlingtox"} <= results["versions"].keys()
     assert results["seed"] == 0
     assert results["given"] == {code: {"text": 25.0} for code in CODES}
-    assert HookedLM.load(study[0] / "tuned").n_neurons == results["n_neurons"]
+    assert HookedLM.load(next((study[0] / "tuned").iterdir())).n_neurons == results["n_neurons"]
 
 
 def test_the_same_study_gives_the_same_results(lm, study, tmp_path):
@@ -233,8 +257,8 @@ def test_interrupted_in_every_stage_gives_the_same_results(lm, study, tmp_path, 
 
         return once
 
-    for name, stage in stages._STAGES.items():
-        monkeypatch.setitem(stages._STAGES, name, counted(name, stage))
+    for name, stage in stages.WORK.items():
+        monkeypatch.setitem(stages.WORK, name, counted(name, stage))
     for name in STAGES:
         with pytest.raises(KeyboardInterrupt, match=name):
             run(lm, tmp_path)
@@ -255,13 +279,11 @@ def test_another_language_counts_as_degenerate_if_an_identifier_says_so(lm, stud
         assert doses
         assert all(dose.degenerate == 1 for dose in doses)
     assert results.means("degenerate", CODES) == (1, 1)
-    with pytest.raises(ValueError, match="another model, data or settings"):
-        run(lm, tmp_path)
 
 
 def test_a_finished_study_is_only_read(lm, study, monkeypatch):
     for name in STAGES:
-        monkeypatch.setitem(stages._STAGES, name, lambda _: pytest.fail("done again"))
+        monkeypatch.setitem(stages.WORK, name, lambda _: pytest.fail("done again"))
     assert run(lm, study[0]) == study[1]
 
 
@@ -271,27 +293,138 @@ def test_another_seed_gives_other_results(lm, study, tmp_path):
     assert seeded.comparison.before != study[1].comparison.before
 
 
-@pytest.mark.parametrize("what", ["settings", "seed", "model", "embedding", "prompts", "scorer"])
-def test_the_folder_of_another_study_is_refused(lm, model, tokenizer, study, what):
-    materials, settings = MATERIALS, SETTINGS
-    if what == "settings":
-        settings = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, beta=0.2))
-    if what == "seed":
-        settings = dataclasses.replace(settings, seed=1)
-    if what == "model":
-        lm = HookedLM.load(randomised(copy.deepcopy(model), seed=1), tokenizer=tokenizer)
-    if what == "embedding":
-        changed = copy.deepcopy(model)
-        changed.transformer.wte.weight.data.mul_(2)
-        lm = HookedLM.load(changed, tokenizer=tokenizer)
-    if what == "prompts":
-        materials = dataclasses.replace(materials, toxic_prompts=materials.neutral_prompts)
-    if what == "scorer":
-        materials = dataclasses.replace(materials, scorer=Renamed(*CODES))
-    before = (study[0] / "results.json").read_bytes()
-    with pytest.raises(ValueError, match="another model, data or settings"):
-        run(lm, study[0], materials, settings)
-    assert (study[0] / "results.json").read_bytes() == before
+EVERYTHING = set(STAGES)
+ONCE_MORE = {
+    "recipe": {"tune", "compare", "predict"},
+    "seed": EVERYTHING - {"retrieve"},
+    "samples": {"compare", "predict"},
+    "dose": {"intervene"},
+    "scorer": {"intervene", "amplify", "compare", "predict"},
+    "prompts": {"localize", "promoted", "intervene", "amplify", "compare", "predict"},
+    "held out": {"intervene", "amplify", "compare", "predict"},
+    "parallel": {"retrieve", "predict"},
+    "model": EVERYTHING,
+    "mixing": set(),
+}
+"""The stages that a change matters to."""
+
+
+def changed(what):
+    """The materials and the settings, with one change."""
+    recipe = dataclasses.replace(SETTINGS.recipe, beta=0.2)
+    settings = {
+        "recipe": {"recipe": recipe},
+        "seed": {"seed": 1},
+        "samples": {"n_samples": 3},
+        "dose": {"offsets": (0.0, -0.25)},
+    }
+    materials = {
+        "scorer": {"scorer": Renamed(*CODES)},
+        "prompts": {"toxic_prompts": MATERIALS.neutral_prompts},
+        "held out": {"held_out": table(lambda code: SUBJECTS[code][3:5], "text")},
+        "parallel": {"parallel": MATERIALS.parallel.select(range(5))},
+        "mixing": {"mixing": {}},
+    }
+    return (
+        dataclasses.replace(MATERIALS, **materials.get(what, {})),
+        dataclasses.replace(SETTINGS, **settings.get(what, {})),
+    )
+
+
+@pytest.mark.parametrize("what", ONCE_MORE)
+def test_a_change_renews_the_stages_that_it_matters_to_and_no_other(lm, model, tokenizer, what):
+    """By their keys; the next test runs a few."""
+    materials, settings = changed(what)
+    other = HookedLM.load(randomised(copy.deepcopy(model), seed=1), tokenizer=tokenizer) if what == "model" else lm
+    before = plan.keys(lm.identity(), MATERIALS, SETTINGS, STAGES)
+    after = plan.keys(other.identity(), materials, settings, STAGES)
+    assert {name for name in STAGES if before[name] != after[name]} == ONCE_MORE[what]
+
+
+def test_another_judge_scores_the_same_texts(lm, study, copied, monkeypatch):
+    materials, _ = changed("scorer")
+    decode = generation.decode
+    monkeypatch.setattr("xlingtox.models.generation.decode", lambda *_, **__: pytest.fail("written again"))
+    alone = {"intervene", "amplify", "compare", "predict"}
+    for name in EVERYTHING - alone:
+        monkeypatch.setitem(stages.WORK, name, lambda _: pytest.fail("done again"))
+    # Whole layers are read while greedy texts are written, whatever the judge: those numbers are not kept.
+    monkeypatch.setattr("xlingtox.neurons.greedy.decode", decode)
+    results = run(lm, copied, materials)
+    assert results.comparison.scorer.name == "another"
+    assert timeless(run(lm, copied)) == timeless(study[1]), "and back: nothing of the other judge is shown"
+
+
+def test_another_recipe_reuses_the_sources_and_the_doses(lm, study, copied, monkeypatch):
+    materials, settings = changed("recipe")
+    ran = []
+    for name, work in stages.WORK.items():
+        monkeypatch.setitem(stages.WORK, name, lambda given, name=name, work=work: ran.append(name) or work(given))
+    results = run(lm, copied, materials, settings)
+    assert ran == ["tune", "compare", "predict"]
+    assert results.recipe["beta"] == 0.2
+    assert results.toxic_doses == study[1].toxic_doses
+
+
+@pytest.mark.parametrize(
+    ("chosen", "ran"),
+    [
+        (("retrieve",), ["retrieve"]),
+        (("intervene",), ["localize", "intervene"]),
+        (("predict",), ["localize", "retrieve", "tune", "compare", "predict"]),
+        (("tune",), ["tune"]),
+    ],
+)
+def test_chosen_stages_bring_what_they_need(lm, chosen, ran, tmp_path):
+    results = run(lm, tmp_path, settings=dataclasses.replace(SETTINGS, stages=chosen))
+    assert list(results.stages) == ran
+    assert StudyResults.load(tmp_path / "results.json") == results
+
+
+def test_stages_without_their_materials_are_left_out_or_refused(lm, tmp_path):
+    bare = dataclasses.replace(MATERIALS, neutral_prompts=None, pairs=None)
+    assert list(run(lm, tmp_path / "bare", bare).stages) == ["localize", "promoted", "intervene", "retrieve"]
+    with pytest.raises(ValueError, match="the stage tune needs the materials pairs: give them"):
+        run(lm, tmp_path / "asked", bare, dataclasses.replace(SETTINGS, stages=("predict",)))
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize("order", ["reversed", "shuffled"])
+def test_the_order_of_the_pairs(order):
+    rows = [{"prompt": str(i), "chosen": "good", "rejected": "bad"} for i in range(40)]
+    ordered = stages.ordered_pairs(Dataset.from_list(rows), order, seed=0)
+    exchanged = [row["chosen"] == "bad" for row in ordered]
+    assert [row["prompt"] for row in ordered] == [row["prompt"] for row in rows]
+    assert all(row["chosen"] != row["rejected"] for row in ordered)
+    assert all(exchanged) if order == "reversed" else 10 < sum(exchanged) < 30
+
+
+def test_at_most_one_model_is_in_memory(lm, tmp_path, monkeypatch):
+    """A model that is loaded for the study is gone before the tuned one is loaded, and the other way round."""
+    folder = tmp_path / "model"
+    lm.unwrapped().save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    alive, most, load = weakref.WeakSet(), [], HookedLM._wrap.__func__
+
+    def counted(cls, *arguments):
+        made = load(cls, *arguments)
+        gc.collect()
+        alive.add(made)
+        most.append(len(alive))
+        return made
+
+    monkeypatch.setattr(HookedLM, "_wrap", classmethod(counted))
+    run(ModelSource(folder), tmp_path / "out")
+    assert len(most) > 3
+    assert max(most) == 1
+
+
+def test_a_log_tells_what_was_done(lm, study, copied):
+    run(lm, copied)
+    lines = (copied / "study.log").read_text(encoding="utf-8").splitlines()
+    assert [line.split()[3] for line in lines if ": done in" in line] == [f"{name}:" for name in STAGES]
+    assert [line.split()[3] for line in lines[-len(STAGES) :]] == [f"{name}:" for name in STAGES]
+    assert all(line.endswith("was done before") for line in lines[-len(STAGES) :])
 
 
 class Renamed(HashScorer):
@@ -346,15 +479,13 @@ def test_an_edited_model_is_refused_before_any_stage_is_done(lm, tmp_path):
 # --- its own files
 
 
-def test_the_study_is_written_down_once(lm, study):
-    file = study[0] / "study.json"
-    before = file.stat()
-    left = study[0] / "written" / f".xlingtox-{'0' * 8}-1-{'0' * 8}.partial"
+def test_what_a_killed_run_left_is_removed(lm, copied):
+    left = written(copied) / f".xlingtox-{'0' * 8}-1-{'0' * 8}.partial"
+    left = copied / "written" / left.name
     left.mkdir()
     os.utime(left, (0, 0))
-    run(lm, study[0])
-    assert not left.exists(), "what a killed run left is removed"
-    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    run(lm, copied)
+    assert not left.exists()
 
 
 @pytest.fixture
@@ -366,7 +497,7 @@ def copied(study, tmp_path):
 @pytest.mark.parametrize("content", [b"", b'{"seconds": 1.0, "resul', b"\xff", b"[]", b'{"seconds": 1, "result": {}}'])
 @pytest.mark.parametrize("stage", ["localize", "retrieve"])
 def test_a_stage_that_cannot_be_read_is_named(lm, copied, stage, content):
-    file = copied / "stages" / f"{stage}.json"
+    file = stage_file(copied, stage)
     file.write_bytes(content)
     message = (
         rf"^{re.escape(str(file))} (cannot be read|holds no result of the stage).*: delete it, and the stage is done"
@@ -376,31 +507,22 @@ def test_a_stage_that_cannot_be_read_is_named(lm, copied, stage, content):
 
 
 def test_a_stage_that_was_deleted_is_done_anew_and_no_other(lm, study, copied, monkeypatch):
-    (copied / "stages" / "promoted.json").unlink()
+    stage_file(copied, "promoted").unlink()
     for name in set(STAGES) - {"promoted"}:
-        monkeypatch.setitem(stages._STAGES, name, lambda _: pytest.fail("done again"))
+        monkeypatch.setitem(stages.WORK, name, lambda _: pytest.fail("done again"))
     assert timeless(run(lm, copied)) == timeless(study[1])
-
-
-@pytest.mark.parametrize("content", [b"", b'{"model": "', b"null"])
-def test_a_folder_that_does_not_say_whose_it_is_is_refused(lm, copied, content):
-    (copied / "study.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"study\.json cannot be read.*: choose another folder|another model, data or"):
-        run(lm, copied)
-    assert (copied / "study.json").read_bytes() == content
 
 
 def test_texts_and_a_log_that_cannot_be_read_are_named(lm, study, copied):
     for name in ("tune", "compare"):
-        (copied / "stages" / f"{name}.json").unlink()
-    for name, remedy in (
-        ("tuned/log.json", "delete the folder .*tuned"),
-        ("written/after.json", "or delete it, and the"),
+        stage_file(copied, name).unlink()
+    for file, remedy in (
+        (next((copied / "tuned").iterdir()) / "log.json", "delete the folder .*tuned"),
+        (written(copied) / "after.json", "or delete it, and the"),
     ):
-        file = copied / name
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match=rf"{name} cannot be read.*{remedy}"):
+        with pytest.raises(ValueError, match=rf"{file.name} cannot be read.*{remedy}"):
             run(lm, copied)
         file.write_bytes(content)
     assert timeless(run(lm, copied)) == timeless(study[1])
@@ -417,5 +539,5 @@ def test_results_that_cannot_be_written_are_not_lost(lm, study, copied, monkeypa
             run(lm, copied)
     assert (copied / "results.json").read_bytes() == old
     for name in STAGES:
-        monkeypatch.setitem(stages._STAGES, name, lambda _: pytest.fail("done again"))
+        monkeypatch.setitem(stages.WORK, name, lambda _: pytest.fail("done again"))
     assert run(lm, copied) == study[1]

@@ -61,6 +61,7 @@ _WORDS: Mapping[Any, str] = {
     "Scorer": "a scorer with name, revision, languages and score() (xt.mini.scorer())",
     "ScorerIdentity": "a ScorerIdentity (ScorerIdentity.of(scorer))",
     "Series": "a pandas Series",
+    "SettingsFile": "a settings file (xt.Study.from_toml(path) reads it)",
     "Settings": "settings (xt.study.Settings(n_samples=10))",
     "Study": "StudyResults (xt.study.run(...), or xt.StudyResults.load(path))",
     "StudyResults": "StudyResults (xt.study.run(...), or xt.StudyResults.load(path))",

@@ -27,7 +27,7 @@ from xlingtox.data.columns import (
     row_numbers,
 )
 from xlingtox.data.hub import from_columns
-from xlingtox.data.labelled import jigsaw
+from xlingtox.data.labelled import jigsaw, paradetox_labelled
 from xlingtox.data.pairs import paradetox, rtp_lx_pairs, toxicity_pairwise
 from xlingtox.data.parallel import flores, line_aligned, tatoeba
 from xlingtox.data.prompts import HARMS, polyglo_toxicity_prompts, rtp_lx
@@ -51,6 +51,7 @@ __all__ = [
     "line_aligned",
     "meanings",
     "paradetox",
+    "paradetox_labelled",
     "parallel_columns",
     "polyglo_toxicity_prompts",
     "row_numbers",

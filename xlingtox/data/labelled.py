@@ -1,4 +1,4 @@
-"""Sentences labelled toxic or not, from which probes learn: the Jigsaw competitions' comments."""
+"""Sentences labelled toxic or not, from which probes learn: the Jigsaw competitions' comments, and ParaDetox."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,6 +49,44 @@ def jigsaw(
     labels_by_id = None if labels is None else _by_id(one_file(labels, "*.csv"), skips)
     rows = _rows(one_file(source, "*.csv"), labels_by_id, language=language, wanted=wanted, skips=skips)
     return collect(rows, {"language": TEXT, "text": TEXT, "label": Value("int64")}, skips, "jigsaw")
+
+
+@checked
+def paradetox_labelled(source: str | Path) -> Dataset:
+    """Read ParaDetox (Logacheva et al. 2022, ACL) as labelled sentences: the toxic ones, and their neutral rewrites.
+
+    Only the first rewrite of a sentence is read, so that both labels occur equally often. A study that also tunes on
+    the pairs of `paradetox` needs other rows for them: a settings file sees to that.
+
+    Args:
+        source: the TSV file with `toxic, neutral1, neutral2, neutral3`.
+
+    Returns:
+        A table with the columns `language, text, label, line`. `line` is the line of the file, which both sentences
+        of a row share.
+
+    Raises:
+        ValueError: there is no such file, it is not UTF-8, a column is missing, or there is no row.
+
+    Example:
+        >>> _ = (tmp_path / "paradetox.tsv").write_text("toxic\\tneutral1\\nyou are a fool\\tyou are wrong\\n")
+        >>> xt.data.paradetox_labelled(tmp_path / "paradetox.tsv")["text"][:]
+        ['you are a fool', 'you are wrong']
+    """
+    skips = Skips()
+    file = one_file(source, "*.tsv")
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number, row in table_rows(file, ("toxic", "neutral1"), skips, delimiter="\t"):
+            sides = (text_of(row["toxic"]), text_of(row["neutral1"]))
+            if None in sides:
+                skips.add(file.name, "no sentence, or no rewrite", number)
+                continue
+            for text, label in zip(sides, (1, 0), strict=True):
+                yield {"language": "en", "text": text, "label": label, "line": number}
+
+    columns = {"language": TEXT, "text": TEXT, "label": Value("int64"), "line": Value("int64")}
+    return collect(rows(), columns, skips, "paradetox_labelled")
 
 
 def _by_id(file: File, skips: Skips) -> dict[str, str]:

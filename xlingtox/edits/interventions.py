@@ -362,8 +362,21 @@ class _Description:
     edit: Intervention
 
     def __str__(self) -> str:
+        return f"{self.edit!r} ({self._of_content()[:8]})"
+
+    @property
+    def digest(self) -> str | None:
+        """A digest of all that the edit does. None where another model takes part, which may be edited itself.
+
+        It is also None where the edit acts at some positions only. Then the model has to run, to show that it acts.
+        """
+        steps = self.edit.steps()
+        alone = not any(step.sources() or step.positions != "all" for step in steps)
+        return self._of_content() if alone else None
+
+    def _of_content(self) -> str:
         content = "\n".join(step.content() for step in self.edit.steps())
-        return f"{self.edit!r} ({hashlib.sha256(content.encode()).hexdigest()[:8]})"
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 _KINDS: dict[str, type[_Constant]] = {"Offset": Offset, "Scale": Scale, "Set": Set}

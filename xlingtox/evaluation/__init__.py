@@ -9,12 +9,13 @@ that says nothing, and `soundness` compares text with what the unedited model wr
 
 from xlingtox.evaluation import cautions, degenerate, fluency, metrics, soundness
 from xlingtox.evaluation.chosen_dose import Chosen
-from xlingtox.evaluation.compare_models import compare
+from xlingtox.evaluation.compare_models import compare, compare_in_turn
 from xlingtox.evaluation.comparison import Comparison
+from xlingtox.evaluation.copying import copying_score
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
-from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, copying_score, perplexities, text_perplexities
+from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, perplexities, text_perplexities
 from xlingtox.evaluation.groups import GroupChange, changes_by_group
 from xlingtox.evaluation.intervals import mean_intervals, paired_changes, paired_interval, sign_flip_test
 from xlingtox.evaluation.measurement import Measures
@@ -68,6 +69,7 @@ __all__ = [
     "cautions",
     "changes_by_group",
     "compare",
+    "compare_in_turn",
     "conditional_perplexity",
     "copying_score",
     "degenerate",

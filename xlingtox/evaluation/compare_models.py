@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from xlingtox import languages
-from xlingtox.checking import checked
-from xlingtox.data import Prompt, Prompts, as_prompts, meanings
+from xlingtox.checking import checked, shown
+from xlingtox.data import Prompts, as_prompts, meanings
 from xlingtox.evaluation import degenerate, metrics
 from xlingtox.evaluation.comparison import Comparison
-from xlingtox.evaluation.fluency import check_held_out, conditional_perplexity, perplexities
 from xlingtox.evaluation.measurement import Measurement, measure
 from xlingtox.evaluation.metrics import Change
-from xlingtox.evaluation.named_sets import CONTROL, NamedSets, named_sets
-from xlingtox.evaluation.same_text import Text, activity, matched_controls
-from xlingtox.evaluation.soundness import Reference
-from xlingtox.evaluation.weight_drift import weight_drift
-from xlingtox.files import writable_folder
+from xlingtox.evaluation.named_sets import NamedSets, named_sets
+from xlingtox.evaluation.one_model import Before, Profile, Task, judge_after, measure_after, measure_before
+from xlingtox.evaluation.same_text import Text, activity
+from xlingtox.evaluation.weight_drift import KeptVectors, vectors_in_memory, vectors_on_disk
+from xlingtox.files import scratch, writable_folder
 from xlingtox.measures import COMPARED, PER_PROMPT, TOXICITY
-from xlingtox.models.ending import ending_probability
-from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import few_enough
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_covered
@@ -92,139 +89,198 @@ def compare(
         True
     """
     before.check_alike(after)
-    prompt_list = as_prompts(prompts, tokenizer=before.tokenizer)
-    sets = named_sets(neurons)
-    main = next(iter(sets.values()))
-    for neuron_set in sets.values():
-        neuron_set.check(before)
-    if n_random < 0:
-        raise ValueError(f"n_random is {n_random}: expected 0 or more")
-    check_covered(scorer, [prompt.language for prompt in prompt_list])
-    largest = max(map(len, sets.values()))
-    if not few_enough(len(prompt_list), max_new_tokens, largest):
-        raise ValueError(
-            f"{largest} neurons over {max_new_tokens} steps of {len(prompt_list)} prompts take more than a "
-            "gibibyte: compare fewer neurons (collect_activations gives the means of any number)"
-        )
-    for lm in (before, after):
-        check_lengths(lm, prompt_list, max_new_tokens)
-        if held_out is not None:
-            check_held_out(lm, held_out)
-    _check_same_tokens(before, after, prompt_list, held_out)
-    if output_dir is not None and (hooked := [lm.name for lm in (before, after) if lm.hooked]):
-        raise ValueError(
-            f"{hooked[0]} has hooks on it, which do not show in the texts that output_dir= keeps: compare without "
-            "output_dir=, or with the model that edit.bake(lm) gives"
-        )
+    asked = _Asked(
+        prompts,
+        named_sets(neurons),
+        scorer,
+        text,
+        n_random,
+        held_out,
+        {"n_samples": n_samples, "max_new_tokens": max_new_tokens, "seed": seed},
+        None if output_dir is None else Path(output_dir),
+        progress,
+        identify_language,
+        source_language,
+    )
+    # Both models are here, so what is wrong with the second is said before the first does any work.
+    task = asked.task(before)
+    Profile.of(before, task).check_alike(Profile.of(after, task))
+    return _compared(lambda: before, lambda: after, asked, vectors_in_memory)
+
+
+@checked
+def compare_in_turn(
+    before: Callable[[], HookedLM],
+    after: Callable[[], HookedLM],
+    prompts: Prompts,
+    *,
+    neurons: NamedSets,
+    scorer: Scorer,
+    text: Text = "before",
+    n_random: int = 5,
+    held_out: Dataset | None = None,
+    n_samples: int = 25,
+    max_new_tokens: int = 20,
+    seed: int = 0,
+    progress: bool = True,
+    output_dir: str | Path | None = None,
+    identify_language: degenerate.Identifier | None = None,
+    source_language: str = "en",
+) -> Comparison:
+    """Compare two models as `compare` does, with only one of them in memory at a time.
+
+    The models are measured in three turns: the model before, the model after, and the model before again, which judges
+    what the model after wrote. No reference to a model is kept from one turn to the next. What the model after is
+    compared with is kept in memory, and the vectors of the neurons in a temporary folder (in `output_dir` if there is
+    one), which takes as much space as the MLPs' weights.
+
+    What is wrong with the model after is only known when it is loaded.
+
+    Args:
+        before, after: functions that give the model before the change and the one after it. Each may load its model
+            anew, and let go of the other.
+        neurons, scorer, text, n_random, held_out, n_samples, max_new_tokens, seed, output_dir: as in `compare`.
+        identify_language, source_language: as in `compare`.
+
+    Raises:
+        ValueError: as `compare` does, and where `before` gives another model the second time.
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> def edited():
+        ...     return xt.Offset(sources, -1.0).bake(lm)
+        >>> comparison = xt.evaluation.compare_in_turn(lambda: lm, edited, prompts, neurons=sources,
+        ...     scorer=xt.mini.scorer(), n_samples=2, max_new_tokens=4, progress=False)
+        >>> comparison.before["en"].mean_activation > comparison.after["en"].mean_activation
+        True
+    """
     folder = None if output_dir is None else writable_folder(output_dir)
-    settings = {"n_samples": n_samples, "max_new_tokens": max_new_tokens, "seed": seed}
-    continuations = [
-        _continuations(lm, prompt_list, settings, file=folder and folder / f"{side}.json", progress=progress)
-        for side, lm in (("before", before), ("after", after))
-    ]
-    fluencies = [conditional_perplexity(before, written, progress=progress) for written in continuations]
-    reference = Reference.measure(before, continuations[0], held_out, fluency=fluencies[0], progress=progress)
+    asked = _Asked(
+        prompts,
+        named_sets(neurons),
+        scorer,
+        text,
+        n_random,
+        held_out,
+        {"n_samples": n_samples, "max_new_tokens": max_new_tokens, "seed": seed},
+        folder,
+        progress,
+        identify_language,
+        source_language,
+    )
+
+    def turn(name: str, model: Callable[[], HookedLM]) -> Callable[[], HookedLM]:
+        def load() -> HookedLM:
+            # The model of the last turn is freed by a collection only, because its modules refer to each other.
+            gc.collect()
+            if not isinstance(lm := model(), HookedLM):
+                raise TypeError(f"compare_in_turn: {name}() gave {shown(lm)}, expected a HookedLM")
+            return lm
+
+        return load
+
+    with scratch(folder) as hidden:
+        return _compared(turn("before", before), turn("after", after), asked, lambda lm: vectors_on_disk(lm, hidden))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of a comparison besides the models."""
+
+    prompts: Prompts
+    sets: Mapping[str, NeuronSet]
+    scorer: Scorer
+    text: Text
+    n_random: int
+    held_out: Dataset | None
+    sampling: Mapping[str, int]
+    output_dir: Path | None
+    progress: bool
+    identify_language: degenerate.Identifier | None
+    source_language: str
+
+    def task(self, lm: HookedLM) -> Task:
+        """Check the arguments by the model before, and return what is measured."""
+        prompt_list = as_prompts(self.prompts, tokenizer=lm.tokenizer)
+        for neuron_set in self.sets.values():
+            neuron_set.check(lm)
+        if self.n_random < 0:
+            raise ValueError(f"n_random is {self.n_random}: expected 0 or more")
+        check_covered(self.scorer, [prompt.language for prompt in prompt_list])
+        largest, n_steps = max(map(len, self.sets.values())), self.sampling["max_new_tokens"]
+        if not few_enough(len(prompt_list), n_steps, largest):
+            raise ValueError(
+                f"{largest} neurons over {n_steps} steps of {len(prompt_list)} prompts take more than a "
+                "gibibyte: compare fewer neurons (collect_activations gives the means of any number)"
+            )
+        return Task(
+            prompt_list,
+            self.sets,
+            self.text,
+            self.n_random,
+            self.held_out,
+            self.sampling,
+            None if self.output_dir is None else Path(self.output_dir).expanduser(),
+            self.progress,
+        )
+
+
+def _compared(
+    before: Callable[[], HookedLM],
+    after: Callable[[], HookedLM],
+    asked: _Asked,
+    keep_vectors: Callable[[HookedLM], KeptVectors],
+) -> Comparison:
+    """Measure the models in turn. No variable of this function holds a model."""
+    task, first = _first_turn(before(), asked, keep_vectors)
+    then, drift = measure_after(after(), task, first)
+    fluency, means_before = judge_after(before(), task, first, then)
     sides = [
         measure(
-            lm,
-            written,
-            main,
-            scorer=scorer,
+            side.continuations,
+            side.activations,
+            tokens=side.tokens,
+            scorer=asked.scorer,
             fluency=judged,
-            reference=reference,
-            max_new_tokens=max_new_tokens,
-            identify_language=identify_language,
-            progress=progress,
+            reference=first.reference,
+            identify_language=asked.identify_language,
         )
-        for lm, written, judged in zip((before, after), continuations, fluencies, strict=True)
+        for side, judged in ((first.side, first.fluency), (then, fluency))
     ]
-    fluency = [perplexities(lm, held_out, progress=progress) if held_out is not None else {} for lm in (before, after)]
-    codes = languages.in_order(prompt.language for prompt in prompt_list)
+    prompt_languages = [prompt.language for prompt in task.prompts]
+    codes = languages.in_order(prompt_languages)
     measures = [
-        {code: side[code].summary(fluent.get(code, math.nan)) for code in codes}
-        for side, fluent in zip(sides, fluency, strict=True)
+        {code: measured[code].summary(fluent.get(code, math.nan)) for code in codes}
+        for measured, fluent in zip(sides, (first.side.perplexities(), then.perplexities()), strict=True)
     ]
-    aligned = meanings(prompts)
-    read: dict[str, Sequence[NeuronSet]] = {name: [neuron_set] for name, neuron_set in sets.items()}
-    if CONTROL not in sets:
-        sizes: dict[str, Any] = {"n": n_random, "seed": seed, "max_new_tokens": max_new_tokens}
-        if controls := matched_controls(before, prompt_list, main, **sizes):
-            read[CONTROL] = controls
+    aligned = meanings(asked.prompts)
     compared = {name: _changes(sides[0], sides[1], name, aligned) for name in (*PER_PROMPT, "continuation_perplexity")}
-    ending = [ending_probability(lm, prompt_list, progress=False) for lm in (before, after)]
-    first, then = ({code: side[code] for code in codes if code != source_language} for side in sides)
-    of_others = {name: _changes(first, then, name, aligned)[1] for name in TOXICITY} if first else {}
+    one, other = ({code: side[code] for code in codes if code != asked.source_language} for side in sides)
+    of_others = {name: _changes(one, other, name, aligned)[1] for name in TOXICITY} if one else {}
+    ending = first.side.ending, then.ending
+    assert then.means is not None, "the sets are read in the turn of the model after at the latest"
     return Comparison(
         measures[0],
         measures[1],
         changes={code: {name: intervals[code] for name, (intervals, _) in compared.items()} for code in codes},
-        scorer=ScorerIdentity.of(scorer),
-        models=(before.identity(), after.identity()),
+        scorer=ScorerIdentity.of(asked.scorer),
+        models=(first.side.model, then.model),
         mean_changes={name: mean for name, (_, mean) in compared.items()},
         changes_of_others=of_others,
-        drift=() if before.standing_edit or after.standing_edit else weight_drift(before, after).by_layer(),
-        neurons=main.neurons,
+        drift=drift,
+        neurons=task.main.neurons,
         neuron_activations={code: (sides[0][code].by_neuron, sides[1][code].by_neuron) for code in codes},
         counts={code: (sides[0][code].counts, sides[1][code].counts) for code in codes},
         ending={code: (float(ending[0][code].mean()), float(ending[1][code].mean())) for code in codes},
-        activity=activity(
-            before,
-            after,
-            prompt_list,
-            read,
-            text=text,
-            meanings=aligned,
-            max_new_tokens=max_new_tokens,
-            progress=progress,
-        ),
+        activity=activity((means_before, then.means), prompt_languages, text=asked.text, meanings=aligned),
     )
 
 
-def _check_same_tokens(before: HookedLM, after: HookedLM, prompts: Iterable[Prompt], held_out: Dataset | None) -> None:
-    """Raise ValueError where the models cut a text into different tokens: one more at its start, say."""
-    texts = [prompt.text for prompt in prompts] + ([] if held_out is None else list(held_out["text"]))
-    sides = (lm.token_ids(texts) for lm in (before, after))
-    for text, ids_before, ids_after in zip(texts, *sides, strict=True):
-        if ids_before != ids_after:
-            raise ValueError(
-                f"the models' tokenizers cut {text!r} into different tokens, {ids_before[:5]} and {ids_after[:5]}, so "
-                "that their results cannot be compared: load both models with one tokenizer="
-            )
-
-
-def _continuations(
-    lm: HookedLM, prompts: Sequence[Prompt], settings: Mapping[str, int], *, file: Path | None, progress: bool
-) -> Continuations:
-    """Generate continuations, or read those that an earlier comparison kept in `file`.
-
-    Args:
-        settings: `n_samples`, `max_new_tokens` and `seed`.
-    """
-    if file is None or not file.exists():
-        continuations = generate(
-            lm,
-            prompts,
-            n_samples=settings["n_samples"],
-            max_new_tokens=settings["max_new_tokens"],
-            seed=settings["seed"],
-            progress=progress,
-        )
-        if file is not None:
-            continuations.save(file)
-        return continuations
-    try:
-        continuations = Continuations.load(file)
-    except ValueError as error:
-        raise ValueError(f"{error}; or delete it, and the texts are generated again") from error
-    stored: Any = {"max_new_tokens": None, "seed": None, "model": {}} | continuations.settings
-    stored["n_samples"] = continuations.n_samples
-    same_settings = all(stored[name] == value for name, value in settings.items())
-    same_prompts = list(continuations.prompts) == list(prompts)
-    if not (same_settings and same_prompts and Identity.of(stored["model"]).is_same(lm.identity())):
-        raise ValueError(
-            f"{file} was written by another model, or for other prompts or settings: give another output_dir"
-        )
-    return continuations
+def _first_turn(lm: HookedLM, asked: _Asked, keep_vectors: Callable[[HookedLM], KeptVectors]) -> tuple[Task, Before]:
+    task = asked.task(lm)
+    if task.folder is not None:
+        writable_folder(task.folder)
+    return task, measure_before(lm, task, keep_vectors)
 
 
 def _changes(

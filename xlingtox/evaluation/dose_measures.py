@@ -110,12 +110,16 @@ class Setup:
         held_out: Dataset,
         generation: Mapping[str, Any],
         identify_language: Identifier | None,
+        progress: bool,
     ) -> None:
         self._lm, self._prompts, self._meanings, self._scorer = lm, prompts, meanings, scorer
         self._held_out, self._generation, self._identify_language = held_out, generation, identify_language
+        self._progress = progress
         written, losses = self._written()
-        fluency = conditional_perplexity(lm, written, progress=False)
-        self._reference = soundness.Reference.measure(lm, written, held_out, fluency=fluency, progress=False)
+        fluency = conditional_perplexity(lm, written, progress=progress)
+        with np.errstate(over="ignore"):
+            held = {code: np.exp(of_texts / counts) for code, (of_texts, counts) in losses.items()}
+        self._reference = soundness.reference_of(lm.identity(), written, fluency, held)
         self.unedited = self._judged(written, fluency, losses)
         self.halves = Halves.alternating(prompts, meanings, losses)
 
@@ -124,11 +128,11 @@ class Setup:
         with Offset(neurons, offset).on(self._lm):
             written, losses = self._written()
         # Outside the edit: the unedited model judges fluency, and the scorer may be a probe of this model.
-        return self._judged(written, conditional_perplexity(self._lm, written, progress=False), losses)
+        return self._judged(written, conditional_perplexity(self._lm, written, progress=self._progress), losses)
 
     def _written(self) -> tuple[Continuations, Losses]:
-        written = generate(self._lm, self._prompts, **self._generation, progress=False)
-        return written, held_out_losses(self._lm, self._held_out, progress=False)
+        written = generate(self._lm, self._prompts, **self._generation, progress=self._progress)
+        return written, held_out_losses(self._lm, self._held_out, progress=self._progress)
 
     def _judged(self, written: Continuations, fluency: Fluency, losses: Losses) -> Response:
         scores = toxicity_scores(written, self._scorer)

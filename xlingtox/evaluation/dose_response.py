@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from xlingtox import files, languages
 from xlingtox.checking import checked
@@ -31,6 +30,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.drawing import Match
 from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.progress import bar
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_covered
 from xlingtox.verdicts import Verdict
 
@@ -345,12 +345,8 @@ def dose_response(
     if random_sets:
         members[CONTROL] = random_sets
     sampling = {"n_samples": n_samples or 1, "greedy": n_samples is None, "seed": seed}
-    with tqdm(
-        total=1 + len([dose for dose in doses if dose]) * sum(map(len, members.values())),
-        desc="doses",
-        disable=not progress,
-        leave=False,
-    ) as bar:
+    total = 1 + len([dose for dose in doses if dose]) * sum(map(len, members.values()))
+    with bar("doses", total=total, unit="edit", progress=progress) as shown:
         setup = Setup(
             lm,
             prompt_list,
@@ -359,14 +355,15 @@ def dose_response(
             held_out=held_out,
             generation={**sampling, "max_new_tokens": max_new_tokens},
             identify_language=identify_language,
+            progress=progress,
         )
-        bar.update()
+        shown.update()
 
         def response(neuron_sets: Sequence[NeuronSet], dose: float) -> Response:
             singles = []
             for neuron_set in neuron_sets:
                 singles.append(setup.response(neuron_set, dose))
-                bar.update()
+                shown.update()
             return Response.averaged(singles)
 
         results: dict[str, list[Dose]] = {set_name: [] for set_name in members}

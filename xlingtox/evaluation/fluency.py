@@ -1,4 +1,4 @@
-"""Compute the perplexity of held-out text and of continuations, and the score that the paper calls perplexity."""
+"""Compute the perplexity of held-out text and of continuations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ import torch
 from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xlingtox import files, languages
 from xlingtox.checking import checked
@@ -29,7 +26,9 @@ from xlingtox.models.batching import by_length, in_batches, rows_that_fit
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
+from xlingtox.models.journal import Batches
 from xlingtox.models.tokenizer import n_shared
+from xlingtox.progress import bar
 from xlingtox.text import well_formed
 
 LIMIT = 1e4
@@ -180,7 +179,7 @@ def conditional_perplexity(
         >>> xt.evaluation.conditional_perplexity(lm, written, progress=False).values.shape
         (4,)
     """
-    prompts, written = _read(continuations)
+    prompts, written = prompts_and_texts(continuations)
     distinct = list(dict.fromkeys(prompts))
     alone = dict(zip(distinct, judge.token_ids(distinct), strict=True))
     together = judge.token_ids([prompt + text for prompt, text in zip(prompts, written, strict=True)])
@@ -198,76 +197,8 @@ def conditional_perplexity(
     faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
     faults["merged"] = ~blank & (n_same < [len(alone[prompt]) for prompt in prompts])
     codes = continuations.row_languages
-    fluency = _fluency(judge.identity(), codes, values, faults=faults, counted=~blank & ~too_long)
+    fluency = fluency_of(judge.identity(), codes, values, faults=faults, counted=~blank & ~too_long)
     return dataclasses.replace(fluency, n_tokens=n_tokens)
-
-
-@checked
-@torch.no_grad()
-def copying_score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    continuations: Continuations,
-    *,
-    batch_size: int = 16,
-    progress: bool = True,
-) -> Fluency:
-    """Compute what the paper reports as perplexity, as the authors' code does with mT5-XL. It is not a perplexity.
-
-    An encoder-decoder reads a text and is scored on writing the same text, so it sees the answer. Let L be its mean
-    loss per token times (the number of tokens - 1). The score is exp((L(prompt + continuation) - L(prompt)) / (how many
-    more tokens there are)). As in that code, blank continuations and scores out of range are left out of the medians.
-    `Fluency.counts` says how many these are.
-
-    Args:
-        model: an encoder-decoder, such as `google/mt5-xl`, in evaluation mode.
-        batch_size: how many texts are read at once.
-
-    Raises:
-        ValueError: there are no continuations, or the model is not an encoder-decoder, or it is in training mode.
-
-    Example:
-        This downloads a model of 15 GB from the hub, so it does not run as a test.
-
-        >>> from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-        >>> model = AutoModelForSeq2SeqLM.from_pretrained("google/mt5-xl")  # doctest: +SKIP
-        >>> tokenizer = AutoTokenizer.from_pretrained("google/mt5-xl")  # doctest: +SKIP
-        >>> written = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
-        >>> xt.evaluation.copying_score(model, tokenizer, written).medians  # doctest: +SKIP
-        {'en': ..., 'es': ...}
-    """
-    if not model.config.is_encoder_decoder:
-        raise ValueError(
-            f"{type(model).__name__} is not an encoder-decoder: for a causal judge, use conditional_perplexity"
-        )
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout is on: call model.eval()")
-    prompts, written = _read(continuations)
-    blank = np.array([not text.strip() for text in written])
-    joined = [prompt + text for prompt, text in zip(prompts, written, strict=True)]
-    texts = list(dict.fromkeys([*prompts, *joined]))
-    place = {text: i for i, text in enumerate(texts)}
-    rows = [torch.tensor(ids, dtype=torch.long) for ids in tokenizer(texts)["input_ids"]]
-    lengths, losses = np.array([len(row) for row in rows]), np.zeros(len(rows))
-    with tqdm(total=len(rows), desc="copying score", unit="text", disable=not progress, leave=False) as bar:
-
-        def read(batch: list[int]) -> None:
-            labels = pad_sequence([rows[i].to(model.device) for i in batch], batch_first=True, padding_value=-100)
-            mask = labels != -100
-            out = model(input_ids=labels.where(mask, 0), attention_mask=mask.long(), labels=labels)
-            loss = nats(out.logits, labels.where(mask, 0)).where(mask, 0.0)
-            losses[batch] = (loss.sum(1) / mask.sum(1) * (mask.sum(1) - 1)).cpu().numpy()
-            bar.update(len(batch))
-
-        in_batches(by_length(lengths.tolist()), batch_size, read)
-    of_joined, of_prompt = ([place[text] for text in side] for side in (joined, prompts))
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        values = np.exp((losses[of_joined] - losses[of_prompt]) / (lengths[of_joined] - lengths[of_prompt]))
-    values[blank] = np.nan
-    in_range = values < LIMIT
-    faults = {"blank": blank, "out_of_range": ~blank & ~in_range}
-    codes = continuations.row_languages
-    return _fluency(str(model.config.name_or_path), codes, values, faults=faults, counted=in_range)
 
 
 @checked
@@ -360,7 +291,7 @@ def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
     return rows
 
 
-def _read(continuations: Continuations) -> tuple[list[str], list[str]]:
+def prompts_and_texts(continuations: Continuations) -> tuple[list[str], list[str]]:
     """Return the prompt of each continuation, and the continuations."""
     if not len(continuations):
         raise ValueError("there are no continuations to judge")
@@ -372,23 +303,31 @@ def _read(continuations: Continuations) -> tuple[list[str], list[str]]:
 def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress: bool) -> Float[np.ndarray, "row"]:
     """Sum the loss (nats) of each row's tokens that count, given all tokens before them."""
     lengths, losses = [len(row.ids) for row in rows], np.zeros(len(rows))
-    together = batch_size or min(_MOST_ROWS, rows_that_fit(lm, max(lengths), max(lengths)))
-    with tqdm(total=len(rows), desc="perplexity", unit="text", disable=not progress, leave=False) as bar:
+    batches, longest = Batches("numbers", "losses", [lm], {}), max(lengths)
+    together = batch_size or batches.size(longest, lambda: min(_MOST_ROWS, rows_that_fit(lm, longest, longest)))
+    with bar("perplexity", total=len(rows), unit="text", progress=progress) as shown:
 
         def read(batch: list[int]) -> None:
             batch_rows = [rows[i] for i in batch]
-            ids, mask = lm.pad([row.ids for row in batch_rows])
-            counts = torch.tensor([len(row.ids) - row.begin for row in batch_rows], device=lm.device)
-            most = int(counts.max())
-            # Padded on the left, all rows end in the last column.
-            logits = lm.logits(ids, mask, languages=[row.language for row in batch_rows])[:, -most - 1 : -1]
-            loss = nats(logits, ids[:, -most:])
-            counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
-            losses[batch] = loss.where(counted, 0.0).sum(1).cpu().numpy()
-            bar.update(len(batch))
+            losses[batch] = batches.get(
+                batch_rows, lambda: _batch_losses(lm, batch_rows), dump=np.ndarray.tobytes, load=np.frombuffer
+            )
+            shown.update(len(batch))
 
         in_batches(by_length(lengths), together, read)
     return losses
+
+
+def _batch_losses(lm: HookedLM, rows: Sequence[_Row]) -> Float[np.ndarray, "row"]:
+    """Return the summed losses of one batch, in float64."""
+    ids, mask = lm.pad([row.ids for row in rows])
+    counts = torch.tensor([len(row.ids) - row.begin for row in rows], device=lm.device)
+    most = int(counts.max())
+    # Padded on the left, all rows end in the last column.
+    logits = lm.logits(ids, mask, languages=[row.language for row in rows])[:, -most - 1 : -1]
+    loss = nats(logits, ids[:, -most:])
+    counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
+    return loss.where(counted, 0.0).sum(1).cpu().numpy()
 
 
 def nats(logits: Float[Tensor, "row pos vocab"], tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos"]:
@@ -406,7 +345,7 @@ def nats(logits: Float[Tensor, "row pos vocab"], tokens: Int[Tensor, "row pos"])
     return torch.cat(parts).view(tokens.shape)
 
 
-def _fluency(
+def fluency_of(
     judge: Identity | str,
     row_languages: Sequence[str],
     values: Float[np.ndarray, "text"],

@@ -1,9 +1,9 @@
-"""Measure one model: how toxic and fluent its continuations of the prompts are, and how active its neurons."""
+"""The measures of one model: how toxic and fluent its continuations of the prompts are, and how active its neurons."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,7 @@ from xlingtox.evaluation.fluency import Fluency
 from xlingtox.evaluation.soundness import Reference
 from xlingtox.measures import PER_PROMPT
 from xlingtox.models.generation import Continuations
-from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons.activations import collect_activations
-from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.activations import Activations
 from xlingtox.scoring.protocol import Scorer, check_scores
 
 
@@ -100,30 +98,28 @@ def toxicity_scores(continuations: Continuations, scorer: Scorer) -> dict[str, F
 
 
 def measure(
-    lm: HookedLM,
     continuations: Continuations,
-    neurons: NeuronSet,
+    activations: Activations,
     *,
+    tokens: Sequence[Sequence[int]],
     scorer: Scorer,
     fluency: Fluency,
     reference: Reference,
-    max_new_tokens: int,
     identify_language: degenerate.Identifier | None,
-    progress: bool,
 ) -> dict[str, Measurement]:
-    """Measure what a model wrote, and its neurons on the same prompts, language by language.
+    """Put together what is known of a model's continuations and neurons, language by language, and score the texts.
 
     Args:
-        continuations: what `lm` wrote.
+        continuations: what the model wrote.
+        activations: how active its neurons were on the same prompts.
+        tokens: the continuations as the model's tokenizer cuts them.
         fluency: how likely the model before the change finds the continuations.
         reference: what that model itself writes, which tells sound text from silence and gibberish.
     """
     prompts, n_samples = list(continuations.prompts), continuations.n_samples
     scores_by_language = toxicity_scores(continuations, scorer)
-    activations = collect_activations(lm, prompts, neurons, max_new_tokens=max_new_tokens, progress=progress)
     steps = activations.mask.sum(1).clamp(min=1)
     mean_activation = (activations.values.mean(-1).sum(1) / steps).double().numpy()
-    tokens = lm.tokenizer(list(continuations.texts), add_special_tokens=False)["input_ids"]
     samples = [tokens[first : first + n_samples] for first in range(0, len(tokens), n_samples)]
     distinct = {f"distinct_{n}": metrics.prompt_distinct(samples, n=n) for n in (1, 2, 3)}
     kinds_of_texts = soundness.kinds(continuations, fluency, reference, identify_language=identify_language)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from xlingtox.data import Prompts
+from xlingtox.data import Prompt
 from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons.activations import Activations, collect_activations
+from xlingtox.neurons.activations import Activations, collect_together
 from xlingtox.neurons.neuron_set import NeuronSet
 
 NamedSets: TypeAlias = NeuronSet | Mapping[str, NeuronSet]
@@ -39,7 +39,11 @@ def all_of_layers(lm: HookedLM, sets: Iterable[NeuronSet]) -> NeuronSet:
 
 
 def activations_of_layers(
-    lm: HookedLM, sets: Iterable[NeuronSet], prompts: Prompts, *, max_new_tokens: int, progress: bool
+    lm: HookedLM, sets: Iterable[NeuronSet], prompts: Sequence[Prompt], *, max_new_tokens: int, progress: bool
 ) -> Activations:
-    """Read all neurons of the layers in which any set has one, as random sets that match it need them."""
-    return collect_activations(lm, prompts, all_of_layers(lm, sets), max_new_tokens=max_new_tokens, progress=progress)
+    """Read all neurons of the layers in which any set has one, as random sets that match it need them.
+
+    Only their means and standard deviations are kept, because the values of all steps may take a gibibyte.
+    """
+    neurons, sizes = [all_of_layers(lm, sets)], {"max_new_tokens": max_new_tokens, "progress": progress}
+    return collect_together(lm, prompts, neurons, keep_values=[False], **sizes)[0][0]

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from xlingtox import files, languages
 from xlingtox.checking import checked
@@ -31,6 +30,7 @@ from xlingtox.models.identity import Identity
 from xlingtox.neurons.controls import random_sets
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
+from xlingtox.progress import bar
 from xlingtox.scoring.protocol import Scorer, check_covered, check_scores
 
 Values = Mapping[str, Float[np.ndarray, "prompt"]]
@@ -307,23 +307,19 @@ def patch_effect(
             values = _next_token(lm, prompt_list, lengths, probe=probe, token_ids=token_ids)
             if scorer is not None:
                 written = generate(
-                    lm, prompt_list, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed, progress=False
+                    lm, prompt_list, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed, progress=progress
                 )
         if scorer is not None:
             # Outside the edit: the scorer may be a probe of one of these models, and must not be patched.
             scores = check_scores(scorer, written.texts, written.row_languages)
             values["toxicity"] = scores.reshape(len(prompt_list), -1).mean(1)
-        bar.update()
+        shown.update()
         return values
 
-    controls = _controls(before, prompt_list, groups, match, n_random, max_new_tokens=max_new_tokens, seed=seed)
-    with tqdm(
-        total=2 + sum(1 + len(random_sets) for random_sets in controls.values()),
-        desc="patching",
-        unit="run",
-        disable=not progress,
-        leave=False,
-    ) as bar:
+    sizes: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "progress": progress}
+    controls = _controls(before, prompt_list, groups, match, n_random, **sizes)
+    total = 2 + sum(1 + len(random_sets) for random_sets in controls.values())
+    with bar("patching", total=total, unit="run", progress=progress) as shown:
         runs = {_BASE: measured(before), _TUNED: measured(after)}
         for name, group in groups.items():
             runs[name] = measured(before, group)
@@ -373,12 +369,13 @@ def _controls(
     *,
     max_new_tokens: int,
     seed: int,
+    progress: bool,
 ) -> dict[str, list[NeuronSet]]:
     """Draw the random sets of each group; none where a group is all neurons of its layers."""
     activations = None
     if match == "activity" and n_random > 0:
         sets = list(groups.values())
-        activations = activations_of_layers(before, sets, prompts, max_new_tokens=max_new_tokens, progress=False)
+        activations = activations_of_layers(before, sets, prompts, max_new_tokens=max_new_tokens, progress=progress)
     return {
         name: random_sets(group, before, n=n_random, seed=seed, match=match, activations=activations)
         for name, group in groups.items()

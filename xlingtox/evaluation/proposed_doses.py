@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
@@ -21,6 +20,7 @@ from xlingtox.evaluation.named_sets import activations_of_layers
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.progress import bar
 
 _LEAST, _MOST = 1 / 64, 64.0
 """The smallest and the greatest dose that is tried."""
@@ -84,10 +84,10 @@ def propose_doses(
         neurons = in_sd(neurons, activations)
 
     def perplexity() -> float:
-        bar.update()
-        return float(np.mean(list(perplexities(lm, held_out, progress=False).values())))
+        shown.update()
+        return float(np.mean(list(perplexities(lm, held_out, progress=progress).values())))
 
-    with tqdm(desc="proposing doses", unit="reading", disable=not progress, leave=False) as bar:
+    with bar("proposing doses", unit="reading", progress=progress) as shown:
         unedited = perplexity()
 
         def costs_too_much(size: float) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -17,16 +17,16 @@ from jaxtyping import Float
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.data import Prompt
 from xlingtox.evaluation.metrics import Meanings, paired_changes
-from xlingtox.evaluation.named_sets import ALL, CONTROL, activations_of_layers, all_of_layers
-from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons.activations import Activations, collect_activations, few_enough
-from xlingtox.neurons.controls import random_sets
+from xlingtox.evaluation.named_sets import ALL, CONTROL
+from xlingtox.neurons.activations import Activations, few_enough
 from xlingtox.neurons.neuron_set import NeuronSet
 
 Text: TypeAlias = Literal["before", "after", "own"]
 """Whose greedy continuations both models read: those of the model before, of the model after, or each its own."""
+
+MeansBySet: TypeAlias = dict[str, list[Float[np.ndarray, "prompt"]]]
+"""For each name, the mean activation of each of its sets, prompt by prompt."""
 
 _UNBOUNDED = (-math.inf, math.inf)
 
@@ -115,79 +115,52 @@ class SetActivity:
         }
 
 
-def matched_controls(
-    lm: HookedLM, prompts: Sequence[Prompt], neurons: NeuronSet, *, n: int, seed: int, max_new_tokens: int
-) -> list[NeuronSet]:
-    """Draw n random sets from the same layers that are as active on the prompts as these neurons.
-
-    The list is empty where the set is all neurons of its layers, so that there is nothing else to draw from.
-    """
-    if not n or len(all_of_layers(lm, [neurons])) == len(neurons):
-        return []
-    activations = activations_of_layers(lm, [neurons], prompts, max_new_tokens=max_new_tokens, progress=False)
-    return random_sets(neurons, lm, n=n, seed=seed, match="activity", activations=activations)
-
-
 def activity(
-    before: HookedLM,
-    after: HookedLM,
-    prompts: Sequence[Prompt],
-    sets: Mapping[str, Sequence[NeuronSet]],
-    *,
-    text: Text,
-    meanings: Meanings | None,
-    max_new_tokens: int,
-    progress: bool,
+    sides: Sequence[MeansBySet], codes: Sequence[str], *, text: Text, meanings: Meanings | None
 ) -> SetActivity:
-    """Read the sets in both models on the same tokens, and return how active they are.
+    """Compare how active sets are in two models, before and after, that read the same tokens.
 
     Args:
-        sets: by name, one set or several of the same size, over which the mean is taken. The first name is the main
-            set.
-        text: whose continuations are read.
+        sides: the means of `means_by_prompt` in both models.
+        codes: the languages of the prompts.
+        text: whose continuations were read.
         meanings: the meaning of each language's prompts; None where no prompts are translations of each other.
     """
-    writers = {"before": (None, before), "after": (after, None), "own": (None, None)}[text]
-    sides = [
-        _by_prompt(lm, prompts, sets, writer=writer, max_new_tokens=max_new_tokens, progress=progress)
-        for lm, writer in zip((before, after), writers, strict=True)
-    ]
-    codes = [prompt.language for prompt in prompts]
     means = [{name: np.mean(by_set, 0) for name, by_set in side.items()} for side in sides]
     moved = [after - before for before, after in zip(*(side.get(CONTROL, ()) for side in sides), strict=True)]
     return dataclasses.replace(_compared(means, codes, meanings), text=text, random=_ends(moved, codes))
 
 
-def _by_prompt(
-    lm: HookedLM,
-    prompts: Sequence[Prompt],
-    sets: Mapping[str, Sequence[NeuronSet]],
-    *,
-    writer: HookedLM | None,
-    max_new_tokens: int,
-    progress: bool,
-) -> dict[str, list[Float[np.ndarray, "prompt"]]]:
-    """Return, by name, each set's mean activation over the steps of each prompt; NaN where no step of it counts."""
+def means_by_prompt(
+    sets: Mapping[str, Sequence[NeuronSet]], n_prompts: int, n_steps: int, read: Callable[[NeuronSet], Activations]
+) -> MeansBySet:
+    """Return, by name, each set's mean activation over the steps of each prompt; NaN where no step of it counts.
 
-    def read(neurons: NeuronSet) -> Activations:
-        return collect_activations(
-            lm, prompts, neurons, max_new_tokens=max_new_tokens, writer=writer, progress=progress
-        )
-
-    distinct = NeuronSet.of(sorted({neuron for group in sets.values() for drawn in group for neuron in drawn}))
-    together = read(distinct) if few_enough(len(prompts), max_new_tokens, len(distinct)) else None
-    column = {neuron: i for i, neuron in enumerate(distinct)}
+    Args:
+        sets: by name, one set or several of the same size, over which the mean is taken. The first name is the main
+            set.
+        read: a function that reads neurons of the model on the text. It is called once, unless the values of all sets
+            together take too much memory.
+    """
+    every = distinct(sets)
+    together = read(every) if few_enough(n_prompts, n_steps, len(every)) else None
+    column = {neuron: i for i, neuron in enumerate(every)}
     means: dict[str, list[Float[np.ndarray, "prompt"]]] = {}
     for name, group in sets.items():
         by_set = []
         for drawn in group:
             activations = read(drawn) if together is None else together
             columns = [column[neuron] for neuron in drawn] if together is not None else list(range(len(drawn)))
-            n_steps = activations.mask.sum(1).double().numpy()
+            n_counted = activations.mask.sum(1).double().numpy()
             sums = activations.values[:, :, columns].double().mean(-1).sum(1).numpy()
-            by_set.append(np.divide(sums, n_steps, out=np.full(len(sums), np.nan), where=n_steps > 0))
+            by_set.append(np.divide(sums, n_counted, out=np.full(len(sums), np.nan), where=n_counted > 0))
         means[name] = by_set
     return means
+
+
+def distinct(sets: Mapping[str, Sequence[NeuronSet]]) -> NeuronSet:
+    """Return the neurons of all sets, each once."""
+    return NeuronSet.of(sorted({neuron for group in sets.values() for drawn in group for neuron in drawn}))
 
 
 def _ends(

@@ -125,27 +125,11 @@ class Reference:
             ValueError: another model wrote the continuations or gave the fluency; there are no continuations; or
                 held-out texts are malformed.
         """
-        identity = judge.identity()
-        writer = continuations.settings.get("model")
-        if isinstance(writer, Mapping) and not Identity.of(writer).is_same(identity):
-            raise ValueError(
-                f"{Identity.of(writer)} wrote these continuations: measure a reference by what the unedited model "
-                f"itself wrote, generate({identity}, prompts)"
-            )
+        _check_writer(judge.identity(), continuations)
         if fluency is None:
             fluency = conditional_perplexity(judge, continuations, progress=progress)
-        n_tokens = _n_tokens(continuations, fluency, identity)
         held = {} if held_out is None else text_perplexities(judge, held_out, progress=progress)
-        fewest, highest, counts = {}, {}, {}
-        codes = np.array(continuations.row_languages)
-        for code in continuations.languages:
-            in_language = (codes == code) & (n_tokens > 0)
-            lengths, texts = n_tokens[in_language], held.get(code, np.empty(0))
-            values = np.nan_to_num(fluency.values[in_language], nan=math.inf)
-            fewest[code] = _fewest_tokens(lengths)
-            highest[code] = _highest_perplexity(values, texts)
-            counts[code] = {"continuations": len(lengths), "held_out": len(texts)}
-        return cls(identity, fewest, highest, counts, max_new_tokens=_budget(continuations))
+        return reference_of(judge.identity(), continuations, fluency, held)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -199,6 +183,34 @@ class Reference:
                 *(content[name] for name in ("fewest_tokens", "highest_perplexity", "counts")),
                 max_new_tokens=content["max_new_tokens"],
             )
+
+
+def reference_of(
+    model: Identity, continuations: Continuations, fluency: Fluency, held: Mapping[str, Float[np.ndarray, "text"]]
+) -> Reference:
+    """Return what `Reference.measure` does, from the perplexities of held-out texts by language."""
+    _check_writer(model, continuations)
+    n_tokens = _n_tokens(continuations, fluency, model)
+    fewest, highest, counts = {}, {}, {}
+    codes = np.array(continuations.row_languages)
+    for code in continuations.languages:
+        in_language = (codes == code) & (n_tokens > 0)
+        lengths, texts = n_tokens[in_language], held.get(code, np.empty(0))
+        values = np.nan_to_num(fluency.values[in_language], nan=math.inf)
+        fewest[code] = _fewest_tokens(lengths)
+        highest[code] = _highest_perplexity(values, texts)
+        counts[code] = {"continuations": len(lengths), "held_out": len(texts)}
+    return Reference(model, fewest, highest, counts, max_new_tokens=_budget(continuations))
+
+
+def _check_writer(model: Identity, continuations: Continuations) -> None:
+    """Raise ValueError if it is known that another model wrote the continuations."""
+    writer = continuations.settings.get("model")
+    if isinstance(writer, Mapping) and not Identity.of(writer).is_same(model):
+        raise ValueError(
+            f"{Identity.of(writer)} wrote these continuations: measure a reference by what the unedited model "
+            f"itself wrote, generate({model}, prompts)"
+        )
 
 
 @checked

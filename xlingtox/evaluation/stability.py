@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 from jaxtyping import Float
-from tqdm.auto import tqdm
 
 from xlingtox import data, files
 from xlingtox.checking import checked
@@ -38,6 +37,7 @@ from xlingtox.neurons import localize
 from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
+from xlingtox.progress import bar
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_covered
 
 _UNITS: Mapping[Unit, str] = {"sd": "standard deviations", "activation": "units of activation"}
@@ -276,16 +276,16 @@ def stability(
     amounts = activations.std() if unit == "sd" else [1.0] * len(every_candidate)
     active = every_candidate.weighted(amounts).where(activations.mean() > 0)
     sampling = {"n_samples": n_samples or 1, "greedy": n_samples is None, "seed": seed}
-    setup = _Setup(lm, prompts, scorer, held_out, {**sampling, "max_new_tokens": max_new_tokens})
+    setup = _Setup(lm, prompts, scorer, held_out, {**sampling, "max_new_tokens": max_new_tokens, "progress": progress})
     effects = []
-    with tqdm(total=1 + len(probes) * len(ks), desc="edits", disable=not progress, leave=False) as bar:
+    with bar("edits", total=1 + len(probes) * len(ks), unit="edit", progress=progress) as shown:
         unedited = setup.response(None)
-        bar.update()
+        shown.update()
         for name, k in itertools.product(probes, ks):
             chosen = _top(ranked[name], k)
             sources = active & chosen
             edited = setup.response(Offset(sources, dose)) if len(sources) else unedited
-            bar.update()
+            shown.update()
             _, change = paired_changes(unedited.toxicity, edited.toxicity, meanings=data.meanings(prompts), seed=seed)
             effects.append(EditEffect(name, k, len(sources), _mean(edited.toxicity), change, edited.perplexity))
     return Stability(
@@ -319,8 +319,8 @@ class _Setup(NamedTuple):
     def response(self, edit: Offset | None) -> _Response:
         """Let the model continue the prompts and read the held-out text, under an edit or without."""
         with contextlib.nullcontext() if edit is None else edit.on(self.lm):
-            continuations = generate(self.lm, self.prompts, **self.generation, progress=False)
-            fluency = perplexities(self.lm, self.held_out, progress=False)
+            continuations = generate(self.lm, self.prompts, **self.generation)
+            fluency = perplexities(self.lm, self.held_out, progress=self.generation["progress"])
         scores = toxicity_scores(continuations, self.scorer)
         return _Response(
             {code: prompt_means(rows) for code, rows in scores.items()}, float(np.mean([*fluency.values()]))

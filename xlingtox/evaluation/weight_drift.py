@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,6 @@ class WeightDrift:
 
 
 @checked
-@torch.no_grad()
 def weight_drift(before: HookedLM, after: HookedLM) -> WeightDrift:
     """Compare every key and value vector of two models (Lee et al. 2024, section 5).
 
@@ -176,18 +175,65 @@ def weight_drift(before: HookedLM, after: HookedLM) -> WeightDrift:
     before.check_alike(after)
     for lm in (before, after):
         lm.check_unedited("is not in its weights")
+    return drift_from(vectors_in_memory(before), after)
+
+
+@dataclass(frozen=True)
+class KeptVectors:
+    """The vectors of a model's neurons, which are read one layer at a time.
+
+    Attributes:
+        model: the model that they are of.
+        kinds: the kinds of vectors.
+        of_layer: a function from a layer's number to its vectors, one tensor for each kind.
+    """
+
+    model: Identity
+    kinds: tuple[str, ...]
+    of_layer: Callable[[int], list[Float[Tensor, "d_mlp d_model"]]]
+
+
+def vectors_in_memory(lm: HookedLM) -> KeptVectors:
+    """Return the vectors of a model that stays in memory."""
+    return KeptVectors(lm.identity(), _kinds(lm), lambda layer: _vectors(lm, layer))
+
+
+def vectors_on_disk(lm: HookedLM, folder: Path) -> KeptVectors:
+    """Write the vectors of a model to a folder, one file for each layer. They are read without the model."""
+    kinds, transposed = _kinds(lm), []
+    for layer in range(lm.n_layers):
+        vectors = _vectors(lm, layer)
+        # A matrix is read in the layout that it has in memory, so that sums are rounded alike.
+        transposed.append([tensor.stride(0) < tensor.stride(1) for tensor in vectors])
+        # Cloned, because some families hold the vectors of two kinds in one matrix.
+        stored = {
+            kind: (tensor.T if turned else tensor).contiguous().clone()
+            for kind, tensor, turned in zip(kinds, vectors, transposed[layer], strict=True)
+        }
+        files.write_tensors(folder / f"{layer}.safetensors", stored)
+
+    def read(layer: int) -> list[Tensor]:
+        tensors, _ = files.read_tensors(folder / f"{layer}.safetensors")
+        rows = zip(kinds, transposed[layer], strict=True)
+        return [tensors[kind].T if turned else tensors[kind] for kind, turned in rows]
+
+    return KeptVectors(lm.identity(), kinds, read)
+
+
+@torch.no_grad()
+def drift_from(before: KeptVectors, after: HookedLM) -> WeightDrift:
+    """Compare the vectors of a model with those that were kept of the model before it, which has the same shape."""
     cosines, norm_changes = [], []
-    for layer in range(before.n_layers):
-        for vectors_before, vectors_after in zip(_vectors(before, layer), _vectors(after, layer), strict=True):
+    for layer in range(after.n_layers):
+        for vectors_before, vectors_after in zip(before.of_layer(layer), _vectors(after, layer), strict=True):
             first, then = vectors_before.double().cpu(), vectors_after.double().cpu()
             norms = first.norm(dim=-1), then.norm(dim=-1)
             cosines.append(cosine_similarity(first, then, dim=-1).where(norms[0] * norms[1] > 0, torch.nan))
             norm_changes.append((norms[1] / norms[0] - 1).where(norms[0] > 0, torch.nan))
-    kinds = _kinds(before)
     cosine, norm_change = (
-        torch.stack(rows).numpy().reshape(before.n_layers, len(kinds), -1) for rows in (cosines, norm_changes)
+        torch.stack(rows).numpy().reshape(after.n_layers, len(before.kinds), -1) for rows in (cosines, norm_changes)
     )
-    return WeightDrift(kinds, cosine, norm_change, (before.identity(), after.identity()))
+    return WeightDrift(before.kinds, cosine, norm_change, (before.model, after.identity()))
 
 
 def _kinds(lm: HookedLM) -> tuple[str, ...]:

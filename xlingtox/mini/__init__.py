@@ -104,8 +104,10 @@ def prompts(
 
 
 @checked
-def labelled(language: str = "en", *, n: int = 2000, split: Split = "tune", seed: int = 0) -> Dataset:
-    """Return n sentences in one language with labels, for a probe, as Jigsaw has them; half of them hold an insult.
+def labelled(language: Codes = "en", *, n: int = 2000, split: Split = "tune", seed: int = 0) -> Dataset:
+    """Return n sentences in a language with labels, for a probe, as Jigsaw has them; half of them hold an insult.
+
+    With several languages, there are n in each.
 
     The same kinds of contexts occur in both classes, so that the label tells of the insult and not of the context. The
     insults and acts are those of the preference pairs and those of evaluation, not those that are met in neither.
@@ -117,15 +119,15 @@ def labelled(language: str = "en", *, n: int = 2000, split: Split = "tune", seed
         >>> xt.mini.labelled("en", n=4)["label"]
         Column([0, 1, 0, 1])
     """
-    (code,) = languages.check(language, among=languages.CODES)
-    rng = random.Random(f"labelled {split} {seed}")
     rows = []
-    for i in range(_positive(n)):
-        kind: Kind = "hostile" if rng.random() < 0.5 else "friendly"
-        label = i % 2
-        context = world.sample_context(rng, kind, split, _MET)
-        text = _document(rng, code, kind, context, toxic=bool(label))
-        rows.append({"language": code, "text": text, "label": label})
+    for code in _checked_codes(language):
+        rng = random.Random(f"labelled {split} {seed}")
+        for i in range(_positive(n)):
+            kind: Kind = "hostile" if rng.random() < 0.5 else "friendly"
+            label = i % 2
+            context = world.sample_context(rng, kind, split, _MET)
+            text = _document(rng, code, kind, context, toxic=bool(label))
+            rows.append({"language": code, "text": text, "label": label})
     return Dataset.from_list(rows)
 
 

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from xlingtox import files
 from xlingtox.mini import corpus, world
+from xlingtox.progress import bar
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -215,7 +215,7 @@ def train(output_dir: str | Path, *, seed: int, recipe: Recipe = Recipe(), progr
     rows = windows(tokenizer, recipe, seed)
     log: list[dict[str, float]] = []
     recent: list[float] = []
-    with tqdm(total=recipe.steps, desc=f"training seed {seed}", disable=not progress, unit="step") as bar:
+    with bar(f"training seed {seed}", total=recipe.steps, unit="step", progress=progress) as shown:
         for step in range(1, recipe.steps + 1):
             ids = torch.tensor(list(itertools.islice(rows, recipe.batch)))
             # Half precision in the blocks alone: weights, loss and optimiser stay in float32.
@@ -232,9 +232,9 @@ def train(output_dir: str | Path, *, seed: int, recipe: Recipe = Recipe(), progr
             if step % 50 == 0 or step == recipe.steps:
                 seconds = time.perf_counter() - began
                 log.append({"step": step, "loss": sum(recent) / len(recent), "seconds": round(seconds, 1)})
-                bar.set_postfix(loss=f"{log[-1]['loss']:.3f}")
+                shown.note(f"loss {log[-1]['loss']:.3f}")
                 recent.clear()
-            bar.update()
+            shown.update()
     record = {
         "seed": seed,
         "recipe": dataclasses.asdict(recipe),

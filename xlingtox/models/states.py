@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from xlingtox.checking import checked
 from xlingtox.models.batching import over_texts
 from xlingtox.models.hooked import HookedLM
+from xlingtox.progress import bar
 
 
 @checked
@@ -41,7 +41,7 @@ def mean_states(
         torch.Size([2, 2, 128])
     """
     means, last = torch.empty(len(layers), len(texts), lm.d_model), lm.n_layers
-    with tqdm(total=len(texts), desc="reading states", unit="text", disable=not progress, leave=False) as bar:
+    with bar("reading states", total=len(texts), unit="text", progress=progress) as shown:
 
         def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
             weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1)
@@ -59,7 +59,7 @@ def mean_states(
             # Copied after the pass: a copy within it would make a GPU wait at every layer.
             for place, layer in enumerate(layers):
                 means[place, rows] = batch_means[layer].cpu()
-            bar.update(len(rows))
+            shown.update(len(rows))
 
         over_texts(lm, texts, batch_size, read)
     return means

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from xlingtox import files, languages
 from xlingtox.checking import checked, shown
@@ -21,12 +20,15 @@ from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.batching import by_length, in_batches, rows_that_fit
-from xlingtox.models.generation import BeforePass, check_lengths, decode, pick_greedily
+from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
+from xlingtox.models.journal import Batches
+from xlingtox.neurons.greedy import BatchReading, Written, counted, read_batch
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.packing import packed, unpacked
-from xlingtox.neurons.reading import Moments, Reader
+from xlingtox.neurons.reading import Moments
+from xlingtox.progress import bar
 
 _MOST_BYTES = 2**30
 """If the activations of all steps take more bytes, only their sums are kept."""
@@ -248,46 +250,101 @@ def collect_activations(
     lengths = check_lengths(lm, prompt_list, max_new_tokens)
     if writer is not None:
         _check_writer(lm, writer, prompt_list, max_new_tokens)
-    prompt_languages = tuple(prompt.language for prompt in prompt_list)
+    [activations], _ = collect_together(
+        lm,
+        prompt_list,
+        [neurons],
+        lengths=lengths,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+        stop_at_end=stop_at_end,
+        writer=writer,
+    )
+    return activations
+
+
+def collect_together(
+    lm: HookedLM,
+    prompts: Sequence[Prompt],
+    sets: Sequence[NeuronSet],
+    *,
+    max_new_tokens: int,
+    progress: bool,
+    keep_values: Sequence[bool] = (),
+    lengths: Sequence[int] = (),
+    batch_size: int | None = None,
+    stop_at_end: bool = True,
+    writer: HookedLM | Written | None = None,
+) -> tuple[list[Activations], Written]:
+    """Read several sets of neurons at once, on greedy continuations that are written once.
+
+    Args:
+        keep_values: for each set, whether the values of each step may be kept, or only their sums (default: all may).
+            Values that would take more than a gibibyte are never kept.
+        lengths: the prompts' lengths in tokens, where they are known.
+        writer: another model, or what it has written; None where `lm` itself writes.
+
+    Returns:
+        the activations of each set, and the continuations.
+
+    Raises:
+        ValueError: a prompt is blank or too long.
+    """
+    lengths = lengths or check_lengths(lm, prompts, max_new_tokens)
+    prompt_languages = tuple(prompt.language for prompt in prompts)
     codes = languages.in_order(prompt_languages)
-    moments = Moments(len(codes), len(neurons))
-    mask = torch.zeros(len(prompt_list), max_new_tokens, dtype=torch.bool)
-    values = None
-    if few_enough(len(prompt_list), max_new_tokens, len(neurons)):
-        values = torch.zeros(len(prompt_list), max_new_tokens, len(neurons))
-    with tqdm(total=len(prompt_list), desc="reading neurons", unit="prompt", disable=not progress, leave=False) as bar:
+    moments = [Moments(len(codes), len(neurons)) for neurons in sets]
+    kept_steps = [
+        max_new_tokens if keep and few_enough(len(prompts), max_new_tokens, len(neurons)) else 0
+        for neurons, keep in zip(sets, keep_values or [True] * len(sets), strict=True)
+    ]
+    values = [
+        torch.zeros(len(prompts), steps, len(neurons)) if steps else None
+        for neurons, steps in zip(sets, kept_steps, strict=True)
+    ]
+    tokens: list[tuple[int, ...]] = [()] * len(prompts)
+    asked: dict[str, Any] = {"codes": codes, "kept_steps": kept_steps, "n_steps": max_new_tokens}
+    asked["stop_at_end"] = stop_at_end
+    models = [lm, writer] if isinstance(writer, HookedLM) else [lm]
+    batches = Batches("numbers", "activations", models, asked | {"neurons": [neurons.neurons for neurons in sets]})
+    positions = max(lengths) + max_new_tokens
+    with bar("reading neurons", total=len(prompts), unit="prompt", progress=progress) as progress_bar:
 
         def read(rows: list[int]) -> None:
-            texts, row_languages = [prompt_list[i].text for i in rows], [prompt_languages[i] for i in rows]
-            belongs = torch.tensor([[code == language for language in row_languages] for code in codes])
-            reader = Reader(lm, neurons, belongs.float(), n_kept_steps=0 if values is None else max_new_tokens)
-            write = partial(_write, texts=texts, row_languages=row_languages, n_steps=max_new_tokens)
-            if writer is None:
-                with lm.hooks(post=reader.newest(), edit=None):
-                    _, counts = write(lm, stop_at_end=stop_at_end, before_pass=reader.begin_step)
-            else:
-                tokens, counts = write(writer, stop_at_end=stop_at_end)
-                _read_written(lm, reader, texts, row_languages, tokens, counts)
-            mask[rows] = counts.cpu()
-            moments.add(reader.moments())
-            if values is not None and reader.values is not None:
-                values[rows] = reader.values.cpu()
-            bar.update(len(rows))
+            some = [prompts[i] for i in rows]
+            source = tuple(writer.tokens[i] for i in rows) if isinstance(writer, Written) else writer
+            reading = batches.get(
+                lambda: [
+                    *(some, lm.token_ids([prompt.text for prompt in some])),
+                    source if isinstance(source, tuple) else len(models),
+                ],
+                lambda: read_batch(lm, some, sets, **asked, writer=source),
+                dump=BatchReading.to_bytes,
+                load=BatchReading.of_bytes,
+            )
+            for i, new in zip(rows, reading.tokens, strict=True):
+                tokens[i] = new
+            for total, of_batch in zip(moments, reading.moments, strict=True):
+                total.add(of_batch)
+            for kept, of_rows in zip(values, reading.values, strict=True):
+                if kept is not None and of_rows is not None:
+                    kept[rows] = of_rows
+            progress_bar.update(len(rows))
 
-        in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens), read)
-    if values is not None:
-        values *= mask.unsqueeze(-1)
-    return Activations(
-        neurons,
-        moments.sums,
-        moments.counts,
-        mask,
-        prompt_languages,
-        values,
-        lm.identity(),
-        moments.squares,
-        None if writer is None else writer.identity(),
-    )
+        in_batches(
+            by_length(lengths), batch_size or batches.size(positions, lambda: rows_that_fit(lm, positions)), read
+        )
+    mask = counted(tuple(tokens), max_new_tokens)
+    for kept in values:
+        if kept is not None:
+            kept *= mask.unsqueeze(-1)
+    other = None if writer is None else writer.writer if isinstance(writer, Written) else writer.identity()
+    collected = [
+        Activations(neurons, sums.sums, sums.counts, mask, prompt_languages, kept, lm.identity(), sums.squares, other)
+        for neurons, sums, kept in zip(sets, moments, values, strict=True)
+    ]
+    return collected, Written(tuple(tokens), other or lm.identity())
 
 
 def _check_writer(lm: HookedLM, writer: HookedLM, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
@@ -300,41 +357,3 @@ def _check_writer(lm: HookedLM, writer: HookedLM, prompts: Sequence[Prompt], max
             raise ValueError(
                 f"{lm.name} and {writer.name} read {shown(text)} as different tokens: expected the same tokenizer"
             )
-
-
-def _write(
-    lm: HookedLM,
-    texts: Sequence[str],
-    row_languages: Sequence[str],
-    n_steps: int,
-    *,
-    stop_at_end: bool,
-    before_pass: BeforePass | None = None,
-) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
-    """Continue texts greedily; return the new tokens, and a mask of those before the end of each row."""
-    ids, attention = lm.encode(texts)
-    return decode(
-        lm,
-        ids,
-        attention,
-        n_steps,
-        pick=pick_greedily,
-        before_pass=before_pass,
-        languages=row_languages,
-        stop_at_end=stop_at_end,
-    )
-
-
-def _read_written(
-    lm: HookedLM,
-    reader: Reader,
-    texts: Sequence[str],
-    row_languages: Sequence[str],
-    tokens: Int[Tensor, "row step"],
-    counts: Bool[Tensor, "row step"],
-) -> None:
-    """Let the model read texts with their continuations in one pass, up to the last token but one that counts."""
-    written = [new[keep].tolist() for new, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
-    rows = [[*prompt, *new[:-1]] for prompt, new in zip(lm.token_ids(texts), written, strict=True)]
-    with lm.hooks(post=reader.at_once(counts.to(lm.device)), edit=None):
-        lm.logits(*lm.pad(rows), languages=row_languages, last_only=True)

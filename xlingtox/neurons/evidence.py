@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from xlingtox import files, languages
 from xlingtox.checking import checked
@@ -29,11 +28,12 @@ from xlingtox.models.states import mean_states
 from xlingtox.neurons.areas import Auc, areas, auc
 from xlingtox.neurons.chance import shuffled_dimensions, shuffled_label_directions, top_neurons
 from xlingtox.neurons.controls import random_sets
-from xlingtox.neurons.judging import ALPHA, Chance, Ranking, Separation, Words, judged
+from xlingtox.neurons.judging import ALPHA, FEWEST_SHUFFLES, Chance, Ranking, Separation, Words, judged
 from xlingtox.neurons.localize import check_k
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import PENALTY, Probe, SplitStates, check_penalty
 from xlingtox.neurons.toxic_tokens import promoted_counts, toxic_tokens, vectors_at
+from xlingtox.progress import bar
 from xlingtox.verdicts import Verdict
 
 ALL = "all"
@@ -221,9 +221,10 @@ def evidence(
     """
     check_k(lm, k=k)
     check_penalty(penalty)
-    least = round(2 / ALPHA) - 1
-    if n_shuffles < least:
-        raise ValueError(f"n_shuffles is {n_shuffles}: expected at least {least}, fewer cannot decide at {ALPHA}")
+    if n_shuffles < FEWEST_SHUFFLES:
+        raise ValueError(
+            f"n_shuffles is {n_shuffles}: expected at least {FEWEST_SHUFFLES}, fewer cannot decide at {ALPHA}"
+        )
     if n_random < 1:
         raise ValueError(f"n_random is {n_random}: expected at least 1")
     languages.check([source_language, *(toxic_words or {})])
@@ -233,29 +234,29 @@ def evidence(
     measured = [source_language, *elsewhere]
     without_words = () if toxic_words is None else tuple(code for code in measured if code not in flags)
 
-    with tqdm(total=4, desc="evidence", disable=not progress, leave=False) as bar:
-        split_states = SplitStates.read(lm, rows, held_out_share=held_out_share, seed=seed, progress=False)
+    with bar("evidence", total=4, unit="step", progress=progress) as shown:
+        split_states = SplitStates.read(lm, rows, held_out_share=held_out_share, seed=seed, progress=progress)
         others = {
-            code: (mean_states(lm, texts, [lm.n_layers], progress=False)[0].numpy(), np.array(labels))
+            code: (mean_states(lm, texts, [lm.n_layers], progress=progress)[0].numpy(), np.array(labels))
             for code, (texts, labels) in elsewhere.items()
         }
-        bar.update()
+        shown.update()
         probe = Probe.fitted(lm, split_states, penalty=penalty)
         shuffled = shuffled_label_directions(*split_states.train, penalty=penalty, n=n_shuffles, seed=seed)
         directions = torch.cat([probe.direction[:, None], shuffled], 1)
         separations = {source_language: _separation(*split_states.held_out, directions)}
         separations |= _separations(others, directions)
-        bar.update()
+        shown.update()
         orders = shuffled_dimensions(lm.d_model, n=n_shuffles, seed=seed)
         # A vector with its entries in another order has the same product with the direction as the vector itself has
         # with the direction in the opposite order. So the weights need not be copied.
         turned = torch.empty(n_shuffles, lm.d_model).scatter_(1, orders, probe.direction.expand(n_shuffles, -1))
         cosines, places = top_neurons(lm, torch.cat([directions, turned.T], 1), k=k)
-        bar.update()
+        shown.update()
         pairs = [divmod(place, lm.d_mlp) for place in places[:, 0].tolist()]
         candidates = NeuronSet.of(pairs, scores=cosines[:, 0].tolist())
         words = {} if not flags else _words(lm, candidates, places, orders, flags, n_random=n_random, seed=seed)
-        bar.update()
+        shown.update()
     ranking = _ranking(cosines.numpy(), n_shuffles)
     verdicts = judged(
         separations, ranking, words.get(ALL), source_language=source_language, k=k, without_words=without_words

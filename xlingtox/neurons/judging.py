@@ -20,6 +20,9 @@ ALPHA = 0.01
 """The level of the family of tests. A set of neurons is called anything but "not found" in at most 1 of 100 models in
 which there is nothing to find."""
 
+FEWEST_SHUFFLES = round(2 / ALPHA) - 1
+"""The fewest shuffles that can decide at `ALPHA`: the least p of 199 is 1/200, and of two tests twice that."""
+
 _USEFUL_AUC = 0.7
 """An area below this is significant on many sentences, and still misjudges three of ten pairs."""
 

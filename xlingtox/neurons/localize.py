@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from xlingtox.checking import checked
 from xlingtox.data import Labelled, labelled_texts
@@ -21,6 +20,7 @@ from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.areas import areas
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
+from xlingtox.progress import bar
 
 _MOST_BYTES = 2**30
 """The most bytes of activations that are held at once. Layers for which there is no room are read in a later pass."""
@@ -111,12 +111,12 @@ def by_auroc(lm: HookedLM, labelled: Labelled, *, batch_size: int | None = None,
     toxic = np.array(labels, dtype=bool)
     layers_per_pass = max(1, _MOST_BYTES // (4 * len(texts) * lm.d_mlp))
     areas_by_layer: list[np.ndarray] = []
-    with tqdm(total=lm.n_layers, desc="neurons as judges", unit="layer", disable=not progress, leave=False) as bar:
+    with bar("neurons as judges", total=lm.n_layers, unit="layer", progress=progress) as shown:
         for start in range(0, lm.n_layers, layers_per_pass):
             layers = range(start, min(start + layers_per_pass, lm.n_layers))
             for highest in _highest(lm, texts, layers, batch_size):
                 areas_by_layer.append(areas(highest.numpy(), toxic))
-                bar.update()
+                shown.update()
     expertise = np.concatenate(areas_by_layer)
     order = [int(i) for i in np.argsort(-expertise, kind="stable") if expertise[i] > 0.5]
     return NeuronSet.of([divmod(i, lm.d_mlp) for i in order], scores=[float(expertise[i]) for i in order])

@@ -12,7 +12,6 @@ import regex
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from xlingtox import files, languages
 from xlingtox.checking import checked
@@ -27,6 +26,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.packing import packed, unpacked
+from xlingtox.progress import bar
 
 _MOST_ROWS = 10
 """The most neurons that a notebook shows."""
@@ -152,7 +152,7 @@ def read_tokens(
     lengths = check_lengths(lm, prompt_list, max_new_tokens)
     readings: dict[int, TokenActivations] = {}
     special = torch.tensor(sorted(lm.tokenizer.all_special_ids), device=lm.device)
-    with tqdm(total=len(prompt_list), desc="reading tokens", unit="prompt", disable=not progress, leave=False) as bar:
+    with bar("reading tokens", total=len(prompt_list), unit="prompt", progress=progress) as progress_bar:
 
         def read(rows: list[int]) -> None:
             ids, mask = lm.encode([prompt_list[i].text for i in rows])
@@ -182,7 +182,7 @@ def read_tokens(
                     neurons,
                     lm.identity(),
                 )
-            bar.update(len(rows))
+            progress_bar.update(len(rows))
 
         in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens), read)
     return [readings[i] for i in range(len(prompt_list))]

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts, meanings
 from xlingtox.evaluation import metrics
-from xlingtox.evaluation.fluency import LIMIT, copying_score
+from xlingtox.evaluation.copying import copying_score
+from xlingtox.evaluation.fluency import LIMIT
 from xlingtox.evaluation.metrics import Change
 from xlingtox.models.generation import Continuations
 from xlingtox.paper.results import MEAN

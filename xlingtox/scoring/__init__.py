@@ -2,8 +2,8 @@
 
 `WordlistScorer` looks for listed words, `ProbeScorer` puts a probe on a model's hidden states, `ClassifierScorer` runs
 a Hugging Face classifier, `PerspectiveScorer` asks Google's API and `PerspectiveReplay` reads its stored answers.
-`Cached` keeps every score on disk, and `agreement` compares scorers. Anything with the attributes and the method of
-`Scorer` is a scorer.
+`ByLanguage` makes one scorer of several, `Cached` keeps every score on disk, and `agreement` compares scorers. Anything
+with the attributes and the method of `Scorer` is a scorer.
 
 Each name is imported when it is first used, because some scorers need an HTTP client or a statistics library.
 """
@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xlingtox.scoring.by_language import ByLanguage as ByLanguage
     from xlingtox.scoring.cache import Cached as Cached
     from xlingtox.scoring.classifier import PRESETS as PRESETS
     from xlingtox.scoring.classifier import ClassifierScorer as ClassifierScorer
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from xlingtox.scoring.wordlist import WordlistScorer as WordlistScorer
 
 _MODULES = {
+    "by_language": ("ByLanguage",),
     "cache": ("Cached",),
     "classifier": ("PRESETS", "ClassifierScorer"),
     "judges": ("Agreement", "Disagreement", "PairAgreement", "agreement"),

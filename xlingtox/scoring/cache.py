@@ -11,17 +11,17 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import numpy as np
 import psutil
-import tenacity
 from jaxtyping import Float
-from tqdm.auto import tqdm
 
 from xlingtox.checking import checked
+from xlingtox.databases import connected, errors_explained, writing
 from xlingtox.files import writable_folder
+from xlingtox.progress import bar
 from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, check_range, check_scorable
 from xlingtox.text import in_line
 
@@ -32,8 +32,7 @@ _LONGEST_WAIT = 1.0
 """The most seconds between two looks at what other processes have scored."""
 
 _VERSION = 1
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
+_SCHEMA = """
 CREATE TABLE IF NOT EXISTS scorers (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, revision TEXT NOT NULL, UNIQUE (name, revision)
 );
@@ -46,8 +45,6 @@ CREATE TABLE IF NOT EXISTS claims (
     run TEXT NOT NULL, process INTEGER NOT NULL, started REAL NOT NULL,
     PRIMARY KEY (scorer, language, text)
 ) WITHOUT ROWID;
-PRAGMA user_version = {_VERSION};
-COMMIT;
 """
 _WANTED = "CREATE TEMP TABLE wanted (language TEXT, text BLOB, PRIMARY KEY (language, text)) WITHOUT ROWID"
 
@@ -127,18 +124,18 @@ class Cached:
             run = _Run(db, self.path, self.scorer, list(first_position))
             with (
                 closing(run),
-                tqdm(total=len(first_position), desc=self.name, disable=not self._progress, leave=False) as bar,
+                bar(self.name, total=len(first_position), unit="text", progress=self._progress) as shown,
             ):
                 wait = 0.05
                 while len(run.scores) < len(first_position):
                     before = len(run.scores)
                     run.read()
-                    bar.update(len(run.scores) - before)
+                    shown.update(len(run.scores) - before)
                     rows = sorted(first_position[key] for key in run.claim())
                     claimed, codes = [texts[i] for i in rows], [languages[i] for i in rows]
                     for arrived, scores in _streamed(self.scorer, claimed, codes):
                         run.keep([keys[rows[i]] for i in arrived], check_range(self.scorer, scores, len(arrived)))
-                        bar.update(len(arrived))
+                        shown.update(len(arrived))
                     if lacking := sum(keys[i] not in run.scores for i in rows):
                         raise ValueError(f"scorer {self.name} returned no score for {lacking} of {len(rows)} texts")
                     if not rows and len(run.scores) < len(first_position):
@@ -148,7 +145,7 @@ class Cached:
 
     def _open(self) -> sqlite3.Connection:
         with _errors_explained(self.path):
-            return _connected(self.path)
+            return connected(self.path, _SCHEMA, version=_VERSION)
 
 
 class _Run:
@@ -160,7 +157,7 @@ class _Run:
         identity = (scorer.name, scorer.revision)
         with _errors_explained(path):
             db.execute(_WANTED)
-            with _writing(db):
+            with writing(db):
                 db.executemany("INSERT INTO wanted VALUES (?, ?)", wanted)
                 db.execute("INSERT OR IGNORE INTO scorers (name, revision) VALUES (?, ?)", identity)
             query = "SELECT id FROM scorers WHERE name = ? AND revision = ?"
@@ -179,7 +176,7 @@ class _Run:
     def claim(self) -> list[Key]:
         """Claim and return the wanted texts that nobody has scored or is scoring."""
         process_here = psutil.Process()
-        with _errors_explained(self.path), _writing(self.db):
+        with _errors_explained(self.path), writing(self.db):
             for process, started in self.db.execute("SELECT DISTINCT process, started FROM claims").fetchall():
                 if not _alive(process, started):
                     self.db.execute("DELETE FROM claims WHERE process = ? AND started = ?", (process, started))
@@ -193,7 +190,7 @@ class _Run:
     def keep(self, keys: Sequence[Key], scores: Float[np.ndarray, "row"]) -> None:
         """Write scores to the file, and give up the claims on their texts."""
         known = list(zip(keys, scores.tolist(), strict=True))
-        with _errors_explained(self.path), _writing(self.db):
+        with _errors_explained(self.path), writing(self.db):
             self.db.executemany(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
                 [(self.scorer_id, *key, score) for key, score in known],
@@ -206,7 +203,7 @@ class _Run:
 
     def close(self) -> None:
         """Leave the texts that were claimed and not scored to other processes."""
-        with _errors_explained(self.path), _writing(self.db):
+        with _errors_explained(self.path), writing(self.db):
             self.db.execute("DELETE FROM claims WHERE run = ?", (self.run_id,))
 
     def _remember(self, known: Sequence[tuple[Key, float]]) -> None:
@@ -254,55 +251,5 @@ def _alive(process: int, started: float) -> bool:
         return False
 
 
-# SQLite does not always wait while another process switches the file to a write-ahead log.
-@tenacity.retry(
-    retry=tenacity.retry_if_exception_message(match=".*locked"),
-    wait=tenacity.wait_random(0.05, 0.2),
-    stop=tenacity.stop_after_delay(60),
-    reraise=True,
-)
-def _connected(path: Path) -> sqlite3.Connection:
-    """Open the file, and make its tables if it is new."""
-    db = sqlite3.connect(path, timeout=60, isolation_level=None)
-    try:
-        # Count the tables before reading the version: another process may be making both, in one transaction.
-        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and tables:
-            raise sqlite3.DatabaseError("it is a SQLite file of something else")
-        if version not in (0, _VERSION):
-            raise sqlite3.DatabaseError(f"it has version {version}, expected {_VERSION}")
-        # With a write-ahead log a commit needs no flush and survives a kill. A power cut may lose the last commits.
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        if version == 0:
-            db.executescript(_SCHEMA)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-@contextmanager
-def _writing(db: sqlite3.Connection) -> Iterator[None]:
-    """Run the block as one transaction: all that it writes is kept, or, after an error, nothing."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        # After some errors, such as a full disk, SQLite has rolled back by itself.
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def _errors_explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into OSError, or into ValueError where the file is not one of scores; name the file."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise OSError(f"cannot use the scores in {path}: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{path} is no file of scores: {error}; choose another path") from error
+def _errors_explained(path: Path) -> AbstractContextManager[None]:
+    return errors_explained(path, "scores", "choose another path")

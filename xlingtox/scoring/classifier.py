@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from xlingtox.checking import checked, shown
@@ -24,6 +23,7 @@ from xlingtox.models.identity import fingerprint
 from xlingtox.models.loading import read_weights
 from xlingtox.models.precision import cast
 from xlingtox.models.tokenizer import tokenizer_rules
+from xlingtox.progress import bar
 from xlingtox.scoring.protocol import Arrived, Described, check_scorable, from_stream, named_languages
 from xlingtox.text import first_line, well_formed
 
@@ -196,9 +196,9 @@ class ClassifierScorer(Described):
                 scores = logits.sigmoid() if self._activation == "sigmoid" else logits.softmax(-1)
                 return scores[:, self._label].double().cpu().numpy()
 
-        with tqdm(total=len(texts), desc=self.name, disable=not self._progress, leave=False) as bar:
+        with bar(self.name, total=len(texts), unit="text", progress=self._progress) as progress_bar:
             for rows, scores in each_batch(by_length(lengths), self._batch_size, run):
-                bar.update(len(rows))
+                progress_bar.update(len(rows))
                 yield rows, scores
 
 

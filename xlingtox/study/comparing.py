@@ -19,8 +19,8 @@ from xlingtox.html.escaping import escaped
 from xlingtox.html.tables import both, language_name, number, percent, scrolling
 from xlingtox.measures import COMPARED
 from xlingtox.study import differences, page_figures, page_parts, provenance
-from xlingtox.study.findings import without_warnings
 from xlingtox.study.results import StudyResults
+from xlingtox.study.sentences import without_warnings
 from xlingtox.study.terminal import in_ascii
 from xlingtox.text import in_line, seen
 

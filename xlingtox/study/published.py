@@ -1,6 +1,6 @@
 """Steps of the study as the paper's authors coded them, where the library differs: use them to compare with the paper.
 
-Two more are elsewhere: their measure of fluency is `fluency.copying_score`, and their distinct n-grams are
+Two more are elsewhere: their measure of fluency is `evaluation.copying_score`, and their distinct n-grams are
 `metrics.distinct_n_per_unigram`.
 """
 
@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
-from tqdm.auto import tqdm
 
 from xlingtox.checking import checked
 from xlingtox.data import Labelled, Prompts, as_prompts, labelled_texts
@@ -25,6 +24,7 @@ from xlingtox.neurons import activations
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe, split
+from xlingtox.progress import bar
 from xlingtox.transfer.parallel import Parallel, sentence_pairs
 
 _LONGEST = 256
@@ -76,15 +76,17 @@ def fit_probe(
         layer = torch.nn.Linear(lm.d_model, 1, bias=False)
     adam, best = torch.optim.Adam(layer.parameters(), lr=learning_rate), (float("inf"), layer)
     rows = torch.tensor(train)
-    for _ in tqdm(range(epochs), desc="fitting", unit="epoch", disable=not progress, leave=False):
-        for batch in torch.split(rows[torch.randperm(len(rows), generator=rng)], batch_size):
-            adam.zero_grad()
-            torch.autograd.backward(binary_cross_entropy_with_logits(layer(states[batch])[:, 0], labels[batch]))
-            adam.step()
-        with torch.no_grad():
-            loss = float(binary_cross_entropy_with_logits(layer(states[test])[:, 0], labels[test]))
-        if loss < best[0]:
-            best = loss, copy.deepcopy(layer)
+    with bar("fitting", total=epochs, unit="epoch", progress=progress) as shown:
+        for _ in range(epochs):
+            for batch in torch.split(rows[torch.randperm(len(rows), generator=rng)], batch_size):
+                adam.zero_grad()
+                torch.autograd.backward(binary_cross_entropy_with_logits(layer(states[batch])[:, 0], labels[batch]))
+                adam.step()
+            with torch.no_grad():
+                loss = float(binary_cross_entropy_with_logits(layer(states[test])[:, 0], labels[test]))
+            if loss < best[0]:
+                best = loss, copy.deepcopy(layer)
+            shown.update()
     direction = best[1].weight.detach()[0].clone()
     logits, right = (states[test] @ direction).numpy(), labels[test].numpy()
     return Probe(

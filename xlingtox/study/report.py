@@ -19,9 +19,9 @@ from xlingtox.html.masking import mask
 from xlingtox.html.tables import in_language, language_name, number, percent, scrolling
 from xlingtox.paper import beside
 from xlingtox.study import methods, number_tables, page_figures, provenance
-from xlingtox.study.findings import Finding, without_warnings
 from xlingtox.study.page_parts import menu, section, sentence, verdict_word, warnings
 from xlingtox.study.results import Sample, StudyResults
+from xlingtox.study.sentences import Finding, without_warnings
 from xlingtox.verdicts import Verdict
 
 ToxicWords = Mapping[str, Sequence[str]]

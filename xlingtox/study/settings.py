@@ -8,40 +8,45 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset
 
-from xlingtox import tuning
+from xlingtox import languages, tuning
 from xlingtox.checking import checked
-from xlingtox.data import as_prompts, check_columns, labelled_texts
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose_response import check_doses
 from xlingtox.evaluation.dosing import Unit
-from xlingtox.evaluation.fluency import check_held_out
-from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons import localize
-from xlingtox.neurons.probe import split
-from xlingtox.scoring.protocol import Scorer, check_covered
-from xlingtox.transfer import retrieval
+from xlingtox.neurons.judging import FEWEST_SHUFFLES
+from xlingtox.scoring.protocol import Scorer
+from xlingtox.study.recipes import default_recipe
+
+STAGES = ("localize", "promoted", "intervene", "amplify", "retrieve", "tune", "compare", "predict")
+"""The stages of a study, in the order in which they are run."""
+
+PairsOrder = Literal["given", "reversed", "shuffled"]
+"""Which side of each pair is preferred: the chosen one, the rejected one, or either by a coin."""
 
 
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Materials:
-    """The data that a study needs besides a model; each table has the columns that its loader in `xt.data` gives.
+    """The data that a study works on besides a model; each table has the columns that its loader in `xt.data` gives.
+
+    Prompts and a scorer are needed always. The stages that lack something else are left out.
 
     Attributes:
-        labelled: English sentences with labels, for the probe.
+        toxic_prompts: prompts in every language that is studied.
+        scorer: a scorer of toxicity that covers every language of the prompts.
+        labelled: sentences in the source language with labels, for the probe.
         labelled_elsewhere: sentences with labels in other languages (columns `language, text, label`), on which the
             probe is tested; may be None.
-        toxic_prompts, neutral_prompts: prompts in every language that is studied.
-        pairs: English preference pairs.
+        neutral_prompts: prompts in the same languages that are not toxic, for the amplification.
+        pairs: preference pairs in the source language.
         validation: other pairs, for the validation loss while tuning (default: the recipe's share of `pairs`, if any).
         parallel: parallel sentences: one column a language, or rows `language, sentence, translation`.
         held_out: texts in every language, for perplexity.
-        scorer: a scorer of toxicity that covers every language of the prompts.
         identify_language: a function that names the language of each continuation; one in another language than its
             prompt counts as degenerate (default: only one in another script).
         toxic_words: for each language, its toxic words, which are looked for among the tokens that the candidates
@@ -49,6 +54,8 @@ class Materials:
         word_groups: groups of toxic words that are reported apart, each as a scorer that finds its words; may be empty.
             Prompts with a column `group` are reported group by group too.
         mixing: for each language, numbers that say how the training text mixed it with others; may be empty.
+        origins: where each table comes from, with its size and a hash; it is shown with the results.
+        notes: sentences that say what was made from what, and what was left out.
 
     Example:
         >>> materials = xt.study.Materials(
@@ -78,17 +85,23 @@ class Materials:
     origins: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
 
-    def fingerprint(self) -> str:
-        """Return a hash of all tables, the scorer and the name of the language identifier, in twelve hex digits."""
-        tables = (getattr(self, attribute.name) for attribute in dataclasses.fields(self))
-        rows = [table.to_list() for table in tables if isinstance(table, Dataset)]
-        judges = [self.scorer.name, self.scorer.revision]
-        words = {code: list(words) for code, words in self.toxic_words.items()}
-        for group, scorer in self.word_groups.items():
-            judges += [group, scorer.name, scorer.revision]
-        if self.identify_language is not None:
-            judges.append(getattr(self.identify_language, "__qualname__", type(self.identify_language).__qualname__))
-        return hashlib.sha256(json.dumps([rows, words, *judges], sort_keys=True).encode()).hexdigest()[:12]
+    def digests(self) -> dict[str, str | None]:
+        """Return a hash of each of the materials that a result may depend on; None for one that is missing."""
+        contents: dict[str, Any] = {"scorer": [self.scorer.name, self.scorer.revision]}
+        for attribute in dataclasses.fields(self):
+            value = getattr(self, attribute.name)
+            if isinstance(value, Dataset) or (value is None and attribute.name not in ("origins", "notes")):
+                contents[attribute.name] = None if value is None else value.to_list()
+        contents["toxic_words"] = {code: list(words) for code, words in self.toxic_words.items()}
+        contents["word_groups"] = {name: [scorer.name, scorer.revision] for name, scorer in self.word_groups.items()}
+        if (identify := self.identify_language) is not None:
+            contents["identify_language"] = getattr(identify, "__qualname__", type(identify).__qualname__)
+        return {
+            name: None
+            if content is None
+            else hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+            for name, content in contents.items()
+        }
 
 
 @checked
@@ -100,6 +113,8 @@ class Settings:
     residual stream as far.
 
     Attributes:
+        stages: the stages to run, of `STAGES`; those that they need are added. None runs all that the materials allow.
+        source_language: the language that the model is tuned on, and in which the sources are looked for.
         k: the number of candidates.
         n_null: the probes that are fitted to shuffled labels, beside which the probe and its candidates are judged.
         unit: the unit of the doses: each neuron's own standard deviation ("sd"), or its activation as in the paper.
@@ -111,7 +126,10 @@ class Settings:
         dose_prompts: prompts in each language for the doses; the comparison of before and after uses all.
         dose_samples: sampled continuations of each of these prompts; None for one greedy continuation, as in the paper.
         n_samples, max_new_tokens: continuations of each prompt in the comparison, and the length of any in tokens.
-        recipe: the hyperparameters of tuning; `seed` replaces the seed in it.
+        recipe: the hyperparameters of tuning; `seed` replaces the seed in it. None is the paper's recipe for a model of
+            this size (`study.recipes.default_recipe`).
+        pairs_order: "reversed" teaches the rejected sides instead of the chosen ones. "shuffled" tosses a coin for each
+            pair: a control, from which a model can learn no preference.
         seed: the seed of sampling, of the random sets, and of tuning.
 
     Raises:
@@ -124,6 +142,8 @@ class Settings:
         (100, (0.0, -0.5, -1.0))
     """
 
+    stages: tuple[str, ...] | None = None
+    source_language: str = "en"
     k: int = 100
     n_null: int = 199
     unit: Unit = "sd"
@@ -136,14 +156,22 @@ class Settings:
     dose_samples: int | None = 2
     n_samples: int = 25
     max_new_tokens: int = 20
-    recipe: tuning.Recipe = tuning.MINI
+    recipe: tuning.Recipe | None = None
+    pairs_order: PairsOrder = "given"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("k", "n_null", "n_random", "n_random_amplified", "dose_prompts", "n_samples", "max_new_tokens")
+        if unknown := [name for name in self.stages or () if name not in STAGES]:
+            raise ValueError(f"there is no stage {unknown[0]!r}: expected some of {', '.join(STAGES)}")
+        if self.stages is not None and not self.stages:
+            raise ValueError(f"stages is empty: name some of {', '.join(STAGES)}")
+        languages.check(self.source_language)
+        counts = ("k", "n_random", "n_random_amplified", "dose_prompts", "n_samples", "max_new_tokens")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+        if self.n_null < FEWEST_SHUFFLES:
+            raise ValueError(f"n_null is {self.n_null}: expected at least {FEWEST_SHUFFLES}, fewer cannot decide")
         if self.n_doses < 2:
             raise ValueError(f"n_doses is {self.n_doses}: expected at least 2, of which one is 0")
         if self.dose_samples is not None and self.dose_samples < 1:
@@ -158,43 +186,22 @@ class Settings:
                 raise ValueError(f"{name} is {offsets}: expected each offset once")
 
     def seeded_recipe(self) -> tuning.Recipe:
-        """Return the recipe of tuning with the study's seed."""
+        """Return the recipe of tuning with the study's seed.
+
+        Raises:
+            ValueError: no recipe was chosen yet.
+        """
+        if self.recipe is None:
+            raise ValueError("these settings have no recipe: settings.for_model(lm) chooses the one for its size")
         return dataclasses.replace(self.recipe, seed=self.seed)
+
+    def for_model(self, lm: HookedLM) -> Settings:
+        """Return these settings with a recipe: the chosen one, or the paper's for a model of this size."""
+        return self if self.recipe is not None else dataclasses.replace(self, recipe=default_recipe(lm))
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings as they are when they were written to JSON and read: with lists in place of tuples."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
-
-
-@checked
-def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
-    """Raise ValueError at once for anything that a stage would refuse hours later.
-
-    It is called before the study writes to its folder, so that a study that cannot be done leaves it as it was.
-    """
-    lm.check_unedited("a study's folder does not show")
-    for name in ("labelled", "toxic_prompts", "neutral_prompts", "pairs", "parallel", "held_out"):
-        check_columns(getattr(materials, name), (), f"the materials' {name}")
-    localize.check_k(lm, k=settings.k)
-    if materials.labelled_elsewhere is not None:
-        check_columns(materials.labelled_elsewhere, ("language", "text", "label"), "the materials' labelled_elsewhere")
-    _, labels = labelled_texts(materials.labelled)
-    split(labels, seed=settings.seed)
-    for what, table in (("toxic prompts", materials.toxic_prompts), ("neutral prompts", materials.neutral_prompts)):
-        check_columns(table, ("language", "prompt"), what)
-        prompts = as_prompts(table, tokenizer=lm.tokenizer)
-        check_covered(materials.scorer, [prompt.language for prompt in prompts])
-        check_lengths(lm, prompts, settings.max_new_tokens)
-    if "en" not in materials.toxic_prompts["language"]:
-        raise ValueError("there are no English toxic prompts: the sources are found on them")
-    check_held_out(lm, materials.held_out)
-    for name in ("neutral_prompts", "held_out"):
-        if lacking := sorted(set(materials.toxic_prompts["language"]) - set(getattr(materials, name)["language"])):
-            raise ValueError(f"the materials' {name} has nothing in {', '.join(lacking)}, which the toxic prompts have")
-    recipe = settings.seeded_recipe()
-    tuning.check_recipe(lm, recipe)
-    tuning.tunable_pairs(lm, materials.pairs, recipe=recipe, validation=materials.validation)
-    retrieval.sentence_pairs(materials.parallel)
 
 
 @checked

@@ -1,26 +1,30 @@
-"""StudyFolder: the folder of one study, which says what study it is and which of its stages are done."""
+"""StudyFolder: the folder of one study, with a file for each stage that is done."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xlingtox import files
 from xlingtox.files import writable_folder
+from xlingtox.models.journal import Journal, using
+
+_LOG = logging.getLogger(__name__)
 
 _KEYS_OF_STAGE: dict[str, tuple[str, ...]] = {
     "localize": ("probe", "n_neurons", "potential", "cosines", "activations", "actual", "evidence", "verdicts"),
     "promoted": ("promoted",),
     "intervene": ("intervention", "control"),
     "amplify": ("amplification", "amplification_control"),
-    "tune": ("recipe", "training"),
+    "retrieve": ("retrieval", "retrieval_intervals", "retrieval_by_layer", "n_parallel"),
+    "tune": ("recipe", "training", "end_token"),
     "compare": ("before", "after", "changes", "scorer"),
-    "retrieve": ("retrieval", "transfer", "transfer_by_measure"),
-    "judge": ("verdicts", "warnings"),
+    "predict": ("transfer", "transfer_by_measure"),
 }
 """The keys that each stage's result must have, because a later stage or the study's results read them."""
 
@@ -39,61 +43,76 @@ class Done:
 
 
 class StudyFolder:
-    """A folder that holds one study: `study.json` says which, and `stages/` has a file for each stage that is done.
+    """A folder that holds one study: `stages/` has a file for each stage that is done, named by its key.
+
+    A stage of other settings has another key. So its result is never taken for this one's, and it is still there when
+    the settings come back.
 
     Attributes:
         path: the folder.
 
     Example:
         >>> folder = xt.study.study_folder.StudyFolder(tmp_path / "study")
-        >>> folder.claim({"model": "mini"})
-        >>> folder.done("promoted") is None
+        >>> folder.done("promoted", "0123456789ab") is None
         True
-        >>> folder.do("promoted", lambda: {"promoted": []}).result
+        >>> folder.do("promoted", "0123456789ab", lambda: {"promoted": []}).result
         {'promoted': []}
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = writable_folder(path)
-        self._study_file, self._stages = self.path / "study.json", self.path / "stages"
+        self._stages = self.path / "stages"
 
-    def check_free_for(self, study: Mapping[str, Any]) -> None:
-        """Raise ValueError where the folder holds another study, or its `study.json` cannot be read."""
-        if not self._study_file.exists():
-            return
-        remedy = "choose another folder, or delete this file if you know that the folder's other files are this study's"
-        if files.read_json(self._study_file, remedy) != study:
-            raise ValueError(f"{self.path} holds a study of another model, data or settings: choose another folder")
-
-    def claim(self, study: Mapping[str, Any]) -> None:
-        """Take the folder for this study: write `study.json`, unless it is there already."""
+    def claim(self) -> None:
+        """Make the folders of a study, and remove what a killed run left unfinished in them."""
         self._stages.mkdir(exist_ok=True)
-        # A killed run may have left partial files in any of the folders, also where this run writes nothing.
         for folder in (self.path, *(place for place in self.path.iterdir() if place.is_dir())):
             files.sweep(folder)
-        if not self._study_file.exists():
-            files.write_json(self._study_file, study)
 
-    def done(self, stage: str) -> Done | None:
+    def done(self, stage: str, key: str) -> Done | None:
         """Return the result of a stage; None if it is not done.
 
         Raises:
             ValueError: the file of the stage cannot be read, or lacks a key.
         """
-        file, remedy = self._stages / f"{stage}.json", "delete it, and the stage is done anew"
+        file, remedy = self._file(stage, key), "delete it, and the stage is done anew"
         if not file.exists():
             return None
         record = files.read_json(file, remedy)
         with files.understood(file, f"result of the stage {stage}", remedy):
-            if lacking := [key for key in _KEYS_OF_STAGE[stage] if key not in record["result"]]:
+            if lacking := [name for name in _KEYS_OF_STAGE[stage] if name not in record["result"]]:
                 raise KeyError(lacking[0])
             return Done(dict(record["result"]), float(record["seconds"]))
 
-    def do(self, stage: str, work: Callable[[], dict[str, Any]]) -> Done:
-        """Do a stage, and write its result to the folder."""
+    def do(self, stage: str, key: str, work: Callable[[], dict[str, Any]]) -> Done:
+        """Do a stage, and write its result to the folder.
+
+        What models write and read on the way is kept too, batch by batch, so that a killed stage loses one batch. The
+        texts stay: another judge scores them again. The numbers of a stage that is done are removed.
+        """
+        journal = Journal(self.path / "texts.sqlite", self._stages / f"{stage}.sqlite")
+        spent = self._spent(stage)
         began = time.perf_counter()
-        result = work()
+        try:
+            with using(journal):
+                result = work()
+        except BaseException:
+            files.write_json(self._seconds(stage), spent + time.perf_counter() - began)
+            raise
         # The result goes through JSON at once, so that a resumed run sees just what an uninterrupted one does.
-        record = json.loads(json.dumps({"seconds": round(time.perf_counter() - began, 2), "result": result}))
-        files.write_json(self._stages / f"{stage}.json", record)
+        seconds = round(spent + time.perf_counter() - began, 2)
+        record = json.loads(json.dumps({"seconds": seconds, "result": result}))
+        files.write_json(self._file(stage, key), record)
+        journal.forget("numbers")
+        self._seconds(stage).unlink(missing_ok=True)
         return Done(record["result"], record["seconds"])
+
+    def _file(self, stage: str, key: str) -> Path:
+        return self._stages / f"{stage}.{key}.json"
+
+    def _seconds(self, stage: str) -> Path:
+        return self._stages / f"{stage}.seconds"
+
+    def _spent(self, stage: str) -> float:
+        """Return the seconds that interrupted runs have spent on a stage, as far as they could write them down."""
+        return float(files.read_json(self._seconds(stage))) if self._seconds(stage).exists() else 0.0

@@ -13,8 +13,8 @@ from xlingtox.checking import checked
 from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.measures import COMPARED
 from xlingtox.study import provenance
-from xlingtox.study.findings import without_warnings
 from xlingtox.study.results import StudyResults
+from xlingtox.study.sentences import without_warnings
 from xlingtox.text import seen
 
 _MEASURES = (

@@ -6,11 +6,13 @@ Importing this module imports transformers' trainer, which is slow. So only `tra
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from statistics import fmean
 from typing import Any
 
 from transformers import TrainerCallback
 
+from xlingtox.progress import Shown, bar
 from xlingtox.tuning.run_folder import Diverged, RunFolder
 
 
@@ -19,14 +21,16 @@ class AlreadyTrained(Exception):
 
 
 class TrainingMonitor(TrainerCallback):
-    """A trainer callback that moves one progress bar, keeps the log, and stops a run that diverges.
+    """A trainer callback that shows progress, keeps the log, and stops a run that diverges.
 
     Attributes:
         start: the checkpoint to load before training: the newest one, or the best one if training has ended.
     """
 
-    def __init__(self, folder: RunFolder, bar: Any) -> None:
-        self.folder, self.bar, self.earlier = folder, bar, folder.reached()
+    def __init__(self, folder: RunFolder, bars: ExitStack, progress: bool) -> None:
+        """Follow the run in `folder`. The bar of the steps stays until `bars` is left."""
+        self.folder, self.earlier = folder, folder.reached()
+        self._bars, self._progress, self._shown, self._n_shown = bars, progress, Shown(), 0
         self.start = None
         if self.earlier is not None:
             ended_with_best = self.earlier.over and self.earlier.best is not None
@@ -36,17 +40,24 @@ class TrainingMonitor(TrainerCallback):
         # Without this the trainer would do at least one more step.
         if self.earlier is not None and self.earlier.over:
             raise AlreadyTrained
+        steps = bar("tuning", total=state.max_steps, unit="step", progress=self._progress)
+        self._shown = self._bars.enter_context(steps)
+        self._show(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.total = state.max_steps
-        self.bar.update(state.global_step - self.bar.n)
+        self._show(state)
+
+    def _show(self, state: Any) -> None:
+        """Show how many steps are done."""
+        self._shown.update(state.global_step - self._n_shown)
+        self._n_shown = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         for name in ("loss", "grad_norm", "eval_loss"):
             if name in (logs or {}) and not math.isfinite(float(logs[name])):
                 raise self._diverged(f"{name} is {logs[name]} at step {state.global_step}", state, state.log_history)
         if "loss" in (logs or {}):
-            self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+            self._shown.note(f"loss {float(logs['loss']):.3f}")
 
     def restore_token_count(self, trainer: Any) -> None:
         """Make a resumed run count tokens from where it broke off, because TRL does not save the count."""

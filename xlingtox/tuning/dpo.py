@@ -184,7 +184,8 @@ def _check_optimizer(recipe: Recipe) -> None:
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(optim=recipe.optimizer, use_cpu=PartialState().device.type == "cpu")
-    any_module: Any = nn.Linear(1, 1)
+    # Without memory it draws no random weights, which would change what the caller draws next.
+    any_module: Any = nn.Linear(1, 1, device="meta")
     try:
         Trainer.get_optimizer_cls_and_kwargs(arguments, any_module)
     except (ImportError, ValueError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 from typing import Any
 
@@ -15,12 +16,12 @@ import trl
 from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
 from xlingtox import files
+from xlingtox.progress import bar
 from xlingtox.tuning.callback import AlreadyTrained, TrainingMonitor
 from xlingtox.tuning.recipe import Lora
 from xlingtox.tuning.run import Run
@@ -43,6 +44,11 @@ def train(run: Run, progress: bool) -> None:
         def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
             return dataset
 
+        def compute_ref_log_probs(self, *arguments: Any) -> Any:
+            result = super().compute_ref_log_probs(*arguments)
+            reference.update()
+            return result
+
     model = run.take_model()
     recipe, folder = run.recipe, run.folder
     arguments = recipe.arguments(run.room, run.pairs.validation is not None, run.device.type == "cpu")
@@ -58,21 +64,22 @@ def train(run: Run, progress: bool) -> None:
         config._name_or_path = run.base(model)
     run.begin(trl=arguments, instead=deviations)
     is_main = PartialState().is_main_process
-    with (
-        tqdm(desc="tuning", unit="step", disable=not (progress and is_main), leave=False) as bar,
-        quiet_libraries(),
-        no_hub_calls(),
-    ):
-        monitor = TrainingMonitor(folder, bar)
-        trainer = TokenTrainer(
-            model=model,
-            args=trl.DPOConfig(output_dir=str(folder.checkpoints.resolve()), **arguments),
-            train_dataset=run.stored("train"),
-            eval_dataset=None if run.pairs.validation is None else run.stored("validation"),
-            processing_class=run.tokenizer,
-            peft_config=adapter,
-            callbacks=[monitor],
-        )
+    with contextlib.ExitStack() as bars, quiet_libraries(), no_hub_calls():
+        monitor = TrainingMonitor(folder, bars, progress and is_main)
+        n_batches = _reference_batches(run)
+        # TRL computes the reference's log-probabilities while the trainer is made.
+        with bar(
+            "reference log-probabilities", total=n_batches, unit="batch", progress=progress and is_main
+        ) as reference:
+            trainer = TokenTrainer(
+                model=model,
+                args=trl.DPOConfig(output_dir=str(folder.checkpoints.resolve()), **arguments),
+                train_dataset=run.stored("train"),
+                eval_dataset=None if run.pairs.validation is None else run.stored("validation"),
+                processing_class=run.tokenizer,
+                peft_config=adapter,
+                callbacks=[monitor],
+            )
         monitor.restore_token_count(trainer)
         # The trainer prints its log where its own bar is switched off.
         trainer.remove_callback(PrinterCallback)
@@ -108,6 +115,12 @@ def train(run: Run, progress: bool) -> None:
         for saved in (folder.path, *([] if adapter is None else [folder.adapter])):
             files.ordinary_permissions(saved)
         files.write_results(folder.log, log)
+
+
+def _reference_batches(run: Run) -> int:
+    """Return in how many batches this process reads the pairs with the reference."""
+    parts = [run.pairs.train, *([] if run.pairs.validation is None else [run.pairs.validation])]
+    return sum(math.ceil(len(part) / run.recipe.batch_size / PartialState().num_processes) for part in parts)
 
 
 def without_dropout(model: Any) -> dict[str, Any]:

@@ -1,0 +1,282 @@
+"""Measure the models of a comparison one after the other: the model before, the model after, and the first again.
+
+Each function here needs one model, and returns what it found without a reference to that model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from jaxtyping import Float, Int
+
+from xlingtox.data import Prompt
+from xlingtox.evaluation import metrics
+from xlingtox.evaluation.fluency import Fluency, check_held_out, conditional_perplexity, held_out_losses
+from xlingtox.evaluation.named_sets import CONTROL, all_of_layers
+from xlingtox.evaluation.same_text import MeansBySet, Text, distinct, means_by_prompt
+from xlingtox.evaluation.soundness import Reference, reference_of
+from xlingtox.evaluation.weight_drift import KeptVectors, LayerDrift, drift_from
+from xlingtox.models.ending import ending_probability
+from xlingtox.models.generation import Continuations, check_lengths, generate
+from xlingtox.models.hooked import HookedLM
+from xlingtox.models.identity import Identity
+from xlingtox.models.shape import Shape
+from xlingtox.neurons.activations import Activations, collect_together, few_enough
+from xlingtox.neurons.controls import random_sets
+from xlingtox.neurons.greedy import Written
+from xlingtox.neurons.neuron_set import NeuronSet
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured of both models. `compare` explains the fields.
+
+    Attributes:
+        sets: the sets of neurons by name, the main one first.
+        sampling: `n_samples`, `max_new_tokens` and `seed`.
+        folder: where continuations are kept; None to keep none.
+    """
+
+    prompts: Sequence[Prompt]
+    sets: Mapping[str, NeuronSet]
+    text: Text
+    n_random: int
+    held_out: Dataset | None
+    sampling: Mapping[str, int]
+    folder: Path | None
+    progress: bool
+
+    @property
+    def main(self) -> NeuronSet:
+        """The main set."""
+        return next(iter(self.sets.values()))
+
+    @property
+    def n_steps(self) -> int:
+        """The number of new tokens of a continuation."""
+        return self.sampling["max_new_tokens"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What two models must have in common, so that their results can be compared.
+
+    Attributes:
+        texts: the prompts and the held-out texts, as tokens.
+    """
+
+    shape: Shape
+    texts: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(cls, lm: HookedLM, task: Task) -> Profile:
+        """Check that a model can do the task, and return its profile.
+
+        Raises:
+            ValueError: a text is too long for it or empty; or it is edited by hooks, and its texts are to be kept.
+        """
+        check_lengths(lm, task.prompts, task.n_steps)
+        if task.held_out is not None:
+            check_held_out(lm, task.held_out)
+        if task.folder is not None and lm.hooked:
+            raise ValueError(
+                f"{lm.name} has hooks on it, which do not show in the texts that output_dir= keeps: compare without "
+                "output_dir=, or with the model that edit.bake(lm) gives"
+            )
+        texts = [prompt.text for prompt in task.prompts]
+        texts += [] if task.held_out is None else list(task.held_out["text"])
+        return cls(lm.shape(), dict(zip(texts, lm.token_ids(texts), strict=True)))
+
+    def check_alike(self, other: Profile) -> None:
+        """Raise ValueError where the models differ in shape, or cut a text into different tokens."""
+        self.shape.check_alike(other.shape)
+        for text, ids in self.texts.items():
+            if ids != other.texts[text]:
+                raise ValueError(
+                    f"the models' tokenizers cut {text!r} into different tokens, {ids[:5]} and "
+                    f"{other.texts[text][:5]}, so that their results cannot be compared: load both models with one "
+                    "tokenizer="
+                )
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one model writes, and how it answers to text.
+
+    Attributes:
+        continuations: what it wrote, sampled.
+        tokens: the continuations as its tokenizer cuts them.
+        losses: the loss and the number of tokens of each held-out text, by language.
+        activations: how active the main set is on its own greedy text.
+        greedy: that text.
+        means: how active all sets are on the text that both models read; None where this is not known yet.
+        ending: how likely it ends its text at once, by language.
+    """
+
+    model: Identity
+    continuations: Continuations
+    tokens: Sequence[Sequence[int]]
+    losses: Mapping[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]
+    activations: Activations
+    greedy: Written
+    means: MeansBySet | None
+    ending: Mapping[str, Float[np.ndarray, "prompt"]]
+
+    def perplexities(self) -> dict[str, float]:
+        """Return the perplexity of each language's held-out text."""
+        return {code: metrics.perplexity(losses, counts) for code, (losses, counts) in self.losses.items()}
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is measured of the model before, while the model after is not in memory.
+
+    Attributes:
+        fluency: how likely it finds its own continuations.
+        reference: what sound text is, by its own.
+        sets: all sets that are read, by name; the control is several.
+        vectors: the vectors of its neurons; None where it is edited by hooks, which its weights do not show.
+    """
+
+    side: Side
+    profile: Profile
+    fluency: Fluency
+    reference: Reference
+    sets: Mapping[str, Sequence[NeuronSet]]
+    vectors: KeptVectors | None
+
+
+def measure_before(lm: HookedLM, task: Task, keep_vectors: Callable[[HookedLM], KeptVectors]) -> Before:
+    """Measure the model before the change."""
+    profile, identity = Profile.of(lm, task), lm.identity()
+    vectors = None if lm.standing_edit else keep_vectors(lm)
+    continuations = _continuations(lm, task, "before")
+    fluency = conditional_perplexity(lm, continuations, progress=task.progress)
+    losses = _losses(lm, task)
+    with np.errstate(over="ignore"):
+        held = {code: np.exp(of_texts / counts) for code, (of_texts, counts) in losses.items()}
+    reference = reference_of(identity, continuations, fluency, held)
+    sets: dict[str, Sequence[NeuronSet]] = {name: [neurons] for name, neurons in task.sets.items()}
+    reads_own = task.text != "after"
+    everything = all_of_layers(lm, [task.main])
+    if CONTROL in sets or not task.n_random or len(everything) == len(task.main):
+        activations, greedy, means = _read_own(lm, task, sets if reads_own else None)
+    else:
+        (activations, of_layers), greedy = collect_together(
+            lm,
+            task.prompts,
+            [task.main, everything],
+            keep_values=[True, False],
+            max_new_tokens=task.n_steps,
+            progress=task.progress,
+        )
+        seed = task.sampling["seed"]
+        if drawn := random_sets(task.main, lm, n=task.n_random, seed=seed, match="activity", activations=of_layers):
+            sets[CONTROL] = drawn
+        means = _means(lm, task, sets, None) if reads_own else None
+    side = Side(
+        identity, continuations, _tokens(lm, continuations), losses, activations, greedy, means, _ending(lm, task)
+    )
+    return Before(side, profile, fluency, reference, sets, vectors)
+
+
+def measure_after(lm: HookedLM, task: Task, before: Before) -> tuple[Side, tuple[LayerDrift, ...]]:
+    """Measure the model after the change, and how far its vectors moved.
+
+    Raises:
+        ValueError: it cannot be compared with the model before.
+    """
+    before.profile.shape.check_alike(lm.shape())
+    before.profile.check_alike(Profile.of(lm, task))
+    continuations = _continuations(lm, task, "after")
+    activations, greedy, means = _read_own(lm, task, None if task.text == "before" else before.sets)
+    if means is None:
+        means = _means(lm, task, before.sets, before.side.greedy)
+    edited = before.vectors is None or lm.standing_edit is not None
+    drift = () if edited or before.vectors is None else drift_from(before.vectors, lm).by_layer()
+    tokens, losses, ending = _tokens(lm, continuations), _losses(lm, task), _ending(lm, task)
+    return Side(lm.identity(), continuations, tokens, losses, activations, greedy, means, ending), drift
+
+
+def judge_after(lm: HookedLM, task: Task, before: Before, after: Side) -> tuple[Fluency, MeansBySet]:
+    """Let the model before judge what the model after wrote, and read its text if both shall read that.
+
+    Returns:
+        the fluency of the continuations, and how active the sets are in the model before.
+
+    Raises:
+        ValueError: this is not the model that was measured before.
+    """
+    if not lm.identity().is_same(before.side.model):
+        raise ValueError(
+            f"before() gave {before.side.model} at first and then {lm.identity()}: expected the same model"
+        )
+    fluency = conditional_perplexity(lm, after.continuations, progress=task.progress)
+    return fluency, before.side.means or _means(lm, task, before.sets, after.greedy)
+
+
+def _read_own(
+    lm: HookedLM, task: Task, sets: Mapping[str, Sequence[NeuronSet]] | None
+) -> tuple[Activations, Written, MeansBySet | None]:
+    """Read the main set on the model's own greedy text, and these sets too, while it is written once."""
+    every = None if sets is None else distinct(sets)
+    wanted = [task.main]
+    if every is not None and few_enough(len(task.prompts), task.n_steps, len(every)):
+        wanted.append(every)
+    sizes: dict[str, Any] = {"max_new_tokens": task.n_steps, "progress": task.progress}
+    (activations, *others), greedy = collect_together(lm, task.prompts, wanted, **sizes)
+    if sets is None:
+        return activations, greedy, None
+    if not others:
+        return activations, greedy, _means(lm, task, sets, None)
+    return activations, greedy, means_by_prompt(sets, len(task.prompts), task.n_steps, lambda _: others[0])
+
+
+def _means(lm: HookedLM, task: Task, sets: Mapping[str, Sequence[NeuronSet]], writer: Written | None) -> MeansBySet:
+    """Read sets of neurons on what `writer` holds, or on the model's own greedy text."""
+
+    def read(neurons: NeuronSet) -> Activations:
+        sizes: dict[str, Any] = {"max_new_tokens": task.n_steps, "progress": task.progress}
+        return collect_together(lm, task.prompts, [neurons], writer=writer, **sizes)[0][0]
+
+    return means_by_prompt(sets, len(task.prompts), task.n_steps, read)
+
+
+def _tokens(lm: HookedLM, continuations: Continuations) -> list[list[int]]:
+    return lm.tokenizer(list(continuations.texts), add_special_tokens=False)["input_ids"]
+
+
+def _ending(lm: HookedLM, task: Task) -> dict[str, Float[np.ndarray, "prompt"]]:
+    return ending_probability(lm, task.prompts, progress=task.progress)
+
+
+def _losses(lm: HookedLM, task: Task) -> dict[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]:
+    return {} if task.held_out is None else held_out_losses(lm, task.held_out, progress=task.progress)
+
+
+def _continuations(lm: HookedLM, task: Task, side: str) -> Continuations:
+    """Generate continuations, or read those that an earlier comparison kept in the task's folder."""
+    file = None if task.folder is None else task.folder / f"{side}.json"
+    if file is None or not file.exists():
+        continuations = generate(lm, task.prompts, **task.sampling, progress=task.progress)
+        if file is not None:
+            continuations.save(file)
+        return continuations
+    try:
+        continuations = Continuations.load(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; or delete it, and the texts are generated again") from error
+    stored: Any = {"max_new_tokens": None, "seed": None, "model": {}} | continuations.settings
+    stored["n_samples"] = continuations.n_samples
+    same_settings = all(stored[name] == value for name, value in task.sampling.items())
+    same_prompts = list(continuations.prompts) == list(task.prompts)
+    if not (same_settings and same_prompts and Identity.of(stored["model"]).is_same(lm.identity())):
+        raise ValueError(
+            f"{file} was written by another model, or for other prompts or settings: give another output_dir"
+        )
+    return continuations

@@ -1,0 +1,141 @@
+"""The plan of a study: which stages are run, in which order, and what the result of each depends on.
+
+A stage has a key: a digest of everything that its result depends on. When a setting changes, only the stages that it
+matters to have another key, and only these are done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xlingtox.models.identity import Identity
+from xlingtox.study.settings import STAGES, Materials, Settings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage works on.
+
+    Attributes:
+        needs: the stages that must be done before.
+        tables: the materials without which it cannot be done.
+        also: other materials that its result depends on, if they are there.
+        settings: the settings that matter to it.
+        judged: whether the scorer and the identifier of languages matter to it.
+    """
+
+    needs: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    judged: bool = False
+
+
+_DOSES = ("unit", "n_doses", "dose_prompts", "dose_samples", "max_new_tokens", "seed")
+
+STAGE: Mapping[str, Stage] = {
+    "localize": Stage(
+        tables=("labelled", "toxic_prompts"),
+        also=("labelled_elsewhere", "toxic_words"),
+        settings=("k", "n_null", "max_new_tokens", "source_language", "seed"),
+    ),
+    "promoted": Stage(needs=("localize",), tables=("toxic_prompts",), settings=("max_new_tokens", "seed")),
+    "intervene": Stage(
+        needs=("localize",),
+        tables=("toxic_prompts", "held_out"),
+        settings=(*_DOSES, "offsets", "n_random"),
+        judged=True,
+    ),
+    "amplify": Stage(
+        needs=("localize",),
+        tables=("neutral_prompts", "held_out"),
+        settings=(*_DOSES, "amplifications", "n_random_amplified"),
+        judged=True,
+    ),
+    "retrieve": Stage(tables=("parallel",), settings=("source_language",)),
+    "tune": Stage(tables=("pairs",), also=("validation",), settings=("recipe", "pairs_order", "seed")),
+    "compare": Stage(
+        needs=("localize", "tune"),
+        tables=("toxic_prompts",),
+        also=("held_out", "word_groups"),
+        settings=("n_samples", "max_new_tokens", "source_language", "seed"),
+        judged=True,
+    ),
+    "predict": Stage(needs=("retrieve", "compare"), settings=("source_language",)),
+}
+"""Each stage that a user may name, in the order in which they are run."""
+
+
+def planned(materials: Materials, settings: Settings) -> list[str]:
+    """Return the stages to run, in their order, with those that they need.
+
+    Without a choice, these are all that the materials allow.
+
+    Raises:
+        ValueError: a stage was asked for, and the materials for it or for one that it needs are missing.
+    """
+    if settings.stages is None:
+        return [name for name in STAGES if not lacking(name, materials)]
+    wanted = with_needs(settings.stages)
+    for name in wanted:
+        if missing := lacking(name, materials):
+            raise ValueError(
+                f"the stage {name} needs the materials {' and '.join(missing)}: give them, or leave it out"
+            )
+    return wanted
+
+
+def with_needs(names: Iterable[str]) -> list[str]:
+    """Return these stages and all that they need, in the order in which they are run."""
+    wanted = set(names)
+    for name in reversed(STAGES):
+        if name in wanted:
+            wanted.update(STAGE[name].needs)
+    return [name for name in STAGES if name in wanted]
+
+
+def lacking(name: str, materials: Materials) -> list[str]:
+    """Return the materials that a stage, or one that it needs, lacks."""
+    tables = dict.fromkeys(table for needed in with_needs([name]) for table in STAGE[needed].tables)
+    return [table for table in tables if getattr(materials, table) is None]
+
+
+def keys(model: Identity, materials: Materials, settings: Settings, names: Iterable[str]) -> dict[str, str]:
+    """Return the key of each of these stages: twelve hex digits."""
+    digests, values = materials.digests(), settings.as_json()
+    by_stage: dict[str, str] = {}
+    for name in names:
+        stage = STAGE[name]
+        about = _content(model, stage, digests, values)
+        by_stage[name] = _digest([name, about, [by_stage[needed] for needed in stage.needs]])
+    return by_stage
+
+
+def _content(
+    model: Identity, stage: Stage, digests: Mapping[str, str | None], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    judges = ("scorer", "identify_language") if stage.judged else ()
+    return {
+        "model": [model.fingerprint, model.dtype],
+        "materials": {table: digests[table] for table in (*stage.tables, *stage.also, *judges)},
+        "settings": {name: values[name] for name in stage.settings},
+    }
+
+
+def text_key(model: Identity, materials: Materials, settings: Settings, tuned: str) -> str:
+    """Return the key of what both models write for the comparison; no scorer matters to it.
+
+    Args:
+        tuned: the key of the stage in which the model was tuned.
+    """
+    names = ("n_samples", "max_new_tokens", "seed")
+    values, digests = settings.as_json(), materials.digests()
+    return _digest([model.fingerprint, model.dtype, digests["toxic_prompts"], [values[name] for name in names], tuned])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:12]

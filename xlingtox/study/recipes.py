@@ -1,0 +1,47 @@
+"""The recipes of tuning by name, and the one that a model's size asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import psutil
+import torch
+
+from xlingtox import tuning
+from xlingtox.checking import checked
+from xlingtox.models.hooked import HookedLM
+
+NAMED: Mapping[str, tuning.Recipe] = {
+    "paper-full": tuning.PAPER_FULL,
+    "paper-qlora": tuning.PAPER_QLORA,
+    "mini": tuning.MINI,
+}
+"""Each recipe that a settings file may name."""
+
+_SMALL = 3_000_000_000
+"""Models with fewer parameters are tuned in full, as in the paper: mGPT and BLOOM-1.7B, but not BLOOM-7.1B."""
+
+_BYTES_A_PARAMETER = 16
+"""The memory that full tuning needs for each parameter: a weight, its gradient, the optimizer's state and a copy."""
+
+
+@checked
+def default_recipe(lm: HookedLM) -> tuning.Recipe:
+    """Return the paper's recipe for a model of this size.
+
+    Models under 3 billion parameters are tuned in full where that fits into the memory of their device. Larger ones,
+    and quantised ones, get an adapter on a base of 4 bits.
+
+    Example:
+        >>> xt.study.recipes.default_recipe(lm) == xt.tuning.PAPER_FULL
+        True
+    """
+    fits = _BYTES_A_PARAMETER * lm.n_parameters < _memory(lm.device)
+    return tuning.PAPER_FULL if lm.n_parameters < _SMALL and fits and not lm.quantised else tuning.PAPER_QLORA
+
+
+def _memory(device: torch.device) -> int:
+    """Return the bytes that a device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)

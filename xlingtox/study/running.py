@@ -1,0 +1,171 @@
+"""Run a study: do each stage that is not done, keep its result, and write `results.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from xlingtox._version import __version__
+from xlingtox.checking import checked
+from xlingtox.models.hooked import HookedLM
+from xlingtox.models.identity import Identity
+from xlingtox.scoring import Cached, PerspectiveScorer
+from xlingtox.scoring.protocol import Scorer, ScorerIdentity
+from xlingtox.study.check import check
+from xlingtox.study.fit import check_fit
+from xlingtox.study.log_file import logging_to
+from xlingtox.study.models import Models, ModelSource
+from xlingtox.study.plan import keys, planned
+from xlingtox.study.progress_lines import ProgressLines
+from xlingtox.study.results import StudyResults
+from xlingtox.study.settings import Materials, Settings
+from xlingtox.study.stages import WORK, InProgress, verdicts_and_warnings
+from xlingtox.study.study_check import StudyCheck
+from xlingtox.study.study_folder import StudyFolder
+
+_LOG = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "transformers", "transformer-lens", "trl", "scikit-learn")
+
+
+@checked
+def run(
+    lm: HookedLM | ModelSource,
+    materials: Materials,
+    *,
+    output_dir: str | Path,
+    settings: Settings,
+    progress: bool = True,
+) -> StudyResults:
+    """Do the study, or what is left of it, and write `results.json`.
+
+    The stages find the sources, edit them, measure retrieval, tune the model on pairs in one language, compare it
+    before and after, and predict the reach. Stages whose materials are missing are left out.
+
+    A run that was stopped goes on where it was, to the same results: at most one batch is done twice. When a setting or
+    a table has changed, only the stages that it matters to are done again.
+
+    Args:
+        lm: the model before tuning, without an edit on it. A `ModelSource` is loaded for a stage and then let go, so
+            that the model before tuning and the tuned one are never in memory together.
+        materials: the data that the stages work on.
+        output_dir: the folder of the study. `stages/` in it holds the result of each stage that is done, and
+            `study.log` what happened.
+        settings: the stages, the sizes, the offsets, the recipe of tuning and the seed.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ValueError: the materials or settings do not fit the model or each other; then the folder is left as it was. Or
+            a file of the folder cannot be read.
+
+    Example:
+        >>> results = xt.study.run(lm, materials, output_dir="runs/study", settings=settings)  # doctest: +SKIP
+        >>> xt.study.report.write(results, "runs/study/report.html")  # doctest: +SKIP
+    """
+    return run_models(Models(lm), materials, output_dir=output_dir, settings=settings, progress=progress)
+
+
+def run_models(
+    models: Models, materials: Materials, *, output_dir: str | Path, settings: Settings, progress: bool
+) -> StudyResults:
+    """Do a study of models that may be in memory already; see `run`."""
+    base = models.base()
+    settings = settings.for_model(base)
+    check_fit(base, materials, settings)
+    stages, identity = planned(materials, settings), base.identity()
+    stage_keys = keys(identity, materials, settings, stages)
+    first_look = _first_look(base, materials, settings, output_dir=Path(output_dir), keys=stage_keys, progress=progress)
+    del base
+    folder = StudyFolder(output_dir)
+    folder.claim()
+    study = InProgress(
+        models,
+        materials,
+        settings,
+        folder=folder.path,
+        keys=stage_keys,
+        scorer=_kept(materials.scorer, folder.path, progress=progress),
+        progress=progress,
+    )
+    if first_look is not None:
+        first_look.save(folder.path / "check.json")
+    expected = {} if first_look is None else first_look.seconds
+    seconds: dict[str, float] = {}
+    with logging_to(folder.path / "study.log"), ProgressLines(stages, shown=progress, expected=expected) as lines:
+        for sentence in () if first_look is None else (*first_look.notes, *first_look.warnings):
+            _LOG.warning("%s", sentence)
+        for name in stages:
+            if (done := folder.done(name, stage_keys[name])) is None:
+                with lines.stage(name):
+                    done = folder.do(name, stage_keys[name], lambda name=name: WORK[name](study))
+                _LOG.info("%s: done in %.1f s", name, done.seconds)
+            else:
+                lines.skip(name)
+                _LOG.info("%s: was done before", name)
+            study.done[name], seconds[name] = done.result, done.seconds
+        results = _results(study, identity, seconds)
+    results.save(folder.path / "results.json")
+    models.release()
+    return results
+
+
+def _first_look(
+    base: HookedLM,
+    materials: Materials,
+    settings: Settings,
+    *,
+    output_dir: Path,
+    keys: Mapping[str, str],
+    progress: bool,
+) -> StudyCheck | None:
+    """Check a study before it works: what it will take, and whether anything stands in its way. A study that has begun
+    was checked.
+
+    Raises:
+        ValueError: the study cannot be run, with a line for each reason.
+    """
+    if any((output_dir / "stages" / f"{name}.{key}.json").exists() for name, key in keys.items()):
+        return None
+    checked = check(base, materials, settings, output_dir=output_dir, progress=progress)
+    if checked.problems:
+        raise ValueError("\n".join(checked.problems))
+    return checked
+
+
+def _kept(scorer: Scorer, folder: Path, *, progress: bool) -> Scorer:
+    """Return the scorer, with a cache in the study's folder if it has none."""
+    if isinstance(scorer, Cached | PerspectiveScorer):
+        return scorer
+    return Cached(scorer, path=folder / "scores.sqlite", progress=progress)
+
+
+def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -> StudyResults:
+    """Put the results of all stages together."""
+    materials, settings = study.materials, study.settings
+    content: dict[str, Any] = {}
+    for result in (*study.done.values(), verdicts_and_warnings(study)):
+        content |= result
+    judge = dataclasses.asdict(ScorerIdentity.of(materials.scorer))
+    prompt_languages = list(dict.fromkeys(materials.toxic_prompts["language"]))
+    content |= {
+        "languages": list(study.done["compare"]["before"]) if "compare" in study.done else prompt_languages,
+        "stages": list(study.done),
+        "source_language": settings.source_language,
+        "origins": [dict(origin) for origin in materials.origins],
+        "notes": list(materials.notes),
+        "settings": settings.as_json(),
+        "judges": [judge | {"languages": list(judge["languages"])}],
+        "identified": materials.identify_language is not None,
+        "given": materials.mixing,
+        "model": dataclasses.asdict(model),
+        "seconds": dict(seconds),
+        "versions": {"python": platform.python_version(), "xlingtox": __version__}
+        | {name: version(name) for name in _PACKAGES},
+        "seed": settings.seed,
+    }
+    return StudyResults.of(content)
