@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import platform
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def run_models(
         for name in stages:
             if (done := folder.done(name, stage_keys[name])) is None:
                 with lines.stage(name):
-                    done = folder.do(name, stage_keys[name], lambda name=name: WORK[name](study))
+                    done = folder.do(name, stage_keys[name], partial(WORK[name], study))
                 _LOG.info("%s: done in %.1f s", name, done.seconds)
             else:
                 lines.skip(name)
