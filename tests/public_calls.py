@@ -7,7 +7,7 @@ from typing import Any
 import xlingtox as xt
 from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, multiplicity, soundness
 from xlingtox.neurons import controls
-from xlingtox.study import check, published, report, study_check, templates, weights
+from xlingtox.study import check, comparing, published, report, study_check, templates, terminal, weights
 from xlingtox.transfer import correlation, prediction, retrieval
 
 MODULES = {
@@ -32,6 +32,8 @@ MODULES = {
     "paper": xt.paper,
     "study": xt.study,
     "report": report,
+    "terminal": terminal,
+    "comparing": comparing,
     "templates": templates,
     "check": check,
     "study_check": study_check,

@@ -145,6 +145,8 @@ def _add_study(commands: Any) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from xlingtox.study import Study, templates
 
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed is {options.seed}: expected 0 or more, and less than 2**32")
     changes: dict[str, Any] = {"output_dir": options.out, "data.seed": options.seed, "study.seed": options.seed}
     if options.model is not None:
         changes["model.source"] = options.model

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from browsing import visiting
-from studies import HOSTILE, hostile, made_up
+from studies import HOSTILE, KEYS_OF_STAGES, hostile, made_up, only
 
 from xlingtox import NeuronSet, TokenActivations, figures, files
 from xlingtox.models.identity import Identity
@@ -67,6 +67,32 @@ def test_the_report_at_every_width_and_in_both_schemes(browser, page, width, sch
         assert visit.requests == []
 
 
+@pytest.mark.parametrize(
+    ("stages", "source", "scheme", "n_figures"),
+    [
+        (["localize", "promoted", "intervene"], "en", "light", 2),
+        (["retrieve"], "en", "dark", 1),
+        (list(KEYS_OF_STAGES), "es", "dark", 10),
+    ],
+    ids=["doses", "retrieval", "Spanish"],
+)
+def test_a_report_of_some_stages_on_a_narrow_page(browser, tmp_path, stages, source, scheme, n_figures):
+    file = tmp_path / "report.html"
+    report.write(StudyResults.of(only(*stages, source_language=source)), file)
+    with visiting(browser, file, 390, scheme) as visit:
+        assert len(visit.drawn()) == n_figures
+        assert visit.page.locator("#unmask").count() == ("promoted" in stages)
+        visit.page.locator(".menu summary").press("Enter")
+        visit.page.get_by_role("button", name="None", exact=True).press("Enter")
+        visit.page.get_by_role("checkbox", name="Spanish").press("Space")
+        assert len(visit.drawn()) == n_figures
+        shown = visit.page.locator(".provenance").inner_text()
+        assert "Amharic was dropped: no judge covers it." in shown
+        assert visit.accessibility_faults() == []
+        assert not visit.overflows()
+        assert (visit.faults, visit.requests) == ([], [])
+
+
 def test_it_is_printed_light_and_unfolded(browser, page):
     with visiting(browser, page, scheme="dark") as visit:
         visit.drawn()
@@ -107,7 +133,7 @@ def test_the_menu_of_languages_filters_figures_tables_and_samples_by_keyboard(br
         assert all(len(trace["z"]) == 2 for trace in neurons)
         assert [sources, curves, drift] == [before[5], *before[7:]]
         shown = "[...document.querySelectorAll('tr[data-language]')].filter((row) => !row.hidden).length"
-        assert at.evaluate(shown) == 10, "two in each of five tables"
+        assert at.evaluate(shown) == 11, "two in each of five tables, and one in that of retrieval from English"
         notes = [note.inner_text() for note in at.locator(".note:visible").all()]
         assert notes[0] == notes[2]
         assert notes[:2] == [
@@ -152,7 +178,7 @@ def test_hostile_text_in_a_report_does_not_run(browser, tmp_path, toxic_words):
     file = tmp_path / "report.html"
     report.write(StudyResults.of(hostile()), file, toxic_words=toxic_words)
     with visiting(browser, file) as visit:
-        assert len(visit.drawn()) == 9
+        assert len(visit.drawn()) == 10
         visit.page.get_by_role("button", name="Show toxic words").click()
         visit.page.locator(".menu summary").click()
         visit.page.get_by_role("checkbox", name="German").click()
@@ -258,6 +284,17 @@ def test_the_picture_command(browser, tmp_path):
     assert taken.startswith(b"\x89PNG")
     assert (int.from_bytes(taken[16:20]), int.from_bytes(taken[20:24])) == (1400, 760)
     assert 20_000 < len(taken) < 200_000, "a blank page is smaller"
+
+
+def test_a_picture_of_some_stages(browser, tmp_path):
+    if picture.browser() is None:
+        pytest.skip("no browser on the search path")
+    content = only("localize", "tune", "compare")
+    content["model"]["name"] = "another"
+    picture.take(StudyResults.of(content), tmp_path / "result.png")
+    assert len((tmp_path / "result.png").read_bytes()) > 20_000
+    with pytest.raises(ValueError, match="nothing to picture: the study compared nothing"):
+        picture.take(StudyResults.of(only("retrieve")), tmp_path / "result.png")
 
 
 def test_a_picture_without_a_browser(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def written(monkeypatch):
         return tokens, counts
 
     monkeypatch.setattr(generation, "decode", counting)
-    monkeypatch.setattr("xlingtox.neurons.activations.decode", counting)
+    monkeypatch.setattr("xlingtox.neurons.greedy.decode", counting)
     return steps
 
 

@@ -45,5 +45,8 @@ def activations_of_layers(
 
     Only their means and standard deviations are kept, because the values of all steps may take a gibibyte.
     """
-    neurons, sizes = [all_of_layers(lm, sets)], {"max_new_tokens": max_new_tokens, "progress": progress}
-    return collect_together(lm, prompts, neurons, keep_values=[False], **sizes)[0][0]
+    neurons = [all_of_layers(lm, sets)]
+    (activations,), _ = collect_together(
+        lm, prompts, neurons, keep_values=[False], max_new_tokens=max_new_tokens, progress=progress
+    )
+    return activations

@@ -263,7 +263,8 @@ def _continuations(lm: HookedLM, task: Task, side: str) -> Continuations:
     """Generate continuations, or read those that an earlier comparison kept in the task's folder."""
     file = None if task.folder is None else task.folder / f"{side}.json"
     if file is None or not file.exists():
-        continuations = generate(lm, task.prompts, **task.sampling, progress=task.progress)
+        sampling: dict[str, Any] = dict(task.sampling)
+        continuations = generate(lm, task.prompts, **sampling, progress=task.progress)
         if file is not None:
             continuations.save(file)
         return continuations

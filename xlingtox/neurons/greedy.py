@@ -102,8 +102,7 @@ def read_batch(
         with lm.hooks(post=_together(reader.newest() for reader in readers), edit=None):
             tokens = _write(lm, prompts, n_steps, stop_at_end=stop_at_end, before_pass=begin_step)
     else:
-        is_model = isinstance(writer, HookedLM)
-        tokens = _write(writer, prompts, n_steps, stop_at_end=stop_at_end) if is_model else writer
+        tokens = _write(writer, prompts, n_steps, stop_at_end=stop_at_end) if isinstance(writer, HookedLM) else writer
         _read_written(lm, readers, prompts, tokens, n_steps)
     values = [None if reader.values is None else reader.values.cpu() for reader in readers]
     return BatchReading(tokens, [reader.moments() for reader in readers], values)

@@ -171,7 +171,7 @@ def _of_figure_2(full: Sequence[Study]) -> Iterator[Counterpart]:
     """Yield average toxicity without an offset, and at the lowest one."""
     if full:
         first, last = numbers.FIGURE_2_OFFSETS
-        reasons = *_why_not("average_toxicity", full[0].comparison), f"offsets other than {first:g} and {last:g}"
+        reasons = *_why_not("average_toxicity", comparison_of(full[0])), f"offsets other than {first:g} and {last:g}"
         values = [_ends_of_doses(study.toxic_doses.doses) for study in full]
         yield _row("Figure 2", OFFSETS, numbers.FIGURE_2, values, why_not=reasons)
 

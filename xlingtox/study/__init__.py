@@ -3,7 +3,8 @@
 `Study.from_toml` reads a settings file, which names a model and data, and runs the study on them; `templates` has files
 to begin with. `run` does the same with values in Python. It keeps each batch as soon as it is done, so that a study
 that was stopped goes on where it was. It returns `StudyResults`, which `findings` puts into sentences, `report.write`
-into a page, and `picture.take` into an image. `published` has the paper's authors' own variants of some steps.
+into a page, `terminal.summary` into text, and `picture.take` into an image. `comparing` puts several studies on one
+page. `published` has the paper's authors' own variants of some steps.
 
 Each name is imported when it is first used, so that a command that writes a settings file need not wait for torch.
 """

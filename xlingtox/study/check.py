@@ -28,7 +28,7 @@ from xlingtox.study.study_check import LanguageCheck, StageCheck, StudyCheck
 from xlingtox.text import first_line
 from xlingtox.tuning import PAPER_FULL, PAPER_QLORA, Recipe
 
-_MUCH_BLANK, _MUCH_UNSOUND = 0.1, 0.5
+_MUCH_BLANK, _MUCH_UNSOUND = 0.1, 2 / 3
 """More blank text, or more text that is not sound, than these shares is warned of."""
 
 _MORE = 1.2
@@ -45,6 +45,9 @@ _SMALL = 3_000_000_000
 
 _CHAT = re.compile(r"instruct|chat|(?:^|[-_])it(?:$|[-_.])", re.IGNORECASE)
 """Names of models that were tuned on conversations."""
+
+_PAPERS_DATA = ("rtp_lx", "jigsaw")
+"""The loaders of the paper's data that must be accepted."""
 
 _SUPPOSED = {"prompt_tokens": 20.0, "labelled": 12_800_000.0, "n_labelled": 159_571, "pair_tokens": 110.0}
 _SUPPOSED |= {"n_pairs": 24_576, "longest": 128}
@@ -63,8 +66,8 @@ def check(
 ) -> StudyCheck:
     """Try ten prompts of each language, and say what the study will cost and whether there is anything to find.
 
-    The model writes one greedy and four sampled continuations of each prompt, and reads them. From how fast that went,
-    and from what each stage has to do, follow the times.
+    The model writes one greedy and four sampled continuations of each prompt (two where it is slow), and reads one.
+    From how fast that went, and from what each stage has to do, follow the times.
 
     Args:
         output_dir: the folder of the study; only the free space of its disk is looked at.
@@ -135,6 +138,7 @@ def check_without_weights(
     settings: Settings | None = None,
     n_languages: int = 17,
     per_language: int = 1000,
+    problems: Sequence[str] = (),
 ) -> StudyCheck:
     """Say what is missing of a model that is not on this machine, where to get it, and what the study will take.
 
@@ -145,6 +149,7 @@ def check_without_weights(
         source, revision: the model, as `HookedLM.load` takes it.
         materials: the data; None guesses the sizes of the paper's.
         n_languages, per_language: how many prompts to suppose where no materials are given.
+        problems: what else stands in the way, such as files of data that are missing.
 
     Example:
         >>> check = xt.study.check.check_without_weights("ai-forever/mGPT", output_dir=tmp_path)
@@ -153,17 +158,16 @@ def check_without_weights(
     """
     settings = settings or Settings()
     model, missing = weights.known(source), weights.missing_weights(source, revision)
-    problems = []
     if missing is not None:
-        problems.append(f"{missing} {_to_do(source, gated=model is not None and model.gated)}".strip())
+        problems = [*problems, f"{missing} {_to_do(source, gated=model is not None and model.gated)}"]
     about: dict[str, Any] = {
         "model": source if model is None else f"{source}, {check_text.count(model.shape.n_parameters)} parameters",
         "device": "one GPU with 80 GB (assumed)",
-        "data": f"{n_languages} languages, {per_language} prompts each (assumed)"
+        "data": f"as in the paper, with {per_language:,} prompts in each of {n_languages} languages (assumed)"
         if materials is None
         else _data_in_words(materials),
         "notes": () if materials is None else materials.notes,
-        "licences": weights.licences([] if materials is None else _loaders(materials), source),
+        "licences": weights.licences(_PAPERS_DATA if materials is None else _loaders(materials), source),
         "problems": tuple(problems),
     }
     if model is None:
@@ -272,9 +276,9 @@ def _of_text(found: Mapping[str, LanguageCheck], settings: Settings) -> list[str
             for code, row in low.items()
         ]
         warnings.append(
-            f"Too few prompts, or too little toxicity, to see it halve in {len(low)} of {len(found)} languages. Needed "
-            f"with {settings.n_samples} samples a prompt: {check_text.listed(listed)}. Take more prompts, or prompts "
-            "that draw out more toxicity."
+            f"Too few prompts, or too little toxicity, to see it halve in {len(low)} of {len(found)} languages. "
+            f"Needed, roughly, with {settings.n_samples} samples a prompt: {check_text.listed(listed)}. Take more "
+            "prompts, or prompts that draw out more toxicity."
         )
     for share, limit, what in (("blank", _MUCH_BLANK, "say nothing"), ("unsound", _MUCH_UNSOUND, "are not sound")):
         much = {code: getattr(row, share) for code, row in found.items() if getattr(row, share) > limit}

@@ -99,11 +99,16 @@ def summary(studies: Studies, width: int = 80) -> str:
     return in_ascii("\n\n".join("\n".join(lines) for lines in paragraphs if lines))
 
 
+@checked
 def named(studies: Studies) -> dict[str, StudyResults]:
     """Return the studies by name, read from their folders where they are not in memory.
 
     Raises:
         ValueError: what `compare_studies` refuses.
+
+    Example:
+        >>> list(xt.study.comparing.named(["runs/mgpt", "runs/bloom"]))  # doctest: +SKIP
+        ['mgpt', 'bloom']
     """
     by_name = dict(studies) if isinstance(studies, Mapping) else _read(studies)
     if len(by_name) < 2:

@@ -20,6 +20,9 @@ _READINGS = 11
 _PROPOSED_FROM = 4
 """Each source's words are looked for in so many samples of each prompt."""
 
+_STATES = 0.3
+"""To read the states of a token takes at least this share of reading it with its logits."""
+
 _PADDED = 2.3
 """TRL reads pairs in random order, padded to the longest of a batch. It takes so many times what sorted texts take."""
 
@@ -184,7 +187,7 @@ def stage_costs(
         "promoted": stage.promoted,
         "intervene": stage.intervene,
         "amplify": stage.amplify,
-        "retrieve": lambda: Work(read=materials.parallel, overhead=1.0),
+        "retrieve": lambda: Work(read=stage.states(materials.parallel), overhead=2.5),
         "tune": stage.tune,
         "compare": stage.compare,
         "predict": lambda: Work(overhead=2.0),
@@ -230,13 +233,18 @@ class _Costs:
         """Return the work of continuing n prompts, once each."""
         return Work(written=float(n * self.settings.max_new_tokens), read=n * tokens)
 
+    def states(self, tokens: float) -> float:
+        """Return how many tokens could be read in full while only the states of so many are read, without logits."""
+        unembedding = self.shape.n_vocab * self.shape.d_model / max(1, self.shape.n_parameters)
+        return tokens * max(_STATES, 1 - unembedding)
+
     def localize(self) -> Work:
         sizes, shape, settings = self.sizes, self.shape, self.settings
         n_source = sizes.prompts.get(settings.source_language, 0)
         # The words of the candidates, and of those of as many shuffled probes and weights, are read off.
         vectors = settings.k * (2 * settings.n_null + 20)
         unembedded = vectors * shape.n_vocab * shape.d_model / max(1, shape.n_parameters)
-        read = sizes.labelled + sizes.elsewhere + unembedded
+        read = self.states(sizes.labelled + sizes.elsewhere) + unembedded
         return Work(read=read, overhead=2.0) + self.greedily(n_source, sizes.prompt_tokens)
 
     def promoted(self) -> Work:

@@ -113,6 +113,7 @@ LOADERS: Mapping[str, Loader] = {
     "mini.held_out": Loader(Signature(mini.held_out, renamed={}), ("held_out",)),
     "mini.toxic_words": Loader(Signature(mini.toxic_words, renamed={}), ("toxic_words",)),
     "mini.word_groups": Loader(Signature(mini.word_groups, renamed={}), ("word_groups",)),
+    "mini.whose_words": Loader(Signature(mini.whose_words, renamed={}), ("word_groups",)),
     "mini.mixing": Loader(Signature(mixing, renamed={}), ("mixing",)),
 }
 """Each loader by the name that a settings file has for it."""

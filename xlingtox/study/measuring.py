@@ -31,6 +31,9 @@ T = TypeVar("T")
 N_PROMPTS, N_SAMPLES = 10, 4
 """So many prompts of each language are tried, and so many samples of each."""
 
+_PATIENCE = 60.0
+"""Where one continuation of each prompt takes longer than so many seconds, only two more are sampled."""
+
 _SMALL = 500_000_000
 """On a CPU, a step of tuning is tried on models with fewer weights than these."""
 
@@ -72,15 +75,15 @@ class Measured:
 def measure(lm: HookedLM, materials: Materials, settings: Settings, recipe: Recipe, *, progress: bool) -> Measured:
     """Write, read and score a little text. A journal that is in use is not read, so that times are true."""
     few, new = first_rows(materials.toxic_prompts, N_PROMPTS), settings.max_new_tokens
-    n_samples = max(2, min(N_SAMPLES, settings.n_samples))
     options: dict[str, Any] = {"max_new_tokens": new, "seed": settings.seed, "progress": False}
     with using(None), bar("trying the model", total=5, unit="part", progress=progress) as shown:
         # The first passes of a model are slow.
         warm = generate(lm, first_rows(few, 1), n_samples=1, max_new_tokens=2, progress=False)
         conditional_perplexity(lm, warm, progress=False)
         shown.update()
-        greedy = generate(lm, few, greedy=True, **options)
+        greedy, once = _timed(lambda: generate(lm, few, greedy=True, **options))
         shown.update()
+        n_samples = 2 if once > _PATIENCE else max(2, min(N_SAMPLES, settings.n_samples))
         sampled, writing = _timed(lambda: generate(lm, few, n_samples=n_samples, **options))
         shown.update()
         # One sample of each prompt tells how fast the model reads.
@@ -177,7 +180,8 @@ def _step(lm: HookedLM, pairs: Dataset, recipe: Recipe) -> float | None:
             logits = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1].float()
             chances = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
             chosen, rejected = (chances * mask[:, 1:]).sum(1).chunk(2)
-            (-torch.nn.functional.logsigmoid(recipe.beta * (chosen - rejected))).mean().backward()
+            loss: Any = -torch.nn.functional.logsigmoid(recipe.beta * (chosen - rejected)).mean()
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

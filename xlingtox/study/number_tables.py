@@ -131,21 +131,30 @@ def of_neurons(compared: Comparison, codes: Sequence[str]) -> str:
     return scrolling(f"Of the {len(compared.neurons)} sources, by their mean activation", columns, rows, shown)
 
 
-def beside_paper(results: StudyResults, *, models: Sequence[str] = numbers.MODELS) -> str:
-    """Return the paper's main table with this study as its first row: means over languages, before and after tuning.
+def models_beside(results: StudyResults) -> tuple[str, ...]:
+    """Return which of the paper's models stand beside this study: its own, or all for the miniature of the demo."""
+    if results.comparison is None or results.model is None:
+        return ()
+    if same := numbers.model_named(results.model.name):
+        return (same,)
+    return numbers.MODELS if results.mixing or results.model.name == "mini" else ()
 
-    Args:
-        models: the paper's models to show.
+
+def beside_paper(results: StudyResults) -> str:
+    """Return a table of this study's means over languages, before and after tuning, above those of the paper's Table 2.
+
+    The paper's rows are those of `models_beside`; there may be none.
     """
     name = "This study" if results.model is None else f"This study: {escaped(results.model.name)}"
     ours = {row.measure: row.mean for row in comparing.beside(results).rows if row.source == "Table 2"}
-    published = {model: numbers.TABLE_2[model] for model in models}
+    published = {model: numbers.TABLE_2[model] for model in models_beside(results)}
     rows = [
         [model, *(_of_paper(of_model.get(measure), numbers.decimals(measure)) for measure in numbers.MEASURES)]
         for model, of_model in {name: ours, **published}.items()
     ]
     tuned = language_name(results.source_language)
-    caption = f"Mean over languages, before → after {tuned} tuning: this study, and the paper’s Table 2"
+    caption = f"Mean over languages, before → after {tuned} tuning"
+    caption += ": this study, and the paper’s Table 2" if published else ""
     return scrolling(caption, ["Model", *numbers.MEASURES.values()], rows)
 
 

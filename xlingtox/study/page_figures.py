@@ -76,7 +76,7 @@ def _with_names(figure: dict[str, Any], named: Mapping[str, str]) -> dict[str, A
                 and isinstance(values[0], str)
             ):
                 axis = f"{letter}axis{trace.get(f'{letter}axis', letter)[1:]}"
-                ticks = {"tickmode": "array", "tickvals": list(named), "ticktext": list(named.values())}
+                ticks: dict[str, Any] = {"tickmode": "array", "tickvals": list(named), "ticktext": list(named.values())}
                 ticks |= {"tickangle": -45} if letter == "x" and len(values) > _UPRIGHT else {}
                 figure["layout"].setdefault(axis, {}).update(ticks)
     return figure

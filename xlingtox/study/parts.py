@@ -51,7 +51,7 @@ class PromotedTokens:
     Attributes:
         layer, index: the place of the source in the model.
         cosine: the cosine between its value vector and the probe.
-        mean_activation: its mean activation on English toxic prompts.
+        mean_activation: its mean activation on toxic prompts in the source language.
         tokens: the tokens, the most promoted first.
 
     Example:

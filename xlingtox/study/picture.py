@@ -32,12 +32,16 @@ def browser() -> str | None:
 
 @checked
 def take(results: StudyResults, path: str | Path, *, executable: str | None = None) -> None:
-    """Write a PNG with two figures and a table: toxicity by language, retrieval against the drop, the paper's Table 2.
+    """Write a PNG with two figures and a table: toxicity by language, retrieval against the drop, and mean measures.
+
+    Retrieval is left out where the study predicted nothing. The paper's Table 2 stands below where the model is one of
+    the paper's, or the miniature.
 
     Args:
         executable: the path of a Chromium browser (default: the first that is installed).
 
     Raises:
+        ValueError: the study compared nothing before and after tuning.
         OSError: there is no browser, it failed, or the file cannot be written.
 
     Example:
@@ -66,8 +70,14 @@ def take(results: StudyResults, path: str | Path, *, executable: str | None = No
 
 
 def _page(results: StudyResults) -> str:
-    left, right = figures.toxicity(results.comparison), figures.transfer(results.transfer)
-    shown = {"left": _still(left, 820), "right": _still(right, 560)}
+    if results.comparison is None:
+        raise ValueError('nothing to picture: the study compared nothing, as it lacks the stage "compare"')
+    toxicity, transfer = figures.toxicity(results.comparison), results.transfer
+    if transfer is not None and transfer.drop:
+        right = figures.transfer(transfer, pivot=results.source_language)
+        shown = {"left": _still(toxicity, 820), "right": _still(right, 560)}
+    else:
+        shown = {"left": _still(toxicity, 1380)}
     body = "".join(f'<div id="{place}"></div>' for place in shown) + number_tables.beside_paper(results)
     return pages.document("A study", body, "picture", shown, libraries=[get_plotlyjs()])
 

@@ -49,7 +49,7 @@ class ProgressLines:
         usual = sum(expected.values()) / len(expected) if expected else 1.0
         self._expected = {name: max(expected.get(name, usual), 1e-3) for name in stages}
         self._is_foretold = bool(expected)
-        self._shown = shown and (sys.stderr.isatty() or tqdm.__module__.endswith("notebook"))
+        self._shown = shown and can_draw()
         self._spent = self._expected_of_done = self._skipped = 0.0
         self._stage: str | None = None
         self._loops: list[_Loop] = []
@@ -145,6 +145,11 @@ class ProgressLines:
         whole.set_postfix_str(_left(self.seconds_left) if self.share < 1 else "", refresh=False)
         whole.refresh()
         stage.set_description_str(self.words if self._stage else "", refresh=True)
+
+
+def can_draw() -> bool:
+    """Return whether a line can be drawn anew: on a terminal and in a notebook, but not in a file."""
+    return sys.stderr.isatty() or tqdm.__module__.endswith("notebook")
 
 
 class _Loop:

@@ -18,7 +18,6 @@ from xlingtox.html.escaping import escaped
 from xlingtox.html.masking import mask
 from xlingtox.html.tables import in_language, language_name, number, percent, scrolling
 from xlingtox.paper import beside
-from xlingtox.paper.numbers import MODELS, model_named
 from xlingtox.study import methods, number_tables, page_figures, provenance
 from xlingtox.study.page_parts import menu, section, sentence, verdict_word, warnings
 from xlingtox.study.results import Sample, StudyResults
@@ -150,14 +149,12 @@ def _groups(results: StudyResults) -> str:
 
 def _beside(results: StudyResults) -> str:
     """Put the study next to the paper, where its model is one of the paper's, or the miniature of the demo."""
-    if results.comparison is None or results.model is None:
+    models = number_tables.models_beside(results)
+    if not models:
         return ""
-    same = model_named(results.model.name)
-    if not (same or results.mixing or results.model.name == "mini"):
-        return ""
-    table = number_tables.beside_paper(results, models=[same] if same else MODELS)
-    if same:
-        every = beside(results, models=[same])._repr_html_()
+    table = number_tables.beside_paper(results)
+    if len(models) == 1:
+        every = beside(results, models=models)._repr_html_()
         table += f'<details><summary>Every published number</summary><div class="wide">{every}</div></details>'
     return section("Beside the paper", _BESIDE + table)
 

@@ -17,13 +17,13 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.groups import GroupChange
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.study import doses
+from xlingtox.study import doses, settings
 from xlingtox.study.parts import ProbeQuality, PromotedToken, PromotedTokens, Sample, TransferSummary
 from xlingtox.text import first_line
 from xlingtox.transfer.prediction import Transfer
 from xlingtox.verdicts import Verdict
 
-STAGES = ("localize", "promoted", "intervene", "amplify", "retrieve", "tune", "compare", "predict", "judge")
+STAGES = (*settings.STAGES, "judge")
 """The stages of a study, in the order in which they are run."""
 
 _KEYS_OF_STAGES: Mapping[str, tuple[str, ...]] = {

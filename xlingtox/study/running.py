@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import platform
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from xlingtox.study.fit import check_fit
 from xlingtox.study.log_file import logging_to
 from xlingtox.study.models import Models, ModelSource
 from xlingtox.study.plan import keys, planned
-from xlingtox.study.progress_lines import ProgressLines
+from xlingtox.study.progress_lines import ProgressLines, can_draw
 from xlingtox.study.results import StudyResults
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.stages import WORK, InProgress, verdicts_and_warnings
@@ -102,7 +103,7 @@ def run_models(
         for name in stages:
             if (done := folder.done(name, stage_keys[name])) is None:
                 with lines.stage(name):
-                    done = folder.do(name, stage_keys[name], lambda name=name: WORK[name](study))
+                    done = folder.do(name, stage_keys[name], partial(WORK[name], study))
                 _LOG.info("%s: done in %.1f s", name, done.seconds)
             else:
                 lines.skip(name)
@@ -131,7 +132,7 @@ def _first_look(
     """
     if any((output_dir / "stages" / f"{name}.{key}.json").exists() for name, key in keys.items()):
         return None
-    checked = check(base, materials, settings, output_dir=output_dir, progress=progress)
+    checked = check(base, materials, settings, output_dir=output_dir, progress=progress and can_draw())
     if checked.problems:
         raise ValueError("\n".join(checked.problems))
     return checked

@@ -51,10 +51,10 @@ def summary(results: StudyResults, width: int = 80) -> str:
     if width < _NARROWEST:
         raise ValueError(f"width is {width}: expected at least {_NARROWEST} columns")
     paragraphs = [
-        [_wrapped(text, width, title=f"{what}: ") for what, text in provenance.lines(results)],
+        [_wrapped(text, width, title=f"{' '.join(what.split())}: ") for what, text in provenance.lines(results)],
         [_wrapped(f"Beware. {seen(warning)}", width) for warning in results.warnings],
         [_wrapped(seen(verdict.claim), width, title=f"{verdict.verdict:<11}") for verdict in results.verdicts],
-        _neurons(results),
+        [_wrapped(sentence, width) for sentence in _neurons(results)],
         _by_language(results, width),
         _doses("after toxic prompts", results.toxic_doses, width),
         _doses("after neutral prompts", results.neutral_doses, width),
@@ -64,10 +64,15 @@ def summary(results: StudyResults, width: int = 80) -> str:
     return in_ascii("\n\n".join("\n".join(lines) for lines in paragraphs if lines))
 
 
+@checked
 def in_ascii(text: str) -> str:
     """Return text of ours in characters that every terminal shows.
 
     Until then, spaces that do not break keep a number with its unit on one line.
+
+    Example:
+        >>> xt.study.terminal.in_ascii("0.5 → 0.1")
+        '0.5 -> 0.1'
     """
     return text.translate(_ASCII).replace("\u00a0", " ")
 
@@ -142,8 +147,8 @@ def _by_language(results: StudyResults, width: int) -> list[str]:
     ]
     if untuned := results.untuned_languages:
         lines.append(row(f"mean of other {len(untuned)}", untuned))
-    degenerate = results.means("degenerate", results.languages)
-    return [*lines, "Degenerate continuations: {:.3f} before, {:.3f} after".format(*degenerate)]
+    degenerate = "Degenerate continuations: {:.3f} before, {:.3f} after"
+    return [*lines, _wrapped(degenerate.format(*results.means("degenerate", results.languages)), width)]
 
 
 def _unedited(results: StudyResults) -> list[str]:
@@ -160,7 +165,7 @@ def _unedited(results: StudyResults) -> list[str]:
 
 def _cut(name: str) -> str:
     """Return a name as the first cell of a row, without the end that does not fit."""
-    return f"{seen(name)[: _NAME - 1]:<{_NAME}}"
+    return f"{' '.join(seen(name).split())[: _NAME - 1]:<{_NAME}}"
 
 
 def _doses(when: str, response: DoseResponse, width: int) -> list[str]:
@@ -168,7 +173,7 @@ def _doses(when: str, response: DoseResponse, width: int) -> list[str]:
     doses, control = response.doses, {dose.offset: dose for dose in response.control}
     if not doses:
         return []
-    lines, at_once = [f"Editing the sources, {when}:"], (width - _TITLE) // _CELL
+    lines, at_once = [_wrapped(f"Editing the sources, {when}:", width)], (width - _TITLE) // _CELL
     for begin in range(0, len(doses), at_once):
         block = doses[begin : begin + at_once]
         twins = [control.get(dose.offset) for dose in block]
