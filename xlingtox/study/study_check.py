@@ -87,7 +87,7 @@ class StudyCheck:
     Example:
         >>> check = xt.study.check.check_without_weights("meta-llama/Meta-Llama-3-8B", output_dir=tmp_path)
         >>> [licence.of for licence in check.licences], list(check.stages)[:2]
-        (['meta-llama/Meta-Llama-3-8B'], ['localize', 'promoted'])
+        (['meta-llama/Meta-Llama-3-8B', 'RTP-LX', 'Jigsaw'], ['localize', 'promoted'])
         >>> check.save(tmp_path / "check.json")
         >>> xt.study.study_check.StudyCheck.load(tmp_path / "check.json") == check
         True
