@@ -68,7 +68,8 @@ def stage_memory(
         "intervene": max(writing, reading),
         "amplify": max(writing, reading),
         "retrieve": reading,
-        "tune": tuning_bytes(shape, sizes, recipe) - shape.weight_bytes,
+        # An adapter is merged into the base as it was given, which is in memory then.
+        "tune": max(0, tuning_bytes(shape, sizes, recipe) - shape.weight_bytes),
         "compare": max(writing, reading),
     }
     held = host_memory(shape, sizes, settings, stages=stages) if shape.device == "cpu" else {}
