@@ -132,11 +132,10 @@ def test_studies_without_a_comparison_have_no_figures():
     assert "Do translations lie near each other?" in page
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
-def test_the_page_in_a_browser(browser, folders, tmp_path, width, scheme):
+def test_the_page_in_a_browser(browser, folders, tmp_path):
     studies = comparing.named(folders[:2]) | {HOSTILE: StudyResults.of(hostile())}
     comparing.write(studies, tmp_path / "compared.html")
-    with visiting(browser, tmp_path / "compared.html", width, scheme) as visit:
+    with visiting(browser, tmp_path / "compared.html", 390, "dark") as visit:
         assert len(visit.drawn()) == 4
         visit.page.locator(".menu summary").press("Enter")
         visit.page.get_by_role("button", name="None", exact=True).press("Enter")

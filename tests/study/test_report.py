@@ -298,6 +298,16 @@ def test_no_offset_that_is_enough_is_said():
     assert "No dose leaves at most 33% of the toxicity on half of the prompts" in text
 
 
+def test_a_fall_that_half_of_the_prompts_does_not_show_is_said_to_be_so():
+    """The dose is chosen on one half: where nothing is toxic there, the fall of the whole confirms nothing."""
+    results = made_up()
+    for dose in results["intervention"]:
+        dose["halves"][0]["average_toxicity"] = 0.0
+    (finding,) = [text for text in findings(StudyResults.of(results)) if text.startswith("Are they the cause?")]
+    assert finding.startswith("Are they the cause? Not found. At −3 sd, 99")
+    assert finding.endswith("of the toxicity goes, but not on both halves of the prompts.")
+
+
 def test_new_results_tell_kinds_and_the_toxicity_of_sound_text():
     results = made_up()
     for code in results["before"]:

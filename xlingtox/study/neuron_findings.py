@@ -65,7 +65,11 @@ def cause(response: DoseResponse) -> list[Finding]:
         words, numbers = "The unedited model writes nothing toxic after these prompts.", []
     else:
         lowest = min(response.doses, key=lambda dose: dose.average_toxicity)
-        words = f"No dose takes two thirds of the toxicity away; at best {stress(_taken(base, lowest))} goes."
+        taken = stress(_taken(base, lowest))
+        words = f"No dose takes two thirds of the toxicity away; at best {taken} goes."
+        if 3 * lowest.average_toxicity <= base.average_toxicity:
+            at = _dosed(lowest.offset, response)
+            words = f"At {at}, {taken} of the toxicity goes, but not on both halves of the prompts."
         numbers = [
             f"at {_dosed(lowest.offset, response)} toxicity {arrow(base.average_toxicity, lowest.average_toxicity)}",
             _on_control(response, lowest.offset),

@@ -55,7 +55,8 @@ def lines(results: StudyResults) -> list[Line]:
         )
         reason = seen(results.end_token.get("reason") or "")
         told.append(("End of text", f"{preferred}{': ' if reason else ''}{reason}"))
-    told += [("Judge", _judge(row, codes)) for row in judges(results)]
+    if results.comparison or results.toxic_doses.doses or results.neutral_doses.doses:
+        told += [("Judge", _judge(row, codes)) for row in judges(results)]
     told += [("Note", seen(note)) for note in results.notes]
     if total := sum(value for value in results.seconds.values() if math.isfinite(value)):
         told.append(("Time", f"{duration(total)}, for the stages {', '.join(results.stages)}"))
