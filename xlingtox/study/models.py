@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
 
 
+@checked
 @dataclass(frozen=True)
 class ModelSource:
     """A model that is loaded when it is needed, and that may be loaded again.

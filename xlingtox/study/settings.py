@@ -195,6 +195,7 @@ class Settings:
             raise ValueError("these settings have no recipe: settings.for_model(lm) chooses the one for its size")
         return dataclasses.replace(self.recipe, seed=self.seed)
 
+    @checked
     def for_model(self, lm: HookedLM) -> Settings:
         """Return these settings with a recipe: the chosen one, or the paper's for a model of this size."""
         return self if self.recipe is not None else dataclasses.replace(self, recipe=default_recipe(lm))

@@ -86,6 +86,7 @@ def _localize(study: InProgress) -> dict[str, Any]:
         labelled_elsewhere=_labelled_by_language(materials.labelled_elsewhere),
         toxic_words=materials.toxic_words or None,
         n_shuffles=settings.n_null,
+        source_language=settings.source_language,
         seed=settings.seed,
         progress=study.progress,
     )
