@@ -163,9 +163,20 @@ class _Loop:
         self._n += n
         self._lines._draw()
 
+    def note(self, text: str) -> None:
+        """Show a few words after the count, such as a loss."""
+        self._note = f", {text}"
+        self._lines._draw()
+
+    _note = ""
+
     @property
     def words(self) -> str:
-        """The name of the loop, and how many of its units are done."""
+        """The name of the loop, how many of its units are done, and what was noted."""
+        return self._counted + self._note
+
+    @property
+    def _counted(self) -> str:
         return self._name + (f" {self._n:,}/{self._total:,}" if self._total else f" {self._n:,}" if self._n else "")
 
 
