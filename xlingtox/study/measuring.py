@@ -22,6 +22,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.journal import using
 from xlingtox.progress import bar
 from xlingtox.study.costs import TRAINED, Rates
+from xlingtox.study.plan import planned
 from xlingtox.study.power import Spread, prompts_needed
 from xlingtox.study.settings import Materials, Settings, first_rows
 from xlingtox.tuning import Recipe
@@ -95,7 +96,8 @@ def measure(lm: HookedLM, materials: Materials, settings: Settings, recipe: Reci
         # Nothing has changed the model yet, so that no text of its own counts as gibberish.
         kinds, judging = _timed(lambda: degenerate.kinds(sampled.texts, codes, identify_language=identify))
         of_greedy = toxicity_scores(greedy, materials.scorer)
-        trained = None if materials.pairs is None else _step(lm, materials.pairs, recipe)
+        is_tuned = materials.pairs is not None and "tune" in planned(materials, settings)
+        trained = _step(lm, materials.pairs, recipe) if is_tuned else None
         shown.update()
     prompt_tokens, n_read = _tokens(lm, firsts)
     read = reading / n_read
