@@ -467,7 +467,7 @@ def test_a_small_published_model(like, tmp_path, monkeypatch, lm):
     study = Study.from_toml(file)
     materials, settings = study.materials(), study.settings(lm)
     assert materials.notes == ()
-    assert len(materials.toxic_prompts) == 10 * {"smollm2": 6, "smollm2-taught": 1, "smollm2-taught-study": 7}[like]
+    assert len(materials.toxic_prompts) == 10 * {"smollm2": 6, "smollm2-taught": 7, "smollm2-taught-study": 7}[like]
     steps = 40 if like == "smollm2" else 90
     assert settings.recipe == Recipe(steps=steps, batch_size=4, learning_rate=3e-5)
     assert settings.pairs_order == ("reversed" if like == "smollm2-taught" else "given")

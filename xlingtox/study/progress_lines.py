@@ -58,7 +58,7 @@ class ProgressLines:
 
     def __enter__(self) -> ProgressLines:
         if self._shown:
-            whole = tqdm(total=100, bar_format="{desc:<34.34}{percentage:3.0f}%|{bar}|{postfix}", leave=True)
+            whole = tqdm(total=100, desc="study", bar_format="{desc:<40.40}{percentage:3.0f}%|{bar}|", leave=True)
             self._lines = whole, tqdm(total=1, bar_format="  {desc}", leave=False)
         self._block = shown_in(self)
         self._block.__enter__()
@@ -74,7 +74,7 @@ class ProgressLines:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Show that this stage is being done inside the block."""
-        self._stage, self._began = name, time.perf_counter()
+        self._stage, self._began, self._last = name, time.perf_counter(), ""
         self._draw(always=True)
         yield
         self._spent += time.perf_counter() - self._began
@@ -140,9 +140,11 @@ class ProgressLines:
         whole, stage = self._lines
         whole.n = round(100 * self.share)
         done = sum(self._expected.values())
-        title = "study: done" if self.share * done >= done - 1e-6 else f"study: {self._stage or ''}"
-        whole.set_description_str(title, refresh=False)
-        whole.set_postfix_str(_left(self.seconds_left) if self.share < 1 else "", refresh=False)
+        is_done = self.share * done >= done - 1e-6
+        words = ["study: done" if is_done else f"study: {self._stage or ''}".rstrip(": ")]
+        if not is_done and (left := self.seconds_left) is not None:
+            words.append(_left(left))
+        whole.set_description_str(", ".join(words), refresh=False)
         whole.refresh()
         stage.set_description_str(self.words if self._stage else "", refresh=True)
 
@@ -163,16 +165,25 @@ class _Loop:
         self._n += n
         self._lines._draw()
 
+    def note(self, text: str) -> None:
+        """Show a few words after the count, such as a loss."""
+        self._note = f", {text}"
+        self._lines._draw()
+
+    _note = ""
+
     @property
     def words(self) -> str:
-        """The name of the loop, and how many of its units are done."""
+        """The name of the loop, how many of its units are done, and what was noted."""
+        return self._counted + self._note
+
+    @property
+    def _counted(self) -> str:
         return self._name + (f" {self._n:,}/{self._total:,}" if self._total else f" {self._n:,}" if self._n else "")
 
 
-def _left(seconds: float | None) -> str:
+def _left(seconds: float) -> str:
     """Put the time that is left into words."""
-    if seconds is None:
-        return ""
     if seconds < 90:
         return f"about {max(5, 5 * round(seconds / 5))} s left"
     minutes = round(seconds / 60)

@@ -15,7 +15,7 @@ from xlingtox._version import __version__
 from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.scoring import Cached, PerspectiveScorer
+from xlingtox.scoring import ByLanguage, Cached, PerspectiveScorer
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity
 from xlingtox.study.check import check
 from xlingtox.study.fit import check_fit
@@ -151,7 +151,7 @@ def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -
     content: dict[str, Any] = {}
     for result in (*study.done.values(), verdicts_and_warnings(study)):
         content |= result
-    judge = dataclasses.asdict(ScorerIdentity.of(materials.scorer))
+    judges = map(dataclasses.asdict, _judges(materials.scorer))
     prompt_languages = list(dict.fromkeys(materials.toxic_prompts["language"]))
     content |= {
         "languages": list(study.done["compare"]["before"]) if "compare" in study.done else prompt_languages,
@@ -160,7 +160,7 @@ def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -
         "origins": [dict(origin) for origin in materials.origins],
         "notes": list(materials.notes),
         "settings": settings.as_json(),
-        "judges": [judge | {"languages": list(judge["languages"])}],
+        "judges": [judge | {"languages": list(judge["languages"])} for judge in judges],
         "identified": materials.identify_language is not None,
         "given": materials.mixing,
         "model": dataclasses.asdict(model),
@@ -170,3 +170,9 @@ def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -
         "seed": settings.seed,
     }
     return StudyResults.of(content)
+
+
+def _judges(scorer: Scorer) -> tuple[ScorerIdentity, ...]:
+    """Return who judges: the members of several scorers in one, each with the languages that go to it."""
+    uncached = scorer.scorer if isinstance(scorer, Cached) else scorer
+    return uncached.members if isinstance(uncached, ByLanguage) else (ScorerIdentity.of(scorer),)

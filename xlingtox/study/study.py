@@ -17,6 +17,7 @@ from xlingtox.study.running import run_models
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.settings_file import SettingsFile
 from xlingtox.study.study_check import StudyCheck
+from xlingtox.study.weights import missing_weights
 
 
 class Study:
@@ -107,26 +108,21 @@ class Study:
     def check(self, *, progress: bool = True) -> StudyCheck:
         """Read everything, run a few prompts, and say what the study will cost and whether there is anything to find.
 
-        Where the weights are not on this machine, it says what is missing, and what the study will take.
+        Where the weights are not on this machine, nothing is downloaded: it says what is missing, and what the study
+        will take.
 
         Raises:
             ValueError: what `materials` and `load` raise.
         """
         materials, where = self.materials(), self.output_dir
-        try:
-            lm = self.load()
-        except FileNotFoundError:
-            if self.file.local:
-                raise
+        source, revision = self.file.source, self.file.options.get("revision")
+        if not self.file.local and missing_weights(source, revision) is not None:
             named = NAMED.get(self.file.recipe or "")
             recipe = None if named is None else settings_file.overridden(named, self.file.overrides)
             settings = Settings(**self.file.settings, recipe=recipe)
             return check_without_weights(
-                self.file.source,
-                revision=self.file.options.get("revision"),
-                output_dir=where,
-                materials=materials,
-                settings=settings,
+                source, revision=revision, output_dir=where, materials=materials, settings=settings
             )
+        lm = self.load()
         languages = self.file.languages
         return check(lm, materials, self.settings(lm), output_dir=where, languages=languages, progress=progress)

@@ -78,6 +78,8 @@ class StudyFolder:
         file, remedy = self._file(stage, key), "delete it, and the stage is done anew"
         if not file.exists():
             return None
+        # Another process may have had the numbers open when the stage was done.
+        self._journal(stage).forget("numbers")
         record = files.read_json(file, remedy)
         with files.understood(file, f"result of the stage {stage}", remedy):
             if lacking := [name for name in _KEYS_OF_STAGE[stage] if name not in record["result"]]:
@@ -90,7 +92,7 @@ class StudyFolder:
         What models write and read on the way is kept too, batch by batch, so that a killed stage loses one batch. The
         texts stay: another judge scores them again. The numbers of a stage that is done are removed.
         """
-        journal = Journal(self.path / "texts.sqlite", self._stages / f"{stage}.sqlite")
+        journal = self._journal(stage)
         spent = self._spent(stage)
         began = time.perf_counter()
         try:
@@ -106,6 +108,9 @@ class StudyFolder:
         journal.forget("numbers")
         self._seconds(stage).unlink(missing_ok=True)
         return Done(record["result"], record["seconds"])
+
+    def _journal(self, stage: str) -> Journal:
+        return Journal(self.path / "texts.sqlite", self._stages / f"{stage}.sqlite")
 
     def _file(self, stage: str, key: str) -> Path:
         return self._stages / f"{stage}.{key}.json"
