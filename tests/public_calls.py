@@ -7,7 +7,18 @@ from typing import Any
 import xlingtox as xt
 from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, multiplicity, soundness
 from xlingtox.neurons import controls
-from xlingtox.study import check, comparing, published, report, study_check, templates, terminal, weights
+from xlingtox.study import (
+    check,
+    comparing,
+    power,
+    published,
+    recipes,
+    report,
+    study_check,
+    templates,
+    terminal,
+    weights,
+)
 from xlingtox.transfer import correlation, prediction, retrieval
 
 MODULES = {
@@ -38,6 +49,8 @@ MODULES = {
     "check": check,
     "study_check": study_check,
     "weights": weights,
+    "power": power,
+    "recipes": recipes,
     "languages": xt.languages,
     "published": published,
     "intervals": intervals,

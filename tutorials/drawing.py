@@ -14,21 +14,23 @@ PACKAGE = Path(__file__).resolve().parents[1] / "xlingtox"
 PLACES = {
     "checking": (1, 0),
     "languages": (1, 1),
+    "verdicts": (2, 1),
     "text": (1, 2),
     "data": (0, 3),
     "html": (1, 3),
-    "files": (2, 3),
-    "equality": (3, 4),
-    "verdicts": (0, 4),
+    "files": (3, 3),
+    "databases": (0, 4),
     "models": (1, 4),
+    "progress": (3, 4),
+    "equality": (0, 5),
     "neurons": (1, 5),
     "tuning": (3, 5),
     "scoring": (0, 6),
     "edits": (1, 6),
     "evaluation": (1, 7),
     "measures": (2, 7),
-    "paper": (0, 8),
     "transfer": (1, 8),
+    "paper": (2, 8),
     "figures": (1, 9),
     "mini": (0, 10),
     "study": (1, 10),
@@ -111,7 +113,7 @@ def _box(folder: str) -> str:
 
 
 def _arrow(start: str, end: str) -> str:
-    """Return a line down, sideways, or with one bend: long ways keep to the outer columns."""
+    """Return a line down, sideways, or with bends: long ways keep to columns without boxes, and to gaps of rows."""
     (x, y), (to_x, to_y) = _corner(start), _corner(end)
     middle, to_middle = x + WIDTH // 2, to_x + WIDTH // 2
     side = to_x + WIDTH if x > to_x else to_x
@@ -122,7 +124,8 @@ def _arrow(start: str, end: str) -> str:
     elif to_y - y > ROW or end == "cli":
         way = f"M{middle} {y + HEIGHT}V{to_y + HEIGHT // 2}H{side}"
     elif abs(to_x - x) > COLUMN:
-        way = f"M{x + WIDTH} {y + HEIGHT // 2}H{to_middle}V{to_y}"
+        start_x = middle + (WIDTH // 3 if to_x > x else -(WIDTH // 3))
+        way = f"M{start_x} {y + HEIGHT}V{to_y - (ROW - HEIGHT) // 2}H{to_middle}V{to_y}"
     else:
         way = f"M{middle} {y + HEIGHT}L{to_middle + (x - to_x) // 6} {to_y}"
     return f'<path d="{way}"/>'
