@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 import xlingtox
+from xlingtox.study import schema
+from xlingtox.study.mistakes import Mistakes
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "tutorials" / "guide"
@@ -240,6 +243,14 @@ def test_names_of_the_package_in_the_text_exist(path: Path) -> None:
     for code in re.findall(r"`([^`]+)`", text):
         for dotted in re.findall(r"(?<![\w.])xt(?:\.\w+)+", code):
             named(dotted)
+
+
+@page
+def test_settings_in_examples_are_known_keys_with_values_that_fit(path: Path) -> None:
+    for block in re.findall(r"```toml\n(.*?)```", path.read_text("utf-8"), re.DOTALL):
+        mistakes = Mistakes()
+        schema.sections(tomllib.loads(block), mistakes)
+        assert [line for line in mistakes.lines if "is missing" not in line] == []
 
 
 def messages() -> list[str]:
