@@ -98,7 +98,9 @@ def run_models(
     expected = {} if first_look is None else first_look.seconds
     seconds: dict[str, float] = {}
     with logging_to(folder.path / "study.log"), ProgressLines(stages, shown=progress, expected=expected) as lines:
-        for sentence in () if first_look is None else (*first_look.notes, *first_look.warnings):
+        for sentence in () if first_look is None else first_look.notes:
+            _LOG.info("%s", sentence)
+        for sentence in () if first_look is None else first_look.warnings:
             _LOG.warning("%s", sentence)
         for name in stages:
             if (done := folder.done(name, stage_keys[name])) is None:
