@@ -86,3 +86,14 @@ def test_json_holds_what_the_page_tells():
 def test_hostile_text_moves_no_cursor():
     text = terminal.summary(StudyResults.of(hostile("\x1b[2J\rgone\u202e")))
     assert not {"\x1b", "\r", "\u202e"} & set(text)
+
+
+@pytest.mark.parametrize("perplexities", [(270.5, 4433.3), (99_999.0, 1e7), (1e5, 812.44)])
+def test_large_numbers_stay_apart(perplexities):
+    content = told()
+    for side, perplexity in zip(("before", "after"), perplexities, strict=True):
+        content[side]["en"]["perplexity"] = perplexity
+    row = next(line for line in terminal.summary(StudyResults.of(content)).splitlines() if line.startswith("English  "))
+    assert len(row.split()) == 1 + 2 * 4
+    assert len(row) <= 80
+    assert [float(cell) for cell in row.split()[-2:]] == pytest.approx(perplexities, rel=0.05)

@@ -193,7 +193,12 @@ def _doses(when: str, response: DoseResponse, width: int) -> list[str]:
 
 
 def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+    """Return a number in at most five characters, so that the columns of a table stay apart."""
+    if not math.isfinite(value):
+        return "-"
+    if abs(value) >= 1e5:
+        return f"{value:.0e}"
+    return f"{value:.{0 if abs(value) >= 1000 else min(digits, 1) if abs(value) >= 100 else digits}f}"
 
 
 def _transfer(results: StudyResults, width: int) -> list[str]:
