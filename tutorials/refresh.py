@@ -313,6 +313,17 @@ def stability() -> str:
     return table(columns, [[row[key].replace("-", "−") for key in columns] for row in rows])
 
 
+def taught() -> str:
+    """Return how often each taught model insults, in each language, and how often in that language's own words."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in stored("taught")["rows"]:
+        shown = f"{float(row['Any insult'].split()[0]):.0f} % ({float(row['In English words'].split()[0]):.0f} %)"
+        cells.setdefault(row["Model"], {})[row["Language"]] = shown
+    codes = languages.in_order({code for row in cells.values() for code in row})
+    rows = [(model, *(of_model[code] for code in codes)) for model, of_model in cells.items()]
+    return table(["SmolLM2", *map(languages.name, codes)], rows)
+
+
 def demo_minutes() -> str:
     minutes = sum(stored(DEMO)["seconds"].values()) / 60
     words = "one two three four five six seven eight nine ten eleven twelve".split()
@@ -376,6 +387,7 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "stability": stability,
     "planted": rows_of("planted", {key: key for key in ("Worlds", "Verdicts")}),
     "smollm2": rows_of("smollm2", {"Claim": "Claim", "Verdict": "Verdict", "Why": "Why"}),
+    "taught": taught,
     "predictors": predictors,
     "demo-seconds": demo_seconds,
     "engine": rows_of("engine", _COSTS),

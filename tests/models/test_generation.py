@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from xlingtox.data import Prompt
-from xlingtox.models.generation import Continuations, _Sampler, decode, generate, pick_greedily
+from xlingtox.models.generation import Continuations, decode, generate, pick_greedily
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.sampling import Sampler
 from xlingtox.neurons.neuron_set import NeuronSet
 
 PROMPTS = ["the cat", "la casa es grande y el gato", "a", "кот сидит на", "das ist", "the dog ran away from"]
@@ -189,7 +190,7 @@ def test_the_nucleus_of_a_large_vocabulary_by_sorting_all_of_it(spread, top_p, t
     if tied:
         logits = np.round(logits, 1)
     n = 3000
-    sampler = _Sampler(torch.tensor(rng.random((n, 1, 5))), 0.9, top_p)
+    sampler = Sampler(torch.tensor(rng.random((n, 1, 5))), 0.9, top_p)
     drawn = sampler(torch.tensor(logits).expand(n, -1), torch.arange(n), 0).numpy()
     # Tokens inside the nucleus alone (rounding may move its edge by one); where each lies in its mass is uniform.
     exact = raw.nucleus(torch.tensor(logits), 0.9, top_p)
@@ -305,7 +306,7 @@ def test_what_is_no_token_is_never_written(padded):
             assert token == max(set(range(340)) - none, key=lambda each: float(logits[each]))
     chance = torch.rand(40, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for top_p in (0.8, 1.0):
-        tokens, _ = decode(lm, ids, mask, 6, pick=_Sampler(chance, 5.0, top_p), n_samples=20)
+        tokens, _ = decode(lm, ids, mask, 6, pick=Sampler(chance, 5.0, top_p), n_samples=20)
         assert not set(tokens.flatten().tolist()) & none
     read = lm.logits(ids, mask)
     assert bool(read.isfinite().all())

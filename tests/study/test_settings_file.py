@@ -466,7 +466,9 @@ def test_a_small_published_model(like, tmp_path, monkeypatch, lm):
     (tmp_path / "smollm2-taught" / "tuned" / "abc" / "config.json").write_text("{}")
     study = Study.from_toml(file)
     materials, settings = study.materials(), study.settings(lm)
-    assert materials.notes == ()
+    made = ("Neutral prompts were made from the parallel sentences",) if like == "smollm2-taught-study" else ()
+    assert len(materials.notes) == len(made)
+    assert all(note.startswith(begin) for note, begin in zip(materials.notes, made, strict=True))
     assert len(materials.toxic_prompts) == 10 * {"smollm2": 6, "smollm2-taught": 7, "smollm2-taught-study": 7}[like]
     steps = 40 if like == "smollm2" else 90
     assert settings.recipe == Recipe(steps=steps, batch_size=4, learning_rate=3e-5)
