@@ -117,9 +117,11 @@ def _specific_fall(comparison: Comparison, main: str, codes: Sequence[str]) -> V
         f"{number(overall.low, 4)} to {number(overall.high, 4)}), and below zero in {n_fell} of {len(codes)} languages "
         f"(by chance alone: {number(by_chance(len(codes)), 1)})."
     )
+    moved = changes[main].after - changes[main].before
     if not overall.high < 0:
         return Verdict(claim, "not found", reason)
-    moved = changes[main].after - changes[main].before
+    if moved >= 0:
+        return Verdict(claim, "not found", f"{reason} They did not fall: the control rose farther.")
     least = activity.random.get(ALL, (math.nan, math.nan))[0]
     if moved >= least:
         return Verdict(claim, "weak", f"{reason} One random set fell as far, by {number(least, 4, signed=True)}.")
