@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -158,10 +159,11 @@ def outcome(folder: Path) -> dict[str, Any]:
             found[name] = untimed(json.loads(content.replace(str(folder).encode(), b"")))
         if name.endswith(".log"):
             found[name] = b""  # each run adds to it
-    for name in [name for name in found if "/stages/" in f"/{name}" and name.endswith(".sqlite")]:
-        del found[name]  # the numbers of a stage that is done stay as long as the other process has them open
         if name.endswith(".sqlite"):
             found[name] = rows_of(folder / name)
+    # The numbers of a stage that is done, and SQLite's own files, stay as long as the other process has them open.
+    open_elsewhere = re.compile(r"(^|/)stages/[^/]*\.sqlite|\.sqlite-(wal|shm)$")
+    found = {name: content for name, content in found.items() if not open_elsewhere.search(name)}
     return found | dict.fromkeys(debris(folder), "hidden")
 
 
