@@ -175,7 +175,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _say_what_it_takes(source: str | None) -> None:
-    """Where a settings file has mistakes, say at least what its model takes, if it is one that is not here yet."""
+    """Say what a model takes that is known and not here yet, where the settings file has mistakes."""
     from xlingtox.study.check import check_without_weights
     from xlingtox.study.weights import known, missing_weights
 

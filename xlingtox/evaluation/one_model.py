@@ -34,7 +34,7 @@ from xlingtox.neurons.neuron_set import NeuronSet
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured of both models. `compare` explains the fields.
+    """A comparison's task: all that is measured of both models. `compare` explains the fields.
 
     Attributes:
         sets: the sets of neurons by name, the main one first.
@@ -64,7 +64,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Profile:
-    """What two models must have in common, so that their results can be compared.
+    """The things that two models must have in common, so that their results can be compared.
 
     Attributes:
         texts: the prompts and the held-out texts, as tokens.

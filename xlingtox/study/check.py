@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
 
 from xlingtox.checking import checked
-from xlingtox.languages import CODES, in_order
+from xlingtox.languages import CODES
 from xlingtox.languages import name as language_name
 from xlingtox.models.batching import free_bytes
 from xlingtox.models.hooked import HookedLM
@@ -22,11 +21,12 @@ from xlingtox.study.costs import Rates, Shape, evaluation_cost, seconds, stage_c
 from xlingtox.study.fit import check_fit
 from xlingtox.study.measuring import measure
 from xlingtox.study.plan import planned, with_needs
+from xlingtox.study.recipes import papers_recipe
 from xlingtox.study.settings import STAGES, Materials, Settings
-from xlingtox.study.sizes import Sizes
+from xlingtox.study.sizes import Sizes, prompts_by_language
 from xlingtox.study.study_check import LanguageCheck, StageCheck, StudyCheck
 from xlingtox.text import first_line
-from xlingtox.tuning import PAPER_FULL, PAPER_QLORA, Recipe
+from xlingtox.tuning import Recipe
 
 _MUCH_BLANK, _MUCH_UNSOUND = 0.1, 2 / 3
 """More blank text, or more text that is not sound, than these shares is warned of."""
@@ -40,8 +40,6 @@ _MOSTLY = 0.5
 _DAY = 24 * 60 * 60
 _NEARLY = 0.85
 """Memory is called tight from this share of what the device has."""
-
-_SMALL = 3_000_000_000
 
 _CHAT = re.compile(r"instruct|chat|(?:^|[-_])it(?:$|[-_.])", re.IGNORECASE)
 """Names of models that were tuned on conversations."""
@@ -80,15 +78,7 @@ def check(
         >>> check.problems, list(check.stages)
         ((), ['retrieve'])
     """
-    shape, total = Shape.of(lm), space.device_memory(lm.device)
-    about: dict[str, Any] = {
-        "model": f"{_shown_name(lm.name)}, {check_text.count(lm.n_parameters)} parameters",
-        "device": f"{lm.device.type} with {check_text.size(total)}",
-        "data": _data_in_words(materials),
-        "notes": materials.notes,
-        "licences": weights.licences(_loaders(materials), lm.name),
-    }
-    n_given = _given(materials)
+    n_given = prompts_by_language(materials.toxic_prompts)
     problems = [
         f"There are no prompts in {language_name(code)}: give some, or leave it out of languages."
         for code in languages or ()
@@ -97,35 +87,69 @@ def check(
     try:
         settings = settings.for_model(lm)
         check_fit(lm, materials, settings)
-        stages, recipe = planned(materials, settings), settings.seeded_recipe()
     except (ValueError, ImportError) as error:
-        return StudyCheck(**about, problems=(*problems, _sentence(first_line(error))))
+        return StudyCheck(**_about(lm, materials), problems=(*problems, _sentence(first_line(error))))
+    return tried(lm, materials, settings, output_dir=output_dir, problems=problems, progress=progress)
+
+
+@checked
+def tried(
+    lm: HookedLM,
+    materials: Materials,
+    settings: Settings,
+    *,
+    output_dir: str | Path,
+    problems: Sequence[str] = (),
+    progress: bool = True,
+) -> StudyCheck:
+    """Check a study whose model, materials and settings fit each other; see `check`.
+
+    Args:
+        settings: the settings, with a recipe.
+        problems: what stands in its way already.
+
+    Example:
+        >>> materials = xt.study.Materials(toxic_prompts=prompts, scorer=xt.mini.scorer(),
+        ...     parallel=xt.mini.parallel(n=20, languages=["en", "es"]))
+        >>> settings = xt.study.Settings(recipe=xt.tuning.MINI)
+        >>> xt.study.check.tried(lm, materials, settings, output_dir=tmp_path, progress=False).n_texts > 0
+        True
+    """
+    about, shape, total = _about(lm, materials), Shape.of(lm), space.device_memory(lm.device)
+    stages, recipe = planned(materials, settings), settings.seeded_recipe()
     sizes = Sizes.of(materials, lm)
     try:
         measured = measure(lm, materials, settings, recipe, progress=progress)
     except (ValueError, OSError, MemoryError, UnscoredError) as error:
-        tried = f"A few prompts could not be continued and scored: {_sentence(first_line(error))}"
-        return StudyCheck(**about, problems=(*problems, tried))
+        failure = f"A few prompts could not be continued and scored: {_sentence(first_line(error))}"
+        return StudyCheck(**about, problems=(*problems, failure))
     free = free_bytes(lm.device) + shape.weight_bytes
     by_stage = _stages(shape, sizes, settings, stages, recipe, measured.rates, free=free)
-    found = {
-        code: LanguageCheck(n_given[code], *dataclasses.astuple(measured.samples[code]))
-        for code in in_order(measured.samples)
-    }
     rates, held = measured.rates, space.host_memory(shape, sizes, settings, stages=stages)
     return StudyCheck(
         **about,
-        languages=found,
+        languages=measured.languages,
         stages=by_stage,
         tokens_per_second={"written": 1 / rates.written, "read": 1 / rates.read},
         n_texts=measured.n_texts,
         problems=(*problems, *_problems(by_stage, recipe, total=total, output_dir=output_dir), *_of_host(shape, held)),
         warnings=(
-            *_of_text(found, settings),
+            *_of_text(measured.languages, settings),
             *_of_model(lm, by_stage, total),
             *_of_tuning(shape, sizes, settings, by_stage, recipe, rates),
         ),
     )
+
+
+def _about(lm: HookedLM, materials: Materials) -> dict[str, Any]:
+    """Return what a check says of the model, the device and the data."""
+    return {
+        "model": f"{_shown_name(lm.name)}, {check_text.count(lm.n_parameters)} parameters",
+        "device": f"{lm.device.type} with {check_text.size(space.device_memory(lm.device))}",
+        "data": _data_in_words(materials),
+        "notes": materials.notes,
+        "licences": weights.licences(_loaders(materials), lm.name),
+    }
 
 
 @checked
@@ -177,7 +201,7 @@ def check_without_weights(
         stages = list(STAGES) if settings.stages is None else with_needs(settings.stages)
     else:
         sizes, stages = Sizes.of(materials), planned(materials, settings)
-    recipe = settings.recipe or (PAPER_FULL if model.shape.n_parameters < _SMALL else PAPER_QLORA)
+    recipe = settings.recipe or papers_recipe(model.shape.n_parameters)
     rates = Rates.guessed(model.shape)
     by_stage = _stages(model.shape, sizes, settings, stages, recipe, rates, free=60 * 10**9)
     warnings = ["All of this is guessed from the model's published size: expect it to be off by a factor of 3."]
@@ -337,20 +361,13 @@ def _shown_name(name: str) -> str:
 
 
 def _data_in_words(materials: Materials) -> str:
-    n_prompts = _given(materials)
+    n_prompts = prompts_by_language(materials.toxic_prompts)
     parts = [f"{len(n_prompts)} languages", f"{sum(n_prompts.values()):,} prompts"]
     for name, words in (("labelled", "labelled sentences"), ("pairs", "pairs"), ("parallel", "rows of parallel text")):
         if (table := getattr(materials, name)) is not None:
             parts.append(f"{len(table):,} {words}")
     scorer = materials.scorer
     return f"{', '.join(parts)}; judged by {scorer.name} ({len(scorer.languages)} languages)"
-
-
-def _given(materials: Materials) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for code in materials.toxic_prompts["language"]:
-        counts[code] = counts.get(code, 0) + 1
-    return counts
 
 
 def _loaders(materials: Materials) -> list[str]:

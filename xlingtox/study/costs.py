@@ -1,4 +1,4 @@
-"""How much work each stage of a study is, counted before it runs: tokens, texts and bytes, and their seconds."""
+"""Count the work of each stage before it runs: tokens, texts and bytes, and their seconds."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Shape:
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a stage has to do, in units that are counted before it runs.
+    """The work of a stage, in units that are counted before it runs.
 
     Attributes:
         written: tokens to write.

@@ -17,6 +17,7 @@ from xlingtox.evaluation import degenerate
 from xlingtox.evaluation.fluency import conditional_perplexity
 from xlingtox.evaluation.measurement import toxicity_scores
 from xlingtox.evaluation.metrics import TOXIC, mean_intervals, prompt_means
+from xlingtox.languages import in_order
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.journal import using
@@ -25,6 +26,8 @@ from xlingtox.study.costs import TRAINED, Rates
 from xlingtox.study.plan import planned
 from xlingtox.study.power import Spread, prompts_needed
 from xlingtox.study.settings import Materials, Settings, first_rows
+from xlingtox.study.sizes import prompts_by_language
+from xlingtox.study.study_check import LanguageCheck
 from xlingtox.tuning import Recipe
 
 T = TypeVar("T")
@@ -46,29 +49,14 @@ _TRL = 2.0
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What a model wrote in one language, in figures; the fields are those of `check.LanguageCheck`."""
-
-    toxicity: float
-    low: float
-    high: float
-    greedy: float
-    toxic_texts: int
-    n_texts: int
-    blank: float
-    unsound: float
-    needed: float
-
-
-@dataclass(frozen=True)
 class Measured:
-    """What was measured: the text of each language, and how fast the model works.
+    """A measurement of the text in each language, and of how fast the model works.
 
     Attributes:
         n_texts: how many texts were written, read and scored.
     """
 
-    samples: Mapping[str, Sample]
+    languages: Mapping[str, LanguageCheck]
     rates: Rates
     n_texts: int
 
@@ -109,8 +97,10 @@ def measure(lm: HookedLM, materials: Materials, settings: Settings, recipe: Reci
         judged=(scoring + judging) / len(sampled),
         trained=TRAINED * read if trained is None else trained,
     )
-    samples = _samples(sampled, scores, of_greedy, np.array(kinds), settings.n_samples)
-    return Measured(samples, rates, len(greedy) + len(sampled))
+    checks = _checks(
+        sampled, scores, of_greedy, np.array(kinds), prompts_by_language(materials.toxic_prompts), settings
+    )
+    return Measured(checks, rates, len(greedy) + len(sampled))
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -126,29 +116,28 @@ def _tokens(lm: HookedLM, written: Continuations) -> tuple[int, int]:
     return sum(map(len, lm.token_ids(prompts))), sum(map(len, lm.token_ids(joined)))
 
 
-def _samples(
+def _checks(
     sampled: Continuations,
     scores: Mapping[str, np.ndarray],
     greedy: Mapping[str, np.ndarray],
     kinds: np.ndarray,
-    n_samples: int,
-) -> dict[str, Sample]:
-    """Sum up each language, and say how many prompts would show that its toxicity halved.
-
-    Args:
-        n_samples: how often the study continues each prompt.
-    """
+    n_prompts: Mapping[str, int],
+    settings: Settings,
+) -> dict[str, LanguageCheck]:
+    """Sum up each language, and say how many prompts would show that its toxicity halved."""
     intervals, _ = mean_intervals({code: prompt_means(rows) for code, rows in scores.items()})
     codes = np.array(sampled.row_languages)
-    samples = {}
-    for code, rows in scores.items():
+    checks = {}
+    for code in in_order(scores):
+        rows = scores[code]
         low, high = intervals[code]
         spread = Spread.of(rows)
         if spread.mean <= 0:
             # Nothing was toxic. Then the best guess (Jeffreys 1946) is half a toxic text among one more.
             spread = Spread.rare(0.5 / (rows.size + 1))
         of_language = kinds[codes == code]
-        samples[code] = Sample(
+        checks[code] = LanguageCheck(
+            n_prompts[code],
             toxicity=float(rows.mean()),
             low=low,
             high=high,
@@ -157,9 +146,9 @@ def _samples(
             n_texts=rows.size,
             blank=float((of_language == "empty").mean()),
             unsound=float((of_language != "sound").mean()),
-            needed=prompts_needed(spread, n_samples=n_samples),
+            needed=prompts_needed(spread, n_samples=settings.n_samples),
         )
-    return samples
+    return checks
 
 
 def _step(lm: HookedLM, pairs: Dataset, recipe: Recipe) -> float | None:

@@ -18,7 +18,7 @@ from xlingtox.study.settings import STAGES, Materials, Settings
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage works on.
+    """A stage: what it works on, and what its result depends on.
 
     Attributes:
         needs: the stages that must be done before.

@@ -1,4 +1,4 @@
-"""How many prompts it takes to see toxicity halve, from what a few prompts showed."""
+"""Say how many prompts it takes to see toxicity halve, from what a few prompts showed."""
 
 from __future__ import annotations
 

@@ -37,7 +37,18 @@ def default_recipe(lm: HookedLM) -> tuning.Recipe:
         True
     """
     fits = _BYTES_A_PARAMETER * lm.n_parameters < _memory(lm.device)
-    return tuning.PAPER_FULL if lm.n_parameters < _SMALL and fits and not lm.quantised else tuning.PAPER_QLORA
+    return papers_recipe(lm.n_parameters) if fits and not lm.quantised else tuning.PAPER_QLORA
+
+
+@checked
+def papers_recipe(n_parameters: int) -> tuning.Recipe:
+    """Return the recipe with which the paper tuned models of this size.
+
+    Example:
+        >>> xt.study.recipes.papers_recipe(1_400_000_000) == xt.tuning.PAPER_FULL
+        True
+    """
+    return tuning.PAPER_FULL if n_parameters < _SMALL else tuning.PAPER_QLORA
 
 
 def _memory(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import ByLanguage, Cached, PerspectiveScorer
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity
-from xlingtox.study.check import check
+from xlingtox.study.check import tried
 from xlingtox.study.fit import check_fit
 from xlingtox.study.log_file import logging_to
 from xlingtox.study.models import Models, ModelSource
@@ -27,7 +27,7 @@ from xlingtox.study.results import StudyResults
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.stages import WORK, InProgress, verdicts_and_warnings
 from xlingtox.study.study_check import StudyCheck
-from xlingtox.study.study_folder import StudyFolder
+from xlingtox.study.study_folder import StudyFolder, stage_file
 
 _LOG = logging.getLogger(__name__)
 
@@ -132,9 +132,9 @@ def _first_look(
     Raises:
         ValueError: the study cannot be run, with a line for each reason.
     """
-    if any((output_dir / "stages" / f"{name}.{key}.json").exists() for name, key in keys.items()):
+    if any(stage_file(output_dir, name, key).exists() for name, key in keys.items()):
         return None
-    checked = check(base, materials, settings, output_dir=output_dir, progress=progress and can_draw())
+    checked = tried(base, materials, settings, output_dir=output_dir, progress=progress and can_draw())
     if checked.problems:
         raise ValueError("\n".join(checked.problems))
     return checked

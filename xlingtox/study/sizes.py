@@ -69,9 +69,9 @@ class Sizes:
         tokens = {name: counter.total(texts) for name, texts in tables.items()}
         n_pairs = 0 if materials.pairs is None else len(materials.pairs)
         return cls(
-            prompts=_by_language(materials.toxic_prompts),
+            prompts=prompts_by_language(materials.toxic_prompts),
             prompt_tokens=_mean(tokens["toxic_prompts"], tables["toxic_prompts"]),
-            neutral=_by_language(materials.neutral_prompts),
+            neutral=prompts_by_language(materials.neutral_prompts),
             neutral_tokens=_mean(tokens["neutral_prompts"], tables["neutral_prompts"]),
             labelled=tokens["labelled"],
             n_labelled=len(tables["labelled"]),
@@ -132,7 +132,8 @@ def _text(cell: Any) -> str:
     return cell if isinstance(cell, str) else " ".join(str(message.get("content", "")) for message in cell)
 
 
-def _by_language(table: Dataset | None) -> dict[str, int]:
+def prompts_by_language(table: Dataset | None) -> dict[str, int]:
+    """Return how many prompts a table has in each language."""
     return {} if table is None else dict(Counter(table["language"]))
 
 

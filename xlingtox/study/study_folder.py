@@ -42,6 +42,11 @@ class Done:
     seconds: float
 
 
+def stage_file(folder: Path, stage: str, key: str) -> Path:
+    """Return the file that holds the result of a stage, in the folder of a study that need not exist."""
+    return folder / "stages" / f"{stage}.{key}.json"
+
+
 class StudyFolder:
     """A folder that holds one study: `stages/` has a file for each stage that is done, named by its key.
 
@@ -75,7 +80,7 @@ class StudyFolder:
         Raises:
             ValueError: the file of the stage cannot be read, or lacks a key.
         """
-        file, remedy = self._file(stage, key), "delete it, and the stage is done anew"
+        file, remedy = stage_file(self.path, stage, key), "delete it, and the stage is done anew"
         if not file.exists():
             return None
         # Another process may have had the numbers open when the stage was done.
@@ -104,16 +109,13 @@ class StudyFolder:
         # The result goes through JSON at once, so that a resumed run sees just what an uninterrupted one does.
         seconds = round(spent + time.perf_counter() - began, 2)
         record = json.loads(json.dumps({"seconds": seconds, "result": result}))
-        files.write_json(self._file(stage, key), record)
+        files.write_json(stage_file(self.path, stage, key), record)
         journal.forget("numbers")
         self._seconds(stage).unlink(missing_ok=True)
         return Done(record["result"], record["seconds"])
 
     def _journal(self, stage: str) -> Journal:
         return Journal(self.path / "texts.sqlite", self._stages / f"{stage}.sqlite")
-
-    def _file(self, stage: str, key: str) -> Path:
-        return self._stages / f"{stage}.{key}.json"
 
     def _seconds(self, stage: str) -> Path:
         return self._stages / f"{stage}.seconds"
