@@ -132,7 +132,8 @@ class Run:
         """Write the model as it is before tuning as a checkpoint, and return its folder."""
 
         def write(place: Path) -> None:
-            model.save_pretrained(place)
+            with loading.no_weight_bars():
+                model.save_pretrained(place)
             self.tokenizer.save_pretrained(place)
 
         return str(self.folder.written_once(self.folder.base, write))
