@@ -30,6 +30,10 @@ _PATIENCE = timedelta(days=30)
 _SEPARATE: ContextVar[bool] = ContextVar("separate", default=False)
 
 
+LOST = "a process has ended, and the others cannot go on without it; what was computed is kept: launch them again"
+"""The message when a process has ended."""
+
+
 class ProcessLost(RuntimeError):
     """Another process has ended, so that this one cannot go on.
 
@@ -234,9 +238,7 @@ def _losses_told() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, ProcessLost):
             raise
-        raise ProcessLost(
-            "another process has ended, and this one cannot go on without it; what was computed is kept: launch again"
-        ) from error
+        raise ProcessLost(LOST) from error
 
 
 def _group() -> _Group:
