@@ -18,6 +18,7 @@ from xlingtox.data import PreferencePairs, are_conversations, check_pairs
 from xlingtox.models import loading
 from xlingtox.models.batching import out_of_memory
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.precision import multiplies_bfloat16
 from xlingtox.tuning import launch
 from xlingtox.tuning.preference_pairs import tunable_pairs
 from xlingtox.tuning.recipe import MINI, Recipe
@@ -160,8 +161,9 @@ def check_recipe(lm: HookedLM, recipe: Recipe) -> None:
     """
     _check_packages(recipe)
     _check_tunable(lm, recipe)
-    PartialState(cpu=lm.device.type == "cpu")
-    _check_optimizer(recipe)
+    with launch.alone():
+        PartialState(cpu=lm.device.type == "cpu")
+        _check_optimizer(recipe)
 
 
 def _prepared(
@@ -240,6 +242,8 @@ def _check_tunable(lm: HookedLM, recipe: Recipe) -> None:
         raise ValueError(
             f"{lm.name} is quantised: its weights cannot be tuned; give a recipe with lora, or load it without bits="
         )
+    if recipe.bfloat16 and lm.device.type == "cpu" and not multiplies_bfloat16():
+        _LOG.warning("this processor has no bfloat16: tuning is slower with it, leave bfloat16 out of the recipe")
     # An edit is not in the weights: both the tuned model and the reference would be the model without it.
     if lm.hooked:
         raise ValueError(

@@ -86,6 +86,8 @@ class Recipe:
         save_every: steps between checkpoints, from which an interrupted run resumes. With `patience`, every evaluation
             saves one.
         gradient_checkpointing: compute activations again in the backward pass, which saves memory and costs time.
+        bfloat16: compute in bfloat16 (autocast), which is quicker and rounds more, while the weights stay in 32 bits.
+            None does so on GPUs that have it, and not on a CPU. Processors without bfloat16 are slower with it.
         lora: the adapter to tune, which is merged at the end. None tunes all weights.
         seed: decides which pairs are held out, the order of the others, and the adapter's first weights.
 
@@ -115,6 +117,7 @@ class Recipe:
     patience: int | None = None
     save_every: int = 25
     gradient_checkpointing: bool = False
+    bfloat16: bool | None = None
     lora: Lora | None = None
     seed: int = 0
 
@@ -207,7 +210,7 @@ class Recipe:
             "logging_nan_inf_filter": False,
             "seed": self.seed,
             "data_seed": self.seed,
-            "bf16": not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False),
+            "bf16": self._in_bfloat16(on_cpu),
             "fp16": False,
             "bf16_full_eval": False,
             "fp16_full_eval": False,
@@ -217,6 +220,11 @@ class Recipe:
             "report_to": "none",
             "disable_tqdm": True,
         }
+
+    def _in_bfloat16(self, on_cpu: bool) -> bool:
+        if self.bfloat16 is not None:
+            return self.bfloat16
+        return not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def shared_out(batch_size: int, accumulation: int, n: int) -> tuple[int, int]:

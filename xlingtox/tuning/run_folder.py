@@ -20,6 +20,9 @@ _ARGUMENTS = "training_args.bin"
 _NOT_IN_WEIGHTS = frozenset({"name", "revision", "edit"})
 """The fields of a model's identity that may differ where the weights are the same: one folder has many paths."""
 
+_LATER = {"bfloat16": None}
+"""Settings that recipes of older records lack, and what those runs did."""
+
 
 class Diverged(RuntimeError):
     """The loss or the gradient is not a finite number any more. The message names the last good checkpoint.
@@ -205,7 +208,7 @@ def _identifying(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     recipe = record.get("recipe")
     if isinstance(recipe, dict):
-        recipe = {name: value for name, value in recipe.items() if name != "end_token"}
+        recipe = _LATER | {name: value for name, value in recipe.items() if name != "end_token"}
     end = record.get("end_token")
     preferred = end.get("preferred") if isinstance(end, dict) else True
     model = record.get("model")
