@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import json
-import math
-import statistics
 import warnings
 
 import families
@@ -124,25 +122,3 @@ def test_a_quantised_base_is_read_from_the_model_that_was_given(tuned, reached, 
     assert reached["args"].gradient_checkpointing
     instead = json.loads((tmp_path / "recipe.json").read_text("utf-8"))["instead"]
     assert "the adapter is merged into the base as it was given, not into the one of 4 bits" in instead
-
-
-def test_an_adapter_on_a_base_of_four_bits_is_tuned_to_its_end(tokenizer, tmp_path):
-    """The reference is the quantised base; what comes back is merged into the base as it was given."""
-    pytest.importorskip("bitsandbytes")
-    peft = pytest.importorskip("peft")
-    source = families.build("llama")
-    lm = HookedLM.load(source, tokenizer=tokenizer)
-    recipe = dataclasses.replace(LORA, lora=Lora(rank=4), learning_rate=2e-3, gradient_checkpointing=True)
-    after = tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
-    log = json.loads((tmp_path / "log.json").read_text("utf-8"))
-    losses = [row["loss"] for row in log if "loss" in row]
-    assert len(losses) == recipe.steps
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
-    assert statistics.fmean(losses[-2:]) < losses[0] - 0.02
-    merged = peft.PeftModel.from_pretrained(copy.deepcopy(source), tmp_path / "adapter").merge_and_unload().eval()
-    ids, mask = after.encode(["the cat sat on the"])
-    with torch.no_grad():
-        assert_close(after.logits(ids, mask), merged(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
-    assert after.fingerprint() != lm.fingerprint()
-    assert json.loads((tmp_path / "recipe.json").read_text("utf-8"))["finished"]
-    assert not (tmp_path / "base").exists()
