@@ -4,6 +4,7 @@
 `study-killed` is a study in which the last process kills itself in the middle, and `errors` raises errors.
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -83,8 +84,10 @@ def calls(lm, folder):
 
 
 def study(source, folder):
-    """Do a whole study."""
-    test_stages.run(ModelSource(source), folder / "study")
+    """Do a short study, in batches of up to two rows."""
+    batching._MOST_ROWS["cpu"] = 2
+    settings = dataclasses.replace(test_stages.SETTINGS, stages=("intervene", "compare"), amplifications=(0.0,))
+    test_stages.run(ModelSource(source), folder, settings=settings)
 
 
 def study_killed(source, folder):
@@ -97,7 +100,6 @@ def study_killed(source, folder):
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(*arguments, **options)
 
-    batching._MOST_ROWS["cpu"] = 2
     generation.decode = until_killed
     try:
         study(source, folder)
@@ -151,7 +153,7 @@ def main():
         errors(folder)
         calls(xt.HookedLM.load(checkpoint), folder / "calls")
     if "study" in task:
-        (study_killed if "killed" in task else study)(checkpoint, folder)
+        (study_killed if "killed" in task else study)(checkpoint, folder / "study")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from in_processes import calls
+from in_processes import calls, study
 from study import test_stages
 
 from xlingtox import processes
+from xlingtox.models import batching
 from xlingtox.models.hooked import HookedLM
-from xlingtox.study.models import ModelSource
 
 SCRIPT = Path(__file__).parent / "in_processes.py"
 
@@ -50,10 +50,11 @@ def contents(folder):
     }
 
 
-def test_two_processes_write_the_bytes_of_one(checkpoint, tmp_path):
+def test_two_processes_write_the_bytes_of_one(checkpoint, tmp_path, monkeypatch):
     done = launched(2, "calls", checkpoint, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "errors.ok").read_text() == "2"
+    monkeypatch.setitem(batching._MOST_ROWS, "cpu", 3)
     calls(HookedLM.load(checkpoint), tmp_path / "alone")
     alone, together = contents(tmp_path / "alone"), contents(tmp_path / "calls")
     assert alone.keys() == together.keys()
@@ -65,7 +66,9 @@ def test_two_processes_write_the_bytes_of_one(checkpoint, tmp_path):
     assert not differing
 
 
-def test_a_study_in_three_processes_of_which_one_is_killed_goes_on_to_the_results_of_one(checkpoint, tmp_path):
+def test_a_study_in_three_processes_of_which_one_is_killed_goes_on_to_the_results_of_one(
+    checkpoint, tmp_path, monkeypatch
+):
     killed = launched(3, "study-killed", checkpoint, tmp_path)
     assert killed.returncode != 0
     told = [line for line in killed.stdout.splitlines() if line.startswith("lost:")]
@@ -73,9 +76,11 @@ def test_a_study_in_three_processes_of_which_one_is_killed_goes_on_to_the_result
     assert processes.LOST in told[0]
     assert not (tmp_path / "study" / "results.json").exists()
     assert (tmp_path / "study" / "texts.sqlite").exists()
-    done = launched(3, "study", checkpoint, tmp_path)
+    # Another number of processes goes on, too.
+    done = launched(2, "study", checkpoint, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    test_stages.run(ModelSource(checkpoint), tmp_path / "alone")
+    monkeypatch.setitem(batching._MOST_ROWS, "cpu", 2)
+    study(checkpoint, tmp_path / "alone")
     alone, together = (
         test_stages.timeless(test_stages.StudyResults.load(tmp_path / name / "results.json"))
         for name in ("alone", "study")
