@@ -22,6 +22,7 @@ PLACES = {
     "databases": (0, 4),
     "models": (1, 4),
     "progress": (3, 4),
+    "processes": (2, 3),
     "equality": (0, 5),
     "neurons": (1, 5),
     "tuning": (3, 5),
