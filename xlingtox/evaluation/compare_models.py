@@ -105,8 +105,10 @@ def compare(
     )
     # Both models are here, so what is wrong with the second is said before the first does any work.
     task = asked.task(before)
-    Profile.of(before, task).check_alike(Profile.of(after, task))
-    return _compared(lambda: before, lambda: after, asked, vectors_in_memory)
+    profiles = Profile.of(before, task), Profile.of(after, task)
+    profiles[0].check_alike(profiles[1])
+    with before.knowing(profiles[0].texts), after.knowing(profiles[1].texts):
+        return _compared(lambda: before, lambda: after, asked, vectors_in_memory)
 
 
 @checked

@@ -17,7 +17,13 @@ from jaxtyping import Float, Int
 
 from xlingtox.data import Prompt
 from xlingtox.evaluation import metrics
-from xlingtox.evaluation.fluency import Fluency, check_held_out, conditional_perplexity, held_out_losses
+from xlingtox.evaluation.fluency import (
+    Fluency,
+    check_held_out,
+    conditional_perplexity,
+    held_out_losses,
+    held_out_texts,
+)
 from xlingtox.evaluation.named_sets import CONTROL, all_of_layers
 from xlingtox.evaluation.same_text import MeansBySet, Text, distinct, means_by_prompt
 from xlingtox.evaluation.soundness import Reference, reference_of
@@ -81,17 +87,19 @@ class Profile:
         Raises:
             ValueError: a text is too long for it or empty; or it is edited by hooks, and its texts are to be kept.
         """
-        check_lengths(lm, task.prompts, task.n_steps)
-        if task.held_out is not None:
-            check_held_out(lm, task.held_out)
+        texts = [prompt.text for prompt in task.prompts]
+        texts += [] if task.held_out is None else held_out_texts(task.held_out)
+        tokens = dict(zip(texts, lm.token_ids(texts), strict=True))
+        with lm.knowing(tokens):
+            check_lengths(lm, task.prompts, task.n_steps)
+            if task.held_out is not None:
+                check_held_out(lm, task.held_out)
         if task.folder is not None and lm.hooked:
             raise ValueError(
                 f"{lm.name} has hooks on it, which do not show in the texts that output_dir= keeps: compare without "
                 "output_dir=, or with the model that edit.bake(lm) gives"
             )
-        texts = [prompt.text for prompt in task.prompts]
-        texts += [] if task.held_out is None else list(task.held_out["text"])
-        return cls(lm.shape(), dict(zip(texts, lm.token_ids(texts), strict=True)))
+        return cls(lm.shape(), tokens)
 
     def check_alike(self, other: Profile) -> None:
         """Raise ValueError where the models differ in shape, or cut a text into different tokens."""
@@ -154,7 +162,15 @@ class Before:
 
 def measure_before(lm: HookedLM, task: Task, keep_vectors: Callable[[HookedLM], KeptVectors]) -> Before:
     """Measure the model before the change."""
-    profile, identity = Profile.of(lm, task), lm.identity()
+    profile = Profile.of(lm, task)
+    with lm.knowing(profile.texts):
+        return _measured_before(lm, task, profile, keep_vectors)
+
+
+def _measured_before(
+    lm: HookedLM, task: Task, profile: Profile, keep_vectors: Callable[[HookedLM], KeptVectors]
+) -> Before:
+    identity = lm.identity()
     vectors = None if lm.standing_edit else keep_vectors(lm)
     continuations = _continuations(lm, task, "before")
     fluency = conditional_perplexity(lm, continuations, progress=task.progress)
@@ -195,7 +211,13 @@ def measure_after(lm: HookedLM, task: Task, before: Before) -> tuple[Side, tuple
         ValueError: it cannot be compared with the model before.
     """
     before.profile.shape.check_alike(lm.shape())
-    before.profile.check_alike(Profile.of(lm, task))
+    profile = Profile.of(lm, task)
+    before.profile.check_alike(profile)
+    with lm.knowing(profile.texts):
+        return _measured_after(lm, task, before)
+
+
+def _measured_after(lm: HookedLM, task: Task, before: Before) -> tuple[Side, tuple[LayerDrift, ...]]:
     continuations = _continuations(lm, task, "after")
     activations, greedy, means = _read_own(lm, task, None if task.text == "before" else before.sets)
     if means is None:
@@ -220,8 +242,9 @@ def judge_after(lm: HookedLM, task: Task, before: Before, after: Side) -> tuple[
         raise ValueError(
             f"before() gave {before.side.model} at first and then {lm.identity()}: expected the same model"
         )
-    fluency = conditional_perplexity(lm, after.continuations, progress=task.progress)
-    return fluency, before.side.means or _means(lm, task, before.sets, after.greedy)
+    with lm.knowing(before.profile.texts):
+        fluency = conditional_perplexity(lm, after.continuations, progress=task.progress)
+        return fluency, before.side.means or _means(lm, task, before.sets, after.greedy)
 
 
 def _read_own(
