@@ -69,7 +69,8 @@ def compare(
         held_out: columns `language, text`, for perplexity.
         output_dir: a folder that keeps what both models write, as `before.json` and `after.json`
             (`Continuations.load`), and from which the texts are read again. If the scorer fails, nothing need be
-            generated again, and another scorer can judge the same texts.
+            generated again, and another scorer can judge the same texts. The greedy texts, on which the neurons were
+            read, are in `before.greedy.json` and `after.greedy.json`.
         identify_language: a function that tells the language of continuations, for example `degenerate.lingua()`. With
             it, texts in another language of the same script count as degenerate too.
         source_language: the language that the model was tuned on. The others have a mean change of their own.
@@ -104,8 +105,10 @@ def compare(
     )
     # Both models are here, so what is wrong with the second is said before the first does any work.
     task = asked.task(before)
-    Profile.of(before, task).check_alike(Profile.of(after, task))
-    return _compared(lambda: before, lambda: after, asked, vectors_in_memory)
+    profiles = Profile.of(before, task), Profile.of(after, task)
+    profiles[0].check_alike(profiles[1])
+    with before.knowing(profiles[0].texts), after.knowing(profiles[1].texts):
+        return _compared(lambda: before, lambda: after, asked, vectors_in_memory)
 
 
 @checked

@@ -275,15 +275,21 @@ def held_out_losses(
     return {code: (losses[codes == code], counts[codes == code]) for code in languages.in_order(codes.tolist())}
 
 
-def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
+def held_out_texts(held_out: Dataset) -> list[str]:
+    """Return held-out texts as they are read; raise ValueError if a column or a text is missing."""
     check_columns(held_out, ("language", "text"), "held-out texts")
-    texts, codes = list(held_out["text"]), list(held_out["language"])
+    texts = list(held_out["text"])
     if not texts:
         raise ValueError("there are no held-out texts")
     wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
         raise ValueError(f"held-out text {wrong[0]} is missing: expected text, got {texts[wrong[0]]!r}")
-    tokens = lm.token_ids(list(map(well_formed, texts)))
+    return list(map(well_formed, texts))
+
+
+def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
+    tokens = lm.token_ids(held_out_texts(held_out))
+    codes = list(held_out["language"])
     rows = [_Row(code, ids[: lm.n_positions], 1) for code, ids in zip(codes, tokens, strict=True)]
     for code in languages.in_order(codes):
         if max(len(row.ids) for row in rows if row.language == code) < 2:
@@ -303,7 +309,7 @@ def prompts_and_texts(continuations: Continuations) -> tuple[list[str], list[str
 def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress: bool) -> Float[np.ndarray, "row"]:
     """Sum the loss (nats) of each row's tokens that count, given all tokens before them."""
     lengths, losses = [len(row.ids) for row in rows], np.zeros(len(rows))
-    batches, longest = Batches("numbers", "losses", [lm]), max(lengths)
+    batches, longest = Batches("texts", "losses", [lm]), max(lengths)
     together = batch_size or batches.size(longest, lambda: min(_MOST_ROWS, rows_that_fit(lm, longest, longest)))
     with bar("perplexity", total=len(rows), unit="text", progress=progress) as shown:
 
