@@ -27,7 +27,7 @@ _N = 5
 _NEARLY = {True: 0.02, False: 0.3}
 """Two tokens may change places if their log-likelihoods differ by less than this, by whether the model is exact."""
 
-_MOST_DIFFERENT = {True: 1, False: 2}
+_MOST_DIFFERENT = {True: 1, False: 3}
 """The most texts that may differ for this reason."""
 
 _LIKELIHOOD = {True: 0.1, False: 0.25}
@@ -65,8 +65,11 @@ def check_agreement(
                 f"the server at {connection.url} cuts {prompt.text!r} into the tokens {served[:5]}, and {lm.name} into "
                 f"{plain[:5]}: serve the same checkpoint, with its tokenizer"
             )
-        if not row:
-            raise ValueError(f"a prompt has no tokens: {prompt.text!r}")
+        if not 0 < len(row) < lm.n_positions:
+            raise ValueError(
+                f"a prompt has {len(row)} tokens, and {lm.name} has {lm.n_positions} positions: give others"
+            )
+    max_new_tokens = min(max_new_tokens, lm.n_positions - max(map(len, ids)))
     problems: list[Problem] = []
     answers = dict(
         connection.complete(
@@ -83,7 +86,11 @@ def check_agreement(
         raise ServerError(f"the server at {connection.url} does not answer: {problems[0]}")
     differences, off = [], []
     for i, prompt in enumerate(some):
-        difference, errors = _compared(lm, prompt, ids[i], answers[i][0])
+        served_text = answers[i][0]
+        tokens = served_text.tokens
+        if tokens is None:
+            tokens = _tokens_of(lm, served_text, ids[i], max_new_tokens)
+        difference, errors = _compared(lm, prompt, ids[i], served_text, tokens)
         differences += [] if difference is None else [difference]
         off += errors
     exact = lm.exact
@@ -114,8 +121,27 @@ def _one_a_language(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 @torch.no_grad()
+def _tokens_of(lm: HookedLM, served: Completion, ids: Sequence[int], max_new_tokens: int) -> list[int]:
+    """Return the tokens of a text of which the server tells no tokens: those that the local model writes it with.
+
+    If it writes another text, they are those that the tokenizer cuts the server's text into.
+    """
+    tokens: list[int] = []
+    read, mask = lm.pad([ids])
+    logits, cache = lm.extend(read, mask)
+    while len(tokens) < max_new_tokens and (token := int(lm.only_tokens(logits)[0].argmax())) not in lm.ends:
+        tokens.append(token)
+        if len(tokens) < max_new_tokens:
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            logits, cache = lm.extend(torch.tensor([[token]], device=lm.device), mask, cache=cache)
+    if lm.decode_after([ids], [tokens])[0] == served.text:
+        return tokens
+    return list(lm.tokenizer(served.text, add_special_tokens=False)["input_ids"])
+
+
+@torch.no_grad()
 def _compared(
-    lm: HookedLM, prompt: Prompt, ids: Sequence[int], served: Completion
+    lm: HookedLM, prompt: Prompt, ids: Sequence[int], served: Completion, tokens: Sequence[int]
 ) -> tuple[Difference | None, list[float]]:
     """Let the local model read what the server wrote.
 
@@ -123,10 +149,6 @@ def _compared(
         the first token that the local model would not have written, if there is one, and how much the log-likelihoods
         of the tokens before it differ.
     """
-    tokens = served.tokens
-    if tokens is None:
-        # The text may have been written with other tokens than its tokenizer cuts it into; this is rare.
-        tokens = tuple(lm.tokenizer(served.text, add_special_tokens=False)["input_ids"])
     read, mask = lm.pad([[*ids, *tokens]])
     logits = lm.only_tokens(lm.logits(read, mask))[0, len(ids) - 1 :].float()
     likelihoods = logits.log_softmax(-1)
@@ -139,7 +161,7 @@ def _compared(
             return Difference(prompt, served.text, local, float(row[likeliest[step]] - row[token])), errors
         if served.log_likelihoods is not None and step < len(served.log_likelihoods):
             errors.append(abs(float(likelihoods[step, token]) - served.log_likelihoods[step]))
-    if served.ended and likeliest[len(tokens)] not in lm.ends:
+    if served.ended and len(tokens) < len(likeliest) and likeliest[len(tokens)] not in lm.ends:
         row = likelihoods[len(tokens)]
         local = lm.decode_after([ids], [[*tokens, likeliest[len(tokens)]]])[0]
         gap = float(row[likeliest[len(tokens)]] - max(row[end] for end in lm.ends))

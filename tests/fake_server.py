@@ -133,30 +133,43 @@ class FakeServer:
         )
 
     def choice(self, body: dict[str, Any], i: int, new: int) -> dict[str, Any]:
-        """Write one sample, with plain PyTorch: greedily, or with the seed of the request plus the sample's number."""
-        lm, ids = self.lm, list(body["prompt"])
-        temperature = body.get("temperature", 1.0)
-        generator = torch.Generator().manual_seed(body.get("seed", 0) + i)
-        written: list[int] = []
-        likelihoods: list[float] = []
-        ended = False
-        with self.model_lock, torch.no_grad():
-            for _ in range(new):
-                row = torch.tensor([[*ids, *written]])
-                logits = lm.only_tokens(lm.logits(row, torch.ones_like(row, dtype=torch.bool)))[0, -1]
-                if temperature == 0:
-                    token = int(logits.argmax())
-                else:
-                    token = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
-                written.append(token)
-                likelihoods.append(float(logits.log_softmax(-1)[token]))
-                if token in lm.ends:
-                    ended = True
-                    break
+        """Write one sample."""
+        lm, ids, temperature = self.lm, tuple(body["prompt"]), body.get("temperature", 1.0)
+        seed = None if temperature == 0 else body.get("seed", 0) + i
+        with self.model_lock:
+            # The model is kept with what it wrote, so that no other gets its number.
+            key = id(lm), ids, temperature, seed, new
+            if key not in _WRITTEN:
+                _WRITTEN[key] = lm, *write(lm, ids, temperature, seed, new)
+        _, written, likelihoods = _WRITTEN[key]
         shown = lm.decode_after([ids], [[token for token in written if token not in lm.ends]])[0]
-        choice: dict[str, Any] = {"index": i, "text": shown, "finish_reason": "stop" if ended else "length"}
+        choice: dict[str, Any] = {"index": i, "text": shown}
+        choice["finish_reason"] = "stop" if written[-1] in lm.ends else "length"
         if body.get("return_token_ids"):
             choice["token_ids"] = written
         if body.get("logprobs"):
             choice["logprobs"] = {"token_logprobs": likelihoods}
         return {**choice, "count": len(written)}
+
+
+_WRITTEN: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+
+@torch.no_grad()
+def write(
+    lm: xt.HookedLM, ids: tuple[int, ...], temperature: float, seed: int | None, new: int
+) -> tuple[list[int], list[float]]:
+    """Write with plain PyTorch, greedily or with a seed. Return the tokens and their log-likelihoods."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    written: list[int] = []
+    likelihoods: list[float] = []
+    while len(written) < new and (not written or written[-1] not in lm.ends):
+        row = torch.tensor([[*ids, *written]])
+        logits = lm.only_tokens(lm.logits(row, torch.ones_like(row, dtype=torch.bool)))[0, -1]
+        if generator is None:
+            token = int(logits.argmax())
+        else:
+            token = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+        written.append(token)
+        likelihoods.append(float(logits.log_softmax(-1)[token]))
+    return written, likelihoods
