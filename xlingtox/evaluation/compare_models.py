@@ -69,7 +69,8 @@ def compare(
         held_out: columns `language, text`, for perplexity.
         output_dir: a folder that keeps what both models write, as `before.json` and `after.json`
             (`Continuations.load`), and from which the texts are read again. If the scorer fails, nothing need be
-            generated again, and another scorer can judge the same texts.
+            generated again, and another scorer can judge the same texts. The greedy texts, on which the neurons were
+            read, are in `before.greedy.json` and `after.greedy.json`.
         identify_language: a function that tells the language of continuations, for example `degenerate.lingua()`. With
             it, texts in another language of the same script count as degenerate too.
         source_language: the language that the model was tuned on. The others have a mean change of their own.

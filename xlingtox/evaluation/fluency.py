@@ -303,7 +303,7 @@ def prompts_and_texts(continuations: Continuations) -> tuple[list[str], list[str
 def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress: bool) -> Float[np.ndarray, "row"]:
     """Sum the loss (nats) of each row's tokens that count, given all tokens before them."""
     lengths, losses = [len(row.ids) for row in rows], np.zeros(len(rows))
-    batches, longest = Batches("numbers", "losses", [lm], {}), max(lengths)
+    batches, longest = Batches("texts", "losses", [lm], {}), max(lengths)
     together = batch_size or batches.size(longest, lambda: min(_MOST_ROWS, rows_that_fit(lm, longest, longest)))
     with bar("perplexity", total=len(rows), unit="text", progress=progress) as shown:
 

@@ -5,6 +5,7 @@ Each function here needs one model, and returns what it found without a referenc
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ class Side:
         tokens: the continuations as its tokenizer cuts them.
         losses: the loss and the number of tokens of each held-out text, by language.
         activations: how active the main set is on its own greedy text.
-        greedy: that text.
+        greedy: that text as tokens.
         means: how active all sets are on the text that both models read; None where this is not known yet.
         ending: how likely it ends its text at once, by language.
     """
@@ -167,18 +168,20 @@ def measure_before(lm: HookedLM, task: Task, keep_vectors: Callable[[HookedLM], 
     if CONTROL in sets or not task.n_random or len(everything) == len(task.main):
         activations, greedy, means = _read_own(lm, task, sets if reads_own else None)
     else:
-        (activations, of_layers), greedy = collect_together(
-            lm,
-            task.prompts,
-            [task.main, everything],
-            keep_values=[True, False],
-            max_new_tokens=task.n_steps,
-            progress=task.progress,
-        )
+        # The control is drawn among neurons that are read now. Their values are kept if they are few enough, so that
+        # the text need not be read again once it is known which neurons the control has.
+        every = NeuronSet.of(sorted({*everything, *distinct(sets)}))
+        keep = reads_own and _few_enough(task, len(every))
+        wanted, keep_values = [task.main, everything], [True, keep]
+        if keep and len(every) > len(everything):
+            wanted, keep_values = [*wanted, every], [True, False, True]
+        collected, greedy = _collected(lm, task, wanted, keep_values=keep_values)
+        activations, of_layers = collected[:2]
         seed = task.sampling["seed"]
         if drawn := random_sets(task.main, lm, n=task.n_random, seed=seed, match="activity", activations=of_layers):
             sets[CONTROL] = drawn
-        means = _means(lm, task, sets, None) if reads_own else None
+        means = _means_of_own(lm, task, sets, greedy, collected[-1] if keep else None) if reads_own else None
+    _keep_greedy(lm, task, greedy, "before")
     side = Side(
         identity, continuations, _tokens(lm, continuations), losses, activations, greedy, means, _ending(lm, task)
     )
@@ -197,6 +200,7 @@ def measure_after(lm: HookedLM, task: Task, before: Before) -> tuple[Side, tuple
     activations, greedy, means = _read_own(lm, task, None if task.text == "before" else before.sets)
     if means is None:
         means = _means(lm, task, before.sets, before.side.greedy)
+    _keep_greedy(lm, task, greedy, "after")
     edited = before.vectors is None or lm.standing_edit is not None
     drift = () if edited or before.vectors is None else drift_from(before.vectors, lm).by_layer()
     tokens, losses, ending = _tokens(lm, continuations), _losses(lm, task), _ending(lm, task)
@@ -226,25 +230,57 @@ def _read_own(
     """Read the main set on the model's own greedy text, and these sets too, while it is written once."""
     every = None if sets is None else distinct(sets)
     wanted = [task.main]
-    if every is not None and few_enough(len(task.prompts), task.n_steps, len(every)):
+    if every is not None and _few_enough(task, len(every)):
         wanted.append(every)
-    sizes: dict[str, Any] = {"max_new_tokens": task.n_steps, "progress": task.progress}
-    (activations, *others), greedy = collect_together(lm, task.prompts, wanted, **sizes)
-    if sets is None:
-        return activations, greedy, None
-    if not others:
-        return activations, greedy, _means(lm, task, sets, None)
-    return activations, greedy, means_by_prompt(sets, len(task.prompts), task.n_steps, lambda _: others[0])
+    (activations, *others), greedy = _collected(lm, task, wanted)
+    means = None if sets is None else _means_of_own(lm, task, sets, greedy, next(iter(others), None))
+    return activations, greedy, means
+
+
+def _means_of_own(
+    lm: HookedLM,
+    task: Task,
+    sets: Mapping[str, Sequence[NeuronSet]],
+    greedy: Written,
+    known: Activations | None,
+) -> MeansBySet:
+    """Return how active sets of neurons are on the model's own greedy text, which is written.
+
+    Args:
+        known: the activations of all these neurons, and perhaps of others, read while the text was written. None where
+            they were too many to keep: then the model reads its text again, in one pass, and does not write it again.
+    """
+    if known is not None:
+        return means_by_prompt(sets, len(task.prompts), task.n_steps, lambda _: known)
+    # An edit may act on the prompt alone, and in one pass it would act on the continuation too.
+    return _means(lm, task, sets, None if lm.hooked else greedy)
 
 
 def _means(lm: HookedLM, task: Task, sets: Mapping[str, Sequence[NeuronSet]], writer: Written | None) -> MeansBySet:
     """Read sets of neurons on what `writer` holds, or on the model's own greedy text."""
 
     def read(neurons: NeuronSet) -> Activations:
-        sizes: dict[str, Any] = {"max_new_tokens": task.n_steps, "progress": task.progress}
-        return collect_together(lm, task.prompts, [neurons], writer=writer, **sizes)[0][0]
+        return _collected(lm, task, [neurons], writer=writer)[0][0]
 
     return means_by_prompt(sets, len(task.prompts), task.n_steps, read)
+
+
+def _collected(lm: HookedLM, task: Task, sets: Sequence[NeuronSet], **how: Any) -> tuple[list[Activations], Written]:
+    return collect_together(lm, task.prompts, sets, max_new_tokens=task.n_steps, progress=task.progress, **how)
+
+
+def _keep_greedy(lm: HookedLM, task: Task, greedy: Written, side: str) -> None:
+    """Write a model's own greedy text to the task's folder, if it has one."""
+    if task.folder is not None:
+        prompts = lm.token_ids([prompt.text for prompt in task.prompts])
+        written = [[token for token in ids if token not in lm.ends] for ids in greedy.tokens]
+        settings = {"model": dataclasses.asdict(lm.identity()), "max_new_tokens": task.n_steps, "greedy": True}
+        texts = lm.decode_after(prompts, written)
+        Continuations(tuple(task.prompts), 1, tuple(texts), settings).save(task.folder / f"{side}.greedy.json")
+
+
+def _few_enough(task: Task, n_neurons: int) -> bool:
+    return few_enough(len(task.prompts), task.n_steps, n_neurons)
 
 
 def _tokens(lm: HookedLM, continuations: Continuations) -> list[list[int]]:

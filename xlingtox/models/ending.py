@@ -70,7 +70,7 @@ def first_token_ends(
         (1,)
     """
     values = np.empty(len(texts))
-    batches = Batches("numbers", "ending", [lm], {})
+    batches = Batches("texts", "ending", [lm], {})
     with bar("ending", total=len(texts), unit="text", progress=progress) as shown:
 
         def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:

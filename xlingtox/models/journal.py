@@ -28,7 +28,9 @@ from xlingtox.models.hooked import HookedLM
 T = TypeVar("T")
 
 Kind = Literal["texts", "numbers"]
-"""What a batch holds: continuations, which are kept with the study; or numbers, which are dropped after their stage."""
+"""What a batch holds: continuations and how likely each text is, which are small, and are kept with the study. Or
+numbers, such as activations, which are dropped after their stage.
+"""
 
 _VERSION = 1
 _SCHEMA = """

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 
 from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
+from xlingtox.study.plan import N_PROMOTED, samples_of_promoted
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.sizes import Sizes
 from xlingtox.tuning import Recipe
 
 _READINGS = 11
 """About as often does a bisection read the held-out text before it proposes doses."""
-
-_PROPOSED_FROM = 4
-"""Each source's words are looked for in so many samples of each prompt."""
 
 _STATES = 0.3
 """To read the states of a token takes at least this share of reading it with its logits."""
@@ -184,12 +182,12 @@ def stage_costs(
     stage = _Costs(shape, materials, settings, recipe)
     count: Mapping[str, Callable[[], Work]] = {
         "localize": stage.localize,
-        "promoted": stage.promoted,
+        "promoted": lambda: stage.sampled(samples_of_promoted(settings, stages)),
         "intervene": stage.intervene,
         "amplify": stage.amplify,
         "retrieve": lambda: Work(read=stage.states(materials.parallel), overhead=2.5),
         "tune": stage.tune,
-        "compare": stage.compare,
+        "compare": lambda: stage.compare(found=settings.n_samples >= N_PROMOTED and "promoted" in stages),
         "predict": lambda: Work(overhead=2.0),
         "judge": lambda: Work(overhead=0.1),
     }
@@ -247,10 +245,11 @@ class _Costs:
         read = self.states(sizes.labelled + sizes.elsewhere) + unembedded
         return Work(read=read, overhead=2.0) + self.greedily(n_source, sizes.prompt_tokens)
 
-    def promoted(self) -> Work:
+    def sampled(self, n_samples: int) -> Work:
+        """Return the work of writing samples of each prompt."""
         sizes = self.sizes
         n = sizes.n_prompts
-        return Work(written=float(_PROPOSED_FROM * n * self.settings.max_new_tokens), read=n * sizes.prompt_tokens)
+        return Work(written=float(n_samples * n * self.settings.max_new_tokens), read=n * sizes.prompt_tokens)
 
     def intervene(self) -> Work:
         sizes, settings = self.sizes, self.settings
@@ -279,13 +278,18 @@ class _Costs:
             written=float(n_texts * new), read=n_prompts * tokens + n_texts * (tokens + new), judged=float(n_texts)
         )
 
-    def compare(self) -> Work:
+    def compare(self, *, found: bool = False) -> Work:
+        """Count the work of the comparison.
+
+        Args:
+            found: whether the samples of the model before are written already.
+        """
         sizes, n = self.sizes, self.sizes.n_prompts
         side = self.judged(n * self.settings.n_samples, n, sizes.prompt_tokens) + Work(read=sizes.held_out)
-        # Each side's activations, those of the controls, and those of both models on the same text; a few examples.
-        greedy = self.greedily(n, sizes.prompt_tokens) * 5 + self.greedily(6 * len(sizes.prompts), sizes.prompt_tokens)
-        rest = Work(read=sizes.held_out + n * (3 * sizes.prompt_tokens + self.settings.max_new_tokens), overhead=5.0)
-        return side * 2 + greedy + rest
+        # Each side's activations on its own text. Then the prompts for their ends, and the text that both models read.
+        greedy = self.greedily(n, sizes.prompt_tokens) * 2
+        rest = Work(read=n * (3 * sizes.prompt_tokens + self.settings.max_new_tokens), overhead=5.0)
+        return side * 2 + greedy + rest + self.sampled(self.settings.n_samples) * (-1.0 if found else 0.0)
 
     def tune(self) -> Work:
         recipe, (n_train, n_validation) = self.recipe, self.split_pairs()

@@ -70,6 +70,18 @@ STAGE: Mapping[str, Stage] = {
 """Each stage that a user may name, in the order in which they are run."""
 
 
+N_PROMOTED = 4
+"""The words that sources promote are looked for in so many samples of each prompt."""
+
+
+def samples_of_promoted(settings: Settings, stages: Iterable[str]) -> int:
+    """Return how many samples of each prompt are written for `promoted`: all of the comparison's, if that will follow.
+
+    The comparison needs these texts too, and then finds them.
+    """
+    return max(N_PROMOTED, settings.n_samples if "compare" in stages else 0)
+
+
 def planned(materials: Materials, settings: Settings) -> list[str]:
     """Return the stages to run, in their order, with those that they need.
 
