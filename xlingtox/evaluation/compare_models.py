@@ -20,7 +20,18 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.measurement import Measurement, measure
 from xlingtox.evaluation.metrics import Change
 from xlingtox.evaluation.named_sets import NamedSets, named_sets
-from xlingtox.evaluation.one_model import Before, Profile, Task, judge_after, measure_after, measure_before
+from xlingtox.evaluation.one_model import (
+    Before,
+    Profile,
+    Task,
+    Which,
+    Writers,
+    checked_writer,
+    judge_after,
+    kept_text,
+    measure_after,
+    measure_before,
+)
 from xlingtox.evaluation.same_text import Text, activity
 from xlingtox.evaluation.weight_drift import KeptVectors, vectors_in_memory, vectors_on_disk
 from xlingtox.files import scratch, writable_folder
@@ -49,6 +60,7 @@ def compare(
     output_dir: str | Path | None = None,
     identify_language: degenerate.Identifier | None = None,
     source_language: str = "en",
+    writers: Writers = (None, None),
 ) -> Comparison:
     """Measure both models on the same prompts with the same random numbers (paper, Table 2 and Figure 3).
 
@@ -74,8 +86,11 @@ def compare(
         identify_language: a function that tells the language of continuations, for example `degenerate.lingua()`. With
             it, texts in another language of the same script count as degenerate too.
         source_language: the language that the model was tuned on. The others have a mean change of their own.
+        writers: servers that write the sampled continuations of the model before and of the one after, in the place of
+            the models, which read them. Each is checked against its model before it writes; see `Served.check`.
 
     Raises:
+        ServerError: a server cannot be reached, runs another model, or did not write some of the texts.
         ValueError: the models differ in shape or in how they cut text into tokens; the scorer does not cover a
             language; a set of neurons has no name; a neuron is outside the models; the activations of a set take more
             than a gibibyte; prompts or held-out texts are empty or malformed; `output_dir` holds the texts of another
@@ -102,10 +117,15 @@ def compare(
         progress,
         identify_language,
         source_language,
+        writers,
     )
     # Both models are here, so what is wrong with the second is said before the first does any work.
     task = asked.task(before)
     Profile.of(before, task).check_alike(Profile.of(after, task))
+    sides: tuple[tuple[HookedLM, Which], ...] = ((before, "before"), (after, "after"))
+    for lm, side in sides:
+        if (file := kept_text(task, side)) is None or not file.exists():
+            checked_writer(lm, task, side)
     return _compared(lambda: before, lambda: after, asked, vectors_in_memory)
 
 
@@ -127,6 +147,7 @@ def compare_in_turn(
     output_dir: str | Path | None = None,
     identify_language: degenerate.Identifier | None = None,
     source_language: str = "en",
+    writers: Writers = (None, None),
 ) -> Comparison:
     """Compare two models as `compare` does, with only one of them in memory at a time.
 
@@ -141,9 +162,10 @@ def compare_in_turn(
         before, after: functions that give the model before the change and the one after it. Each may load its model
             anew, and let go of the other.
         neurons, scorer, text, n_random, held_out, n_samples, max_new_tokens, seed, output_dir: as in `compare`.
-        identify_language, source_language: as in `compare`.
+        identify_language, source_language, writers: as in `compare`.
 
     Raises:
+        ServerError: as in `compare`.
         ValueError: as `compare` does, and where `before` gives another model the second time.
         OSError: the folder cannot be written.
 
@@ -168,6 +190,7 @@ def compare_in_turn(
         progress,
         identify_language,
         source_language,
+        writers,
     )
 
     def turn(name: str, model: Callable[[], HookedLM]) -> Callable[[], HookedLM]:
@@ -199,6 +222,7 @@ class _Asked:
     progress: bool
     identify_language: degenerate.Identifier | None
     source_language: str
+    writers: Writers
 
     def task(self, lm: HookedLM) -> Task:
         """Check the arguments by the model before, and return what is measured."""
@@ -223,6 +247,7 @@ class _Asked:
             self.sampling,
             None if self.output_dir is None else Path(self.output_dir).expanduser(),
             self.progress,
+            self.writers,
         )
 
 

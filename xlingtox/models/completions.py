@@ -46,6 +46,9 @@ _EXTENSIONS: Mapping[str, Mapping[str, Any]] = {
 class ServerError(OSError):
     """A server cannot be reached, serves another model than it should, or did not write all that it was asked for.
 
+    Attributes:
+        n_missing: the number of texts that it did not write, where it serves the right model.
+
     Example:
         >>> try:
         ...     xt.generate(xt.Served("http://127.0.0.1:9/v1", model="quiet", tokenizer="mini"), ["the cat"])
@@ -53,6 +56,10 @@ class ServerError(OSError):
         ...     print(error)
         the server at http://127.0.0.1:9/v1 cannot be reached (connection failed: ConnectError): is it running?
     """
+
+    def __init__(self, message: str, n_missing: int = 0) -> None:
+        super().__init__(message)
+        self.n_missing = n_missing
 
 
 @dataclass(frozen=True)
