@@ -102,7 +102,8 @@ class Engine:
         """
         where = "" if self.tuned_url is not None else " If it has another address, write it as [engine] tuned_url."
         shown = command(str(folder), lm, self.tuned_url or self.url, self.tuned_model)
-        return f"The tuned model is in {folder}. Serve it, and run the study again, which goes on from here: {shown}{where}"
+        to_do = "Serve it, and run the study again, which goes on from here"
+        return f"The tuned model is in {folder}. {to_do}: {shown}{where}"
 
     def _served(self, url: str, model: str | None, key: str | None) -> Served:
         return Served(url, model=model, api_key=key, in_flight=self.in_flight)
