@@ -149,6 +149,7 @@ class Served:
             given = None if prompts is None else as_prompts(prompts, tokenizer=lm.tokenizer)
             return check_agreement(connection, model, lm, given, max_new_tokens=max_new_tokens)
 
+    @checked
     def write(
         self,
         prompts: Prompts,

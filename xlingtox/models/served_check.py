@@ -34,6 +34,9 @@ _LIKELIHOOD = {True: 0.1, False: 0.25}
 """The most by which the log-likelihoods of the tokens may differ on average."""
 
 
+_ADVICE = "Serve the same checkpoint, in the same type (vLLM: --dtype)"
+
+
 @dataclass(frozen=True)
 class Difference:
     """A greedy text that a server and a local model write differently.
@@ -100,12 +103,12 @@ def check_agreement(
         raise ServerError(
             f"the server at {connection.url} runs other weights than {lm.name}: {len(differences)} of {len(some)} "
             f"greedy texts differ. After {in_line(worst.prompt.text)!r} it writes {in_line(worst.served)!r}, and "
-            f"{lm.name} begins {in_line(worst.local)!r}"
+            f"{lm.name} begins {in_line(worst.local)!r}. {_ADVICE}"
         )
     if off and not (mean := sum(off) / len(off)) < _LIKELIHOOD[exact]:
         raise ServerError(
             f"the server at {connection.url} runs other weights than {lm.name}: the greedy texts agree, but the "
-            f"log-likelihoods of their tokens differ by {mean:.2f} on average, where {_LIKELIHOOD[exact]} is allowed"
+            f"log-likelihoods of their tokens differ by {mean:.2f} on average, where {_LIKELIHOOD[exact]} is allowed. {_ADVICE}"
         )
     return tuple(differences)
 

@@ -88,11 +88,13 @@ class Engine:
             return [first_line(error)]
         return []
 
+    @checked
     def advice_before(self, lm: HookedLM) -> str:
         """Say how to serve the model before tuning."""
         source = str(mini_checkpoint()) if lm.name == "mini" else lm.name
         return f"Serve {lm.name}: {command(source, lm, self.url, self.model)}"
 
+    @checked
     def advice_after(self, folder: Path, lm: HookedLM) -> str:
         """Say how to serve the tuned model.
 
@@ -100,10 +102,9 @@ class Engine:
             folder: the tuned checkpoint.
             lm: the model before tuning, whose dtype is served.
         """
-        where = "" if self.tuned_url is not None else " If it has another address, write it as [engine] tuned_url."
-        shown = command(str(folder), lm, self.tuned_url or self.url, self.tuned_model)
-        to_do = "Serve it, and run the study again, which goes on from here"
-        return f"The tuned model is in {folder}. {to_do}: {shown}{where}"
+        url, other = self.tuned_url or self.url, " (or write another address as [engine] tuned_url)"
+        where = f"Serve it at {url}{'' if self.tuned_url else other}, and run the study again, which goes on from here"
+        return f"The tuned model is in {folder}. {where}: {command(str(folder), lm, url, self.tuned_model)}"
 
     def _served(self, url: str, model: str | None, key: str | None) -> Served:
         return Served(url, model=model, api_key=key, in_flight=self.in_flight)
