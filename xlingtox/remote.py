@@ -147,13 +147,14 @@ def patiently(
         problem = state.outcome.exception() if state.outcome else None
         return max(grown, min(getattr(problem, "after", 0.0), longest_wait))
 
-    def hopeless(state: tenacity.RetryCallState) -> bool:
-        problem = state.outcome.exception() if state.outcome else None
-        return state.attempt_number >= min(attempts, getattr(problem, "attempts", None) or attempts)
+    class Hopeless(tenacity.stop.stop_base):
+        def __call__(self, state: tenacity.RetryCallState) -> bool:
+            problem = state.outcome.exception() if state.outcome else None
+            return state.attempt_number >= min(attempts, getattr(problem, "attempts", None) or attempts)
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Temporary),
-        stop=tenacity.stop_any(hopeless, tenacity.stop_when_event_set(given_up)),
+        stop=Hopeless() | tenacity.stop_when_event_set(given_up),
         wait=pause,
         sleep=tenacity.sleep_using_event(given_up),
         reraise=True,
@@ -163,7 +164,7 @@ def patiently(
 
 def arriving(
     n: int, ask: Callable[[int, threading.Event], T], problems: list[Problem], *, threads: int
-) -> Iterator[tuple[int, T]]:
+) -> Generator[tuple[int, T], None, None]:
     """Make n requests, and yield the number of each and its answer as the answers arrive.
 
     A request that fails does not stop the others. But after a few in a row that failed at every attempt, or one that

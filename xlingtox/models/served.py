@@ -130,7 +130,7 @@ class Served:
 
         The server continues five prompts greedily, and the local model reads what it wrote. It must find each token
         the likeliest, and about as likely as the server does. Rounding may decide between two tokens that are almost
-        equally likely. Such a difference is returned, and more than one in five texts (three in 16 bits) is an error.
+        equally likely. Such a difference is returned, and in 32 bits more than one in five texts is an error.
 
         Args:
             prompts: prompts, of which one of each of the first five languages is taken; by default short sentences.
