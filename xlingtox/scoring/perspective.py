@@ -291,8 +291,8 @@ def _error(problems: Sequence[Exception], n: int, untried: int) -> Exception:
         _Unsupported: "in a language that is not supported",
         Stopped: "given up",
     }
-    reasons = Counter((type(problem), str(problem)) for problem in problems if type(problem) in outcomes)
-    untried += len(problems) - reasons.total()
+    kinds = [next(kind for kind in outcomes if isinstance(problem, kind)) for problem in problems]
+    reasons = Counter(zip(kinds, map(str, problems), strict=True))
     parts = [f"{count} {outcomes[kind]} ({reason})" for (kind, reason), count in reasons.most_common(5)]
     parts += [f"{untried} not tried any more"] if untried else []
     left = reasons.total() + untried
