@@ -80,6 +80,7 @@ INNER = {
         "prediction.shared",
     ),
     *("fluency.fluency_of", "fluency.prompts_and_texts", "soundness.reference_of"),
+    *("HookedLM.knowing", "HookedLM.unembedded", "fluency.held_out_texts"),
     *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),

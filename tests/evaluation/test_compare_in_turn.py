@@ -2,6 +2,7 @@ import copy
 import gc
 import json
 import weakref
+from collections import Counter
 
 import pytest
 from conftest import randomised, tiny
@@ -12,6 +13,7 @@ from toys import HashScorer, NeverAsked
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation.compare_models import compare, compare_in_turn
 from xlingtox.evaluation.weight_drift import weight_drift
+from xlingtox.models import text_encoding
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.journal import Journal, using
@@ -117,6 +119,21 @@ def written_by(monkeypatch) -> list[HookedLM]:
     real = greedy.decode
     monkeypatch.setattr(greedy, "decode", lambda lm, *rest, **how: written.append(lm) or real(lm, *rest, **how))
     return written
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_each_model_cuts_a_prompt_and_a_held_out_text_into_tokens_once(in_turn, both, monkeypatch):
+    cut = Counter()
+    real = text_encoding.token_ids
+    monkeypatch.setattr(
+        text_encoding, "token_ids", lambda tokenizer, texts: cut.update(texts) or real(tokenizer, texts)
+    )
+    if in_turn:
+        compare_in_turn(lambda: both[0], lambda: both[1], PROMPTS, **ASKED)
+    else:
+        compare(*both, PROMPTS, **ASKED)
+    texts = [*(text for of_language in PROMPTS.values() for text in of_language), *HELD_OUT["text"]]
+    assert {text: cut[text] for text in texts} == dict.fromkeys(texts, 2)
 
 
 def test_neurons_of_other_layers_are_read_with_the_rest(both):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from xlingtox import languages
+from xlingtox import languages, processes
 from xlingtox.checking import checked, shown
 from xlingtox.data import Prompts, as_prompts, meanings
 from xlingtox.evaluation import degenerate, metrics
@@ -27,8 +27,8 @@ from xlingtox.evaluation.one_model import (
     Which,
     Writers,
     checked_writer,
+    is_kept,
     judge_after,
-    kept_text,
     measure_after,
     measure_before,
 )
@@ -121,12 +121,14 @@ def compare(
     )
     # Both models are here, so what is wrong with the second is said before the first does any work.
     task = asked.task(before)
-    Profile.of(before, task).check_alike(Profile.of(after, task))
+    profiles = Profile.of(before, task), Profile.of(after, task)
+    profiles[0].check_alike(profiles[1])
     sides: tuple[tuple[HookedLM, Which], ...] = ((before, "before"), (after, "after"))
     for lm, side in sides:
-        if (file := kept_text(task, side)) is None or not file.exists():
+        if processes.from_main(lambda side=side: not is_kept(task, side)):
             checked_writer(lm, task, side)
-    return _compared(lambda: before, lambda: after, asked, vectors_in_memory)
+    with before.knowing(profiles[0].texts), after.knowing(profiles[1].texts):
+        return _compared(lambda: before, lambda: after, asked, vectors_in_memory)
 
 
 @checked

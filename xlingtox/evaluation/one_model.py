@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,16 @@ import numpy as np
 from datasets import Dataset
 from jaxtyping import Float, Int
 
+from xlingtox import processes
 from xlingtox.data import Prompt
 from xlingtox.evaluation import metrics
-from xlingtox.evaluation.fluency import Fluency, check_held_out, conditional_perplexity, held_out_losses
+from xlingtox.evaluation.fluency import (
+    Fluency,
+    check_held_out,
+    conditional_perplexity,
+    held_out_losses,
+    held_out_texts,
+)
 from xlingtox.evaluation.named_sets import CONTROL, all_of_layers
 from xlingtox.evaluation.same_text import MeansBySet, Text, distinct, means_by_prompt
 from xlingtox.evaluation.soundness import Reference, reference_of
@@ -93,17 +101,19 @@ class Profile:
         Raises:
             ValueError: a text is too long for it or empty; or it is edited by hooks, and its texts are to be kept.
         """
-        check_lengths(lm, task.prompts, task.n_steps)
-        if task.held_out is not None:
-            check_held_out(lm, task.held_out)
+        texts = [prompt.text for prompt in task.prompts]
+        texts += [] if task.held_out is None else held_out_texts(task.held_out)
+        tokens = dict(zip(texts, lm.token_ids(texts), strict=True))
+        with lm.knowing(tokens):
+            check_lengths(lm, task.prompts, task.n_steps)
+            if task.held_out is not None:
+                check_held_out(lm, task.held_out)
         if task.folder is not None and lm.hooked:
             raise ValueError(
                 f"{lm.name} has hooks on it, which do not show in the texts that output_dir= keeps: compare without "
                 "output_dir=, or with the model that edit.bake(lm) gives"
             )
-        texts = [prompt.text for prompt in task.prompts]
-        texts += [] if task.held_out is None else list(task.held_out["text"])
-        return cls(lm.shape(), dict(zip(texts, lm.token_ids(texts), strict=True)))
+        return cls(lm.shape(), tokens)
 
     def check_alike(self, other: Profile) -> None:
         """Raise ValueError where the models differ in shape, or cut a text into different tokens."""
@@ -166,7 +176,15 @@ class Before:
 
 def measure_before(lm: HookedLM, task: Task, keep_vectors: Callable[[HookedLM], KeptVectors]) -> Before:
     """Measure the model before the change."""
-    profile, identity = Profile.of(lm, task), lm.identity()
+    profile = Profile.of(lm, task)
+    with lm.knowing(profile.texts):
+        return _measured_before(lm, task, profile, keep_vectors)
+
+
+def _measured_before(
+    lm: HookedLM, task: Task, profile: Profile, keep_vectors: Callable[[HookedLM], KeptVectors]
+) -> Before:
+    identity = lm.identity()
     vectors = None if lm.standing_edit else keep_vectors(lm)
     continuations = _continuations(lm, task, "before")
     fluency = conditional_perplexity(lm, continuations, progress=task.progress)
@@ -207,14 +225,21 @@ def measure_after(lm: HookedLM, task: Task, before: Before) -> tuple[Side, tuple
         ValueError: it cannot be compared with the model before.
     """
     before.profile.shape.check_alike(lm.shape())
-    before.profile.check_alike(Profile.of(lm, task))
+    profile = Profile.of(lm, task)
+    before.profile.check_alike(profile)
+    with lm.knowing(profile.texts):
+        return _measured_after(lm, task, before)
+
+
+def _measured_after(lm: HookedLM, task: Task, before: Before) -> tuple[Side, tuple[LayerDrift, ...]]:
     continuations = _continuations(lm, task, "after")
     activations, greedy, means = _read_own(lm, task, None if task.text == "before" else before.sets)
     if means is None:
         means = _means(lm, task, before.sets, before.side.greedy)
     _keep_greedy(lm, task, greedy, "after")
     edited = before.vectors is None or lm.standing_edit is not None
-    drift = () if edited or before.vectors is None else drift_from(before.vectors, lm).by_layer()
+    vectors = None if edited else before.vectors
+    drift = () if vectors is None else processes.from_main(lambda: drift_from(vectors, lm).by_layer())
     tokens, losses, ending = _tokens(lm, continuations), _losses(lm, task), _ending(lm, task)
     return Side(lm.identity(), continuations, tokens, losses, activations, greedy, means, ending), drift
 
@@ -232,8 +257,9 @@ def judge_after(lm: HookedLM, task: Task, before: Before, after: Side) -> tuple[
         raise ValueError(
             f"before() gave {before.side.model} at first and then {lm.identity()}: expected the same model"
         )
-    fluency = conditional_perplexity(lm, after.continuations, progress=task.progress)
-    return fluency, before.side.means or _means(lm, task, before.sets, after.greedy)
+    with lm.knowing(before.profile.texts):
+        fluency = conditional_perplexity(lm, after.continuations, progress=task.progress)
+        return fluency, before.side.means or _means(lm, task, before.sets, after.greedy)
 
 
 def _read_own(
@@ -288,7 +314,8 @@ def _keep_greedy(lm: HookedLM, task: Task, greedy: Written, side: str) -> None:
         written = [[token for token in ids if token not in lm.ends] for ids in greedy.tokens]
         settings = {"model": dataclasses.asdict(lm.identity()), "max_new_tokens": task.n_steps, "greedy": True}
         texts = lm.decode_after(prompts, written)
-        Continuations(tuple(task.prompts), 1, tuple(texts), settings).save(task.folder / f"{side}.greedy.json")
+        continuations = Continuations(tuple(task.prompts), 1, tuple(texts), settings)
+        processes.from_main(partial(continuations.save, task.folder / f"{side}.greedy.json"))
 
 
 def _few_enough(task: Task, n_neurons: int) -> bool:
@@ -327,20 +354,32 @@ def kept_text(task: Task, side: Which) -> Path | None:
     return None if task.folder is None else task.folder / f"{side}.json"
 
 
+def is_kept(task: Task, side: Which) -> bool:
+    """Return whether a comparison has kept what one of the models wrote."""
+    file = kept_text(task, side)
+    return file is not None and file.exists()
+
+
 def _continuations(lm: HookedLM, task: Task, side: Which) -> Continuations:
     """Generate continuations, or read those that an earlier comparison kept in the task's folder."""
     file = kept_text(task, side)
-    if file is None or not file.exists():
+
+    def kept() -> Continuations | None:
+        if file is None or not file.exists():
+            return None
+        try:
+            return Continuations.load(file)
+        except ValueError as error:
+            raise ValueError(f"{error}; or delete it, and the texts are generated again") from error
+
+    continuations = processes.from_main(kept)
+    if continuations is None:
         sampling: dict[str, Any] = dict(task.sampling)
         writer = checked_writer(lm, task, side) or lm
         continuations = generate(writer, task.prompts, **sampling, progress=task.progress)
         if file is not None:
-            continuations.save(file)
+            processes.from_main(partial(continuations.save, file))
         return continuations
-    try:
-        continuations = Continuations.load(file)
-    except ValueError as error:
-        raise ValueError(f"{error}; or delete it, and the texts are generated again") from error
     stored: Any = {"max_new_tokens": None, "seed": None, "model": {}} | continuations.settings
     stored["n_samples"] = continuations.n_samples
     same_settings = all(stored[name] == value for name, value in task.sampling.items())

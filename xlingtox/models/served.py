@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from xlingtox import processes
 from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.models import journal
@@ -144,10 +145,14 @@ class Served:
             ValueError: an edit is on the local model.
         """
         writer = self.writing_for(lm)
-        with writer._connected() as connection:
-            model = connection.listed(self.model)
-            given = None if prompts is None else as_prompts(prompts, tokenizer=lm.tokenizer)
-            return check_agreement(connection, model, lm, given, max_new_tokens=max_new_tokens)
+        given = None if prompts is None else as_prompts(prompts, tokenizer=lm.tokenizer)
+
+        def agreement() -> tuple[Difference, ...]:
+            with writer._connected() as connection:
+                model = connection.listed(self.model)
+                return check_agreement(connection, model, lm, given, max_new_tokens=max_new_tokens)
+
+        return processes.from_main(agreement)
 
     @checked
     def write(
@@ -171,6 +176,22 @@ class Served:
             ServerError: the server cannot be reached, serves another model, or did not write some of the texts.
             ValueError: a prompt is too long for the server.
         """
+        # Of several processes, one asks: the server shares the work out in its own way.
+        return processes.from_main(
+            lambda: self._written(
+                prompts, n_samples=n_samples, max_new_tokens=max_new_tokens, sampling=sampling, progress=progress
+            )
+        )
+
+    def _written(
+        self,
+        prompts: Prompts,
+        *,
+        n_samples: int,
+        max_new_tokens: int,
+        sampling: Mapping[str, Any],
+        progress: bool,
+    ) -> tuple[list[Prompt], list[str], dict[str, object]]:
         with self._connected() as connection:
             model = connection.listed(self.model)
             if sampling and model.kind != VLLM:

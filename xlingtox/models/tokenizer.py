@@ -63,7 +63,10 @@ def text_after(
     def decoded(ids: Iterable[Sequence[int]]) -> list[str]:
         return list(tokenizer.batch_decode([list(row) for row in ids], skip_special_tokens=True))
 
-    starts = decoded(prompts)
+    # Many rows may follow one prompt.
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    start_of = dict(zip(distinct, decoded(distinct), strict=True))
+    starts = [start_of[tuple(prompt)] for prompt in prompts]
     texts = decoded([*prompt, *row] for prompt, row in zip(prompts, rows, strict=True))
     # A prompt that ends within a character decodes differently alone. Then the row has to be decoded alone too.
     return [
