@@ -150,7 +150,8 @@ def test_what_a_server_does_not_write_is_told_and_only_that_is_asked_again(lm, f
             generate(writer, PROMPTS, **SAMPLED)
         assert "\n" not in str(raised.value)
         assert KEY not in str(raised.value)
-        assert "of 21 texts" in str(raised.value)
+        assert f"did not write {raised.value.n_missing} of 21 texts" in str(raised.value)
+        assert 0 < raised.value.n_missing <= 9
         assert "the same call goes on" in str(raised.value)
         stored = set(server.answered)
         assert len(stored) >= 4
@@ -166,10 +167,25 @@ def test_what_a_server_does_not_write_is_told_and_only_that_is_asked_again(lm, f
 
 def test_a_server_that_fails_always_is_given_up_soon(lm):
     many = [f"the cat {i}" for i in range(200)]
-    told = pytest.raises(ServerError, match=r"did not write 200 of 200 texts: HTTP 500 .* no journal is in use")
+    told = pytest.raises(ServerError, match=r"did not write 200 of 200 texts: HTTP 500 .* goes on from here")
     with FakeServer(lm, faults=lambda number: 500) as server, told:
         generate(served(server, in_flight=2), many, **GREEDY)
     assert server.number < 100
+
+
+def test_without_a_journal_the_same_call_goes_on_too(lm):
+    many = [f"the cat {i}" for i in range(20)]
+    with FakeServer(lm, faults=lambda number: 400 if number > 10 else None) as server:
+        writer = served(server, in_flight=1)
+        with pytest.raises(ServerError, match="did not write 10 of 20 texts"):
+            generate(writer.writing_for(lm), many, **GREEDY)
+        server.faults = lambda number: None
+        server.asked.clear()
+        assert generate(writer.writing_for(lm), many, **GREEDY).texts == generate(lm, many, **GREEDY).texts
+        assert server.asked.total() == 10
+        # What came to its end is not kept: the server may run another model by then.
+        generate(writer.writing_for(lm), many, **GREEDY)
+        assert server.asked.total() == 30
 
 
 def test_requests_in_flight_are_bounded(lm):

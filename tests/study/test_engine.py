@@ -81,6 +81,17 @@ def test_a_study_begins_only_when_its_server_answers(lm, tmp_path):
     assert found.problems == ("the environment variable NO_SUCH_KEY is not set: it holds the key of the server.",)
 
 
+def test_a_server_that_fails_midway_is_not_said_to_be_another(lm, tmp_path):
+    class Failing(FakeServer):
+        def answer(self, handler, body, fault):
+            super().answer(handler, body, 400 if "seed" in body else None)
+
+    with Failing(lm) as server:
+        settings = dataclasses.replace(ONLY, engine=Engine(url=server.url))
+        with pytest.raises(ServerError, match=r"did not write 16 of 16 texts: HTTP 400.* goes on from here$"):
+            running.run(lm, MATERIALS, output_dir=tmp_path / "study", settings=settings, progress=False)
+
+
 def test_where_a_server_runs_changes_no_stage_and_that_one_writes_changes_the_comparison(lm):
     local = plan.keys(lm.identity(), MATERIALS, SETTINGS, plan.STAGE)
     keys = [

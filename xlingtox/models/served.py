@@ -46,8 +46,8 @@ class Served:
     for the same samples again. The texts are not those of a `HookedLM` with the same seed, because a server draws its
     random numbers in its own way. Greedy texts are the same, up to rounding.
 
-    Where a journal is in use, as in a study, each answer is stored as soon as it arrives. A call that was interrupted,
-    or of which some requests failed, goes on with those that are missing.
+    Each answer is kept as soon as it arrives: on the disk where a journal is in use, as in a study, and else with this
+    object. So a call that was interrupted, or of which some requests failed, goes on with those that are missing.
 
     Attributes:
         url: the address of the API, such as "http://127.0.0.1:8000/v1".
@@ -93,6 +93,7 @@ class Served:
         self._key = None if api_key is None else Key(usable_key(api_key) or "", "Authorization", "Bearer ")
         self._ends: tuple[int, ...] | None = None
         self._identity: Identity | None = None
+        self._arrived: dict[str, bytes] = {}
 
     def __repr__(self) -> str:
         return f"Served({self.url!r}, model={self.model!r})"
@@ -121,6 +122,7 @@ class Served:
         lm.check_unedited("a server does not know")
         writer = Served(self.url, model=self.model, tokenizer=lm.tokenizer, in_flight=self.in_flight)
         writer._key, writer._ends, writer._identity = self._key, lm.ends, lm.identity()
+        writer._arrived = self._arrived
         return writer
 
     @checked
@@ -203,7 +205,8 @@ class Served:
             checked_prompts = as_prompts(prompts, tokenizer=tokenizer)
             ids = token_ids(tokenizer, [prompt.text for prompt in checked_prompts])
             _check_room(checked_prompts, ids, model, max_new_tokens)
-            call = _Call(connection, model, tokenizer, self._ends_of(model, tokenizer), max_new_tokens, sampling)
+            ends = self._ends_of(model, tokenizer)
+            call = _Call(connection, model, tokenizer, ends, max_new_tokens, sampling, self._arrived)
             texts = call.texts(checked_prompts, ids, n_samples, self.identity(), progress=progress)
         settings: dict[str, object] = {
             "model": dataclasses.asdict(self.identity()),
@@ -278,7 +281,11 @@ def seed_of(text: str, seed: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """One call of a server: what is the same for all its requests."""
+    """One call of a server: what is the same for all its requests.
+
+    Attributes:
+        arrived: what arrived in calls that did not come to their end, where no journal is in use.
+    """
 
     connection: Connection
     model: ServedModel
@@ -286,6 +293,7 @@ class _Call:
     ends: tuple[int, ...]
     max_new_tokens: int
     sampling: Mapping[str, Any]
+    arrived: dict[str, bytes]
 
     def texts(
         self,
@@ -296,10 +304,10 @@ class _Call:
         *,
         progress: bool,
     ) -> list[str]:
-        """Return the texts, from the journal in use or from the server. A text that is wanted twice is asked for once.
+        """Return the texts that were kept and those that the server writes. One that is wanted twice is asked for once.
 
         Raises:
-            ServerError: some were not written. The others are in the journal.
+            ServerError: some were not written. The others are kept.
         """
         at_once = min(n_samples, _MOST_SAMPLES) if self.model.writes_many else 1
         texts: list[str | None] = [None] * (len(prompts) * n_samples)
@@ -328,7 +336,7 @@ class _Call:
 
             missing = []
             for request in places:
-                if (content := journal.known("texts", described(request))) is None:
+                if (content := self._known(described(request))) is None:
                     missing.append(request)
                 else:
                     put(request, json.loads(content))
@@ -350,10 +358,20 @@ class _Call:
                     else completion.text
                     for completion in completions
                 ]
-                put(request, json.loads(journal.keep("texts", described(request), json.dumps(written).encode())))
+                put(request, json.loads(self._keep(described(request), json.dumps(written).encode())))
         if problems:
             raise self._error(problems, len(texts), texts.count(None))
+        for request in places:
+            self.arrived.pop(journal.digest(described(request)), None)
         return [text for text in texts if text is not None]
+
+    def _known(self, about: Mapping[str, Any]) -> bytes | None:
+        return journal.known("texts", about) if journal.in_use() else self.arrived.get(journal.digest(about))
+
+    def _keep(self, about: Mapping[str, Any], content: bytes) -> bytes:
+        if journal.in_use():
+            return journal.keep("texts", about, content)
+        return self.arrived.setdefault(journal.digest(about), content)
 
     def _error(self, problems: Sequence[Problem], n: int, n_missing: int) -> ServerError:
         """Return one error that counts the requests that failed, by their reasons."""
@@ -361,8 +379,5 @@ class _Call:
         reasons = Counter(str(problem) for problem in stopped or problems).most_common(3)
         words = "; ".join(f"{reason} ({count} {'time' if count == 1 else 'times'})" for reason, count in reasons)
         kept = "The others are kept, and the same call goes on from here"
-        if not journal.in_use():
-            kept = "The others are lost, because no journal is in use"
-        return ServerError(
-            f"the server at {self.connection.url} did not write {n_missing} of {n} texts: {words}. {kept}"
-        )
+        what = f"did not write {n_missing} of {n} texts: {words}"
+        return ServerError(f"the server at {self.connection.url} {what}. {kept}", n_missing)
