@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,7 @@ def compare(
     profiles[0].check_alike(profiles[1])
     sides: tuple[tuple[HookedLM, Which], ...] = ((before, "before"), (after, "after"))
     for lm, side in sides:
-        if processes.from_main(lambda side=side: not is_kept(task, side)):
+        if not processes.from_main(partial(is_kept, task, side)):
             checked_writer(lm, task, side)
     with before.knowing(profiles[0].texts), after.knowing(profiles[1].texts):
         return _compared(lambda: before, lambda: after, asked, vectors_in_memory)

@@ -17,7 +17,7 @@ from xlingtox import processes
 from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.models import journal
-from xlingtox.models.completions import VLLM, Connection, Request, ServedModel, ServerError
+from xlingtox.models.completions import VLLM, Completion, Connection, Request, ServedModel, ServerError
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.models.loading import mini_checkpoint, smollm2_file
@@ -352,18 +352,20 @@ class _Call:
             )
             for i, completions in arriving:
                 request = missing[i]
-                written = [
-                    text_after(self.tokenizer, [request.prompt], [completion.tokens])[0]
-                    if completion.tokens is not None
-                    else completion.text
-                    for completion in completions
-                ]
-                put(request, json.loads(self._keep(described(request), json.dumps(written).encode())))
+                written = json.dumps(self._texts_of(request, completions)).encode()
+                put(request, json.loads(self._keep(described(request), written)))
         if problems:
             raise self._error(problems, len(texts), texts.count(None))
         for request in places:
             self.arrived.pop(journal.digest(described(request)), None)
         return [text for text in texts if text is not None]
+
+    def _texts_of(self, request: Request, completions: Sequence[Completion]) -> list[str]:
+        """Return what a server wrote: decoded here, as a `HookedLM` decodes, where it tells the tokens."""
+        rows = [completion.tokens for completion in completions if completion.tokens is not None]
+        if len(rows) < len(completions):
+            return [completion.text for completion in completions]
+        return text_after(self.tokenizer, [request.prompt] * len(rows), rows)
 
     def _known(self, about: Mapping[str, Any]) -> bytes | None:
         return journal.known("texts", about) if journal.in_use() else self.arrived.get(journal.digest(about))
@@ -378,6 +380,8 @@ class _Call:
         stopped = [problem for problem in problems if isinstance(problem, Stopped)]
         reasons = Counter(str(problem) for problem in stopped or problems).most_common(3)
         words = "; ".join(f"{reason} ({count} {'time' if count == 1 else 'times'})" for reason, count in reasons)
-        kept = "The others are kept, and the same call goes on from here"
-        what = f"did not write {n_missing} of {n} texts: {words}"
-        return ServerError(f"the server at {self.connection.url} {what}. {kept}", n_missing)
+        return ServerError(
+            f"the server at {self.connection.url} did not write {n_missing} of {n} texts: {words}. The others are kept, "
+            "and the same call goes on from here",
+            n_missing,
+        )
