@@ -125,6 +125,9 @@ def tried(
         return StudyCheck(**about, problems=(*problems, failure))
     free = free_bytes(lm.device) + shape.weight_bytes
     by_stage = _stages(shape, sizes, settings, stages, recipe, measured.rates, free=free)
+    if "compare" in stages and settings.engine is not None:
+        found = settings.engine.problems(lm, materials.toxic_prompts, max_new_tokens=settings.max_new_tokens)
+        problems, about["notes"] = [*problems, *map(_sentence, found)], (*about["notes"], settings.engine.note)
     rates, held = measured.rates, space.host_memory(shape, sizes, settings, stages=stages)
     return StudyCheck(
         **about,
