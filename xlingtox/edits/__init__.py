@@ -9,6 +9,7 @@ from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Intervention, Offset, Scale, Set
 from xlingtox.edits.patch import Patch
 from xlingtox.edits.together import Together
+from xlingtox.edits.under import generate_under
 
 __all__ = [
     "ControlVectors",
@@ -18,4 +19,5 @@ __all__ = [
     "Scale",
     "Set",
     "Together",
+    "generate_under",
 ]

@@ -18,6 +18,8 @@ from torch import Tensor
 from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import check_columns
+from xlingtox.edits.interventions import Intervention
+from xlingtox.edits.under import edits_at_once, results_under
 from xlingtox.equality import equal
 from xlingtox.evaluation import metrics
 from xlingtox.html import tables
@@ -179,6 +181,50 @@ def conditional_perplexity(
         >>> xt.evaluation.conditional_perplexity(lm, written, progress=False).values.shape
         (4,)
     """
+    return conditional_perplexities(judge, [continuations], batch_size=batch_size, progress=progress)[0]
+
+
+def conditional_perplexities(
+    judge: HookedLM, written: Sequence[Continuations], *, batch_size: int | None = None, progress: bool = True
+) -> list[Fluency]:
+    """Compute `conditional_perplexity` of several continuations, in batches of them all. Equal texts are read once."""
+    judged = [_to_judge(judge, continuations) for continuations in written]
+    places: dict[tuple[str, tuple[int, ...], int], int] = {}
+    for row in (row for one in judged for row in one.rows):
+        places.setdefault((row.language, tuple(row.ids), row.begin), len(places))
+    distinct = [_Row(*key) for key in places]
+    losses = _losses(judge, distinct, batch_size, progress) if distinct else np.empty(0)
+    found = []
+    for continuations, one in zip(written, judged, strict=True):
+        values = np.full(len(continuations), np.nan)
+        own = [places[row.language, tuple(row.ids), row.begin] for row in one.rows]
+        with np.errstate(over="ignore"):
+            values[one.rated] = np.exp(losses[own] / one.n_tokens[one.rated])
+        faults = {"blank": one.blank, "too_long": one.too_long}
+        faults["out_of_range"] = ~one.blank & ~one.too_long & ~(values < LIMIT)
+        faults["merged"] = ~one.blank & one.merged
+        codes, counted = continuations.row_languages, ~one.blank & ~one.too_long
+        fluency = fluency_of(judge.identity(), codes, values, faults=faults, counted=counted)
+        found.append(dataclasses.replace(fluency, n_tokens=one.n_tokens))
+    return found
+
+
+class _ToJudge(NamedTuple):
+    """The texts of some continuations as a judge reads them.
+
+    The arrays have one value a text. `rated` are the numbers of the texts that are read, and `rows` are these.
+    """
+
+    rows: list[_Row]
+    rated: Int[np.ndarray, "rated"]
+    n_tokens: Int[np.ndarray, "text"]
+    blank: Bool[np.ndarray, "text"]
+    too_long: Bool[np.ndarray, "text"]
+    merged: Bool[np.ndarray, "text"]
+
+
+def _to_judge(judge: HookedLM, continuations: Continuations) -> _ToJudge:
+    """Tokenize prompts and texts, and find the tokens that count."""
     prompts, written = prompts_and_texts(continuations)
     distinct = list(dict.fromkeys(prompts))
     alone = dict(zip(distinct, judge.token_ids(distinct), strict=True))
@@ -188,17 +234,10 @@ def conditional_perplexity(
     blank = np.array([not text.strip() for text in written]) | (begins >= ends)
     too_long = ~blank & (ends > judge.n_positions)
     rated = np.flatnonzero(~blank & ~too_long)
-    values, n_tokens = np.full(len(written), np.nan), np.where(~blank & ~too_long, ends - begins, 0)
-    if len(rated):
-        rows = [_Row(continuations.row_languages[i], together[i], int(begins[i])) for i in rated]
-        losses = _losses(judge, rows, batch_size, progress)
-        with np.errstate(over="ignore"):
-            values[rated] = np.exp(losses / n_tokens[rated])
-    faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
-    faults["merged"] = ~blank & (n_same < [len(alone[prompt]) for prompt in prompts])
-    codes = continuations.row_languages
-    fluency = fluency_of(judge.identity(), codes, values, faults=faults, counted=~blank & ~too_long)
-    return dataclasses.replace(fluency, n_tokens=n_tokens)
+    rows = [_Row(continuations.row_languages[i], together[i], int(begins[i])) for i in rated]
+    n_tokens = np.where(~blank & ~too_long, ends - begins, 0)
+    merged = n_same < [len(alone[prompt]) for prompt in prompts]
+    return _ToJudge(rows, rated, n_tokens, blank, too_long, merged)
 
 
 @checked
@@ -270,9 +309,46 @@ def held_out_losses(
         True
     """
     rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
-    losses, counts = _losses(lm, rows, batch_size, progress), np.array([len(row.ids) - 1 for row in rows])
-    codes = np.array([row.language for row in rows])
+    return _by_language(rows, _losses(lm, rows, batch_size, progress))
+
+
+def _by_language(
+    rows: Sequence[_Row], losses: Float[np.ndarray, "text"]
+) -> dict[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]:
+    codes, counts = np.array([row.language for row in rows]), np.array([len(row.ids) - 1 for row in rows])
     return {code: (losses[codes == code], counts[codes == code]) for code in languages.in_order(codes.tolist())}
+
+
+def held_out_losses_under(
+    lm: HookedLM, edits: Sequence[Intervention], held_out: Dataset, *, progress: bool = True
+) -> list[dict[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]]:
+    """Return `held_out_losses` under each edit. Several edits share a batch, as far as that is faster."""
+    rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
+    longest = max(len(row.ids) for row in rows)
+    with bar("perplexity", total=len(rows) * len(edits), unit="text", progress=progress) as shown:
+
+        def alone() -> Float[np.ndarray, "row"]:
+            losses = _losses(lm, rows, None, progress=False)
+            shown.update(len(rows))
+            return losses
+
+        def together(n_edits: int) -> list[Float[np.ndarray, "row"]]:
+            losses = _batch_losses(lm, rows * n_edits, edits=[edit for edit in range(n_edits) for _ in rows])
+            shown.update(len(losses))
+            return np.split(losses, n_edits)
+
+        losses_by_edit = results_under(
+            lm,
+            edits,
+            alone,
+            together,
+            at_once=min(edits_at_once(lm, len(rows), longest, tokens=True), _MOST_ROWS // len(rows)),
+            batches=lambda: Batches("numbers", "losses", [lm], {}),
+            batch=rows,
+            dump=np.ndarray.tobytes,
+            load=np.frombuffer,
+        )
+    return [_by_language(rows, losses) for losses in losses_by_edit]
 
 
 def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
@@ -318,13 +394,15 @@ def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress
     return losses
 
 
-def _batch_losses(lm: HookedLM, rows: Sequence[_Row]) -> Float[np.ndarray, "row"]:
-    """Return the summed losses of one batch, in float64."""
+def _batch_losses(
+    lm: HookedLM, rows: Sequence[_Row], *, edits: Sequence[int] | None = None
+) -> Float[np.ndarray, "row"]:
+    """Return the summed losses of one batch, in float64, with rows under the edits of these numbers."""
     ids, mask = lm.pad([row.ids for row in rows])
     counts = torch.tensor([len(row.ids) - row.begin for row in rows], device=lm.device)
     most = int(counts.max())
     # Padded on the left, all rows end in the last column.
-    logits = lm.logits(ids, mask, languages=[row.language for row in rows])[:, -most - 1 : -1]
+    logits = lm.logits(ids, mask, languages=[row.language for row in rows], edits=edits)[:, -most - 1 : -1]
     loss = nats(logits, ids[:, -most:])
     counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
     return loss.where(counted, 0.0).sum(1).cpu().numpy()
