@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -13,13 +13,18 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.edits.interventions import Description, Intervention
 from xlingtox.edits.together import Together
-from xlingtox.models.batching import in_batches, rows_that_fit, rows_that_pay
+from xlingtox.models.batching import in_batches, rows_that_fit
 from xlingtox.models.generation import Continuations, check_lengths, check_sampling, continued, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.journal import Batches
+from xlingtox.models.saturation import rows_that_pay
 from xlingtox.progress import bar
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Intervention)
+
+_MOST_TEXTS = 10_000
+"""Hold the texts of several edits at once up to this number."""
 
 
 @checked
@@ -106,6 +111,17 @@ def generate_under(
 def named(lm: HookedLM, edit: Intervention) -> AbstractContextManager[None]:
     """Return a block in which the model is called what it is under the edit. It need not run there."""
     return lm.hooks(edit=Description(edit))
+
+
+def in_parts(edits: Sequence[E], n_texts: int) -> Iterator[Sequence[E]]:
+    """Yield the edits in parts whose texts can be held at once.
+
+    Args:
+        n_texts: the texts under one edit.
+    """
+    size = max(1, _MOST_TEXTS // n_texts)
+    for start in range(0, len(edits), size):
+        yield edits[start : start + size]
 
 
 def edits_at_once(lm: HookedLM, n_rows: int, positions: int, *, tokens: bool = False) -> int:

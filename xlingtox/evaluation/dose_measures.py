@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from xlingtox.data import Prompt
 from xlingtox.edits.interventions import Offset
-from xlingtox.edits.under import generate_under
+from xlingtox.edits.under import generate_under, in_parts
 from xlingtox.evaluation import metrics, soundness
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
@@ -33,9 +33,6 @@ from xlingtox.scoring.protocol import Scorer
 
 Losses = Mapping[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]
 """For each language, the loss of each held-out text, and how many tokens it is the sum of."""
-
-_MOST_TEXTS = 10_000
-"""Texts of this many rows at most are held at once, or those of one edit."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +135,7 @@ class Setup:
         Several edits run together, because that is faster; not all of them, because their texts are in memory at once.
         """
         n_texts = len(self._prompts) * int(self._generation["n_samples"])
-        at_once = max(1, _MOST_TEXTS // n_texts)
-        for some in (edits[i : i + at_once] for i in range(0, len(edits), at_once)):
+        for some in in_parts(edits, n_texts):
             written = generate_under(self._lm, some, self._prompts, **self._generation, progress=self._progress)
             losses = held_out_losses_under(self._lm, some, self._held_out, progress=self._progress)
             # Outside the edits: the unedited model judges fluency, and the scorer may be a probe of this model.

@@ -41,11 +41,6 @@ def rows_that_fit(lm: HookedLM, positions: int, predicted: int = 1) -> int:
     return max(1, min(_MOST_ROWS, int(_SHARE * free_bytes(lm.device) / lm.row_bytes(positions, predicted=predicted))))
 
 
-def rows_that_pay(lm: HookedLM) -> int:
-    """Return up to how many rows of one token a pass gains by more rows."""
-    return 96
-
-
 def free_bytes(device: torch.device) -> int:
     """Return the number of free bytes on a device. Bytes that torch has reserved and does not use count as free."""
     if device.type == "cuda":
