@@ -15,9 +15,9 @@ _ON_CPU = 96
 """The rows that keep a processor busy.
 
 A pass reads each weight once, and multiplies it once for each row. So this is a ratio of a processor's arithmetic to
-its memory, and hardly depends on the model. It is not measured anew, because two runs would then put other rows together,
-and round differently. `tests/benchmarks/together.py --rows` shows it: for GPT-2 of small shape and for the miniature,
-more than 64 to 96 rows gain nothing.
+its memory, and hardly depends on the model. It is not measured anew, because two runs would then put other rows
+together, and round differently. `tests/benchmarks/together.py --rows` shows it: more than 64 to 96 rows gain nothing
+for GPT-2 of small shape, and for the miniature.
 """
 
 _UNMEASURED, _FEWEST, _MOST = 256, 32, 512
