@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from xlingtox import processes
 from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.edits.interventions import Description, Intervention
 from xlingtox.edits.together import Together
-from xlingtox.models.batching import in_batches, rows_that_fit
-from xlingtox.models.generation import Continuations, check_lengths, check_sampling, continued, generate
+from xlingtox.models.batches import Batches, Codec
+from xlingtox.models.batching import MOST_TEXTS, rows_that_fit
+from xlingtox.models.generation import TEXTS, Continuations, check_lengths, check_sampling, continued, generate
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.journal import Batches
 from xlingtox.models.saturation import rows_that_pay
 from xlingtox.progress import bar
 
@@ -78,27 +79,18 @@ def generate_under(
     settings: dict[str, object] = {"max_new_tokens": max_new_tokens, "greedy": greedy, **sampling}
     numbers = list(range(samples))
     with bar("writing", total=n_rows * len(edits), unit="text", progress=progress) as shown:
-
-        def alone() -> list[str]:
-            written = generate(lm, prompt_list, **sizes, **drawing, greedy=greedy, progress=False)
-            shown.update(n_rows)
-            return list(written.texts)
-
-        def together(n_edits: int) -> list[list[str]]:
-            texts = continued(lm, prompt_list, numbers, max_new_tokens, sampling, edits=n_edits)
-            shown.update(n_rows * n_edits)
-            return [texts[i * n_rows : (i + 1) * n_rows] for i in range(n_edits)]
-
         texts = results_under(
             lm,
             edits,
-            alone,
-            together,
-            at_once=edits_at_once(lm, n_rows, positions),
+            lambda: list(generate(lm, prompt_list, **sizes, **drawing, greedy=greedy, progress=False).texts),
+            lambda n_edits: _split(
+                continued(lm, prompt_list, numbers, max_new_tokens, sampling, edits=n_edits), n_edits
+            ),
+            plan=Plan.of(lm, n_rows, positions),
             batches=lambda: Batches("texts", "generate", [lm], settings),
-            batch=[prompt_list, lm.token_ids([prompt.text for prompt in prompt_list]), numbers],
-            dump=lambda batch: json.dumps(batch).encode(),
-            load=json.loads,
+            about=[prompt_list, lm.token_ids([prompt.text for prompt in prompt_list]), numbers],
+            codec=TEXTS,
+            done=lambda n_edits: shown.update(n_rows * n_edits),
         )
     written = []
     for edit, edit_texts in zip(edits, texts, strict=True):
@@ -124,17 +116,45 @@ def in_parts(edits: Sequence[E], n_texts: int) -> Iterator[Sequence[E]]:
         yield edits[start : start + size]
 
 
-def edits_at_once(lm: HookedLM, n_rows: int, positions: int, *, tokens: bool = False) -> int:
-    """Return how many edits to put into one batch: as many as make it faster and fit into memory, at least 1.
+@dataclass(frozen=True)
+class Plan:
+    """How many edits run together.
 
-    Args:
-        n_rows: the rows of one edit.
-        positions: the tokens of the longest row.
-        tokens: whether all tokens of a row are read in one pass; else one token at a time.
+    Attributes:
+        at_once: the edits that share a batch: as many as make it faster and fit into memory, at least 1.
+        is_one_batch: whether all rows of an edit fit into one batch.
     """
-    n_passed = n_rows * positions if tokens else n_rows
-    pays = rows_that_pay(lm) // n_passed
-    return 1 if pays < 2 else max(1, min(pays, rows_that_fit(lm, positions, positions if tokens else 1) // n_rows))
+
+    at_once: int
+    is_one_batch: bool
+
+    @classmethod
+    def of(cls, lm: HookedLM, n_rows: int, positions: int, *, whole: bool = False) -> Plan:
+        """Plan for edits of `n_rows` rows each, in every process the same.
+
+        Args:
+            positions: the tokens of the longest row.
+            whole: whether a pass reads all tokens of a row; else it reads one token at a time.
+        """
+
+        def planned() -> Plan:
+            fitting = rows_that_fit(lm, positions, positions if whole else 1)
+            fitting = min(fitting, MOST_TEXTS) if whole else fitting
+            pays = rows_that_pay(lm) // (n_rows * positions if whole else n_rows)
+            return cls(max(1, min(pays, fitting // n_rows)), n_rows <= fitting)
+
+        return processes.from_main(planned)
+
+    def groups(self, n_edits: int) -> list[tuple[int, ...]]:
+        """Return the numbers of the edits that run together. Groups have about one size: five edits are three and two.
+
+        Example:
+            >>> from xlingtox.edits.under import Plan
+            >>> Plan(at_once=4, is_one_batch=True).groups(5)
+            [(0, 1, 2), (3, 4)]
+        """
+        size = math.ceil(n_edits / math.ceil(n_edits / self.at_once)) if n_edits else 1
+        return [tuple(range(start, min(start + size, n_edits))) for start in range(0, n_edits, size)]
 
 
 def results_under(
@@ -143,48 +163,77 @@ def results_under(
     alone: Callable[[], T],
     together: Callable[[int], list[T]],
     *,
-    at_once: int,
+    plan: Plan,
     batches: Callable[[], Batches],
-    batch: Any,
-    dump: Callable[[T], bytes],
-    load: Callable[[bytes], T],
+    about: Any = None,
+    codec: Codec[T] | None = None,
+    done: Callable[[int], Any] = lambda n_edits: None,
 ) -> list[T]:
-    """Return the results of one batch under each edit. Each is looked up, and kept, as that of its edit alone.
+    """Return the result of the same rows under each edit. Each is looked up, and kept, as that of its edit alone.
+
+    Several processes share out the edits.
 
     Args:
         alone: a function that computes the result in a block of one edit, and looks it up and keeps it by itself.
         together: a function that computes the results in a block of as many edits as it is told.
-        at_once: how many edits to put into one batch.
-        batches: a function that returns where the result under the edit is kept, called in a block of its name.
-        batch, dump, load: as in `Batches.get`.
+        plan: how many edits run together.
+        batches: a function that says where the result under an edit is kept. It is called in a block of that name.
+        about: what the result depends on besides, in values that JSON can hold.
+        codec: how a journal keeps a result; None where none shall.
+        done: a function that is told of how many edits the results have come.
     """
     lm.check_alone()
     for step in (step for edit in edits for step in edit.steps()):
         step.check(lm)
-    if at_once < 2:
-        return [_under(lm, edit, alone) for edit in edits]
+    if plan.at_once == 1 and not (plan.is_one_batch and processes.count() > 1):
+        return [_alone(lm, edit, alone, done) for edit in edits]
     kept = []
     for edit in edits:
         with named(lm, edit):
             kept.append(batches())
-    results = {i: result for i, known in enumerate(kept) if (result := known.known(batch, load)) is not None}
+    results: list[T | None] = [None] * len(edits)
+    if codec is not None:
+        results = processes.from_main(lambda: [one.known(about, codec) for one in kept])
+    if n_known := sum(result is not None for result in results):
+        lm.spare_hooks()
+        done(n_known)
 
-    def compute(group: list[int]) -> None:
+    def compute(batch: list[tuple[int, ...]]) -> list[T]:
+        (group,) = batch
         if len(group) == 1:
-            results[group[0]] = _under(lm, edits[group[0]], alone)
-            return
+            return [_alone(lm, edits[group[0]], alone)]
         with Together(tuple(edits[i] for i in group)).on(lm):
-            computed = together(len(group))
+            return together(len(group))
+
+    def keep(batch: list[tuple[int, ...]], computed: list[T]) -> None:
+        (group,) = batch
         for i, result in zip(group, computed, strict=True):
-            results[i] = kept[i].get(batch, lambda result=result: result, dump=dump, load=load)
+            results[i] = result if codec is None else kept[i].keep(about, codec, result)
+        done(len(group))
 
-    missing = [i for i in range(len(edits)) if i not in results]
-    # Groups of the same size: five edits are three and two, and not four and one.
-    n_groups = math.ceil(len(missing) / at_once)
-    in_batches(missing, math.ceil(len(missing) / max(1, n_groups)), compute)
-    return [results[i] for i in range(len(edits))]
+    # The groups are those of all edits, so that a resumed call puts the same rows together.
+    missing = [tuple(i for i in group if results[i] is None) for group in plan.groups(len(edits))]
+    Batches(None, "under edits", [lm]).each([group for group in missing if group], 1, compute, keep, smaller=_halved)
+    return [result for result in results if result is not None]
 
 
-def _under(lm: HookedLM, edit: Intervention, compute: Callable[[], T]) -> T:
+def _alone(
+    lm: HookedLM, edit: Intervention, compute: Callable[[], T], done: Callable[[int], Any] = lambda n_edits: None
+) -> T:
     with edit.on(lm):
-        return compute()
+        result = compute()
+    done(1)
+    return result
+
+
+def _halved(groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Cut groups of edits in halves. Return none where the first is a single edit."""
+    if len(groups[0]) == 1:
+        return []
+    halves = (half for group in groups for half in (group[: len(group) // 2], group[len(group) // 2 :]))
+    return [half for half in halves if half]
+
+
+def _split(texts: list[str], n_parts: int) -> list[list[str]]:
+    size = len(texts) // n_parts
+    return [texts[start : start + size] for start in range(0, len(texts), size)]

@@ -19,16 +19,16 @@ from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import check_columns
 from xlingtox.edits.interventions import Intervention
-from xlingtox.edits.under import edits_at_once, results_under
+from xlingtox.edits.under import Plan, results_under
 from xlingtox.equality import equal
 from xlingtox.evaluation import metrics
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
-from xlingtox.models.batching import by_length, in_batches, rows_that_fit
+from xlingtox.models.batches import NUMBERS, Batches
+from xlingtox.models.batching import by_length, rows_that_fit
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.models.journal import Batches
 from xlingtox.models.tokenizer import n_shared
 from xlingtox.progress import bar
 from xlingtox.text import well_formed
@@ -327,26 +327,20 @@ def held_out_losses_under(
     longest = max(len(row.ids) for row in rows)
     with bar("perplexity", total=len(rows) * len(edits), unit="text", progress=progress) as shown:
 
-        def alone() -> Float[np.ndarray, "row"]:
-            losses = _losses(lm, rows, None, progress=False)
-            shown.update(len(rows))
-            return losses
-
         def together(n_edits: int) -> list[Float[np.ndarray, "row"]]:
-            losses = _batch_losses(lm, rows * n_edits, edits=[edit for edit in range(n_edits) for _ in rows])
-            shown.update(len(losses))
-            return np.split(losses, n_edits)
+            numbers = [edit for edit in range(n_edits) for _ in rows]
+            return np.split(_batch_losses(lm, rows * n_edits, edits=numbers), n_edits)
 
         losses_by_edit = results_under(
             lm,
             edits,
-            alone,
+            lambda: _losses(lm, rows, None, progress=False),
             together,
-            at_once=min(edits_at_once(lm, len(rows), longest, tokens=True), _MOST_ROWS // len(rows)),
-            batches=lambda: Batches("numbers", "losses", [lm], {}),
-            batch=rows,
-            dump=np.ndarray.tobytes,
-            load=np.frombuffer,
+            plan=Plan.of(lm, len(rows), longest, whole=True),
+            batches=lambda: Batches("numbers", "losses", [lm]),
+            about=rows,
+            codec=NUMBERS,
+            done=lambda n_edits: shown.update(len(rows) * n_edits),
         )
     return [_by_language(rows, losses) for losses in losses_by_edit]
 
@@ -379,18 +373,22 @@ def prompts_and_texts(continuations: Continuations) -> tuple[list[str], list[str
 def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress: bool) -> Float[np.ndarray, "row"]:
     """Sum the loss (nats) of each row's tokens that count, given all tokens before them."""
     lengths, losses = [len(row.ids) for row in rows], np.zeros(len(rows))
-    batches, longest = Batches("numbers", "losses", [lm], {}), max(lengths)
+    batches, longest = Batches("numbers", "losses", [lm]), max(lengths)
     together = batch_size or batches.size(longest, lambda: min(_MOST_ROWS, rows_that_fit(lm, longest, longest)))
     with bar("perplexity", total=len(rows), unit="text", progress=progress) as shown:
 
-        def read(batch: list[int]) -> None:
-            batch_rows = [rows[i] for i in batch]
-            losses[batch] = batches.get(
-                batch_rows, lambda: _batch_losses(lm, batch_rows), dump=np.ndarray.tobytes, load=np.frombuffer
-            )
+        def keep(batch: list[int], of_batch: Float[np.ndarray, "row"]) -> None:
+            losses[batch] = of_batch
             shown.update(len(batch))
 
-        in_batches(by_length(lengths), together, read)
+        batches.each(
+            by_length(lengths),
+            together,
+            lambda batch: _batch_losses(lm, [rows[i] for i in batch]),
+            keep,
+            about=lambda batch: [rows[i] for i in batch],
+            codec=NUMBERS,
+        )
     return losses
 
 

@@ -21,15 +21,15 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.edits.interventions import Intervention
 from xlingtox.edits.patch import Patch
-from xlingtox.edits.under import edits_at_once, generate_under, in_parts, results_under
+from xlingtox.edits.under import Plan, generate_under, in_parts, results_under
 from xlingtox.evaluation.named_sets import activations_of_layers
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
-from xlingtox.models.batching import by_length, in_batches, rows_that_fit
+from xlingtox.models.batches import Batches
+from xlingtox.models.batching import by_length, rows_that_fit
 from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.models.journal import Batches
 from xlingtox.neurons.controls import random_sets
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
@@ -362,28 +362,30 @@ class _LastToken:
         """Return the measures of a model, which may be edited."""
         values = np.empty((len(self.measures), len(self.prompts)))
 
-        def read(rows: list[int]) -> None:
-            values[:, rows] = self._of([self.prompts[i] for i in rows], lm)
+        def keep(rows: list[int], of_rows: Float[np.ndarray, "measure row"]) -> None:
+            values[:, rows] = of_rows
 
         if self.measures:
-            in_batches(by_length(self.lengths), rows_that_fit(lm, max(self.lengths)), read)
+            batches, longest = Batches(None, "last token", [lm]), max(self.lengths)
+            batches.each(
+                by_length(self.lengths),
+                batches.size(longest, lambda: rows_that_fit(lm, longest)),
+                lambda rows: self._of([self.prompts[i] for i in rows], lm),
+                keep,
+            )
         return values
 
     def read_under(self, lm: HookedLM, edits: Sequence[Intervention]) -> list[Float[np.ndarray, "measure prompt"]]:
         """Return the measures of a model under each edit."""
         if not self.measures:
             return [np.empty((0, len(self.prompts)))] * len(edits)
-        about = {"probe": self.probe and [self.probe.direction.tolist(), self.probe.bias], "tokens": self.token_ids}
         return results_under(
             lm,
             edits,
             lambda: self.read(lm),
             lambda n_edits: np.split(self._of(self.prompts, lm, n_edits), n_edits, axis=1),
-            at_once=edits_at_once(lm, len(self.prompts), max(self.lengths), tokens=True),
-            batches=lambda: Batches("numbers", "last token", [lm], about),
-            batch=self.prompts,
-            dump=np.ndarray.tobytes,
-            load=lambda content: np.frombuffer(content).reshape(len(self.measures), -1),
+            plan=Plan.of(lm, len(self.prompts), max(self.lengths), whole=True),
+            batches=lambda: Batches(None, "last token", [lm]),
         )
 
     def _of(
