@@ -14,7 +14,8 @@ from tokenizers.processors import TemplateProcessing
 
 from xlingtox.data import Prompt
 from xlingtox.evaluation.copying import copying_score
-from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, nats, perplexities
+from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, perplexities
+from xlingtox.evaluation.text_losses import nats
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 

@@ -32,7 +32,7 @@ class Together:
 
     Example:
         >>> ids, mask = lm.encode(["the cat", "the cat"])
-        >>> with xt.edits.Together((xt.Offset(sources, -1.0), xt.Scale(sources, 0.0))).on(lm):
+        >>> with xt.Together((xt.Offset(sources, -1.0), xt.Scale(sources, 0.0))).on(lm):
         ...     both = lm.logits(ids, mask, edits=[0, 1])
         >>> with xt.Scale(sources, 0.0).on(lm):
         ...     torch.allclose(lm.logits(ids[1:], mask[1:]), both[1:], atol=1e-4)

@@ -63,7 +63,7 @@ def generate_under(
 
     Example:
         >>> doses = [xt.Offset(sources, value) for value in (-1.0, -2.0, -3.0)]
-        >>> written = xt.edits.generate_under(lm, doses, prompts, n_samples=2, max_new_tokens=4, progress=False)
+        >>> written = xt.generate_under(lm, doses, prompts, n_samples=2, max_new_tokens=4, progress=False)
         >>> with doses[2].on(lm):
         ...     written[2] == xt.generate(lm, prompts, n_samples=2, max_new_tokens=4, progress=False)
         True
