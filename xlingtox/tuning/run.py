@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +21,7 @@ from xlingtox.models.tokenizer import tokenizer_rules
 from xlingtox.tuning.ends import mean_with_interval, prompt_sample
 from xlingtox.tuning.preference_pairs import Pairs, Part, max_tokens
 from xlingtox.tuning.recipe import Recipe
+from xlingtox.tuning.reference import visited
 from xlingtox.tuning.run_folder import RunFolder
 
 _PROMPTS_AT_ONCE = 16
@@ -94,17 +95,20 @@ class Run:
         self.measure_ending("after", tuned)
         self.folder.finish(self.record)
 
-    def stored(self, part: Part) -> Dataset:
-        """Return the tokens of the pairs as a data set in the run's folder.
+    def tokens(self, part: Part) -> Dataset:
+        """Return the tokens of the pairs, with the columns that TRL expects."""
+        return self._ids[part]
 
-        TRL keeps the reference's log-probabilities next to the data set. If the pairs were only in memory, each process
-        would look for them in another place and find none. Or it would find those of another `max_length`.
-        """
-
-        def write(place: Path) -> None:
-            self._ids[part].save_to_disk(place)
-
-        return datasets.load_from_disk(self.folder.written_once(self.folder.checkpoints / f"{part}_ids", write))
+    def visited(self, arguments: Mapping[str, Any], n_processes: int) -> set[int]:
+        """Return the numbers of the pairs that training with these settings of TRL visits."""
+        return visited(
+            len(self.pairs.train),
+            per_pass=arguments["per_device_train_batch_size"] * n_processes,
+            accumulation=arguments["gradient_accumulation_steps"],
+            steps=self.recipe.steps,
+            epochs=self.recipe.epochs,
+            seed=self.recipe.seed,
+        )
 
     def take_model(self) -> Any:
         """Return a plain Hugging Face model to tune. It has the source's weights, and nobody else holds it."""
@@ -128,7 +132,8 @@ class Run:
         """Write the model as it is before tuning as a checkpoint, and return its folder."""
 
         def write(place: Path) -> None:
-            model.save_pretrained(place)
+            with loading.no_weight_bars():
+                model.save_pretrained(place)
             self.tokenizer.save_pretrained(place)
 
         return str(self.folder.written_once(self.folder.base, write))
