@@ -24,26 +24,27 @@ class Together:
     """Several edits on one model at once: each row of a batch runs under one of them.
 
     A forward pass over few rows takes about as long as a pass over many, because it has to read all weights. So a sweep
-    of doses and random controls costs a fraction of what its edits cost one after the other. Each row is the same as
-    under its edit alone. `generate_under` writes text so.
+    of doses and random controls costs a fraction of what its edits cost one after the other. Each row is edited as
+    under its edit alone. `generate_under` writes text in this way, and `dose_response` and `patch_effect` use it.
 
     Attributes:
         edits: the edits. Rows name them by their numbers, from 0 on.
 
     Example:
         >>> ids, mask = lm.encode(["the cat", "the cat"])
-        >>> with xt.Together((xt.Offset(sources, -1.0), xt.Scale(sources, 0.0))).on(lm):
+        >>> with xt.Together([xt.Offset(sources, -1.0), xt.Scale(sources, 0.0)]).on(lm):
         ...     both = lm.logits(ids, mask, edits=[0, 1])
         >>> with xt.Scale(sources, 0.0).on(lm):
         ...     torch.allclose(lm.logits(ids[1:], mask[1:]), both[1:], atol=1e-4)
         True
     """
 
-    edits: tuple[Intervention, ...]
+    edits: Sequence[Intervention]
 
     def __post_init__(self) -> None:
         if not self.edits:
             raise ValueError("there are no edits to run together: expected at least one")
+        object.__setattr__(self, "edits", tuple(self.edits))
 
     def __repr__(self) -> str:
         return f"Together({len(self.edits)} edits)"
@@ -61,7 +62,7 @@ class Together:
                 being patched from this one; or an edit is a Patch from cached activations, which belong to one batch.
             HookNeverFired: no row ran under one of the edits, or an edit for some positions met none of them.
         """
-        if any(isinstance(edit, Together) for edit in lm.edits_set):
+        if any(isinstance(edit, Together) for edit in lm.open_edits):
             raise ValueError(f"{lm.name} runs several edits together already: rows have one number, for one such block")
         lm.check_alone()
         layers_by_source: dict[HookedLM, set[int]] = {}

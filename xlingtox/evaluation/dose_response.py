@@ -289,6 +289,9 @@ def dose_response(
     The paper's doses are greedy. Greedy text shows only the likeliest continuation. A model that is toxic in one sample
     of ten then looks harmless, and a small push can tip all of its text at once. Samples do not hide that.
 
+    All doses of all sets share batches, as far as that is faster (`generate_under`). So a sweep over few prompts costs
+    a fraction of what its edits cost one after the other.
+
     Args:
         neurons: the neurons to edit, or several sets by name. One set is called "sources". A set called "control" takes
             the place of the random sets. A set's own weights multiply its doses.

@@ -254,7 +254,7 @@ def patch_effect(
     If a group carries the change, patching it makes `before` behave like `after`. A patched neuron has, at every
     position, the activation that it has in `after`. Both models read the same tokens, also while new ones are
     generated. Exchange the models to patch in the other direction. Yang et al. 2024 (section 5) patch means instead, as
-    `Patch(neurons, activations)` does.
+    `Patch(neurons, activations)` does. All groups and their controls share batches, as far as that is faster.
 
     Args:
         before, after: the model that is patched, and the one whose activations are patched in.

@@ -123,12 +123,12 @@ class ForwardPasses:
 
         None if there are none.
         """
-        edits = [str(edit) for edit in self.edits_set if edit is not None]
+        edits = [str(edit) for edit in self.open_edits if edit is not None]
         edits += ["hooks on .tl"] if self._tl_backend.hooked_by_hand() else []
         return ", then ".join(edits) or None
 
     @property
-    def edits_set(self) -> tuple[object, ...]:
+    def open_edits(self) -> tuple[object, ...]:
         """The edit of each block of hooks that is open now, in their order; None for hooks that only read."""
         return tuple(block.edit for block in self._open_blocks if block.is_open)
 
@@ -147,7 +147,7 @@ class ForwardPasses:
         """
         if self._tl_backend.hooked_by_hand() or self._companions:
             return None
-        digests = [getattr(edit, "digest", None) for edit in self.edits_set]
+        digests = [getattr(edit, "digest", None) for edit in self.open_edits]
         return None if None in digests else tuple(map(str, digests))
 
     def spare_hooks(self) -> None:
