@@ -14,7 +14,8 @@ from tokenizers.processors import TemplateProcessing
 
 from xlingtox.data import Prompt
 from xlingtox.evaluation.copying import copying_score
-from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, nats, perplexities
+from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, perplexities
+from xlingtox.evaluation.text_losses import nats
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 
@@ -99,7 +100,7 @@ def test_tokens_around_a_text_are_read_where_they_come_first_and_never_counted(m
 def test_the_judge_is_told_each_rows_language(lm, monkeypatch):
     """Edits may differ by language."""
     told, logits = [], lm.logits
-    monkeypatch.setattr(lm, "logits", lambda ids, mask, languages: told.extend(languages) or logits(ids, mask))
+    monkeypatch.setattr(lm, "logits", lambda ids, mask, languages, **_: told.extend(languages) or logits(ids, mask))
     conditional_perplexity(lm, WRITTEN, progress=False)
     assert sorted(told) == ["en"] * 6 + ["es"] * 2
     told.clear()
