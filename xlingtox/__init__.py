@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from xlingtox.models import Continuations as Continuations
     from xlingtox.models import HookedLM as HookedLM
     from xlingtox.models import HookNeverFired as HookNeverFired
+    from xlingtox.models import Served as Served
     from xlingtox.models import generate as generate
     from xlingtox.neurons import Activations as Activations
     from xlingtox.neurons import Evidence as Evidence
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from xlingtox.tuning import tune_dpo as tune_dpo
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
-    "Model": {"models": ("HookedLM", "HookNeverFired", "Continuations", "generate")},
+    "Model": {"models": ("HookedLM", "HookNeverFired", "Served", "Continuations", "generate")},
     "Where": {
         "neurons": (
             *("NeuronSet", "Probe", "localize", "Evidence", "evidence", "Activations", "collect_activations"),

@@ -22,6 +22,7 @@ from xlingtox.models.batching import by_length, each_batch, in_batches, rows_tha
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.journal import Batches
 from xlingtox.models.sampling import Sampler, chances
+from xlingtox.models.served import Served
 from xlingtox.progress import bar
 
 Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Tensor, "row"]]
@@ -124,7 +125,7 @@ class Continuations:
 
 @checked
 def generate(
-    lm: HookedLM,
+    lm: HookedLM | Served,
     prompts: Prompts,
     *,
     n_samples: int = 25,
@@ -146,6 +147,7 @@ def generate(
     Rows of the unembedding that stand for no token are never written.
 
     Args:
+        lm: the model that writes, or a server that runs it. A server draws other random numbers; see `Served`.
         prompts: texts, conversations or a table of them, as `data.as_prompts` takes them.
         n_samples: the number of continuations to write for each prompt.
         max_new_tokens: the number of tokens after which a continuation is cut off.
@@ -153,12 +155,13 @@ def generate(
         greedy: whether to write the likeliest token at each step, and so one continuation per prompt.
         seed: the seed of the sampling: the same seed gives the same texts.
         batch_size: continuations that are decoded at once (default: as many as the free memory allows). When memory
-            runs out it is halved, with a warning.
+            runs out it is halved, with a warning. A server makes its own batches.
 
     Raises:
         ValueError: there are no prompts, one is blank or too long for the model, or a sampling parameter is out of
             range.
         MemoryError: a single continuation does not fit.
+        ServerError: a server cannot be reached, serves another model, or did not write some of the texts.
 
     Example:
         >>> xt.generate(lm, prompts, n_samples=2, max_new_tokens=4, progress=False)
@@ -175,12 +178,16 @@ def generate(
         )
     if seed < 0:
         raise ValueError(f"seed is {seed}: expected 0 or more")
-    checked_prompts = as_prompts(prompts, tokenizer=lm.tokenizer)
     samples = 1 if greedy else n_samples
-    texts: list[str] = [""] * (len(checked_prompts) * samples)
-    lengths = check_lengths(lm, checked_prompts, max_new_tokens)
     sampling: dict[str, Any] = {} if greedy else {"temperature": temperature, "top_p": top_p, "seed": seed}
     settings: dict[str, object] = {"max_new_tokens": max_new_tokens, "greedy": greedy, **sampling}
+    if isinstance(lm, Served):
+        limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "progress": progress}
+        written, served_texts, writer = lm.write(prompts, n_samples=samples, **limits)
+        return Continuations(tuple(written), samples, tuple(served_texts), {**writer, **settings})
+    checked_prompts = as_prompts(prompts, tokenizer=lm.tokenizer)
+    texts: list[str] = [""] * (len(checked_prompts) * samples)
+    lengths = check_lengths(lm, checked_prompts, max_new_tokens)
     batches, positions = Batches("texts", "generate", [lm], settings), max(lengths) + max_new_tokens
     rows_at_once = batch_size or batches.size(positions, lambda: rows_that_fit(lm, positions))
     with bar("writing", total=len(texts), unit="text", progress=progress) as shown:
