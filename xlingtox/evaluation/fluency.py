@@ -189,14 +189,14 @@ def conditional_perplexity(
     too_long = ~blank & (ends > judge.n_positions)
     rated = np.flatnonzero(~blank & ~too_long)
     values, n_tokens = np.full(len(written), np.nan), np.where(~blank & ~too_long, ends - begins, 0)
+    codes = continuations.row_languages
     if len(rated):
-        rows = [_Row(continuations.row_languages[i], together[i], int(begins[i])) for i in rated]
+        rows = [_Row(codes[i], together[i], int(begins[i])) for i in rated]
         losses = _losses(judge, rows, batch_size, progress)
         with np.errstate(over="ignore"):
             values[rated] = np.exp(losses / n_tokens[rated])
     faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
     faults["merged"] = ~blank & (n_same < [len(alone[prompt]) for prompt in prompts])
-    codes = continuations.row_languages
     fluency = fluency_of(judge.identity(), codes, values, faults=faults, counted=~blank & ~too_long)
     return dataclasses.replace(fluency, n_tokens=n_tokens)
 
@@ -324,7 +324,7 @@ def _batch_losses(lm: HookedLM, rows: Sequence[_Row]) -> Float[np.ndarray, "row"
     counts = torch.tensor([len(row.ids) - row.begin for row in rows], device=lm.device)
     most = int(counts.max())
     # Padded on the left, all rows end in the last column.
-    logits = lm.logits(ids, mask, languages=[row.language for row in rows])[:, -most - 1 : -1]
+    logits = lm.logits(ids, mask, languages=[row.language for row in rows], last=most + 1)[:, :-1]
     loss = nats(logits, ids[:, -most:])
     counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
     return loss.where(counted, 0.0).sum(1).cpu().numpy()
