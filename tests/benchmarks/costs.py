@@ -8,8 +8,8 @@ No GPU is needed, and none is measured. The library's own count of the work (`xt
    a second in bfloat16.
 3. The upper figure is the library's guess for any large GPU: 10^14 operations a second, a tenth of an H100's best.
 
-The study is the one of `xlingtox study init --like mgpt`: 17 languages, 1,000 prompts each, 25 samples before and after.
-Tuning is counted to its last epoch. In practice patience ends it sooner.
+The study is the one of `xlingtox study init --like mgpt`: 17 languages, 1,000 prompts each, 25 samples before and
+after. Patience ends tuning, nobody knows when: it is counted after 1,000 steps, and to its last epoch.
 """
 
 import argparse

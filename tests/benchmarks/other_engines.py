@@ -42,7 +42,7 @@ def vllm_writer(folder: str, threads: int) -> Callable[[Request], Rows]:
         sampling = {"temperature": 0.9, "top_p": 0.8, "n": request["n_samples"], "seed": 0}
         if request["greedy"]:
             sampling = {"temperature": 0.0}
-        parameters = SamplingParams(max_tokens=request["new"], ignore_eos=True, detokenize=False, **sampling)
+        parameters = SamplingParams(max_tokens=request["new"], detokenize=False, **sampling)
         prompts: Any = [{"prompt_token_ids": ids} for ids in request["prompts"]]
         answers = engine.generate(prompts, parameters, use_tqdm=False)
         return [list(sample.token_ids) for answer in answers for sample in answer.outputs]
@@ -59,10 +59,16 @@ def nnsight_writer(folder: str, threads: int) -> Callable[[Request], Rows]:
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = model.config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     tokenizer.pad_token_id = 0
     wrapped = LanguageModel(model, tokenizer=tokenizer)
+    in_gpt2 = hasattr(model, "transformer")
+
+    def neurons_of(layer: int) -> Any:
+        """Return the input of the down-projection."""
+        if in_gpt2:
+            return wrapped.transformer.h[layer].mlp.c_proj.input
+        return wrapped.model.layers[layer].mlp.down_proj.input
 
     def write(request: Request) -> Rows:
         ids = torch.tensor(request["prompts"]).repeat_interleave(request["n_samples"], 0)
@@ -76,12 +82,12 @@ def nnsight_writer(folder: str, threads: int) -> Callable[[Request], Rows]:
             with tracer.invoke(inputs):
                 read = list().save()  # noqa: C408
                 if layers:
-                    with tracer.iter[: request["new"]]:
+                    with tracer.iter[:]:
                         for layer in layers:
-                            read.append(wrapped.transformer.h[layer].mlp.c_proj.input[:, -1])
+                            read.append(neurons_of(layer)[:, -1])
             with tracer.invoke():
                 written = wrapped.generator.output.save()
-        assert len(read) == request["new"] * len(layers)
+        assert len(read) == (written.shape[1] - ids.shape[1]) * len(layers)
         return written[:, ids.shape[1] :].tolist()
 
     return write
