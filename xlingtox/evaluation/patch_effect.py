@@ -349,7 +349,7 @@ def _next_token(
         ids, mask = lm.encode([prompts[i].text for i in rows])
         states: list[Tensor] = []
         with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -1].double().cpu())}, edit=None):
-            logits = lm.logits(ids, mask, languages=[prompts[i].language for i in rows], last=1)
+            logits = lm.logits(ids, mask, languages=[prompts[i].language for i in rows], last_only=True)
         if probe is not None:
             values["probe"][rows] = (states[0] @ probe.direction.double() + probe.bias).numpy()
         if token_ids is not None:

@@ -77,7 +77,7 @@ def first_token_ends(
             row_codes = None if codes is None else [codes[i] for i in rows]
 
             def chances() -> Float[np.ndarray, "row"]:
-                logits = lm.only_tokens(lm.logits(ids, mask, languages=row_codes, last=1)[:, -1]).double()
+                logits = lm.only_tokens(lm.logits(ids, mask, languages=row_codes, last_only=True)[:, -1]).double()
                 ends = torch.tensor(lm.ends, device=logits.device)
                 return logits.softmax(-1).index_select(-1, ends).sum(-1).cpu().numpy()
 

@@ -55,7 +55,7 @@ def mean_states(
 
             hooks = {min(layer, last): partial(average, min(layer, last)) for layer in layers}
             with lm.hooks(residual=hooks, edit=None):
-                lm.logits(ids, mask, last=1)
+                lm.logits(ids, mask, last_only=True)
             # Copied after the pass: a copy within it would make a GPU wait at every layer.
             for place, layer in enumerate(layers):
                 means[place, rows] = batch_means[layer].cpu()

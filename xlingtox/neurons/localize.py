@@ -137,7 +137,7 @@ def _highest(
 
     def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
         with lm.hooks(post={layer: keep(place, rows, mask) for place, layer in enumerate(layers)}, edit=None):
-            lm.logits(ids, mask, last=1)
+            lm.logits(ids, mask, last_only=True)
 
     over_texts(lm, texts, batch_size, read)
     return highest

@@ -165,7 +165,7 @@ def read_tokens(
                 layer: _reader(values, indices, columns) for layer, (indices, columns) in neurons.by_layer().items()
             }
             with lm.hooks(post=hooks, edit=None):
-                lm.logits(ids, mask, languages=row_languages, last=1)
+                lm.logits(ids, mask, languages=row_languages, last_only=True)
             shown = (mask & ~torch.isin(ids, special)).cpu()
             for row, i in enumerate(rows):
                 row_ids, row_values = ids[row, shown[row]].tolist(), values[row, shown[row]]
