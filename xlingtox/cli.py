@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlingtox import processes
 from xlingtox._version import __version__
 
 if TYPE_CHECKING:
@@ -36,14 +39,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        code = options.run(options)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"xlingtox: {error}", file=sys.stderr)
-        return 2
+        with _ended_by_launcher():
+            code = options.run(options)
+    except (ValueError, OSError, ImportError, MemoryError, processes.ProcessLost) as error:
+        return _told(f"xlingtox: {error}", 2)
     except KeyboardInterrupt:
-        print("\nxlingtox: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _told("\nxlingtox: stopped; the same command goes on from here", 130)
     return int(code or 0)
+
+
+def _told(message: str, code: int) -> int:
+    """Print why the command ends, and return its exit code. Of several processes the first one prints."""
+    if processes.claim_last_word():
+        print(message, file=sys.stderr, flush=True)
+    return code
+
+
+@contextmanager
+def _ended_by_launcher() -> Iterator[None]:
+    """Turn the signal by which a launcher ends all processes, after one has died, into ProcessLost."""
+    if processes.launched() == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise processes.ProcessLost(processes.LOST)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,7 +196,8 @@ def _check(options: argparse.Namespace) -> int:
         except BadSettings as error:
             _say_what_it_takes(error.source)
             raise
-    print(*checked.sentences(), sep="\n")
+    if processes.is_main():
+        print(*checked.sentences(), sep="\n")
     return 2 if checked.problems else 0
 
 
@@ -195,6 +222,8 @@ def _run_and_show(study: Study, *, progress: bool) -> None:
 
     with _quiet_libraries(progress=progress):
         results = study.run(progress=progress)
+    if not processes.is_main():
+        return
     print(terminal.summary(results))
     page, numbers = study.output_dir / "report.html", study.output_dir / "results.json"
     print(f"\n{page}: figures and what they mean\n{numbers}: every number")
@@ -253,7 +282,8 @@ def _quiet_libraries(*, progress: bool) -> Iterator[None]:
     # It says at its import which of its kernels it lacks.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     ours, handler = logging.getLogger("xlingtox"), _AboveProgress()
-    handler.setLevel(logging.CRITICAL if not progress else logging.WARNING if sys.stderr.isatty() else logging.INFO)
+    quiet = not progress or not processes.is_main()
+    handler.setLevel(logging.CRITICAL if quiet else logging.WARNING if sys.stderr.isatty() else logging.INFO)
     ours.addHandler(handler)
     try:
         yield

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
+from xlingtox import processes
+
 
 class Bar(Protocol):
     """How far a loop is."""
@@ -79,7 +81,7 @@ _DRAWN: ContextVar[bool] = ContextVar("drawn", default=False)
 def bar(name: str, *, total: int | None = None, unit: str = "it", progress: bool = True) -> Iterator[Shown]:
     """Show how far a loop is: in the display in use, else as a bar of its own, unless `progress` is False.
 
-    Inside a loop that is drawn as a bar of its own, nothing more is drawn.
+    Inside a loop that is drawn as a bar of its own, nothing more is drawn. Of several processes the main one draws.
 
     Example:
         >>> from xlingtox.progress import bar
@@ -93,7 +95,7 @@ def bar(name: str, *, total: int | None = None, unit: str = "it", progress: bool
             yield Shown(inner.update, getattr(inner, "note", None))
         finally:
             display.end()
-    elif not progress or _DRAWN.get():
+    elif not progress or _DRAWN.get() or not processes.is_main():
         yield Shown()
     else:
         with tqdm(total=total, desc=name, unit=unit, leave=False) as alone:

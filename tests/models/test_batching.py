@@ -127,4 +127,4 @@ def test_rows_follow_the_memory_at_hand(lm, monkeypatch):
     Memory.available = 0
     assert rows_that_fit(lm, 30) == 1
     Memory.available = 1e15
-    assert rows_that_fit(lm, 30) == batching._MOST_ROWS
+    assert rows_that_fit(lm, 30) == batching._MOST_ROWS["cpu"]

@@ -6,13 +6,14 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from xlingtox import files
+from xlingtox import files, processes
 from xlingtox.edits.affine import Affine, logits_of_random_tokens, tolerance
 from xlingtox.edits.control_vectors import control_vectors
 from xlingtox.files import appearing, writable_folder
@@ -44,7 +45,7 @@ def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], out
     """
     names = lm.down_projections()
     _check_bakeable(lm)
-    folder = None if output_dir is None else _new_folder(output_dir)
+    folder = None if output_dir is None else processes.from_main(partial(_new_folder, output_dir))
     pushes = {layer: push for layer, push in affine.pushes(lm).items() if bool(push.any())}
     model, layout = lm.unwrapped(), "as it was"
     if pushes and getattr(model.get_submodule(names[0]), "bias", None) is None:
@@ -69,20 +70,35 @@ def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], out
     if folder is None:
         return baked
     record = dict(record) | {"of": lm.name, "fingerprint": lm.fingerprint(), "written_as": layout}
-    with appearing(folder) as partial_folder:
-        model.save_pretrained(partial_folder)
-        lm.tokenizer.save_pretrained(partial_folder)
-        files.write_json(partial_folder / "bake.json", record)
-        read = from_checkpoint(str(partial_folder), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
-        read.model.config._name_or_path = read.model.name_or_path = read.tokenizer.name_or_path = str(folder)
-        reread = HookedLM.over(dataclasses.replace(read, name=str(folder)))
-        altered = first_changed_weight(model.state_dict().items(), read.model)
-        why = f"when it is read again, {altered} is not what was written" if altered else "what is read again differs"
-        complaint = f"{record['edit']} cannot be baked into a checkpoint of {lm.name}: {why}"
-        if altered:
-            raise ValueError(f"{complaint}: bake it in memory, without a folder")
-        _check_same(lm, reread, on=on, complaint=complaint)
-    return reread
+    rereads: list[HookedLM] = []
+
+    def write() -> None:
+        with appearing(folder) as partial_folder:
+            model.save_pretrained(partial_folder)
+            lm.tokenizer.save_pretrained(partial_folder)
+            files.write_json(partial_folder / "bake.json", record)
+            read = _read(partial_folder, lm, name=str(folder))
+            reread = HookedLM.over(read)
+            altered = first_changed_weight(model.state_dict().items(), read.model)
+            why = (
+                f"when it is read again, {altered} is not what was written" if altered else "what is read again differs"
+            )
+            complaint = f"{record['edit']} cannot be baked into a checkpoint of {lm.name}: {why}"
+            if altered:
+                raise ValueError(f"{complaint}: bake it in memory, without a folder")
+            _check_same(lm, reread, on=on, complaint=complaint)
+            rereads.append(reread)
+
+    # Of several processes the main one writes the checkpoint, and the others read it.
+    processes.from_main(write)
+    return rereads[0] if rereads else HookedLM.over(_read(folder, lm, name=str(folder)))
+
+
+def _read(folder: Path, lm: HookedLM, *, name: str) -> Loaded:
+    """Read a checkpoint as the model that it was made of was read."""
+    read = from_checkpoint(str(folder), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
+    read.model.config._name_or_path = read.model.name_or_path = read.tokenizer.name_or_path = name
+    return dataclasses.replace(read, name=name)
 
 
 def _alternative(lm: HookedLM, affine: Affine) -> str:

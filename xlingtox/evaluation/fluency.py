@@ -22,11 +22,11 @@ from xlingtox.equality import equal
 from xlingtox.evaluation import metrics
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
-from xlingtox.models.batching import by_length, in_batches, rows_that_fit
+from xlingtox.models.batches import NUMBERS, Batches
+from xlingtox.models.batching import by_length, rows_that_fit
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.models.journal import Batches
 from xlingtox.models.tokenizer import n_shared
 from xlingtox.progress import bar
 from xlingtox.text import well_formed
@@ -303,18 +303,22 @@ def prompts_and_texts(continuations: Continuations) -> tuple[list[str], list[str
 def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress: bool) -> Float[np.ndarray, "row"]:
     """Sum the loss (nats) of each row's tokens that count, given all tokens before them."""
     lengths, losses = [len(row.ids) for row in rows], np.zeros(len(rows))
-    batches, longest = Batches("numbers", "losses", [lm], {}), max(lengths)
+    batches, longest = Batches("numbers", "losses", [lm]), max(lengths)
     together = batch_size or batches.size(longest, lambda: min(_MOST_ROWS, rows_that_fit(lm, longest, longest)))
     with bar("perplexity", total=len(rows), unit="text", progress=progress) as shown:
 
-        def read(batch: list[int]) -> None:
-            batch_rows = [rows[i] for i in batch]
-            losses[batch] = batches.get(
-                batch_rows, lambda: _batch_losses(lm, batch_rows), dump=np.ndarray.tobytes, load=np.frombuffer
-            )
+        def keep(batch: list[int], of_batch: Float[np.ndarray, "row"]) -> None:
+            losses[batch] = of_batch
             shown.update(len(batch))
 
-        in_batches(by_length(lengths), together, read)
+        batches.each(
+            by_length(lengths),
+            together,
+            lambda batch: _batch_losses(lm, [rows[i] for i in batch]),
+            keep,
+            about=lambda batch: [rows[i] for i in batch],
+            codec=NUMBERS,
+        )
     return losses
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from datasets import Dataset
 from jaxtyping import Float, Int
 
+from xlingtox import processes
 from xlingtox.data import Prompt
 from xlingtox.evaluation import metrics
 from xlingtox.evaluation.fluency import Fluency, check_held_out, conditional_perplexity, held_out_losses
@@ -198,7 +200,8 @@ def measure_after(lm: HookedLM, task: Task, before: Before) -> tuple[Side, tuple
     if means is None:
         means = _means(lm, task, before.sets, before.side.greedy)
     edited = before.vectors is None or lm.standing_edit is not None
-    drift = () if edited or before.vectors is None else drift_from(before.vectors, lm).by_layer()
+    vectors = None if edited else before.vectors
+    drift = () if vectors is None else processes.from_main(lambda: drift_from(vectors, lm).by_layer())
     tokens, losses, ending = _tokens(lm, continuations), _losses(lm, task), _ending(lm, task)
     return Side(lm.identity(), continuations, tokens, losses, activations, greedy, means, ending), drift
 
@@ -262,16 +265,22 @@ def _losses(lm: HookedLM, task: Task) -> dict[str, tuple[Float[np.ndarray, "text
 def _continuations(lm: HookedLM, task: Task, side: str) -> Continuations:
     """Generate continuations, or read those that an earlier comparison kept in the task's folder."""
     file = None if task.folder is None else task.folder / f"{side}.json"
-    if file is None or not file.exists():
+
+    def kept() -> Continuations | None:
+        if file is None or not file.exists():
+            return None
+        try:
+            return Continuations.load(file)
+        except ValueError as error:
+            raise ValueError(f"{error}; or delete it, and the texts are generated again") from error
+
+    continuations = processes.from_main(kept)
+    if continuations is None:
         sampling: dict[str, Any] = dict(task.sampling)
         continuations = generate(lm, task.prompts, **sampling, progress=task.progress)
         if file is not None:
-            continuations.save(file)
+            processes.from_main(partial(continuations.save, file))
         return continuations
-    try:
-        continuations = Continuations.load(file)
-    except ValueError as error:
-        raise ValueError(f"{error}; or delete it, and the texts are generated again") from error
     stored: Any = {"max_new_tokens": None, "seed": None, "model": {}} | continuations.settings
     stored["n_samples"] = continuations.n_samples
     same_settings = all(stored[name] == value for name, value in task.sampling.items())

@@ -23,7 +23,8 @@ from xlingtox.edits.patch import Patch
 from xlingtox.evaluation.named_sets import activations_of_layers
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
-from xlingtox.models.batching import by_length, in_batches, rows_that_fit
+from xlingtox.models.batches import Batches
+from xlingtox.models.batching import by_length, rows_that_fit
 from xlingtox.models.generation import check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
@@ -345,18 +346,25 @@ def _next_token(
     if not values:
         return {}
 
-    def read(rows: list[int]) -> None:
+    def read(rows: list[int]) -> dict[str, np.ndarray]:
         ids, mask = lm.encode([prompts[i].text for i in rows])
         states: list[Tensor] = []
         with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -1].double().cpu())}, edit=None):
             logits = lm.logits(ids, mask, languages=[prompts[i].language for i in rows], last_only=True)
+        measured = {}
         if probe is not None:
-            values["probe"][rows] = (states[0] @ probe.direction.double() + probe.bias).numpy()
+            measured["probe"] = (states[0] @ probe.direction.double() + probe.bias).numpy()
         if token_ids is not None:
             probabilities = torch.softmax(logits[:, -1].double(), -1)[:, list(token_ids)]
-            values["toxic_mass"][rows] = probabilities.sum(-1).cpu().numpy()
+            measured["toxic_mass"] = probabilities.sum(-1).cpu().numpy()
+        return measured
 
-    in_batches(by_length(lengths), rows_that_fit(lm, max(lengths)), read)
+    def keep(rows: list[int], measured: dict[str, np.ndarray]) -> None:
+        for name, of_rows in measured.items():
+            values[name][rows] = of_rows
+
+    batches, longest = Batches(None, "next token", [lm]), max(lengths)
+    batches.each(by_length(lengths), batches.size(longest, lambda: rows_that_fit(lm, longest)), read, keep)
     return values
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from xlingtox import files
+from xlingtox import files, processes
 from xlingtox.checking import checked
 from xlingtox.equality import equal
 from xlingtox.html import tables
@@ -199,9 +199,12 @@ def vectors_in_memory(lm: HookedLM) -> KeptVectors:
 
 
 def vectors_on_disk(lm: HookedLM, folder: Path) -> KeptVectors:
-    """Write the vectors of a model to a folder, one file for each layer. They are read without the model."""
+    """Write the vectors of a model to a folder, one file for each layer. They are read without the model.
+
+    Of several processes the main one writes and reads them.
+    """
     kinds, transposed = _kinds(lm), []
-    for layer in range(lm.n_layers):
+    for layer in range(lm.n_layers if processes.is_main() else 0):
         vectors = _vectors(lm, layer)
         # A matrix is read in the layout that it has in memory, so that sums are rounded alike.
         transposed.append([tensor.stride(0) < tensor.stride(1) for tensor in vectors])

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import psutil
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 
 from xlingtox.models.hooked import HookedLM
 
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 _OUT_OF_MEMORY = ("out of memory", "allocate memory", "alloc_failed")
 """Parts of torch's messages about full memory: on devices other than CUDA, on a CPU, and from libraries it calls."""
 
-_MOST_ROWS = 512
-"""The largest batch. More rows are hardly faster on any device."""
+_MOST_ROWS = {"cpu": 256}
+"""The largest batch on a CPU. Its caches are full by then, and several processes can share more batches out."""
+
+_MOST_ROWS_ELSEWHERE = 512
+"""The largest batch on other devices. More rows are hardly faster on any."""
+
+MOST_TEXTS = 64
+"""The largest batch of texts that are read in one pass. More are no faster."""
 
 _CONTAINER = Path("/sys/fs/cgroup")
 """The folder in which Linux says how much memory a container may use."""
@@ -38,7 +44,8 @@ def rows_that_fit(lm: HookedLM, positions: int, predicted: int = 1) -> int:
     Args:
         predicted: the number of positions in a row at which logits are computed.
     """
-    return max(1, min(_MOST_ROWS, int(_SHARE * free_bytes(lm.device) / lm.row_bytes(positions, predicted=predicted))))
+    most = _MOST_ROWS.get(lm.device.type, _MOST_ROWS_ELSEWHERE)
+    return max(1, min(most, int(_SHARE * free_bytes(lm.device) / lm.row_bytes(positions, predicted=predicted))))
 
 
 def free_bytes(device: torch.device) -> int:
@@ -58,6 +65,72 @@ def free_bytes(device: torch.device) -> int:
 def by_length(lengths: Sequence[int]) -> list[int]:
     """Return the numbers of texts, those of the shortest first, so that texts of one batch need little padding."""
     return sorted(range(len(lengths)), key=lengths.__getitem__)
+
+
+class Waiting(Generic[Item]):
+    """Items that wait for their batch. Batches get smaller whenever memory runs out.
+
+    Example:
+        >>> from xlingtox.models.batching import Waiting
+        >>> waiting = Waiting([3, 1, 2], 2)
+        >>> waiting.take()
+        [3, 1]
+        >>> waiting.too_many([3, 1])
+        >>> waiting.take()
+        [3]
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        size: int,
+        smaller: Callable[[list[Item]], list[Item]] | None = None,
+    ) -> None:
+        """Plan batches of up to `size` items, in their order. A single batch of all items is sorted.
+
+        Args:
+            smaller: a function that cuts items into smaller ones. It gets all that wait; the first did not fit by
+                itself. It returns an empty list if that one cannot be cut.
+        """
+        # A patch with cached activations needs rows in the order of their numbers, and a single batch can have that.
+        self._items: deque[Item] = deque(items if len(items) > size else sorted(items))  # type: ignore[type-var]
+        self._size, self._smaller = size, smaller
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def ahead(self) -> Iterator[list[Item]]:
+        """Yield the batches that are to come, and take none."""
+        items = iter(list(self._items))
+        while batch := list(itertools.islice(items, self._size)):
+            yield batch
+
+    def take(self) -> list[Item]:
+        """Take the next batch."""
+        return [self._items.popleft() for _ in range(min(self._size, len(self._items)))]
+
+    def put_back(self, items: Sequence[Item]) -> None:
+        """Let items wait again, before all others."""
+        self._items.extendleft(reversed(items))
+
+    def too_many(self, batch: Sequence[Item]) -> None:
+        """Put a batch back for which memory ran out, and go on with smaller ones.
+
+        Raises:
+            MemoryError: it was a single item, which cannot be split.
+        """
+        self.put_back(batch)
+        if len(batch) > 1:
+            self._size = (len(batch) + 1) // 2
+            _LOG.warning("memory ran out with %d rows at once: going on with %d", len(batch), self._size)
+        else:
+            smaller = self._smaller(list(self._items)) if self._smaller is not None else []
+            if not smaller:
+                raise MemoryError("not even one row fits into memory: free some, or take shorter texts")
+            _LOG.warning("memory ran out with the samples of one prompt: going on with half of them at once")
+            self._items = deque(smaller)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def in_batches(rows: Sequence[int], size: int, work: Callable[[list[int]], None]) -> None:
@@ -80,48 +153,35 @@ def in_batches(rows: Sequence[int], size: int, work: Callable[[list[int]], None]
 
 def each_batch(rows: Sequence[int], size: int, work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
     """Yield each batch of `in_batches` with the result of `work`, as soon as it is done."""
-    # A patch with cached activations needs rows in the order of their numbers, and a single batch can have that order.
-    waiting = deque(rows if len(rows) > size else sorted(rows))
+    waiting = Waiting(rows, size)
     while waiting:
-        batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-        try:
-            result = work(batch)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise MemoryError("not even one row fits into memory: free some, or take shorter texts") from error
+        batch = waiting.take()
+        if (result := within_memory(lambda: work(batch))) is None:  # noqa: B023
+            waiting.too_many(batch)
         else:
-            yield batch, result
-            continue
-        # This stands outside the handler, because the exception keeps the failed batch's tensors in memory.
-        size = (len(batch) + 1) // 2
-        _LOG.warning("memory ran out with %d rows at once: going on with %d", len(batch), size)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        waiting.extendleft(reversed(batch))
+            yield batch, result[0]
 
 
-def over_texts(
-    lm: HookedLM,
-    texts: Sequence[str],
-    size: int | None,
-    read: Callable[[list[int], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]], None],
-    *,
-    remembered: Callable[[int, Callable[[], int]], int] = lambda longest, fitting: fitting(),
-) -> None:
-    """Call `read` with the numbers, tokens and mask of up to `size` texts at a time. Similar lengths come together.
+def within_memory(work: Callable[[], T]) -> tuple[T] | None:
+    """Return the result of some work as a tuple of one; None where memory ran out.
+
+    The error is gone when this returns. It would keep the failed batch's tensors in memory.
+    """
+    try:
+        return (work(),)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    return None
+
+
+def texts_to_read(lm: HookedLM, texts: Sequence[str], size: int | None) -> tuple[list[int], int]:
+    """Return the texts' numbers, similar lengths together, and the number of positions of the longest.
 
     Of a text that is longer than the model's context, only the beginning is read.
 
-    Args:
-        size: texts in one batch. By default as many as the free memory allows, at most 64, because more are no faster.
-        remembered: a function that returns the default, which it may remember from an interrupted call. It gets the
-            length of the longest text, and a function that tells how many texts fit now.
-
     Raises:
         ValueError: there are no texts, a text has no tokens, or `size` is below 1.
-        MemoryError: a single text does not fit.
     """
     if size is not None and size < 1:
         raise ValueError(f"batch_size is {size}: expected at least 1")
@@ -131,12 +191,7 @@ def over_texts(
     order = by_length(lengths)
     if lengths[order[0]] == 0:
         raise ValueError(f"text {order[0]} has no tokens")
-
-    def work(rows: list[int]) -> None:
-        read(rows, *lm.encode([texts[i] for i in rows], max_length=lm.n_positions))
-
-    longest = min(lengths[order[-1]], lm.n_positions)
-    in_batches(order, size or remembered(longest, lambda: min(64, rows_that_fit(lm, longest))), work)
+    return order, min(lengths[order[-1]], lm.n_positions)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Float
 
 from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
-from xlingtox.models.batching import over_texts
+from xlingtox.models.batches import NUMBERS, Batches
+from xlingtox.models.batching import MOST_TEXTS, rows_that_fit, texts_to_read
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.journal import Batches
 from xlingtox.progress import bar
 
 
@@ -70,20 +69,33 @@ def first_token_ends(
         (1,)
     """
     values = np.empty(len(texts))
-    batches = Batches("numbers", "ending", [lm], {})
+    batches = Batches("numbers", "ending", [lm])
+    order, longest = texts_to_read(lm, texts, batch_size)
+
+    def codes_of(rows: list[int]) -> list[str] | None:
+        return None if codes is None else [codes[i] for i in rows]
+
+    def chances(rows: list[int]) -> Float[np.ndarray, "row"]:
+        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
+        logits = lm.only_tokens(lm.logits(ids, mask, languages=codes_of(rows), last_only=True)[:, -1]).double()
+        ends = torch.tensor(lm.ends, device=logits.device)
+        return logits.softmax(-1).index_select(-1, ends).sum(-1).cpu().numpy()
+
     with bar("ending", total=len(texts), unit="text", progress=progress) as shown:
 
-        def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
-            row_codes = None if codes is None else [codes[i] for i in rows]
-
-            def chances() -> Float[np.ndarray, "row"]:
-                logits = lm.only_tokens(lm.logits(ids, mask, languages=row_codes, last_only=True)[:, -1]).double()
-                ends = torch.tensor(lm.ends, device=logits.device)
-                return logits.softmax(-1).index_select(-1, ends).sum(-1).cpu().numpy()
-
-            batch = [[row[keep].tolist() for row, keep in zip(ids, mask, strict=True)], row_codes]
-            values[rows] = batches.get(batch, chances, dump=np.ndarray.tobytes, load=np.frombuffer)
+        def keep(rows: list[int], batch_values: Float[np.ndarray, "row"]) -> None:
+            values[rows] = batch_values
             shown.update(len(rows))
 
-        over_texts(lm, texts, batch_size, read, remembered=batches.size)
+        batches.each(
+            order,
+            batch_size or batches.size(longest, lambda: min(MOST_TEXTS, rows_that_fit(lm, longest))),
+            chances,
+            keep,
+            about=lambda rows: [
+                [ids[: lm.n_positions] for ids in lm.token_ids([texts[i] for i in rows])],
+                codes_of(rows),
+            ],
+            codec=NUMBERS,
+        )
     return values

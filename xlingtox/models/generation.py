@@ -18,9 +18,9 @@ from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.html import tables
-from xlingtox.models.batching import by_length, each_batch, in_batches, rows_that_fit
+from xlingtox.models.batches import Batches, Codec
+from xlingtox.models.batching import by_length, rows_that_fit
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.journal import Batches
 from xlingtox.models.sampling import Sampler, chances
 from xlingtox.models.served import Served
 from xlingtox.progress import bar
@@ -30,6 +30,11 @@ Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Ten
 
 BeforePass = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
 """A function that is called before each pass, with the step, the pass's rows, and a mask of the unfinished ones."""
+
+_Part = tuple[int, tuple[int, ...]]
+"""The number of a prompt, and the numbers of the samples that are written for it at once."""
+
+_TEXTS: Codec[list[str]] = Codec(dump=lambda texts: json.dumps(texts).encode(), load=json.loads)
 
 _MIN_TEMPERATURE = 1e-6
 
@@ -192,34 +197,47 @@ def generate(
     rows_at_once = batch_size or batches.size(positions, lambda: rows_that_fit(lm, positions))
     with bar("writing", total=len(texts), unit="text", progress=progress) as shown:
 
-        def write(rows: list[int], numbers: list[int]) -> None:
-            """Write the samples of the given numbers for the prompts of the given rows."""
-            some = [checked_prompts[i] for i in rows]
-            batch_texts = batches.get(
-                lambda: [some, lm.token_ids([prompt.text for prompt in some]), numbers],
-                lambda: _continued(lm, some, numbers, max_new_tokens, sampling),
-                dump=lambda batch: json.dumps(batch).encode(),
-                load=json.loads,
-            )
-            places = [i * samples + sample for i in rows for sample in numbers]
-            for place, text in zip(places, batch_texts, strict=True):
+        def described(batch: list[_Part]) -> list[Any]:
+            some = [checked_prompts[i] for i, _ in batch]
+            return [some, lm.token_ids([prompt.text for prompt in some]), batch[0][1]]
+
+        def keep(batch: list[_Part], written: list[str]) -> None:
+            places = [i * samples + sample for i, numbers in batch for sample in numbers]
+            for place, text in zip(places, written, strict=True):
                 texts[place] = text
             shown.update(len(places))
 
-        fits = min(samples, rows_at_once)
-
-        def write_all(rows: list[int]) -> None:
-            """Write all samples of the prompts. If there is one prompt only, write as many at a time as fit."""
-            nonlocal fits
-            if len(rows) > 1:
-                write(rows, list(range(samples)))
-                return
-            parts = each_batch(range(samples), fits, lambda numbers: write(rows, numbers))
-            fits = max(len(numbers) for numbers, _ in parts)
-
-        in_batches(by_length(lengths), max(1, rows_at_once // samples), write_all)
+        batches.each(
+            [part for i in by_length(lengths) for part in _in_parts(i, range(samples), rows_at_once)],
+            max(1, rows_at_once // samples),
+            lambda batch: _continued(
+                lm, [checked_prompts[i] for i, _ in batch], list(batch[0][1]), max_new_tokens, sampling
+            ),
+            keep,
+            about=described,
+            codec=_TEXTS,
+            smaller=_fewer_samples,
+        )
     settings = {"model": dataclasses.asdict(lm.identity()), **settings}
     return Continuations(tuple(checked_prompts), samples, tuple(texts), settings)
+
+
+def _fewer_samples(parts: list[_Part]) -> list[_Part]:
+    """Cut the samples that wait into parts of half as many. Return none where the first is of a single sample."""
+    most = len(parts[0][1])
+    if most == 1:
+        return []
+    numbers_by_prompt: dict[int, list[int]] = {}
+    for prompt, numbers in parts:
+        numbers_by_prompt.setdefault(prompt, []).extend(numbers)
+    return [
+        part for prompt, numbers in numbers_by_prompt.items() for part in _in_parts(prompt, numbers, (most + 1) // 2)
+    ]
+
+
+def _in_parts(prompt: int, numbers: Sequence[int], most: int) -> list[_Part]:
+    """Cut the samples of a prompt into parts of up to `most`."""
+    return [(prompt, tuple(numbers[start : start + most])) for start in range(0, len(numbers), most)]
 
 
 def _continued(

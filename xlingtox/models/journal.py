@@ -1,7 +1,8 @@
 """A journal keeps what a model wrote and read, batch by batch, so that an interrupted call goes on where it was.
 
 While a journal is in use, `generate`, `collect_activations`, `ending_probability` and the perplexities look each batch
-up before they compute it, and write it down as soon as it is computed. Without one, they compute everything.
+up before they compute it, and write it down as soon as it is computed (`models.batches`). Without one, they compute
+everything.
 
 Hidden states, which probes and retrieval read, are not kept. They take more space than all else (a vector for each
 text and layer), and are read in one pass over each text, which takes about as long as to read them from a file.
@@ -15,15 +16,15 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from xlingtox import processes
 from xlingtox.databases import connected, errors_explained
 from xlingtox.files import writable_folder
-from xlingtox.models.hooked import HookedLM
 
 T = TypeVar("T")
 
@@ -176,13 +177,19 @@ _IN_USE: ContextVar[Journal | None] = ContextVar("journal", default=None)
 @contextmanager
 def using(journal: Journal | None) -> Iterator[None]:
     """Keep and look up batches in this journal inside the block; None keeps nothing."""
-    token = _IN_USE.set(journal)
+    # Of several processes that work together, the main one alone uses a journal.
+    token = _IN_USE.set(journal if processes.is_main() else None)
     try:
         yield
     finally:
         _IN_USE.reset(token)
         if journal is not None:
             journal.close()
+
+
+def in_use() -> Journal | None:
+    """Return the journal in use, in the main process; None in the others, which ask it."""
+    return _IN_USE.get()
 
 
 def once(kind: Kind, about: Mapping[str, Any], compute: Callable[[], bytes]) -> bytes:
@@ -205,105 +212,19 @@ def in_use() -> bool:
 def known(kind: Kind, about: Mapping[str, Any]) -> bytes | None:
     """Return the batch that is described, if the journal in use has it."""
     journal = _IN_USE.get()
-    return None if journal is None else journal.read(kind, _digest(about))
+    return None if journal is None else journal.read(kind, digest(about))
 
 
 def keep(kind: Kind, about: Mapping[str, Any], content: bytes) -> bytes:
     """Keep the batch that is described in the journal in use, if there is one. Return what is kept."""
     journal = _IN_USE.get()
-    return content if journal is None else journal.write(kind, _digest(about), content)
+    return content if journal is None else journal.write(kind, digest(about), content)
 
 
-class Batches:
-    """The batches of one call, which are looked up in the journal in use, and kept there.
+def digest(about: Mapping[str, Any]) -> str:
+    """Return the name under which a batch is kept.
 
-    They are all computed where no journal is in use, and where a model has a hook that is not an edit of this library:
-    nobody knows what it does, or for whom it reads.
-
-    Example:
-        >>> from xlingtox.models.journal import Batches, Journal, using
-        >>> with using(Journal(tmp_path / "texts.sqlite", tmp_path / "numbers.sqlite")):
-        ...     batches = Batches("texts", "shout", [lm], {"loud": True})
-        ...     for _ in range(2):
-        ...         batches.get(["a"], lambda: print("computed") or "A", dump=str.encode, load=bytes.decode)
-        computed
-        'A'
-        'A'
+    Args:
+        about: everything that the batch depends on, in values that JSON can hold.
     """
-
-    def __init__(self, kind: Kind, task: str, models: Sequence[HookedLM], settings: Mapping[str, Any]) -> None:
-        """Describe the call.
-
-        Args:
-            task: a name for what is computed.
-            models: the models that run.
-            settings: all that the batches depend on besides, in values that JSON can hold.
-        """
-        self._kind, self._models = kind, models
-        self._call: str | None = None
-        if _IN_USE.get() is not None:
-            described = [_described(lm) for lm in models]
-            if None not in described:
-                self._call = _digest({"task": task, "models": described, "settings": settings})
-
-    def get(self, batch: Any, compute: Callable[[], T], *, dump: Callable[[T], bytes], load: Callable[[bytes], T]) -> T:
-        """Return the result of a batch, computed or as it was kept.
-
-        Args:
-            batch: what is in the batch, in its order, in values that JSON can hold; or a function that says it.
-            dump, load: functions to bytes and back, which change no bit.
-        """
-        result, is_known = self._found(batch, compute, dump, load)
-        if is_known:
-            for lm in self._models:
-                lm.spare_hooks()
-        return result
-
-    def size(self, longest: int, fitting: Callable[[], int]) -> int:
-        """Return how many rows a batch has: as many as fitted when the call began for the first time.
-
-        The free memory differs from one run to the next. A resumed call needs the same batches.
-
-        Args:
-            longest: the positions of the longest row.
-        """
-        return self._found(["size", longest], fitting, lambda size: str(size).encode(), int)[0]
-
-    def _found(
-        self, batch: Any, compute: Callable[[], T], dump: Callable[[T], bytes], load: Callable[[bytes], T]
-    ) -> tuple[T, bool]:
-        """Return a result, and whether it was known before."""
-        if self._call is None:
-            return compute(), False
-        computed: list[tuple[T, bytes]] = []
-
-        def dumped() -> bytes:
-            result = compute()
-            computed.append((result, dump(result)))
-            return computed[0][1]
-
-        content = once(self._kind, {"call": self._call, "batch": batch() if callable(batch) else batch}, dumped)
-        if not computed:
-            return load(content), True
-        # Another process may have written the batch in the meantime.
-        result, own = computed[0]
-        return (result if own is content else load(content)), False
-
-
-def _described(lm: HookedLM) -> dict[str, Any] | None:
-    """Return all that a model's answers depend on; None where a hook of unknown effect is on it."""
-    edits = lm.edits_by_digest()
-    if edits is None:
-        return None
-    identity = lm.identity()
-    return {
-        "weights": identity.fingerprint,
-        "dtype": identity.dtype,
-        "edits": edits,
-        "ends": lm.ends,
-        "special": sorted(lm.tokenizer.all_special_ids),
-    }
-
-
-def _digest(about: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True, ensure_ascii=True).encode()).hexdigest()

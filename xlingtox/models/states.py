@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox.checking import checked
-from xlingtox.models.batching import over_texts
+from xlingtox.models.batches import Batches
+from xlingtox.models.batching import MOST_TEXTS, rows_that_fit, texts_to_read
 from xlingtox.models.hooked import HookedLM
 from xlingtox.progress import bar
 
@@ -41,25 +42,32 @@ def mean_states(
         torch.Size([2, 2, 128])
     """
     means, last = torch.empty(len(layers), len(texts), lm.d_model), lm.n_layers
+    order, longest = texts_to_read(lm, texts, batch_size)
+    batches = Batches(None, "states", [lm])
+
+    def read(rows: list[int]) -> Float[Tensor, "layer row d_model"]:
+        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
+        weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1)
+        batch_means: dict[int, Tensor] = {}
+
+        def average(layer: int, state: Tensor) -> None:
+            batch_means[layer] = (weight.to(state.device) @ state.float()).squeeze(1)
+            # The final norm is applied here, because no hook sees its output.
+            if layer == last and last + 1 in layers:
+                average(last + 1, lm.after_final_norm(state))
+
+        hooks = {min(layer, last): partial(average, min(layer, last)) for layer in layers}
+        with lm.hooks(residual=hooks, edit=None):
+            lm.logits(ids, mask, last_only=True)
+        # Copied after the pass: a copy within it would make a GPU wait at every layer.
+        return torch.stack([batch_means[layer].cpu() for layer in layers])
+
     with bar("reading states", total=len(texts), unit="text", progress=progress) as shown:
 
-        def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
-            weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1)
-            batch_means: dict[int, Tensor] = {}
-
-            def average(layer: int, state: Tensor) -> None:
-                batch_means[layer] = (weight.to(state.device) @ state.float()).squeeze(1)
-                # The final norm is applied here, because no hook sees its output.
-                if layer == last and last + 1 in layers:
-                    average(last + 1, lm.after_final_norm(state))
-
-            hooks = {min(layer, last): partial(average, min(layer, last)) for layer in layers}
-            with lm.hooks(residual=hooks, edit=None):
-                lm.logits(ids, mask, last_only=True)
-            # Copied after the pass: a copy within it would make a GPU wait at every layer.
-            for place, layer in enumerate(layers):
-                means[place, rows] = batch_means[layer].cpu()
+        def keep(rows: list[int], of_batch: Float[Tensor, "layer row d_model"]) -> None:
+            means[:, rows] = of_batch
             shown.update(len(rows))
 
-        over_texts(lm, texts, batch_size, read)
+        size = batch_size or batches.size(longest, lambda: min(MOST_TEXTS, rows_that_fit(lm, longest)))
+        batches.each(order, size, read, keep)
     return means

@@ -19,12 +19,12 @@ from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
-from xlingtox.models.batching import by_length, in_batches, rows_that_fit
+from xlingtox.models.batches import Batches, Codec
+from xlingtox.models.batching import by_length, rows_that_fit
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.models.journal import Batches
-from xlingtox.neurons.greedy import BatchReading, Written, counted, read_batch
+from xlingtox.neurons.greedy import BatchReading, Rows, Written, counted, read_batch
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.packing import packed, unpacked
 from xlingtox.neurons.reading import Moments
@@ -311,18 +311,15 @@ def collect_together(
     positions = max(lengths) + max_new_tokens
     with bar("reading neurons", total=len(prompts), unit="prompt", progress=progress) as progress_bar:
 
-        def read(rows: list[int]) -> None:
-            some = [prompts[i] for i in rows]
-            source = tuple(writer.tokens[i] for i in rows) if isinstance(writer, Written) else writer
-            reading = batches.get(
-                lambda: [
-                    *(some, lm.token_ids([prompt.text for prompt in some])),
-                    source if isinstance(source, tuple) else len(models),
-                ],
-                lambda: read_batch(lm, some, sets, **asked, writer=source),
-                dump=BatchReading.to_bytes,
-                load=BatchReading.of_bytes,
-            )
+        def source(rows: list[int]) -> HookedLM | Rows | None:
+            return tuple(writer.tokens[i] for i in rows) if isinstance(writer, Written) else writer
+
+        def described(rows: list[int]) -> list[Any]:
+            some, written = [prompts[i] for i in rows], source(rows)
+            token_ids = lm.token_ids([prompt.text for prompt in some])
+            return [some, token_ids, written if isinstance(written, tuple) else len(models)]
+
+        def keep(rows: list[int], reading: BatchReading) -> None:
             for i, new in zip(rows, reading.tokens, strict=True):
                 tokens[i] = new
             for total, of_batch in zip(moments, reading.moments, strict=True):
@@ -332,8 +329,13 @@ def collect_together(
                     kept[rows] = of_rows
             progress_bar.update(len(rows))
 
-        in_batches(
-            by_length(lengths), batch_size or batches.size(positions, lambda: rows_that_fit(lm, positions)), read
+        batches.each(
+            by_length(lengths),
+            batch_size or batches.size(positions, lambda: rows_that_fit(lm, positions)),
+            lambda rows: read_batch(lm, [prompts[i] for i in rows], sets, **asked, writer=source(rows)),
+            keep,
+            about=described,
+            codec=Codec(dump=BatchReading.to_bytes, load=BatchReading.of_bytes),
         )
     mask = counted(tuple(tokens), max_new_tokens)
     for kept in values:

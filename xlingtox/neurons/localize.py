@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox.checking import checked
 from xlingtox.data import Labelled, labelled_texts
 from xlingtox.models.backend import Hook
-from xlingtox.models.batching import over_texts
+from xlingtox.models.batches import Batches
+from xlingtox.models.batching import MOST_TEXTS, rows_that_fit, texts_to_read
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.areas import areas
@@ -128,18 +129,29 @@ def _highest(
     """Return the highest post-activation of every neuron of these layers over each text's tokens."""
     highest = torch.empty(len(layers), len(texts), lm.d_mlp)
 
-    def keep(place: int, rows: list[int], mask: Bool[Tensor, "row pos"]) -> Hook:
-        def read_layer(value: Tensor) -> None:
-            padding = ~mask.to(value.device).unsqueeze(-1)
-            highest[place, rows] = value.float().masked_fill(padding, -torch.inf).amax(1).cpu()
+    order, longest = texts_to_read(lm, texts, batch_size)
+    batches = Batches(None, "highest activations", [lm])
 
-        return read_layer
+    def read(rows: list[int]) -> Float[Tensor, "layer row d_mlp"]:
+        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
+        of_batch = torch.empty(len(layers), len(rows), lm.d_mlp)
 
-    def read(rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
-        with lm.hooks(post={layer: keep(place, rows, mask) for place, layer in enumerate(layers)}, edit=None):
+        def reader(place: int) -> Hook:
+            def read_layer(value: Tensor) -> None:
+                padding = ~mask.to(value.device).unsqueeze(-1)
+                of_batch[place] = value.float().masked_fill(padding, -torch.inf).amax(1).cpu()
+
+            return read_layer
+
+        with lm.hooks(post={layer: reader(place) for place, layer in enumerate(layers)}, edit=None):
             lm.logits(ids, mask, last_only=True)
+        return of_batch
 
-    over_texts(lm, texts, batch_size, read)
+    def keep(rows: list[int], of_batch: Float[Tensor, "layer row d_mlp"]) -> None:
+        highest[:, rows] = of_batch
+
+    size = batch_size or batches.size(longest, lambda: min(MOST_TEXTS, rows_that_fit(lm, longest)))
+    batches.each(order, size, read, keep)
     return highest
 
 

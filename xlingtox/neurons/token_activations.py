@@ -20,7 +20,8 @@ from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.backend import Hook
-from xlingtox.models.batching import by_length, in_batches, rows_that_fit
+from xlingtox.models.batches import Batches
+from xlingtox.models.batching import by_length, rows_that_fit
 from xlingtox.models.generation import check_lengths, decode, pick_greedily
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
@@ -154,7 +155,7 @@ def read_tokens(
     special = torch.tensor(sorted(lm.tokenizer.all_special_ids), device=lm.device)
     with bar("reading tokens", total=len(prompt_list), unit="prompt", progress=progress) as progress_bar:
 
-        def read(rows: list[int]) -> None:
+        def read(rows: list[int]) -> list[TokenActivations]:
             ids, mask = lm.encode([prompt_list[i].text for i in rows])
             n_prompt, row_languages = ids.shape[1], [prompt_list[i].language for i in rows]
             if max_new_tokens:
@@ -167,6 +168,7 @@ def read_tokens(
             with lm.hooks(post=hooks, edit=None):
                 lm.logits(ids, mask, languages=row_languages, last_only=True)
             shown = (mask & ~torch.isin(ids, special)).cpu()
+            of_rows = []
             for row, i in enumerate(rows):
                 row_ids, row_values = ids[row, shown[row]].tolist(), values[row, shown[row]]
                 start = int(shown[row, :n_prompt].sum())
@@ -174,17 +176,25 @@ def read_tokens(
                     *whole_characters(lm, row_ids, 0, start),
                     *whole_characters(lm, row_ids, start, len(row_ids)),
                 ]
-                readings[i] = TokenActivations(
-                    prompt_list[i].language,
-                    tuple(text for text, _ in groups),
-                    sum(last <= start for _, (_, last) in groups),
-                    torch.stack([row_values[first:last].mean(0) for _, (first, last) in groups]),
-                    neurons,
-                    lm.identity(),
+                of_rows.append(
+                    TokenActivations(
+                        prompt_list[i].language,
+                        tuple(text for text, _ in groups),
+                        sum(last <= start for _, (_, last) in groups),
+                        torch.stack([row_values[first:last].mean(0) for _, (first, last) in groups]),
+                        neurons,
+                        lm.identity(),
+                    )
                 )
+            return of_rows
+
+        def keep(rows: list[int], of_rows: list[TokenActivations]) -> None:
+            readings.update(zip(rows, of_rows, strict=True))
             progress_bar.update(len(rows))
 
-        in_batches(by_length(lengths), batch_size or rows_that_fit(lm, max(lengths) + max_new_tokens), read)
+        batches, positions = Batches(None, "tokens", [lm]), max(lengths) + max_new_tokens
+        size = batch_size or batches.size(positions, lambda: rows_that_fit(lm, positions))
+        batches.each(by_length(lengths), size, read, keep)
     return [readings[i] for i in range(len(prompt_list))]
 
 

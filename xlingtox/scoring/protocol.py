@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from xlingtox import processes
 from xlingtox.checking import checked
 from xlingtox.languages import SCORED, check, in_order
 
@@ -155,7 +156,8 @@ class UnscoredError(RuntimeError):
 def check_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
     """Score texts, and refuse anything that is not a score in [0, 1].
 
-    A failure to score must never pass for a toxicity of zero.
+    A failure to score must never pass for a toxicity of zero. Of several processes that work together the main one asks
+    the scorer, so that nothing is paid for twice.
 
     Raises:
         UncoveredLanguage: a language that the scorer does not cover.
@@ -168,7 +170,7 @@ def check_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str])
         array([0.])
     """
     check_scorable(scorer, texts, languages)
-    return check_range(scorer, scorer.score(texts, languages), len(texts))
+    return processes.from_main(lambda: check_range(scorer, scorer.score(texts, languages), len(texts)))
 
 
 def check_range(scorer: Scorer, scores: Float[np.ndarray, "text"], n: int) -> Float[np.ndarray, "text"]:

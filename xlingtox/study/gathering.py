@@ -14,6 +14,7 @@ from datasets import Dataset
 from xlingtox import data, languages, mini
 from xlingtox.evaluation.degenerate import Identifier, lingua
 from xlingtox.languages import in_order, name
+from xlingtox.scoring.protocol import check_scores
 from xlingtox.study import overlaps, parts_of_parallel
 from xlingtox.study.judging import Jury, jury
 from xlingtox.study.loaders import TableFile
@@ -300,7 +301,7 @@ class _Gathering:
         if not chosen.free or not texts:
             self.notes.append("What was made from parallel sentences was not judged before: it may hold toxic text.")
             return [True] * len(texts)
-        toxic = chosen.scorer.score(list(texts), list(codes)) >= _TOXIC
+        toxic = check_scores(chosen.scorer, list(texts), list(codes)) >= _TOXIC
         if not toxic.any():
             return [True] * len(texts)
         counts = f"the judge finds {int(toxic.sum()):,} of {len(texts):,} toxic"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import platform
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from xlingtox import processes
 from xlingtox._version import __version__
 from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
@@ -94,10 +96,12 @@ def run_models(
         progress=progress,
     )
     if first_look is not None:
-        first_look.save(folder.path / "check.json")
+        processes.from_main(partial(first_look.save, folder.path / "check.json"))
     expected = {} if first_look is None else first_look.seconds
     seconds: dict[str, float] = {}
-    with logging_to(folder.path / "study.log"), ProgressLines(stages, shown=progress, expected=expected) as lines:
+    log = logging_to(folder.path / "study.log") if processes.is_main() else contextlib.nullcontext()
+    shown = progress and processes.is_main()
+    with log, ProgressLines(stages, shown=shown, expected=expected) as lines:
         for sentence in () if first_look is None else first_look.notes:
             _LOG.info("%s", sentence)
         for sentence in () if first_look is None else first_look.warnings:
@@ -112,7 +116,7 @@ def run_models(
                 _LOG.info("%s: was done before", name)
             study.done[name], seconds[name] = done.result, done.seconds
         results = _results(study, identity, seconds)
-    results.save(folder.path / "results.json")
+    processes.from_main(partial(results.save, folder.path / "results.json"))
     models.release()
     return results
 
@@ -132,17 +136,21 @@ def _first_look(
     Raises:
         ValueError: the study cannot be run, with a line for each reason.
     """
-    if any(stage_file(output_dir, name, key).exists() for name, key in keys.items()):
-        return None
-    checked = tried(base, materials, settings, output_dir=output_dir, progress=progress and can_draw())
-    if checked.problems:
-        raise ValueError("\n".join(checked.problems))
-    return checked
+
+    def first_look() -> StudyCheck | None:
+        if any(stage_file(output_dir, name, key).exists() for name, key in keys.items()):
+            return None
+        checked = tried(base, materials, settings, output_dir=output_dir, progress=progress and can_draw())
+        if checked.problems:
+            raise ValueError("\n".join(checked.problems))
+        return checked
+
+    return processes.from_main(first_look)
 
 
 def _kept(scorer: Scorer, folder: Path, *, progress: bool) -> Scorer:
-    """Return the scorer, with a cache in the study's folder if it has none."""
-    if isinstance(scorer, Cached | PerspectiveScorer):
+    """Return the scorer, with a cache in the study's folder if it has none. The main process alone asks it."""
+    if isinstance(scorer, Cached | PerspectiveScorer) or not processes.is_main():
         return scorer
     return Cached(scorer, path=folder / "scores.sqlite", progress=progress)
 

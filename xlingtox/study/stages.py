@@ -8,12 +8,13 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
 
-from xlingtox import files, languages, tuning
+from xlingtox import files, languages, processes, tuning
 from xlingtox.checking import checked
 from xlingtox.data import as_prompts
 from xlingtox.data.columns import by_language
@@ -91,7 +92,7 @@ def _localize(study: InProgress) -> dict[str, Any]:
         progress=study.progress,
     )
     probe, candidates = evidence.probe, evidence.candidates
-    probe.save(study.folder / "probe.safetensors")
+    processes.from_main(partial(probe.save, study.folder / "probe.safetensors"))
     prompts = as_prompts(materials.toxic_prompts, tokenizer=lm.tokenizer)
     in_source_language = [prompt for prompt in prompts if prompt.language == settings.source_language]
     activations = collect_activations(
@@ -237,7 +238,9 @@ def _tune(study: InProgress) -> dict[str, Any]:
     )
     del tuned  # it is read again by the stage that needs it
     remedy = f"delete the folder {folder}, and it is tuned anew"
-    log, record = (files.read_results(folder / name, remedy) for name in ("log.json", "recipe.json"))
+    log, record = processes.from_main(
+        lambda: [files.read_results(folder / name, remedy) for name in ("log.json", "recipe.json")]
+    )
     return {"recipe": dataclasses.asdict(recipe), "training": _curves(log), "end_token": record["end_token"]}
 
 
@@ -286,7 +289,9 @@ def _compare(study: InProgress) -> dict[str, Any]:
     greedy.append(_greedy(study, models.tuned()))
     content = comparison.content()
     content["models"][1]["name"] = "tuned"  # without the study's folder, which may be moved
-    before, after = (Continuations.load(written / f"{side}.json") for side in ("before", "after"))
+    before, after = processes.from_main(
+        lambda: [Continuations.load(written / f"{side}.json") for side in ("before", "after")]
+    )
     changes = changes_by_group(
         before,
         after,
@@ -322,7 +327,7 @@ def _retrieve(study: InProgress) -> dict[str, Any]:
     # Rows of sentence and translation have no column of the source language: their translations are English.
     pivot = source if source in parallel.column_names else "en"
     retrieved = retrieval.bilingual_retrieval(study.models.base(), parallel, pivot=pivot, progress=study.progress)
-    retrieved.save(study.retrieval_file)
+    processes.from_main(partial(retrieved.save, study.retrieval_file))
     return {
         "retrieval": retrieved.mean(),
         "retrieval_intervals": retrieved.intervals(),
@@ -333,7 +338,7 @@ def _retrieve(study: InProgress) -> dict[str, Any]:
 
 def _predict(study: InProgress) -> dict[str, Any]:
     source = study.settings.source_language
-    retrieved = retrieval.Retrieval.load(study.retrieval_file)
+    retrieved = processes.from_main(lambda: retrieval.Retrieval.load(study.retrieval_file))
     observed = Comparison.of(study.done["compare"])
     by_measure = {measure: _transfer(retrieved, observed, measure, source) for measure in ("emt", "average_toxicity")}
     main = by_measure[main_measure(observed, source_language=source)]

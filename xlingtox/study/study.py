@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from xlingtox import processes
 from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
 from xlingtox.study import gathering, report, settings_file
@@ -101,7 +103,8 @@ class Study:
         models = Models(ModelSource(self.file.source, self.file.options))
         settings = self.settings(models.base())
         results = run_models(models, materials, output_dir=self.output_dir, settings=settings, progress=progress)
-        report.write(results, self.output_dir / "report.html", toxic_words=materials.toxic_words)
+        page = self.output_dir / "report.html"
+        processes.from_main(partial(report.write, results, page, toxic_words=materials.toxic_words))
         return results
 
     @checked

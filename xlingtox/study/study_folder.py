@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xlingtox import files
+from xlingtox import files, processes
 from xlingtox.files import writable_folder
 from xlingtox.models.journal import Journal, using
 
@@ -50,6 +51,8 @@ def stage_file(folder: Path, stage: str, key: str) -> Path:
 class StudyFolder:
     """A folder that holds one study: `stages/` has a file for each stage that is done, named by its key.
 
+    Of several processes that work together, the main one reads and writes it.
+
     A stage of other settings has another key. So its result is never taken for this one's, and it is still there when
     the settings come back.
 
@@ -70,6 +73,9 @@ class StudyFolder:
 
     def claim(self) -> None:
         """Make the folders of a study, and remove what a killed run left unfinished in them."""
+        processes.from_main(self._made)
+
+    def _made(self) -> None:
         self._stages.mkdir(exist_ok=True)
         for folder in (self.path, *(place for place in self.path.iterdir() if place.is_dir())):
             files.sweep(folder)
@@ -80,6 +86,9 @@ class StudyFolder:
         Raises:
             ValueError: the file of the stage cannot be read, or lacks a key.
         """
+        return processes.from_main(partial(self._done, stage, key))
+
+    def _done(self, stage: str, key: str) -> Done | None:
         file, remedy = stage_file(self.path, stage, key), "delete it, and the stage is done anew"
         if not file.exists():
             return None
@@ -98,21 +107,26 @@ class StudyFolder:
         texts stay: another judge scores them again. The numbers of a stage that is done are removed.
         """
         journal = self._journal(stage)
-        spent = self._spent(stage)
+        spent = processes.from_main(partial(self._spent, stage))
         began = time.perf_counter()
         try:
             with using(journal):
                 result = work()
         except BaseException:
-            files.write_json(self._seconds(stage), spent + time.perf_counter() - began)
+            if processes.is_main():
+                files.write_json(self._seconds(stage), spent + time.perf_counter() - began)
             raise
-        # The result goes through JSON at once, so that a resumed run sees just what an uninterrupted one does.
-        seconds = round(spent + time.perf_counter() - began, 2)
-        record = json.loads(json.dumps({"seconds": seconds, "result": result}))
-        files.write_json(stage_file(self.path, stage, key), record)
-        journal.forget("numbers")
-        self._seconds(stage).unlink(missing_ok=True)
-        return Done(record["result"], record["seconds"])
+
+        def written() -> Done:
+            # The result goes through JSON at once, so that a resumed run sees just what an uninterrupted one does.
+            seconds = round(spent + time.perf_counter() - began, 2)
+            record = json.loads(json.dumps({"seconds": seconds, "result": result}))
+            files.write_json(stage_file(self.path, stage, key), record)
+            journal.forget("numbers")
+            self._seconds(stage).unlink(missing_ok=True)
+            return Done(record["result"], record["seconds"])
+
+        return processes.from_main(written)
 
     def _journal(self, stage: str) -> Journal:
         return Journal(self.path / "texts.sqlite", self._stages / f"{stage}.sqlite")
