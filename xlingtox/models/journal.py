@@ -204,11 +204,6 @@ def once(kind: Kind, about: Mapping[str, Any], compute: Callable[[], bytes]) -> 
     return keep(kind, about, compute()) if content is None else content
 
 
-def in_use() -> bool:
-    """Return whether a journal is in use."""
-    return _IN_USE.get() is not None
-
-
 def known(kind: Kind, about: Mapping[str, Any]) -> bytes | None:
     """Return the batch that is described, if the journal in use has it."""
     journal = _IN_USE.get()
