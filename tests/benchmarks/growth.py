@@ -103,7 +103,7 @@ class Other(AbstractContextManager["Other"]):
 def spread(lm: HookedLM, n: int) -> NeuronSet:
     """Return n neurons, as many in each layer as go."""
     in_a_layer = -(-n // lm.n_layers)
-    every = [(layer, 3 * i % lm.d_mlp) for i in range(in_a_layer) for layer in range(lm.n_layers)]
+    every = [(layer, i) for i in range(in_a_layer) for layer in range(lm.n_layers)]
     return NeuronSet.of(every[:n])
 
 
@@ -180,21 +180,25 @@ def ratios(lm: HookedLM, folder: Path, given: argparse.Namespace) -> dict[str, d
     return found
 
 
-def growth(lm: HookedLM, rounds: int) -> dict[str, dict[int, float]]:
-    """Return what each size of each kind takes, in seconds."""
-    texts = prompts_of(lm, 32)
+def growth(lm: HookedLM, name: str, rounds: int) -> dict[str, dict[int, float]]:
+    """Return what each size of each kind takes, in seconds. The two large models do less of each."""
+    is_small = name == "mini"
+    new, times = (20, 2) if is_small else (6, 1)
+    texts = prompts_of(lm, 16 * times)
     quiet: dict[str, Any] = {"progress": False}
     codes = ["en", "es", "fr", "de", "pt", "it", "nl", "sv", "id", "pl", "cs", "ru", "zh", "ja", "ko", "hi"]
     held_out, scorer = xt.mini.held_out(n=1, languages=["en"]), xt.mini.scorer()
-    some = xt.mini.prompts(n=4, languages=["en"])
+    some = xt.mini.prompts(n=2 * times, languages=["en"])
 
     def collect(n_prompts: int, n_neurons: int) -> Work:
         neurons = spread(lm, n_neurons)
-        return lambda: xt.collect_activations(lm, texts[:n_prompts], neurons, max_new_tokens=NEW, batch_size=8, **quiet)
+        return lambda: xt.collect_activations(
+            lm, texts[:n_prompts], neurons, max_new_tokens=new, batch_size=4 * times, **quiet
+        )
 
     def sample(n_prompts: int, n_samples: int) -> Work:
         return lambda: xt.generate(
-            lm, texts[:n_prompts], n_samples=n_samples, max_new_tokens=NEW, batch_size=50, **quiet
+            lm, texts[:n_prompts], n_samples=n_samples, max_new_tokens=new, batch_size=20 * times, **quiet
         )
 
     def edited(n: int) -> Work:
@@ -202,35 +206,36 @@ def growth(lm: HookedLM, rounds: int) -> dict[str, dict[int, float]]:
 
         def write() -> None:
             with edit.on(lm):
-                xt.generate(lm, texts[:8], greedy=True, max_new_tokens=NEW, **quiet)
+                xt.generate(lm, texts[: 4 * times], greedy=True, max_new_tokens=new, **quiet)
 
         return write
 
     def doses(n: int, n_random: int) -> Work:
         offsets = [-0.1 * (i + 1) for i in range(n)]
+        options: dict[str, Any] = {"match": "layers", "unit": "activation", "max_new_tokens": new // 2, **quiet}
         return lambda: xt.dose_response(
-            lm, spread(lm, 36), offsets, some, scorer=scorer, held_out=held_out, n_random=n_random,
-            match="layers", unit="activation", max_new_tokens=10, **quiet,
-        )  # fmt: skip
+            lm, spread(lm, 36), offsets, some, scorer=scorer, held_out=held_out, n_random=n_random, **options
+        )
 
     def compared(n: int) -> Work:
-        prompts = xt.mini.prompts(n=4, languages=codes[:n])
-        return lambda: xt.compare(lm, lm, prompts, scorer=scorer, n_samples=5, max_new_tokens=10, **quiet)
+        prompts = xt.mini.prompts(n=2 * times, languages=codes[:n])
+        return lambda: xt.compare(lm, lm, prompts, scorer=scorer, n_samples=5, max_new_tokens=new // 2, **quiet)
 
     def retrieved(n: int) -> Work:
-        parallel = xt.mini.parallel(n=20, languages=codes[:n])
+        parallel = xt.mini.parallel(n=10 * times, languages=codes[:n])
         return lambda: xt.retrieval.bilingual_retrieval(lm, parallel, **quiet)
 
+    few, many = (4 * times, 8 * times, 16 * times), (4, 8, 16) if is_small else (2, 4, 8)
     kinds: dict[str, tuple[Callable[[int], Work], Sequence[int]]] = {
-        "Prompts: `collect_activations`": (lambda n: collect(n, 36), (8, 16, 32)),
-        "Prompts: 5 samples each": (lambda n: sample(n, 5), (8, 16, 32)),
-        "Samples of 2 prompts": (lambda n: sample(2, n), (5, 25, 100)),
-        "Neurons: `collect_activations`": (lambda n: collect(8, n), (30, 300, 3000)),
-        "Neurons of an `Offset`": (edited, (30, 300, 3000)),
-        "Doses": (lambda n: doses(n, 0), (2, 4, 8)),
-        "Random sets of a dose": (lambda n: doses(1, n), (2, 4, 8)),
-        "Languages: `compare`": (compared, (4, 8, 16)),
-        "Languages: retrieval": (retrieved, (4, 8, 16)),
+        "Prompts: `collect_activations`": (lambda n: collect(n, 36), few),
+        "Prompts: `generate`, 5 samples": (lambda n: sample(n, 5), few),
+        "Samples of a prompt": (lambda n: sample(1, n), (5, 20, 80)),
+        "Neurons: `collect_activations`": (lambda n: collect(4 * times, n), (20, 200, 2000)),
+        "Neurons of an `Offset`": (edited, (20, 200, 2000)),
+        "Doses": (lambda n: doses(n, 0), many),
+        "Random sets of a dose": (lambda n: doses(1, n), many),
+        "Languages: `compare`": (compared, many),
+        "Languages: retrieval": (retrieved, many),
     }
     return {
         kind: in_turns({n: work_of(n) for n in sizes}, rounds)  # type: ignore[misc]
@@ -283,10 +288,14 @@ def show_growth(found: Mapping[str, Mapping[str, Mapping[int, float]]]) -> None:
         cells, powers = [], []
         for kinds in found.values():
             seconds = kinds[kind]
-            cells.append(" · ".join(f"{seconds[n] / seconds[sizes[0]]:.2f}" for n in sizes))
+            first = next(iter(seconds.values()))
+            cells.append(" · ".join(f"{each / first:.2f}" for each in seconds.values()))
             powers.append(slope(seconds))
         words = list(dict.fromkeys(in_words(power) for power in powers))
-        rows.append([kind, " · ".join(f"{n:,}" for n in sizes), *cells, " or ".join(words)])
+        of_large = list(list(found.values())[-1][kind])
+        shown = " · ".join(f"{n:,}" for n in sizes)
+        shown += "" if of_large == sizes else f" (large models: {' · '.join(map(str, of_large))})"
+        rows.append([kind, shown, *cells, " or ".join(words)])
     show("growth", ["What grows", "Sizes", *(MODELS[name] for name in found), "Growth"], rows)
 
 
@@ -348,7 +357,7 @@ def main() -> None:
                 lm = loaded(name)
                 found_ratios[name] = ratios(lm, saved(lm, Path(place) / name), given)
         if given.only in (None, "growth"):
-            found_growth[name] = growth(loaded(name), given.rounds)
+            found_growth[name] = growth(loaded(name), name, given.rounds)
     if found_ratios:
         show_ratios(found_ratios)
     if found_growth:
