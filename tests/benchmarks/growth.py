@@ -219,7 +219,8 @@ def growth(lm: HookedLM, name: str, rounds: int) -> dict[str, dict[int, float]]:
 
     def compared(n: int) -> Work:
         prompts = xt.mini.prompts(n=2 * times, languages=codes[:n])
-        return lambda: xt.compare(lm, lm, prompts, scorer=scorer, n_samples=5, max_new_tokens=new // 2, **quiet)
+        options: dict[str, Any] = {"n_samples": 5, "max_new_tokens": new // 2, **quiet}
+        return lambda: xt.compare(lm, lm, prompts, neurons=spread(lm, 36), scorer=scorer, **options)
 
     def retrieved(n: int) -> Work:
         parallel = xt.mini.parallel(n=10 * times, languages=codes[:n])
