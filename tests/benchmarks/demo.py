@@ -1,7 +1,7 @@
 """Where the demo's time goes: `python tests/benchmarks/demo.py [--other CHECKOUT] [--per-language 5]`.
 
-It prints the processor time of each stage. With --other, the demo of another checkout of this project takes turns with
-this one's, and the ratios of the stages are printed. One thread works, so that other work on the machine matters little.
+It prints the processor time of each stage, with one thread, so that other work on the machine matters little. With
+--other, the demo of another checkout of this project takes turns with this one's, and the ratios are printed.
 """
 
 import argparse

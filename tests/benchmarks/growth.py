@@ -176,7 +176,7 @@ def ratios(lm: HookedLM, folder: Path, given: argparse.Namespace) -> dict[str, d
             greedy["vLLM"] = lambda: vllm.write(**once)["seconds"]
             samples["vLLM"] = lambda: vllm.write(**many)["seconds"]
         found = {"greedy": in_turns(greedy, given.rounds), "samples": in_turns(samples, given.rounds)}
-    found["greedy"] |= in_turns({"The authors' way: read the whole text again for each token": authors}, 2)
+    found["greedy"] |= in_turns({"The authors' way: read the whole text again for each token": authors}, 1)
     return found
 
 
@@ -224,7 +224,7 @@ def growth(lm: HookedLM, name: str, rounds: int) -> dict[str, dict[int, float]]:
 
     def retrieved(n: int) -> Work:
         parallel = xt.mini.parallel(n=10 * times, languages=codes[:n])
-        return lambda: xt.retrieval.bilingual_retrieval(lm, parallel, **quiet)
+        return lambda: xt.bilingual_retrieval(lm, parallel, **quiet)
 
     few, many = (4 * times, 8 * times, 16 * times), (4, 8, 16) if is_small else (2, 4, 8)
     kinds: dict[str, tuple[Callable[[int], Work], Sequence[int]]] = {
