@@ -33,7 +33,7 @@ PROMPTS = {"mini": (6, None), "smollm2": (25, ["en", "es", "fr", "de"])}
 """How many prompts in each language, and the languages."""
 
 OFFSETS = {"mini": -0.5, "smollm2": -2.0}
-NEW, SAMPLED, SAMPLES = 20, 8, 25
+NEW, SAMPLES, SAMPLED = 20, 25, {"mini": 8, "smollm2": 2}
 
 
 def checkpoint(name: str, kind: str, folder: Path) -> Path:
@@ -98,14 +98,16 @@ def compared(name: str, kind: str, vllm: str, rounds: int) -> tuple[list[str], d
             for i in [i for i, is_same in enumerate(same) if not is_same]:
                 print(f"  {ours.prompts[i].text!r}\n    here:   {ours.texts[i]!r}\n    served: {theirs.texts[i]!r}")
             row = [name, kind, f"{sum(same)} of {len(same)}", str(len(differences))]
-            return row, throughput(lm, folder, served, server, rounds) if kind == "plain" else {}
+            return row, throughput(lm, name, folder, served, server, rounds) if kind == "plain" else {}
 
 
-def throughput(lm: HookedLM, folder: Path, served: Any, server: psutil.Process, rounds: int) -> dict[str, float]:
+def throughput(
+    lm: HookedLM, name: str, folder: Path, served: Any, server: psutil.Process, rounds: int
+) -> dict[str, float]:
     """Return the tokens a second of processor time with which each writes samples."""
     raw = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     raw.generation_config.pad_token_id = 0
-    prompts = list(xt.mini.prompts(n=SAMPLED, languages=["en"])["prompt"])
+    prompts = list(xt.mini.prompts(n=SAMPLED[name], languages=["en"])["prompt"])
     ids, mask = lm.encode(prompts)
     options: dict[str, Any] = {"n_samples": SAMPLES, "max_new_tokens": NEW, "progress": False}
 
@@ -151,6 +153,7 @@ def main() -> None:
         for kind in given.kind or ["plain", "baked", "tuned"]:
             row, speed = compared(name, kind, given.vllm, given.rounds)
             rows.append(row)
+            print(*row, speed, file=sys.stderr)
             if speed:
                 speeds[name] = speed
     print("\nequal\n\n| Model | Kind | Greedy texts that are equal | Differences by rounding in the check |")
