@@ -245,8 +245,8 @@ def growth(lm: HookedLM, name: str, rounds: int) -> dict[str, dict[int, float]]:
 
 
 def slope(seconds: Mapping[int, float]) -> float:
-    """Return the power of the size by which the cost grows at its end: 0 is flat, 1 is linear."""
-    (n, first), (m, then) = list(seconds.items())[-2:]
+    """Return the power of the size by which the cost grows: 0 is flat, 1 is linear."""
+    (n, first), *_, (m, then) = seconds.items()
     return math.log(then / first) / math.log(m / n)
 
 
