@@ -35,7 +35,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 
 MODELS = {"mini": "Miniature", "smollm2": "SmolLM2", "gpt2-small": "GPT-2 small, random"}
-PROMPTS, NEW, SAMPLED, SAMPLES = 10, 20, 4, 25
+SAMPLES = 25
 OTHERS = Path(__file__).with_name("other_engines.py")
 
 Work = Callable[[], Any]
@@ -107,19 +107,20 @@ def spread(lm: HookedLM, n: int) -> NeuronSet:
     return NeuronSet.of(every[:n])
 
 
-def ratios(lm: HookedLM, folder: Path, given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return the seconds of each way to write greedily, and to sample."""
+def ratios(lm: HookedLM, name: str, folder: Path, given: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return the seconds of each way to write greedily, and to sample. The two large models do less of each."""
+    n_prompts, n_sampled, new = (10, 4, 20) if name == "mini" else (4, 2, 10)
     raw = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     raw.generation_config.pad_token_id = 0
     neurons = spread(lm, 36)
     layers = sorted({layer for layer, _ in neurons})
-    texts = prompts_of(lm, PROMPTS)
+    texts = prompts_of(lm, n_prompts)
     ids, mask = lm.encode(texts)
-    few, few_mask = ids[:SAMPLED], mask[:SAMPLED]
+    few, few_mask = ids[:n_sampled], mask[:n_sampled]
     sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.9, "top_p": 0.8}
 
     def huggingface(rows: torch.Tensor, rows_mask: torch.Tensor, **options: Any) -> Any:
-        return raw.generate(input_ids=rows, attention_mask=rows_mask.long(), max_new_tokens=NEW, **options)
+        return raw.generate(input_ids=rows, attention_mask=rows_mask.long(), max_new_tokens=new, **options)
 
     def transformerlens(rows: torch.Tensor, *, reads: bool, **options: Any) -> None:
         kept: list[torch.Tensor] = []
@@ -129,13 +130,13 @@ def ratios(lm: HookedLM, folder: Path, given: argparse.Namespace) -> dict[str, d
 
         hooks = [(f"blocks.{layer}.mlp.hook_post", read) for layer in layers] if reads else []
         with lm.tl.hooks(fwd_hooks=hooks):
-            lm.tl.generate(rows, max_new_tokens=NEW, verbose=False, return_type="tokens", **options)
+            lm.tl.generate(rows, max_new_tokens=new, verbose=False, return_type="tokens", **options)
         assert bool(kept) == reads
 
     def authors() -> None:
         """Read the growing sequence from its start at each step, with all activations in a cache."""
         row = ids
-        for _ in range(NEW):
+        for _ in range(new):
             with torch.no_grad():
                 logits, cache = lm.tl.run_with_cache(row, attention_mask=torch.ones_like(row))
             _ = [cache[f"blocks.{layer}.mlp.hook_post"][:, -1, :3] for layer in layers]
@@ -143,9 +144,9 @@ def ratios(lm: HookedLM, folder: Path, given: argparse.Namespace) -> dict[str, d
 
     def edited() -> None:
         with xt.Offset(neurons, 0.5).on(lm):
-            xt.generate(lm, texts, greedy=True, max_new_tokens=NEW, progress=False)
+            xt.generate(lm, texts, greedy=True, max_new_tokens=new, progress=False)
 
-    collect = {"max_new_tokens": NEW, "progress": False}
+    collect = {"max_new_tokens": new, "progress": False}
     greedy: dict[str, Work] = {
         "Hugging Face's `generate`": lambda: huggingface(ids, mask, do_sample=False),
         "`xt.generate`": lambda: xt.generate(lm, texts, greedy=True, **collect),
@@ -158,7 +159,7 @@ def ratios(lm: HookedLM, folder: Path, given: argparse.Namespace) -> dict[str, d
         "Hugging Face's `generate`": lambda: huggingface(
             few, few_mask, top_k=0, num_return_sequences=SAMPLES, **sampling
         ),
-        "`xt.generate`": lambda: xt.generate(lm, texts[:SAMPLED], n_samples=SAMPLES, **collect),
+        "`xt.generate`": lambda: xt.generate(lm, texts[:n_sampled], n_samples=SAMPLES, **collect),
         "TransformerLens's `generate`": lambda: transformerlens(
             few.repeat_interleave(SAMPLES, 0), reads=False, **sampling
         ),
@@ -166,13 +167,13 @@ def ratios(lm: HookedLM, folder: Path, given: argparse.Namespace) -> dict[str, d
     with ExitStack() as stack:
         if given.nnsight:
             nnsight = stack.enter_context(Other("nnsight", given.nnsight, folder))
-            ask = {"prompts": ids.tolist(), "n_samples": 1, "greedy": True, "new": NEW}
+            ask = {"prompts": ids.tolist(), "n_samples": 1, "greedy": True, "new": new}
             greedy["nnsight's `generate`"] = lambda: nnsight.write(**ask, layers=[])["seconds"]
             greedy["nnsight's `generate`, reading 36 neurons"] = lambda: nnsight.write(**ask, layers=layers)["seconds"]
         if given.vllm:
             vllm = stack.enter_context(Other("vllm", given.vllm, folder))
-            once = {"prompts": ids.tolist(), "n_samples": 1, "greedy": True, "new": NEW}
-            many = {"prompts": few.tolist(), "n_samples": SAMPLES, "greedy": False, "new": NEW}
+            once = {"prompts": ids.tolist(), "n_samples": 1, "greedy": True, "new": new}
+            many = {"prompts": few.tolist(), "n_samples": SAMPLES, "greedy": False, "new": new}
             greedy["vLLM"] = lambda: vllm.write(**once)["seconds"]
             samples["vLLM"] = lambda: vllm.write(**many)["seconds"]
         found = {"greedy": in_turns(greedy, given.rounds), "samples": in_turns(samples, given.rounds)}
@@ -266,8 +267,8 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 def show_ratios(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     for kind, title in (
-        ("greedy", f"{PROMPTS} prompts of 32 tokens, {NEW} new ones, greedy"),
-        ("samples", f"{SAMPLED} prompts x {SAMPLES} samples"),
+        ("greedy", "greedy text"),
+        ("samples", f"{SAMPLES} samples of each prompt"),
     ):
         models = [name for name in found if kind in found[name]]
         ways = dict.fromkeys(way for name in models for way in found[name][kind])
@@ -327,7 +328,7 @@ def as_process(name: str) -> None:
     """Write one table with the other processes, and say how long it took."""
     lm = loaded(name)
     texts = prompts_of(lm, 32)
-    options: dict[str, Any] = {"n_samples": 5, "max_new_tokens": NEW, "batch_size": 20, "progress": False}
+    options: dict[str, Any] = {"n_samples": 5, "max_new_tokens": 20, "batch_size": 20, "progress": False}
     xt.generate(lm, texts[:2], **options)
     began = time.perf_counter()
     xt.generate(lm, texts, **options)
@@ -356,7 +357,7 @@ def main() -> None:
         if given.only in (None, "ratios"):
             with tempfile.TemporaryDirectory() as place:
                 lm = loaded(name)
-                found_ratios[name] = ratios(lm, saved(lm, Path(place) / name), given)
+                found_ratios[name] = ratios(lm, name, saved(lm, Path(place) / name), given)
         if given.only in (None, "growth"):
             found_growth[name] = growth(loaded(name), name, given.rounds)
     if found_ratios:
