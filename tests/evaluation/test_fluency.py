@@ -151,6 +151,17 @@ def test_nats_of_a_large_vocabulary_equal_a_float64_loop(dtype):
             assert value == pytest.approx(np.log(np.exp(values).sum()) - values[token], abs=1e-9)
 
 
+def test_languages_are_made_as_often_for_many_texts_as_for_few(lm, monkeypatch):
+    """Made once for each text, they took hours for the texts of a whole study."""
+    of_rows, made = Continuations.row_languages.fget, []
+    monkeypatch.setattr(
+        Continuations, "row_languages", property(lambda written: made.append(len(written)) or of_rows(written))
+    )
+    for n in (2, 20):
+        conditional_perplexity(lm, Continuations((Prompt("en", "the cat"),), n, (" sat",) * n), progress=False)
+    assert made.count(20) == made.count(2)
+
+
 def test_there_must_be_something_to_judge(lm):
     with pytest.raises(ValueError, match="no continuations"):
         conditional_perplexity(lm, Continuations((), 1, ()))

@@ -228,7 +228,8 @@ def _to_judge(judge: HookedLM, continuations: Continuations) -> _ToJudge:
     blank = np.array([not text.strip() for text in written]) | (begins >= ends)
     too_long = ~blank & (ends > judge.n_positions)
     rated = np.flatnonzero(~blank & ~too_long)
-    rows = [Row(continuations.row_languages[i], together[i], int(begins[i])) for i in rated]
+    codes = continuations.row_languages
+    rows = [Row(codes[i], together[i], int(begins[i])) for i in rated]
     n_tokens = np.where(~blank & ~too_long, ends - begins, 0)
     merged = n_same < [len(alone[prompt]) for prompt in prompts]
     return _ToJudge(rows, rated, n_tokens, blank, too_long, merged)
