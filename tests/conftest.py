@@ -56,6 +56,15 @@ class Family(NamedTuple):
     lm: HookedLM
 
 
+@pytest.fixture(scope="session", autouse=True)
+def file_of_log_probs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file of the reference's log-probabilities that no other run of the tests knows."""
+    file = tmp_path_factory.mktemp("reference") / "reference.sqlite"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("xlingtox.tuning.reference.default_path", lambda: file)
+        yield file
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of 300 tokens; end-of-sequence is 0, padding 1."""

@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
+import shutil
 
 import preferences
 import pytest
 import torch
-from preferences import PAIRS, RECIPE
+from preferences import PAIRS, RECIPE, losses
 from trl import DPOConfig
 
 from xlingtox.tuning import PAPER_FULL, PAPER_QLORA, Lora, dpo, tune_dpo
@@ -96,3 +98,28 @@ def test_bfloat16_that_is_only_emulated_is_not_taken(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: asked.append(options) or False)
     assert PAPER_FULL.arguments(256, validated=True, on_cpu=False)["bf16"] is False
     assert asked == [{"including_emulation": False}]
+
+
+def test_bfloat16_is_asked_for_and_the_weights_stay_in_float32(tuned, tmp_path):
+    assert PAPER_FULL.arguments(256, validated=True, on_cpu=True)["bf16"] is False
+    after = tune_dpo(
+        tuned.lm, PAIRS, output_dir=tmp_path, recipe=dataclasses.replace(RECIPE, bfloat16=True), progress=False
+    )
+    assert after.dtype == torch.float32
+    in_float32, in_bfloat16 = ([loss for _, loss, _ in losses(out) if loss] for out in (tuned.folder, tmp_path))
+    assert in_bfloat16[0] == pytest.approx(math.log(2), abs=1e-2)
+    assert in_bfloat16 == pytest.approx(in_float32, abs=0.05)
+    assert in_bfloat16 != in_float32
+
+
+def test_a_run_of_an_older_version_is_known_by_what_it_did(tuned, tmp_path):
+    shutil.copytree(tuned.folder, tmp_path / "older")
+    file = tmp_path / "older" / "recipe.json"
+    record = json.loads(file.read_text("utf-8"))
+    del record["recipe"]["bfloat16"]
+    file.write_text(json.dumps(record), "utf-8")
+    again = tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path / "older", recipe=RECIPE, progress=False)
+    assert again.fingerprint() == tuned.after.fingerprint()
+    other = dataclasses.replace(RECIPE, bfloat16=True)
+    with pytest.raises(ValueError, match="holds another run"):
+        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path / "older", recipe=other, progress=False)

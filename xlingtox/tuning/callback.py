@@ -6,6 +6,7 @@ Importing this module imports transformers' trainer, which is slow. So only `tra
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from contextlib import ExitStack
 from statistics import fmean
 from typing import Any
@@ -81,10 +82,13 @@ class TrainingMonitor(TrainerCallback):
         position = {name: rows[-1][name] for name in ("epoch", "step")}
         return [*rows, {"train_loss": fmean(losses), "total_flos": flos, **position}]
 
-    def check_final_loss(self, trainer: Any) -> None:
-        """Raise Diverged unless the tuned weights give a finite loss on one batch: no later step would show it."""
-        pairs, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
-        batch = pairs.select(range(min(len(pairs), size)))
+    def check_final_loss(self, trainer: Any, visited: Collection[int]) -> None:
+        """Raise Diverged unless the tuned weights give a finite loss on one batch: no later step would show it.
+
+        Args:
+            visited: the rows of the training pairs of which the reference's log-probabilities are known.
+        """
+        batch = trainer.train_dataset.select(sorted(visited)[: trainer.args.per_device_train_batch_size])
         measured = trainer.evaluation_loop(trainer.get_eval_dataloader(batch), "last", prediction_loss_only=True)
         if not math.isfinite(loss := measured.metrics["eval_loss"]):
             raise self._diverged(f"the loss is {loss} after the last step", trainer.state, self.history(trainer))

@@ -8,18 +8,23 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import nn
 
+from xlingtox import processes
 from xlingtox.checking import checked
 from xlingtox.data import PreferencePairs, are_conversations, check_pairs
 from xlingtox.models import loading
 from xlingtox.models.batching import out_of_memory
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.precision import multiplies_bfloat16
+from xlingtox.tuning import launch
 from xlingtox.tuning.preference_pairs import tunable_pairs
 from xlingtox.tuning.recipe import MINI, Recipe
 from xlingtox.tuning.run import Run
-from xlingtox.tuning.side_effects import random_state_kept
+from xlingtox.tuning.run_folder import RunFolder
+from xlingtox.tuning.side_effects import quiet_libraries, random_state_kept
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,8 +51,14 @@ def tune_dpo(
     and margins. A LoRA recipe also keeps `adapter/`, which is merged into the checkpoint. The adapter names its base
     only if `lm` is a name or a folder, because a model in memory may have changed since it was loaded.
 
-    The same call resumes an interrupted run, which then ends as if it had not been interrupted. Under `accelerate
-    launch`, every process makes the same call.
+    The same call resumes an interrupted run, which then ends as if it had not been interrupted.
+
+    Under `accelerate launch`, every process makes the same call. The main process tunes alone, and the others wait for
+    it and load the result, which has the bytes that it has without a launcher. Under `accelerate launch --use_fsdp` all
+    processes tune together, each with a shard of the weights.
+
+    The reference reads only the pairs that the steps visit. What it gives is kept in `~/.cache/xlingtox`, or in
+    `$XDG_CACHE_HOME/xlingtox`, so that another recipe over the same pairs and model need not read them again.
 
     Args:
         lm: the model to tune, which is left as it is. A hub name or a folder is loaded for the run only, so that no
@@ -66,7 +77,8 @@ def tune_dpo(
         ValueError: pairs with a missing field or with sides that look equal, or none whose prompt leaves room for a
             continuation; patience without validation pairs; `lm` came without a Hugging Face model, or is edited by
             hooks; the optimizer needs settings that a recipe does not have; the folder holds another run, or files
-            that the run would overwrite; merging an adapter changes the model's logits (the adapter is kept).
+            that the run would overwrite; FSDP cannot be used as it was asked for; merging an adapter changes the
+            model's logits (the adapter is kept).
         Diverged: the loss is not a finite number any more; the checkpoints before that are kept, and the log.
         MemoryError: memory ran out; the checkpoints before that are kept.
         RuntimeError: no weights were saved; the checkpoints are kept.
@@ -80,30 +92,60 @@ def tune_dpo(
         False
     """
     _check_packages(recipe)
+
+    def tune() -> HookedLM:
+        return _tune(lm, pairs, output_dir=output_dir, recipe=recipe, validation=validation, progress=progress)
+
     with random_state_kept():
-        run, hooked = _prepared(lm, pairs, recipe=recipe, validation=validation, output_dir=output_dir)
-        # The first call decides. Without cpu=True, each of several processes on a CPU would think it is the only one.
-        PartialState(cpu=run.device.type == "cpu")
-        _check_optimizer(recipe)
-        if is_new := not run.folder.claimed(run.record):
-            if PartialState().is_main_process:
-                run.measure_ending("before", hooked)
-            # A model that was loaded for this run must have no other holder.
-            del hooked
-            _train(run, progress)
-        # Free the weights before the tuned model is loaded. Modules that share weights are freed by a collection only.
-        run.release_model()
-        gc.collect()
-        PartialState().wait_for_everyone()
-        # Where the source computed in another dtype than it is stored in, the tuned model does too.
-        dtype = run.dtype if run.dtype == run.stored_dtype else None
-        tuned = HookedLM.load(run.folder.path, dtype=dtype, device=run.device, trust_remote_code=run.remote_code)
-        if altered := tuned.altered(run.folder.path):
-            _LOG.warning("%s: transformers alters %s when it loads the tuned weights", run.folder.path, altered)
-        if is_new and PartialState().is_main_process:
-            run.finish(tuned)
-        PartialState().wait_for_everyone()
-        return tuned
+        if launch.sharded():
+            with launch.together():
+                return tune()
+        tuned: list[HookedLM] = []
+
+        def tune_alone() -> tuple[str, torch.dtype, bool]:
+            with launch.alone():
+                tuned.append(tune())
+            return str(RunFolder(output_dir).path.resolve()), tuned[0].dtype, tuned[0].remote_code
+
+        folder, dtype, remote_code = processes.from_main(tune_alone)
+        if tuned:
+            return tuned[0]
+        device = lm.device if isinstance(lm, HookedLM) else None
+        return HookedLM.load(folder, dtype=dtype, device=device, trust_remote_code=remote_code)
+
+
+def _tune(
+    lm: HookedLM | str | Path,
+    pairs: PreferencePairs,
+    *,
+    output_dir: str | Path,
+    recipe: Recipe,
+    validation: PreferencePairs | None,
+    progress: bool,
+) -> HookedLM:
+    """Tune in this process, or in all processes together where the weights are sharded."""
+    run, hooked = _prepared(lm, pairs, recipe=recipe, validation=validation, output_dir=output_dir)
+    launch.check_together(hooked)
+    # The first call decides on the device.
+    PartialState(cpu=run.device.type == "cpu")
+    _check_optimizer(recipe)
+    if is_new := not run.folder.claimed(run.record):
+        processes.from_main(lambda: run.measure_ending("before", hooked))
+        # A model that was loaded for this run must have no other holder.
+        del hooked
+        _train(run, progress)
+    # Free the weights before the tuned model is loaded. Modules that share weights are freed by a collection only.
+    run.release_model()
+    gc.collect()
+    processes.wait_for_all()
+    # Where the source computed in another dtype than it is stored in, the tuned model does too.
+    dtype = run.dtype if run.dtype == run.stored_dtype else None
+    tuned = HookedLM.load(run.folder.path, dtype=dtype, device=run.device, trust_remote_code=run.remote_code)
+    if altered := tuned.altered(run.folder.path):
+        _LOG.warning("%s: transformers alters %s when it loads the tuned weights", run.folder.path, altered)
+    if is_new:
+        processes.from_main(lambda: run.finish(tuned))
+    return tuned
 
 
 def check_recipe(lm: HookedLM, recipe: Recipe) -> None:
@@ -119,8 +161,9 @@ def check_recipe(lm: HookedLM, recipe: Recipe) -> None:
     """
     _check_packages(recipe)
     _check_tunable(lm, recipe)
-    PartialState(cpu=lm.device.type == "cpu")
-    _check_optimizer(recipe)
+    with launch.alone():
+        PartialState(cpu=lm.device.type == "cpu")
+        _check_optimizer(recipe)
 
 
 def _prepared(
@@ -183,7 +226,8 @@ def _check_optimizer(recipe: Recipe) -> None:
     """
     from transformers import Trainer, TrainingArguments
 
-    arguments = TrainingArguments(optim=recipe.optimizer, use_cpu=PartialState().device.type == "cpu")
+    with quiet_libraries():
+        arguments = TrainingArguments(optim=recipe.optimizer, use_cpu=PartialState().device.type == "cpu")
     # Without memory it draws no random weights, which would change what the caller draws next.
     any_module: Any = nn.Linear(1, 1, device="meta")
     try:
@@ -198,6 +242,8 @@ def _check_tunable(lm: HookedLM, recipe: Recipe) -> None:
         raise ValueError(
             f"{lm.name} is quantised: its weights cannot be tuned; give a recipe with lora, or load it without bits="
         )
+    if recipe.bfloat16 and lm.device.type == "cpu" and not multiplies_bfloat16():
+        _LOG.warning("this processor has no bfloat16: tuning is slower with it, leave bfloat16 out of the recipe")
     # An edit is not in the weights: both the tuned model and the reference would be the model without it.
     if lm.hooked:
         raise ValueError(

@@ -59,7 +59,7 @@ class Recipe:
     `PAPER_FULL` and `PAPER_QLORA` are the paper's recipes, and `MINI` is for the shipped miniature.
 
     Attributes:
-        batch_size: pairs in one forward pass, on each device.
+        batch_size: pairs in one forward pass. Under FSDP the processes share the pairs of a step, which stay as many.
         learning_rate: the peak of the learning rate. It is reached after `warm_up` steps and then held.
         steps, epochs: the length of the run; give one of them. Steps are optimizer steps, epochs are passes over the
             pairs.
@@ -86,6 +86,8 @@ class Recipe:
         save_every: steps between checkpoints, from which an interrupted run resumes. With `patience`, every evaluation
             saves one.
         gradient_checkpointing: compute activations again in the backward pass, which saves memory and costs time.
+        bfloat16: compute in bfloat16 (autocast), which is quicker and rounds more, while the weights stay in 32 bits.
+            None does so on GPUs that have it, and not on a CPU. Processors without bfloat16 are slower with it.
         lora: the adapter to tune, which is merged at the end. None tunes all weights.
         seed: decides which pairs are held out, the order of the others, and the adapter's first weights.
 
@@ -115,6 +117,7 @@ class Recipe:
     patience: int | None = None
     save_every: int = 25
     gradient_checkpointing: bool = False
+    bfloat16: bool | None = None
     lora: Lora | None = None
     seed: int = 0
 
@@ -144,21 +147,26 @@ class Recipe:
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share is {self.validation_share}: expected at least 0 and less than 1")
 
-    def arguments(self, room: int, validated: bool, on_cpu: bool) -> dict[str, Any]:
+    def arguments(self, room: int, validated: bool, on_cpu: bool, n_processes: int = 1) -> dict[str, Any]:
         """Return the settings for TRL's `DPOConfig`, with every default that matters written out.
 
         Args:
             room: the most tokens of prompt and continuation together that recipe and model both allow.
             validated: whether there are validation pairs.
-            on_cpu: train on the CPU, in the precision of the weights. On a GPU, bfloat16 is used where the GPU has it.
+            on_cpu: train on the CPU.
+            n_processes: the processes that share the pairs of each step.
+
+        Raises:
+            ValueError: the processes cannot share the pairs of a step evenly.
         """
+        size, accumulation = shared_out(self.batch_size, self.accumulation, n_processes)
         best = validated and self.patience is not None
         return {
             "max_steps": -1 if self.steps is None else self.steps,
             "num_train_epochs": 1.0 if self.epochs is None else self.epochs,
-            "per_device_train_batch_size": self.batch_size,
-            "per_device_eval_batch_size": self.batch_size,
-            "gradient_accumulation_steps": self.accumulation,
+            "per_device_train_batch_size": size,
+            "per_device_eval_batch_size": size,
+            "gradient_accumulation_steps": accumulation,
             "learning_rate": self.learning_rate,
             "lr_scheduler_type": "constant_with_warmup",
             "warmup_steps": self.warm_up,
@@ -183,7 +191,7 @@ class Recipe:
             "max_grad_norm": self.max_grad_norm,
             "disable_dropout": True,
             "precompute_ref_log_probs": True,
-            "precompute_ref_batch_size": self.batch_size,
+            "precompute_ref_batch_size": size,
             "dataloader_drop_last": False,
             "eval_strategy": "steps" if validated else "no",
             "eval_steps": self.evaluate_every,
@@ -202,7 +210,7 @@ class Recipe:
             "logging_nan_inf_filter": False,
             "seed": self.seed,
             "data_seed": self.seed,
-            "bf16": not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False),
+            "bf16": self._in_bfloat16(on_cpu),
             "fp16": False,
             "bf16_full_eval": False,
             "fp16_full_eval": False,
@@ -212,6 +220,28 @@ class Recipe:
             "report_to": "none",
             "disable_tqdm": True,
         }
+
+    def _in_bfloat16(self, on_cpu: bool) -> bool:
+        if self.bfloat16 is not None:
+            return self.bfloat16
+        return not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def shared_out(batch_size: int, accumulation: int, n: int) -> tuple[int, int]:
+    """Return the pairs of a forward pass in each of `n` processes, and the passes in a step, for equally large steps.
+
+    Raises:
+        ValueError: the pairs of a step cannot be shared out evenly.
+    """
+    pairs = batch_size * accumulation
+    if pairs % n:
+        raise ValueError(
+            f"a step has {pairs} pairs (batch_size {batch_size} × accumulation {accumulation}), which {n} processes "
+            f"cannot share evenly: give a recipe in which it is a multiple of {n}"
+        )
+    mine = pairs // n
+    size = max(size for size in range(1, min(batch_size, mine) + 1) if mine % size == 0)
+    return size, mine // size
 
 
 def _check_optimizer(name: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
+import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox import files
@@ -21,6 +23,7 @@ from xlingtox.models.tokenizer import tokenizer_rules
 from xlingtox.tuning.ends import mean_with_interval, prompt_sample
 from xlingtox.tuning.preference_pairs import Pairs, Part, max_tokens
 from xlingtox.tuning.recipe import Recipe
+from xlingtox.tuning.reference import visited
 from xlingtox.tuning.run_folder import RunFolder
 
 _PROMPTS_AT_ONCE = 16
@@ -94,17 +97,20 @@ class Run:
         self.measure_ending("after", tuned)
         self.folder.finish(self.record)
 
-    def stored(self, part: Part) -> Dataset:
-        """Return the tokens of the pairs as a data set in the run's folder.
+    def tokens(self, part: Part) -> Dataset:
+        """Return the tokens of the pairs, with the columns that TRL expects."""
+        return self._ids[part]
 
-        TRL keeps the reference's log-probabilities next to the data set. If the pairs were only in memory, each process
-        would look for them in another place and find none. Or it would find those of another `max_length`.
-        """
-
-        def write(place: Path) -> None:
-            self._ids[part].save_to_disk(place)
-
-        return datasets.load_from_disk(self.folder.written_once(self.folder.checkpoints / f"{part}_ids", write))
+    def visited(self, arguments: Mapping[str, Any], n_processes: int) -> set[int]:
+        """Return the numbers of the pairs that training with these settings of TRL visits."""
+        return visited(
+            len(self.pairs.train),
+            per_pass=arguments["per_device_train_batch_size"] * n_processes,
+            accumulation=arguments["gradient_accumulation_steps"],
+            steps=self.recipe.steps,
+            epochs=self.recipe.epochs,
+            seed=self.recipe.seed,
+        )
 
     def take_model(self) -> Any:
         """Return a plain Hugging Face model to tune. It has the source's weights, and nobody else holds it."""
@@ -128,7 +134,8 @@ class Run:
         """Write the model as it is before tuning as a checkpoint, and return its folder."""
 
         def write(place: Path) -> None:
-            model.save_pretrained(place)
+            with loading.no_weight_bars():
+                model.save_pretrained(place)
             self.tokenizer.save_pretrained(place)
 
         return str(self.folder.written_once(self.folder.base, write))
@@ -142,6 +149,17 @@ class Run:
         if isinstance(self.source, HookedLM) or adapters.adapter_folder(self.source) is not None:
             file = self.folder.adapter / adapters.CONFIG
             files.write_json(file, files.read_json(file) | {"base_model_name_or_path": None, "revision": None})
+
+    def cast_checkpoint(self) -> None:
+        """Cast the weights of the checkpoint to the dtype of the source's: sharded ones are saved in 32 bits."""
+        if self.stored_dtype == torch.float32:
+            return
+        config = self.folder.path / "config.json"
+        for file in self.folder.path.glob("*.safetensors"):
+            tensors = {name: weight.to(self.stored_dtype) for name, weight in load_file(file).items()}
+            with files.replacing(file) as partial:
+                save_file(tensors, partial, {"format": "pt"})
+        files.write_json(config, files.read_json(config) | {"dtype": str(self.stored_dtype).removeprefix("torch.")})
 
     def merge(self) -> None:
         """Merge the adapter into the unquantised base, and write the checkpoint.

@@ -11,9 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
-from xlingtox import files
+from xlingtox import files, processes
 from xlingtox._version import __version__
 from xlingtox.files import appearing, writable_folder
 
@@ -21,6 +19,9 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 _ARGUMENTS = "training_args.bin"
 _NOT_IN_WEIGHTS = frozenset({"name", "revision", "edit"})
 """The fields of a model's identity that may differ where the weights are the same: one folder has many paths."""
+
+_LATER = {"bfloat16": None}
+"""Settings that recipes of older records lack, and what those runs did."""
 
 
 class Diverged(RuntimeError):
@@ -77,26 +78,28 @@ class RunFolder:
         Raises:
             ValueError: the folder holds another run, or files that this run would overwrite or mistake for its own.
         """
-        with PartialState().main_process_first():
-            if self._recipe.is_file():
-                stored = self._read()
-                stored_key, key = _identifying(stored), _identifying(json.loads(json.dumps(record)))
-                if differing := [name for name in key if stored_key.get(name) != key[name]]:
-                    names = ", ".join(differing)
-                    raise ValueError(f"{self.path} holds another run (other {names}): give a new folder")
-                if stored.get("clearing"):
-                    self._end_clearing(stored)
-                return bool(stored.get("finished"))
-            if (self.path / "config.json").is_file():
-                raise ValueError(f"{self.path} holds a checkpoint that is not of this run: give a new folder")
-            in_the_way = [self.checkpoints, self.base, self.adapter, self.log, self.path / _ARGUMENTS]
-            in_the_way += [*self.path.glob("*.safetensors"), *self.path.glob("tokenizer*.json")]
-            if existing := sorted(path.name for path in in_the_way if path.exists()):
-                raise ValueError(
-                    f"{self.path} holds {', '.join(existing)}, which this run would overwrite and which is not its "
-                    "own: give a new folder"
-                )
-            self.write(record, finished=False)
+        return processes.from_main(lambda: self._claimed(record))
+
+    def _claimed(self, record: Mapping[str, Any]) -> bool:
+        if self._recipe.is_file():
+            stored = self._read()
+            stored_key, key = _identifying(stored), _identifying(json.loads(json.dumps(record)))
+            if differing := [name for name in key if stored_key.get(name) != key[name]]:
+                names = ", ".join(differing)
+                raise ValueError(f"{self.path} holds another run (other {names}): give a new folder")
+            if stored.get("clearing"):
+                self._end_clearing(stored)
+            return bool(stored.get("finished"))
+        if (self.path / "config.json").is_file():
+            raise ValueError(f"{self.path} holds a checkpoint that is not of this run: give a new folder")
+        in_the_way = [self.checkpoints, self.base, self.adapter, self.log, self.path / _ARGUMENTS]
+        in_the_way += [*self.path.glob("*.safetensors"), *self.path.glob("tokenizer*.json")]
+        if existing := sorted(path.name for path in in_the_way if path.exists()):
+            raise ValueError(
+                f"{self.path} holds {', '.join(existing)}, which this run would overwrite and which is not its own: "
+                "give a new folder"
+            )
+        self.write(record, finished=False)
         return False
 
     def _read(self) -> dict[str, Any]:
@@ -108,7 +111,7 @@ class RunFolder:
 
     def write(self, record: Mapping[str, Any], finished: bool) -> None:
         """Write `recipe.json`, in the main process."""
-        if PartialState().is_main_process:
+        if processes.is_main():
             files.write_json(self._recipe, {**record, "versions": _versions(), "finished": finished})
 
     def finish(self, record: Mapping[str, Any]) -> None:
@@ -127,10 +130,13 @@ class RunFolder:
 
     def written_once(self, place: Path, write: Callable[[Path], Any]) -> Path:
         """Let the main process write a folder inside this one, unless it exists, and return it when it is complete."""
-        with PartialState().main_process_first():
+
+        def write_once() -> None:
             if not place.exists():
                 with appearing(place) as partial:
                     write(partial)
+
+        processes.from_main(write_once)
         return place
 
     def complete_checkpoints(self) -> dict[int, Path]:
@@ -172,7 +178,7 @@ class RunFolder:
     def release_if_empty(self) -> None:
         """Leave the folder to other runs, if this one ended before its first checkpoint."""
         results = (self.adapter, self.log, self.path / "config.json")
-        if not PartialState().is_main_process or self.complete_checkpoints():
+        if not processes.is_main() or self.complete_checkpoints():
             return
         if not any(path.exists() for path in results):
             self.clear()
@@ -202,7 +208,7 @@ def _identifying(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     recipe = record.get("recipe")
     if isinstance(recipe, dict):
-        recipe = {name: value for name, value in recipe.items() if name != "end_token"}
+        recipe = _LATER | {name: value for name, value in recipe.items() if name != "end_token"}
     end = record.get("end_token")
     preferred = end.get("preferred") if isinstance(end, dict) else True
     model = record.get("model")

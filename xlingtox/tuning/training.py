@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
-import os
 from typing import Any
 
 import torch
 import trl
-from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
 from transformers import EarlyStoppingCallback
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
-from xlingtox import files
-from xlingtox.progress import bar
+from xlingtox import files, processes
+from xlingtox.tuning import launch
 from xlingtox.tuning.callback import AlreadyTrained, TrainingMonitor
 from xlingtox.tuning.recipe import Lora
+from xlingtox.tuning.reference import Kept, conditions, with_log_probs
 from xlingtox.tuning.run import Run
 from xlingtox.tuning.run_folder import Diverged
 from xlingtox.tuning.side_effects import no_hub_calls, quiet_libraries
@@ -44,14 +42,19 @@ def train(run: Run, progress: bool) -> None:
         def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
             return dataset
 
-        def compute_ref_log_probs(self, *arguments: Any) -> Any:
-            result = super().compute_ref_log_probs(*arguments)
-            reference.update()
-            return result
+        def create_accelerator_and_postprocess(self) -> None:
+            launch.let_accelerate_shard()
+            super().create_accelerator_and_postprocess()
+
+        def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+            rows = visited if name == "train" else range(len(dataset))
+            shown = progress and is_main
+            return with_log_probs(self, dataset, rows, kept=kept, size=batch_size, room=run.room, progress=shown)
 
     model = run.take_model()
-    recipe, folder = run.recipe, run.folder
-    arguments = recipe.arguments(run.room, run.pairs.validation is not None, run.device.type == "cpu")
+    recipe, folder, n_processes = run.recipe, run.folder, processes.count()
+    validated, on_cpu = run.pairs.validation is not None, run.device.type == "cpu"
+    arguments = recipe.arguments(run.room, validated, on_cpu, n_processes)
     adapter, deviations = (None, []) if recipe.lora is None else _adapter(model, recipe.lora)
     if adapter is None:
         model.requires_grad_(True)
@@ -59,27 +62,28 @@ def train(run: Run, progress: bool) -> None:
             # Small steps vanish in 16 bits. So the weights are kept in 32; computation may still use 16.
             model = model.float()
     config, settings_before = model.config, without_dropout(model)
-    if adapter is None and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if adapter is None and launch.sharded():
         # Under FSDP alone, TRL reads the reference from the path that the model remembers.
         config._name_or_path = run.base(model)
     run.begin(trl=arguments, instead=deviations)
-    is_main = PartialState().is_main_process
+    is_main = processes.is_main()
+    bits = None if recipe.lora is None else recipe.lora.bits
+    kept = Kept(conditions(run.record["model"]["fingerprint"], model, bits, arguments["bf16"]))
+    visited = run.visited(arguments, n_processes)
     with contextlib.ExitStack() as bars, quiet_libraries(), no_hub_calls():
         monitor = TrainingMonitor(folder, bars, progress and is_main)
-        n_batches = _reference_batches(run)
-        # TRL computes the reference's log-probabilities while the trainer is made.
-        with bar(
-            "reference log-probabilities", total=n_batches, unit="batch", progress=progress and is_main
-        ) as reference:
-            trainer = TokenTrainer(
-                model=model,
-                args=trl.DPOConfig(output_dir=str(folder.checkpoints.resolve()), **arguments),
-                train_dataset=run.stored("train"),
-                eval_dataset=None if run.pairs.validation is None else run.stored("validation"),
-                processing_class=run.tokenizer,
-                peft_config=adapter,
-                callbacks=[monitor],
-            )
+        settings = trl.DPOConfig(output_dir=str(folder.checkpoints.resolve()), **arguments)
+        # Otherwise transformers would copy the model to every GPU that it sees, which TRL refuses.
+        settings._n_gpu = min(settings.n_gpu, 1)
+        trainer = TokenTrainer(
+            model=model,
+            args=settings,
+            train_dataset=run.tokens("train"),
+            eval_dataset=run.tokens("validation") if validated else None,
+            processing_class=run.tokenizer,
+            peft_config=adapter,
+            callbacks=[monitor],
+        )
         monitor.restore_token_count(trainer)
         # The trainer prints its log where its own bar is switched off.
         trainer.remove_callback(PrinterCallback)
@@ -88,12 +92,9 @@ def train(run: Run, progress: bool) -> None:
         try:
             with contextlib.suppress(AlreadyTrained):
                 trainer.train(resume_from_checkpoint=None if monitor.start is None else str(monitor.start))
-            if trainer.is_fsdp_enabled:
-                # Transformers would save nothing of sharded weights.
-                trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-            elif adapter is None:
+            if adapter is None and not trainer.is_fsdp_enabled:
                 trainer.model.to(run.stored_dtype)
-            monitor.check_final_loss(trainer)
+            monitor.check_final_loss(trainer, visited)
         except Diverged:
             if is_main:
                 files.write_results(folder.log, monitor.history(trainer))
@@ -111,16 +112,12 @@ def train(run: Run, progress: bool) -> None:
             return
         if adapter is not None:
             run.merge()
+        elif launch.sharded():
+            run.cast_checkpoint()
         folder.check_saved("training is over")
         for saved in (folder.path, *([] if adapter is None else [folder.adapter])):
             files.ordinary_permissions(saved)
         files.write_results(folder.log, log)
-
-
-def _reference_batches(run: Run) -> int:
-    """Return in how many batches this process reads the pairs with the reference."""
-    parts = [run.pairs.train, *([] if run.pairs.validation is None else [run.pairs.validation])]
-    return sum(math.ceil(len(part) / run.recipe.batch_size / PartialState().num_processes) for part in parts)
 
 
 def without_dropout(model: Any) -> dict[str, Any]:
