@@ -66,9 +66,7 @@ def test_two_processes_write_the_bytes_of_one(checkpoint, tmp_path, monkeypatch)
     assert not differing
 
 
-def test_a_study_of_which_one_process_is_killed_goes_on_to_the_results_of_one(
-    checkpoint, tmp_path, monkeypatch
-):
+def test_a_study_of_which_one_process_is_killed_goes_on_to_the_results_of_one(checkpoint, tmp_path, monkeypatch):
     killed = launched(3, "study-killed", checkpoint, tmp_path)
     assert killed.returncode != 0
     told = [line for line in killed.stdout.splitlines() if line.startswith("lost:")]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from xlingtox.edits import Patch as Patch
     from xlingtox.edits import Scale as Scale
     from xlingtox.edits import Set as Set
+    from xlingtox.edits import Together as Together
+    from xlingtox.edits import generate_under as generate_under
     from xlingtox.evaluation import Comparison as Comparison
     from xlingtox.evaluation import DoseResponse as DoseResponse
     from xlingtox.evaluation import PatchEffect as PatchEffect
@@ -73,7 +75,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "Cause": {
-        "edits": ("Intervention", "Offset", "Scale", "Set", "Patch", "ControlVectors"),
+        "edits": (
+            *("Intervention", "Offset", "Scale", "Set", "Patch", "ControlVectors"),
+            *("Together", "generate_under"),
+        ),
         "evaluation": (
             "Comparison",
             "compare",

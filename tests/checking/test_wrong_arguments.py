@@ -149,6 +149,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("retrieval.bilingual_retrieval", "lm", "aya", "a HookedLM"),
     ("fluency.perplexities", "lm", None, "a HookedLM"),
     ("fluency.conditional_perplexity", "judge", "mini", "a HookedLM"),
+    ("generate_under", "lm", "mini", "a HookedLM"),
     ("prediction.tokens_per_character", "lm", "mini", "a HookedLM"),
     ("NeuronSet.all", "lm", "mini", "a HookedLM"),
     ("NeuronSet.vectors", "lm", None, "a HookedLM"),

@@ -1,5 +1,7 @@
 """The dtype in which a model is computed on a CPU if none was asked for."""
 
+import gc
+
 import families
 import pytest
 import raw
@@ -9,8 +11,11 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xlingtox.edits.interventions import Scale
+from xlingtox.evaluation.fluency import conditional_perplexity
 from xlingtox.models import precision, vectors
+from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.toxic_tokens import promoted_counts
 
@@ -125,3 +130,27 @@ def test_no_unembedding_in_32_bits_stands_beside_one_in_16(tokenizer, monkeypatc
     assert top["token_id"].tolist() == whole.topk(3).indices.flatten().tolist()
     assert top["logit"].tolist() == pytest.approx(whole.topk(3).values.flatten().tolist())
     assert counts.tolist() == [[10]] * 3
+
+
+def in_32_bits() -> int:
+    """The bytes of all tensors of 32 bits that are alive."""
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    return sum({t.data_ptr(): t.nbytes for t in tensors if t.dtype == torch.float32}.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_nothing_in_32_bits_stays_beside_a_model_in_16(family, tokenizer):
+    model = families.build(family).to(torch.bfloat16)
+    before = in_32_bits()
+    lm = HookedLM.load(model, tokenizer=tokenizer, dtype=torch.bfloat16)
+    neurons = NeuronSet.of([(0, 3), (1, 7)])
+    with Scale(neurons, 0.5).on(lm):
+        written = generate(lm, TEXTS, n_samples=2, max_new_tokens=3, progress=False)
+    conditional_perplexity(lm, written, progress=False)
+    collect_activations(lm, TEXTS, neurons, max_new_tokens=3, progress=False)
+    neurons.promoted_tokens(lm, k=3)
+    baked = Scale(neurons, 0.5).bake(lm)
+    assert baked.dtype == torch.bfloat16
+    # The frequencies of rotary positions are in 32 bits, as they must be.
+    assert in_32_bits() - before <= 2**10

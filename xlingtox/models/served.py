@@ -381,7 +381,7 @@ class _Call:
         reasons = Counter(str(problem) for problem in stopped or problems).most_common(3)
         words = "; ".join(f"{reason} ({count} {'time' if count == 1 else 'times'})" for reason, count in reasons)
         return ServerError(
-            f"the server at {self.connection.url} did not write {n_missing} of {n} texts: {words}. "
-            "The others are kept, and the same call goes on from here",
+            f"the server at {self.connection.url} did not write {n_missing} of {n} texts: {words}. The others are "
+            "kept, and the same call goes on from here",
             n_missing,
         )
