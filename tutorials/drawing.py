@@ -18,7 +18,7 @@ PLACES = {
     "text": (1, 2),
     "data": (0, 3),
     "html": (1, 3),
-    "remote": (2, 3),
+    "remote": (2, 4),
     "files": (3, 3),
     "databases": (0, 4),
     "models": (1, 4),

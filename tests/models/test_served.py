@@ -245,8 +245,7 @@ def test_the_served_model_must_be_the_one_that_was_named(lm):
         generate(served(server), PROMPTS, **GREEDY)
 
 
-def test_a_server_is_checked_against_the_local_model(family):
-    lm = family.lm
+def test_a_server_is_checked_against_the_local_model(lm):
     with FakeServer(lm) as server, FakeServer(lm, kind="") as plain:
         assert served(server).check(lm) == served(plain).check(lm) == ()
         assert served(server).check(lm, prompts=PROMPTS, max_new_tokens=3) == ()

@@ -6,7 +6,7 @@ import pytest
 from fake_server import KEY, FakeServer
 from test_stages import MATERIALS, SETTINGS
 
-from xlingtox.evaluation.compare_models import compare, compare_in_turn
+from xlingtox.evaluation.compare_models import compare
 from xlingtox.models import completions
 from xlingtox.models.completions import ServerError
 from xlingtox.models.generation import Continuations, generate
@@ -15,11 +15,20 @@ from xlingtox.models.served import Served
 from xlingtox.neurons.judging import FEWEST_SHUFFLES
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.study import Engine, Study, check, plan, provenance, running
+from xlingtox.study.engine import told
 from xlingtox.study.mistakes import BadSettings
 from xlingtox.study.settings_file import read
 from xlingtox.tuning import Recipe
 
 RECIPE = Recipe(steps=4, batch_size=2, learning_rate=1e-2, max_length=32)
+FEW = dataclasses.replace(
+    MATERIALS,
+    toxic_prompts=MATERIALS.toxic_prompts.select(range(4)).remove_columns("group"),
+    held_out=None,
+    labelled_elsewhere=None,
+    toxic_words={},
+    word_groups={},
+)
 ONLY = dataclasses.replace(SETTINGS, stages=("compare",), n_null=FEWEST_SHUFFLES, recipe=RECIPE)
 
 
@@ -35,7 +44,7 @@ def test_servers_write_the_samples_of_a_study(lm, tmp_path):
         settings = dataclasses.replace(ONLY, engine=Engine(url=server.url, key_env="SERVER_KEY", in_flight=4))
 
         def run():
-            return running.run(lm, MATERIALS, output_dir=folder, settings=settings, progress=False)
+            return running.run(lm, FEW, output_dir=folder, settings=settings, progress=False)
 
         with pytest.raises(ServerError) as raised:
             run()
@@ -51,7 +60,7 @@ def test_servers_write_the_samples_of_a_study(lm, tmp_path):
         server.lm, server.listed = HookedLM.load(tuned), ["another name"]
         server.answered.clear()
         results = run()
-        assert sum(request[1] is not None for request in server.answered) == len(sampled) == 8
+        assert sum(request[1] is not None for request in server.answered) == len(sampled) == 4
     (texts,) = (folder / "written").iterdir()
     for side, model in (("before", lm), ("after", server.lm)):
         written = Continuations.load(texts / f"{side}.json")
@@ -69,27 +78,24 @@ def test_a_study_begins_only_when_its_server_answers(lm, tmp_path):
     with FakeServer(lm) as server:
         engine = Engine(url=server.url)
         settings = dataclasses.replace(ONLY, engine=engine)
-        found = check.check(lm, MATERIALS, settings, output_dir=tmp_path / "study", progress=False)
+        found = check.check(lm, FEW, settings, output_dir=tmp_path / "study", progress=False)
         assert found.problems == ()
         assert any(f"A server at {server.url} writes" in note for note in found.notes)
     with pytest.raises(ValueError, match=r"cannot be reached .* Serve GPT2LMHeadModel: vllm serve") as raised:
-        running.run(lm, MATERIALS, output_dir=tmp_path / "study", settings=settings, progress=False)
+        running.run(lm, FEW, output_dir=tmp_path / "study", settings=settings, progress=False)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "study").exists()
     keyless = dataclasses.replace(engine, key_env="NO_SUCH_KEY")
-    found = check.check(lm, MATERIALS, dataclasses.replace(ONLY, engine=keyless), output_dir=tmp_path, progress=False)
+    found = check.check(lm, FEW, dataclasses.replace(ONLY, engine=keyless), output_dir=tmp_path, progress=False)
     assert found.problems == ("the environment variable NO_SUCH_KEY is not set: it holds the key of the server.",)
 
 
-def test_a_server_that_fails_midway_is_not_said_to_be_another(lm, tmp_path):
-    class Failing(FakeServer):
-        def answer(self, handler, body, fault):
-            super().answer(handler, body, 400 if "seed" in body else None)
-
-    with Failing(lm) as server:
-        settings = dataclasses.replace(ONLY, engine=Engine(url=server.url))
-        with pytest.raises(ServerError, match=r"did not write 16 of 16 texts: HTTP 400.* goes on from here$"):
-            running.run(lm, MATERIALS, output_dir=tmp_path / "study", settings=settings, progress=False)
+def test_how_to_serve_is_told_where_that_is_the_trouble():
+    assert str(told(ServerError("cannot be reached: is it running?"), "Serve it.")) == (
+        "cannot be reached: is it running. Serve it."
+    )
+    midway = ServerError("did not write 3 of 16 texts", n_missing=3)
+    assert told(midway, "Serve it.") is midway
 
 
 def test_where_a_server_runs_changes_no_stage_and_that_one_writes_changes_the_comparison(lm):
@@ -106,8 +112,7 @@ def test_where_a_server_runs_changes_no_stage_and_that_one_writes_changes_the_co
     )
 
 
-@pytest.mark.parametrize("call", ["compare", "in turn"])
-def test_servers_write_for_a_comparison(lm, model, tokenizer, call, tmp_path):
+def test_servers_write_for_a_comparison(lm, tmp_path):
     options = {"neurons": NeuronSet.of([(0, 3), (1, 5)]), "scorer": MATERIALS.scorer, "n_random": 0}
     sampling = {"n_samples": 2, "max_new_tokens": 3, "progress": False}
     prompts = MATERIALS.toxic_prompts
@@ -116,10 +121,7 @@ def test_servers_write_for_a_comparison(lm, model, tokenizer, call, tmp_path):
         expected = generate(writer.writing_for(lm), prompts, **sampling)
         server.asked.clear()
         options |= {"writers": (writer, None), "output_dir": tmp_path}
-        if call == "compare":
-            compared = compare(lm, lm, prompts, **options, **sampling)
-        else:
-            compared = compare_in_turn(lambda: lm, lambda: lm, prompts, **options, **sampling)
+        compared = compare(lm, lm, prompts, **options, **sampling)
         assert Continuations.load(tmp_path / "before.json").texts == expected.texts
         after = Continuations.load(tmp_path / "after.json")
         assert after.texts == generate(lm, prompts, **sampling).texts
