@@ -2,8 +2,8 @@
 
 The same prompts are continued greedily under many offsets, once with `edits.generate_under`, and once with `generate`
 in a block of each edit. The table says which share of the second the first takes: medians of the rounds, in each of
-which both take turns. Weights are random, except the miniature's; nothing is downloaded. On a busy machine, one thread's
-`--processor-time` is fairer than the clock.
+which both take turns. Weights are random, except the miniature's; nothing is downloaded. On a busy machine, take one thread
+and `--processor-time`.
 
 `--growth` fixes one kind of number and lets the other grow. `--rows` says how long a step takes for each row, the more
 rows there are; `xlingtox/models/saturation.py` goes by that. `--doses` times a whole `dose_response` of the miniature.
