@@ -1,9 +1,9 @@
 """What do edits cost that run together? `python tests/benchmarks/together.py [--shape gpt2-small] [--device cuda]`.
 
-The same prompts are continued greedily under many offsets, once with `edits.generate_under`, and once with `generate`
-in a block of each edit. The table says which share of the second the first takes: medians of the rounds, in each of
-which both take turns. Weights are random, except the miniature's; nothing is downloaded. On a busy machine, take one thread
-and `--processor-time`.
+The same prompts are continued greedily under many offsets, once with `generate_under`, and once with `generate` in a
+block of each edit. The table says which share of the second the first takes: medians of the rounds, in each of which
+both take turns. Weights are random, except the miniature's; nothing is downloaded. On a busy machine, take one thread
+and `--processor-time`. Prompts have 16 tokens, or `--length`: reading them gains nothing, only writing does.
 
 `--growth` fixes one kind of number and lets the other grow. `--rows` says how long a step takes for each row, the more
 rows there are; `xlingtox/models/saturation.py` goes by that. `--doses` times a whole `dose_response` of the miniature.
@@ -17,7 +17,7 @@ from unittest import mock
 
 import torch
 import transformers
-from engine import model_of, prompts_of
+from engine import model_of
 
 import xlingtox as xt
 from xlingtox.edits import generate_under, under
@@ -44,6 +44,12 @@ def edits_of(lm: xt.HookedLM, n: int) -> list[xt.Offset]:
     return [xt.Offset(chosen.random_like(lm, seed=seed), -0.1 * (1 + seed % 5)) for seed in range(n)]
 
 
+def prompts_of(lm: xt.HookedLM, n: int, length: int) -> list[str]:
+    """Texts of about this many tokens."""
+    ids = torch.randint(300, 5000, (n, length), generator=torch.Generator().manual_seed(1))
+    return lm.decode(ids.tolist())
+
+
 def share(
     together: Callable[[Sequence[xt.Offset]], object],
     one_by_one: Callable[[Sequence[xt.Offset]], object],
@@ -64,8 +70,16 @@ def share(
     return second, first / second
 
 
-def row_of(lm: xt.HookedLM, shape: str, n_prompts: int, n_edits: int, rounds: int, clock: Callable[[], float]) -> None:
-    prompts, edits = prompts_of(lm, n_prompts), edits_of(lm, n_edits)
+def row_of(
+    lm: xt.HookedLM,
+    shape: str,
+    n_prompts: int,
+    n_edits: int,
+    rounds: int,
+    clock: Callable[[], float],
+    length: int,
+) -> None:
+    prompts, edits = prompts_of(lm, n_prompts, length), edits_of(lm, n_edits)
 
     def together(edits: Sequence[xt.Offset]) -> None:
         generate_under(lm, edits, prompts, greedy=True, max_new_tokens=NEW, progress=False)
@@ -76,7 +90,7 @@ def row_of(lm: xt.HookedLM, shape: str, n_prompts: int, n_edits: int, rounds: in
                 xt.generate(lm, prompts, greedy=True, max_new_tokens=NEW, progress=False)
 
     seconds, ratio = share(together, one_by_one, edits, rounds, clock)
-    at_once = len(under.Plan.of(lm, n_prompts, 32 + NEW).groups(n_edits)[0])
+    at_once = len(under.Plan.of(lm, n_prompts, length + NEW).groups(n_edits)[0])
     print(f"| {shape} | {n_prompts} | {n_edits} | {at_once} | {seconds:.1f} | {ratio:.2f} |", flush=True)
 
 
@@ -127,6 +141,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--sizes", nargs="+", help="prompts and edits, such as 4x20")
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--growth", action="store_true")
@@ -150,7 +165,7 @@ def main() -> None:
             continue
         sizes = [tuple(map(int, size.split("x"))) for size in given.sizes or ()]
         for n_prompts, n_edits in sizes or (GROWTH if given.growth else SIZES[shape]):
-            row_of(lm, shape, n_prompts, n_edits, given.rounds, clock)
+            row_of(lm, shape, n_prompts, n_edits, given.rounds, clock, given.length)
 
 
 if __name__ == "__main__":
