@@ -244,12 +244,13 @@ def _table(
     width, device = max(len(indices) for _, indices, _ in steps.values()), lm.device_of(layer)
     neurons = torch.zeros(n_edits, width, dtype=torch.long)
     gain, shift, value = (torch.full((n_edits, width), number, dtype=lm.dtype) for number in (1.0, 0.0, 0.0))
-    numbers_of = {Scale: gain, Offset: shift, Set: value}
+    numbers_of: dict[type[Step], Tensor] = {Scale: gain, Offset: shift, Set: value}
     masks: dict[HookedLM | None, Tensor] = {}
     others: list[tuple[Step, Tensor, Amount, Tensor]] = []
     for number, (step, indices, columns) in steps.items():
         filled = [*range(len(indices)), *[0] * (width - len(indices))]
-        if (table := numbers_of.get(type(step))) is not None:
+        table = numbers_of.get(type(step))
+        if table is not None and isinstance(step, Offset | Scale | Set):
             table[number] = torch.tensor(step.amounts(), dtype=lm.dtype)[columns][filled]
         source = step.source if isinstance(step, Patch) and isinstance(step.source, HookedLM) else None
         if source is not None or isinstance(step, Set):
