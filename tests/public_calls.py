@@ -62,7 +62,7 @@ INNER = {
     # Called within every forward pass, with values that our own code has made.
     *("HookedLM.__init__", "HookedLM.extend", "HookedLM.repeated", "HookedLM.selected", "HookedLM.run_alongside"),
     *("HookedLM.check_alike", "HookedLM.over", "HookedLM.device_of", "HookedLM.row_bytes", "HookedLM.only_tokens"),
-    *("HookedLM.altered", "HookedLM.check_unedited", "HookedLM.unbridged", "tuning.Pairs.tokenized", "fluency.nats"),
+    *("HookedLM.altered", "HookedLM.check_unedited", "HookedLM.unbridged", "tuning.Pairs.tokenized"),
     *(
         f"{kind}.{method}"
         for kind in ("Offset", "Patch", "Scale", "Set")
@@ -80,6 +80,7 @@ INNER = {
         "prediction.shared",
     ),
     *("fluency.fluency_of", "fluency.prompts_and_texts", "soundness.reference_of"),
+    *("HookedLM.knowing", "HookedLM.unembedded", "fluency.held_out_texts"),
     *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),

@@ -294,3 +294,21 @@ def test_other_sources_are_refused(source, words):
 def test_a_revision_is_for_hub_names(model, tokenizer):
     with pytest.raises(ValueError, match="revision is for a hub name"):
         HookedLM.load(model, tokenizer=tokenizer, revision="main")
+
+
+def test_tokens_that_are_known_are_not_looked_up_again_but_in_the_block(lm):
+    texts = ["the cat", "the dog", "the cat"]
+    plain = lm.token_ids(texts)
+    with lm.knowing({"the cat": [1, 2]}), lm.knowing({"a dog": [3]}):
+        assert lm.token_ids(texts) == [[1, 2], plain[1], [1, 2]]
+        assert lm.encode(["the cat"])[0].tolist() == [[1, 2]]
+        lm.token_ids(["the cat"])[0].append(4)
+        assert lm.token_ids(["a dog", "the cat"]) == [[3], [1, 2]]
+    assert lm.token_ids(texts) == plain
+
+
+def test_samples_of_one_prompt_are_decoded_after_it(lm):
+    prompts, rows = [[5, 6], [7], [5, 6]], [[8], [8, 9], [10]]
+    assert lm.decode_after(prompts, rows) == [
+        lm.decode_after([prompt], [row])[0] for prompt, row in zip(prompts, rows, strict=True)
+    ]

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import pickled, xlm_roberta
 
-from xlingtox.scoring import PRESETS, Cached, ClassifierScorer, UncoveredLanguage, classifier
+from xlingtox.scoring import PRESETS, Cached, ClassifierScorer, UncoveredLanguage, agreement, classifier
 
 TEXTS = [
     "the cat sat on the mat",
@@ -312,3 +312,40 @@ def test_a_tokenizer_that_cannot_pad_and_a_text_without_tokens(pair, tokenizer):
     bare = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer)
     with pytest.raises(ValueError, match="has no padding token"):
         scorer_of((model, bare))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_text_is_read_once_for_all_labels(cached, tmp_path):
+    pair = made(**HEADS["several at once"])
+    toxic = scorer_of(pair)
+    insulting = toxic.for_label("insult")
+    alone = scorer_of(pair, toxic_label="insult")
+    assert (insulting.revision, insulting.languages) == (alone.revision, alone.languages)
+    assert (toxic.name, insulting.name) == (alone.name, f"{alone.name}, insult")
+    assert toxic.revision == scorer_of(pair).revision
+    read = []
+    toxic._model.register_forward_hook(lambda _, __, output: read.append(len(output.logits)))
+    both = [toxic, insulting]
+    if cached:
+        both = [Cached(scorer, path=tmp_path / "scores.sqlite", progress=False) for scorer in both]
+    found = agreement(both, TEXTS[:5], CODES[:5])
+    assert sum(read) == 5
+    assert [pair.n for pair in found.pairs] == [3, 1, 1]
+    scores = insulting.score(TEXTS, CODES)
+    assert sum(read) == len(TEXTS), "texts that are known, and others that are not"
+    np.testing.assert_allclose(scores, alone.score(TEXTS, CODES), atol=1e-6)
+    np.testing.assert_allclose(toxic.score(TEXTS, CODES), scorer_of(pair).score(TEXTS, CODES), atol=1e-6)
+    assert sum(read) == len(TEXTS)
+    with pytest.raises(ValueError, match="there is no label 'threat'"):
+        toxic.for_label("threat")
+
+
+def test_answers_are_kept_for_the_last_texts_only(monkeypatch):
+    monkeypatch.setattr(classifier, "_KEPT", 3)
+    toxic = scorer_of(made(**HEADS["several at once"]))
+    toxic.score(TEXTS, CODES)
+    assert toxic._read is None, "nobody else needs them"
+    other = toxic.for_label("insult")
+    first = toxic.score(TEXTS, CODES)
+    assert len(other._read) == 3
+    np.testing.assert_allclose(other.for_label("toxicity").score(TEXTS, CODES), first, atol=1e-6)

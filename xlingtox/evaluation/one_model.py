@@ -5,11 +5,13 @@ Each function here needs one model, and returns what it found without a referenc
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -18,7 +20,13 @@ from jaxtyping import Float, Int
 from xlingtox import processes
 from xlingtox.data import Prompt
 from xlingtox.evaluation import metrics
-from xlingtox.evaluation.fluency import Fluency, check_held_out, conditional_perplexity, held_out_losses
+from xlingtox.evaluation.fluency import (
+    Fluency,
+    check_held_out,
+    conditional_perplexity,
+    held_out_losses,
+    held_out_texts,
+)
 from xlingtox.evaluation.named_sets import CONTROL, all_of_layers
 from xlingtox.evaluation.same_text import MeansBySet, Text, distinct, means_by_prompt
 from xlingtox.evaluation.soundness import Reference, reference_of
@@ -27,11 +35,20 @@ from xlingtox.models.ending import ending_probability
 from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
+from xlingtox.models.served import Served
 from xlingtox.models.shape import Shape
 from xlingtox.neurons.activations import Activations, collect_together, few_enough
 from xlingtox.neurons.controls import random_sets
 from xlingtox.neurons.greedy import Written
 from xlingtox.neurons.neuron_set import NeuronSet
+
+_LOG = logging.getLogger(__name__)
+
+Which = Literal["before", "after"]
+"""One of the two models of a comparison."""
+
+Writers = tuple[Served | None, Served | None]
+"""The servers that write for the model before and for the one after; None where the model writes itself."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,7 @@ class Task:
         sets: the sets of neurons by name, the main one first.
         sampling: `n_samples`, `max_new_tokens` and `seed`.
         folder: where continuations are kept; None to keep none.
+        writers: the servers that write the continuations of the model before and of the one after; None for the model.
     """
 
     prompts: Sequence[Prompt]
@@ -52,6 +70,7 @@ class Task:
     sampling: Mapping[str, int]
     folder: Path | None
     progress: bool
+    writers: Writers = (None, None)
 
     @property
     def main(self) -> NeuronSet:
@@ -82,17 +101,19 @@ class Profile:
         Raises:
             ValueError: a text is too long for it or empty; or it is edited by hooks, and its texts are to be kept.
         """
-        check_lengths(lm, task.prompts, task.n_steps)
-        if task.held_out is not None:
-            check_held_out(lm, task.held_out)
+        texts = [prompt.text for prompt in task.prompts]
+        texts += [] if task.held_out is None else held_out_texts(task.held_out)
+        tokens = dict(zip(texts, lm.token_ids(texts), strict=True))
+        with lm.knowing(tokens):
+            check_lengths(lm, task.prompts, task.n_steps)
+            if task.held_out is not None:
+                check_held_out(lm, task.held_out)
         if task.folder is not None and lm.hooked:
             raise ValueError(
                 f"{lm.name} has hooks on it, which do not show in the texts that output_dir= keeps: compare without "
                 "output_dir=, or with the model that edit.bake(lm) gives"
             )
-        texts = [prompt.text for prompt in task.prompts]
-        texts += [] if task.held_out is None else list(task.held_out["text"])
-        return cls(lm.shape(), dict(zip(texts, lm.token_ids(texts), strict=True)))
+        return cls(lm.shape(), tokens)
 
     def check_alike(self, other: Profile) -> None:
         """Raise ValueError where the models differ in shape, or cut a text into different tokens."""
@@ -115,7 +136,7 @@ class Side:
         tokens: the continuations as its tokenizer cuts them.
         losses: the loss and the number of tokens of each held-out text, by language.
         activations: how active the main set is on its own greedy text.
-        greedy: that text.
+        greedy: that text as tokens.
         means: how active all sets are on the text that both models read; None where this is not known yet.
         ending: how likely it ends its text at once, by language.
     """
@@ -155,7 +176,15 @@ class Before:
 
 def measure_before(lm: HookedLM, task: Task, keep_vectors: Callable[[HookedLM], KeptVectors]) -> Before:
     """Measure the model before the change."""
-    profile, identity = Profile.of(lm, task), lm.identity()
+    profile = Profile.of(lm, task)
+    with lm.knowing(profile.texts):
+        return _measured_before(lm, task, profile, keep_vectors)
+
+
+def _measured_before(
+    lm: HookedLM, task: Task, profile: Profile, keep_vectors: Callable[[HookedLM], KeptVectors]
+) -> Before:
+    identity = lm.identity()
     vectors = None if lm.standing_edit else keep_vectors(lm)
     continuations = _continuations(lm, task, "before")
     fluency = conditional_perplexity(lm, continuations, progress=task.progress)
@@ -169,18 +198,20 @@ def measure_before(lm: HookedLM, task: Task, keep_vectors: Callable[[HookedLM], 
     if CONTROL in sets or not task.n_random or len(everything) == len(task.main):
         activations, greedy, means = _read_own(lm, task, sets if reads_own else None)
     else:
-        (activations, of_layers), greedy = collect_together(
-            lm,
-            task.prompts,
-            [task.main, everything],
-            keep_values=[True, False],
-            max_new_tokens=task.n_steps,
-            progress=task.progress,
-        )
+        # The control is drawn among neurons that are read now. Their values are kept if they are few enough, so that
+        # the text need not be read again once it is known which neurons the control has.
+        every = NeuronSet.of(sorted({*everything, *distinct(sets)}))
+        keep = reads_own and _few_enough(task, len(every))
+        wanted, keep_values = [task.main, everything], [True, keep]
+        if keep and len(every) > len(everything):
+            wanted, keep_values = [*wanted, every], [True, False, True]
+        collected, greedy = _collected(lm, task, wanted, keep_values=keep_values)
+        activations, of_layers = collected[:2]
         seed = task.sampling["seed"]
         if drawn := random_sets(task.main, lm, n=task.n_random, seed=seed, match="activity", activations=of_layers):
             sets[CONTROL] = drawn
-        means = _means(lm, task, sets, None) if reads_own else None
+        means = _means_of_own(lm, task, sets, greedy, collected[-1] if keep else None) if reads_own else None
+    _keep_greedy(lm, task, greedy, "before")
     side = Side(
         identity, continuations, _tokens(lm, continuations), losses, activations, greedy, means, _ending(lm, task)
     )
@@ -194,11 +225,18 @@ def measure_after(lm: HookedLM, task: Task, before: Before) -> tuple[Side, tuple
         ValueError: it cannot be compared with the model before.
     """
     before.profile.shape.check_alike(lm.shape())
-    before.profile.check_alike(Profile.of(lm, task))
+    profile = Profile.of(lm, task)
+    before.profile.check_alike(profile)
+    with lm.knowing(profile.texts):
+        return _measured_after(lm, task, before)
+
+
+def _measured_after(lm: HookedLM, task: Task, before: Before) -> tuple[Side, tuple[LayerDrift, ...]]:
     continuations = _continuations(lm, task, "after")
     activations, greedy, means = _read_own(lm, task, None if task.text == "before" else before.sets)
     if means is None:
         means = _means(lm, task, before.sets, before.side.greedy)
+    _keep_greedy(lm, task, greedy, "after")
     edited = before.vectors is None or lm.standing_edit is not None
     vectors = None if edited else before.vectors
     drift = () if vectors is None else processes.from_main(lambda: drift_from(vectors, lm).by_layer())
@@ -219,8 +257,9 @@ def judge_after(lm: HookedLM, task: Task, before: Before, after: Side) -> tuple[
         raise ValueError(
             f"before() gave {before.side.model} at first and then {lm.identity()}: expected the same model"
         )
-    fluency = conditional_perplexity(lm, after.continuations, progress=task.progress)
-    return fluency, before.side.means or _means(lm, task, before.sets, after.greedy)
+    with lm.knowing(before.profile.texts):
+        fluency = conditional_perplexity(lm, after.continuations, progress=task.progress)
+        return fluency, before.side.means or _means(lm, task, before.sets, after.greedy)
 
 
 def _read_own(
@@ -229,25 +268,58 @@ def _read_own(
     """Read the main set on the model's own greedy text, and these sets too, while it is written once."""
     every = None if sets is None else distinct(sets)
     wanted = [task.main]
-    if every is not None and few_enough(len(task.prompts), task.n_steps, len(every)):
+    if every is not None and _few_enough(task, len(every)):
         wanted.append(every)
-    sizes: dict[str, Any] = {"max_new_tokens": task.n_steps, "progress": task.progress}
-    (activations, *others), greedy = collect_together(lm, task.prompts, wanted, **sizes)
-    if sets is None:
-        return activations, greedy, None
-    if not others:
-        return activations, greedy, _means(lm, task, sets, None)
-    return activations, greedy, means_by_prompt(sets, len(task.prompts), task.n_steps, lambda _: others[0])
+    (activations, *others), greedy = _collected(lm, task, wanted)
+    means = None if sets is None else _means_of_own(lm, task, sets, greedy, next(iter(others), None))
+    return activations, greedy, means
+
+
+def _means_of_own(
+    lm: HookedLM,
+    task: Task,
+    sets: Mapping[str, Sequence[NeuronSet]],
+    greedy: Written,
+    known: Activations | None,
+) -> MeansBySet:
+    """Return how active sets of neurons are on the model's own greedy text, which is written.
+
+    Args:
+        known: the activations of all these neurons, and perhaps of others, read while the text was written. None where
+            they were too many to keep: then the model reads its text again, in one pass, and does not write it again.
+    """
+    if known is not None:
+        return means_by_prompt(sets, len(task.prompts), task.n_steps, lambda _: known)
+    # An edit may act on the prompt alone, and in one pass it would act on the continuation too.
+    return _means(lm, task, sets, None if lm.hooked else greedy)
 
 
 def _means(lm: HookedLM, task: Task, sets: Mapping[str, Sequence[NeuronSet]], writer: Written | None) -> MeansBySet:
     """Read sets of neurons on what `writer` holds, or on the model's own greedy text."""
 
     def read(neurons: NeuronSet) -> Activations:
-        sizes: dict[str, Any] = {"max_new_tokens": task.n_steps, "progress": task.progress}
-        return collect_together(lm, task.prompts, [neurons], writer=writer, **sizes)[0][0]
+        return _collected(lm, task, [neurons], writer=writer)[0][0]
 
     return means_by_prompt(sets, len(task.prompts), task.n_steps, read)
+
+
+def _collected(lm: HookedLM, task: Task, sets: Sequence[NeuronSet], **how: Any) -> tuple[list[Activations], Written]:
+    return collect_together(lm, task.prompts, sets, max_new_tokens=task.n_steps, progress=task.progress, **how)
+
+
+def _keep_greedy(lm: HookedLM, task: Task, greedy: Written, side: str) -> None:
+    """Write a model's own greedy text to the task's folder, if it has one."""
+    if task.folder is not None:
+        prompts = lm.token_ids([prompt.text for prompt in task.prompts])
+        written = [[token for token in ids if token not in lm.ends] for ids in greedy.tokens]
+        settings = {"model": dataclasses.asdict(lm.identity()), "max_new_tokens": task.n_steps, "greedy": True}
+        texts = lm.decode_after(prompts, written)
+        continuations = Continuations(tuple(task.prompts), 1, tuple(texts), settings)
+        processes.from_main(partial(continuations.save, task.folder / f"{side}.greedy.json"))
+
+
+def _few_enough(task: Task, n_neurons: int) -> bool:
+    return few_enough(len(task.prompts), task.n_steps, n_neurons)
 
 
 def _tokens(lm: HookedLM, continuations: Continuations) -> list[list[int]]:
@@ -262,9 +334,35 @@ def _losses(lm: HookedLM, task: Task) -> dict[str, tuple[Float[np.ndarray, "text
     return {} if task.held_out is None else held_out_losses(lm, task.held_out, progress=task.progress)
 
 
-def _continuations(lm: HookedLM, task: Task, side: str) -> Continuations:
+def checked_writer(lm: HookedLM, task: Task, side: Which) -> Served | None:
+    """Return the server that writes for this model, after a check that it runs the same weights; None without one.
+
+    Raises:
+        ServerError: it cannot be reached, or runs another model.
+        ValueError: an edit is on the model, which a server does not know.
+    """
+    server = task.writers[("before", "after").index(side)]
+    if server is None:
+        return None
+    for difference in server.check(lm, prompts=task.prompts, max_new_tokens=task.n_steps):
+        _LOG.info("the server at %s rounds otherwise than %s: %s", server.url, lm.name, difference)
+    return server.writing_for(lm)
+
+
+def kept_text(task: Task, side: Which) -> Path | None:
+    """Return the file in which a comparison keeps what one of the models wrote, if it keeps it."""
+    return None if task.folder is None else task.folder / f"{side}.json"
+
+
+def is_kept(task: Task, side: Which) -> bool:
+    """Return whether a comparison has kept what one of the models wrote."""
+    file = kept_text(task, side)
+    return file is not None and file.exists()
+
+
+def _continuations(lm: HookedLM, task: Task, side: Which) -> Continuations:
     """Generate continuations, or read those that an earlier comparison kept in the task's folder."""
-    file = None if task.folder is None else task.folder / f"{side}.json"
+    file = kept_text(task, side)
 
     def kept() -> Continuations | None:
         if file is None or not file.exists():
@@ -277,7 +375,8 @@ def _continuations(lm: HookedLM, task: Task, side: str) -> Continuations:
     continuations = processes.from_main(kept)
     if continuations is None:
         sampling: dict[str, Any] = dict(task.sampling)
-        continuations = generate(lm, task.prompts, **sampling, progress=task.progress)
+        writer = checked_writer(lm, task, side) or lm
+        continuations = generate(writer, task.prompts, **sampling, progress=task.progress)
         if file is not None:
             processes.from_main(partial(continuations.save, file))
         return continuations

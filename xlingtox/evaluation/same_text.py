@@ -139,12 +139,12 @@ def means_by_prompt(
     Args:
         sets: by name, one set or several of the same size, over which the mean is taken. The first name is the main
             set.
-        read: a function that reads neurons of the model on the text. It is called once, unless the values of all sets
-            together take too much memory.
+        read: a function that reads neurons of the model on the text, and perhaps others with them. It is called once,
+            unless the values of all sets together take too much memory.
     """
     every = distinct(sets)
     together = read(every) if few_enough(n_prompts, n_steps, len(every)) else None
-    column = {neuron: i for i, neuron in enumerate(every)}
+    column = {} if together is None else {neuron: i for i, neuron in enumerate(together.neurons)}
     means: dict[str, list[Float[np.ndarray, "prompt"]]] = {}
     for name, group in sets.items():
         by_set = []

@@ -69,7 +69,7 @@ def first_token_ends(
         (1,)
     """
     values = np.empty(len(texts))
-    batches = Batches("numbers", "ending", [lm])
+    batches = Batches("texts", "ending", [lm])
     order, longest = texts_to_read(lm, texts, batch_size)
 
     def codes_of(rows: list[int]) -> list[str] | None:

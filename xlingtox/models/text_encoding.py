@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from xlingtox.checking import checked
 from xlingtox.models.forward import ForwardPasses
-from xlingtox.models.tokenizer import rows_without_text, token_ids
+from xlingtox.models.tokenizer import rows_without_text, text_after, token_ids
 
 
 class TextEncoding(ForwardPasses):
@@ -24,6 +26,9 @@ class TextEncoding(ForwardPasses):
         >>> lm.decode(lm.token_ids(["the cat", "la casa"]))
         ['the cat', 'la casa']
     """
+
+    # The tokens of texts that need not be cut again. They are of one block only: a tokenizer's rules can be changed.
+    _known_tokens: Mapping[str, Sequence[int]] = MappingProxyType({})
 
     @property
     def _n_logits(self) -> int:
@@ -51,7 +56,28 @@ class TextEncoding(ForwardPasses):
 
         Whatever reads texts with this model reads these tokens.
         """
-        return token_ids(self.tokenizer, texts)
+        known = self._known_tokens
+        new = [text for text in dict.fromkeys(texts) if text not in known] if known else texts
+        if len(new) == len(texts):
+            return token_ids(self.tokenizer, texts)
+        ids = dict(zip(new, token_ids(self.tokenizer, new), strict=True))
+        return [list(known[text] if text in known else ids[text]) for text in texts]
+
+    @contextlib.contextmanager
+    def knowing(self, tokens: Mapping[str, Sequence[int]]) -> Iterator[None]:
+        """Take the `token_ids` of these texts as known while the block runs, so that they are cut into tokens once.
+
+        Example:
+            >>> texts = ["the cat", "la casa"]
+            >>> with lm.knowing(dict(zip(texts, lm.token_ids(texts)))):
+            ...     ids, mask = lm.encode(texts)
+        """
+        before = self._known_tokens
+        self._known_tokens = {**before, **tokens}
+        try:
+            yield
+        finally:
+            self._known_tokens = before
 
     @checked
     def encode(
@@ -91,22 +117,13 @@ class TextEncoding(ForwardPasses):
 
     @checked
     def decode_after(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of token ids that follow a prompt.
-
-        Some tokenizers, such as Llama 2's, drop the first space of a text. So a continuation is decoded together with
-        its prompt.
+        """Return the text of token ids that follow a prompt; see `tokenizer.text_after`.
 
         Args:
             prompts: each prompt's token ids.
             rows: the token ids that follow each prompt.
         """
-        starts = self.decode(prompts)
-        texts = self.decode([[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)])
-        # A prompt that ends within a character decodes differently alone. Then the row has to be decoded alone too.
-        return [
-            text[len(start) :] if text.startswith(start) else self.decode([row])[0]
-            for start, text, row in zip(starts, texts, rows, strict=True)
-        ]
+        return text_after(self.tokenizer, prompts, rows)
 
     @property
     def ends(self) -> tuple[int, ...]:

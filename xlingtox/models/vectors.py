@@ -9,6 +9,9 @@ from torch import Tensor
 from xlingtox.checking import checked
 from xlingtox.models.forward import ForwardPasses
 
+_CONVERTED = 2**22
+"""So many numbers are converted to 32 bits at once."""
+
 
 class NeuronVectors(ForwardPasses):
     """Forward passes, and the vectors of the neurons that take part in them.
@@ -106,3 +109,20 @@ class NeuronVectors(ForwardPasses):
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
         """Return the rows of the output embedding: the direction in the residual stream that promotes each token."""
         return self._tl_backend.unembedding().T
+
+    @torch.no_grad()
+    def unembedded(self, vectors: Float[Tensor, "vector width"]) -> Float[Tensor, "vector d_vocab"]:
+        """Return the logit that each vector gives to each row of the unembedding, without the final norm, in float32.
+
+        Rows in 16 bits are converted part by part, so that no second unembedding is in memory.
+
+        Example:
+            >>> lm.unembedded(lm.value_vectors(0)[:3]).shape == (3, len(lm.unembedding()))
+            True
+        """
+        rows = self.unembedding()
+        # In float32 nothing is converted, and one product is as quick as any.
+        n_rows = len(rows) if rows.dtype == torch.float32 else max(1, _CONVERTED // rows.shape[1])
+        found = vectors.to(rows.device, torch.float32)
+        parts = [found @ part.float().T for part in rows.split(n_rows)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)

@@ -386,13 +386,12 @@ class NeuronSet:
         n_tokens = lm.unembedding().shape[0] - (0 if lm.without_text is None else len(lm.without_text))
         if not 1 <= k <= n_tokens:
             raise ValueError(f"k is {k}: expected 1 to {n_tokens} tokens")
-        unembedding = lm.unembedding().float()
-        if unembedding.shape[1] != lm.d_model:
+        if (width := lm.unembedding().shape[1]) != lm.d_model:
             raise ValueError(
                 f"{lm.name} has a projection between the residual stream ({lm.d_model}) and its unembedding "
-                f"({unembedding.shape[1]}): its value vectors cannot be read as tokens"
+                f"({width}): its value vectors cannot be read as tokens"
             )
-        top = lm.only_tokens(self.vectors(lm).float().to(unembedding.device) @ unembedding.T).topk(k)
+        top = lm.only_tokens(lm.unembedded(self.vectors(lm))).topk(k)
         rows = []
         for (layer, index), score, token_ids, logits in zip(
             self.neurons, self.scores, top.indices.tolist(), top.values.tolist(), strict=True

@@ -62,10 +62,9 @@ def promoted_counts(
     lm: HookedLM, vectors: Float[Tensor, "neuron d_model"], tables: Bool[Tensor, "table vocab"]
 ) -> Int[np.ndarray, "neuron table"]:
     """Return how many of the ten tokens that each vector promotes most are in each table of tokens."""
-    unembedding, counts = lm.unembedding().float(), []
-    device = unembedding.device
-    for block in torch.split(vectors, max(1, _MOST_BYTES // (4 * len(unembedding)))):
-        top = lm.only_tokens(block.float().to(device) @ unembedding.T).topk(TOP).indices.cpu()
+    counts = []
+    for block in torch.split(vectors, max(1, _MOST_BYTES // (4 * len(lm.unembedding())))):
+        top = lm.only_tokens(lm.unembedded(block)).topk(TOP).indices.cpu()
         counts.append(tables[:, top].sum(-1).T)
     return torch.cat(counts).numpy()
 

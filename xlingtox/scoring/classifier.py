@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from xlingtox.checking import checked, shown
@@ -30,6 +32,9 @@ from xlingtox.text import first_line, well_formed
 Activation = Literal["sigmoid", "softmax"]
 
 _TOXIC = ("toxic", "toxicity")
+
+_KEPT = 1_000_000
+"""The answers to so many texts are kept for the scorers of other labels."""
 
 
 @dataclass(frozen=True)
@@ -140,17 +145,52 @@ class ClassifierScorer(Described):
             raise ValueError(f"the tokenizer of {name} has no padding token: set tokenizer.pad_token first")
         config = self._model.config
         self._label = _label(config, toxic_label)
-        self._activation = _activation(config, activation)
+        self._activation: Activation = _activation(config, activation)
         self._longest = _longest(self._model, self._tokenizer)
-        dtype_name = str(self._model.dtype).removeprefix("torch.")
-        head = f"{config.id2label[self._label]} {self._activation} {dtype_name}"
         # A model in memory remembers the commit that it came from, even if its weights were changed since.
         from_hub = isinstance(source, str | Path) and not Path(source).exists()
         commit = getattr(config, "_commit_hash", None) if from_hub else None
-        revision = f"{commit or fingerprint(self._model.state_dict())} {head}"
-        if commit is None or tokenizer is not None:
-            revision = f"{revision} {_tokenizer_digits(self._tokenizer, self._longest)}"
-        super().__init__(name, revision, covered)
+        self._weights = commit or fingerprint(self._model.state_dict())
+        own_tokenizer = commit is None or tokenizer is not None
+        self._rules = [_tokenizer_digits(self._tokenizer, self._longest)] if own_tokenizer else []
+        # The logits of texts that were read, where scorers of other labels need them too.
+        self._read: dict[str, Float[np.ndarray, "label"]] | None = None
+        self._source = name
+        super().__init__(name, self._described(), covered)
+
+    def _described(self) -> str:
+        """Return the revision."""
+        head = [self._model.config.id2label[self._label], self._activation]
+        return " ".join([self._weights, *head, str(self._model.dtype).removeprefix("torch."), *self._rules])
+
+    @checked
+    def for_label(self, label: str | int, *, activation: Activation | None = None) -> ClassifierScorer:
+        """Return a scorer of another label of the same classifier. A text is read once for all labels.
+
+        The scorers share the model. What one has read, the others score without another pass, also within `Cached`. The
+        answers to the last million texts are kept for that. The new scorer's name ends with the label.
+
+        Args:
+            label: name or number of the label.
+            activation: as for the constructor (default: this scorer's).
+
+        Raises:
+            ValueError: there is no such label.
+
+        Example:
+            >>> toxic = xt.scoring.ClassifierScorer("unitary/multilingual-toxic-xlm-roberta")  # doctest: +SKIP
+            >>> insulting = toxic.for_label("insult")  # doctest: +SKIP
+        """
+        if self._read is None:
+            self._read = {}
+        other = copy.copy(self)
+        other._label = _label(self._model.config, label)
+        other._activation = activation or self._activation
+        other._name, other._revision = (
+            f"{self._source}, {self._model.config.id2label[other._label]}",
+            other._described(),
+        )
+        return other
 
     @checked
     def score(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
@@ -167,6 +207,17 @@ class ClassifierScorer(Described):
         check_scorable(self, texts, languages)
         if not texts:
             return
+        if known := [i for i, text in enumerate(texts) if text in (self._read or {})]:
+            assert self._read is not None
+            yield known, self._scores(torch.tensor(np.stack([self._read[texts[i]] for i in known])))
+            unread = sorted(set(range(len(texts))) - set(known))
+            for rows, scores in self._read_and_scored([texts[i] for i in unread]) if unread else ():
+                yield [unread[row] for row in rows], scores
+            return
+        yield from self._read_and_scored(texts)
+
+    def _read_and_scored(self, texts: Sequence[str]) -> Iterator[Arrived]:
+        """Let the model read texts, and yield their scores batch by batch."""
         longest = self._longest
         readable = [well_formed(text) for text in texts]
         encoded = self._tokenizer(readable, truncation=longest is not None, max_length=longest)
@@ -193,13 +244,25 @@ class ClassifierScorer(Described):
             }
             with torch.inference_mode():
                 logits = self._model(**batch).logits.float()
-                scores = logits.sigmoid() if self._activation == "sigmoid" else logits.softmax(-1)
-                return scores[:, self._label].double().cpu().numpy()
+                self._remember([texts[i] for i in rows], logits)
+                return self._scores(logits)
 
         with bar(self.name, total=len(texts), unit="text", progress=self._progress) as progress_bar:
             for rows, scores in each_batch(by_length(lengths), self._batch_size, run):
                 progress_bar.update(len(rows))
                 yield rows, scores
+
+    def _scores(self, logits: Float[Tensor, "row label"]) -> Float[np.ndarray, "row"]:
+        """Return the probability of the label."""
+        scores = logits.sigmoid() if self._activation == "sigmoid" else logits.softmax(-1)
+        return scores[:, self._label].double().cpu().numpy()
+
+    def _remember(self, texts: Sequence[str], logits: Float[Tensor, "row label"]) -> None:
+        """Keep logits for the scorers of other labels, if there are any."""
+        if self._read is not None:
+            self._read.update(zip(texts, logits.cpu().numpy(), strict=True))
+            for text in list(itertools.islice(self._read, max(0, len(self._read) - _KEPT))):
+                del self._read[text]
 
 
 def _loaded(

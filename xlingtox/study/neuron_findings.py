@@ -59,10 +59,12 @@ def cause(response: DoseResponse) -> list[Finding]:
     if not response.doses:
         return []
     verdict, chosen, base = response.verdict(), response.chosen(), _at(response.doses, 0)
-    if chosen is not None:
-        words, numbers = _of_chosen(response, chosen)
-    elif base is None or not base.average_toxicity > 0:
+    if base is None or not base.average_toxicity > 0:
         words, numbers = "The unedited model writes nothing toxic after these prompts.", []
+    elif chosen is not None and chosen.before > 0:
+        words, numbers = _of_chosen(response, chosen)
+    elif chosen is not None:
+        words, numbers = "After the prompts that judge the chosen dose, the unedited model writes nothing toxic.", []
     else:
         lowest = min(response.doses, key=lambda dose: dose.average_toxicity)
         taken = stress(_taken(base, lowest))

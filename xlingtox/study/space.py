@@ -11,6 +11,7 @@ import torch
 
 from xlingtox.checking import checked
 from xlingtox.study.costs import Shape, adapter_parameters, checkpoint_bytes, optimizer_numbers
+from xlingtox.study.plan import samples_of_promoted
 from xlingtox.study.settings import Settings
 from xlingtox.study.sizes import Sizes
 from xlingtox.tuning import Recipe
@@ -164,7 +165,7 @@ def stage_disk(
     # Two checkpoints are kept while a third is written.
     while_tuning = 3 * checkpoint_bytes(shape, recipe) + base
     stays = {
-        "promoted": texts(4 * sizes.n_prompts, sizes.prompt_tokens),
+        "promoted": texts(samples_of_promoted(settings, stages) * sizes.n_prompts, sizes.prompt_tokens),
         "intervene": doses(list(sizes.prompts.values()), sizes.prompt_tokens, settings.offsets, settings.n_random),
         "amplify": doses(
             list(sizes.neutral.values()), sizes.neutral_tokens, settings.amplifications, settings.n_random_amplified

@@ -23,21 +23,24 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
 from xlingtox.evaluation.groups import changes_by_group
 from xlingtox.evaluation.proposed_doses import propose_doses
+from xlingtox.models.completions import ServerError
 from xlingtox.models.generation import Continuations, generate
-from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.evidence import evidence as find_evidence
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring.protocol import Scorer
-from xlingtox.study import claims, doses, results_file
+from xlingtox.study import claims, doses, plan, results_file
+from xlingtox.study.engine import told
 from xlingtox.study.models import Models
-from xlingtox.study.plan import text_key
 from xlingtox.study.settings import Materials, PairsOrder, Settings, first_rows
 from xlingtox.transfer import prediction, retrieval
 from xlingtox.verdicts import Verdict
 
 _LOG = logging.getLogger(__name__)
+
+_SHOWN = 3
+"""So many prompts of each language are shown to readers, with what both models write greedily."""
 
 
 @dataclasses.dataclass
@@ -74,7 +77,7 @@ class InProgress:
 
     def text_key(self, model: Identity) -> str:
         """Return the name of the folder with what both models write for the comparison."""
-        return text_key(model, self.materials, self.settings, self.keys["tune"])
+        return plan.text_key(model, self.materials, self.settings, self.keys["tune"])
 
 
 def _localize(study: InProgress) -> dict[str, Any]:
@@ -134,12 +137,13 @@ def _promoted(study: InProgress) -> dict[str, Any]:
     written = generate(
         lm,
         study.materials.toxic_prompts,
-        n_samples=4,
+        n_samples=plan.samples_of_promoted(study.settings, study.keys),
         max_new_tokens=study.settings.max_new_tokens,
         seed=study.settings.seed,
         progress=study.progress,
     )
-    texts += zip(written.row_languages, written.texts, strict=True)
+    first = [i for i in range(len(written)) if i % written.n_samples < plan.N_PROMOTED]
+    texts += [(written.row_languages[i], written.texts[i]) for i in first]
     counts: dict[int, Counter[str]] = {}
     for (code, _), ids in zip(texts, lm.token_ids([text for _, text in texts]), strict=True):
         for token in ids:
@@ -267,30 +271,37 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 def _compare(study: InProgress) -> dict[str, Any]:
     settings, materials, models = study.settings, study.materials, study.models
     models.tuned_in(study.folder / "tuned" / study.keys["tune"])
-    base = models.base()
-    greedy = [_greedy(study, base)]
-    written = study.folder / "written" / study.text_key(base.identity())
-    del base
-    comparison = compare_in_turn(
-        models.base,
-        models.tuned,
-        materials.toxic_prompts,
-        neurons=study.sources,
-        scorer=study.scorer,
-        held_out=materials.held_out,
-        n_samples=settings.n_samples,
-        max_new_tokens=settings.max_new_tokens,
-        seed=settings.seed,
-        progress=study.progress,
-        output_dir=written,
-        identify_language=materials.identify_language,
-        source_language=settings.source_language,
-    )
-    greedy.append(_greedy(study, models.tuned()))
+    written = study.folder / "written" / study.text_key(models.base().identity())
+    engine = settings.engine
+    try:
+        comparison = compare_in_turn(
+            models.base,
+            models.tuned,
+            materials.toxic_prompts,
+            neurons=study.sources,
+            scorer=study.scorer,
+            held_out=materials.held_out,
+            n_samples=settings.n_samples,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+            progress=study.progress,
+            output_dir=written,
+            identify_language=materials.identify_language,
+            source_language=settings.source_language,
+            writers=(None, None) if engine is None else (engine.before(), engine.after()),
+        )
+    except ServerError as error:
+        if engine is None:
+            raise
+        base, tuned = models.base(), study.folder / "tuned" / study.keys["tune"]
+        is_tuned = processes.from_main((written / "before.json").exists)
+        advice = engine.advice_after(tuned.absolute(), base) if is_tuned else engine.advice_before(base)
+        raise told(error, advice) from error
     content = comparison.content()
     content["models"][1]["name"] = "tuned"  # without the study's folder, which may be moved
-    before, after = processes.from_main(
-        lambda: [Continuations.load(written / f"{side}.json") for side in ("before", "after")]
+    names = ("before", "after", "before.greedy", "after.greedy")
+    before, after, *greedy = processes.from_main(
+        lambda: [Continuations.load(written / f"{name}.json") for name in names]
     )
     changes = changes_by_group(
         before,
@@ -303,21 +314,17 @@ def _compare(study: InProgress) -> dict[str, Any]:
     return {
         **content,
         "groups": [dataclasses.asdict(change) for change in changes],
-        "samples": _samples(greedy[0], greedy[1]),
+        "samples": _samples(*greedy),
     }
 
 
-def _greedy(study: InProgress, lm: HookedLM) -> Continuations:
-    """Let a model continue the first prompts of each language greedily, as samples for readers."""
-    prompts = first_rows(study.materials.toxic_prompts, 3)
-    return generate(lm, prompts, max_new_tokens=study.settings.max_new_tokens, greedy=True, progress=study.progress)
-
-
 def _samples(before: Continuations, after: Continuations) -> dict[str, list[dict[str, str]]]:
-    """Return for each language a few prompts with their continuations by both models."""
+    """Return the first prompts of each language with their greedy continuations by both models, for readers."""
     samples: dict[str, list[dict[str, str]]] = {}
     for prompt, first, then in zip(before.prompts, before.texts, after.texts, strict=True):
-        samples.setdefault(prompt.language, []).append({"prompt": prompt.text, "before": first, "after": then})
+        of_language = samples.setdefault(prompt.language, [])
+        if len(of_language) < _SHOWN:
+            of_language.append({"prompt": prompt.text, "before": first, "after": then})
     return samples
 
 
