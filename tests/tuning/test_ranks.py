@@ -25,8 +25,8 @@ from xlingtox.tuning import Lora, Recipe, launch, recipe, tune_dpo
 
 tuned, reached = preferences.tuned, preferences.reached
 
-FULL = Recipe(steps=3, batch_size=2, learning_rate=1e-3, max_length=32, save_every=2, end_token=True)
-ADAPTED = dataclasses.replace(FULL, steps=2, learning_rate=1e-2, lora=Lora(rank=4, bits=None))
+FULL = Recipe(steps=2, batch_size=2, learning_rate=1e-3, max_length=32, save_every=2, end_token=True)
+ADAPTED = dataclasses.replace(FULL, steps=1, learning_rate=1e-2, lora=Lora(rank=4, bits=None))
 
 SCRIPT = """
 import json, os, pathlib, sys
