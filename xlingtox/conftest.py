@@ -1,5 +1,6 @@
 """Give the examples in docstrings the names that they begin with. Only pytest reads this file."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,15 @@ def example_values() -> dict[str, Any]:
     sources = candidates.where(activations.mean(language="en") > 0)
     names = ("lm", "prompts", "probe", "candidates", "activations", "sources")
     return {"xt": xt} | {name: value for name, value in locals().items() if name in names}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def file_of_log_probs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the reference's log-probabilities out of the user's folder."""
+    file = tmp_path_factory.mktemp("reference") / "reference.sqlite"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("xlingtox.tuning.reference.default_path", lambda: file)
+        yield
 
 
 @pytest.fixture(autouse=True)

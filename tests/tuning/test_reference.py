@@ -120,18 +120,16 @@ def test_the_weights_are_those_of_trl_alone(lm, model, tokenizer, file, tmp_path
 
 
 def test_another_recipe_reads_what_is_kept_and_ends_the_same(lm, file, seen, tmp_path, monkeypatch):
-    validated = {"validation": PAIRS.select(range(4)), "recipe": dataclasses.replace(SHORT, evaluate_every=1)}
-    tuned(lm, tmp_path / "first", **validated)
+    validation = PAIRS.select(range(4))
+    tuned(lm, tmp_path / "first", validation=validation)
     first = set(seen["reference"])
-    seen["reference"].clear()
-    tuned(lm, tmp_path / "again", **validated | {"recipe": dataclasses.replace(SHORT, learning_rate=1e-4)})
-    assert not seen["reference"]
-    longer = dataclasses.replace(SHORT, steps=3, seed=5)
-    with_kept = tuned(lm, tmp_path / "longer", longer)
-    assert set(seen["reference"])
-    assert not set(seen["reference"]) & first
+    seen["reference"].clear(), seen["steps"].clear()
+    other = dataclasses.replace(SHORT, steps=3, seed=5, learning_rate=1e-4)
+    with_kept = tuned(lm, tmp_path / "other", other, validation=validation)
+    assert set(seen["steps"]) & first
+    assert set(seen["reference"]) == set(seen["steps"]) - first
     monkeypatch.setattr("xlingtox.tuning.reference.default_path", lambda: tmp_path / "other.sqlite")
-    assert same(with_kept, tuned(lm, tmp_path / "alone", longer))
+    assert same(with_kept, tuned(lm, tmp_path / "alone", other, validation=validation))
 
 
 def test_what_is_kept_is_for_one_model_one_pair_and_one_shape(tmp_path):

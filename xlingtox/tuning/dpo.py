@@ -125,7 +125,7 @@ def _tune(
 ) -> HookedLM:
     """Tune in this process, or in all processes together where the weights are sharded."""
     run, hooked = _prepared(lm, pairs, recipe=recipe, validation=validation, output_dir=output_dir)
-    launch.check_together(hooked)
+    launch.check_together(hooked, recipe)
     # The first call decides on the device.
     PartialState(cpu=run.device.type == "cpu")
     _check_optimizer(recipe)

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 
 from xlingtox import processes
 from xlingtox.models.hooked import HookedLM
+from xlingtox.tuning.recipe import Recipe, shared_out
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 _PREFIXES = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "GROUP_", "ROLE_", "OMPI_COMM_", "PMI_", "MV2_COMM_")
@@ -54,13 +55,14 @@ def together() -> Iterator[None]:
         yield
 
 
-def check_together(lm: HookedLM) -> None:
+def check_together(lm: HookedLM, recipe: Recipe) -> None:
     """Raise ValueError if the processes are to tune a model together and cannot.
 
     All processes call this, each with its own copy of the model.
     """
     if not sharded():
         return
+    shared_out(recipe.batch_size, recipe.accumulation, processes.count())
     if len(set(processes.gathered(lm.fingerprint()))) > 1:
         raise ValueError(
             f"{lm.name} has other weights in one process than in another: give tune_dpo its name or folder, or start "
