@@ -66,6 +66,11 @@ def calls(lm, folder):
             **sizes,
         ),
     }
+    # Three edits share a batch of one prompt each; two prompts fill it.
+    edits = [xt.Offset(neurons, value / 2) for value in range(1, 6)]
+    for n in (1, 2):
+        written = xt.generate_under(lm, edits, PROMPTS[:n], greedy=True, **sizes)
+        made |= {f"under-{n}-{i}.json": one for i, one in enumerate(written)}
     means = xt.models.mean_states(lm, [prompt.text for prompt in PROMPTS], [0, 2], batch_size=4, progress=False)
     labelled = test_stages.MATERIALS.labelled
     experts = xt.localize.by_auroc(lm, labelled, batch_size=7, progress=False)

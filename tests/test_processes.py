@@ -66,9 +66,7 @@ def test_two_processes_write_the_bytes_of_one(checkpoint, tmp_path, monkeypatch)
     assert not differing
 
 
-def test_a_study_in_three_processes_of_which_one_is_killed_goes_on_to_the_results_of_one(
-    checkpoint, tmp_path, monkeypatch
-):
+def test_a_study_of_which_one_process_is_killed_goes_on_to_the_results_of_one(checkpoint, tmp_path, monkeypatch):
     killed = launched(3, "study-killed", checkpoint, tmp_path)
     assert killed.returncode != 0
     told = [line for line in killed.stdout.splitlines() if line.startswith("lost:")]
@@ -96,6 +94,16 @@ def test_one_process_shares_nothing_out():
         assert processes.count() == 1
     with pytest.raises(ValueError, match="too small"):
         processes.from_main(lambda: (_ for _ in ()).throw(ValueError("too small")))
+
+
+def test_accelerate_that_started_fewer_processes_than_asked(monkeypatch):
+    assert not processes.too_few_launched()
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    assert processes.too_few_launched()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not processes.too_few_launched()
 
 
 def test_a_launcher_that_started_one_process(monkeypatch):

@@ -357,6 +357,7 @@ def r_interval() -> str:
 
 
 _COSTS = {"What": "what", "Cost": "cost", "Measured against": "measured against"}
+_MODELS = {model: model for model in ("Miniature", "SmolLM2", "GPT-2 small, random")}
 _CONTROLS = {
     "Pairs": "pairs",
     "Seed": "seed",
@@ -391,6 +392,27 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "predictors": predictors,
     "demo-seconds": demo_seconds,
     "engine": rows_of("engine", _COSTS),
+    "growth": rows_of("growth", {"What grows": "What grows", "Sizes": "Sizes", **_MODELS, "Growth": "Growth"}),
+    "ways": rows_of("ways", {"Writes 10 prompts' greedy text": "Way", **_MODELS}),
+    "ways-samples": rows_of("ways-samples", {"Writes 4 × 25 samples": "Way", **_MODELS}),
+    "processes": rows_of("processes", {"Processes": "Processes", **_MODELS}),
+    "served": rows_of("served", {key: key for key in ("Model", "Kind", "Greedy texts that are equal")}),
+    "served-speed": rows_of(
+        "served-speed",
+        {key: key for key in ("Model", "Writer", "Tokens a second of processor time", "Measured against Hugging Face")},
+    ),
+    "costs": rows_of(
+        "costs",
+        {
+            "Model": "Model",
+            "All but tuning, 1 H100": "All but tuning, 1 H100",
+            "The same, 8 H100": "All but tuning, 8 H100",
+            "Tuning, 1,000 steps": "1,000 steps",
+            "Tuning, to the last epoch": "To the last epoch",
+            "Dollars, 1 H100": "Dollars, 1 H100",
+            "Dollars, 8 H100": "Dollars, 8 H100",
+        },
+    ),
     "edits": rows_of("edits", _COSTS),
     "tuning": rows_of("tuning", _COSTS),
     "retrieval": rows_of("retrieval", _COSTS),

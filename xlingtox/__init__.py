@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from xlingtox.edits import Patch as Patch
     from xlingtox.edits import Scale as Scale
     from xlingtox.edits import Set as Set
+    from xlingtox.edits import Together as Together
+    from xlingtox.edits import generate_under as generate_under
     from xlingtox.evaluation import Comparison as Comparison
     from xlingtox.evaluation import DoseResponse as DoseResponse
     from xlingtox.evaluation import PatchEffect as PatchEffect
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from xlingtox.models import Continuations as Continuations
     from xlingtox.models import HookedLM as HookedLM
     from xlingtox.models import HookNeverFired as HookNeverFired
+    from xlingtox.models import Served as Served
     from xlingtox.models import generate as generate
     from xlingtox.neurons import Activations as Activations
     from xlingtox.neurons import Evidence as Evidence
@@ -64,7 +67,7 @@ if TYPE_CHECKING:
     from xlingtox.tuning import tune_dpo as tune_dpo
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
-    "Model": {"models": ("HookedLM", "HookNeverFired", "Continuations", "generate")},
+    "Model": {"models": ("HookedLM", "HookNeverFired", "Served", "Continuations", "generate")},
     "Where": {
         "neurons": (
             *("NeuronSet", "Probe", "localize", "Evidence", "evidence", "Activations", "collect_activations"),
@@ -72,7 +75,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "Cause": {
-        "edits": ("Intervention", "Offset", "Scale", "Set", "Patch", "ControlVectors"),
+        "edits": (
+            *("Intervention", "Offset", "Scale", "Set", "Patch", "ControlVectors"),
+            *("Together", "generate_under"),
+        ),
         "evaluation": (
             "Comparison",
             "compare",

@@ -220,6 +220,12 @@ def _run(options: argparse.Namespace) -> None:
 def _run_and_show(study: Study, *, progress: bool) -> None:
     from xlingtox.study import terminal
 
+    if processes.too_few_launched():
+        print(
+            "xlingtox: accelerate started one process only, as it does without GPUs: accelerate launch --multi_gpu "
+            "--num_processes N starts several",
+            file=sys.stderr,
+        )
     with _quiet_libraries(progress=progress):
         results = study.run(progress=progress)
     if not processes.is_main():

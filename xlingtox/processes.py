@@ -65,6 +65,14 @@ def launched() -> int:
         return 1
 
 
+def too_few_launched() -> bool:
+    """Return whether accelerate was asked for several processes and started one.
+
+    It does so on a machine without GPUs, unless it is told `--multi_gpu`.
+    """
+    return launched() == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+
+
 def count() -> int:
     """Return how many processes work together: 1 inside `separate`, and where no launcher started several."""
     return 1 if _SEPARATE.get() or launched() == 1 else _group().count

@@ -198,42 +198,12 @@ def ranking(lm: HookedLM) -> None:
         print(f"  extra memory: {peak.most / (4 * lm.d_mlp * lm.d_model):.2f} layers")
 
 
-def growth(lm: HookedLM) -> None:
-    def neurons(n: int) -> NeuronSet:
-        return NeuronSet.of(list(NeuronSet.all(lm))[:n])
-
-    texts = prompts_of(lm, 32)
-    print("\ncost, against the first of each row")
-    table: dict[str, dict[str, Callable[[], Any]]] = {
-        "prompts": {
-            str(n): (
-                lambda n=n: xt.collect_activations(
-                    lm, texts[:n], neurons(36), max_new_tokens=NEW, batch_size=8, progress=False
-                )
-            )
-            for n in (8, 16, 32)
-        },
-        "samples": {
-            str(n): (lambda n=n: xt.generate(lm, texts[:1], n_samples=n, max_new_tokens=NEW, progress=False))
-            for n in (5, 25, 50)
-        },
-        "neurons": {
-            str(n): (lambda n=n: xt.collect_activations(lm, texts[:8], neurons(n), max_new_tokens=NEW, progress=False))
-            for n in (36, 360, 3600)
-        },
-    }
-    for what, ways in table.items():
-        found = timed(ways, 3)
-        first = next(iter(found.values()))
-        print(f"  {what:8s}", "  ".join(f"{n}: {each / first:.2f}" for n, each in found.items()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", choices=SHAPES, default="gpt2-small")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=["activations", "edits", "samples", "ranking", "growth"])
+    parser.add_argument("--only", choices=["activations", "edits", "samples", "ranking"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     transformers.utils.logging.set_verbosity_error()
@@ -246,7 +216,6 @@ def main() -> None:
         "edits": lambda: edits(lm),
         "samples": lambda: samples(lm, model),
         "ranking": lambda: ranking(lm),
-        "growth": lambda: growth(lm),
     }
     for name, part in parts.items():
         if given.only in (None, name):

@@ -149,6 +149,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("retrieval.bilingual_retrieval", "lm", "aya", "a HookedLM"),
     ("fluency.perplexities", "lm", None, "a HookedLM"),
     ("fluency.conditional_perplexity", "judge", "mini", "a HookedLM"),
+    ("generate_under", "lm", "mini", "a HookedLM"),
     ("prediction.tokens_per_character", "lm", "mini", "a HookedLM"),
     ("NeuronSet.all", "lm", "mini", "a HookedLM"),
     ("NeuronSet.vectors", "lm", None, "a HookedLM"),
@@ -465,7 +466,8 @@ def test_what_is_shown_is_short():
     with pytest.raises(TypeError) as caught:
         xt.generate(3, "x")
     model = 'a HookedLM (xt.HookedLM.load("mini"), or of a model in memory load(model, tokenizer=...))'
-    assert str(caught.value) == f"generate: lm is 3 (an int), expected {model}"
+    server = 'a server (xt.Served("http://127.0.0.1:8000/v1"))'
+    assert str(caught.value) == f"generate: lm is 3 (an int), expected {model} or {server}"
     for value in ("line\nbreak " * 500, [["deep" * 100] * 50] * 50, dict.fromkeys(range(100), "x" * 100), object()):
         with pytest.raises(TypeError) as caught:
             xt.Offset(value, 1.0)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from xlingtox.edits import interventions, patch, step
+from xlingtox.edits import interventions, patch, step, together
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.edits.patch import Patch
 from xlingtox.equality import equal
@@ -162,7 +162,7 @@ def interrupted_at(call, work):
     Python looks for an interrupt where a function of its own begins and where one in C ends.
     """
     left = [call]
-    parts = {module.__file__ for module in (forward, backend, tl_backend, interventions, step, patch)}
+    parts = {module.__file__ for module in (forward, backend, tl_backend, interventions, step, patch, together)}
 
     def look(frame, event, _):
         if event in ("call", "c_return") and frame.f_code.co_filename in parts:
@@ -180,17 +180,19 @@ def interrupted_at(call, work):
     return False
 
 
-@pytest.mark.parametrize("patched", [False, True])
-def test_an_interrupt_at_any_call_leaves_no_edit_that_acts(pair, patched):
+@pytest.mark.parametrize("kind", ["offset", "patch", "together"])
+def test_an_interrupt_at_any_call_leaves_no_edit_that_acts(pair, kind):
     (model, lm), (source, source_lm) = pair
     lm, source_lm = (HookedLM.load(raw_model, tokenizer=lm.tokenizer) for raw_model in (model, source))
-    edit = Patch(NEURONS, source_lm) if patched else Offset(NEURONS, 2.0)
+    edit = Patch(NEURONS, source_lm) if kind == "patch" else Offset(NEURONS, 2.0)
     ids, mask = lm.encode(TEXTS[:1])
+    numbers = [0] if kind == "together" else None
+    edit = together.Together((edit,)) if kind == "together" else edit
     alone, calls = lm.logits(ids, mask), 1
 
     def work():
         with edit.on(lm):
-            lm.logits(ids, mask)
+            lm.logits(ids, mask, edits=numbers)
 
     while calls < 400 and interrupted_at(calls, work):
         assert not lm.hooked

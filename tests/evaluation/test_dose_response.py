@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from toys import HashScorer, NeverAsked
 
+from xlingtox.edits import under
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation import soundness
 from xlingtox.evaluation.dose_response import Dose, DoseResponse, dose_response
@@ -205,6 +206,28 @@ def test_a_control_pushes_as_far_as_the_sources(lm):
             weights = torch.tensor(neurons.amounts)[[own == layer for own, _ in neurons]]
             pushes.append(float((weights @ neurons.where([own == layer for own, _ in neurons]).vectors(lm)).norm()))
         assert pushes[0] == pytest.approx(pushes[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"unit": "sd"}, {"n_samples": 3}])
+def test_doses_that_run_together_are_those_of_one_by_one(lm, monkeypatch, options):
+    """The texts, and so the toxicity, are equal; perplexities are, up to rounding."""
+    passes, real = [], HookedLM.extend
+
+    def extend(lm, ids, *arguments, **more):
+        passes.append(len(ids))
+        return real(lm, ids, *arguments, **more)
+
+    monkeypatch.setattr(HookedLM, "extend", extend)
+    options = {"n_random": 3, "prompts": TRANSLATED, "held_out": MORE_HELD_OUT, **options}
+    together, n_together = run(lm, {"sources": NEURONS, "other": NeuronSet.of([(0, 9)])}, **options), len(passes)
+    passes.clear()
+    monkeypatch.setattr(under, "rows_that_pay", lambda lm: 1)
+    alone = run(lm, {"sources": NEURONS, "other": NeuronSet.of([(0, 9)])}, **options)
+    assert n_together < len(passes) / 2
+    ours, theirs = together.to_frame(), alone.to_frame()
+    exact = ["neurons", "dose", "language", "toxicity", "low", "high", "degenerate", "blank"]
+    assert ours[exact].equals(theirs[exact])
+    np.testing.assert_allclose(ours.perplexity, theirs.perplexity, rtol=1e-5)
 
 
 def test_sets_have_names_and_a_given_control_takes_the_place_of_random_sets(lm):

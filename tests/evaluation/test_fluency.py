@@ -14,7 +14,8 @@ from tokenizers.processors import TemplateProcessing
 
 from xlingtox.data import Prompt
 from xlingtox.evaluation.copying import copying_score
-from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, nats, perplexities
+from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, perplexities
+from xlingtox.evaluation.text_losses import nats
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 
@@ -99,7 +100,7 @@ def test_tokens_around_a_text_are_read_where_they_come_first_and_never_counted(m
 def test_the_judge_is_told_each_rows_language(lm, monkeypatch):
     """Edits may differ by language."""
     told, logits = [], lm.logits
-    monkeypatch.setattr(lm, "logits", lambda ids, mask, languages: told.extend(languages) or logits(ids, mask))
+    monkeypatch.setattr(lm, "logits", lambda ids, mask, languages, **_: told.extend(languages) or logits(ids, mask))
     conditional_perplexity(lm, WRITTEN, progress=False)
     assert sorted(told) == ["en"] * 6 + ["es"] * 2
     told.clear()
@@ -148,6 +149,17 @@ def test_nats_of_a_large_vocabulary_equal_a_float64_loop(dtype):
     for row, ids, own in zip(logits, tokens, found, strict=True):
         for values, token, value in zip(row.double().numpy(), ids.tolist(), own.tolist(), strict=True):
             assert value == pytest.approx(np.log(np.exp(values).sum()) - values[token], abs=1e-9)
+
+
+def test_languages_are_made_as_often_for_many_texts_as_for_few(lm, monkeypatch):
+    """Made once for each text, they took hours for the texts of a whole study."""
+    of_rows, made = Continuations.row_languages.fget, []
+    monkeypatch.setattr(
+        Continuations, "row_languages", property(lambda written: made.append(len(written)) or of_rows(written))
+    )
+    for n in (2, 20):
+        conditional_perplexity(lm, Continuations((Prompt("en", "the cat"),), n, (" sat",) * n), progress=False)
+    assert made.count(20) == made.count(2)
 
 
 def test_there_must_be_something_to_judge(lm):

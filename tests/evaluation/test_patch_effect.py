@@ -16,6 +16,7 @@ from families import randomised
 from studies import HOSTILE
 
 from xlingtox import figures
+from xlingtox.edits import under
 from xlingtox.edits.patch import Patch
 from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
 from xlingtox.models.generation import generate
@@ -86,6 +87,33 @@ def test_toxicity_is_that_of_continuations_under_the_patch(pair):
                 written = generate(lms[0], PROMPTS, n_samples=3, max_new_tokens=6, progress=False)
             by_hand.append(scorer.score(written.texts, written.row_languages).reshape(-1, 3).mean(1))
         np.testing.assert_allclose(found.runs[run]["toxicity"], np.mean(by_hand, 0))
+
+
+def test_patches_that_run_together_are_those_of_one_by_one(pair, probe, monkeypatch):
+    _, lms = pair
+    groups = {"some": GROUP, "other": NeuronSet.of([(1, 7), (0, 9)])}
+    scorer = WordlistScorer({code: ["a", "e", "the"] for code in PROMPTS}, name="letters")
+    passes, real = [], HookedLM.extend
+
+    def extend(lm, ids, *arguments, **more):
+        passes.append(len(ids))
+        return real(lm, ids, *arguments, **more)
+
+    def effect():
+        sizes = {"n_random": 3, "n_samples": 2, "max_new_tokens": 6, "progress": False}
+        return patch_effect(*lms, PROMPTS, groups, probe=probe, toxic_tokens=TOKENS, scorer=scorer, **sizes)
+
+    monkeypatch.setattr(HookedLM, "extend", extend)
+    together, n_together = effect(), len(passes)
+    passes.clear()
+    monkeypatch.setattr(under, "rows_that_pay", lambda lm: 1)
+    alone = effect()
+    assert n_together < len(passes) / 2
+    assert list(together.runs) == list(alone.runs)
+    for run, measures in alone.runs.items():
+        for measure, values in measures.items():
+            tolerance = 0 if measure == "toxicity" else 1e-5
+            np.testing.assert_allclose(together.runs[run][measure], values, rtol=tolerance, atol=tolerance)
 
 
 def test_a_probe_of_either_model_may_judge(pair, probe):

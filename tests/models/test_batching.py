@@ -81,10 +81,10 @@ def test_the_samples_of_one_prompt_are_parted_when_memory_runs_out(lm, monkeypat
             raise torch.OutOfMemoryError("CUDA out of memory")
         return repeated(held, times)
 
-    def counted(ids, mask, cache=None, languages=None):
+    def counted(ids, mask, cache=None, **more):
         if cache is None:
             read.append(len(ids))
-        return extend(ids, mask, cache=cache, languages=languages)
+        return extend(ids, mask, cache=cache, **more)
 
     monkeypatch.setattr(lm, "repeated", tight)
     monkeypatch.setattr(lm, "extend", counted)
@@ -99,9 +99,9 @@ def test_a_batch_smaller_than_the_samples_parts_them(lm, monkeypatch):
     options = {"n_samples": 5, "max_new_tokens": 4, "progress": False}
     texts, extend, rows = generate(lm, ["the cat", "a"], **options).texts, lm.extend, []
 
-    def seen(ids, mask, cache=None, languages=None):
+    def seen(ids, mask, cache=None, **more):
         rows.append(len(ids))
-        return extend(ids, mask, cache=cache, languages=languages)
+        return extend(ids, mask, cache=cache, **more)
 
     monkeypatch.setattr(lm, "extend", seen)
     assert generate(lm, ["the cat", "a"], batch_size=2, **options).texts == texts

@@ -252,7 +252,7 @@ def test_hooks_that_nobody_knows_see_every_pass(lm, journal):
 
 
 def test_batches_are_those_of_the_first_run_whatever_memory_is_free(lm, journal, monkeypatch):
-    for module in ("models.generation", "neurons.activations", "evaluation.fluency", "models.batching"):
+    for module in ("models.generation", "neurons.activations", "evaluation.text_losses", "models.batching"):
         monkeypatch.setattr(f"xlingtox.{module}.rows_that_fit", lambda *_: 4)
 
     def everything():
@@ -265,7 +265,7 @@ def test_batches_are_those_of_the_first_run_whatever_memory_is_free(lm, journal,
 
     with using(journal):
         expected = everything()
-    for module in ("models.generation", "neurons.activations", "evaluation.fluency", "models.batching"):
+    for module in ("models.generation", "neurons.activations", "evaluation.text_losses", "models.batching"):
         monkeypatch.setattr(f"xlingtox.{module}.rows_that_fit", lambda *_: 7)
     with monkeypatch.context() as patch, using(journal):
         passes = Passes(patch)

@@ -149,6 +149,13 @@ def test_an_adapter_takes_less_than_all_weights():
     assert large.n_parameters / 2 < adapter < 24e9
 
 
+def test_processes_share_all_but_saving_and_what_depends_on_no_device():
+    work = costs.Work(written=8.0, read=8.0, judged=8.0, trained=8.0, saved=8.0, overhead=5.0)
+    rates = costs.Rates(written=2.0, read=3.0, judged=5.0, trained=7.0, saved=11.0)
+    assert costs.seconds(work, rates.shared(4)) == 5 + 8 * 11 + 2 * (2 + 3 + 5 + 7)
+    assert rates.shared(1) == rates
+
+
 def test_seconds_are_sums_and_larger_models_take_longer(lm):
     rates = costs.Rates(written=2.0, read=3.0, judged=5.0, trained=7.0, saved=11.0)
     work = costs.Work(written=1.0, read=1.0, judged=1.0, trained=1.0, saved=1.0, overhead=1.0)

@@ -400,19 +400,23 @@ def test_templates_of_the_paper_lack_nothing_but_data(like, tmp_path, monkeypatc
 def test_every_key_can_be_uncommented(tmp_path, monkeypatch):
     """Comments of templates that are keys are right ones."""
     monkeypatch.setenv("RTP_LX_PASSWORD", "x")
+    monkeypatch.setenv("VLLM_API_KEY", "x")
     for name in ("RTP-LX.zip", "train.csv", "toxicity_pairwise", "parallel", "wordlists", "my-adapter"):
         (tmp_path / name).mkdir()
     for name in ("held_out.jsonl", "neutral.jsonl", "labelled.jsonl", "validation.jsonl"):
         (tmp_path / name).write_text("{}\n")
     left_out = ("# device", "# steps", "# reverse", "# identify_language")
     lines = [
-        line.removeprefix("# ") if " = " in line and line[2:].split(" = ")[0].isidentifier() else line
+        line.removeprefix("# ")
+        if (" = " in line and line[2:].split(" = ")[0].isidentifier()) or line == "# [engine]"
+        else line
         for line in templates.text("mgpt").split("\n")
         if not line.startswith(left_out)
     ]
     (tmp_path / "all.toml").write_text("\n".join(lines))
     read = settings_file.read(tmp_path / "all.toml")
     assert (read.settings["unit"], read.overrides["learning_rate"], read.options["bits"]) == ("activation", 1e-5, 4)
+    assert (read.engine.tuned_model, read.engine.in_flight) == ("tuned", 32)
     assert set(read.tables) >= {"held_out", "neutral_prompts", "validation", "labelled_elsewhere", "toxic_words"}
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import preferences
 import pytest
 import transformers
-import trl
 from accelerate import PartialState
 from conftest import randomised
 from preferences import PAIRS, RECIPE, Interrupted, Reached, losses, same, weights
@@ -163,29 +162,6 @@ def test_under_fsdp_the_reference_is_read_from_the_model_that_was_given(
         tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False)
     named = AutoModelForCausalLM.from_pretrained(reached["model"].config._name_or_path)
     assert same(weights(named), weights(edited))
-
-
-def test_sharded_weights_are_saved_whole(tuned, tmp_path, monkeypatch):
-    """transformers saves nothing where FSDP is set to SHARDED_STATE_DICT, as its second version is by default."""
-
-    class Plugin:
-        state_dict_type = "SHARDED_STATE_DICT"
-
-        def set_state_dict_type(self, kind):
-            self.state_dict_type = kind
-
-    class Trainer(trl.DPOTrainer):
-        def train(self, **options):
-            done = super().train(**options)
-            monkeypatch.setitem(self.accelerator.state.__dict__, "fsdp_plugin", Plugin())
-            self.is_fsdp_enabled = True
-            return done
-
-    monkeypatch.setattr("trl.DPOTrainer", Trainer)
-    assert (
-        tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=RECIPE, progress=False).fingerprint()
-        == tuned.after.fingerprint()
-    )
 
 
 def test_a_base_that_was_half_written_is_written_again(tuned, reached, tmp_path, monkeypatch):

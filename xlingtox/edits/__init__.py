@@ -8,6 +8,8 @@ them from another model. `with edit.on(lm):` applies it during the block, `edit.
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Intervention, Offset, Scale, Set
 from xlingtox.edits.patch import Patch
+from xlingtox.edits.together import Together
+from xlingtox.edits.under import generate_under
 
 __all__ = [
     "ControlVectors",
@@ -16,4 +18,6 @@ __all__ = [
     "Patch",
     "Scale",
     "Set",
+    "Together",
+    "generate_under",
 ]

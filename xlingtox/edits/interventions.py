@@ -71,7 +71,7 @@ class Intervention:
         idle = {id(step): step for step in steps if step.positions != "all"}
         with (
             sources_running(lm, list(layers_by_source.items())) as source_activations,
-            lm.hooks(post=hooks_of(lm, steps, source_activations, idle), edit=_Description(self)),
+            lm.hooks(post=hooks_of(lm, steps, source_activations, idle), edit=Description(self)),
         ):
             yield
         for step in idle.values():
@@ -356,7 +356,7 @@ class Set(_Constant):
 
 
 @dataclass(frozen=True)
-class _Description:
+class Description:
     """The name of an edit in results: its repr, which is short, and a digest of all that it does."""
 
     edit: Intervention

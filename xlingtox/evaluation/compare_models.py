@@ -7,12 +7,13 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
-from xlingtox import languages
+from xlingtox import languages, processes
 from xlingtox.checking import checked, shown
 from xlingtox.data import Prompts, as_prompts, meanings
 from xlingtox.evaluation import degenerate, metrics
@@ -20,7 +21,18 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.measurement import Measurement, measure
 from xlingtox.evaluation.metrics import Change
 from xlingtox.evaluation.named_sets import NamedSets, named_sets
-from xlingtox.evaluation.one_model import Before, Profile, Task, judge_after, measure_after, measure_before
+from xlingtox.evaluation.one_model import (
+    Before,
+    Profile,
+    Task,
+    Which,
+    Writers,
+    checked_writer,
+    is_kept,
+    judge_after,
+    measure_after,
+    measure_before,
+)
 from xlingtox.evaluation.same_text import Text, activity
 from xlingtox.evaluation.weight_drift import KeptVectors, vectors_in_memory, vectors_on_disk
 from xlingtox.files import scratch, writable_folder
@@ -49,6 +61,7 @@ def compare(
     output_dir: str | Path | None = None,
     identify_language: degenerate.Identifier | None = None,
     source_language: str = "en",
+    writers: Writers = (None, None),
 ) -> Comparison:
     """Measure both models on the same prompts with the same random numbers (paper, Table 2 and Figure 3).
 
@@ -74,8 +87,11 @@ def compare(
         identify_language: a function that tells the language of continuations, for example `degenerate.lingua()`. With
             it, texts in another language of the same script count as degenerate too.
         source_language: the language that the model was tuned on. The others have a mean change of their own.
+        writers: servers that write the sampled continuations of the model before and of the one after, in the place of
+            the models, which read them. Each is checked against its model before it writes; see `Served.check`.
 
     Raises:
+        ServerError: a server cannot be reached, runs another model, or did not write some of the texts.
         ValueError: the models differ in shape or in how they cut text into tokens; the scorer does not cover a
             language; a set of neurons has no name; a neuron is outside the models; the activations of a set take more
             than a gibibyte; prompts or held-out texts are empty or malformed; `output_dir` holds the texts of another
@@ -102,11 +118,16 @@ def compare(
         progress,
         identify_language,
         source_language,
+        writers,
     )
     # Both models are here, so what is wrong with the second is said before the first does any work.
     task = asked.task(before)
     profiles = Profile.of(before, task), Profile.of(after, task)
     profiles[0].check_alike(profiles[1])
+    sides: tuple[tuple[HookedLM, Which], ...] = ((before, "before"), (after, "after"))
+    for lm, side in sides:
+        if not processes.from_main(partial(is_kept, task, side)):
+            checked_writer(lm, task, side)
     with before.knowing(profiles[0].texts), after.knowing(profiles[1].texts):
         return _compared(lambda: before, lambda: after, asked, vectors_in_memory)
 
@@ -129,6 +150,7 @@ def compare_in_turn(
     output_dir: str | Path | None = None,
     identify_language: degenerate.Identifier | None = None,
     source_language: str = "en",
+    writers: Writers = (None, None),
 ) -> Comparison:
     """Compare two models as `compare` does, with only one of them in memory at a time.
 
@@ -143,9 +165,10 @@ def compare_in_turn(
         before, after: functions that give the model before the change and the one after it. Each may load its model
             anew, and let go of the other.
         neurons, scorer, text, n_random, held_out, n_samples, max_new_tokens, seed, output_dir: as in `compare`.
-        identify_language, source_language: as in `compare`.
+        identify_language, source_language, writers: as in `compare`.
 
     Raises:
+        ServerError: as in `compare`.
         ValueError: as `compare` does, and where `before` gives another model the second time.
         OSError: the folder cannot be written.
 
@@ -170,6 +193,7 @@ def compare_in_turn(
         progress,
         identify_language,
         source_language,
+        writers,
     )
 
     def turn(name: str, model: Callable[[], HookedLM]) -> Callable[[], HookedLM]:
@@ -201,6 +225,7 @@ class _Asked:
     progress: bool
     identify_language: degenerate.Identifier | None
     source_language: str
+    writers: Writers
 
     def task(self, lm: HookedLM) -> Task:
         """Check the arguments by the model before, and return what is measured."""
@@ -225,6 +250,7 @@ class _Asked:
             self.sampling,
             None if self.output_dir is None else Path(self.output_dir).expanduser(),
             self.progress,
+            self.writers,
         )
 
 

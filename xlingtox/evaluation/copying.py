@@ -8,7 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xlingtox.checking import checked
-from xlingtox.evaluation.fluency import LIMIT, Fluency, fluency_of, nats, prompts_and_texts
+from xlingtox.evaluation.fluency import LIMIT, Fluency, fluency_of, prompts_and_texts
+from xlingtox.evaluation.text_losses import nats
 from xlingtox.models.batching import by_length, in_batches
 from xlingtox.models.generation import Continuations
 from xlingtox.progress import bar

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,16 +13,22 @@ from jaxtyping import Float, Int
 
 from xlingtox.data import Prompt
 from xlingtox.edits.interventions import Offset
+from xlingtox.edits.under import generate_under, in_parts
 from xlingtox.evaluation import metrics, soundness
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
-from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, held_out_losses
+from xlingtox.evaluation.fluency import (
+    Fluency,
+    conditional_perplexities,
+    conditional_perplexity,
+    held_out_losses,
+    held_out_losses_under,
+)
 from xlingtox.evaluation.intervals import PerPrompt, mean_intervals, paired_changes
 from xlingtox.evaluation.measurement import toxicity_scores
 from xlingtox.evaluation.resampling import Meanings, by_meaning
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring.protocol import Scorer
 
 Losses = Mapping[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]
@@ -123,12 +129,18 @@ class Setup:
         self.unedited = self._judged(written, fluency, losses)
         self.halves = Halves.alternating(prompts, meanings, losses)
 
-    def response(self, neurons: NeuronSet, offset: float) -> Response:
-        """Edit the model, let it continue the prompts and read the held-out text, and measure both."""
-        with Offset(neurons, offset).on(self._lm):
-            written, losses = self._written()
-        # Outside the edit: the unedited model judges fluency, and the scorer may be a probe of this model.
-        return self._judged(written, conditional_perplexity(self._lm, written, progress=self._progress), losses)
+    def responses(self, edits: Sequence[Offset]) -> Iterator[Response]:
+        """Edit the model, let it continue the prompts and read the held-out text, and measure both, for each edit.
+
+        Several edits run together, because that is faster; not all of them, because their texts are in memory at once.
+        """
+        n_texts = len(self._prompts) * int(self._generation["n_samples"])
+        for some in in_parts(edits, n_texts):
+            written = generate_under(self._lm, some, self._prompts, **self._generation, progress=self._progress)
+            losses = held_out_losses_under(self._lm, some, self._held_out, progress=self._progress)
+            # Outside the edits: the unedited model judges fluency, and the scorer may be a probe of this model.
+            fluencies = conditional_perplexities(self._lm, written, progress=self._progress)
+            yield from map(self._judged, written, fluencies, losses)
 
     def _written(self) -> tuple[Continuations, Losses]:
         written = generate(self._lm, self._prompts, **self._generation, progress=self._progress)

@@ -10,35 +10,26 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import check_columns
+from xlingtox.edits.interventions import Intervention
 from xlingtox.equality import equal
 from xlingtox.evaluation import metrics
+from xlingtox.evaluation.text_losses import Row, text_losses, text_losses_under
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
-from xlingtox.models.batches import NUMBERS, Batches
-from xlingtox.models.batching import by_length, rows_that_fit
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.models.tokenizer import n_shared
-from xlingtox.progress import bar
 from xlingtox.text import well_formed
 
 LIMIT = 1e4
 """A text's value is out of range from here on (the authors' code)."""
-
-_MOST_ROWS = 64
-"""Read at most this many texts at once: more are slower on a CPU, because their logits do not fit its caches."""
-
-_CONVERTED = 2**18
-"""Convert this many logits to float64 at a time: a few rows of a large vocabulary fit a processor's cache."""
 
 
 @checked
@@ -143,14 +134,6 @@ class Fluency:
             )
 
 
-class _Row(NamedTuple):
-    """One text: its language, its tokens, and the position of the first token whose loss counts."""
-
-    language: str
-    ids: Sequence[int]
-    begin: int
-
-
 @checked
 def conditional_perplexity(
     judge: HookedLM, continuations: Continuations, *, batch_size: int | None = None, progress: bool = True
@@ -179,6 +162,63 @@ def conditional_perplexity(
         >>> xt.evaluation.conditional_perplexity(lm, written, progress=False).values.shape
         (4,)
     """
+    return conditional_perplexities(judge, [continuations], batch_size=batch_size, progress=progress)[0]
+
+
+@checked
+def conditional_perplexities(
+    judge: HookedLM, written: Sequence[Continuations], *, batch_size: int | None = None, progress: bool = True
+) -> list[Fluency]:
+    """Compute `conditional_perplexity` of several continuations, in batches of them all. Equal texts are read once.
+
+    Args:
+        written: the continuations, such as those of one model under several edits.
+        judge, batch_size: as in `conditional_perplexity`, which also names the errors.
+
+    Example:
+        >>> edits = [xt.Offset(sources, -1.0), xt.Offset(sources, -2.0)]
+        >>> written = xt.generate_under(lm, edits, prompts, n_samples=1, max_new_tokens=4, progress=False)
+        >>> fluencies = xt.evaluation.fluency.conditional_perplexities(lm, written, progress=False)
+        >>> fluencies[1] == xt.evaluation.conditional_perplexity(lm, written[1], progress=False)
+        True
+    """
+    judged = [_to_judge(judge, continuations) for continuations in written]
+    places: dict[tuple[str, tuple[int, ...], int], int] = {}
+    for row in (row for one in judged for row in one.rows):
+        places.setdefault((row.language, tuple(row.ids), row.begin), len(places))
+    distinct = [Row(*key) for key in places]
+    losses = text_losses(judge, distinct, batch_size, progress) if distinct else np.empty(0)
+    found = []
+    for continuations, one in zip(written, judged, strict=True):
+        values = np.full(len(continuations), np.nan)
+        own = [places[row.language, tuple(row.ids), row.begin] for row in one.rows]
+        with np.errstate(over="ignore"):
+            values[one.rated] = np.exp(losses[own] / one.n_tokens[one.rated])
+        faults = {"blank": one.blank, "too_long": one.too_long}
+        faults["out_of_range"] = ~one.blank & ~one.too_long & ~(values < LIMIT)
+        faults["merged"] = ~one.blank & one.merged
+        codes, counted = continuations.row_languages, ~one.blank & ~one.too_long
+        fluency = fluency_of(judge.identity(), codes, values, faults=faults, counted=counted)
+        found.append(dataclasses.replace(fluency, n_tokens=one.n_tokens))
+    return found
+
+
+class _ToJudge(NamedTuple):
+    """The texts of some continuations as a judge reads them.
+
+    The arrays have one value a text. `rated` are the numbers of the texts that are read, and `rows` are these.
+    """
+
+    rows: list[Row]
+    rated: Int[np.ndarray, "rated"]
+    n_tokens: Int[np.ndarray, "text"]
+    blank: Bool[np.ndarray, "text"]
+    too_long: Bool[np.ndarray, "text"]
+    merged: Bool[np.ndarray, "text"]
+
+
+def _to_judge(judge: HookedLM, continuations: Continuations) -> _ToJudge:
+    """Tokenize prompts and texts, and find the tokens that count."""
     prompts, written = prompts_and_texts(continuations)
     distinct = list(dict.fromkeys(prompts))
     alone = dict(zip(distinct, judge.token_ids(distinct), strict=True))
@@ -188,17 +228,11 @@ def conditional_perplexity(
     blank = np.array([not text.strip() for text in written]) | (begins >= ends)
     too_long = ~blank & (ends > judge.n_positions)
     rated = np.flatnonzero(~blank & ~too_long)
-    values, n_tokens = np.full(len(written), np.nan), np.where(~blank & ~too_long, ends - begins, 0)
-    if len(rated):
-        rows = [_Row(continuations.row_languages[i], together[i], int(begins[i])) for i in rated]
-        losses = _losses(judge, rows, batch_size, progress)
-        with np.errstate(over="ignore"):
-            values[rated] = np.exp(losses / n_tokens[rated])
-    faults = {"blank": blank, "too_long": too_long, "out_of_range": ~blank & ~too_long & ~(values < LIMIT)}
-    faults["merged"] = ~blank & (n_same < [len(alone[prompt]) for prompt in prompts])
     codes = continuations.row_languages
-    fluency = fluency_of(judge.identity(), codes, values, faults=faults, counted=~blank & ~too_long)
-    return dataclasses.replace(fluency, n_tokens=n_tokens)
+    rows = [Row(codes[i], together[i], int(begins[i])) for i in rated]
+    n_tokens = np.where(~blank & ~too_long, ends - begins, 0)
+    merged = n_same < [len(alone[prompt]) for prompt in prompts]
+    return _ToJudge(rows, rated, n_tokens, blank, too_long, merged)
 
 
 @checked
@@ -270,9 +304,34 @@ def held_out_losses(
         True
     """
     rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
-    losses, counts = _losses(lm, rows, batch_size, progress), np.array([len(row.ids) - 1 for row in rows])
-    codes = np.array([row.language for row in rows])
+    return _by_language(rows, text_losses(lm, rows, batch_size, progress))
+
+
+def _by_language(
+    rows: Sequence[Row], losses: Float[np.ndarray, "text"]
+) -> dict[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]:
+    codes, counts = np.array([row.language for row in rows]), np.array([len(row.ids) - 1 for row in rows])
     return {code: (losses[codes == code], counts[codes == code]) for code in languages.in_order(codes.tolist())}
+
+
+@checked
+def held_out_losses_under(
+    lm: HookedLM, edits: Sequence[Intervention], held_out: Dataset, *, progress: bool = True
+) -> list[dict[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]]:
+    """Return `held_out_losses` under each edit, in the order of the edits. Edits share batches where that is faster.
+
+    Args:
+        held_out: as in `perplexities`, which also names the errors.
+
+    Example:
+        >>> held_out = xt.mini.held_out(n=3, languages=["en", "es"])
+        >>> edits = [xt.Offset(sources, -1.0), xt.Offset(sources, -2.0)]
+        >>> weak, strong = xt.evaluation.fluency.held_out_losses_under(lm, edits, held_out, progress=False)
+        >>> bool(strong["en"][0].sum() > weak["en"][0].sum())
+        True
+    """
+    rows = [row for row in _held_out_rows(lm, held_out) if len(row.ids) > 1]
+    return [_by_language(rows, losses) for losses in text_losses_under(lm, edits, rows, progress=progress)]
 
 
 def held_out_texts(held_out: Dataset) -> list[str]:
@@ -287,10 +346,10 @@ def held_out_texts(held_out: Dataset) -> list[str]:
     return list(map(well_formed, texts))
 
 
-def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[_Row]:
+def _held_out_rows(lm: HookedLM, held_out: Dataset) -> list[Row]:
     tokens = lm.token_ids(held_out_texts(held_out))
     codes = list(held_out["language"])
-    rows = [_Row(code, ids[: lm.n_positions], 1) for code, ids in zip(codes, tokens, strict=True)]
+    rows = [Row(code, ids[: lm.n_positions], 1) for code, ids in zip(codes, tokens, strict=True)]
     for code in languages.in_order(codes):
         if max(len(row.ids) for row in rows if row.language == code) < 2:
             raise ValueError(f"no held-out text in {code} has two tokens or more")
@@ -303,56 +362,6 @@ def prompts_and_texts(continuations: Continuations) -> tuple[list[str], list[str
         raise ValueError("there are no continuations to judge")
     prompts = [well_formed(prompt.text) for prompt in continuations.prompts for _ in range(continuations.n_samples)]
     return prompts, list(map(well_formed, continuations.texts))
-
-
-@torch.no_grad()
-def _losses(lm: HookedLM, rows: Sequence[_Row], batch_size: int | None, progress: bool) -> Float[np.ndarray, "row"]:
-    """Sum the loss (nats) of each row's tokens that count, given all tokens before them."""
-    lengths, losses = [len(row.ids) for row in rows], np.zeros(len(rows))
-    batches, longest = Batches("texts", "losses", [lm]), max(lengths)
-    together = batch_size or batches.size(longest, lambda: min(_MOST_ROWS, rows_that_fit(lm, longest, longest)))
-    with bar("perplexity", total=len(rows), unit="text", progress=progress) as shown:
-
-        def keep(batch: list[int], of_batch: Float[np.ndarray, "row"]) -> None:
-            losses[batch] = of_batch
-            shown.update(len(batch))
-
-        batches.each(
-            by_length(lengths),
-            together,
-            lambda batch: _batch_losses(lm, [rows[i] for i in batch]),
-            keep,
-            about=lambda batch: [rows[i] for i in batch],
-            codec=NUMBERS,
-        )
-    return losses
-
-
-def _batch_losses(lm: HookedLM, rows: Sequence[_Row]) -> Float[np.ndarray, "row"]:
-    """Return the summed losses of one batch, in float64."""
-    ids, mask = lm.pad([row.ids for row in rows])
-    counts = torch.tensor([len(row.ids) - row.begin for row in rows], device=lm.device)
-    most = int(counts.max())
-    # Padded on the left, all rows end in the last column.
-    logits = lm.logits(ids, mask, languages=[row.language for row in rows])[:, -most - 1 : -1]
-    loss = nats(logits, ids[:, -most:])
-    counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
-    return loss.where(counted, 0.0).sum(1).cpu().numpy()
-
-
-def nats(logits: Float[Tensor, "row pos vocab"], tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos"]:
-    """Return minus the log-probability of each token, in float64.
-
-    A sum over a vocabulary of 256,000 in float32 is off by up to 4e-4 nats. Positions are converted in chunks, so that
-    the logits are never all in memory as float64.
-    """
-    flat, targets = logits.flatten(0, 1), tokens.flatten()
-    chunk = max(1, (_CONVERTED if logits.device.type == "cpu" else 64 * _CONVERTED) // logits.shape[-1])
-    parts = [
-        part.double().logsumexp(-1) - part.gather(-1, ids[:, None]).squeeze(-1).double()
-        for part, ids in zip(torch.split(flat, chunk), torch.split(targets, chunk), strict=True)
-    ]
-    return torch.cat(parts).view(tokens.shape)
 
 
 def fluency_of(

@@ -6,11 +6,12 @@ Each function here needs one model, and returns what it found without a referenc
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -34,11 +35,20 @@ from xlingtox.models.ending import ending_probability
 from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
+from xlingtox.models.served import Served
 from xlingtox.models.shape import Shape
 from xlingtox.neurons.activations import Activations, collect_together, few_enough
 from xlingtox.neurons.controls import random_sets
 from xlingtox.neurons.greedy import Written
 from xlingtox.neurons.neuron_set import NeuronSet
+
+_LOG = logging.getLogger(__name__)
+
+Which = Literal["before", "after"]
+"""One of the two models of a comparison."""
+
+Writers = tuple[Served | None, Served | None]
+"""The servers that write for the model before and for the one after; None where the model writes itself."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Task:
         sets: the sets of neurons by name, the main one first.
         sampling: `n_samples`, `max_new_tokens` and `seed`.
         folder: where continuations are kept; None to keep none.
+        writers: the servers that write the continuations of the model before and of the one after; None for the model.
     """
 
     prompts: Sequence[Prompt]
@@ -59,6 +70,7 @@ class Task:
     sampling: Mapping[str, int]
     folder: Path | None
     progress: bool
+    writers: Writers = (None, None)
 
     @property
     def main(self) -> NeuronSet:
@@ -322,9 +334,35 @@ def _losses(lm: HookedLM, task: Task) -> dict[str, tuple[Float[np.ndarray, "text
     return {} if task.held_out is None else held_out_losses(lm, task.held_out, progress=task.progress)
 
 
-def _continuations(lm: HookedLM, task: Task, side: str) -> Continuations:
+def checked_writer(lm: HookedLM, task: Task, side: Which) -> Served | None:
+    """Return the server that writes for this model, after a check that it runs the same weights; None without one.
+
+    Raises:
+        ServerError: it cannot be reached, or runs another model.
+        ValueError: an edit is on the model, which a server does not know.
+    """
+    server = task.writers[("before", "after").index(side)]
+    if server is None:
+        return None
+    for difference in server.check(lm, prompts=task.prompts, max_new_tokens=task.n_steps):
+        _LOG.info("the server at %s rounds otherwise than %s: %s", server.url, lm.name, difference)
+    return server.writing_for(lm)
+
+
+def kept_text(task: Task, side: Which) -> Path | None:
+    """Return the file in which a comparison keeps what one of the models wrote, if it keeps it."""
+    return None if task.folder is None else task.folder / f"{side}.json"
+
+
+def is_kept(task: Task, side: Which) -> bool:
+    """Return whether a comparison has kept what one of the models wrote."""
+    file = kept_text(task, side)
+    return file is not None and file.exists()
+
+
+def _continuations(lm: HookedLM, task: Task, side: Which) -> Continuations:
     """Generate continuations, or read those that an earlier comparison kept in the task's folder."""
-    file = None if task.folder is None else task.folder / f"{side}.json"
+    file = kept_text(task, side)
 
     def kept() -> Continuations | None:
         if file is None or not file.exists():
@@ -337,7 +375,8 @@ def _continuations(lm: HookedLM, task: Task, side: str) -> Continuations:
     continuations = processes.from_main(kept)
     if continuations is None:
         sampling: dict[str, Any] = dict(task.sampling)
-        continuations = generate(lm, task.prompts, **sampling, progress=task.progress)
+        writer = checked_writer(lm, task, side) or lm
+        continuations = generate(writer, task.prompts, **sampling, progress=task.progress)
         if file is not None:
             processes.from_main(partial(continuations.save, file))
         return continuations

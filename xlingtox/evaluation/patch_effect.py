@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +19,15 @@ from torch import Tensor
 from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.edits.interventions import Intervention
 from xlingtox.edits.patch import Patch
+from xlingtox.edits.under import Plan, generate_under, in_parts, results_under
 from xlingtox.evaluation.named_sets import activations_of_layers
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.batches import Batches
 from xlingtox.models.batching import by_length, rows_that_fit
-from xlingtox.models.generation import check_lengths, generate
+from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.controls import random_sets
@@ -252,7 +254,7 @@ def patch_effect(
     If a group carries the change, patching it makes `before` behave like `after`. A patched neuron has, at every
     position, the activation that it has in `after`. Both models read the same tokens, also while new ones are
     generated. Exchange the models to patch in the other direction. Yang et al. 2024 (section 5) patch means instead, as
-    `Patch(neurons, activations)` does.
+    `Patch(neurons, activations)` does. All groups and their controls share batches, as far as that is faster.
 
     Args:
         before, after: the model that is patched, and the one whose activations are patched in.
@@ -303,28 +305,38 @@ def patch_effect(
     for group in groups.values():
         group.check(before)
 
-    def measured(lm: HookedLM, patched: NeuronSet | None = None) -> Values:
-        with contextlib.nullcontext() if patched is None else Patch(patched, after).on(lm):
-            values = _next_token(lm, prompt_list, lengths, probe=probe, token_ids=token_ids)
-            if scorer is not None:
-                written = generate(
-                    lm, prompt_list, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed, progress=progress
-                )
-        if scorer is not None:
-            # Outside the edit: the scorer may be a probe of one of these models, and must not be patched.
-            scores = check_scores(scorer, written.texts, written.row_languages)
-            values["toxicity"] = scores.reshape(len(prompt_list), -1).mean(1)
-        shown.update()
-        return values
-
+    last_token = _LastToken(prompt_list, lengths, probe, token_ids)
     sizes: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "progress": progress}
+    writing: dict[str, Any] = {"n_samples": n_samples, **sizes}
+
+    def scored(values: Float[np.ndarray, "measure prompt"], written: Continuations | None) -> Values:
+        """Return all measures of a run. No model is patched now: the scorer may be a probe of one of them."""
+        measures = dict(zip(last_token.measures, values, strict=True))
+        if scorer is not None and written is not None:
+            scores = check_scores(scorer, written.texts, written.row_languages)
+            measures["toxicity"] = scores.reshape(len(prompt_list), -1).mean(1)
+        shown.update()
+        return measures
+
+    def measured(lm: HookedLM) -> Values:
+        written = None if scorer is None else generate(lm, prompt_list, **writing)
+        return scored(last_token.read(lm), written)
+
+    def patched(neuron_sets: Sequence[NeuronSet]) -> Iterator[Values]:
+        """Yield the measures of `before` with each set patched. Several sets run together, because that is faster."""
+        for patches in in_parts([Patch(one, after) for one in neuron_sets], n_samples * len(prompt_list)):
+            values = last_token.read_under(before, patches)
+            texts = [None] * len(patches) if scorer is None else generate_under(before, patches, prompt_list, **writing)
+            yield from map(scored, values, texts)
+
     controls = _controls(before, prompt_list, groups, match, n_random, **sizes)
-    total = 2 + sum(1 + len(random_sets) for random_sets in controls.values())
-    with bar("patching", total=total, unit="run", progress=progress) as shown:
+    sets = {name: [group, *controls[name]] for name, group in groups.items()}
+    with bar("patching", total=2 + sum(map(len, sets.values())), unit="run", progress=progress) as shown:
         runs = {_BASE: measured(before), _TUNED: measured(after)}
-        for name, group in groups.items():
-            runs[name] = measured(before, group)
-            if random_runs := [measured(before, random_set) for random_set in controls[name]]:
+        of_sets = patched([one for neuron_sets in sets.values() for one in neuron_sets])
+        for name, neuron_sets in sets.items():
+            runs[name], *random_runs = itertools.islice(of_sets, len(neuron_sets))
+            if random_runs:
                 runs[name + _RANDOM] = {
                     measure: np.mean([values[measure] for values in random_runs], 0) for measure in random_runs[0]
                 }
@@ -332,40 +344,72 @@ def patch_effect(
     return PatchEffect(codes, runs, (before.identity(), after.identity()), match if any(controls.values()) else None)
 
 
-def _next_token(
-    lm: HookedLM,
-    prompts: Sequence[Prompt],
-    lengths: Sequence[int],
-    *,
-    probe: Probe | None,
-    token_ids: Sequence[int] | None,
-) -> dict[str, Float[np.ndarray, "prompt"]]:
-    """Measure the model at the last token of each prompt: the probe's logit, the probability of the toxic tokens."""
-    asked = [name for name, wanted in (("probe", probe), ("toxic_mass", token_ids)) if wanted is not None]
-    values = {name: np.empty(len(prompts)) for name in asked}
-    if not values:
-        return {}
+@dataclass(frozen=True)
+class _LastToken:
+    """Measures a model at the last token of each prompt: the probe's logit, the probability of the toxic tokens."""
 
-    def read(rows: list[int]) -> dict[str, np.ndarray]:
-        ids, mask = lm.encode([prompts[i].text for i in rows])
+    prompts: Sequence[Prompt]
+    lengths: Sequence[int]
+    probe: Probe | None
+    token_ids: Sequence[int] | None
+
+    @property
+    def measures(self) -> list[str]:
+        asked = (("probe", self.probe), ("toxic_mass", self.token_ids))
+        return [name for name, wanted in asked if wanted is not None]
+
+    def read(self, lm: HookedLM) -> Float[np.ndarray, "measure prompt"]:
+        """Return the measures of a model, which may be edited."""
+        values = np.empty((len(self.measures), len(self.prompts)))
+
+        def keep(rows: list[int], of_rows: Float[np.ndarray, "measure row"]) -> None:
+            values[:, rows] = of_rows
+
+        if self.measures:
+            batches, longest = Batches(None, "last token", [lm]), max(self.lengths)
+            batches.each(
+                by_length(self.lengths),
+                batches.size(longest, lambda: rows_that_fit(lm, longest)),
+                lambda rows: self._of([self.prompts[i] for i in rows], lm),
+                keep,
+            )
+        return values
+
+    def read_under(self, lm: HookedLM, edits: Sequence[Intervention]) -> list[Float[np.ndarray, "measure prompt"]]:
+        """Return the measures of a model under each edit."""
+        if not self.measures:
+            return [np.empty((0, len(self.prompts)))] * len(edits)
+        return results_under(
+            lm,
+            edits,
+            lambda: self.read(lm),
+            lambda n_edits: np.split(self._of(self.prompts, lm, n_edits), n_edits, axis=1),
+            plan=Plan.of(lm, len(self.prompts), max(self.lengths), whole=True),
+            batches=lambda: Batches(None, "last token", [lm]),
+        )
+
+    def _of(
+        self, prompts: Sequence[Prompt], lm: HookedLM, n_edits: int | None = None
+    ) -> Float[np.ndarray, "measure row"]:
+        """Return the measures of one batch, in which all rows of the first edit come first."""
+        times = n_edits or 1
+        ids, mask = lm.encode([prompt.text for prompt in prompts])
         states: list[Tensor] = []
         with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -1].double().cpu())}, edit=None):
-            logits = lm.logits(ids, mask, languages=[prompts[i].language for i in rows], last_only=True)
-        measured = {}
-        if probe is not None:
-            measured["probe"] = (states[0] @ probe.direction.double() + probe.bias).numpy()
-        if token_ids is not None:
-            probabilities = torch.softmax(logits[:, -1].double(), -1)[:, list(token_ids)]
-            measured["toxic_mass"] = probabilities.sum(-1).cpu().numpy()
-        return measured
-
-    def keep(rows: list[int], measured: dict[str, np.ndarray]) -> None:
-        for name, of_rows in measured.items():
-            values[name][rows] = of_rows
-
-    batches, longest = Batches(None, "next token", [lm]), max(lengths)
-    batches.each(by_length(lengths), batches.size(longest, lambda: rows_that_fit(lm, longest)), read, keep)
-    return values
+            logits = lm.logits(
+                ids.repeat(times, 1),
+                mask.repeat(times, 1),
+                languages=[prompt.language for prompt in prompts] * times,
+                edits=None if n_edits is None else [edit for edit in range(n_edits) for _ in prompts],
+                last_only=True,
+            )
+        values = []
+        if self.probe is not None:
+            values.append(states[0] @ self.probe.direction.double() + self.probe.bias)
+        if self.token_ids is not None:
+            chances = torch.softmax(logits[:, -1].double(), -1)[:, list(self.token_ids)]
+            values.append(chances.sum(-1).cpu())
+        return torch.stack(values).numpy()
 
 
 def _controls(

@@ -8,17 +8,23 @@ Inside, `loading` reads a plain model. `backend` and `tl_backend` run it with Py
 and `hooked` puts all of these together.
 """
 
+from xlingtox.models.completions import ServerError
 from xlingtox.models.forward import HookNeverFired
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
+from xlingtox.models.served import Served
+from xlingtox.models.served_check import Difference
 from xlingtox.models.states import mean_states
 
 __all__ = [
     "Continuations",
+    "Difference",
     "HookNeverFired",
     "HookedLM",
     "Identity",
+    "Served",
+    "ServerError",
     "generate",
     "mean_states",
 ]

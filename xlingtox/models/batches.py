@@ -83,6 +83,21 @@ class Batches:
 
         return processes.from_main(remembered)
 
+    def known(self, batch: Any, codec: Codec[T]) -> T | None:
+        """Return the result of one batch as it was kept; None where it was not, and in all but the main process.
+
+        Args:
+            batch: what is in the batch, in values that JSON can hold.
+        """
+        place = self._place(batch)
+        content = None if place is None else place.read()
+        return None if content is None else codec.load(content)
+
+    def keep(self, batch: Any, codec: Codec[T], result: T) -> T:
+        """Keep the result of one batch, in the main process. Return what is kept: another run may have been first."""
+        place = self._place(batch)
+        return result if place is None else _kept(place, codec, result, alone=processes.count() == 1)[0]
+
     def each(
         self,
         items: Sequence[Item],

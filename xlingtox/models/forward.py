@@ -40,6 +40,7 @@ class BatchCache:
     Attributes:
         key_values: the backend's cache of keys and values.
         languages: the languages of the batch's rows; None where they are not known.
+        edits: the number of each row's edit, where rows run under different ones; None elsewhere.
         alongside: the caches of the models that run alongside this one, on the same batch.
 
     Example:
@@ -51,6 +52,7 @@ class BatchCache:
 
     key_values: Any
     languages: tuple[str, ...] | None = None
+    edits: Int[Tensor, "row"] | None = None
     alongside: dict[ForwardPasses, BatchCache] = field(default_factory=dict)
 
     def of(self, companion: ForwardPasses) -> BatchCache:
@@ -121,9 +123,14 @@ class ForwardPasses:
 
         None if there are none.
         """
-        edits = [str(block.edit) for block in self._open_blocks if block.is_open and block.edit is not None]
+        edits = [str(edit) for edit in self.open_edits if edit is not None]
         edits += ["hooks on .tl"] if self._tl_backend.hooked_by_hand() else []
         return ", then ".join(edits) or None
+
+    @property
+    def open_edits(self) -> tuple[object, ...]:
+        """The edit of each block of hooks that is open now, in their order; None for hooks that only read."""
+        return tuple(block.edit for block in self._open_blocks if block.is_open)
 
     def edits_by_digest(self) -> tuple[str, ...] | None:
         """Return a digest of all that each edit on the model does, in the order in which they were set.
@@ -140,7 +147,7 @@ class ForwardPasses:
         """
         if self._tl_backend.hooked_by_hand() or self._companions:
             return None
-        digests = [getattr(block.edit, "digest", None) for block in self._open_blocks if block.is_open]
+        digests = [getattr(edit, "digest", None) for edit in self.open_edits]
         return None if None in digests else tuple(map(str, digests))
 
     def spare_hooks(self) -> None:
@@ -168,6 +175,7 @@ class ForwardPasses:
         attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"],
         *,
         languages: Sequence[str] | None = None,
+        edits: Sequence[int] | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "batch pos vocab"]:
         """Return the logits at every position.
@@ -175,9 +183,10 @@ class ForwardPasses:
         Args:
             attention_mask: False (0) on padding. Tokens are numbered by it, so padding takes no position.
             languages: the rows' languages, for edits that differ by language.
+            edits: the number of each row's edit, in a block of `edits.Together`.
             last_only: whether to compute the logits of the last position only. This saves time where only hooks matter.
         """
-        with self._passing(Pass(False, _as_rows(languages))):
+        with self._passing(Pass(False, _as_rows(languages), _as_numbers(edits))):
             for companion in self._others():
                 companion.logits(input_ids, attention_mask, languages=languages, last_only=True)
             return self._backend().run(input_ids, attention_mask, last_only=last_only)[0]
@@ -190,6 +199,7 @@ class ForwardPasses:
         *,
         cache: BatchCache | None = None,
         languages: Sequence[str] | None = None,
+        edits: Sequence[int] | None = None,
     ) -> tuple[Float[Tensor, "batch vocab"], BatchCache]:
         """Read new tokens of a batch. Return the logits of the last position, and the cache for the next tokens.
 
@@ -197,11 +207,12 @@ class ForwardPasses:
             attention_mask: the mask of the tokens read before and of the new ones.
             cache: the cache that the previous pass returned; None to begin. It must not be used again.
             languages: the rows' languages, for edits that differ by language. Only the first pass needs them.
+            edits: the number of each row's edit, in a block of `edits.Together`. Only the first pass needs them.
         """
         backend, continuing = self._backend(), cache is not None
         if cache is None:
-            cache = BatchCache(backend.empty_cache(len(input_ids)), _as_rows(languages))
-        with self._passing(Pass(continuing, cache.languages)):
+            cache = BatchCache(backend.empty_cache(len(input_ids)), _as_rows(languages), _as_numbers(edits))
+        with self._passing(Pass(continuing, cache.languages, cache.edits)):
             for companion in self._others():
                 _, cache.alongside[companion] = companion.extend(
                     input_ids,
@@ -215,17 +226,19 @@ class ForwardPasses:
     def repeated(self, cache: BatchCache, times: int) -> BatchCache:
         """Return a copy of a cache with `times` copies of every row, so that a prompt is read once for many samples."""
         languages = None if cache.languages is None else tuple(code for code in cache.languages for _ in range(times))
+        edits = None if cache.edits is None else cache.edits.repeat_interleave(times)
         alongside = {companion: companion.repeated(theirs, times) for companion, theirs in cache.alongside.items()}
-        return BatchCache(self._backend().repeated(cache.key_values, times), languages, alongside)
+        return BatchCache(self._backend().repeated(cache.key_values, times), languages, edits, alongside)
 
     def selected(self, cache: BatchCache, rows: Int[Tensor, "row"]) -> BatchCache:
         """Return the cache of these rows alone. The cache that was passed in must not be used again."""
         languages = None if cache.languages is None else tuple(cache.languages[i] for i in rows.tolist())
+        edits = None if cache.edits is None else cache.edits[rows.to(cache.edits.device)]
         alongside = {
             companion: companion.selected(theirs, rows.to(companion.device))
             for companion, theirs in cache.alongside.items()
         }
-        return BatchCache(self._backend().selected(cache.key_values, rows), languages, alongside)
+        return BatchCache(self._backend().selected(cache.key_values, rows), languages, edits, alongside)
 
     def _others(self) -> Collection[ForwardPasses]:
         """Return the models that run alongside this one, without repetition."""
@@ -386,3 +399,7 @@ class ForwardPasses:
 
 def _as_rows(languages: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if languages is None else tuple(languages)
+
+
+def _as_numbers(edits: Sequence[int] | None) -> Int[Tensor, "row"] | None:
+    return None if edits is None else torch.tensor(edits, dtype=torch.long)

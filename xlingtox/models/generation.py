@@ -22,6 +22,7 @@ from xlingtox.models.batches import Batches, Codec
 from xlingtox.models.batching import by_length, rows_that_fit
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.sampling import Sampler, chances
+from xlingtox.models.served import Served
 from xlingtox.progress import bar
 
 Picker = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"], int], Int[Tensor, "row"]]
@@ -33,7 +34,8 @@ BeforePass = Callable[[int, Int[Tensor, "row"], Bool[Tensor, "row"]], None]
 _Part = tuple[int, tuple[int, ...]]
 """The number of a prompt, and the numbers of the samples that are written for it at once."""
 
-_TEXTS: Codec[list[str]] = Codec(dump=lambda texts: json.dumps(texts).encode(), load=json.loads)
+TEXTS: Codec[list[str]] = Codec(dump=lambda texts: json.dumps(texts).encode(), load=json.loads)
+"""How a journal keeps texts."""
 
 _MIN_TEMPERATURE = 1e-6
 
@@ -129,7 +131,7 @@ class Continuations:
 
 @checked
 def generate(
-    lm: HookedLM,
+    lm: HookedLM | Served,
     prompts: Prompts,
     *,
     n_samples: int = 25,
@@ -151,6 +153,7 @@ def generate(
     Rows of the unembedding that stand for no token are never written.
 
     Args:
+        lm: the model that writes, or a server that runs it. A server draws other random numbers; see `Served`.
         prompts: texts, conversations or a table of them, as `data.as_prompts` takes them.
         n_samples: the number of continuations to write for each prompt.
         max_new_tokens: the number of tokens after which a continuation is cut off.
@@ -158,34 +161,36 @@ def generate(
         greedy: whether to write the likeliest token at each step, and so one continuation per prompt.
         seed: the seed of the sampling: the same seed gives the same texts.
         batch_size: continuations that are decoded at once (default: as many as the free memory allows). When memory
-            runs out it is halved, with a warning.
+            runs out it is halved, with a warning. A server makes its own batches.
 
     Raises:
         ValueError: there are no prompts, one is blank or too long for the model, or a sampling parameter is out of
             range.
         MemoryError: a single continuation does not fit.
+        ServerError: a server cannot be reached, serves another model, or did not write some of the texts.
 
     Example:
         >>> xt.generate(lm, prompts, n_samples=2, max_new_tokens=4, progress=False)
         Continuations(8: 2 of each of 4 prompts, in en, es)
     """
-    counts = {"max_new_tokens": max_new_tokens, "n_samples": n_samples, "batch_size": batch_size}
-    if too_small := {name: count for name, count in counts.items() if count is not None and count < 1}:
-        name, count = next(iter(too_small.items()))
-        raise ValueError(f"{name} is {count}: expected at least 1")
-    if not (temperature >= _MIN_TEMPERATURE and 0 < top_p <= 1):
-        raise ValueError(
-            f"temperature {temperature} must be at least {_MIN_TEMPERATURE} (or use greedy=True) "
-            f"and top_p {top_p} in (0, 1]"
-        )
-    if seed < 0:
-        raise ValueError(f"seed is {seed}: expected 0 or more")
-    checked_prompts = as_prompts(prompts, tokenizer=lm.tokenizer)
+    check_sampling(
+        max_new_tokens=max_new_tokens,
+        n_samples=n_samples,
+        batch_size=batch_size,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
     samples = 1 if greedy else n_samples
-    texts: list[str] = [""] * (len(checked_prompts) * samples)
-    lengths = check_lengths(lm, checked_prompts, max_new_tokens)
     sampling: dict[str, Any] = {} if greedy else {"temperature": temperature, "top_p": top_p, "seed": seed}
     settings: dict[str, object] = {"max_new_tokens": max_new_tokens, "greedy": greedy, **sampling}
+    if isinstance(lm, Served):
+        limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "progress": progress}
+        written, served_texts, writer = lm.write(prompts, n_samples=samples, **limits)
+        return Continuations(tuple(written), samples, tuple(served_texts), {**writer, **settings})
+    checked_prompts = as_prompts(prompts, tokenizer=lm.tokenizer)
+    texts: list[str] = [""] * (len(checked_prompts) * samples)
+    lengths = check_lengths(lm, checked_prompts, max_new_tokens)
     batches, positions = Batches("texts", "generate", [lm], settings), max(lengths) + max_new_tokens
     rows_at_once = batch_size or batches.size(positions, lambda: rows_that_fit(lm, positions))
     with bar("writing", total=len(texts), unit="text", progress=progress) as shown:
@@ -203,16 +208,39 @@ def generate(
         batches.each(
             [part for i in by_length(lengths) for part in _in_parts(i, range(samples), rows_at_once)],
             max(1, rows_at_once // samples),
-            lambda batch: _continued(
+            lambda batch: continued(
                 lm, [checked_prompts[i] for i, _ in batch], list(batch[0][1]), max_new_tokens, sampling
             ),
             keep,
             about=described,
-            codec=_TEXTS,
+            codec=TEXTS,
             smaller=_fewer_samples,
         )
     settings = {"model": dataclasses.asdict(lm.identity()), **settings}
     return Continuations(tuple(checked_prompts), samples, tuple(texts), settings)
+
+
+def check_sampling(
+    *,
+    max_new_tokens: int,
+    n_samples: int,
+    batch_size: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> None:
+    """Raise ValueError unless all arguments of `generate` that are numbers are in their range."""
+    counts = {"max_new_tokens": max_new_tokens, "n_samples": n_samples, "batch_size": batch_size}
+    if too_small := {name: count for name, count in counts.items() if count is not None and count < 1}:
+        name, count = next(iter(too_small.items()))
+        raise ValueError(f"{name} is {count}: expected at least 1")
+    if not (temperature >= _MIN_TEMPERATURE and 0 < top_p <= 1):
+        raise ValueError(
+            f"temperature {temperature} must be at least {_MIN_TEMPERATURE} (or use greedy=True) "
+            f"and top_p {top_p} in (0, 1]"
+        )
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: expected 0 or more")
 
 
 def _fewer_samples(parts: list[_Part]) -> list[_Part]:
@@ -233,26 +261,43 @@ def _in_parts(prompt: int, numbers: Sequence[int], most: int) -> list[_Part]:
     return [(prompt, tuple(numbers[start : start + most])) for start in range(0, len(numbers), most)]
 
 
-def _continued(
+def continued(
     lm: HookedLM,
     prompts: Sequence[Prompt],
     numbers: Sequence[int],
     max_new_tokens: int,
     sampling: Mapping[str, Any],
+    *,
+    edits: int | None = None,
 ) -> list[str]:
     """Write the samples of these numbers for each prompt of a batch.
 
     Args:
         sampling: `temperature`, `top_p` and `seed`; empty for greedy text.
+        edits: the number of edits under which all of this is written together; None outside of such a block.
+
+    Returns:
+        the texts, prompt by prompt; under several edits, all texts of the first edit come first.
     """
+    times = 1 if edits is None else edits
     texts = [prompt.text for prompt in prompts]
     pick: Picker = pick_greedily
     if sampling:
-        chance = chances(texts, numbers, max_new_tokens, sampling["seed"]).to(lm.device)
+        # The same random numbers under every edit.
+        chance = chances(texts, numbers, max_new_tokens, sampling["seed"]).repeat(times, 1, 1).to(lm.device)
         pick = Sampler(chance, sampling["temperature"], sampling["top_p"])
     ids, mask = lm.encode(texts)
-    row_languages = [prompt.language for prompt in prompts]
-    tokens, counts = decode(lm, ids, mask, max_new_tokens, pick=pick, n_samples=len(numbers), languages=row_languages)
+    ids, mask = ids.repeat(times, 1), mask.repeat(times, 1)
+    tokens, counts = decode(
+        lm,
+        ids,
+        mask,
+        max_new_tokens,
+        pick=pick,
+        n_samples=len(numbers),
+        languages=[prompt.language for prompt in prompts] * times,
+        edits=None if edits is None else [edit for edit in range(edits) for _ in prompts],
+    )
     counts &= ~torch.isin(tokens, torch.tensor(lm.ends, device=tokens.device))
     written = [new[keep].tolist() for new, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
     read = [before[keep].tolist() for before, keep in zip(ids.cpu(), mask.cpu(), strict=True) for _ in numbers]
@@ -289,6 +334,7 @@ def decode(
     n_samples: int = 1,
     before_pass: BeforePass | None = None,
     languages: Sequence[str] | None = None,
+    edits: Sequence[int] | None = None,
     stop_at_end: bool = True,
 ) -> tuple[Int[Tensor, "row step"], Bool[Tensor, "row step"]]:
     """Continue a left-padded batch of prompts, with `n_samples` rows for each. Rows that have ended are dropped.
@@ -298,6 +344,7 @@ def decode(
         before_pass: a function for hooks that need to know whose activations they see. In the first pass the rows are
             prompts, and later continuations.
         languages: the prompts' languages, for edits that differ by language.
+        edits: the number of each prompt's edit, in a block of `edits.Together`.
         stop_at_end: whether a row ends with an end of sequence. If not, all rows continue to the last step.
 
     Returns:
@@ -314,7 +361,7 @@ def decode(
     if before_pass:
         rows = torch.arange(len(ids), device=lm.device)
         before_pass(0, rows, torch.ones_like(rows, dtype=torch.bool))
-    logits, cache = lm.extend(ids, mask, languages=languages)
+    logits, cache = lm.extend(ids, mask, languages=languages, edits=edits)
     logits = lm.only_tokens(logits)
     if n_samples > 1:
         logits, mask = logits.repeat_interleave(n_samples, 0), mask.repeat_interleave(n_samples, 0)

@@ -29,9 +29,7 @@ from xlingtox.files import writable_folder
 T = TypeVar("T")
 
 Kind = Literal["texts", "numbers"]
-"""What a batch holds: continuations and how likely each text is, which are small, and are kept with the study. Or
-numbers, such as activations, which are dropped after their stage.
-"""
+"""What a batch holds: continuations, which are kept with the study; or numbers, which are dropped after their stage."""
 
 _VERSION = 1
 _SCHEMA = """
@@ -200,13 +198,22 @@ def once(kind: Kind, about: Mapping[str, Any], compute: Callable[[], bytes]) -> 
     Args:
         about: everything that the batch depends on, in values that JSON can hold.
     """
-    journal = _IN_USE.get()
-    if journal is None:
+    if not in_use():
         return compute()
-    place = digest(about)
-    if (content := journal.read(kind, place)) is None:
-        content = journal.write(kind, place, compute())
-    return content
+    content = known(kind, about)
+    return keep(kind, about, compute()) if content is None else content
+
+
+def known(kind: Kind, about: Mapping[str, Any]) -> bytes | None:
+    """Return the batch that is described, if the journal in use has it."""
+    journal = _IN_USE.get()
+    return None if journal is None else journal.read(kind, digest(about))
+
+
+def keep(kind: Kind, about: Mapping[str, Any], content: bytes) -> bytes:
+    """Keep the batch that is described in the journal in use, if there is one. Return what is kept."""
+    journal = _IN_USE.get()
+    return content if journal is None else journal.write(kind, digest(about), content)
 
 
 def digest(about: Mapping[str, Any]) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Int
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -12,16 +15,18 @@ class Pass:
     Attributes:
         continuing: whether the pass continues from a cache.
         languages: the languages of the batch's rows; None where they are not known.
+        edits: the number of each row's edit, where rows run under different ones; None elsewhere.
 
     Example:
         >>> ids, mask = lm.encode(["the cat"])
         >>> with lm.hooks(post={0: lambda activations: print(lm.current_pass)}, edit=None):
         ...     logits = lm.logits(ids, mask, languages=["en"])
-        Pass(continuing=False, languages=('en',))
+        Pass(continuing=False, languages=('en',), edits=None)
     """
 
     continuing: bool
     languages: tuple[str, ...] | None
+    edits: Int[Tensor, "row"] | None = None
 
 
 @dataclass(eq=False)

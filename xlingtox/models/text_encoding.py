@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from xlingtox.checking import checked
 from xlingtox.models.forward import ForwardPasses
-from xlingtox.models.tokenizer import rows_without_text, token_ids
+from xlingtox.models.tokenizer import rows_without_text, text_after, token_ids
 
 
 class TextEncoding(ForwardPasses):
@@ -117,25 +117,13 @@ class TextEncoding(ForwardPasses):
 
     @checked
     def decode_after(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of token ids that follow a prompt.
-
-        Some tokenizers, such as Llama 2's, drop the first space of a text. So a continuation is decoded together with
-        its prompt.
+        """Return the text of token ids that follow a prompt; see `tokenizer.text_after`.
 
         Args:
             prompts: each prompt's token ids.
             rows: the token ids that follow each prompt.
         """
-        # Many rows may follow one prompt.
-        distinct = list(dict.fromkeys(map(tuple, prompts)))
-        start_of = dict(zip(distinct, self.decode(distinct), strict=True))
-        starts = [start_of[tuple(prompt)] for prompt in prompts]
-        texts = self.decode([[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)])
-        # A prompt that ends within a character decodes differently alone. Then the row has to be decoded alone too.
-        return [
-            text[len(start) :] if text.startswith(start) else self.decode([row])[0]
-            for start, text, row in zip(starts, texts, rows, strict=True)
-        ]
+        return text_after(self.tokenizer, prompts, rows)
 
     @property
     def ends(self) -> tuple[int, ...]:

@@ -47,6 +47,34 @@ def added_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return []
 
 
+def text_after(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]
+) -> list[str]:
+    """Return the text of token ids that follow a prompt, without special tokens.
+
+    Some tokenizers, such as Llama 2's, drop the first space of a text. So a continuation is decoded together with its
+    prompt.
+
+    Args:
+        prompts: each prompt's token ids.
+        rows: the token ids that follow each prompt.
+    """
+
+    def decoded(ids: Iterable[Sequence[int]]) -> list[str]:
+        return list(tokenizer.batch_decode([list(row) for row in ids], skip_special_tokens=True))
+
+    # Many rows may follow one prompt.
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    start_of = dict(zip(distinct, decoded(distinct), strict=True))
+    starts = [start_of[tuple(prompt)] for prompt in prompts]
+    texts = decoded([*prompt, *row] for prompt, row in zip(prompts, rows, strict=True))
+    # A prompt that ends within a character decodes differently alone. Then the row has to be decoded alone too.
+    return [
+        text[len(start) :] if text.startswith(start) else decoded([row])[0]
+        for start, text, row in zip(starts, texts, rows, strict=True)
+    ]
+
+
 def n_shared(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many tokens two rows have in common at their beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
 import pandas as pd
-import tenacity
 from jaxtyping import Float
 from pyrate_limiter import Limiter, Rate
 
 from xlingtox.checking import checked
 from xlingtox.languages import CODES
+from xlingtox.remote import Key, Problem, Stopped, Temporary, arriving, patiently, response_of, usable_key
 from xlingtox.scoring.attributes import ATTRIBUTE, ATTRIBUTES, Answer, OneAttribute, attribute_score, check_attributes
 from xlingtox.scoring.cache import Cached
 from xlingtox.scoring.protocol import Arrived, UncoveredLanguage, UnscoredError, check_scorable
@@ -41,7 +38,6 @@ _KEY = "PERSPECTIVE_API_KEY"
 _LONGEST_MESSAGE = 300
 """The most characters of a server's error message that we repeat."""
 
-_LOGGERS = ("httpx2", "httpcore2")
 _MOST_BYTES = 20_480
 """The most bytes of a text, by the API's limits."""
 
@@ -49,9 +45,6 @@ _MOST_THREADS = 32
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
 """Seconds before the second attempt at a text, and the most before a later one."""
-
-_GIVE_UP_AFTER = 3
-"""After this many texts in a row that failed at every attempt, the service counts as down."""
 
 
 class PerspectiveScorer:
@@ -103,9 +96,8 @@ class PerspectiveScorer:
             ValueError: there is no key, or another argument is out of range.
             OSError: the file of scores cannot be written.
         """
-        # With a line break at its end, the HTTP library would quote the key in an error.
-        key = (os.environ.get(_KEY, "") if api_key is None else api_key).strip()
-        if not key or not (key.isascii() and key.isprintable()):
+        key = usable_key(os.environ.get(_KEY, "") if api_key is None else api_key)
+        if key is None:
             raise ValueError(f"no usable API key: set the environment variable {_KEY}, or give api_key")
         if not endpoint.startswith(("https://", "http://")) or "?" in endpoint or "@" in endpoint:
             raise ValueError("the endpoint is no plain address: expected http(s)://host/path, with the key as api_key")
@@ -113,7 +105,7 @@ class PerspectiveScorer:
             raise ValueError(f"queries_per_second is {queries_per_second}: expected more than 0, at most 1000")
         if attempts < 1 or not timeout > 0:
             raise ValueError(f"attempts is {attempts}, timeout {timeout}: expected at least 1, and more than 0 seconds")
-        self._key = _Key(key)
+        self._key = Key(key, "X-Goog-Api-Key")
         self._endpoint, self._timeout, self._attempts = endpoint, timeout, attempts
         self._threads = min(_MOST_THREADS, math.ceil(queries_per_second))
         # One call at a time, evenly spaced. Without buffer_ms=0 the library would lengthen every wait.
@@ -209,66 +201,31 @@ class PerspectiveScorer:
         self, texts: Sequence[str], languages: Sequence[str], names: Sequence[str]
     ) -> Iterator[tuple[int, Answer]]:
         """Yield the position and the scores of each text as they arrive; raise for the rest at the end."""
-        problems: list[Exception] = []
-        failures_in_a_row = 0
-        remaining = iter(range(len(texts)))
-        running: dict[Future[Answer], int] = {}
-        given_up = threading.Event()
-        with (
-            self._key.out_of_logs(),
-            httpx2.Client(auth=self._key, timeout=self._timeout) as client,
-            ThreadPoolExecutor(self._threads) as pool,
-        ):
-            try:
-                while True:
-                    room = 0 if given_up.is_set() else 2 * self._threads - len(running)
-                    for i in islice(remaining, room):
-                        request = _request(texts[i], languages[i], names)
-                        running[pool.submit(self._ask_until_answered, client, request, given_up)] = i
-                    if not running:
-                        break
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        i = running.pop(future)
-                        try:
-                            answer = future.result()
-                        except (_Temporary, _Refused, _Unsupported, _Stopped, CancelledError) as problem:
-                            problems.append(problem)
-                            failures_in_a_row += isinstance(problem, _Temporary)
-                            if failures_in_a_row >= _GIVE_UP_AFTER or isinstance(problem, _Stopped):
-                                given_up.set()
-                                _cancel(running)
-                        else:
-                            failures_in_a_row = 0
-                            yield i, answer
-            finally:
-                given_up.set()
-                _cancel(running)
-        if problems:
-            raise _error(problems, len(texts), untried=sum(1 for _ in remaining))
+        requests = [_request(text, language, names) for text, language in zip(texts, languages, strict=True)]
+        problems: list[Problem] = []
+        n_answered = 0
+        with self._key.out_of_logs(), httpx2.Client(auth=self._key, timeout=self._timeout) as client:
 
-    def _ask_until_answered(self, client: httpx2.Client, request: dict[str, Any], given_up: threading.Event) -> Answer:
-        """Ask until the API answers, the attempts run out, or `given_up` is set."""
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Temporary),
-            stop=tenacity.stop_after_attempt(self._attempts) | tenacity.stop_when_event_set(given_up),
-            wait=_pause,
-            sleep=tenacity.sleep_using_event(given_up),
-            reraise=True,
-        )
-        return retrying(self._ask, client, request)
+            def ask(i: int, given_up: threading.Event) -> Answer:
+                return patiently(
+                    lambda: self._ask(client, requests[i]),
+                    attempts=self._attempts,
+                    first_wait=_FIRST_WAIT,
+                    longest_wait=_LONGEST_WAIT,
+                    given_up=given_up,
+                )
+
+            with contextlib.closing(arriving(len(texts), ask, problems, threads=self._threads)) as answers:
+                for i, answer in answers:
+                    n_answered += 1
+                    yield i, answer
+        if problems:
+            raise _error(problems, len(texts), untried=len(texts) - n_answered - len(problems))
 
     def _ask(self, client: httpx2.Client, request: dict[str, Any]) -> Answer:
         """Ask once, as soon as the rate allows it."""
         self._rate.try_acquire("Perspective")
-        try:
-            response = client.post(self._endpoint, json=request)
-        except httpx2.TimeoutException:
-            raise _Temporary("timed out") from None
-        except httpx2.TransportError as error:
-            raise _Temporary(f"connection failed: {type(error).__name__}") from None
-        except httpx2.DecodingError:
-            raise _Temporary("answered nonsense") from None
+        response = response_of(lambda: client.post(self._endpoint, json=request))
         if response.status_code == 200:
             return _values(response, request["requestedAttributes"])
         raise self._problem(response)
@@ -276,9 +233,6 @@ class PerspectiveScorer:
     def _problem(self, response: httpx2.Response) -> Exception:
         """Return the error that an answer without a score stands for."""
         status = response.status_code
-        if status in (408, 429) or status >= 500:
-            after = response.headers.get("retry-after", "")
-            return _Temporary(f"HTTP {status}", float(after) if after.isdecimal() else 0.0)
         message, kinds = _error_details(response)
         # A server's message may repeat the request, and with it the key.
         shown = self._key.hidden_in(message)[:_LONGEST_MESSAGE]
@@ -286,73 +240,15 @@ class PerspectiveScorer:
         if "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE" in kinds or "does not support request languages" in message:
             return _Unsupported(reason)
         wrong_key = status == 400 and ("API_KEY_INVALID" in kinds or "API key" in message)
-        return _Stopped(reason) if wrong_key or status < 400 or status in (401, 403, 404) else _Refused(reason)
+        return Stopped(reason) if wrong_key or status < 400 or status in (401, 403, 404) else _Refused(reason)
 
 
-class _Key(httpx2.Auth):
-    """The key, sent as a header. It is never part of an address, because logs and errors quote addresses."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
-        request.headers["X-Goog-Api-Key"] = self._key
-        yield request
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a PerspectiveScorer holds an API key, which is not pickled or copied: make another one")
-
-    def hidden_in(self, text: str) -> str:
-        """Return a text with asterisks in place of the key."""
-        for spelling in (self._key, repr(self._key)[1:-1]):
-            text = text.replace(spelling, "***")
-        return text
-
-    @contextlib.contextmanager
-    def out_of_logs(self) -> Iterator[None]:
-        """Hide the key in the HTTP library's log lines inside the block: a server may send the key back."""
-
-        def hide(record: logging.LogRecord) -> bool:
-            record.msg, record.args = self.hidden_in(record.getMessage()), ()
-            return True
-
-        # A filter sees only what is logged to its own logger, so each logger below gets one too.
-        loggers = [logging.getLogger(name) for name in [*logging.root.manager.loggerDict] if name.startswith(_LOGGERS)]
-        for logger in loggers:
-            logger.addFilter(hide)
-        try:
-            yield
-        finally:
-            for logger in loggers:
-                logger.removeFilter(hide)
-
-
-class _Temporary(Exception):
-    """A failure that another attempt may cure."""
-
-    def __init__(self, reason: str, after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.after = after
-
-
-class _Refused(Exception):
+class _Refused(Problem):
     """The API refuses this text."""
 
 
-class _Unsupported(Exception):
+class _Unsupported(Problem):
     """The API does not cover this language."""
-
-
-class _Stopped(Exception):
-    """The API refuses every call, because the key or the address is wrong."""
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    """Return the seconds to wait before the next attempt: growing ones, or what the server asks for if that is more."""
-    jitter = tenacity.wait_random(0, _FIRST_WAIT)
-    grown = (tenacity.wait_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT) + jitter)(state)
-    problem = state.outcome.exception() if state.outcome else None
-    return max(grown, min(getattr(problem, "after", 0.0), _LONGEST_WAIT))
 
 
 def _sent(text: str) -> str:
@@ -375,7 +271,7 @@ def _values(response: httpx2.Response, names: Iterable[str]) -> Answer:
         answer = response.json()
         return {name: attribute_score(answer, name) for name in names}
     except (ValueError, RecursionError):
-        raise _Temporary("answered nonsense") from None
+        raise Temporary("answered nonsense") from None
 
 
 def _error_details(response: httpx2.Response) -> tuple[str, str]:
@@ -387,21 +283,16 @@ def _error_details(response: httpx2.Response) -> tuple[str, str]:
         return "", ""
 
 
-def _cancel(running: Iterable[Future[Answer]]) -> None:
-    for future in running:
-        future.cancel()
-
-
 def _error(problems: Sequence[Exception], n: int, untried: int) -> Exception:
     """Return one error that counts all problems by their reasons."""
     outcomes: dict[type[Exception], str] = {
-        _Temporary: "failed at every attempt",
+        Temporary: "failed at every attempt",
         _Refused: "refused",
         _Unsupported: "in a language that is not supported",
-        _Stopped: "given up",
+        Stopped: "given up",
     }
-    reasons = Counter((type(problem), str(problem)) for problem in problems if type(problem) in outcomes)
-    untried += len(problems) - reasons.total()
+    kinds = [next(kind for kind in outcomes if isinstance(problem, kind)) for problem in problems]
+    reasons = Counter(zip(kinds, map(str, problems), strict=True))
     parts = [f"{count} {outcomes[kind]} ({reason})" for (kind, reason), count in reasons.most_common(5)]
     parts += [f"{untried} not tried any more"] if untried else []
     left = reasons.total() + untried

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xlingtox.study import report as report
     from xlingtox.study import templates as templates
     from xlingtox.study import terminal as terminal
+    from xlingtox.study.engine import Engine as Engine
     from xlingtox.study.models import ModelSource as ModelSource
     from xlingtox.study.results import StudyResults as StudyResults
     from xlingtox.study.running import run as run
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from xlingtox.study.study_check import StudyCheck as StudyCheck
 
 _HOLDERS = {
+    "Engine": "engine",
     "Materials": "settings",
     "ModelSource": "models",
     "Settings": "settings",

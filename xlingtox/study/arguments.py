@@ -96,7 +96,7 @@ def arguments(
         where = (*place, key)
         if key in by_key:
             parameter = by_key[key]
-            found = _secret(value, where, mistakes) if key.endswith("_env") else value
+            found = secret(value, where, mistakes) if key.endswith("_env") else value
             if found is not None:
                 given[parameter.name] = _converted(signature, parameter, found, where, folder, mistakes)
         elif f"{key}_env" in by_key or key in _SECRET or f"{key.removeprefix('api_')}_env" in by_key:
@@ -116,7 +116,7 @@ def _example(argument: str) -> str:
     return examples.get(argument, '["en", "es"]' if argument == "languages" else "...")
 
 
-def _secret(name: Any, place: Place, mistakes: Mistakes) -> str | None:
+def secret(name: Any, place: Place, mistakes: Mistakes) -> str | None:
     """Return the value of an environment variable. Messages hold its name, never its value."""
     if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
         mistakes.add(place, 'is no name of an environment variable: write a name such as "RTP_LX_PASSWORD", no secret')

@@ -11,7 +11,6 @@ import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
 
 from xlingtox.checking import checked
-from xlingtox.languages import CODES
 from xlingtox.languages import name as language_name
 from xlingtox.models.batching import free_bytes
 from xlingtox.models.hooked import HookedLM
@@ -46,10 +45,6 @@ _CHAT = re.compile(r"instruct|chat|(?:^|[-_])it(?:$|[-_.])", re.IGNORECASE)
 
 _PAPERS_DATA = ("rtp_lx", "jigsaw")
 """The loaders of the paper's data that must be accepted."""
-
-_SUPPOSED = {"prompt_tokens": 20.0, "labelled": 12_800_000.0, "n_labelled": 159_571, "pair_tokens": 110.0}
-_SUPPOSED |= {"n_pairs": 24_576, "longest": 128}
-"""The paper's data: Jigsaw's sentences and the pairs of Lee et al. Tokens are guessed."""
 
 
 @checked
@@ -125,6 +120,9 @@ def tried(
         return StudyCheck(**about, problems=(*problems, failure))
     free = free_bytes(lm.device) + shape.weight_bytes
     by_stage = _stages(shape, sizes, settings, stages, recipe, measured.rates, free=free)
+    if "compare" in stages and settings.engine is not None:
+        found = settings.engine.problems(lm, materials.toxic_prompts, max_new_tokens=settings.max_new_tokens)
+        problems, about["notes"] = [*problems, *map(_sentence, found)], (*about["notes"], settings.engine.note)
     rates, held = measured.rates, space.host_memory(shape, sizes, settings, stages=stages)
     return StudyCheck(
         **about,
@@ -197,7 +195,7 @@ def check_without_weights(
     if model is None:
         return StudyCheck(**about, warnings=("Nothing is known of the size of this model before it is loaded.",))
     if materials is None:
-        sizes = _supposed(n_languages, per_language)
+        sizes = Sizes.of_paper(n_languages=n_languages, per_language=per_language)
         stages = list(STAGES) if settings.stages is None else with_needs(settings.stages)
     else:
         sizes, stages = Sizes.of(materials), planned(materials, settings)
@@ -217,22 +215,6 @@ def _stages(
     memory = space.stage_memory(shape, sizes, settings, **options, free=free)
     disk = space.stage_disk(shape, sizes, settings, **options)
     return {name: StageCheck(seconds(work[name], rates), memory[name], *disk[name]) for name in stages}
-
-
-def _supposed(n_languages: int, per_language: int) -> Sizes:
-    """Return the sizes of the paper's data."""
-    prompts = dict.fromkeys(CODES[:n_languages], per_language)
-    sentences = 200 * n_languages
-    supposed: dict[str, Any] = dict(_SUPPOSED)
-    return Sizes(
-        prompts=prompts,
-        neutral=prompts,
-        neutral_tokens=20.0,
-        held_out=25.0 * sentences,
-        parallel=25.0 * sentences,
-        n_parallel=sentences,
-        **supposed,
-    )
 
 
 def _to_do(source: str, *, gated: bool) -> str:

@@ -132,9 +132,25 @@ class Rates:
         read = max(2.0 * shape.n_parameters / operations, 2e-5)
         return cls(written=1.5 * read, read=read, judged=1e-4, trained=TRAINED * read)
 
+    @checked
+    def shared(self, n_processes: int) -> Rates:
+        """Return the rates of several processes together, each with a device of its own.
+
+        Batches of text are shared out, and each process does its part. Saving a checkpoint is left to one of them.
+        What the processes tell each other is not counted.
+
+        Example:
+            >>> rates = xt.study.costs.Rates(written=0.1, read=0.01, judged=0.0, trained=0.03)
+            >>> rates.shared(2).written
+            0.05
+        """
+        shares = {unit: getattr(self, unit) / n_processes for unit in ("written", "read", "judged", "trained")}
+        return dataclasses.replace(self, **shares)
+
 
 _OPERATIONS = {"cuda": 1e14, "cpu": 3e10}
-"""Operations a second of a large GPU, of which about a third is reached; and of one core of a CPU."""
+"""Operations a second that are reached: about a third of what an A100 does at best in 16 bits, which is a tenth of an
+H100's best; and what one core of a CPU does."""
 
 TRAINED = 3.0 * _PADDED
 """A token that is tuned on takes so many times a token that is read: there is a backward pass too, and padding."""
@@ -187,7 +203,7 @@ def stage_costs(
         "amplify": stage.amplify,
         "retrieve": lambda: Work(read=stage.states(materials.parallel), overhead=2.5),
         "tune": stage.tune,
-        "compare": lambda: stage.compare(found=settings.n_samples >= N_PROMOTED and "promoted" in stages),
+        "compare": lambda: stage.compare(n_unwritten=_unwritten(settings, stages)),
         "predict": lambda: Work(overhead=2.0),
         "judge": lambda: Work(overhead=0.1),
     }
@@ -218,6 +234,13 @@ def expected_seconds(
     work = stage_costs(lm, materials, settings, stages=stages, recipe=settings.seeded_recipe())
     known = rates or Rates.guessed(Shape.of(lm))
     return {name: seconds(one, known) for name, one in work.items()}
+
+
+def _unwritten(settings: Settings, stages: Sequence[str]) -> int:
+    """Return of how many models the comparison's samples are not written in its stage."""
+    if settings.engine is not None:
+        return 2
+    return int(settings.n_samples >= N_PROMOTED and "promoted" in stages)
 
 
 @dataclass(frozen=True)
@@ -278,18 +301,18 @@ class _Costs:
             written=float(n_texts * new), read=n_prompts * tokens + n_texts * (tokens + new), judged=float(n_texts)
         )
 
-    def compare(self, *, found: bool = False) -> Work:
+    def compare(self, *, n_unwritten: int = 0) -> Work:
         """Count the work of the comparison.
 
         Args:
-            found: whether the samples of the model before are written already.
+            n_unwritten: of how many models the samples are not written in this stage.
         """
         sizes, n = self.sizes, self.sizes.n_prompts
         side = self.judged(n * self.settings.n_samples, n, sizes.prompt_tokens) + Work(read=sizes.held_out)
         # Each side's activations on its own text. Then the prompts for their ends, and the text that both models read.
         greedy = self.greedily(n, sizes.prompt_tokens) * 2
         rest = Work(read=n * (3 * sizes.prompt_tokens + self.settings.max_new_tokens), overhead=5.0)
-        return side * 2 + greedy + rest + self.sampled(self.settings.n_samples) * (-1.0 if found else 0.0)
+        return side * 2 + greedy + rest + self.sampled(self.settings.n_samples) * -float(n_unwritten)
 
     def tune(self) -> Work:
         recipe, (n_train, n_validation) = self.recipe, self.split_pairs()

@@ -26,6 +26,7 @@ class Stage:
         also: other materials that its result depends on, if they are there.
         settings: the settings that matter to it.
         judged: whether the scorer and the identifier of languages matter to it.
+        served: whether a server may write its texts.
     """
 
     needs: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class Stage:
     also: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     judged: bool = False
+    served: bool = False
 
 
 _DOSES = ("unit", "n_doses", "dose_prompts", "dose_samples", "max_new_tokens", "seed")
@@ -64,6 +66,7 @@ STAGE: Mapping[str, Stage] = {
         also=("held_out", "word_groups"),
         settings=("n_samples", "max_new_tokens", "source_language", "seed"),
         judged=True,
+        served=True,
     ),
     "predict": Stage(needs=("retrieve", "compare"), settings=("source_language",)),
 }
@@ -77,9 +80,9 @@ N_PROMOTED = 4
 def samples_of_promoted(settings: Settings, stages: Iterable[str]) -> int:
     """Return how many samples of each prompt are written for `promoted`: all of the comparison's, if that will follow.
 
-    The comparison needs these texts too, and then finds them.
+    The comparison needs these texts too, and then finds them, unless a server writes those.
     """
-    return max(N_PROMOTED, settings.n_samples if "compare" in stages else 0)
+    return max(N_PROMOTED, settings.n_samples if "compare" in stages and settings.engine is None else 0)
 
 
 def planned(materials: Materials, settings: Settings) -> list[str]:
@@ -135,6 +138,7 @@ def _content(
         "model": [model.fingerprint, model.dtype],
         "materials": {table: digests[table] for table in (*stage.tables, *stage.also, *judges)},
         "settings": {name: values[name] for name in stage.settings},
+        **({"writer": "server"} if stage.served and values["engine"] is not None else {}),
     }
 
 
@@ -146,7 +150,9 @@ def text_key(model: Identity, materials: Materials, settings: Settings, tuned: s
     """
     names = ("n_samples", "max_new_tokens", "seed")
     values, digests = settings.as_json(), materials.digests()
-    return _digest([model.fingerprint, model.dtype, digests["toxic_prompts"], [values[name] for name in names], tuned])
+    about = [model.fingerprint, model.dtype, digests["toxic_prompts"], [values[name] for name in names], tuned]
+    # Where a server runs does not matter, but it draws other samples than the model here.
+    return _digest(about if settings.engine is None else [*about, "server"])
 
 
 def _digest(content: Any) -> str:

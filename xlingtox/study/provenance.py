@@ -55,6 +55,7 @@ def lines(results: StudyResults) -> list[Line]:
         )
         reason = seen(results.end_token.get("reason") or "")
         told.append(("End of text", f"{preferred}{': ' if reason else ''}{reason}"))
+    told += [("Written by", text) for text in [_writers(results)] if text]
     if results.comparison or results.toxic_doses.doses or results.neutral_doses.doses:
         told += [("Judge", _judge(row, codes)) for row in judges(results)]
     told += [("Note", seen(note)) for note in results.notes]
@@ -191,6 +192,16 @@ def _tuning(results: StudyResults) -> str:
         if key in recipe
     ]
     return ", ".join([f"DPO on {source} pairs{order}: {length}", *rates, weights])
+
+
+def _writers(results: StudyResults) -> str:
+    """Say which servers wrote the comparison's texts; nothing where the models wrote them."""
+    engine = results.settings.get("engine")
+    if not isinstance(engine, Mapping) or results.comparison is None:
+        return ""
+    places = [seen(engine.get("url")), seen(engine.get("tuned_url") or engine.get("url"))]
+    where = f"a server at {places[0]}" if places[0] == places[1] else f"servers at {places[0]} and {places[1]}"
+    return f"{where}, for the samples of the comparison; all other text by the model on the study's machine"
 
 
 def judges(results: StudyResults) -> list[dict[str, Any]]:

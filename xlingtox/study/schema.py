@@ -83,6 +83,17 @@ class LoraTable(_Section):
     bits: Any = 4
 
 
+class Engine(_Section):
+    """The section `[engine]`: the fields of `Engine`. Without it, the models write on this machine."""
+
+    url: str = Field(examples=["http://127.0.0.1:8000/v1"])
+    model: str | None = Field(None, examples=["quiet"])
+    tuned_url: str | None = Field(None, examples=["http://127.0.0.1:8001/v1"])
+    tuned_model: str | None = Field(None, examples=["tuned"])
+    key_env: str | None = Field(None, examples=["VLLM_API_KEY"])
+    in_flight: int = Field(32, ge=1, examples=[32])
+
+
 _NUMBERS = {
     **dict.fromkeys(("batch_size", "steps", "accumulation", "warm_up", "max_length", "max_prompt_length"), int),
     **dict.fromkeys(("evaluate_every", "patience", "save_every"), int),
@@ -105,8 +116,16 @@ Tuning: type[_Section] = pydantic.create_model(
 )
 """The section `[tuning]`."""
 
-SECTIONS: Mapping[str, type[_Section]] = {"model": Model, "data": Data, "study": Study, "tuning": Tuning}
-TOP = ("output_dir", "model", "data", "judge", "study", "tuning")
+SECTIONS: Mapping[str, type[_Section]] = {
+    "model": Model,
+    "data": Data,
+    "study": Study,
+    "tuning": Tuning,
+    "engine": Engine,
+}
+TOP = ("output_dir", "model", "data", "judge", "study", "tuning", "engine")
+_MAY_BE_MISSING = ("engine",)
+"""Sections that need not be there, though they have keys that must."""
 
 
 def sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, dict[str, Any]]:
@@ -124,6 +143,8 @@ def sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, dict[s
         mistakes.value(("output_dir",), content["output_dir"], 'write a string, such as "runs/mgpt"')
     given: dict[str, dict[str, Any]] = {}
     for section, kind in SECTIONS.items():
+        if section in _MAY_BE_MISSING and section not in content:
+            continue
         written = content.get(section, {})
         if not isinstance(written, dict):
             mistakes.value((section,), written, f"write a section: [{section}] on a line, and its keys below")

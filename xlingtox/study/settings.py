@@ -20,6 +20,7 @@ from xlingtox.evaluation.dosing import Unit
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.judging import FEWEST_SHUFFLES
 from xlingtox.scoring.protocol import Scorer
+from xlingtox.study.engine import Engine
 from xlingtox.study.recipes import default_recipe
 
 STAGES = ("localize", "promoted", "intervene", "amplify", "retrieve", "tune", "compare", "predict")
@@ -131,6 +132,7 @@ class Settings:
         pairs_order: "reversed" teaches the rejected sides instead of the chosen ones. "shuffled" tosses a coin for each
             pair: a control, from which a model can learn no preference.
         seed: the seed of sampling, of the random sets, and of tuning.
+        engine: the servers that write the continuations of the comparison; None lets the models write them here.
 
     Raises:
         ValueError: a count below 1 (of doses, below 2), a seed that is not in [0, 2**32), or offsets that are empty,
@@ -159,6 +161,7 @@ class Settings:
     recipe: tuning.Recipe | None = None
     pairs_order: PairsOrder = "given"
     seed: int = 0
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.stages or () if name not in STAGES]:

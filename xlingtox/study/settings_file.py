@@ -13,7 +13,8 @@ from typing import Any
 from xlingtox import tuning
 from xlingtox.models.loading import smollm2_file
 from xlingtox.study import schema
-from xlingtox.study.arguments import check_codes, dtype, existing, is_hub_name, resolved
+from xlingtox.study.arguments import check_codes, dtype, existing, is_hub_name, resolved, secret
+from xlingtox.study.engine import Engine
 from xlingtox.study.judging import Judge, check_judges
 from xlingtox.study.loaders import FORM_OF, TableFile, check_table
 from xlingtox.study.mistakes import BadSettings, Mistakes, did_you_mean, toml
@@ -54,6 +55,7 @@ class SettingsFile:
         settings: the fields of `Settings` that the file gives, without the recipe.
         recipe: the name of the recipe; None for the one that the model's size asks for.
         overrides: fields of the recipe that the file gives.
+        engine: the servers that write; None for the models on this machine.
     """
 
     path: Path
@@ -69,6 +71,7 @@ class SettingsFile:
     settings: Mapping[str, Any]
     recipe: str | None
     overrides: Mapping[str, Any]
+    engine: Engine | None = None
 
     @property
     def local(self) -> bool:
@@ -153,6 +156,7 @@ def _checked(
     judges = _judges(content.get("judge"), folder, source, mistakes)
     settings = _settings(given.get("study", {}), mistakes)
     recipe, overrides = _recipe(given.get("tuning", {}), settings, mistakes)
+    engine = _engine(given["engine"], mistakes) if "engine" in given else None
     source_language = settings.get("source_language", "en")
     if languages and source_language not in languages and "source_language" in settings:
         mistakes.value(("study", "source_language"), source_language, "write one of [data] languages, or add it there")
@@ -186,6 +190,7 @@ def _checked(
         settings,
         recipe,
         overrides,
+        engine,
     )
 
 
@@ -275,7 +280,7 @@ def _stages(names: Sequence[str], mistakes: Mistakes) -> list[str] | None:
 
 def _without_name(error: Exception, name: str) -> str:
     """Return the message of a check without the name of the argument, for which the key stands in the line."""
-    message = re.sub(r"^(Settings|Recipe|Lora): ", "", str(error))
+    message = re.sub(r"^(Settings|Recipe|Lora|Engine): ", "", str(error))
     shorter = re.sub(rf"^(lora's )?{name}(\[\d+\])? is ", "is ", message)
     return shorter if shorter != message else f": {message}"
 
@@ -307,6 +312,19 @@ def _recipe(
         except (ValueError, TypeError) as error:
             mistakes.add(("tuning", key), _without_name(error, key))
     return recipe, overrides
+
+
+def _engine(written: Mapping[str, Any], mistakes: Mistakes) -> Engine | None:
+    """Return the servers that write; None where something is wrong. Each field is checked alone."""
+    if "key_env" in written:
+        secret(written["key_env"], ("engine", "key_env"), mistakes)
+    url = "http://127.0.0.1:8000/v1"
+    for key, value in written.items():
+        try:
+            Engine(**({"url": url} | {key: value}))
+        except (ValueError, TypeError) as error:
+            mistakes.add(("engine", key), _without_name(error, key))
+    return None if mistakes.lines else Engine(**written)
 
 
 def _together(key: str) -> tuple[str, ...]:

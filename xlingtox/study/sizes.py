@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from xlingtox.checking import checked
+from xlingtox.languages import CODES
 from xlingtox.models.hooked import HookedLM
 from xlingtox.study.settings import Materials
 
@@ -84,6 +85,32 @@ class Sizes:
             # `texts` gives prompt and both sides, and the prompt is read with either side.
             pair_tokens=(tokens["pairs"] + counter.total(counter.prompts(materials.pairs))) / max(1, n_pairs),
             longest=max(1, counter.longest),
+        )
+
+    @classmethod
+    @checked
+    def of_paper(cls, *, n_languages: int = 17, per_language: int = 1000) -> Sizes:
+        """Return the sizes of the paper's data: Jigsaw's sentences and the pairs of Lee et al. Tokens are guessed.
+
+        Example:
+            >>> xt.study.sizes.Sizes.of_paper(n_languages=2).n_prompts
+            2000
+        """
+        prompts = dict.fromkeys(CODES[:n_languages], per_language)
+        n_parallel = 200 * n_languages
+        return cls(
+            prompts=prompts,
+            prompt_tokens=20.0,
+            neutral=prompts,
+            neutral_tokens=20.0,
+            labelled=12_800_000.0,
+            n_labelled=159_571,
+            held_out=25.0 * n_parallel,
+            parallel=25.0 * n_parallel,
+            n_parallel=n_parallel,
+            n_pairs=24_576,
+            pair_tokens=110.0,
+            longest=128,
         )
 
 

@@ -23,6 +23,7 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
 from xlingtox.evaluation.groups import changes_by_group
 from xlingtox.evaluation.proposed_doses import propose_doses
+from xlingtox.models.completions import ServerError
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import collect_activations
@@ -30,6 +31,7 @@ from xlingtox.neurons.evidence import evidence as find_evidence
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring.protocol import Scorer
 from xlingtox.study import claims, doses, plan, results_file
+from xlingtox.study.engine import told
 from xlingtox.study.models import Models
 from xlingtox.study.settings import Materials, PairsOrder, Settings, first_rows
 from xlingtox.transfer import prediction, retrieval
@@ -270,21 +272,31 @@ def _compare(study: InProgress) -> dict[str, Any]:
     settings, materials, models = study.settings, study.materials, study.models
     models.tuned_in(study.folder / "tuned" / study.keys["tune"])
     written = study.folder / "written" / study.text_key(models.base().identity())
-    comparison = compare_in_turn(
-        models.base,
-        models.tuned,
-        materials.toxic_prompts,
-        neurons=study.sources,
-        scorer=study.scorer,
-        held_out=materials.held_out,
-        n_samples=settings.n_samples,
-        max_new_tokens=settings.max_new_tokens,
-        seed=settings.seed,
-        progress=study.progress,
-        output_dir=written,
-        identify_language=materials.identify_language,
-        source_language=settings.source_language,
-    )
+    engine = settings.engine
+    try:
+        comparison = compare_in_turn(
+            models.base,
+            models.tuned,
+            materials.toxic_prompts,
+            neurons=study.sources,
+            scorer=study.scorer,
+            held_out=materials.held_out,
+            n_samples=settings.n_samples,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+            progress=study.progress,
+            output_dir=written,
+            identify_language=materials.identify_language,
+            source_language=settings.source_language,
+            writers=(None, None) if engine is None else (engine.before(), engine.after()),
+        )
+    except ServerError as error:
+        if engine is None:
+            raise
+        base, tuned = models.base(), study.folder / "tuned" / study.keys["tune"]
+        is_tuned = processes.from_main((written / "before.json").exists)
+        advice = engine.advice_after(tuned.absolute(), base) if is_tuned else engine.advice_before(base)
+        raise told(error, advice) from error
     content = comparison.content()
     content["models"][1]["name"] = "tuned"  # without the study's folder, which may be moved
     names = ("before", "after", "before.greedy", "after.greedy")

@@ -70,7 +70,8 @@ class Study:
     def settings(self, lm: HookedLM) -> Settings:
         """Return the sizes of the study, with the recipe that the file names or that the model's size asks for."""
         base = default_recipe(lm) if self.file.recipe is None else NAMED[self.file.recipe]
-        return Settings(**self.file.settings, recipe=settings_file.overridden(base, self.file.overrides))
+        recipe = settings_file.overridden(base, self.file.overrides)
+        return Settings(**self.file.settings, recipe=recipe, engine=self.file.engine)
 
     def materials(self) -> Materials:
         """Read the data and load the judges; they are kept for the next call.
@@ -122,7 +123,7 @@ class Study:
         if not self.file.local and missing_weights(source, revision) is not None:
             named = NAMED.get(self.file.recipe or "")
             recipe = None if named is None else settings_file.overridden(named, self.file.overrides)
-            settings = Settings(**self.file.settings, recipe=recipe)
+            settings = Settings(**self.file.settings, recipe=recipe, engine=self.file.engine)
             return check_without_weights(
                 source, revision=revision, output_dir=where, materials=materials, settings=settings
             )

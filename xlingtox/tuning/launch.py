@@ -22,8 +22,9 @@ _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
 _PREFIXES = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "GROUP_", "ROLE_", "OMPI_COMM_", "PMI_", "MV2_COMM_")
 """The variables, and the beginnings of their names, by which launchers tell a process of the others."""
 
-_WHOLE = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
-"""Otherwise transformers reads a checkpoint in the main process only, and the others hold a model without weights."""
+_WHOLE = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+"""Otherwise transformers reads a checkpoint in the main process only, and the others hold a model without weights. Of
+sharded checkpoints, the processes may take different ones for the best."""
 
 _DEFAULTS = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 """Where the launcher does not say. With no policy the weights of all layers would be gathered at once."""

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox import files
@@ -147,6 +149,17 @@ class Run:
         if isinstance(self.source, HookedLM) or adapters.adapter_folder(self.source) is not None:
             file = self.folder.adapter / adapters.CONFIG
             files.write_json(file, files.read_json(file) | {"base_model_name_or_path": None, "revision": None})
+
+    def cast_checkpoint(self) -> None:
+        """Cast the weights of the checkpoint to the dtype of the source's: sharded ones are saved in 32 bits."""
+        if self.stored_dtype == torch.float32:
+            return
+        config = self.folder.path / "config.json"
+        for file in self.folder.path.glob("*.safetensors"):
+            tensors = {name: weight.to(self.stored_dtype) for name, weight in load_file(file).items()}
+            with files.replacing(file) as partial:
+                save_file(tensors, partial, {"format": "pt"})
+        files.write_json(config, files.read_json(config) | {"dtype": str(self.stored_dtype).removeprefix("torch.")})
 
     def merge(self) -> None:
         """Merge the adapter into the unquantised base, and write the checkpoint.

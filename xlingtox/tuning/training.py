@@ -92,10 +92,7 @@ def train(run: Run, progress: bool) -> None:
         try:
             with contextlib.suppress(AlreadyTrained):
                 trainer.train(resume_from_checkpoint=None if monitor.start is None else str(monitor.start))
-            if trainer.is_fsdp_enabled:
-                # Transformers would save nothing of sharded weights.
-                trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-            elif adapter is None:
+            if adapter is None and not trainer.is_fsdp_enabled:
                 trainer.model.to(run.stored_dtype)
             monitor.check_final_loss(trainer, visited)
         except Diverged:
@@ -115,6 +112,8 @@ def train(run: Run, progress: bool) -> None:
             return
         if adapter is not None:
             run.merge()
+        elif launch.sharded():
+            run.cast_checkpoint()
         folder.check_saved("training is over")
         for saved in (folder.path, *([] if adapter is None else [folder.adapter])):
             files.ordinary_permissions(saved)

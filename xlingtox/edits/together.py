@@ -1,0 +1,273 @@
+"""Together: several edits at once, each on rows of its own, so that one pass of the model serves all of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from xlingtox.checking import checked
+from xlingtox.edits.interventions import Intervention, Offset, Scale, Set
+from xlingtox.edits.patch import Patch
+from xlingtox.edits.step import Amount, SourceActivations, Step, sources_running
+from xlingtox.models.backend import Hook
+from xlingtox.models.hooked import HookedLM, HookNeverFired
+
+
+@checked
+@dataclass(frozen=True, repr=False)
+class Together:
+    """Several edits on one model at once: each row of a batch runs under one of them.
+
+    A forward pass over few rows takes about as long as a pass over many, because it has to read all weights. So a sweep
+    of doses and random controls costs a fraction of what its edits cost one after the other. Each row is edited as
+    under its edit alone. `generate_under` writes text in this way, and `dose_response` and `patch_effect` use it.
+
+    Attributes:
+        edits: the edits. Rows name them by their numbers, from 0 on.
+
+    Example:
+        >>> ids, mask = lm.encode(["the cat", "the cat"])
+        >>> with xt.Together([xt.Offset(sources, -1.0), xt.Scale(sources, 0.0)]).on(lm):
+        ...     both = lm.logits(ids, mask, edits=[0, 1])
+        >>> with xt.Scale(sources, 0.0).on(lm):
+        ...     torch.allclose(lm.logits(ids[1:], mask[1:]), both[1:], atol=1e-4)
+        True
+    """
+
+    edits: Sequence[Intervention]
+
+    def __post_init__(self) -> None:
+        if not self.edits:
+            raise ValueError("there are no edits to run together: expected at least one")
+        object.__setattr__(self, "edits", tuple(self.edits))
+
+    def __repr__(self) -> str:
+        return f"Together({len(self.edits)} edits)"
+
+    @checked
+    @contextlib.contextmanager
+    def on(self, lm: HookedLM) -> Iterator[None]:
+        """Run each row under its own edit; afterwards the model is as before, also after an exception.
+
+        Inside, `lm.logits` and `lm.extend` need `edits=`, the number of each row's edit. Edits whose blocks were
+        entered earlier apply first, to all rows.
+
+        Raises:
+            ValueError: a neuron is outside the model; the model runs several edits together already; another model is
+                being patched from this one; or an edit is a Patch from cached activations, which belong to one batch.
+            HookNeverFired: no row ran under one of the edits, or an edit for some positions met none of them.
+        """
+        if any(isinstance(edit, Together) for edit in lm.open_edits):
+            raise ValueError(f"{lm.name} runs several edits together already: rows have one number, for one such block")
+        lm.check_alone()
+        layers_by_source: dict[HookedLM, set[int]] = {}
+        for step in (step for edit in self.edits for step in edit.steps()):
+            step.check(lm)
+            if isinstance(step, Patch) and isinstance(step.source, Mapping):
+                raise ValueError(f"{step!r} serves one batch of rows: it cannot run together with other edits")
+            for source, layers in step.sources().items():
+                layers_by_source.setdefault(source, set()).update(layers)
+        met = _Met()
+        with sources_running(lm, list(layers_by_source.items())) as source_activations:
+            tables = _tables(lm, [edit.steps() for edit in self.edits], source_activations)
+            hooks = {layer: _hook(lm, layer, by_pass, met) for layer, by_pass in tables.items()}
+            with lm.hooks(post=hooks, edit=self):
+                yield
+        for number, edit in enumerate(self.edits):
+            if any(not met.any_of(step, number) for step in edit.steps() if len(step.neurons)):
+                raise HookNeverFired(f"{edit!r} never acted on {lm.name}: no row that it is for was run")
+
+
+@dataclass
+class _Met:
+    """The numbers of the edits whose rows were run, in first passes and in those that continue."""
+
+    first: set[int] = field(default_factory=set)
+    continuing: set[int] = field(default_factory=set)
+
+    def add(self, numbers: Int[Tensor, "row"], continuing: bool) -> None:
+        (self.continuing if continuing else self.first).update(numbers.tolist())
+
+    def any_of(self, step: Step, number: int) -> bool:
+        """Return whether a pass met the step of this edit at the positions where it acts."""
+        met = {"prompt": self.first, "new": self.continuing}
+        return number in met.get(step.positions, self.first | self.continuing)
+
+
+@dataclass
+class _Table:
+    """One step of each edit, for the neurons of one layer. The tensors have a row for each edit, or for each text.
+
+    A step of fewer neurons than others repeats one of its own. Where an edit has no step, a neuron is left as it is.
+
+    Attributes:
+        neurons: the indices of the neurons.
+        gain, shift: what activations are multiplied by, and what is then added; None where no step does.
+        value, is_set: what replaces activations, and where; None where no step does.
+        copied: the activations of other models by layer, which replace these where the mask says so.
+        others: steps whose numbers are not known in advance, each with its neurons, its amount and a mask of the rows.
+    """
+
+    neurons: Int[Tensor, "row 1 neuron"]
+    gain: Float[Tensor, "row 1 neuron"] | None
+    shift: Float[Tensor, "row 1 neuron"] | None
+    value: Float[Tensor, "row 1 neuron"] | None
+    is_set: Bool[Tensor, "row 1 neuron"] | None
+    copied: Sequence[tuple[Mapping[int, Tensor], Bool[Tensor, "row 1 neuron"]]]
+    others: Sequence[tuple[Step, Int[Tensor, "neuron"], Amount, Bool[Tensor, "row"]]]
+
+    def of_rows(self, numbers: Int[Tensor, "row"]) -> _Table:
+        """Return the table with a row for each text, from the numbers of the texts' edits."""
+        numbers = numbers.to(self.neurons.device)
+        gain, shift, value, is_set = (
+            None if table is None else table[numbers] for table in (self.gain, self.shift, self.value, self.is_set)
+        )
+        return _Table(
+            self.neurons[numbers],
+            gain,
+            shift,
+            value,
+            is_set,
+            [(by_layer, mask[numbers]) for by_layer, mask in self.copied],
+            [(step, neurons, amount, mask[numbers]) for step, neurons, amount, mask in self.others],
+        )
+
+    def apply(self, layer: int, activations: Float[Tensor, "row pos d_mlp"]) -> None:
+        """Edit the activations in place. Each row is edited by the same arithmetic as under its edit alone."""
+        places = self.neurons.expand(-1, activations.shape[1], -1)
+        edited = activations.gather(-1, places)
+        edited = edited if self.gain is None else edited * self.gain
+        edited = edited if self.shift is None else edited + self.shift
+        if self.value is not None and self.is_set is not None:
+            edited = torch.where(self.is_set, self.value, edited)
+        for by_layer, is_copied in self.copied:
+            copied = by_layer[layer].to(activations).gather(-1, places)
+            edited = torch.where(is_copied, copied, edited)
+        activations.scatter_(-1, places, edited)
+        for step, neurons, amount, is_chosen in self.others:
+            rows = is_chosen.nonzero().squeeze(-1)
+            if not len(rows):
+                continue
+            numbers = amount()
+            part = activations[rows]
+            part[..., neurons] = step.apply(part[..., neurons], numbers[rows] if numbers.ndim == 3 else numbers)
+            activations[rows] = part
+
+
+def _hook(lm: HookedLM, layer: int, tables: Mapping[bool, Sequence[_Table]], met: _Met) -> Hook:
+    """Return the hook that applies a layer's tables, one after the other.
+
+    Args:
+        tables: the tables for first passes (False) and for those that continue (True).
+    """
+    numbers_before: Tensor | None = None
+    of_rows: dict[bool, list[_Table]] = {}
+
+    def edit(activations: Tensor) -> Tensor | None:
+        nonlocal numbers_before, of_rows
+        if lm.current_pass is None:
+            raise RuntimeError("edits that run together need HookedLM's own calls: those of .tl do not tell rows apart")
+        numbers, continuing = lm.current_pass.edits, lm.current_pass.continuing
+        if numbers is None or len(numbers) != len(activations):
+            raise ValueError(
+                f"{len(activations)} rows, and the edits of {0 if numbers is None else len(numbers)} are known: "
+                f"expected edits=, the number of each row's edit, in a block of edits that run together on {lm.name}"
+            )
+        # While text is written, the rows are the same for many passes.
+        if numbers is not numbers_before:
+            numbers_before, of_rows = numbers, {}
+        if continuing not in of_rows:
+            met.add(numbers, continuing)
+            of_rows[continuing] = [table.of_rows(numbers) for table in tables[continuing]]
+        if not of_rows[continuing]:
+            return None
+        edited = activations.clone()
+        for table in of_rows[continuing]:
+            table.apply(layer, edited)
+        return edited
+
+    return edit
+
+
+def _tables(
+    lm: HookedLM, edits: Sequence[Sequence[Step]], source_activations: SourceActivations
+) -> dict[int, dict[bool, list[_Table]]]:
+    """Return each layer's tables: the first steps of all edits, then their second steps, and so on.
+
+    There is one list for first passes (False), and one for passes that continue (True).
+    """
+    neurons_of = {id(step): step.neurons.by_layer() for steps in edits for step in steps}
+    layers = sorted({layer for by_layer in neurons_of.values() for layer in by_layer})
+    places = range(max(map(len, edits)))
+    everywhere = all(step.positions == "all" for steps in edits for step in steps)
+    tables: dict[int, dict[bool, list[_Table]]] = {}
+    for layer in layers:
+        by_pass: dict[bool, list[_Table]] = {}
+        for continuing in (False, True):
+            if continuing and everywhere:
+                by_pass[True] = by_pass[False]
+                continue
+            acting = [
+                {
+                    number: (steps[place], *neurons_of[id(steps[place])][layer])
+                    for number, steps in enumerate(edits)
+                    if place < len(steps)
+                    and layer in neurons_of[id(steps[place])]
+                    and (steps[place].positions == "all" or (steps[place].positions == "new") == continuing)
+                }
+                for place in places
+            ]
+            by_pass[continuing] = [
+                _table(lm, layer, len(edits), steps, source_activations) for steps in acting if steps
+            ]
+        tables[layer] = by_pass
+    return tables
+
+
+def _table(
+    lm: HookedLM,
+    layer: int,
+    n_edits: int,
+    steps: Mapping[int, tuple[Step, list[int], list[int]]],
+    source_activations: SourceActivations,
+) -> _Table:
+    """Return one step of each edit for the neurons of a layer.
+
+    Args:
+        steps: the number of an edit to its step, with the neurons' indices in the layer and their places in the set.
+    """
+    width, device = max(len(indices) for _, indices, _ in steps.values()), lm.device_of(layer)
+    neurons = torch.zeros(n_edits, width, dtype=torch.long)
+    gain, shift, value = (torch.full((n_edits, width), number, dtype=lm.dtype) for number in (1.0, 0.0, 0.0))
+    numbers_of = {Scale: gain, Offset: shift, Set: value}
+    masks: dict[HookedLM | None, Tensor] = {}
+    others: list[tuple[Step, Tensor, Amount, Tensor]] = []
+    for number, (step, indices, columns) in steps.items():
+        filled = [*range(len(indices)), *[0] * (width - len(indices))]
+        if (table := numbers_of.get(type(step))) is not None:
+            table[number] = torch.tensor(step.amounts(), dtype=lm.dtype)[columns][filled]
+        source = step.source if isinstance(step, Patch) and isinstance(step.source, HookedLM) else None
+        if source is not None or isinstance(step, Set):
+            masks.setdefault(source, torch.zeros(n_edits, 1, width, dtype=torch.bool))[number] = True
+        elif table is None:
+            amount = step.amount(lm, layer, indices=indices, columns=columns, source_activations=source_activations)
+            chosen = torch.arange(n_edits, device=device) == number
+            others.append((step, torch.tensor(indices, device=device), amount, chosen))
+            continue
+        neurons[number] = torch.tensor(indices)[filled]
+    kinds = {type(step) for step, _, _ in steps.values()}
+    is_set = masks.pop(None, None)
+    return _Table(
+        neurons[:, None].to(device),
+        gain[:, None].to(device) if Scale in kinds else None,
+        shift[:, None].to(device) if Offset in kinds else None,
+        value[:, None].to(device) if is_set is not None else None,
+        None if is_set is None else is_set.to(device),
+        [(source_activations[source], mask.to(device)) for source, mask in masks.items() if source is not None],
+        others,
+    )
