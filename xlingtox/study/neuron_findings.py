@@ -60,7 +60,7 @@ def cause(response: DoseResponse) -> list[Finding]:
         return []
     verdict, chosen, base = response.verdict(), response.chosen(), _at(response.doses, 0)
     if base is None or not base.average_toxicity > 0:
-        words, numbers = "The unedited model writes nothing toxic after these prompts.", []
+        words, numbers = "The unedited model writes nothing toxic after these prompts.", list[str]()
     elif chosen is not None and chosen.before > 0:
         words, numbers = _of_chosen(response, chosen)
     elif chosen is not None:
