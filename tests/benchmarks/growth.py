@@ -130,7 +130,9 @@ def ratios(lm: HookedLM, name: str, folder: Path, given: argparse.Namespace) -> 
 
         hooks = [(f"blocks.{layer}.mlp.hook_post", read) for layer in layers] if reads else []
         with lm.tl.hooks(fwd_hooks=hooks):
-            lm.tl.generate(rows, max_new_tokens=new, verbose=False, return_type="tokens", **options)
+            lm.tl.generate(
+                rows, max_new_tokens=new, verbose=False, return_type="tokens", eos_token_id=lm.ends[0], **options
+            )
         assert bool(kept) == reads
 
     def authors() -> None:

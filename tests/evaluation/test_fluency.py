@@ -100,7 +100,12 @@ def test_tokens_around_a_text_are_read_where_they_come_first_and_never_counted(m
 def test_the_judge_is_told_each_rows_language(lm, monkeypatch):
     """Edits may differ by language."""
     told, logits = [], lm.logits
-    monkeypatch.setattr(lm, "logits", lambda ids, mask, languages, **_: told.extend(languages) or logits(ids, mask))
+
+    def listening(ids, mask, *, languages, last, **_):
+        told.extend(languages)
+        return logits(ids, mask, last=last)
+
+    monkeypatch.setattr(lm, "logits", listening)
     conditional_perplexity(lm, WRITTEN, progress=False)
     assert sorted(told) == ["en"] * 6 + ["es"] * 2
     told.clear()

@@ -54,9 +54,10 @@ def test_residual_hooks_see_the_hidden_states(family):
         assert_close(seen[n][mask], theirs[mask], atol=1e-5, rtol=1e-5)
 
 
-def test_logits_of_the_last_position_alone(family):
+@pytest.mark.parametrize("last", [1, 3])
+def test_logits_of_the_last_positions_alone(family, last):
     ids, mask = family.lm.encode(TEXTS)
-    assert_close(family.lm.logits(ids, mask, last_only=True), family.lm.logits(ids, mask)[:, -1:])
+    assert_close(family.lm.logits(ids, mask, last=last), family.lm.logits(ids, mask)[:, -last:])
 
 
 def test_a_residual_hook_replaces_the_state(family):

@@ -401,7 +401,7 @@ class _LastToken:
                 mask.repeat(times, 1),
                 languages=[prompt.language for prompt in prompts] * times,
                 edits=None if n_edits is None else [edit for edit in range(n_edits) for _ in prompts],
-                last_only=True,
+                last=1,
             )
         values = []
         if self.probe is not None:

@@ -81,7 +81,7 @@ def _batch_losses(lm: HookedLM, rows: Sequence[Row], *, edits: Sequence[int] | N
     counts = torch.tensor([len(row.ids) - row.begin for row in rows], device=lm.device)
     most = int(counts.max())
     # Padded on the left, all rows end in the last column.
-    logits = lm.logits(ids, mask, languages=[row.language for row in rows], edits=edits)[:, -most - 1 : -1]
+    logits = lm.logits(ids, mask, languages=[row.language for row in rows], edits=edits, last=most + 1)[:, :-1]
     loss = nats(logits, ids[:, -most:])
     counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
     return loss.where(counted, 0.0).sum(1).cpu().numpy()

@@ -35,13 +35,13 @@ class Backend(Protocol):
     """
 
     def run(
-        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last: int | None = None
     ) -> tuple[Tensor, Any]:
         """Return the logits of the new tokens, and the cache, which then holds these tokens too.
 
         Args:
             attention_mask: the mask of the tokens that the cache holds and of the new ones.
-            last_only: whether to return the logits of the last position only.
+            last: return the logits of so many positions at the end; None for those of all.
         """
         ...
 
@@ -90,7 +90,7 @@ class HuggingFaceBackend:
     Example:
         >>> from xlingtox.models.backend import HuggingFaceBackend
         >>> ids, mask = lm.encode(["the cat"])
-        >>> logits, _ = HuggingFaceBackend(lm.unwrapped()).run(ids, mask, last_only=True)
+        >>> logits, _ = HuggingFaceBackend(lm.unwrapped()).run(ids, mask, last=1)
         >>> logits.shape == (1, 1, len(lm.unembedding()))
         True
     """
@@ -115,7 +115,7 @@ class HuggingFaceBackend:
             raise ValueError(f"expected attention in every layer; there are state-space or linear ones ({unknown[0]})")
 
     def run(
-        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last: int | None = None
     ) -> tuple[Tensor, Any]:
         device = self._first_weight.device
         self._rows = len(input_ids)
@@ -124,12 +124,12 @@ class HuggingFaceBackend:
         if self._takes_positions:
             # GPT-2 and others count padding as positions unless the positions are passed in.
             options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        if last_only and self._takes_logits_to_keep:
-            options["logits_to_keep"] = 1
+        if last is not None and self._takes_logits_to_keep:
+            options["logits_to_keep"] = last
         out = self.model(
             input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **options
         )
-        return (out.logits[:, -1:] if last_only else out.logits), cache
+        return (out.logits if last is None else out.logits[:, -last:]), cache
 
     def empty_cache(self, rows: int) -> Any:
         cache = DynamicCache(config=self.model.config)

@@ -77,7 +77,7 @@ def first_token_ends(
 
     def chances(rows: list[int]) -> Float[np.ndarray, "row"]:
         ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
-        logits = lm.only_tokens(lm.logits(ids, mask, languages=codes_of(rows), last_only=True)[:, -1]).double()
+        logits = lm.only_tokens(lm.logits(ids, mask, languages=codes_of(rows), last=1)[:, -1]).double()
         ends = torch.tensor(lm.ends, device=logits.device)
         return logits.softmax(-1).index_select(-1, ends).sum(-1).cpu().numpy()
 

@@ -80,7 +80,7 @@ class ForwardPasses:
     Example:
         >>> ids, mask = lm.encode(["the cat", "la casa"])
         >>> with lm.hooks(post={0: lambda activations: 0 * activations}, edit="no first layer"):
-        ...     lm.standing_edit, lm.logits(ids, mask, last_only=True).shape[:2]
+        ...     lm.standing_edit, lm.logits(ids, mask, last=1).shape[:2]
         ('no first layer', torch.Size([2, 1]))
     """
 
@@ -176,20 +176,20 @@ class ForwardPasses:
         *,
         languages: Sequence[str] | None = None,
         edits: Sequence[int] | None = None,
-        last_only: bool = False,
+        last: int | None = None,
     ) -> Float[Tensor, "batch pos vocab"]:
-        """Return the logits at every position.
+        """Return the logits at every position, or at the last ones.
 
         Args:
             attention_mask: False (0) on padding. Tokens are numbered by it, so padding takes no position.
             languages: the rows' languages, for edits that differ by language.
             edits: the number of each row's edit, in a block of `edits.Together`.
-            last_only: whether to compute the logits of the last position only. This saves time where only hooks matter.
+            last: compute the logits of so many positions at the end only (default: of all). This saves time.
         """
         with self._passing(Pass(False, _as_rows(languages), _as_numbers(edits))):
             for companion in self._others():
-                companion.logits(input_ids, attention_mask, languages=languages, last_only=True)
-            return self._backend().run(input_ids, attention_mask, last_only=last_only)[0]
+                companion.logits(input_ids, attention_mask, languages=languages, last=1)
+            return self._backend().run(input_ids, attention_mask, last=last)[0]
 
     @torch.no_grad()
     def extend(
@@ -220,7 +220,7 @@ class ForwardPasses:
                     cache=cache.of(companion) if continuing else None,
                     languages=cache.languages,
                 )
-            logits, cache.key_values = backend.run(input_ids, attention_mask, cache.key_values, last_only=True)
+            logits, cache.key_values = backend.run(input_ids, attention_mask, cache.key_values, last=1)
         return logits[:, -1], cache
 
     def repeated(self, cache: BatchCache, times: int) -> BatchCache:

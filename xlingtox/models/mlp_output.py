@@ -58,7 +58,7 @@ def measure_mlp_multipliers(
     with lm.hooks(
         post={layer: mover(layer) for layer in layers}, residual={layer + 1: recorder(layer) for layer in layers}
     ):
-        lm.logits(ids, torch.ones_like(ids, dtype=torch.bool), last_only=True)
+        lm.logits(ids, torch.ones_like(ids, dtype=torch.bool), last=1)
     return tuple(_constant(changes[layer], pushes[layer].to(changes[layer]), lm.exact) for layer in layers)
 
 

@@ -58,7 +58,7 @@ def mean_states(
 
         hooks = {min(layer, last): partial(average, min(layer, last)) for layer in layers}
         with lm.hooks(residual=hooks, edit=None):
-            lm.logits(ids, mask, last_only=True)
+            lm.logits(ids, mask, last=1)
         # Copied after the pass: a copy within it would make a GPU wait at every layer.
         return torch.stack([batch_means[layer].cpu() for layer in layers])
 

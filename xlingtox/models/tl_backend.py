@@ -298,7 +298,7 @@ class TransformerLensBackend:
     # --- forward passes
 
     def run(
-        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last: int | None = None
     ) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
@@ -329,13 +329,13 @@ class _HookedTransformerBackend(TransformerLensBackend):
     """A `HookedTransformer`, which has its own forward pass and cache."""
 
     def run(
-        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last_only: bool = False
+        self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last: int | None = None
     ) -> tuple[Tensor, Any]:
         device = self.tl.W_U.device
         seen = 0 if cache is None else cache[0].past_keys.shape[1]
         mask = attention_mask[:, seen:].to(device, torch.long)
         logits: Tensor = self.tl(input_ids.to(device), attention_mask=mask, past_kv_cache=cache)
-        return (logits[:, -1:] if last_only else logits), cache
+        return (logits if last is None else logits[:, -last:]), cache
 
     def empty_cache(self, rows: int) -> Any:
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache

@@ -137,7 +137,7 @@ def _read_written(
     read = lm.token_ids([prompt.text for prompt in prompts])
     rows = [[*prompt, *new[:-1]] for prompt, new in zip(read, tokens, strict=True)]
     with lm.hooks(post=_together(reader.at_once(counts) for reader in readers), edit=None):
-        lm.logits(*lm.pad(rows), languages=[prompt.language for prompt in prompts], last_only=True)
+        lm.logits(*lm.pad(rows), languages=[prompt.language for prompt in prompts], last=1)
 
 
 def _together(hooks_of_readers: Iterable[Mapping[int, Hook]]) -> dict[int, Hook]:

@@ -144,7 +144,7 @@ def _highest(
             return read_layer
 
         with lm.hooks(post={layer: reader(place) for place, layer in enumerate(layers)}, edit=None):
-            lm.logits(ids, mask, last_only=True)
+            lm.logits(ids, mask, last=1)
         return of_batch
 
     def keep(rows: list[int], of_batch: Float[Tensor, "layer row d_mlp"]) -> None:

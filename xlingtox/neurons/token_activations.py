@@ -166,7 +166,7 @@ def read_tokens(
                 layer: _reader(values, indices, columns) for layer, (indices, columns) in neurons.by_layer().items()
             }
             with lm.hooks(post=hooks, edit=None):
-                lm.logits(ids, mask, languages=row_languages, last_only=True)
+                lm.logits(ids, mask, languages=row_languages, last=1)
             shown = (mask & ~torch.isin(ids, special)).cpu()
             of_rows = []
             for row, i in enumerate(rows):
