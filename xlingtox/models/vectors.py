@@ -124,5 +124,5 @@ class NeuronVectors(ForwardPasses):
         # In float32 nothing is converted, and one product is as quick as any.
         n_rows = len(rows) if rows.dtype == torch.float32 else max(1, _CONVERTED // rows.shape[1])
         found = vectors.to(rows.device, torch.float32)
-        parts = [found @ part.float().T for part in rows.split(n_rows)]
+        parts = [found @ part.float().T for part in torch.split(rows, n_rows)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
