@@ -395,7 +395,15 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "growth": rows_of("growth", {"What grows": "What grows", "Sizes": "Sizes", **_MODELS, "Growth": "Growth"}),
     "ways": rows_of("ways", {"Writes 10 prompts' greedy text": "Way", **_MODELS}),
     "ways-samples": rows_of("ways-samples", {"Writes 4 × 25 samples": "Way", **_MODELS}),
-    "processes": rows_of("processes", {"Processes": "Processes", **_MODELS}),
+    "demo-stages": rows_of(
+        "demo-stages",
+        {
+            "Stage": "Stage",
+            "Processor seconds": "Processor seconds",
+            "The older checkout's": "The other's",
+            "Ratio": "Ratio",
+        },
+    ),
     "served": rows_of("served", {key: key for key in ("Model", "Kind", "Greedy texts that are equal")}),
     "served-speed": rows_of(
         "served-speed",
