@@ -259,6 +259,8 @@ def _group() -> _Group:
         import torch
         from accelerate import PartialState
 
+        # With FSDP, accelerate would let transformers read a checkpoint's weights in the main process only.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         with warnings.catch_warnings(), _losses_told():
             warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
             state = PartialState(cpu=not torch.cuda.is_available())
