@@ -152,7 +152,7 @@ def test_an_adapter_takes_less_than_all_weights():
 def test_processes_share_all_but_saving_and_what_depends_on_no_device():
     work = costs.Work(written=8.0, read=8.0, judged=8.0, trained=8.0, saved=8.0, overhead=5.0)
     rates = costs.Rates(written=2.0, read=3.0, judged=5.0, trained=7.0, saved=11.0)
-    assert costs.seconds(work, rates.shared(4)) == 5 + 8 * 11 + 2 * (2 + 3 + 5 + 7)
+    assert costs.seconds(work, rates.shared(4)) == 5 + 8 * (5 + 7 + 11) + 2 * (2 + 3)
     assert rates.shared(1) == rates
 
 

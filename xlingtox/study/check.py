@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
 
+from xlingtox import processes
 from xlingtox.checking import checked
 from xlingtox.languages import name as language_name
 from xlingtox.models.batching import free_bytes
@@ -119,11 +120,13 @@ def tried(
         failure = f"A few prompts could not be continued and scored: {_sentence(first_line(error))}"
         return StudyCheck(**about, problems=(*problems, failure))
     free = free_bytes(lm.device) + shape.weight_bytes
-    by_stage = _stages(shape, sizes, settings, stages, recipe, measured.rates, free=free)
+    # Processes on a CPU share its cores.
+    rates = measured.rates if lm.device.type == "cpu" else measured.rates.shared(processes.launched())
+    by_stage = _stages(shape, sizes, settings, stages, recipe, rates, free=free)
     if "compare" in stages and settings.engine is not None:
         found = settings.engine.problems(lm, materials.toxic_prompts, max_new_tokens=settings.max_new_tokens)
         problems, about["notes"] = [*problems, *map(_sentence, found)], (*about["notes"], settings.engine.note)
-    rates, held = measured.rates, space.host_memory(shape, sizes, settings, stages=stages)
+    held = space.host_memory(shape, sizes, settings, stages=stages)
     return StudyCheck(
         **about,
         languages=measured.languages,

@@ -136,7 +136,7 @@ class Rates:
     def shared(self, n_processes: int) -> Rates:
         """Return the rates of several processes together, each with a device of its own.
 
-        Batches of text are shared out, and each process does its part. Saving a checkpoint is left to one of them.
+        Batches of text are shared out. One process judges texts, tunes, and saves checkpoints, while the others wait.
         What the processes tell each other is not counted.
 
         Example:
@@ -144,8 +144,7 @@ class Rates:
             >>> rates.shared(2).written
             0.05
         """
-        shares = {unit: getattr(self, unit) / n_processes for unit in ("written", "read", "judged", "trained")}
-        return dataclasses.replace(self, **shares)
+        return dataclasses.replace(self, written=self.written / n_processes, read=self.read / n_processes)
 
 
 _OPERATIONS = {"cuda": 1e14, "cpu": 3e10}
