@@ -5,7 +5,8 @@ from collections import Counter
 
 from test_stages import CODES, MATERIALS, SETTINGS
 
-from xlingtox.evaluation import fluency
+from xlingtox.edits import under
+from xlingtox.evaluation import text_losses
 from xlingtox.models import generation
 from xlingtox.neurons import activations
 from xlingtox.study import plan, running
@@ -16,27 +17,35 @@ N_PROMPTS = 2 * len(CODES)
 
 def test_no_model_writes_a_text_twice_or_reads_a_held_out_text_twice(lm, tmp_path, monkeypatch):
     samples, losses, greedy = Counter(), Counter(), Counter()
-    continued, batch_losses, read_batch = generation._continued, fluency._batch_losses, activations.read_batch
+    continued, batch_losses, read_batch = generation.continued, text_losses._batch_losses, activations.read_batch
 
     def state(model):
         return model.fingerprint(), model.edits_by_digest()
 
-    def counted_continued(model, prompts, numbers, max_new_tokens, sampling):
+    def counted_continued(model, prompts, numbers, max_new_tokens, sampling, **how):
         assert sampling, "greedy texts are written while neurons are read"
-        samples.update((*state(model), prompt, number, sampling["seed"]) for prompt in prompts for number in numbers)
-        return continued(model, prompts, numbers, max_new_tokens, sampling)
+        samples.update(
+            (*state(model), edit, prompt, number, sampling["seed"])
+            for edit in range(how.get("edits", 1))
+            for prompt in prompts
+            for number in numbers
+        )
+        return continued(model, prompts, numbers, max_new_tokens, sampling, **how)
 
-    def counted_losses(model, rows):
-        losses[*state(model), tuple((row.language, *row.ids) for row in rows)] += 1
-        return batch_losses(model, rows)
+    def counted_losses(model, rows, *, edits=None):
+        numbers = edits or [None] * len(rows)
+        read = tuple((edit, row.language, *row.ids) for edit, row in zip(numbers, rows, strict=True))
+        losses[*state(model), read] += 1
+        return batch_losses(model, rows, edits=edits)
 
     def counted_batch(model, prompts, sets, **how):
         if how["writer"] is None:
             greedy.update((model.fingerprint(), prompt) for prompt in prompts)
         return read_batch(model, prompts, sets, **how)
 
-    monkeypatch.setattr(generation, "_continued", counted_continued)
-    monkeypatch.setattr(fluency, "_batch_losses", counted_losses)
+    for module in (generation, under):
+        monkeypatch.setattr(module, "continued", counted_continued)
+    monkeypatch.setattr(text_losses, "_batch_losses", counted_losses)
     monkeypatch.setattr(activations, "read_batch", counted_batch)
     monkeypatch.setattr(running, "_first_look", lambda *_, **__: None)
     # With seed 0, the doses would have the random numbers of the comparison.
