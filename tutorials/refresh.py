@@ -409,6 +409,16 @@ CONTENT: Mapping[str, Callable[[], str]] = {
         "served-speed",
         {key: key for key in ("Model", "Writer", "Tokens a second of processor time", "Measured against Hugging Face")},
     ),
+    "together": rows_of(
+        "together",
+        {
+            "Model": "model",
+            "Prompts": "prompts",
+            "Edits": "edits",
+            "Edits in a batch": "edits in a batch",
+            "Share of one by one": "share of one by one",
+        },
+    ),
     "costs": rows_of(
         "costs",
         {
