@@ -118,7 +118,7 @@ def in_parts(edits: Sequence[E], n_texts: int) -> Iterator[Sequence[E]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How many edits run together.
+    """The number of edits that run together.
 
     Attributes:
         at_once: the edits that share a batch: as many as make it faster and fit into memory, at least 1.

@@ -129,7 +129,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Side:
-    """What one model writes, and how it answers to text.
+    """The text that one model writes, and its answers to text.
 
     Attributes:
         continuations: what it wrote, sampled.
@@ -157,7 +157,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Before:
-    """What is measured of the model before, while the model after is not in memory.
+    """The measurements of the model before, made while the model after is not in memory.
 
     Attributes:
         fluency: how likely it finds its own continuations.

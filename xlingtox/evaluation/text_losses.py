@@ -68,7 +68,7 @@ def text_losses_under(
             lambda: text_losses(lm, rows, None, progress=False),
             together,
             plan=Plan.of(lm, len(rows), max(len(row.ids) for row in rows), whole=True),
-            batches=lambda: Batches("numbers", "losses", [lm]),
+            batches=lambda: Batches("texts", "losses", [lm]),
             about=rows,
             codec=NUMBERS,
             done=lambda n_edits: shown.update(len(rows) * n_edits),

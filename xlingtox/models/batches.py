@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from xlingtox import processes
-from xlingtox.models.batching import Waiting, within_memory
+from xlingtox.models.batching import MOST_TEXTS, Waiting, by_length, rows_that_fit, within_memory
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.journal import Journal, Kind, digest, in_use
 from xlingtox.processes import attempted
@@ -126,15 +127,17 @@ class Batches:
         """
         waiting, n_processes, number = Waiting(items, size, smaller), processes.count(), processes.index()
 
-        def place_of(batch: list[Item]) -> _Place | None:
-            return None if codec is None or self._call is None else self._place(about(batch))
+        # The places of the next batches in the journal, which the main process fills.
+        places: list[_Place | None] = []
 
         def next_results() -> list[tuple[T] | None]:
             """Return what is known of the next batches, as far as each process has one to compute."""
             known: list[tuple[T] | None] = []
             n_unknown = 0
+            places.clear()
             for batch in waiting.ahead():
-                place = place_of(batch)
+                place = None if codec is None or self._call is None else self._place(about(batch))
+                places.append(place)
                 content = None if place is None else place.read()
                 known.append(None if content is None or codec is None else (codec.load(content),))
                 n_unknown += known[-1] is None
@@ -149,7 +152,7 @@ class Batches:
             computed = _shared_out([batches[i] for i in unknown], compute, number)
             results = list(known)
             for i, result in zip(unknown, computed, strict=True):
-                place = None if result is None or not processes.is_main() else place_of(batches[i])
+                place = places[i] if places else None
                 if place is not None and codec is not None and result is not None:
                     result = _kept(place, codec, result[0], alone=n_processes == 1)
                 results[i] = result
@@ -158,6 +161,48 @@ class Batches:
                 for lm in self._models:
                     lm.spare_hooks()
             self._use(waiting, batches, results, use)
+
+    def each_text(
+        self,
+        texts: Sequence[str],
+        size: int | None,
+        read: Callable[[list[int], Int[Tensor, "row pos"], Bool[Tensor, "row pos"]], T],
+        use: Callable[[list[int], T], Any],
+        *,
+        about: Callable[[list[int]], Any] = lambda rows: rows,
+        codec: Codec[T] | None = None,
+    ) -> None:
+        """Let the model of this call read up to `size` texts at a time, similar lengths together.
+
+        Of a text that is longer than the model's context, only the beginning is read.
+
+        Args:
+            size: texts in one batch. By default as many as the free memory allows, up to `MOST_TEXTS`.
+            read: a function of the texts' numbers, their tokens and mask, which returns the result of the batch.
+            use, about, codec: as in `each`, with the texts' numbers as items.
+
+        Raises:
+            ValueError: there are no texts, a text has no tokens, or `size` is below 1.
+            MemoryError: a single text does not fit.
+        """
+        (lm,) = self._models
+        if size is not None and size < 1:
+            raise ValueError(f"batch_size is {size}: expected at least 1")
+        if not texts:
+            raise ValueError("there are no texts to read")
+        lengths = [len(ids) for ids in lm.token_ids(texts)]
+        order = by_length(lengths)
+        if lengths[order[0]] == 0:
+            raise ValueError(f"text {order[0]} has no tokens")
+        longest = min(lengths[order[-1]], lm.n_positions)
+        self.each(
+            order,
+            size or self.size(longest, lambda: min(MOST_TEXTS, rows_that_fit(lm, longest))),
+            lambda rows: read(rows, *lm.encode([texts[i] for i in rows], max_length=lm.n_positions)),
+            use,
+            about=about,
+            codec=codec,
+        )
 
     def _use(
         self,

@@ -101,7 +101,7 @@ class Waiting(Generic[Item]):
 
     def ahead(self) -> Iterator[list[Item]]:
         """Yield the batches that are to come, and take none."""
-        items = iter(list(self._items))
+        items = iter(self._items)
         while batch := list(itertools.islice(items, self._size)):
             yield batch
 
@@ -173,25 +173,6 @@ def within_memory(work: Callable[[], T]) -> tuple[T] | None:
         if not out_of_memory(error):
             raise
     return None
-
-
-def texts_to_read(lm: HookedLM, texts: Sequence[str], size: int | None) -> tuple[list[int], int]:
-    """Return the texts' numbers, similar lengths together, and the number of positions of the longest.
-
-    Of a text that is longer than the model's context, only the beginning is read.
-
-    Raises:
-        ValueError: there are no texts, a text has no tokens, or `size` is below 1.
-    """
-    if size is not None and size < 1:
-        raise ValueError(f"batch_size is {size}: expected at least 1")
-    if not texts:
-        raise ValueError("there are no texts to read")
-    lengths = [len(ids) for ids in lm.token_ids(texts)]
-    order = by_length(lengths)
-    if lengths[order[0]] == 0:
-        raise ValueError(f"text {order[0]} has no tokens")
-    return order, min(lengths[order[-1]], lm.n_positions)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompts, as_prompts
 from xlingtox.models.batches import NUMBERS, Batches
-from xlingtox.models.batching import MOST_TEXTS, rows_that_fit, texts_to_read
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
 from xlingtox.progress import bar
@@ -70,13 +70,13 @@ def first_token_ends(
     """
     values = np.empty(len(texts))
     batches = Batches("texts", "ending", [lm])
-    order, longest = texts_to_read(lm, texts, batch_size)
 
     def codes_of(rows: list[int]) -> list[str] | None:
         return None if codes is None else [codes[i] for i in rows]
 
-    def chances(rows: list[int]) -> Float[np.ndarray, "row"]:
-        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
+    def chances(
+        rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
+    ) -> Float[np.ndarray, "row"]:
         logits = lm.only_tokens(lm.logits(ids, mask, languages=codes_of(rows), last=1)[:, -1]).double()
         ends = torch.tensor(lm.ends, device=logits.device)
         return logits.softmax(-1).index_select(-1, ends).sum(-1).cpu().numpy()
@@ -87,9 +87,9 @@ def first_token_ends(
             values[rows] = batch_values
             shown.update(len(rows))
 
-        batches.each(
-            order,
-            batch_size or batches.size(longest, lambda: min(MOST_TEXTS, rows_that_fit(lm, longest))),
+        batches.each_text(
+            texts,
+            batch_size,
             chances,
             keep,
             about=lambda rows: [

@@ -178,41 +178,31 @@ class Served:
             ServerError: the server cannot be reached, serves another model, or did not write some of the texts.
             ValueError: a prompt is too long for the server.
         """
-        # Of several processes, one asks: the server shares the work out in its own way.
-        return processes.from_main(
-            lambda: self._written(
-                prompts, n_samples=n_samples, max_new_tokens=max_new_tokens, sampling=sampling, progress=progress
-            )
-        )
 
-    def _written(
-        self,
-        prompts: Prompts,
-        *,
-        n_samples: int,
-        max_new_tokens: int,
-        sampling: Mapping[str, Any],
-        progress: bool,
-    ) -> tuple[list[Prompt], list[str], dict[str, object]]:
-        with self._connected() as connection:
-            model = connection.listed(self.model)
-            if sampling and model.kind != VLLM:
-                _LOG.warning(
-                    "the server at %s is not vLLM: what shapes its samples besides temperature and top-p is not known",
-                    self.url,
-                )
-            tokenizer = self._read_tokenizer(model)
-            checked_prompts = as_prompts(prompts, tokenizer=tokenizer)
-            ids = token_ids(tokenizer, [prompt.text for prompt in checked_prompts])
-            _check_room(checked_prompts, ids, model, max_new_tokens)
-            ends = self._ends_of(model, tokenizer)
-            call = _Call(connection, model, tokenizer, ends, max_new_tokens, sampling, self._arrived)
-            texts = call.texts(checked_prompts, ids, n_samples, self.identity(), progress=progress)
-        settings: dict[str, object] = {
-            "model": dataclasses.asdict(self.identity()),
-            "server": {"url": self.url, "model": model.name, "kind": model.kind},
-        }
-        return checked_prompts, texts, settings
+        def written() -> tuple[list[Prompt], list[str], dict[str, object]]:
+            with self._connected() as connection:
+                model = connection.listed(self.model)
+                if sampling and model.kind != VLLM:
+                    _LOG.warning(
+                        "the server at %s is not vLLM: what shapes its samples besides temperature and top-p is not "
+                        "known",
+                        self.url,
+                    )
+                tokenizer = self._read_tokenizer(model)
+                checked_prompts = as_prompts(prompts, tokenizer=tokenizer)
+                ids = token_ids(tokenizer, [prompt.text for prompt in checked_prompts])
+                _check_room(checked_prompts, ids, model, max_new_tokens)
+                ends = self._ends_of(model, tokenizer)
+                call = _Call(connection, model, tokenizer, ends, max_new_tokens, sampling, self._arrived)
+                texts = call.texts(checked_prompts, ids, n_samples, self.identity(), progress=progress)
+            settings: dict[str, object] = {
+                "model": dataclasses.asdict(self.identity()),
+                "server": {"url": self.url, "model": model.name, "kind": model.kind},
+            }
+            return checked_prompts, texts, settings
+
+        # Of several processes, one asks: the server shares the work out in its own way.
+        return processes.from_main(written)
 
     def _connected(self) -> Connection:
         return Connection(self.url, self._key, self.in_flight)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlingtox.checking import checked
 from xlingtox.models.batches import Batches
-from xlingtox.models.batching import MOST_TEXTS, rows_that_fit, texts_to_read
 from xlingtox.models.hooked import HookedLM
 from xlingtox.progress import bar
 
@@ -42,11 +41,10 @@ def mean_states(
         torch.Size([2, 2, 128])
     """
     means, last = torch.empty(len(layers), len(texts), lm.d_model), lm.n_layers
-    order, longest = texts_to_read(lm, texts, batch_size)
-    batches = Batches(None, "states", [lm])
 
-    def read(rows: list[int]) -> Float[Tensor, "layer row d_model"]:
-        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
+    def read(
+        rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
+    ) -> Float[Tensor, "layer row d_model"]:
         weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1)
         batch_means: dict[int, Tensor] = {}
 
@@ -68,6 +66,5 @@ def mean_states(
             means[:, rows] = of_batch
             shown.update(len(rows))
 
-        size = batch_size or batches.size(longest, lambda: min(MOST_TEXTS, rows_that_fit(lm, longest)))
-        batches.each(order, size, read, keep)
+        Batches(None, "states", [lm]).each_text(texts, batch_size, read, keep)
     return means

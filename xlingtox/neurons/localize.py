@@ -8,14 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlingtox.checking import checked
 from xlingtox.data import Labelled, labelled_texts
 from xlingtox.models.backend import Hook
 from xlingtox.models.batches import Batches
-from xlingtox.models.batching import MOST_TEXTS, rows_that_fit, texts_to_read
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.areas import areas
@@ -129,11 +128,9 @@ def _highest(
     """Return the highest post-activation of every neuron of these layers over each text's tokens."""
     highest = torch.empty(len(layers), len(texts), lm.d_mlp)
 
-    order, longest = texts_to_read(lm, texts, batch_size)
-    batches = Batches(None, "highest activations", [lm])
-
-    def read(rows: list[int]) -> Float[Tensor, "layer row d_mlp"]:
-        ids, mask = lm.encode([texts[i] for i in rows], max_length=lm.n_positions)
+    def read(
+        rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
+    ) -> Float[Tensor, "layer row d_mlp"]:
         of_batch = torch.empty(len(layers), len(rows), lm.d_mlp)
 
         def reader(place: int) -> Hook:
@@ -150,8 +147,7 @@ def _highest(
     def keep(rows: list[int], of_batch: Float[Tensor, "layer row d_mlp"]) -> None:
         highest[:, rows] = of_batch
 
-    size = batch_size or batches.size(longest, lambda: min(MOST_TEXTS, rows_that_fit(lm, longest)))
-    batches.each(order, size, read, keep)
+    Batches(None, "highest activations", [lm]).each_text(texts, batch_size, read, keep)
     return highest
 
 
