@@ -337,9 +337,10 @@ class ForwardPasses:
         self,
         post: Mapping[int, Hook] | None = None,
         residual: Mapping[int, Hook] | None = None,
+        heads: Mapping[int, Hook] | None = None,
         edit: object = "hooks",
     ) -> Iterator[None]:
-        """Set hooks on post-activations and on the residual stream while the block runs.
+        """Set hooks on post-activations, on the residual stream and on attention heads while the block runs.
 
         Other hooks on the model stay where they are.
 
@@ -347,11 +348,13 @@ class ForwardPasses:
             post: a hook for each layer number, on the input of that layer's down-projection, `[batch, pos, d_mlp]`.
             residual: a hook for each layer number, on the residual stream, `[batch, pos, d_model]`. 0 is the
                 embedding's output, n the output of the n-th block (before the final norm).
+            heads: a hook for each layer number, on the outputs of its attention heads, one after the other,
+                `[batch, pos, n_heads * d_head]`: the input of the output projection.
             edit: a name for these hooks, or an object whose `str` is one. Results computed in the block carry it. None
                 for hooks that only read, which results need not mention.
 
         Raises:
-            ValueError: the model has no such layer.
+            ValueError: the model has no such layer, or no attention heads that can be hooked.
             HookNeverFired: the block ended without an exception, and some hook never ran.
 
         Example:
@@ -362,6 +365,9 @@ class ForwardPasses:
         """
         wanted = [("post", self._check_layer(layer), hook) for layer, hook in (post or {}).items()]
         wanted += [("residual", self._check_residual(layer), hook) for layer, hook in (residual or {}).items()]
+        if heads:
+            self._tl_backend.n_heads  # noqa: B018 - refuses a model without heads before a hook is set
+        wanted += [("heads", self._check_layer(layer), hook) for layer, hook in (heads or {}).items()]
         fired, block = [False] * len(wanted), HookBlock(edit)
         # An interrupt can come between any two lines. A hook that it leaves behind must do nothing.
         try:
@@ -376,7 +382,7 @@ class ForwardPasses:
                         return hook(value)
 
                     for backend in self._backends:
-                        undo.callback((backend.on_post if kind == "post" else backend.on_residual)(layer, run))
+                        undo.callback(getattr(backend, f"on_{kind}")(layer, run))
                 yield
         finally:
             block.is_open = False
