@@ -172,9 +172,9 @@ def aligned_means(
 
 def _means(neurons: NeuronSet, activations: Activations, language: str | None) -> Float[Tensor, "neuron"]:
     """Return the mean of each neuron, in float64, in the set's order."""
-    places = {neuron: place for place, neuron in enumerate(activations.neurons)}
-    if missing := next((neuron for neuron in neurons if neuron not in places), None):
+    if missing := next(iter(neurons - activations.neurons), None):
         raise ValueError(f"the activations of {activations.model} lack neuron {missing}: collect those of all neurons")
+    places = {neuron: place for place, neuron in enumerate(activations.neurons)}
     return activations.mean(language=language).double()[[places[neuron] for neuron in neurons]]
 
 
