@@ -102,6 +102,7 @@ class Patch(Step, Intervention):
                         f"[batch, pos, {n_columns}]"
                     )
         elif (theirs := places.n_units(self.source, site)) != (ours := places.n_units(lm, site)):
+            lm.check_alike(self.source)
             raise ValueError(f"{self.source.name} has {theirs} {site} in each layer, and {lm.name} has {ours}")
         if missing is not None:
             raise ValueError(f"the patch's source has no activations of {UNITS[site]} {missing}")
