@@ -221,6 +221,6 @@ def _as_llama(config: Any, dtype: torch.dtype, biases: Mapping[str, bool], *, la
         if key not in ("model_type", "architectures", "transformers_version", "mlp_bias", "attention_bias")
         and not key.startswith("_")
     }
-    llama_config = transformers.LlamaConfig(**settings, **biases)
+    llama_config = transformers.LlamaConfig(**{**settings, **biases})
     make: Any = transformers.LlamaForCausalLM._from_config
     return make(llama_config, dtype=dtype)
