@@ -116,7 +116,7 @@ class Patch(Step, Intervention):
         source, (site, layer) = self.source, place
         if isinstance(source, Activations):
             return self._means(lm, layer, source, columns.indices)
-        is_cache = not isinstance(source, HookedLM)
+        is_cache, indices = not isinstance(source, HookedLM), torch.tensor(columns.indices)
         activations: Mapping[Place, Tensor] = (
             source_activations[source]
             if isinstance(source, HookedLM)
@@ -130,7 +130,7 @@ class Patch(Step, Intervention):
                 raise ValueError(
                     "cached activations serve a pass over their own tokens, not what is generated after it"
                 )
-            return activations[place][..., columns.indices].to(lm.device_of(layer), lm.dtype)
+            return activations[place][..., indices].to(lm.device_of(layer), lm.dtype)
 
         return read
 

@@ -200,6 +200,13 @@ def test_both_sites_are_baked_where_both_have_biases(family):
         edit.bake(family.lm)
 
 
+def test_a_setting_that_gives_biases_elsewhere_gives_none(tokenizer):
+    model = families.build("phi3")
+    model.config.attention_bias = False
+    with pytest.raises(ValueError, match="the output projection has no bias, and phi3 has no place for one"):
+        OFFSET.bake(HookedLM.load(model, tokenizer=tokenizer))
+
+
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_a_checkpoint_with_edited_heads_is_read_again(tokenizer, tmp_path, name):
     lm = HookedLM.load(families.build(name), tokenizer=tokenizer)
