@@ -84,7 +84,7 @@ def attribute(
         groups: sets of neurons or heads by name, whose sums are kept for each prompt, so that they have intervals. A
             group may be several sets, such as neurons and heads.
         steps: the number of points on the path. By default 2, doubled until the sum is within 1 % of the exact effect,
-            text by text, or 64.
+            text by text, or comes no closer, and at most 64.
         n_samples, max_new_tokens, seed: for the texts that the base writes, as in `generate`.
 
     Raises:
