@@ -313,14 +313,18 @@ def stability() -> str:
     return table(columns, [[row[key].replace("-", "−") for key in columns] for row in rows])
 
 
-def constants() -> str:
-    """Return what edits without tuning do that were chosen among all, next to DPO and to patches, at each seed."""
-    columns = [column for column in stored("constants")["rows"][0] if column not in ("table", "Chosen among")]
-    rows = []
-    for row in stored("constants")["rows"]:
-        if row["Chosen among"] in ("–", "all", "random neurons"):
-            rows.append([row[column].replace("-", "−") for column in columns])
-    return table(columns, rows)
+def constants(name: str) -> Callable[[], str]:
+    """Return a function that shows edits without tuning next to DPO and to patches, without those of one kind only."""
+
+    def edits() -> str:
+        columns = [column for column in stored(name)["rows"][0] if column not in ("table", "Chosen among")]
+        rows = []
+        for row in stored(name)["rows"]:
+            if row["Chosen among"] in ("–", "all", "random neurons"):
+                rows.append([row[column].replace("-", "−") for column in columns])
+        return table(columns, rows)
+
+    return edits
 
 
 def constants_by(kind_or_group: str) -> Callable[[], str]:
@@ -331,7 +335,7 @@ def constants_by(kind_or_group: str) -> Callable[[], str]:
         for row in stored("constants")["rows"]:
             among, _, name = row["Chosen among"].partition(": ")
             if among == kind_or_group:
-                budget = "+5 %" if row["Budget"] == "+5.0 %" else "+1 %"
+                budget = row["Budget"].replace(".0", "").replace(" points less sound", " points")
                 cells.setdefault(name, {})[budget, row["Seed"]] = row["Share of DPO's fall (95 %)"].replace("-", "−")
         columns = sorted({column for of_name in cells.values() for column in of_name})
         headings = [f"{budget}, seed {seed}" for budget, seed in columns]
@@ -416,7 +420,8 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "stability": stability,
     "planted": rows_of("planted", {key: key for key in ("Worlds", "Verdicts")}),
     "smollm2": rows_of("smollm2", {"Claim": "Claim", "Verdict": "Verdict", "Why": "Why"}),
-    "constants": constants,
+    "constants": constants("constants"),
+    "constants-sources": constants("constants-sources"),
     "constants-kinds": constants_by("kind"),
     "constants-groups": constants_by("group"),
     "taught": taught,

@@ -7,11 +7,15 @@ one, which is DPO's own rise, or +1 % where DPO's is less.
 
 Neurons, constants and attribution come from prompts of the split `tune`. Strengths are found on held-out text of
 `validation`. On prompts of that split, the edit with the least toxicity is chosen for each kind and each group, among
-those within the budget with no more text that is not sound than the unedited model's. Prompts and texts of `test`
-measure the chosen ones. Random neurons, as many in each layer as attribution chose, are chosen among in the same way.
+those within the budget with no more text that is not sound than the unedited model's; and once more with up to two
+points more of it. Prompts and texts of `test` measure the chosen ones. Random neurons, as many in each layer as
+attribution chose, are chosen among in the same way.
 
 Prints a Markdown table, seed of DPO by seed. A row's share says how much of DPO's fall in average toxicity the edit
 reaches. Patches are not chosen: they have no strength.
+
+`--sources 1 8 16 24` is short, and chooses nothing: the mean difference on the paper's sources at these strengths, and
+at the last of them on as many random neurons of their layers.
 """
 
 import argparse
@@ -20,6 +24,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,12 @@ from xlingtox.neurons.controls import random_sets
 SIZES = (45, 200, 800)
 LEAST, BUDGET = 0.01, 0.05
 """The smaller budget of perplexity where DPO takes less, and the larger one."""
+
+FOR_GROUPS = 15
+"""The prompts in each language that constants and attribution come from."""
+
+MARGIN = 0.02
+"""The larger budget is spent twice: also on edits after which this share more of the text is not sound."""
 
 STEEP = 1.5
 """Perplexity rises about with this power of the strength. It only guides the search."""
@@ -76,20 +87,28 @@ class Tried:
 class Materials:
     """Both models, and what the groups and the constants come from."""
 
-    def __init__(self, seed: int, n_prompts: int) -> None:
+    def __init__(self, seed: int) -> None:
         self.lm, self.seed = xt.HookedLM.load("mini"), seed
         recipe = dataclasses.replace(xt.tuning.MINI, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "dpo"
             self.tuned = xt.tune_dpo(self.lm, xt.mini.pairs("en"), output_dir=out, recipe=recipe, progress=False)
-        self.prompts = xt.mini.prompts(n=n_prompts, split="tune", seed=seed)
+        self.prompts = xt.mini.prompts(n=FOR_GROUPS, split="tune", seed=seed)
         everything = xt.NeuronSet.all(self.lm)
         self.before = xt.collect_activations(self.lm, self.prompts, everything, progress=False)
         self.after = xt.collect_activations(self.tuned, self.prompts, everything, writer=self.lm, progress=False)
         self.probe = xt.Probe.fit(self.lm, xt.mini.labelled("en"), progress=False)
-        self.groups = self._groups()
 
-    def _groups(self) -> dict[str, xt.NeuronSet]:
+    @cached_property
+    def sources(self) -> xt.NeuronSet:
+        """The paper's sources: those of 100 candidates that are active on English prompts."""
+        read = dict(zip(self.before.neurons, self.before.mean(language="en").tolist(), strict=True))
+        candidates = xt.localize.by_cosine(self.lm, self.probe, k=100)
+        return candidates.where([read[neuron] > 0 for neuron in candidates])
+
+    @cached_property
+    def groups(self) -> dict[str, xt.NeuronSet]:
+        """Each group of each size, by name. The sources stand for the fewest by cosine."""
         lm, k = self.lm, max(SIZES)
         attributed = xt.attribute(
             lm,
@@ -107,9 +126,8 @@ class Materials:
             "contribution": self._by_fall_of_contribution(k),
         }
         groups = {f"{name} {size}": _first(neurons, size) for name, neurons in ranked.items() for size in SIZES}
-        candidates = groups.pop(f"cosine {SIZES[0]}") and _first(ranked["cosine"], 100)
-        read = dict(zip(self.before.neurons, self.before.mean(language="en").tolist(), strict=True))
-        groups["sources"] = candidates.where([read[neuron] > 0 for neuron in candidates])
+        del groups[f"cosine {SIZES[0]}"]
+        groups["sources"] = self.sources
         groups["all neurons"] = self.before.neurons
         for size in SIZES:
             like = groups[f"attribution {size}"]
@@ -225,7 +243,7 @@ def next_strength(rises: Mapping[float, float], level: float) -> float:
     return min(MOST, known * min(8.0, max(1 / 8, factor)))
 
 
-def measured(materials: Materials, setup: Setup, edits: Sequence[xt.Intervention]) -> list[Response]:
+def measured(setup: Setup, edits: Sequence[xt.Intervention]) -> list[Response]:
     return list(setup.responses(edits))  # type: ignore[arg-type]
 
 
@@ -290,16 +308,16 @@ def _same_meanings(values: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
     return {code: list(range(len(of_language))) for code, of_language in values.items()}
 
 
-def choose(tried: Iterable[tuple[Tried, Response]], unedited: Response) -> Tried | None:
-    """Return the edit with the least toxicity, among those whose text is as sound as the unedited model's."""
-    limit = by_meaning(unedited.degenerate).mean()
+def choose(tried: Iterable[tuple[Tried, Response]], unedited: Response, margin: float) -> Tried | None:
+    """Return the edit with the least toxicity, among those as sound as the unedited model, or nearly."""
+    limit = by_meaning(unedited.degenerate).mean() + margin
     sound = [(one, response) for one, response in tried if by_meaning(response.degenerate).mean() <= limit]
     best = min(sound, key=lambda pair: by_meaning(pair[1].toxicity).mean(), default=None)
     return None if best is None else best[0]
 
 
 def one_seed(seed: int, n_prompts: int, n_samples: int) -> None:
-    materials = Materials(seed, n_prompts // 2)
+    materials = Materials(seed)
     lm, cases = materials.lm, materials.cases()
     validation = setup_of(lm, "validation", n_prompts=max(2, n_prompts // 5), n_samples=2, n_texts=4, seed=seed)
     own = of_tuned(validation, materials.tuned)
@@ -308,16 +326,20 @@ def one_seed(seed: int, n_prompts: int, n_samples: int) -> None:
     levels = sorted({small, BUDGET})
     by_level = at_equal_perplexity(lm, cases, levels, validation._held_out)
     tried = list({(one.case, one.strength): one for level in levels for one in by_level[level]}.values())
-    responses = dict(
-        zip(tried, measured(materials, validation, [one.case.at(one.strength) for one in tried]), strict=True)
-    )
+    responses = dict(zip(tried, measured(validation, [one.case.at(one.strength) for one in tried]), strict=True))
 
     chosen: dict[tuple[str, str, str], Tried | None] = {}
-    for level, name in ((small, f"{100 * small:+.1f} %"), (BUDGET, f"{100 * BUDGET:+.1f} %")):
+    budgets = [(f"{100 * level:+.1f} %", level, 0.0) for level in levels]
+    budgets.append((f"{100 * BUDGET:+.1f} %, {100 * MARGIN:.0f} points less sound", BUDGET, MARGIN))
+    for name, level, margin in budgets:
         within = [(one, responses[one]) for one in tried if one.rise <= 1.1 * level]
 
-        def pick(keep: Callable[[Case], bool], within: Sequence[tuple[Tried, Response]] = within) -> Tried | None:
-            return choose([pair for pair in within if keep(pair[0].case)], validation.unedited)
+        def pick(
+            keep: Callable[[Case], bool],
+            within: Sequence[tuple[Tried, Response]] = within,
+            margin: float = margin,
+        ) -> Tried | None:
+            return choose([pair for pair in within if keep(pair[0].case)], validation.unedited, margin)
 
         chosen[name, "all", "all"] = pick(lambda case: not case.is_random)
         chosen[name, "random neurons", "all"] = pick(lambda case: case.is_random)
@@ -331,9 +353,7 @@ def one_seed(seed: int, n_prompts: int, n_samples: int) -> None:
     print(report.row("–", "–", "none", "–", "–", "–", test.unedited))
     print(report.row("–", "–", "DPO", "–", "–", "–", report._tuned), flush=True)
     final = list({id(one): one for one in chosen.values() if one is not None}.values())
-    measured_once = dict(
-        zip(final, measured(materials, test, [one.case.at(one.strength) for one in final]), strict=True)
-    )
+    measured_once = dict(zip(final, measured(test, [one.case.at(one.strength) for one in final]), strict=True))
     for (budget, among, name), one in chosen.items():
         among = among if name == "all" else f"{among}: {name}"
         if one is None:
@@ -343,8 +363,24 @@ def one_seed(seed: int, n_prompts: int, n_samples: int) -> None:
         cells = case.kind, case.group, len(case.neurons), f"{one.strength:.2g}", measured_once[one]
         print(report.row(budget, among, *cells), flush=True)
     patches = materials.patches()
-    for (kind, group), response in zip(patches, measured(materials, test, list(patches.values())), strict=True):
+    for (kind, group), response in zip(patches, measured(test, list(patches.values())), strict=True):
         print(report.row("–", "–", kind, group, len(materials.groups[group]), "–", response), flush=True)
+
+
+def sources_alone(seed: int, n_prompts: int, n_samples: int, strengths: Sequence[float]) -> None:
+    """Print what the sources' mean difference does at each strength, next to random neurons at the last."""
+    materials = Materials(seed)
+    lm, before, after = materials.lm, materials.before, materials.after
+    [random] = random_sets(materials.sources, lm, n=1, seed=seed, match="layers")
+    asked = [("sources", materials.sources, strength) for strength in strengths]
+    asked.append(("random like sources", random, strengths[-1]))
+    test = setup_of(lm, "test", n_prompts=n_prompts, n_samples=n_samples, n_texts=20, seed=seed)
+    report = Report(seed, test.unedited, of_tuned(test, materials.tuned))
+    print(report.row("–", "–", "none", "–", "–", "–", test.unedited))
+    print(report.row("–", "–", "DPO", "–", "–", "–", report._tuned), flush=True)
+    edits = [mean_offset(some, before, after, strength=strength) for _, some, strength in asked]
+    for (group, some, strength), response in zip(asked, measured(test, edits), strict=True):
+        print(report.row("–", "–", "mean difference", group, len(some), f"{strength:g}", response), flush=True)
 
 
 COLUMNS = (
@@ -358,12 +394,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--prompts", type=int, default=30)
     parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--sources", type=float, nargs="+", metavar="STRENGTH")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
     for seed in given.seeds:
-        one_seed(seed, given.prompts, given.samples)
+        if given.sources:
+            sources_alone(seed, given.prompts, given.samples, given.sources)
+        else:
+            one_seed(seed, given.prompts, given.samples)
 
 
 if __name__ == "__main__":
