@@ -95,6 +95,64 @@ def test_log_probability_equals_pytorch_hooks(pair, tokenizer):
         np.testing.assert_allclose(found.runs[run]["log_probability"], by_hand, rtol=1e-5)
 
 
+def test_heads_and_mixed_groups_equal_pytorch_hooks(pair, probe, tokenizer):
+    """A head is a slice of the input of attention's output projection; in a sequence, heads and neurons are patched."""
+    (base, tuned), lms = pair
+    heads, width = NeuronSet.of([(0, 1), (1, 0)], site="heads"), lms[0].head_width(0)
+    groups = {"heads": heads, "both": [heads, GROUP]}
+    found = patch_effect(*lms, PROMPTS, groups, probe=probe, n_random=0, progress=False)
+    for i, text in enumerate(TEXTS):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        outs, seen_heads = [model.transformer.h for model in (base, tuned)], {}
+
+        def keep(layer, seen=seen_heads):
+            return lambda _, args: seen.__setitem__(layer, args[0].clone())
+
+        handles = [outs[1][layer].attn.c_proj.register_forward_pre_hook(keep(layer)) for layer in range(2)]
+        with raw.hooked(handles), raw.watching(tuned, range(2)) as seen:
+            raw.forward(tuned, ids)
+
+        def replace(layer, head, seen=seen_heads):
+            def hook(_, args):
+                value, place = args[0].clone(), slice(head * width, (head + 1) * width)
+                value[..., place] = seen[layer][..., place]
+                return (value,)
+
+            return hook
+
+        for name in groups:
+            with contextlib.ExitStack() as stack:
+                handles = [
+                    outs[0][layer].attn.c_proj.register_forward_pre_hook(replace(layer, head)) for layer, head in heads
+                ]
+                stack.enter_context(raw.hooked(handles))
+                for layer, index in GROUP if name == "both" else ():
+                    held = seen[layer][..., [index]]
+                    stack.enter_context(raw.editing(base, [(layer, index)], lambda x, held=held: held))
+                state = raw.states(base, ids)[-1][0, -1].double()
+            logit = float(state @ probe.direction.double()) + 0.5
+            assert found.runs[name]["probe"][i] == pytest.approx(logit, abs=1e-4)
+
+
+def test_the_control_of_heads_is_heads_of_the_same_layers(pair, probe):
+    lm = pair[1][0]
+    some, every = NeuronSet.of([(1, 0)], site="heads"), NeuronSet.all(lm, site="heads")
+    options = {"probe": probe, "n_random": 2, "progress": False}
+    effect = patch_effect(*pair[1], PROMPTS, {"some": some, "all": every, "both": [every, GROUP]}, **options)
+    assert effect.groups == {"some": "some (random)", "all": None, "both": None}
+    assert effect.match == "heads"
+    assert effect.control == "Random heads of the same layers"
+    sets = random_sets(some, lm, n=2, seed=0, match="layers")
+    assert all(control.site == "heads" and {layer for layer, _ in control} == {1} for control in sets)
+    alone = patch_effect(*pair[1], PROMPTS, dict(zip("ab", sets, strict=True)), probe=probe, n_random=0, progress=False)
+    np.testing.assert_allclose(
+        effect.runs["some (random)"]["probe"], np.mean([alone.runs[run]["probe"] for run in "ab"], 0), rtol=1e-6
+    )
+    mixed = patch_effect(*pair[1], PROMPTS, {"mixed": [some, GROUP]}, **options)
+    assert mixed.groups == {"mixed": "mixed (random)"}
+    assert mixed.match == "activity"
+
+
 def test_a_prompt_without_a_continuation_that_counts_is_in_no_mean(pair):
     written = generate(pair[1][0], PROMPTS, n_samples=1, max_new_tokens=5, progress=False)
     counted = [True, True, True, False, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from xlingtox.checking import checked
+from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.sites import SITES
 from xlingtox.neurons.activations import Activations
@@ -42,7 +43,7 @@ def random_sets(
     if n < 0:
         raise ValueError(f"n is {n}: expected 0 or more")
     neurons.check(lm, sites=SITES)
-    n_units = lm.d_mlp if neurons.site == "neurons" else lm.n_heads
+    n_units = places.n_units(lm, neurons.site)
     counts = [len(indices) for indices, _ in neurons.by_layer().values()]
     if min(counts) == n_units:
         return []
