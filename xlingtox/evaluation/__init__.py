@@ -1,13 +1,15 @@
 """Measure how toxic and how fluent the text of a model is, and find out what changed it.
 
 `compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly, and
-`patch_effect` moves the activations of one model into the other. `stability` says how much the chosen neurons and the
+`patch_effect` moves the activations of one model into the other. `alignment_split` does so for groups of all neurons,
+beside the method of Yang et al. 2024. `stability` says how much the chosen neurons and the
 effect of editing them depend on the probe and on k. `weight_drift` says how far the weights moved.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
 that says nothing, and `soundness` compares text with what the unedited model writes.
 """
 
 from xlingtox.evaluation import cautions, degenerate, fluency, metrics, soundness
+from xlingtox.evaluation.alignment_split import AlignmentSplit
 from xlingtox.evaluation.chosen_dose import Chosen
 from xlingtox.evaluation.compare_models import compare, compare_in_turn
 from xlingtox.evaluation.comparison import Comparison
@@ -39,6 +41,7 @@ from xlingtox.evaluation.patching import patch_effect
 from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.soundness import Reference
+from xlingtox.evaluation.splitting import alignment_split
 from xlingtox.evaluation.stability import EditEffect, Overlap, Stability, stability
 from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
 from xlingtox.models.ending import ending_probability
@@ -46,6 +49,7 @@ from xlingtox.models.ending import ending_probability
 __all__ = [
     "TOXIC",
     "UNSOUND",
+    "AlignmentSplit",
     "Change",
     "Chosen",
     "Comparison",
@@ -66,6 +70,7 @@ __all__ = [
     "Reference",
     "Stability",
     "WeightDrift",
+    "alignment_split",
     "average_toxicity",
     "cautions",
     "changes_by_group",
