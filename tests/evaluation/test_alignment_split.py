@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import re
 
 import families
@@ -81,9 +80,7 @@ def along(model, probe):
 
 
 def over_languages(values):
-    return np.mean(
-        [np.mean([one for one, own in zip(values, CODES, strict=True) if own == code], 0) for code in PROMPTS], 0
-    )
+    return np.mean([values[np.array(CODES) == code].mean(0) for code in PROMPTS], 0)
 
 
 def test_groups_and_projection_equal_plain_hooks_and_numpy(pair, probe, written, tokenizer, split):
@@ -120,11 +117,9 @@ def test_patches_equal_pytorch_hooks_in_both_directions(pair, probe, written, to
                         if row == 2:
                             with raw.watching(after, LAYERS) as seen:
                                 raw.forward(after, ids)
-                            for layer, places in itertools.groupby(
-                                sorted(split.groups[name]), key=lambda pair: pair[0]
-                            ):
-                                neurons = list(places)
-                                held = seen[layer][..., [index for _, index in neurons]]
+                            for layer, (indices, _) in split.groups[name].by_layer().items():
+                                neurons = [(layer, index) for index in indices]
+                                held = seen[layer][..., indices]
                                 stack.enter_context(raw.editing(model, neurons, lambda x, held=held: held))
                         chances = raw.forward(model, ids).logits[0].double().log_softmax(-1)
                     values[row, prompt] += (
@@ -152,7 +147,7 @@ def test_random_sets_have_the_same_size_and_layers_and_stand_in_the_table(split)
     assert split.methods == METHODS
     table = split.to_frame()
     assert len(table) == 2 * len(METHODS) * 6 * 3
-    assert table.drop(columns=["low", "high", "random", "random_low", "random_high"]).notna().all().all()
+    assert table[["n_neurons", "share"]].notna().all().all()
     row = table.query("group == 'TP' and method == 'patch' and language == 'es' and direction == 'base into tuned'")
     changes = split.changes["base into tuned"]["patch"]
     es = np.array(CODES) == "es"
@@ -160,6 +155,10 @@ def test_random_sets_have_the_same_size_and_layers_and_stand_in_the_table(split)
     (row,) = row.itertuples()
     assert (row.random, row.random_low, row.random_high) == pytest.approx((np.mean(shares), min(shares), max(shares)))
     assert row.n_neurons == len(split.groups["TP"])
+    assert row.excess == pytest.approx(row.share - row.random)
+    known = table[table.excess_low.notna()]
+    assert len(known)
+    assert ((known.excess_low <= known.excess) & (known.excess <= known.excess_high)).all()
     assert table[table.group == "all neurons"].random.isna().all()
     every = table.query("group == 'all neurons' and method == 'projection'")
     assert every.share.tolist() == pytest.approx([1.0] * len(every))
@@ -202,7 +201,7 @@ def test_saved_and_loaded_is_equal(split, tmp_path):
 def test_a_notebook_shows_it(split):
     shown = re.sub("<[^>]*>", "|", split._repr_html_()).replace("\u00a0", " ")
     assert re.search(r"tuned into base\|+some\|+4\|+[−\d]", shown)
-    assert re.search(r"all neurons\|+120\|+100 % \(100 % to 100 %\)\|", shown)
+    assert re.search(r"all neurons\|+120\|+100 %\|", shown)
     renamed = {HOSTILE if name == "some" else name: neurons for name, neurons in split.groups.items()}
     changes = {
         direction: {
@@ -225,7 +224,7 @@ def test_a_notebook_shows_it(split):
         ({"scorer": WordlistScorer({"en": ["cat"]})}, "does not cover es"),
         (
             {"scorer": WordlistScorer({"en": ["zzz"], "es": ["zzz"]}, name="none")},
-            "none finds none of 10 continuations",
+            "none finds none of 10 contin",
         ),
     ],
 )

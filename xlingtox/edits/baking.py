@@ -181,7 +181,8 @@ def _with_biases(model: Any, sites: Mapping[Site, Sequence[str]]) -> Any:
         biases = {_BIASES[site][0]: True for site in sites}
         if "model.layers.0.self_attn.q_proj.bias" in weights:
             biases["attention_bias"] = True
-        biased = _as_llama(model.config, model.dtype, biases, lacking=_BIASES[next(iter(sites))][1])
+        lacking = next(_BIASES[site][1] for site in sites if not hasattr(text_config, _BIASES[site][0]))
+        biased = _as_llama(model.config, model.dtype, biases, lacking=lacking)
         biased = biased.to(model.device)
     missing, unexpected = biased.load_state_dict(weights, strict=False)
     unmatched = [key for key in missing if not key.endswith(".bias")] + list(unexpected)

@@ -61,8 +61,8 @@ class AlignmentSplit:
     Further groups are those that the caller names, and "all neurons".
 
     - "projection", as Yang et al. 2024 do it: a neuron pushes the residual stream along the probe by its mean
-      activation times `v . w / |w|`. A group's share is its fall, from one model to the other, over that of all neurons.
-      Nothing is patched, so it does not say what would happen.
+      activation times `v . w / |w|`. A group's share is its fall, from one model to the other, over that of all
+      neurons. Nothing is patched, so it does not say what would happen.
     - "linear" and "integrated": `attribute`'s estimates for the log-probability of the continuations, over the whole
       change. Sums of the linear one mean little.
     - "patch": the log-probability of the continuations when the group really has the other model's activations.
@@ -112,10 +112,15 @@ class AlignmentSplit:
     def to_frame(self, *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Return one row for each direction, group, language and method, and one for `all`, the mean over languages.
 
-        Columns `direction, group, n_neurons, language, method, share, low, high, random, random_low, random_high`.
-        `low` and `high` are the bootstrap interval of the share over prompts; it is NaN where a language has one prompt,
-        and where the prompts do not show that there is a change. `random` is the mean share of the group's random sets,
-        and `random_low` and `random_high` the least and the greatest; NaN where the group has none.
+        Columns `direction, group, n_neurons, language, method, share, low, high, random, random_low, random_high,
+        excess, excess_low, excess_high`.
+
+        - `low` and `high` are the bootstrap interval of the share over prompts. It is NaN where a language has one
+          prompt, and where the prompts do not show that there is a change.
+        - `random` is the mean share of the group's random sets, and `random_low` and `random_high` are the least and
+          the greatest. They are NaN where the group has none.
+        - `excess` is the share less that of the random sets, paired over prompts, with its interval. A group carries
+          more than chance where the interval lies above 0 and the share above `random_high`.
         """
         drawn = Resampled(self.languages, level=level, n_resamples=n_resamples, seed=seed)
         rows = []
@@ -123,19 +128,27 @@ class AlignmentSplit:
             for method, changes in by_method.items():
                 whole = changes[WHOLE]
                 parts = {name: values for name, values in changes.items() if name != WHOLE}
-                shares = drawn.shares({BASE: np.where(np.isfinite(whole), 0.0, np.nan), TUNED: whole, **parts})
-                by_run = {(share.run, share.language): share for share in shares}
+                random = {name: _random_runs(name, parts) for name in self.groups}
+                excess = {
+                    (name, "excess"): parts[name] - np.mean([parts[run] for run in runs], 0)
+                    for name, runs in random.items()
+                    if runs
+                }
+                nothing = np.where(np.isfinite(whole), 0.0, np.nan)
+                shares = drawn.shares({BASE: nothing, TUNED: whole, **parts, **excess})
+                by_run = {(share.run, share.language): share[-3:] for share in shares}
                 for name, neurons in self.groups.items():
-                    random = _random_runs(name, parts)
                     for code in dict.fromkeys(code for _, code in by_run):
-                        share = by_run[name, code]
-                        others = [by_run[run, code].share for run in random]
+                        others = [by_run[run, code][0] for run in random[name]]
                         spread = (np.mean(others), min(others), max(others)) if others else (np.nan,) * 3
-                        rows.append(
-                            (direction, name, len(neurons), code, method, share.share, share.low, share.high, *spread)
-                        )
-        names = ["direction", "group", "n_neurons", "language", "method", "share", "low", "high"]
-        return pd.DataFrame(rows, columns=[*names, "random", "random_low", "random_high"])
+                        beyond = by_run.get(((name, "excess"), code), (np.nan,) * 3)
+                        about = direction, name, len(neurons), code, method
+                        rows.append((*about, *by_run[name, code], *spread, *beyond))
+        names = ["direction", "group", "n_neurons", "language", "method"]
+        for number in ("share", "random", "excess"):
+            names += [number, f"{number}_low", f"{number}_high"]
+        table = pd.DataFrame(rows, columns=names)
+        return table.rename(columns={"share_low": "low", "share_high": "high"})
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks, over all languages: one row for each direction and group."""
@@ -155,9 +168,8 @@ class AlignmentSplit:
         ]
         labels = [label for method, label in LABELS.items() if method in self.methods]
         columns = ["Direction", "Group", "Neurons", *labels]
-        return tables.table(
-            "Share of the change by group and method (95 % interval), over all languages", columns, rows
-        )
+        caption = "Share of the change by group and method (95 % interval), over all languages"
+        return tables.table(caption, columns, rows)
 
     @checked
     def save(self, path: str | Path) -> None:

@@ -184,8 +184,8 @@ class ForwardPasses:
             ...     return starts[0]
             >>> with lm.differentiable(), lm.hooks(residual={0: begin}, edit=None):
             ...     logits = lm.logits(*lm.encode(["the cat"]), last=1)
-            >>> torch.autograd.grad(logits.sum(), starts)[0].shape
-            torch.Size([1, 2, 128])
+            >>> torch.autograd.grad(logits.sum(), starts)[0].shape == starts[0].shape
+            True
         """
         model: Any = self._tl_backend.tl if self._hf_backend is None else self._hf_backend.model
         frozen = [weight for weight in model.parameters() if weight.requires_grad]

@@ -323,7 +323,7 @@ class NeuronSet:
             sites: the kinds of sets that the caller can work on; `models.sites.SITES` for all.
         """
         if self.site not in sites:
-            raise ValueError(f"{self!r} is a set of {self.site}: expected one of {' or '.join(sites)}")
+            raise ValueError(f"{self!r} is a set of {self.site}: expected {' or '.join(sites)}")
         if not self.neurons:
             raise ValueError(f"the set of {self.site} is empty")
         n_units = places.n_units(lm, self.site)
