@@ -17,7 +17,13 @@ from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, perplexities, text_perplexities
 from xlingtox.evaluation.groups import GroupChange, changes_by_group
-from xlingtox.evaluation.intervals import mean_intervals, paired_changes, paired_interval, sign_flip_test
+from xlingtox.evaluation.intervals import (
+    mean_intervals,
+    paired_changes,
+    paired_interval,
+    sign_flip_test,
+    unpaired_changes,
+)
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.medians import paired_median_changes
 from xlingtox.evaluation.metrics import (
@@ -100,5 +106,6 @@ __all__ = [
     "stability",
     "text_perplexities",
     "toxicity_probability",
+    "unpaired_changes",
     "weight_drift",
 ]

@@ -153,6 +153,68 @@ def _drawn(
 
 
 @checked
+def unpaired_changes(
+    before: Mapping[str, PerPrompt],
+    after: Mapping[str, PerPrompt],
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    meanings: tuple[Meanings, Meanings] | None = None,
+) -> tuple[dict[str, Change], Change]:
+    """Return how far the mean over other prompts differs, in each language and in the mean over languages.
+
+    Use this where the sides have different prompts, such as neutral and toxic ones. Each side is drawn by itself, and
+    the p-value is that of a permutation test: prompts are shared out to the sides at random.
+
+    Args:
+        before, after: for each language, one value for each prompt. The sides may differ in the number of prompts.
+        level, n_resamples, bounds: as in `paired_changes`.
+        meanings: which prompts of each side are translations of each other.
+
+    Raises:
+        ValueError: the sides differ in their languages, a value is missing or outside the bounds, or a prompt has no
+            meaning.
+
+    Example:
+        >>> import numpy as np
+        >>> neutral, toxic = {"en": np.array([0.1, 0.2, 0.3, 0.1])}, {"en": np.array([0.7, 0.9, 0.8])}
+        >>> by_language, overall = xt.evaluation.unpaired_changes(neutral, toxic)
+        >>> round(overall.mean, 3), overall.low < overall.mean < overall.high
+        (0.625, True)
+    """
+    check_same_languages(before, after)
+    sides = [
+        {code: _Sample.of_level(values, bounds, code) for code, values in side.items()} for side in (before, after)
+    ]
+    apart = [_drawn(side, n_resamples, seed + i, None, signs=False)[0] for i, side in enumerate(sides)]
+    by_language = {
+        code: _difference(*(side[code] for side in apart), *(side[code] for side in sides), code, n_resamples, seed)
+        for code in before
+    }
+    changes = {code: summary([drawn], level) for code, drawn in by_language.items()}
+    if meanings is None:
+        # Languages are independent, so that the permutations of each serve for their mean too.
+        parts = [_drawn(side, n_resamples, seed + i, None, signs=False)[1] for i, side in enumerate(sides)]
+        overall = [
+            dataclasses.replace(_subtracted(first, then), flipped=by_language[code].flipped)
+            for code, first, then in zip(before, *parts, strict=True)
+        ]
+        return changes, summary(overall, level)
+    sizes = [{code: len(sample.changes) for code, sample in side.items()} for side in sides]
+    name = "all languages"
+    joint = [
+        {name: _joint(side, by_meaning(of_side, size))}
+        for side, of_side, size in zip(sides, meanings, sizes, strict=True)
+    ]
+    together = [_drawn(side, n_resamples, seed + i, None, signs=False)[0][name] for i, side in enumerate(joint)]
+    drawn = _difference(*together, *(side[name] for side in joint), name, n_resamples, seed)
+    alone = min(min(size.values()) for size in sizes) < 2
+    return changes, summary([dataclasses.replace(drawn, freedom=0) if alone else drawn], level)
+
+
+@checked
 def paired_interval(
     before: PerPrompt,
     after: PerPrompt,
@@ -342,3 +404,26 @@ def _flipped(changes: PerPrompt, n: int, rng: Generator) -> Float[np.ndarray, "r
     # A sum under signs is twice the sum of the changes that stay positive, less the sum of all.
     positive = in_chunks(n, len(changes), lambda shape: rng.integers(0, 2, shape, dtype=np.int8) @ changes)
     return (2 * positive - changes.sum()) / len(changes)
+
+
+def _difference(first: Drawn, then: Drawn, before: _Sample, after: _Sample, name: str, n: int, seed: int) -> Drawn:
+    """Return the difference of two samples' means, with n differences under random labels of the prompts."""
+    values, n_after = np.concatenate([before.changes, after.changes]), len(after.changes)
+    _, shuffles, _ = streams(seed, name)
+
+    def relabelled(shape: tuple[int, int]) -> Float[np.ndarray, "resample"]:
+        chosen = shuffles.random(shape).argpartition(n_after - 1, axis=1)[:, :n_after]
+        sums = values[chosen].sum(1)
+        return sums / n_after - (values.sum() - sums) / len(before.changes)
+
+    return dataclasses.replace(_subtracted(first, then), flipped=in_chunks(n, len(values), relabelled))
+
+
+def _subtracted(first: Drawn, then: Drawn) -> Drawn:
+    """Return the difference of two means that were drawn apart, with the freedom of Welch's test."""
+    freedom, variance = 0, first.variance + then.variance
+    if min(first.freedom, then.freedom) > 0:
+        spread = sum(side.variance**2 / side.freedom for side in (first, then))
+        freedom = max(1, int(variance**2 / spread)) if spread > 0 else first.freedom + then.freedom
+    low, high = then.for_low - first.for_high, then.for_high - first.for_low
+    return Drawn(then.mean - first.mean, freedom, variance, low, high, _NONE)

@@ -1,0 +1,241 @@
+"""The key side of dual multilinguality: neurons that fire before toxic text in one language, do they in others?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from xlingtox.evaluation.beside_chance import Measured, at_least, at_once, in_languages, places_of
+from xlingtox.evaluation.dual_result import AtOnce, Firing, InLanguage, no_at_once, no_row
+from xlingtox.evaluation.firing import Half, Sums, equally_active, prompt_means
+from xlingtox.evaluation.intervals import unpaired_changes
+from xlingtox.evaluation.named_sets import ALL
+from xlingtox.models.hooked import HookedLM
+from xlingtox.neurons.greedy import Written
+from xlingtox.neurons.neuron_set import NeuronSet
+
+_UNBOUNDED = (-math.inf, math.inf)
+
+_STANDARD_ERRORS = 2.0
+"""A neuron is chosen where its mean before toxic text is so many standard errors above that before neutral text."""
+
+Texts = tuple[list[Written], list[Written]]
+"""What a model wrote after toxic and after neutral prompts."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The neurons of a set that fire before toxic text, and random neurons that are as active.
+
+    Attributes:
+        columns: the columns of the neurons among all that are read.
+        random: those of each random set.
+    """
+
+    columns: Int[np.ndarray, "neuron"]
+    random: Int[np.ndarray, "draw neuron"]
+
+    def beside_chance(self, n_neurons: int) -> Float[np.ndarray, "neuron"]:
+        """Return the weight of each neuron that is read in the set's mean less the mean of its random sets."""
+        weights = -np.bincount(self.random.ravel(), minlength=n_neurons) / self.random.size
+        weights[self.columns] += 1 / len(self.columns)
+        return weights
+
+
+@dataclass(frozen=True)
+class KeySide:
+    """What reads the key side.
+
+    Attributes:
+        neurons: all neurons of the layers in which some set has one, layer by layer.
+    """
+
+    neurons: NeuronSet
+    max_new_tokens: int
+    progress: bool
+
+    def choose(
+        self,
+        lm: HookedLM,
+        sets: Mapping[str, NeuronSet],
+        draws: Mapping[str, Int[np.ndarray, "draw neuron"]],
+        toxic: Half,
+        neutral: Half,
+        *,
+        seed: int,
+    ) -> tuple[dict[str, Firing], dict[str, Chosen]]:
+        """Choose the neurons of each set that fire before toxic text, and draw random neurons that are as active.
+
+        Args:
+            draws: the places of random neurons, of which the same is asked.
+        """
+        sums = []
+        for half in (toxic, neutral):
+            of_kind = Sums()
+            self._read(lm, half, lambda _, means, into=of_kind: into.add(means))
+            sums.append(of_kind)
+        fires = _fires(*sums)
+        places, means = places_of(self.neurons, lm), (sums[0].mean + sums[1].mean) / 2
+        by_layer = {layer: means[columns] for layer, (_, columns) in self.neurons.by_layer().items()}
+        firing, chosen = {}, {}
+        for name, neurons in sets.items():
+            firing_here = neurons.where(fires[np.searchsorted(places, places_of(neurons, lm))])
+            random = fires[np.searchsorted(places, draws[name])].sum(1).astype(np.float64)
+            firing[name] = Firing(
+                NeuronSet.of(firing_here.neurons, scores=firing_here.scores),
+                len(neurons),
+                float(random.mean()),
+                *map(float, np.quantile(random, [0.025, 0.975])),
+                p=float(at_least(random[:, None], np.array([float(len(firing_here))]))[0]),
+            )
+            if len(firing_here):
+                drawn = equally_active(
+                    firing_here, neurons, by_layer, d_mlp=lm.d_mlp, n=len(draws[name]), seed=seed
+                )
+                columns = np.searchsorted(places, places_of(firing_here, lm))
+                chosen[name] = Chosen(columns, np.searchsorted(places, drawn))
+        return firing, chosen
+
+    def test(
+        self,
+        model: str,
+        lm: HookedLM,
+        chosen: Mapping[str, Chosen],
+        names: list[str],
+        toxic: Half,
+        neutral: Half,
+        *,
+        texts: Texts | None,
+        seed: int,
+    ) -> tuple[list[InLanguage], list[AtOnce], Texts]:
+        """Compare how active the chosen neurons are before toxic and before neutral text, in each language.
+
+        Args:
+            model: the name of the model in the tables.
+            names: the names of all sets. Some may have no neuron that was chosen.
+            texts: what another model wrote; None where this model writes.
+        """
+        weights = np.stack(
+            [chosen[name].beside_chance(len(self.neurons)) if name in chosen else np.zeros(len(self.neurons))
+             for name in names], axis=1,
+        )
+        kinds = [
+            self._read_tests(lm, half, weights, None if texts is None else texts[i])
+            for i, half in enumerate((toxic, neutral))
+        ]
+        codes = list(toxic.rows())
+        gaps = np.stack([kinds[0].sums[code].mean - kinds[1].sums[code].mean for code in codes])
+        rows, once = [], []
+        for i, name in enumerate(names):
+            if name not in chosen:
+                rows += [no_row(name, model, "key", code) for code in (*codes, ALL)]
+                once.append(no_at_once(name, model, "key", len(codes)))
+                continue
+            ids = tuple(kind.meanings for kind in (kinds[1], kinds[0]))
+            by_language, overall = unpaired_changes(
+                kinds[1].values(i),
+                kinds[0].values(i),
+                bounds=_UNBOUNDED,
+                meanings=None if ids[0] is None or ids[1] is None else (ids[0], ids[1]),
+                seed=seed,
+            )
+            changes = [*(by_language[code] for code in codes), overall]
+            measured = _measured(gaps, chosen[name])
+            rows += in_languages(
+                measured,
+                codes,
+                intervals=[(change.low, change.high) for change in changes],
+                p_of_prompts=[change.p_value for change in changes],
+                neurons=name,
+                model=model,
+                side="key",
+            )
+            once.append(at_once(measured, neurons=name, model=model, side="key"))
+        return rows, once, (kinds[0].written, kinds[1].written)
+
+    def _read(
+        self,
+        lm: HookedLM,
+        half: Half,
+        use: Callable[[list[int], Float[np.ndarray, "prompt neuron"]], None],
+        written: list[Written] | None = None,
+    ) -> list[Written]:
+        return prompt_means(
+            lm,
+            half.prompts,
+            self.neurons,
+            max_new_tokens=self.max_new_tokens,
+            progress=self.progress,
+            use=use,
+            written=written,
+        )
+
+    def _read_tests(
+        self,
+        lm: HookedLM,
+        half: Half,
+        weights: Float[np.ndarray, "neuron set"],
+        written: list[Written] | None,
+    ) -> _Tested:
+        """Read the prompts of one kind, and keep what is needed of them."""
+        sums = {code: Sums() for code in half.rows()}
+        values = np.full((len(half.prompts), weights.shape[1]), np.nan)
+        codes = np.array([prompt.language for prompt in half.prompts])
+
+        def use(places: list[int], means: Float[np.ndarray, "prompt neuron"]) -> None:
+            values[places] = means @ weights
+            for code in dict.fromkeys(codes[places].tolist()):
+                sums[code].add(means[codes[places] == code])
+
+        return _Tested(half, sums, values, self._read(lm, half, use, written))
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """Prompts of one kind as a model read them.
+
+    Attributes:
+        sums: by language, the sums of each neuron's mean activations.
+        by_set: for each prompt and set, its mean less that of its random sets; NaN where no step of the prompt counts.
+        written: the continuations that were read.
+    """
+
+    half: Half
+    sums: Mapping[str, Sums]
+    by_set: Float[np.ndarray, "prompt set"]
+    written: list[Written]
+
+    def _kept(self) -> dict[str, Int[np.ndarray, "prompt"]]:
+        counted = np.isfinite(self.by_set).all(1)
+        return {code: rows[counted[rows]] for code, rows in self.half.rows().items()}
+
+    def values(self, i: int) -> dict[str, Float[np.ndarray, "prompt"]]:
+        """Return the numbers of one set by language."""
+        return {code: self.by_set[rows, i] for code, rows in self._kept().items()}
+
+    @property
+    def meanings(self) -> dict[str, list[Hashable]] | None:
+        """Return the meanings of the prompts that count, by language."""
+        ids = self.half.meanings
+        return None if ids is None else {code: [ids[row] for row in rows] for code, rows in self._kept().items()}
+
+
+def _fires(toxic: Sums, neutral: Sums) -> Bool[np.ndarray, "neuron"]:
+    """Return which neurons are more active before toxic text, by at least two standard errors."""
+    gap = toxic.mean - neutral.mean
+    return (gap > 0) & (gap >= _STANDARD_ERRORS * np.sqrt(toxic.error + neutral.error))
+
+
+def _measured(gaps: Float[np.ndarray, "language neuron"], chosen: Chosen) -> Measured:
+    """Return how much more active the neurons are before toxic text, and in how many languages one of them is."""
+    more = (gaps > 0).sum(0).astype(np.float64)
+    return Measured(
+        gaps[:, chosen.columns].mean(1),
+        np.stack([of_language[chosen.random].mean(1) for of_language in gaps], axis=1),
+        float(more[chosen.columns].mean()),
+        more[chosen.random].mean(1),
+    )
