@@ -18,15 +18,16 @@ class Layout(NamedTuple):
     key: str
     up: str | None = None
     after: str | None = None
+    out: str = "self_attn.o_proj"
 
 
 _LLAMA = Layout("model.layers.{}", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")
 _SANDWICHED = _LLAMA._replace(after="post_feedforward_layernorm")
-_LAYER = Layout("model.layers.{}", "fc2", "fc1")
+_LAYER = Layout("model.layers.{}", "fc2", "fc1", out="self_attn.out_proj")
 
 LAYOUTS: dict[str, Layout] = {
-    "gpt2": Layout("transformer.h.{}", "mlp.c_proj", "mlp.c_fc"),
-    "bloom": Layout("transformer.h.{}", "mlp.dense_4h_to_h", "mlp.dense_h_to_4h"),
+    "gpt2": Layout("transformer.h.{}", "mlp.c_proj", "mlp.c_fc", out="attn.c_proj"),
+    "bloom": Layout("transformer.h.{}", "mlp.dense_4h_to_h", "mlp.dense_h_to_4h", out="self_attention.dense"),
     "llama": _LLAMA,
     "llama tied, biased": _LLAMA,
     "cohere": _LLAMA,
@@ -37,7 +38,7 @@ LAYOUTS: dict[str, Layout] = {
     "gemma2": _SANDWICHED,
     "gemma3": _SANDWICHED,
     "xglm": _LAYER,
-    "opt": Layout("model.decoder.layers.{}", "fc2", "fc1"),
+    "opt": Layout("model.decoder.layers.{}", "fc2", "fc1", out="self_attn.out_proj"),
     "phi3": Layout("model.layers.{}", "mlp.down_proj", "mlp.gate_up_proj", "mlp.gate_up_proj"),
 }
 
@@ -136,6 +137,11 @@ def block(model: Any, name: str, layer: int) -> Any:
 
 def down(model: Any, name: str, layer: int) -> Any:
     return block(model, name, layer).get_submodule(LAYOUTS[name].down)
+
+
+def out(model: Any, name: str, layer: int) -> Any:
+    """The output projection of attention."""
+    return block(model, name, layer).get_submodule(LAYOUTS[name].out)
 
 
 def _rows(model: Any, name: str, layer: int, path: str) -> torch.Tensor:

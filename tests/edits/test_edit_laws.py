@@ -151,7 +151,7 @@ def test_an_interrupt_while_hooks_are_removed_leaves_none_that_acts(lm, at, monk
         under(lm)
     assert not lm.hooked
     assert torch.equal(under(lm), before)
-    for down in lm._hf_backend.downs:
+    for down in lm._hf_backend.modules.downs:
         down._forward_pre_hooks.clear()
     lm.tl.reset_hooks()
 
@@ -202,7 +202,7 @@ def test_an_interrupt_at_any_call_leaves_no_edit_that_acts(pair, kind):
         assert torch.equal(lm.logits(ids, mask), alone)
         for hooked_lm in (lm, source_lm):
             # What does nothing any more may stay behind; here it would make more calls.
-            for down in hooked_lm._hf_backend.downs:
+            for down in hooked_lm._hf_backend.modules.downs:
                 down._forward_pre_hooks.clear()
             hooked_lm.tl.reset_hooks()
         calls += 1

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from xlingtox.models.modules import PlainModules
 
 Hook = Callable[[Tensor], Tensor | None]
 """A function that takes an activation, `[batch, pos, width]`, and returns its replacement, or None to leave it."""
@@ -65,6 +67,10 @@ class Backend(Protocol):
         """Hook the residual stream: 0 is the embedding's output, n the output of the n-th block."""
         ...
 
+    def on_heads(self, layer: int, hook: Hook) -> Remove:
+        """Hook the outputs of a layer's attention heads, one after the other: the input of the output projection."""
+        ...
+
 
 def same_but_for_rounding(logits: Tensor, expected: Tensor, packed: torch.dtype | None = None) -> bool:
     """Return whether two computations of the same logits agree, such as with a cache and without one.
@@ -84,8 +90,7 @@ class HuggingFaceBackend:
 
     Attributes:
         model: the Hugging Face model.
-        blocks: the model's transformer blocks, by layer.
-        downs: the down-projections of the model's MLPs, by layer.
+        modules: the modules of the model that can be hooked.
 
     Example:
         >>> from xlingtox.models.backend import HuggingFaceBackend
@@ -95,8 +100,8 @@ class HuggingFaceBackend:
         True
     """
 
-    def __init__(self, model: Any, blocks: Sequence[nn.Module] = (), downs: Sequence[nn.Module] = ()) -> None:
-        self.model, self.blocks, self.downs = model, blocks, downs
+    def __init__(self, model: Any, modules: PlainModules | None = None) -> None:
+        self.model, self.modules = model, modules or PlainModules()
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_logits_to_keep = "logits_to_keep" in parameters
@@ -146,18 +151,27 @@ class HuggingFaceBackend:
         return cache
 
     def on_post(self, layer: int, hook: Hook) -> Remove:
+        return self._on_input(self.modules.downs[layer], hook)
+
+    def on_heads(self, layer: int, hook: Hook) -> Remove:
+        return self._on_input(self.modules.outs[layer], hook)
+
+    def _on_input(self, module: nn.Module, hook: Hook) -> Remove:
+        """Hook the first input of a module."""
+
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             # OPT flattens batch and positions into one dimension before its MLP.
             value = args[0]
             edited = hook(value if value.ndim == 3 else value.view(self._rows, -1, value.shape[-1]))
             return None if edited is None else (edited.view(value.shape), *args[1:])
 
-        return self.downs[layer].register_forward_pre_hook(before).remove
+        return module.register_forward_pre_hook(before).remove
 
     def on_residual(self, layer: int, hook: Hook) -> Remove:
+        blocks = self.modules.blocks
         if layer == 0:
-            return self.blocks[0].register_forward_pre_hook(_on_block_input(hook), with_kwargs=True).remove
-        return self.blocks[layer - 1].register_forward_hook(_on_block_output(hook)).remove
+            return blocks[0].register_forward_pre_hook(_on_block_input(hook), with_kwargs=True).remove
+        return blocks[layer - 1].register_forward_hook(_on_block_output(hook)).remove
 
 
 class _PreallocatedLayer(DynamicLayer):

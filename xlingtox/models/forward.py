@@ -93,6 +93,7 @@ class ForwardPasses:
         backends = (hf_backend, None if tl_backend.no_bridge_because else tl_backend)
         self._backends: tuple[Backend, ...] = tuple(backend for backend in backends if backend is not None)
         self._tl_agrees = True
+        self._is_differentiable = False
         self.current_pass: Pass | None = None
         # The models that run alongside this one, each with its activations in the pass that is running.
         self._companions: dict[object, tuple[ForwardPasses, dict[int, Tensor]]] = {}
@@ -167,8 +168,38 @@ class ForwardPasses:
                 "edit.bake(lm) gives"
             )
 
+    @contextlib.contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Let the passes of `logits` in the block be differentiated with respect to activations.
+
+        Weights get no gradient, so that a backward pass costs no more than a forward pass. A hook on the residual
+        stream at 0 should return a tensor that requires a gradient, for the graph to begin there.
+
+        Example:
+            >>> import torch
+            >>> starts = []
+            >>> def begin(state):
+            ...     starts.append(state.detach().requires_grad_())
+            ...     return starts[0]
+            >>> with lm.differentiable(), lm.hooks(residual={0: begin}, edit=None):
+            ...     logits = lm.logits(*lm.encode(["the cat"]), last=1)
+            >>> torch.autograd.grad(logits.sum(), starts)[0].shape
+            torch.Size([1, 2, 128])
+        """
+        model: Any = self._tl_backend.tl if self._hf_backend is None else self._hf_backend.model
+        frozen = [weight for weight in model.parameters() if weight.requires_grad]
+        was_differentiable = self._is_differentiable
+        try:
+            for weight in frozen:
+                weight.requires_grad_(False)
+            self._is_differentiable = True
+            yield
+        finally:
+            self._is_differentiable = was_differentiable
+            for weight in frozen:
+                weight.requires_grad_(True)
+
     @checked
-    @torch.no_grad()
     def logits(
         self,
         input_ids: Int[Tensor, "batch pos"],
@@ -186,7 +217,10 @@ class ForwardPasses:
             edits: the number of each row's edit, in a block of `edits.Together`.
             last: compute the logits of so many positions at the end only (default: of all). This saves time.
         """
-        with self._passing(Pass(False, _as_rows(languages), _as_numbers(edits))):
+        with (
+            torch.set_grad_enabled(self._is_differentiable),
+            self._passing(Pass(False, _as_rows(languages), _as_numbers(edits))),
+        ):
             for companion in self._others():
                 companion.logits(input_ids, attention_mask, languages=languages, last=1)
             return self._backend().run(input_ids, attention_mask, last=last)[0]
@@ -337,9 +371,10 @@ class ForwardPasses:
         self,
         post: Mapping[int, Hook] | None = None,
         residual: Mapping[int, Hook] | None = None,
+        heads: Mapping[int, Hook] | None = None,
         edit: object = "hooks",
     ) -> Iterator[None]:
-        """Set hooks on post-activations and on the residual stream while the block runs.
+        """Set hooks on post-activations, on the residual stream and on attention heads while the block runs.
 
         Other hooks on the model stay where they are.
 
@@ -347,11 +382,13 @@ class ForwardPasses:
             post: a hook for each layer number, on the input of that layer's down-projection, `[batch, pos, d_mlp]`.
             residual: a hook for each layer number, on the residual stream, `[batch, pos, d_model]`. 0 is the
                 embedding's output, n the output of the n-th block (before the final norm).
+            heads: a hook for each layer number, on the outputs of its attention heads, one after the other,
+                `[batch, pos, n_heads * d_head]`: the input of the output projection.
             edit: a name for these hooks, or an object whose `str` is one. Results computed in the block carry it. None
                 for hooks that only read, which results need not mention.
 
         Raises:
-            ValueError: the model has no such layer.
+            ValueError: the model has no such layer, or no attention heads that can be hooked.
             HookNeverFired: the block ended without an exception, and some hook never ran.
 
         Example:
@@ -362,6 +399,9 @@ class ForwardPasses:
         """
         wanted = [("post", self._check_layer(layer), hook) for layer, hook in (post or {}).items()]
         wanted += [("residual", self._check_residual(layer), hook) for layer, hook in (residual or {}).items()]
+        if heads:
+            self._tl_backend.n_heads  # noqa: B018 - refuses a model without heads before a hook is set
+        wanted += [("heads", self._check_layer(layer), hook) for layer, hook in (heads or {}).items()]
         fired, block = [False] * len(wanted), HookBlock(edit)
         # An interrupt can come between any two lines. A hook that it leaves behind must do nothing.
         try:
@@ -376,7 +416,7 @@ class ForwardPasses:
                         return hook(value)
 
                     for backend in self._backends:
-                        undo.callback((backend.on_post if kind == "post" else backend.on_residual)(layer, run))
+                        undo.callback(getattr(backend, f"on_{kind}")(layer, run))
                 yield
         finally:
             block.is_open = False

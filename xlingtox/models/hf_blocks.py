@@ -13,14 +13,17 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from xlingtox.models.modules import NORMS
+
 
 class UnhookedModel:
     """A plain model with those attributes of a TransformerLens bridge that we read. It has weights, but no hook points.
 
     Attributes:
         original_model: the plain model.
-        cfg: the sizes `n_layers`, `d_model` and `n_ctx`.
-        blocks: the blocks by layer, each with its `mlp` and the norms that the family has.
+        cfg: the sizes `n_layers`, `d_model`, `n_ctx` and `n_heads`.
+        blocks: the blocks by layer, each with its `mlp`, its `attn` and the norms that the family has.
+        ln_final, unembed: the final norm (None if there is none) and the unembedding.
         hook_dict: an empty dict, since there are no hook points.
 
     Example:
@@ -44,15 +47,23 @@ class UnhookedModel:
         self.original_model = model
         block = components["blocks"]
         layers = list(model.get_submodule(block.name))
-        self.cfg = SimpleNamespace(n_layers=len(layers), d_model=sizes.d_model, n_ctx=getattr(sizes, "n_ctx", 0))
+        self.cfg = SimpleNamespace(
+            n_layers=len(layers),
+            d_model=sizes.d_model,
+            n_ctx=getattr(sizes, "n_ctx", 0),
+            n_heads=getattr(sizes, "n_heads", 0),
+        )
         self.blocks = [_block(layer, block.submodules) for layer in layers]
         self.hook_dict: dict[str, Any] = {}
-        self._unembed = model.get_submodule(components["unembed"].name)
+        self.unembed = UnhookedModule(model.get_submodule(components["unembed"].name))
+        final = components.get("ln_final")
+        norm = None if final is None else _submodule(model, final.name)
+        self.ln_final = None if norm is None else UnhookedModule(norm)
 
     @property
     def W_U(self) -> Tensor:
         """The output embedding, `[d_model, d_vocab]`."""
-        return _matrix(self._unembed)
+        return _matrix(self.unembed.original_component)
 
     def eval(self) -> None:
         self.original_model.eval()
@@ -126,21 +137,25 @@ class HalfOfGateUp(nn.Module):
 
 
 def _block(layer: nn.Module, components: Mapping[str, Any]) -> UnhookedModule:
-    """Return a block with its MLP, and with those norms around the MLP that the family has."""
+    """Return a block with its MLP, its attention, and those norms that the family has."""
     named = {name: component for name, component in components.items() if component.name}
-    norms = {
+    parts = {
         name: UnhookedModule(module)
-        for name in ("ln2", "ln2_post")
+        for name in NORMS
         if name in named and (module := _submodule(layer, named[name].name)) is not None
     }
+    attention = named.get("attn")
+    out = None if attention is None else attention.submodules.get("o")
+    if attention is not None and out is not None:
+        module, projection = _submodule(layer, attention.name), _submodule(layer, f"{attention.name}.{out.name}")
+        if module is not None and projection is not None:
+            parts["attn"] = UnhookedModule(module, o=UnhookedModule(projection))
     mlp = components.get("mlp")
-    if mlp is None:
-        return UnhookedModule(layer, **norms)
     # Some families keep the projections in the block itself: their MLP has no name.
-    mlp_module = layer if mlp.name is None else _submodule(layer, mlp.name)
-    if mlp_module is None:
-        return UnhookedModule(layer, **norms)
-    return UnhookedModule(layer, mlp=_mlp(mlp_module, mlp), **norms)
+    mlp_module = None if mlp is None else layer if mlp.name is None else _submodule(layer, mlp.name)
+    if mlp is not None and mlp_module is not None:
+        parts["mlp"] = _mlp(mlp_module, mlp)
+    return UnhookedModule(layer, **parts)
 
 
 def _mlp(module: nn.Module, mlp: Any) -> UnhookedModule:

@@ -22,6 +22,7 @@ from xlingtox.models.devices import DeviceMap
 from xlingtox.models.forward import HookNeverFired as HookNeverFired
 from xlingtox.models.identity import Identity, fingerprint
 from xlingtox.models.mlp_output import measure_mlp_multipliers
+from xlingtox.models.modules import PlainModules
 from xlingtox.models.quantised import Bits
 from xlingtox.models.reload_check import first_changed_weight, stored_weights
 from xlingtox.models.text_encoding import TextEncoding
@@ -273,6 +274,16 @@ class HookedLM(NeuronVectors, TextEncoding):
             )
         return self._hf_backend.model
 
+    def plain_modules(self) -> PlainModules:
+        """Return the modules of the model that runs, under one name in all families.
+
+        Raises:
+            ValueError: the model was given as a TransformerLens model.
+        """
+        self._plain_model()
+        assert self._hf_backend is not None
+        return self._hf_backend.modules
+
     def down_projections(self) -> list[str]:
         """Return the names that the layers' down-projections have in `unwrapped()`, in the order of the layers.
 
@@ -281,7 +292,7 @@ class HookedLM(NeuronVectors, TextEncoding):
         """
         names = {id(module): name for name, module in self._plain_model().named_modules()}
         assert self._hf_backend is not None
-        return [names[id(down)] for down in self._hf_backend.downs]
+        return [names[id(down)] for down in self._hf_backend.modules.downs]
 
     # --- checks of the model, and its identity
 

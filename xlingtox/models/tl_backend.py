@@ -6,14 +6,17 @@ No other file imports TransformerLens. That takes seconds, so this file does it 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from xlingtox.models.backend import Hook, HuggingFaceBackend, Remove
 from xlingtox.models.hf_blocks import UnhookedModel
+from xlingtox.models.modules import NORMS, PlainModules
 from xlingtox.text import first_line
 
 
@@ -62,13 +65,11 @@ def bridge_over(model: Any) -> tuple[TransformerLensBackend, HuggingFaceBackend]
     tl_backend = _BridgeBackend(bridge)
     tl_backend.d_mlp  # noqa: B018 - refuses a model without dense MLPs before its modules are looked up
 
-    def plain_module(component: Any) -> nn.Module:
-        module: nn.Module = model.get_submodule(names[id(component.original_component)])
-        return module
+    def plain_module(component: Any) -> nn.Module | None:
+        name = names.get(id(component.original_component))
+        return None if name is None else model.get_submodule(name)
 
-    blocks = [plain_module(block) for block in bridge.blocks]
-    downs = [plain_module(getattr(block.mlp, "out")) for block in bridge.blocks]  # noqa: B009
-    hf_backend = HuggingFaceBackend(model, blocks, downs)
+    hf_backend = HuggingFaceBackend(model, _plain_modules(bridge, plain_module))
     hf_backend.check_attention()
     return tl_backend, hf_backend
 
@@ -96,10 +97,38 @@ def without_bridge(model: Any, reason: str) -> tuple[TransformerLensBackend, Hug
         raise ValueError(f"TransformerLens does not know where {architecture} keeps dense MLPs: {error}") from error
     tl_backend = _BridgeBackend(unhooked, reason)
     tl_backend.d_mlp  # noqa: B018 - refuses a model without dense MLPs before its modules are looked up
-    blocks = [block.original_component for block in unhooked.blocks]
-    hf_backend = HuggingFaceBackend(model, blocks, [block.mlp.out.original_component for block in unhooked.blocks])
+    hf_backend = HuggingFaceBackend(model, _plain_modules(unhooked, lambda component: component.original_component))
     hf_backend.check_attention()
     return tl_backend, hf_backend
+
+
+def _plain_modules(tl: Any, plain_module: Callable[[Any], nn.Module | None]) -> PlainModules:
+    """Return the modules of the plain model behind a bridge's components.
+
+    Args:
+        plain_module: a function that returns the plain model's module of a component; None where there is none.
+    """
+
+    def each(components: Iterable[Any]) -> list[nn.Module]:
+        found = [None if component is None else plain_module(component) for component in components]
+        return [module for module in found if module is not None]
+
+    blocks, n_layers = each(tl.blocks), len(tl.blocks)
+    outs = each(getattr(getattr(block, "attn", None), "o", None) for block in tl.blocks)
+    norms = {
+        (layer, place): getattr(block, name, None)
+        for layer, block in enumerate(tl.blocks)
+        for place, name in enumerate(NORMS)
+    } | {(n_layers, 0): getattr(tl, "ln_final", None)}
+    plain = {place: plain_module(norm) for place, norm in norms.items() if hasattr(norm, "original_component")}
+    unembed = getattr(tl, "unembed", None)
+    return PlainModules(
+        blocks,
+        each(getattr(block.mlp, "out") for block in tl.blocks),  # noqa: B009
+        outs if len(outs) == n_layers else (),
+        {place: norm for place, norm in plain.items() if norm is not None},
+        None if unembed is None else plain_module(unembed),
+    )
 
 
 class TransformerLensBackend:
@@ -234,6 +263,39 @@ class TransformerLensBackend:
         packed = [module for block in self.tl.blocks if _packed(module := _wrapped(block.mlp, "out"))]
         return packed[0].weight.dtype if packed else None
 
+    @cached_property
+    def n_heads(self) -> int:
+        """The number of attention heads per layer.
+
+        Raises:
+            ValueError: a layer has no output projection of as many heads.
+        """
+        n_heads = int(getattr(self.tl.cfg, "n_heads", 0) or 0)
+        for layer in range(self.n_layers):
+            if n_heads < 1 or self.output_projection(layer).shape[0] % n_heads:
+                raise ValueError(f"layer {layer} has no attention heads of one width ({n_heads} are configured)")
+        return n_heads
+
+    def output_projection(self, layer: int) -> Tensor:
+        """Return the output projection of attention, `[n_heads * d_head, d_model]`.
+
+        It is a view, or for quantised weights a copy of what they compute.
+
+        Raises:
+            ValueError: the layer has none.
+        """
+        attention = getattr(self.tl.blocks[layer], "attn", None)
+        module = None if attention is None else _wrapped(attention, "o")
+        if _packed(module):
+            return _as_matrix(module, self.tl.W_U.dtype)
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor):
+            return weight.detach() if isinstance(module, Conv1D) else weight.detach().T
+        weight = getattr(attention, "W_O", None)
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"layer {layer} has no attention with an output projection")
+        return weight.detach().reshape(-1, self.d_model)
+
     def unembedding(self) -> Tensor:
         """Return the output embedding, `[d_model, d_vocab]`."""
         weight: Tensor = self.tl.W_U
@@ -269,6 +331,14 @@ class TransformerLensBackend:
     def on_residual(self, layer: int, hook: Hook) -> Remove:
         blocks = self.tl.blocks
         return self._set(blocks[0].hook_resid_pre if layer == 0 else blocks[layer - 1].hook_resid_post, hook)
+
+    def on_heads(self, layer: int, hook: Hook) -> Remove:
+        def on_each_head(value: Tensor) -> Tensor | None:
+            # TransformerLens gives the heads a dimension of their own.
+            edited = hook(value.flatten(2))
+            return None if edited is None else edited.view(value.shape)
+
+        return self._set(self.tl.blocks[layer].attn.hook_z, on_each_head)
 
     def _set(self, point: Any, hook: Hook) -> Remove:
         """Set a hook on a hook point, and note that it was not set by hand."""

@@ -65,11 +65,40 @@ class NeuronVectors(ForwardPasses):
         vectors, constant = self._tl_backend.write_vectors(self._check_layer(layer)), self.mlp_multipliers[layer]
         return vectors if constant is None or constant == 1 else vectors * constant
 
+    @property
+    def n_heads(self) -> int:
+        """The number of attention heads per layer.
+
+        Raises:
+            ValueError: the layers have no attention heads of one width.
+        """
+        try:
+            return self._tl_backend.n_heads
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
+    @checked
+    def output_projection(self, layer: int) -> Float[Tensor, "head_dims d_model"]:
+        """Return what attention's output projection makes of each number that the heads of `layer` put out.
+
+        The numbers of the first head come first, `head_width(layer)` for each head. The result is a view of the
+        weights, or for quantised weights a copy of what they compute.
+
+        Raises:
+            ValueError: the layer has no attention with an output projection.
+        """
+        return self._tl_backend.output_projection(self._check_layer(layer))
+
+    @checked
+    def head_width(self, layer: int) -> int:
+        """Return how many numbers each head of `layer` puts out."""
+        return self.output_projection(layer).shape[0] // self.n_heads
+
     def _project_down(self, layer: int, activations: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
         """Return what `layer`'s down-projection makes of activations, without its bias."""
         if self._hf_backend is None:
             return activations @ self.value_vectors(layer)
-        down = self._hf_backend.downs[layer]
+        down = self._hf_backend.modules.downs[layer]
         output: Tensor = down.forward(activations) - down.forward(torch.zeros_like(activations))
         return output
 

@@ -1,10 +1,10 @@
-"""NeuronSet: some MLP neurons of a model, each with a score."""
+"""NeuronSet: some MLP neurons or attention heads of a model, each with a score."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -20,6 +20,7 @@ from xlingtox.checking import checked, is_whole
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.sites import SITES, UNITS, Site
 from xlingtox.neurons.drawing import Match, MeanActivations, draw_weighted
 from xlingtox.neurons.drawing import Neuron as Neuron
 from xlingtox.verdicts import Verdict
@@ -39,6 +40,8 @@ _MOST_INDICES = 5
 class NeuronSet:
     """Distinct MLP neurons `(layer, index)` in a fixed order, each with a score.
 
+    Pairs name attention heads where `site` is "heads". Such a set is for edits, not for what reads single neurons.
+
     Layers and indices count from 0. A score says why a neuron was chosen (a cosine, an area under a ROC curve); it is
     0 where none was given. A weight says how far an `Offset` of 1 moves a neuron; `weighted` gives them. Sets are
     values: `|`, `&` and `-` return a new one, in which neurons keep their scores and weights.
@@ -49,6 +52,7 @@ class NeuronSet:
         weights: one finite number for each neuron, in the same order. Empty where every weight is 1. Only `Offset`
             reads them.
         evidence: verdicts on whether these neurons are what they were chosen to be.
+        site: what a pair names: one of the "neurons" of an MLP, or one of the "heads" of an attention.
 
     Example:
         >>> first, second = xt.NeuronSet.of([(1, 12), (3, 40)]), xt.NeuronSet.of([(3, 40), (0, 7)])
@@ -62,18 +66,19 @@ class NeuronSet:
     scores: tuple[float, ...]
     weights: tuple[float, ...] = ()
     evidence: tuple[Verdict, ...] = ()
+    site: Site = "neurons"
 
     def __post_init__(self) -> None:
         if len(self.neurons) != len(self.scores):
-            raise ValueError(f"{len(self.neurons)} neurons but {len(self.scores)} scores")
+            raise ValueError(f"{len(self.neurons)} {self.site} but {len(self.scores)} scores")
         if self.weights and len(self.neurons) != len(self.weights):
-            raise ValueError(f"{len(self.neurons)} neurons but {len(self.weights)} weights")
+            raise ValueError(f"{len(self.neurons)} {self.site} but {len(self.weights)} weights")
         if not {int}.issuperset(map(type, itertools.chain.from_iterable(self.neurons))):
             raise TypeError("NeuronSet: neurons are pairs (layer, index) of whole numbers: NeuronSet.of makes them")
         if negative := next((neuron for neuron in self.neurons if min(neuron) < 0), None):
-            raise ValueError(f"neuron {negative} is negative: layers and indices count from 0")
+            raise ValueError(f"{UNITS[self.site]} {negative} is negative: layers and indices count from 0")
         if len(set(self.neurons)) != len(self.neurons):
-            raise ValueError("a neuron is named twice")
+            raise ValueError(f"a {UNITS[self.site]} is named twice")
         if not all(math.isfinite(score) for score in self.scores):
             raise ValueError("a score is not finite")
         if not all(math.isfinite(weight) for weight in self.weights):
@@ -84,8 +89,13 @@ class NeuronSet:
 
     @classmethod
     @checked
-    def of(cls, neurons: Iterable[Sequence[int]], *, scores: Iterable[float] | None = None) -> NeuronSet:
+    def of(
+        cls, neurons: Iterable[Sequence[int]], *, scores: Iterable[float] | None = None, site: Site = "neurons"
+    ) -> NeuronSet:
         """Make a set of `(layer, index)` pairs, with a score each if `scores` are given.
+
+        Args:
+            site: what the pairs name: "neurons" of MLPs, or "heads" of attentions.
 
         Raises:
             TypeError: a layer or an index is not a whole number.
@@ -95,27 +105,33 @@ class NeuronSet:
         Example:
             >>> xt.NeuronSet.of([(1, 12), (3, 40)], scores=[0.5, 0.25]).scores
             (0.5, 0.25)
+            >>> xt.NeuronSet.of([(0, 1), (2, 3)], site="heads")
+            NeuronSet(2 heads: 0.1, 2.3)
         """
         pairs = []
         for pair in neurons:
             if len(pair) != 2:
-                raise ValueError(f"a neuron is (layer, index), not {pair!r}")
+                raise ValueError(f"a {UNITS[site]} is (layer, index), not {pair!r}")
             if not (is_whole(pair[0]) and is_whole(pair[1])):
                 raise TypeError(f"NeuronSet.of: neurons has {pair!r}, expected (layer, index), two whole numbers")
             pairs.append((int(pair[0]), int(pair[1])))
         numbers = [0.0] * len(pairs) if scores is None else [float(score) for score in scores]
-        return cls(tuple(pairs), tuple(numbers))
+        return cls(tuple(pairs), tuple(numbers), site=site)
 
     @classmethod
     @checked
-    def all(cls, lm: HookedLM) -> NeuronSet:
-        """Make a set of every MLP neuron of the model, layer by layer.
+    def all(cls, lm: HookedLM, *, site: Site = "neurons") -> NeuronSet:
+        """Make a set of every MLP neuron of the model, or of every attention head, layer by layer.
+
+        Raises:
+            ValueError: the site is "heads", and the model's attention has no heads that can be edited.
 
         Example:
             >>> len(xt.NeuronSet.all(lm)) == lm.n_layers * lm.d_mlp
             True
         """
-        return cls.of((layer, index) for layer in range(lm.n_layers) for index in range(lm.d_mlp))
+        n_units = _n_units(lm, site)
+        return cls.of(((layer, index) for layer in range(lm.n_layers) for index in range(n_units)), site=site)
 
     def __iter__(self) -> Iterator[Neuron]:
         return iter(self.neurons)
@@ -128,9 +144,10 @@ class NeuronSet:
 
     def __repr__(self) -> str:
         first = ", ".join(f"{layer}.{index}" for layer, index in self.neurons[:_MOST_NAMED])
+        site = "" if self.site == "neurons" else f" {self.site}"
         weighted = ", weighted" if self.weights else ""
         verdict = f"; evidence: {self.evidence[-1].verdict}" if self.evidence else ""
-        return f"NeuronSet({len(self)}{weighted}: {first}{', ...' if len(self) > _MOST_NAMED else ''}{verdict})"
+        return f"NeuronSet({len(self)}{site}{weighted}: {first}{', ...' if len(self) > _MOST_NAMED else ''}{verdict})"
 
     @property
     def amounts(self) -> tuple[float, ...]:
@@ -163,7 +180,7 @@ class NeuronSet:
     def to_frame(self) -> pd.DataFrame:
         """Return the columns `layer, index, score`: one row for each neuron, in the set's order.
 
-        A set with weights has the column `weight` too.
+        A set with weights has the column `weight` too, and a set of heads the column `site`.
 
         Example:
             >>> xt.NeuronSet.of([(1, 12), (3, 40)], scores=[0.5, 0.25]).to_frame()
@@ -173,7 +190,8 @@ class NeuronSet:
         """
         rows = [(layer, index, score) for (layer, index), score in zip(self.neurons, self.scores, strict=True)]
         table = pd.DataFrame(rows, columns=["layer", "index", "score"])
-        return table.assign(weight=self.weights) if self.weights else table
+        table = table.assign(weight=self.weights) if self.weights else table
+        return table if self.site == "neurons" else table.assign(site=self.site)
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks, with one row for each layer, and one of the evidence if there is any."""
@@ -186,7 +204,7 @@ class NeuronSet:
                 chosen = [numbers[column] for column in columns]
                 cells.append(f"{tables.number(min(chosen))} to {tables.number(max(chosen))}")
             rows.append([f"{layer}", f"{len(indices)}", *cells, first])
-        shown = tables.table(f"NeuronSet of {len(self)}", ["Layer", "Neurons", *spans, "First indices"], rows)
+        shown = tables.table(f"NeuronSet of {len(self)}", ["Layer", self.site.title(), *spans, "First indices"], rows)
         if self.evidence:
             verdicts = [[escaped(item.claim), escaped(item.verdict), escaped(item.reason)] for item in self.evidence]
             shown += tables.table("Evidence", ["Claim", "Verdict", "Why"], verdicts)
@@ -206,6 +224,8 @@ class NeuronSet:
             content["weights"] = self.weights
         if self.evidence:
             content["evidence"] = [asdict(verdict) for verdict in self.evidence]
+        if self.site != "neurons":
+            content["site"] = self.site
         files.write_json(path, content)
 
     @classmethod
@@ -214,12 +234,17 @@ class NeuronSet:
         """Read a set that `save` wrote; raise ValueError, with the path, where the file holds none."""
         content = files.read_json(path)
         with files.understood(path, "set of neurons"):
-            neurons = cls.of(content["neurons"], scores=content["scores"])
+            neurons = cls.of(content["neurons"], scores=content["scores"], site=content.get("site", "neurons"))
             evidence = tuple(Verdict(**verdict) for verdict in content.get("evidence", ()))
             return replace(neurons, weights=tuple(content.get("weights", ())), evidence=evidence)
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
-        """Return the neurons of either set; a neuron in both keeps its score and weight in this set."""
+        """Return the neurons of either set; a neuron in both keeps its score and weight in this set.
+
+        Raises:
+            ValueError: one set is of neurons and the other of heads, for which a pair means something else.
+        """
+        self._check_same_site(other)
         numbers = {
             neuron: pair
             for neurons in (other, self)
@@ -231,17 +256,24 @@ class NeuronSet:
             tuple(numbers[neuron][0] for neuron in order),
             tuple(numbers[neuron][1] for neuron in order),
             tuple(dict.fromkeys((*self.evidence, *other.evidence))),
+            self.site,
         )
 
     def __and__(self, other: NeuronSet) -> NeuronSet:
         """Return the neurons that are in both sets, with the order, scores and weights of this one."""
+        self._check_same_site(other)
         theirs = set(other.neurons)
         return self.where([neuron in theirs for neuron in self])
 
     def __sub__(self, other: NeuronSet) -> NeuronSet:
         """Return the neurons of this set that are not in the other."""
+        self._check_same_site(other)
         theirs = set(other.neurons)
         return self.where([neuron not in theirs for neuron in self])
+
+    def _check_same_site(self, other: NeuronSet) -> None:
+        if self.site != other.site:
+            raise ValueError(f"one set is of {self.site} and the other of {other.site}: expected two sets of one kind")
 
     @checked
     def where(self, mask: Mask) -> NeuronSet:
@@ -262,7 +294,7 @@ class NeuronSet:
         columns = [column for column, flag in enumerate(flags) if flag]
         weights = tuple(self.weights[i] for i in columns) if self.weights else ()
         scores = tuple(self.scores[i] for i in columns)
-        return NeuronSet(tuple(self.neurons[i] for i in columns), scores, weights, self.evidence)
+        return NeuronSet(tuple(self.neurons[i] for i in columns), scores, weights, self.evidence, self.site)
 
     def by_layer(self) -> dict[int, tuple[list[int], list[int]]]:
         """Group the neurons by layer.
@@ -283,15 +315,22 @@ class NeuronSet:
         return layers
 
     @checked
-    def check(self, lm: HookedLM) -> None:
-        """Raise ValueError unless every neuron exists in `lm`, and there is at least one."""
+    def check(self, lm: HookedLM, *, sites: Collection[Site] = ("neurons",)) -> None:
+        """Raise ValueError unless every neuron exists in `lm`, and there is at least one.
+
+        Args:
+            sites: the kinds of sets that the caller can work on; `models.sites.SITES` for all.
+        """
+        if self.site not in sites:
+            raise ValueError(f"{self!r} is a set of {self.site}: expected one of {' or '.join(sites)}")
         if not self.neurons:
-            raise ValueError("the set of neurons is empty")
+            raise ValueError(f"the set of {self.site} is empty")
+        n_units = _n_units(lm, self.site)
         for layer, index in self.neurons:
-            if layer >= lm.n_layers or index >= lm.d_mlp:
+            if layer >= lm.n_layers or index >= n_units:
                 raise ValueError(
-                    f"neuron ({layer}, {index}) is outside the model: {lm.name} has layers 0 to {lm.n_layers - 1} "
-                    f"with neurons 0 to {lm.d_mlp - 1}"
+                    f"{UNITS[self.site]} ({layer}, {index}) is outside the model: {lm.name} has layers 0 to "
+                    f"{lm.n_layers - 1} with {self.site} 0 to {n_units - 1}"
                 )
 
     @checked
@@ -317,7 +356,7 @@ class NeuronSet:
           activations are given, else as for "layers". Neurons that nearly cancel each other are drawn again. Where a
           norm follows the MLP, pushes are as long before it divides by the token's scale.
 
-        The other two kinds have no weights. No kind has evidence.
+        The other two kinds have no weights. No kind has evidence. For heads there is "layers" only.
 
         Args:
             match: what the random neurons share with this set.
@@ -325,7 +364,8 @@ class NeuronSet:
 
         Raises:
             ValueError: a layer has too few other neurons; activations are needed and missing, lack some of these
-                layers' neurons, or are of a model of another shape; or the neurons of every draw cancel each other.
+                layers' neurons, or are of a model of another shape; the neurons of every draw cancel each other; or
+                this is a set of heads, and `match` is not "layers".
 
         Example:
             >>> control = sources.random_like(lm, seed=0)
@@ -338,12 +378,14 @@ class NeuronSet:
             >>> len(strong.weights) == len(sources)
             True
         """
-        self.check(lm)
-        pools = dict[int, list[int]]()
+        self.check(lm, sites=SITES)
+        if self.site != "neurons" and match != "layers":
+            raise ValueError(f"match={match!r} is for neurons: random {self.site} share the layers only")
+        pools, n_units = dict[int, list[int]](), _n_units(lm, self.site)
         for layer, (indices, _) in self.by_layer().items():
-            pools[layer] = sorted(set(range(lm.d_mlp)) - set(indices))
+            pools[layer] = sorted(set(range(n_units)) - set(indices))
             if len(pools[layer]) < len(indices):
-                raise ValueError(f"layer {layer} has {len(pools[layer])} other neurons, {len(indices)} are needed")
+                raise ValueError(f"layer {layer} has {len(pools[layer])} other {self.site}, {len(indices)} are needed")
         weights = draw_weighted(
             self.by_layer(),
             self.amounts,
@@ -353,7 +395,7 @@ class NeuronSet:
             match=match,
             activations=activations,
         )
-        return NeuronSet.of(list(weights)).weighted(list(weights.values()))
+        return NeuronSet.of(list(weights), site=self.site).weighted(list(weights.values()))
 
     @checked
     def vectors(self, lm: HookedLM) -> Float[Tensor, "neuron d_model"]:
@@ -399,3 +441,8 @@ class NeuronSet:
             for rank, (token_id, logit) in enumerate(zip(token_ids, logits, strict=True), start=1):
                 rows.append((layer, index, score, rank, token_id, lm.tokenizer.decode([token_id]), logit))
         return pd.DataFrame(rows, columns=["layer", "index", "score", "rank", "token_id", "token", "logit"])
+
+
+def _n_units(lm: HookedLM, site: Site) -> int:
+    """Return the neurons of each layer, or its heads."""
+    return lm.d_mlp if site == "neurons" else lm.n_heads

@@ -25,7 +25,12 @@ def packed(neurons: NeuronSet, suffix: str = "") -> tuple[dict[str, Tensor], dic
     }
     if neurons.weights:
         tensors[f"weights{suffix}"] = torch.tensor(neurons.weights, dtype=torch.float64)
-    return tensors, {"evidence": [asdict(verdict) for verdict in neurons.evidence]} if neurons.evidence else {}
+    about = dict[str, object]()
+    if neurons.evidence:
+        about["evidence"] = [asdict(verdict) for verdict in neurons.evidence]
+    if neurons.site != "neurons":
+        about["site"] = neurons.site
+    return tensors, about
 
 
 def unpacked(tensors: Mapping[str, Tensor], about: Mapping[str, Any], suffix: str = "") -> NeuronSet:
@@ -36,4 +41,5 @@ def unpacked(tensors: Mapping[str, Tensor], about: Mapping[str, Any], suffix: st
     )
     weights = tensors[f"weights{suffix}"].tolist() if f"weights{suffix}" in tensors else ()
     evidence = tuple(Verdict(**verdict) for verdict in about.get("evidence", ()))
-    return replace(NeuronSet.of(neurons, scores=scores), weights=tuple(weights), evidence=evidence)
+    site = about.get("site", "neurons")
+    return replace(NeuronSet.of(neurons, scores=scores, site=site), weights=tuple(weights), evidence=evidence)

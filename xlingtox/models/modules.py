@@ -1,0 +1,35 @@
+"""The modules of a plain Hugging Face model that are hooked, by layer and under one name in all families."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
+"""The norms of a block, by TransformerLens's names: before and after attention, before and after the MLP."""
+
+
+@dataclass(frozen=True)
+class PlainModules:
+    """The modules of a plain model that take part in what neurons and heads do.
+
+    Attributes:
+        blocks: the transformer blocks.
+        downs: the down-projections of the MLPs.
+        outs: the output projections of attention, which read the outputs of the heads; empty where none were found.
+        norms: the norms, by layer and by their place in `NORMS`. The final norm is at (`n_layers`, 0).
+        unembed: the unembedding; None where it was not looked up.
+
+    Example:
+        >>> modules = lm.plain_modules()
+        >>> len(modules.downs), sorted(modules.norms)[:3]
+        (4, [(0, 0), (0, 2), (1, 0)])
+    """
+
+    blocks: Sequence[nn.Module] = ()
+    downs: Sequence[nn.Module] = ()
+    outs: Sequence[nn.Module] = ()
+    norms: Mapping[tuple[int, int], nn.Module] = field(default_factory=dict)
+    unembed: nn.Module | None = None
