@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from xlingtox.edits import generate_under as generate_under
     from xlingtox.evaluation import Comparison as Comparison
     from xlingtox.evaluation import DoseResponse as DoseResponse
+    from xlingtox.evaluation import DualMultilinguality as DualMultilinguality
     from xlingtox.evaluation import PatchEffect as PatchEffect
     from xlingtox.evaluation import Stability as Stability
     from xlingtox.evaluation import WeightDrift as WeightDrift
     from xlingtox.evaluation import compare as compare
     from xlingtox.evaluation.dose_response import dose_response as dose_response
+    from xlingtox.evaluation.dual_multilinguality import dual_multilinguality as dual_multilinguality
     from xlingtox.evaluation.patch_effect import patch_effect as patch_effect
     from xlingtox.evaluation.stability import stability as stability
     from xlingtox.evaluation.weight_drift import weight_drift as weight_drift
@@ -73,6 +75,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             *("NeuronSet", "Probe", "localize", "Evidence", "evidence", "Activations", "collect_activations"),
             *("TokenActivations", "read_tokens", "top_tokens"),
         ),
+        "evaluation": ("DualMultilinguality", "dual_multilinguality"),
     },
     "Cause": {
         "edits": (

@@ -2,7 +2,8 @@
 
 `compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly, and
 `patch_effect` moves the activations of one model into the other. `stability` says how much the chosen neurons and the
-effect of editing them depend on the probe and on k. `weight_drift` says how far the weights moved.
+effect of editing them depend on the probe and on k. `dual_multilinguality` asks in how many languages neurons promote
+toxic tokens and fire before toxic text. `weight_drift` says how far the weights moved.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
 that says nothing, and `soundness` compares text with what the unedited model writes.
 """
@@ -15,6 +16,8 @@ from xlingtox.evaluation.copying import copying_score
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
+from xlingtox.evaluation.dual_multilinguality import dual_multilinguality
+from xlingtox.evaluation.dual_result import AtOnce, DualMultilinguality, Firing, InLanguage
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, perplexities, text_perplexities
 from xlingtox.evaluation.groups import GroupChange, changes_by_group
 from xlingtox.evaluation.intervals import (
@@ -51,17 +54,21 @@ from xlingtox.models.ending import ending_probability
 __all__ = [
     "TOXIC",
     "UNSOUND",
+    "AtOnce",
     "Change",
     "Chosen",
     "Comparison",
     "Dose",
     "DoseResponse",
+    "DualMultilinguality",
     "EditEffect",
     "Falls",
+    "Firing",
     "Fluency",
     "GroupChange",
     "HalfDose",
     "Identifier",
+    "InLanguage",
     "Kind",
     "LanguageDose",
     "LayerDrift",
@@ -82,6 +89,7 @@ __all__ = [
     "distinct_n",
     "distinct_n_per_unigram",
     "dose_response",
+    "dual_multilinguality",
     "ending_probability",
     "expected_maximum_toxicity",
     "falls",

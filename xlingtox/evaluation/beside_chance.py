@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from xlingtox.evaluation.dual_result import AtOnce, InLanguage, Side
+from xlingtox.evaluation.dual_result import AtOnce, Control, InLanguage, Side
 from xlingtox.evaluation.multiplicity import holm
 from xlingtox.evaluation.named_sets import ALL
 from xlingtox.models.hooked import HookedLM
@@ -34,17 +33,28 @@ class Measured:
     of_one_random: Float[np.ndarray, "draw"]
 
 
-def draw_places(neurons: NeuronSet, lm: HookedLM, *, n: int, seed: int) -> Int[np.ndarray, "draw neuron"]:
+def draw_places(
+    neurons: NeuronSet,
+    lm: HookedLM,
+    *,
+    n: int,
+    seed: int,
+    pools: Mapping[int, Int[np.ndarray, "neuron"]] | None = None,
+) -> Int[np.ndarray, "draw neuron"]:
     """Draw n random sets, each of as many neurons in the same layers, as places (`layer * d_mlp + index`).
 
     They are drawn from all neurons of the layers, so a set that was itself chosen at random is as likely to be above
     them as any.
+
+    Args:
+        pools: for each layer, the indices that may be drawn (default: all).
     """
     rng = np.random.default_rng([seed, 4])
     drawn = []
     for layer, (indices, _) in sorted(neurons.by_layer().items()):
-        orders = rng.random((n, lm.d_mlp)).argpartition(len(indices) - 1, axis=1)[:, : len(indices)]
-        drawn.append(layer * lm.d_mlp + orders)
+        pool = np.arange(lm.d_mlp) if pools is None else pools[layer]
+        orders = rng.random((n, len(pool))).argpartition(len(indices) - 1, axis=1)[:, : len(indices)]
+        drawn.append(layer * lm.d_mlp + pool[orders])
     return np.concatenate(drawn, axis=1)
 
 
@@ -83,9 +93,7 @@ def in_languages(
     ]
 
 
-def at_once(
-    measured: Measured, *, neurons: str, model: str, side: Side, tokens: Literal["all", "own"] = "all"
-) -> AtOnce:
+def at_once(measured: Measured, *, neurons: str, model: str, side: Side, control: Control = "random") -> AtOnce:
     """Count the languages in which the set is above the random ones, and do the same for each random set."""
     limits = np.quantile(measured.random, 0.95, axis=0)
     above, by_chance = int((measured.values > limits).sum()), (measured.random > limits).sum(1).astype(np.float64)
@@ -99,10 +107,12 @@ def at_once(
         *np.quantile(of_one, [0.025, 0.975]),
         at_least(of_one[:, None], np.array([measured.of_one]))[0],
     )
-    return AtOnce(neurons, model, side, tokens, len(measured.values), above, *map(float, numbers))
+    return AtOnce(neurons, model, side, control, len(measured.values), above, *map(float, numbers))
 
 
-def at_least(random: Float[np.ndarray, "draw number"], observed: Float[np.ndarray, "number"]) -> Float[np.ndarray, "number"]:
+def at_least(
+    random: Float[np.ndarray, "draw number"], observed: Float[np.ndarray, "number"]
+) -> Float[np.ndarray, "number"]:
     """Return the share of values, the observed one among them, that are at least as high as the observed one."""
     reach = random >= observed - 1e-12 * np.maximum(np.abs(observed), 1e-30) - 1e-15
     return (1 + reach.sum(0)) / (1 + len(random))

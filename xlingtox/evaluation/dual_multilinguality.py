@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+import math
+from collections.abc import Mapping, Sequence
 
 from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.data import Prompts
-from xlingtox.evaluation.beside_chance import Measured, at_least, at_once, draw_places, in_languages, places_of
-from xlingtox.evaluation.dual_result import (
-    AFTER,
-    ALPHA,
-    BEFORE,
-    AtOnce,
-    DualMultilinguality,
-    Firing,
-    InLanguage,
-    no_at_once,
-    no_row,
-)
-from xlingtox.evaluation.firing import Half, Sums, check_readable, equally_active, fires, halves, prompt_means
-from xlingtox.evaluation.intervals import unpaired_changes
-from xlingtox.evaluation.named_sets import ALL, NamedSets, all_of_layers, named_sets
+from xlingtox.evaluation.beside_chance import draw_places
+from xlingtox.evaluation.dual_result import AFTER, ALPHA, BEFORE, AtOnce, DualMultilinguality, InLanguage
+from xlingtox.evaluation.firing import halves
+from xlingtox.evaluation.key_side import KeySide, Texts
+from xlingtox.evaluation.named_sets import NamedSets, all_of_layers, named_sets
+from xlingtox.evaluation.value_side import own_tokens, value_side
+from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons.greedy import Written
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.neurons.toxic_tokens import TOP, promoted_counts, toxic_tokens, vectors_at
+from xlingtox.neurons.toxic_tokens import TOP, toxic_tokens
 from xlingtox.progress import bar
-
-_RESAMPLES = 2000
-
-_UNBOUNDED = (-np.inf, np.inf)
 
 
 @checked
@@ -51,7 +32,7 @@ def dual_multilinguality(
     after: HookedLM | None = None,
     source_language: str = "en",
     k: int = TOP,
-    n_random: int = 499,
+    n_random: int = 999,
     max_new_tokens: int = 20,
     seed: int = 0,
     progress: bool = True,
@@ -105,11 +86,11 @@ def dual_multilinguality(
         halves(prompts, lm, source_language=source_language, kind=kind, seed=seed)
         for prompts, kind in ((toxic_prompts, "toxic"), (neutral_prompts, "neutral"))
     )
-    codes = list(toxic[1].rows())
-    if codes != list(neutral[1].rows()):
+    toxic_rows, neutral_rows = toxic[1].rows(), neutral[1].rows()
+    if (codes := list(toxic_rows)) != list(neutral_rows):
         raise ValueError(
-            f"toxic prompts are in {', '.join(codes)}, and neutral ones in {', '.join(neutral[1].rows())}: expected "
-            "both in each language"
+            f"toxic prompts are in {', '.join(codes)}, and neutral ones in {', '.join(neutral_rows)}: expected both in "
+            "each language"
         )
     for half in (*toxic, *neutral):
         check_lengths(lm, half.prompts, max_new_tokens)
@@ -119,7 +100,6 @@ def dual_multilinguality(
         raise ValueError(
             f"n_random is {n_random}: expected at least {fewest}, fewer cannot decide at {ALPHA} in {most} languages"
         )
-    tested = dict(zip(codes, zip(*(map(len, half[1].rows().values()) for half in (toxic, neutral)), strict=True), strict=True))
     keys = KeySide(all_of_layers(lm, named.values()), max_new_tokens=max_new_tokens, progress=progress)
     rows: list[InLanguage] = []
     once: list[AtOnce] = []
@@ -131,35 +111,40 @@ def dual_multilinguality(
         for name, model in models.items():
             on_values = value_side(name, model, named, draws, flags, k=k, seed=seed)
             shown.update()
-            *on_keys, texts = keys.test(
-                name, model, chosen, list(named), toxic[1], neutral[1], texts=texts, seed=seed
-            )
+            *on_keys, texts = keys.test(name, model, chosen, list(named), toxic[1], neutral[1], texts=texts, seed=seed)
             shown.update()
             rows += [*on_values[0], *on_keys[0]]
             once += [*on_values[1], *on_keys[1]]
-    shared = {code: int((tokens & ~own).sum()) for code, tokens in flags.items()}
+    own, listed = own_tokens(flags), languages.in_order(flags)
+    alone = {code: int(own[code].sum()) if code in own else 0 for code in listed}
     return DualMultilinguality(
         in_languages=tuple(rows),
         at_once=tuple(once),
         firing=firing,
-        listed={code: int(flags[code].sum()) for code in languages.in_order(flags)},
-        shared=shared,
+        listed={code: int(flags[code].sum()) for code in listed},
+        shared={code: int(flags[code].sum()) - alone[code] for code in listed},
         without_words=languages.in_order(set(toxic_words) - set(flags)),
         source_language=source_language,
         k=k,
         n_random=n_random,
-        n_prompts=tested,
+        n_prompts={code: (len(toxic_rows[code]), len(neutral_rows[code])) for code in codes},
         models=tuple(model.identity() for model in models.values()),
     )
 
 
 def _check(
-    models: Mapping[str, HookedLM], sets: Mapping[str, NeuronSet], words: Mapping[str, Sequence[str]], *, k: int,
+    models: Mapping[str, HookedLM],
+    sets: Mapping[str, NeuronSet],
+    words: Mapping[str, Sequence[str]],
+    *,
+    k: int,
     max_new_tokens: int,
 ) -> None:
     """Raise ValueError where models, sets or numbers are of no use."""
     lm, after = models[BEFORE], models.get(AFTER)
-    for neurons in sets.values():
+    for name, neurons in sets.items():
+        if neurons.site != "neurons":
+            raise ValueError(f"{name!r} is a set of {neurons.site}: expected MLP neurons, which have value vectors")
         neurons.check(lm)
     if after is lm:
         raise ValueError(f"{lm.name} is given as both models: there is nothing to compare")
@@ -170,8 +155,7 @@ def _check(
     if not words or not all(words.values()):
         raise ValueError(f"toxic_words has no words in {next(iter(words), 'any language')}: expected some of each")
     languages.check(list(words))
-    n_tokens, width = lm.unembedding().shape
-    if width != lm.d_model:
-        raise ValueError()
+    # One neuron shows whether value vectors can be read as tokens, and whether there are k of them.
+    NeuronSet.of(next(iter(sets.values())).neurons[:1]).promoted_tokens(lm, k=k)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected at least 1")

@@ -24,8 +24,17 @@ from xlingtox.verdicts import Verdict
 Side: TypeAlias = Literal["value", "key"]
 """The value side is what neurons write to the residual stream, and the key side is when they fire."""
 
+Control: TypeAlias = Literal["random", "own tokens", "firing"]
+"""What the number of languages at once is compared with."""
+
 BEFORE, AFTER = "before", "after"
 """Names of the two models. A result of one model has only the first."""
+
+_CONTROLS: Mapping[Control, str] = {
+    "random": "random sets",
+    "own tokens": "random sets, by tokens of one language only",
+    "firing": "others that fire in the source language",
+}
 
 ALPHA = 0.05
 """The level of the tests of one set, side and model, corrected for the number of languages."""
@@ -78,7 +87,9 @@ class AtOnce:
 
     Attributes:
         neurons, model, side: as in `InLanguage`.
-        tokens: "all", or "own" where tokens that several languages share are left out. The key side has "all" only.
+        control: "random" for the random sets of `InLanguage`. On the value side also "own tokens", where tokens that
+            several languages share are left out. On the key side also "firing": random neurons of the same layers that
+            fire before toxic text in the source language too. They tell whether the set is special among these.
         tested: how many languages were tested.
         above: in how many of them the set lies above the 95th percentile of the random sets.
         chance, chance_high: the mean of that number among the random sets, and its 95th percentile.
@@ -92,7 +103,7 @@ class AtOnce:
     neurons: str
     model: str
     side: Side
-    tokens: Literal["all", "own"]
+    control: Control
     tested: int
     above: int
     chance: float
@@ -113,8 +124,8 @@ class Firing:
     Attributes:
         chosen: these neurons. They are chosen on one half of the prompts, and the key side is tested on the others.
         of: how many neurons the set has.
-        chance, chance_low, chance_high: how many are chosen among as many random neurons of the same layers: mean, 2.5th
-            and 97.5th percentile.
+        chance, chance_low, chance_high: how many are chosen among as many random neurons of the same layers: their
+            mean, 2.5th and 97.5th percentile.
         p: the share of sets, the observed one among them, of which as many are chosen.
     """
 
@@ -237,14 +248,17 @@ class DualMultilinguality:
         """Return a table for notebooks: in how many languages each side of each set is above chance."""
         rows = []
         for row in self.at_once:
-            if row.tokens == "own":
-                continue
-            standing = len(self.standing(row.neurons, side=row.side, model=row.model))
-            chance = f"{tables.number(row.chance, 1)}, at most {tables.number(row.chance_high, 0)}"
-            one = f"{tables.number(row.of_one, 1)} ({tables.number(row.of_one_chance, 1)})"
-            cells = [f"{standing} of {row.tested}", f"{row.above}", chance, tables.number(row.p), one]
-            rows.append([escaped(row.neurons), *([row.model] if len(self.models) > 1 else []), row.side, *cells])
-        columns = ["Neurons", *(["Model"] if len(self.models) > 1 else []), "Side", "Above chance, corrected"]
+            standing = f"{len(self.standing(row.neurons, side=row.side, model=row.model))} of {row.tested}"
+            cells = [
+                standing if row.control == "random" else "–",
+                f"{row.above}",
+                f"{tables.number(row.chance, 1)}, at most {tables.number(row.chance_high, 0)}",
+                tables.number(row.p),
+                f"{tables.number(row.of_one, 1)} ({tables.number(row.of_one_chance, 1)})",
+            ]
+            model = [row.model] if len(self.models) > 1 else []
+            rows.append([escaped(row.neurons), *model, row.side, _CONTROLS[row.control], *cells])
+        columns = ["Neurons", *(["Model"] if len(self.models) > 1 else []), "Side", "Beside", "Above chance, corrected"]
         columns += ["Above the 95th percentile", "By chance", "p", "Languages of one neuron (by chance)"]
         return tables.table(f"Dual multilinguality of {escaped(self.models[0])}", columns, rows)
 
@@ -256,8 +270,9 @@ class DualMultilinguality:
             for name, row in self.firing.items()
         }
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        rows = {name: [dataclasses.asdict(row) for row in content[name]] for name in ("in_languages", "at_once", "models")}
-        files.write_results(path, content | rows | {"firing": firing})
+        for name in ("in_languages", "at_once", "models"):
+            content[name] = [dataclasses.asdict(row) for row in content[name]]
+        files.write_results(path, content | {"firing": firing})
 
     @classmethod
     @checked
@@ -274,7 +289,7 @@ class DualMultilinguality:
                 "at_once": tuple(AtOnce(**row) for row in content["at_once"]),
                 "firing": firing,
                 "without_words": tuple(content["without_words"]),
-                "n_prompts": {code: (int(toxic), int(neutral)) for code, (toxic, neutral) in content["n_prompts"].items()},
+                "n_prompts": {code: (int(n[0]), int(n[1])) for code, n in content["n_prompts"].items()},
                 "models": tuple(Identity.of(model) for model in content["models"]),
             }
             return cls(**content | made)
@@ -286,20 +301,18 @@ class DualMultilinguality:
                 f"in {' and '.join(self.model_names)}"
             )
 
-    def _once(self, neurons: str, model: str, side: Side) -> AtOnce:
+    def _once(self, neurons: str, model: str, side: Side, control: Control = "random") -> AtOnce:
         self._check(neurons, model)
         (row,) = [
             row
             for row in self.at_once
-            if (row.neurons, row.model, row.side, row.tokens) == (neurons, model, side, "all")
+            if (row.neurons, row.model, row.side, row.control) == (neurons, model, side, control)
         ]
         return row
 
     def _degree(self, neurons: str, model: str, side: Side) -> Literal["found", "weak", "not found"]:
         tested = {
-            row.language
-            for row in self.in_languages
-            if (row.neurons, row.model, row.side) == (neurons, model, side)
+            row.language for row in self.in_languages if (row.neurons, row.model, row.side) == (neurons, model, side)
         } - {ALL, self.source_language}
         others = tested & set(self.standing(neurons, side=side, model=model))
         return "found" if others and 2 * len(others) >= len(tested) else "weak" if others else "not found"
@@ -321,9 +334,7 @@ class DualMultilinguality:
         if not self.listed:
             return Verdict(claim, "not found", "No token stands for a listed word in any language.")
         one = self._once(neurons, model, "value")
-        (own,) = [
-            row for row in self.at_once if (row.neurons, row.model, row.tokens) == (neurons, model, "own")
-        ]
+        own = self._once(neurons, model, "value", "own tokens")
         missing = ", ".join(map(languages.name, self.without_words))
         return Verdict(
             claim,
@@ -343,10 +354,11 @@ class DualMultilinguality:
         )
         if not len(firing.chosen):
             return Verdict(claim, "not found", chosen)
-        one = self._once(neurons, model, "key")
+        one, firing_too = self._once(neurons, model, "key"), self._once(neurons, model, "key", "firing")
         reason = (
             f"{chosen} {self._counted(neurons, model, 'key')} One of them is more active before toxic text in "
-            f"{one.of_one:.1f} languages on average, an equally active one in {one.of_one_chance:.1f}."
+            f"{one.of_one:.1f} languages on average, an equally active one in {one.of_one_chance:.1f}, and "
+            f"any other that fires before toxic text in {source} in {firing_too.of_one_chance:.1f}."
         )
         return Verdict(claim, self._degree(neurons, model, "key"), reason)
 
@@ -356,8 +368,6 @@ def no_row(neurons: str, model: str, side: Side, language: str) -> InLanguage:
     return InLanguage(neurons, model, side, language, *[math.nan] * 8)
 
 
-def no_at_once(
-    neurons: str, model: str, side: Side, tested: int, *, tokens: Literal["all", "own"] = "all"
-) -> AtOnce:
+def no_at_once(neurons: str, model: str, side: Side, tested: int, *, control: Control = "random") -> AtOnce:
     """Return the row of a set that is above chance in no language, because nothing could be measured."""
-    return AtOnce(neurons, model, side, tokens, tested, 0, *[math.nan] * 7)
+    return AtOnce(neurons, model, side, control, tested, 0, *[math.nan] * 7)

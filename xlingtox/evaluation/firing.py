@@ -166,4 +166,3 @@ def equally_active(
         rng = random.Random(f"equally active {seed}, layer {layer}")
         drawn.append([[layer * d_mlp + i for i in draw(indices, pool, rng, means=means[layer])] for _ in range(n)])
     return np.concatenate([np.array(layer_draws, dtype=np.int64) for layer_draws in drawn], axis=1)
-

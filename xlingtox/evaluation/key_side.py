@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from xlingtox.evaluation.beside_chance import Measured, at_least, at_once, in_languages, places_of
+from xlingtox.evaluation.beside_chance import Measured, at_least, at_once, draw_places, in_languages, places_of
 from xlingtox.evaluation.dual_result import AtOnce, Firing, InLanguage, no_at_once, no_row
 from xlingtox.evaluation.firing import Half, Sums, equally_active, prompt_means
 from xlingtox.evaluation.intervals import unpaired_changes
@@ -29,15 +29,17 @@ Texts = tuple[list[Written], list[Written]]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The neurons of a set that fire before toxic text, and random neurons that are as active.
+    """The neurons of a set that fire before toxic text, and their random sets.
 
     Attributes:
         columns: the columns of the neurons among all that are read.
-        random: those of each random set.
+        random: those of each random set of neurons that are as active.
+        firing: those of each random set of neurons that fire before toxic text too.
     """
 
     columns: Int[np.ndarray, "neuron"]
     random: Int[np.ndarray, "draw neuron"]
+    firing: Int[np.ndarray, "draw neuron"]
 
     def beside_chance(self, n_neurons: int) -> Float[np.ndarray, "neuron"]:
         """Return the weight of each neuron that is read in the set's mean less the mean of its random sets."""
@@ -80,7 +82,8 @@ class KeySide:
             sums.append(of_kind)
         fires = _fires(*sums)
         places, means = places_of(self.neurons, lm), (sums[0].mean + sums[1].mean) / 2
-        by_layer = {layer: means[columns] for layer, (_, columns) in self.neurons.by_layer().items()}
+        read_layers = self.neurons.by_layer()
+        by_layer = {layer: means[rows] for layer, (_, rows) in read_layers.items()}
         firing, chosen = {}, {}
         for name, neurons in sets.items():
             firing_here = neurons.where(fires[np.searchsorted(places, places_of(neurons, lm))])
@@ -93,11 +96,11 @@ class KeySide:
                 p=float(at_least(random[:, None], np.array([float(len(firing_here))]))[0]),
             )
             if len(firing_here):
-                drawn = equally_active(
-                    firing_here, neurons, by_layer, d_mlp=lm.d_mlp, n=len(draws[name]), seed=seed
-                )
-                columns = np.searchsorted(places, places_of(firing_here, lm))
-                chosen[name] = Chosen(columns, np.searchsorted(places, drawn))
+                drawn = equally_active(firing_here, neurons, by_layer, d_mlp=lm.d_mlp, n=len(draws[name]), seed=seed)
+                pools = {layer: np.flatnonzero(fires[rows]) for layer, (_, rows) in read_layers.items()}
+                also = draw_places(firing_here, lm, n=len(draws[name]), seed=seed, pools=pools)
+                columns = (np.searchsorted(places, of) for of in (places_of(firing_here, lm), drawn, also))
+                chosen[name] = Chosen(*columns)
         return firing, chosen
 
     def test(
@@ -120,8 +123,11 @@ class KeySide:
             texts: what another model wrote; None where this model writes.
         """
         weights = np.stack(
-            [chosen[name].beside_chance(len(self.neurons)) if name in chosen else np.zeros(len(self.neurons))
-             for name in names], axis=1,
+            [
+                chosen[name].beside_chance(len(self.neurons)) if name in chosen else np.zeros(len(self.neurons))
+                for name in names
+            ],
+            axis=1,
         )
         kinds = [
             self._read_tests(lm, half, weights, None if texts is None else texts[i])
@@ -133,7 +139,7 @@ class KeySide:
         for i, name in enumerate(names):
             if name not in chosen:
                 rows += [no_row(name, model, "key", code) for code in (*codes, ALL)]
-                once.append(no_at_once(name, model, "key", len(codes)))
+                once += [no_at_once(name, model, "key", len(codes), control=kind) for kind in ("random", "firing")]
                 continue
             ids = tuple(kind.meanings for kind in (kinds[1], kinds[0]))
             by_language, overall = unpaired_changes(
@@ -144,7 +150,7 @@ class KeySide:
                 seed=seed,
             )
             changes = [*(by_language[code] for code in codes), overall]
-            measured = _measured(gaps, chosen[name])
+            measured = _measured(gaps, chosen[name].columns, chosen[name].random)
             rows += in_languages(
                 measured,
                 codes,
@@ -155,6 +161,8 @@ class KeySide:
                 side="key",
             )
             once.append(at_once(measured, neurons=name, model=model, side="key"))
+            beside_firing = _measured(gaps, chosen[name].columns, chosen[name].firing)
+            once.append(at_once(beside_firing, neurons=name, model=model, side="key", control="firing"))
         return rows, once, (kinds[0].written, kinds[1].written)
 
     def _read(
@@ -230,12 +238,16 @@ def _fires(toxic: Sums, neutral: Sums) -> Bool[np.ndarray, "neuron"]:
     return (gap > 0) & (gap >= _STANDARD_ERRORS * np.sqrt(toxic.error + neutral.error))
 
 
-def _measured(gaps: Float[np.ndarray, "language neuron"], chosen: Chosen) -> Measured:
+def _measured(
+    gaps: Float[np.ndarray, "language neuron"],
+    columns: Int[np.ndarray, "neuron"],
+    random: Int[np.ndarray, "draw neuron"],
+) -> Measured:
     """Return how much more active the neurons are before toxic text, and in how many languages one of them is."""
     more = (gaps > 0).sum(0).astype(np.float64)
     return Measured(
-        gaps[:, chosen.columns].mean(1),
-        np.stack([of_language[chosen.random].mean(1) for of_language in gaps], axis=1),
-        float(more[chosen.columns].mean()),
-        more[chosen.random].mean(1),
+        gaps[:, columns].mean(1),
+        np.stack([of_language[random].mean(1) for of_language in gaps], axis=1),
+        float(more[columns].mean()),
+        more[random].mean(1),
     )

@@ -65,9 +65,9 @@ def value_side(
         once.append(at_once(measured, side="value", **about))
         if own:
             alone = _measured(by_neuron[:, len(codes) :], counts[:, len(codes) :][random_rows], k)
-            once.append(at_once(alone, side="value", tokens="own", **about))
+            once.append(at_once(alone, side="value", control="own tokens", **about))
         else:
-            once.append(no_at_once(name, model, "value", 0, tokens="own"))
+            once.append(no_at_once(name, model, "value", 0, control="own tokens"))
     return rows, once
 
 
