@@ -77,7 +77,7 @@ def dual_multilinguality(
         ...     toxic_words={code: xt.mini.toxic_words()[code] for code in ("en", "es")}, n_random=99,
         ...     max_new_tokens=2, progress=False)
         >>> dual.at_once_frame()["tested"].tolist()
-        [2, 2, 2]
+        [2, 2, 2, 2]
     """
     named = named_sets(sets)
     models = {BEFORE: lm} | ({} if after is None else {AFTER: after})
@@ -109,12 +109,14 @@ def dual_multilinguality(
         firing, chosen = keys.choose(lm, named, draws, toxic[0], neutral[0], seed=seed)
         shown.update()
         for name, model in models.items():
-            on_values = value_side(name, model, named, draws, flags, k=k, seed=seed)
+            value_rows, value_once = value_side(name, model, named, draws, flags, k=k, seed=seed)
             shown.update()
-            *on_keys, texts = keys.test(name, model, chosen, list(named), toxic[1], neutral[1], texts=texts, seed=seed)
+            key_rows, key_once, texts = keys.test(
+                name, model, chosen, list(named), toxic[1], neutral[1], texts=texts, seed=seed
+            )
             shown.update()
-            rows += [*on_values[0], *on_keys[0]]
-            once += [*on_values[1], *on_keys[1]]
+            rows += [*value_rows, *key_rows]
+            once += [*value_once, *key_once]
     own, listed = own_tokens(flags), languages.in_order(flags)
     alone = {code: int(own[code].sum()) if code in own else 0 for code in listed}
     return DualMultilinguality(

@@ -370,4 +370,4 @@ def no_row(neurons: str, model: str, side: Side, language: str) -> InLanguage:
 
 def no_at_once(neurons: str, model: str, side: Side, tested: int, *, control: Control = "random") -> AtOnce:
     """Return the row of a set that is above chance in no language, because nothing could be measured."""
-    return AtOnce(neurons, model, side, control, tested, 0, *[math.nan] * 7)
+    return AtOnce(neurons, model, side, control, tested, 0, *[math.nan] * 8)

@@ -86,7 +86,8 @@ class Sums:
     sums: Float[np.ndarray, "neuron"] = field(default_factory=lambda: np.zeros(0))
     squares: Float[np.ndarray, "neuron"] = field(default_factory=lambda: np.zeros(0))
 
-    def add(self, means: Float[np.ndarray, "prompt neuron"]) -> None:
+    def add(self, _places: list[int], means: Float[np.ndarray, "prompt neuron"]) -> None:
+        """Add the means of some prompts, as `prompt_means` hands them on."""
         if not self.n:
             self.sums = self.squares = np.zeros(means.shape[1])
         self.n += len(means)

@@ -26,10 +26,12 @@ from xlingtox.evaluation.resampling import (
     by_meaning,
     check_same_languages,
     count,
+    difference,
     in_chunks,
     interval,
     p_value,
     streams,
+    subtracted,
     summary,
 )
 
@@ -188,30 +190,32 @@ def unpaired_changes(
     sides = [
         {code: _Sample.of_level(values, bounds, code) for code, values in side.items()} for side in (before, after)
     ]
-    apart = [_drawn(side, n_resamples, seed + i, None, signs=False)[0] for i, side in enumerate(sides)]
+    alone, parts = zip(
+        *(_drawn(side, n_resamples, seed + i, None, signs=False) for i, side in enumerate(sides)), strict=True
+    )
     by_language = {
-        code: _difference(*(side[code] for side in apart), *(side[code] for side in sides), code, n_resamples, seed)
+        code: difference(
+            [side[code] for side in alone], [side[code].changes for side in sides], n_resamples, (seed, code)
+        )
         for code in before
     }
     changes = {code: summary([drawn], level) for code, drawn in by_language.items()}
     if meanings is None:
         # Languages are independent, so that the permutations of each serve for their mean too.
-        parts = [_drawn(side, n_resamples, seed + i, None, signs=False)[1] for i, side in enumerate(sides)]
         overall = [
-            dataclasses.replace(_subtracted(first, then), flipped=by_language[code].flipped)
+            dataclasses.replace(subtracted(first, then), flipped=by_language[code].flipped)
             for code, first, then in zip(before, *parts, strict=True)
         ]
         return changes, summary(overall, level)
     sizes = [{code: len(sample.changes) for code, sample in side.items()} for side in sides]
     name = "all languages"
     joint = [
-        {name: _joint(side, by_meaning(of_side, size))}
-        for side, of_side, size in zip(sides, meanings, sizes, strict=True)
+        {name: _joint(side, by_meaning(ids, size))} for side, ids, size in zip(sides, meanings, sizes, strict=True)
     ]
     together = [_drawn(side, n_resamples, seed + i, None, signs=False)[0][name] for i, side in enumerate(joint)]
-    drawn = _difference(*together, *(side[name] for side in joint), name, n_resamples, seed)
-    alone = min(min(size.values()) for size in sizes) < 2
-    return changes, summary([dataclasses.replace(drawn, freedom=0) if alone else drawn], level)
+    drawn = difference(together, [side[name].changes for side in joint], n_resamples, (seed, name))
+    single = min(min(size.values()) for size in sizes) < 2
+    return changes, summary([dataclasses.replace(drawn, freedom=0) if single else drawn], level)
 
 
 @checked
@@ -404,26 +408,3 @@ def _flipped(changes: PerPrompt, n: int, rng: Generator) -> Float[np.ndarray, "r
     # A sum under signs is twice the sum of the changes that stay positive, less the sum of all.
     positive = in_chunks(n, len(changes), lambda shape: rng.integers(0, 2, shape, dtype=np.int8) @ changes)
     return (2 * positive - changes.sum()) / len(changes)
-
-
-def _difference(first: Drawn, then: Drawn, before: _Sample, after: _Sample, name: str, n: int, seed: int) -> Drawn:
-    """Return the difference of two samples' means, with n differences under random labels of the prompts."""
-    values, n_after = np.concatenate([before.changes, after.changes]), len(after.changes)
-    _, shuffles, _ = streams(seed, name)
-
-    def relabelled(shape: tuple[int, int]) -> Float[np.ndarray, "resample"]:
-        chosen = shuffles.random(shape).argpartition(n_after - 1, axis=1)[:, :n_after]
-        sums = values[chosen].sum(1)
-        return sums / n_after - (values.sum() - sums) / len(before.changes)
-
-    return dataclasses.replace(_subtracted(first, then), flipped=in_chunks(n, len(values), relabelled))
-
-
-def _subtracted(first: Drawn, then: Drawn) -> Drawn:
-    """Return the difference of two means that were drawn apart, with the freedom of Welch's test."""
-    freedom, variance = 0, first.variance + then.variance
-    if min(first.freedom, then.freedom) > 0:
-        spread = sum(side.variance**2 / side.freedom for side in (first, then))
-        freedom = max(1, int(variance**2 / spread)) if spread > 0 else first.freedom + then.freedom
-    low, high = then.for_low - first.for_high, then.for_high - first.for_low
-    return Drawn(then.mean - first.mean, freedom, variance, low, high, _NONE)

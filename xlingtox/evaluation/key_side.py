@@ -75,11 +75,9 @@ class KeySide:
         Args:
             draws: the places of random neurons, of which the same is asked.
         """
-        sums = []
-        for half in (toxic, neutral):
-            of_kind = Sums()
-            self._read(lm, half, lambda _, means, into=of_kind: into.add(means))
-            sums.append(of_kind)
+        sums = (Sums(), Sums())
+        for half, of_kind in zip((toxic, neutral), sums, strict=True):
+            self._read(lm, half, of_kind.add)
         fires = _fires(*sums)
         places, means = places_of(self.neurons, lm), (sums[0].mean + sums[1].mean) / 2
         read_layers = self.neurons.by_layer()
@@ -88,11 +86,13 @@ class KeySide:
         for name, neurons in sets.items():
             firing_here = neurons.where(fires[np.searchsorted(places, places_of(neurons, lm))])
             random = fires[np.searchsorted(places, draws[name])].sum(1).astype(np.float64)
+            low, high = np.quantile(random, [0.025, 0.975])
             firing[name] = Firing(
                 NeuronSet.of(firing_here.neurons, scores=firing_here.scores),
-                len(neurons),
-                float(random.mean()),
-                *map(float, np.quantile(random, [0.025, 0.975])),
+                of=len(neurons),
+                chance=float(random.mean()),
+                chance_low=float(low),
+                chance_high=float(high),
                 p=float(at_least(random[:, None], np.array([float(len(firing_here))]))[0]),
             )
             if len(firing_here):
@@ -197,7 +197,7 @@ class KeySide:
         def use(places: list[int], means: Float[np.ndarray, "prompt neuron"]) -> None:
             values[places] = means @ weights
             for code in dict.fromkeys(codes[places].tolist()):
-                sums[code].add(means[codes[places] == code])
+                sums[code].add(places, means[codes[places] == code])
 
         return _Tested(half, sums, values, self._read(lm, half, use, written))
 

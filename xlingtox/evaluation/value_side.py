@@ -60,12 +60,11 @@ def value_side(
         by_neuron = counts[own_rows]
         measured = _measured(by_neuron[:, : len(codes)], counts[:, : len(codes)][random_rows], k)
         intervals = _intervals(by_neuron[:, : len(codes)] / k, measured.random, seed)
-        about = {"neurons": name, "model": model}
-        rows += in_languages(measured, codes, intervals=intervals, side="value", **about)
-        once.append(at_once(measured, side="value", **about))
+        rows += in_languages(measured, codes, intervals=intervals, side="value", neurons=name, model=model)
+        once.append(at_once(measured, side="value", neurons=name, model=model))
         if own:
             alone = _measured(by_neuron[:, len(codes) :], counts[:, len(codes) :][random_rows], k)
-            once.append(at_once(alone, side="value", control="own tokens", **about))
+            once.append(at_once(alone, side="value", control="own tokens", neurons=name, model=model))
         else:
             once.append(no_at_once(name, model, "value", 0, control="own tokens"))
     return rows, once
