@@ -13,12 +13,14 @@ from xlingtox import data, languages
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import collect_together
-from xlingtox.neurons.drawing import draw
 from xlingtox.neurons.greedy import Written
 from xlingtox.neurons.neuron_set import NeuronSet
 
 _AT_ONCE = 2**28
 """The most bytes of activations that are held at once."""
+
+_NEAREST = 5
+"""A neuron's match is drawn from so many free neurons, as in `NeuronSet.random_like`."""
 
 _FEWEST = 4
 """The fewest prompts of each kind in the source language: two that choose, and two that test."""
@@ -118,7 +120,7 @@ def prompt_means(
     """Hand on the mean activation of each neuron over the steps of each prompt, a few prompts at a time.
 
     Args:
-        use: takes the places of some prompts, and their means. Prompts of which no step counts are left out.
+        use: takes the places of some prompts, and their means.
         written: the continuations of another model that are read, as this function returned them.
 
     Returns:
@@ -136,10 +138,8 @@ def prompt_means(
             progress=progress,
             writer=None if written is None else written[i],
         )
-        steps = activations.mask.sum(1)
-        counted = steps > 0
-        means = (activations.values.sum(1)[counted].double() / steps[counted, None]).numpy()
-        use([place for place, keep in zip(places, counted.tolist(), strict=True) if keep], means)
+        means = activations.values.sum(1).double() / activations.mask.sum(1, keepdim=True)
+        use(places, means.numpy())
         parts.append(wrote)
     return parts
 
@@ -155,15 +155,44 @@ def equally_active(
 ) -> Int[np.ndarray, "draw neuron"]:
     """Draw n sets of neurons that are as active as `chosen`, in the same layers, as places (`layer * d_mlp + index`).
 
+    As in `NeuronSet.random_like`, neurons are taken in random order. Each gets one of the five free neurons whose mean
+    activation is nearest to its own, or one that is as near as the fifth.
+
     Args:
         apart: a set of which no neuron is drawn, as long as a layer has enough others.
         means: the mean activation of every neuron of each layer.
     """
+    rng = np.random.default_rng([seed, 5])
     drawn = []
     for layer, (indices, _) in sorted(chosen.by_layer().items()):
-        taken = set(apart.by_layer().get(layer, ([], []))[0])
-        pools = (sorted(set(range(d_mlp)) - set(out)) for out in (taken, indices, ()))
+        taken = apart.by_layer().get(layer, ([], []))[0]
+        pools = (np.setdiff1d(np.arange(d_mlp), out) for out in (taken, indices, []))
         pool = next(pool for pool in pools if len(pool) >= len(indices))
-        rng = random.Random(f"equally active {seed}, layer {layer}")
-        drawn.append([[layer * d_mlp + i for i in draw(indices, pool, rng, means=means[layer])] for _ in range(n)])
-    return np.concatenate([np.array(layer_draws, dtype=np.int64) for layer_draws in drawn], axis=1)
+        near = [_nearest(pool, np.abs(means[layer][pool] - means[layer][index]), len(indices)) for index in indices]
+        drawn.append(layer * d_mlp + np.stack([_matched(near, rng) for _ in range(n)]))
+    return np.concatenate(drawn, axis=1)
+
+
+def _nearest(
+    pool: Int[np.ndarray, "neuron"], distances: Float[np.ndarray, "neuron"], n_drawn: int
+) -> tuple[Int[np.ndarray, "near"], Float[np.ndarray, "near"]]:
+    """Return the neurons among which the five nearest free ones always are, and how far each is."""
+    order = np.argsort(distances, kind="stable")
+    # All but one of the drawn neurons may be taken when this neuron's turn comes.
+    farthest = distances[order[min(len(order), _NEAREST + n_drawn - 1) - 1]]
+    order = order[distances[order] <= farthest]
+    return pool[order], distances[order]
+
+
+def _matched(
+    near: Sequence[tuple[Int[np.ndarray, "near"], Float[np.ndarray, "near"]]], rng: np.random.Generator
+) -> Int[np.ndarray, "neuron"]:
+    """Draw one free neuron for each list of near ones, in random order of the lists."""
+    matches = np.full(len(near), -1)
+    for place in rng.permutation(len(near)):
+        neurons, distances = near[place]
+        free = ~np.isin(neurons, matches)
+        neurons, distances = neurons[free], distances[free]
+        as_near = distances <= distances[min(len(distances), _NEAREST) - 1]
+        matches[place] = rng.choice(neurons[as_near])
+    return matches

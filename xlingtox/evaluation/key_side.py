@@ -191,7 +191,7 @@ class KeySide:
     ) -> _Tested:
         """Read the prompts of one kind, and keep what is needed of them."""
         sums = {code: Sums() for code in half.rows()}
-        values = np.full((len(half.prompts), weights.shape[1]), np.nan)
+        values = np.zeros((len(half.prompts), weights.shape[1]))
         codes = np.array([prompt.language for prompt in half.prompts])
 
         def use(places: list[int], means: Float[np.ndarray, "prompt neuron"]) -> None:
@@ -208,7 +208,7 @@ class _Tested:
 
     Attributes:
         sums: by language, the sums of each neuron's mean activations.
-        by_set: for each prompt and set, its mean less that of its random sets; NaN where no step of the prompt counts.
+        by_set: for each prompt and set, its mean less that of its random sets.
         written: the continuations that were read.
     """
 
@@ -217,19 +217,15 @@ class _Tested:
     by_set: Float[np.ndarray, "prompt set"]
     written: list[Written]
 
-    def _kept(self) -> dict[str, Int[np.ndarray, "prompt"]]:
-        counted = np.isfinite(self.by_set).all(1)
-        return {code: rows[counted[rows]] for code, rows in self.half.rows().items()}
-
     def values(self, i: int) -> dict[str, Float[np.ndarray, "prompt"]]:
         """Return the numbers of one set by language."""
-        return {code: self.by_set[rows, i] for code, rows in self._kept().items()}
+        return {code: self.by_set[rows, i] for code, rows in self.half.rows().items()}
 
     @property
     def meanings(self) -> dict[str, list[Hashable]] | None:
-        """Return the meanings of the prompts that count, by language."""
+        """Return the meanings of the prompts by language."""
         ids = self.half.meanings
-        return None if ids is None else {code: [ids[row] for row in rows] for code, rows in self._kept().items()}
+        return None if ids is None else {code: [ids[row] for row in rows] for code, rows in self.half.rows().items()}
 
 
 def _fires(toxic: Sums, neutral: Sums) -> Bool[np.ndarray, "neuron"]:
