@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from xlingtox.edits import Set as Set
     from xlingtox.edits import Together as Together
     from xlingtox.edits import generate_under as generate_under
+    from xlingtox.evaluation import Attribution as Attribution
     from xlingtox.evaluation import Comparison as Comparison
     from xlingtox.evaluation import DoseResponse as DoseResponse
     from xlingtox.evaluation import DualMultilinguality as DualMultilinguality
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from xlingtox.evaluation import Stability as Stability
     from xlingtox.evaluation import WeightDrift as WeightDrift
     from xlingtox.evaluation import compare as compare
+    from xlingtox.evaluation.attribute import attribute as attribute
     from xlingtox.evaluation.dose_response import dose_response as dose_response
     from xlingtox.evaluation.dual_multilinguality import dual_multilinguality as dual_multilinguality
     from xlingtox.evaluation.patch_effect import patch_effect as patch_effect
@@ -93,7 +95,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "stability",
         ),
     },
-    "Tuning": {"tuning": ("tune_dpo",), "evaluation": ("WeightDrift", "weight_drift")},
+    "Tuning": {
+        "tuning": ("tune_dpo",),
+        "evaluation": ("Attribution", "attribute", "WeightDrift", "weight_drift"),
+    },
     "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},
     "Look": {"figures": ("plot",)},
     "Study": {"study": ("Study", "StudyResults")},
