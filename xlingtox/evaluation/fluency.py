@@ -235,6 +235,15 @@ def _to_judge(judge: HookedLM, continuations: Continuations) -> _ToJudge:
     return _ToJudge(rows, rated, n_tokens, blank, too_long, merged)
 
 
+def judged_rows(judge: HookedLM, continuations: Continuations) -> tuple[list[int], list[Row]]:
+    """Return the numbers of the continuations that a judge can read, and each as the tokens that it reads.
+
+    Blank ones and those beyond its context are left out.
+    """
+    one = _to_judge(judge, continuations)
+    return one.rated.tolist(), one.rows
+
+
 @checked
 def perplexities(
     lm: HookedLM, held_out: Dataset, *, progress: bool = True, batch_size: int | None = None

@@ -93,6 +93,7 @@ class ForwardPasses:
         backends = (hf_backend, None if tl_backend.no_bridge_because else tl_backend)
         self._backends: tuple[Backend, ...] = tuple(backend for backend in backends if backend is not None)
         self._tl_agrees = True
+        self._is_differentiable = False
         self.current_pass: Pass | None = None
         # The models that run alongside this one, each with its activations in the pass that is running.
         self._companions: dict[object, tuple[ForwardPasses, dict[int, Tensor]]] = {}
@@ -167,8 +168,38 @@ class ForwardPasses:
                 "edit.bake(lm) gives"
             )
 
+    @contextlib.contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Let the passes of `logits` in the block be differentiated with respect to activations.
+
+        Weights get no gradient, so that a backward pass costs no more than a forward pass. A hook on the residual
+        stream at 0 should return a tensor that requires a gradient, for the graph to begin there.
+
+        Example:
+            >>> import torch
+            >>> starts = []
+            >>> def begin(state):
+            ...     starts.append(state.detach().requires_grad_())
+            ...     return starts[0]
+            >>> with lm.differentiable(), lm.hooks(residual={0: begin}, edit=None):
+            ...     logits = lm.logits(*lm.encode(["the cat"]), last=1)
+            >>> torch.autograd.grad(logits.sum(), starts)[0].shape
+            torch.Size([1, 2, 128])
+        """
+        model: Any = self._tl_backend.tl if self._hf_backend is None else self._hf_backend.model
+        frozen = [weight for weight in model.parameters() if weight.requires_grad]
+        was_differentiable = self._is_differentiable
+        try:
+            for weight in frozen:
+                weight.requires_grad_(False)
+            self._is_differentiable = True
+            yield
+        finally:
+            self._is_differentiable = was_differentiable
+            for weight in frozen:
+                weight.requires_grad_(True)
+
     @checked
-    @torch.no_grad()
     def logits(
         self,
         input_ids: Int[Tensor, "batch pos"],
@@ -186,7 +217,10 @@ class ForwardPasses:
             edits: the number of each row's edit, in a block of `edits.Together`.
             last: compute the logits of so many positions at the end only (default: of all). This saves time.
         """
-        with self._passing(Pass(False, _as_rows(languages), _as_numbers(edits))):
+        with (
+            torch.set_grad_enabled(self._is_differentiable),
+            self._passing(Pass(False, _as_rows(languages), _as_numbers(edits))),
+        ):
             for companion in self._others():
                 companion.logits(input_ids, attention_mask, languages=languages, last=1)
             return self._backend().run(input_ids, attention_mask, last=last)[0]
