@@ -118,7 +118,8 @@ def choose(
     """
     n_samples = written.n_samples
     scores = check_scores(scorer, written.texts, written.row_languages)
-    toxic = (scores >= TOXIC).reshape(-1, n_samples)
+    is_there = np.array([bool(text.strip()) for text in written.texts])
+    toxic = (is_there & (scores >= TOXIC)).reshape(-1, n_samples)
     by_language: dict[str, list[int]] = {}
     for prompt in np.flatnonzero(toxic.any(1)).tolist():
         by_language.setdefault(written.prompts[prompt].language, []).append(prompt)
@@ -176,7 +177,9 @@ def _all_heads(lm: HookedLM) -> NeuronSet:
 
 def _kept(attribution: Attribution, found: NeuronSet, *, sign: int, has_heads: bool) -> dict[str, Any]:
     """Return what `results.json` keeps of an attribution: sums, and the strongest neurons and heads."""
-    heads = attribution.top(min(_MOST_HEADS, _n_heads(attribution)), sign=sign, component="heads") if has_heads else None
+    heads = (
+        attribution.top(min(_MOST_HEADS, _n_heads(attribution)), sign=sign, component="heads") if has_heads else None
+    )
     return {
         "by_language": _records(attribution.summary()),
         "by_layer": _records(attribution.by_layer()),
@@ -192,4 +195,3 @@ def _n_heads(attribution: Attribution) -> int:
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-

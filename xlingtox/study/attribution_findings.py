@@ -53,8 +53,8 @@ def completeness(row: Mapping[str, Any]) -> str:
     if not math.isfinite(exact + patched + integrated + remainder):
         return ""
     return (
-        f"Where it is attributed, the change is {number(exact, 2, signed=True)}. The estimates of all components add up "
-        f"to {number(integrated, 2, signed=True)}; patched all together, they make "
+        f"Where it is attributed, the change is {number(exact, 2, signed=True)}. The estimates of all components add "
+        f"up to {number(integrated, 2, signed=True)}; patched all together, they make "
         f"{number(patched, 2, signed=True)}. The remainder of {number(remainder, 2, signed=True)} is due to weights "
         "that no activation shows, such as value vectors and the unembedding."
     )

@@ -24,9 +24,7 @@ def by_layer(results: StudyResults) -> str:
     if summary is None:
         return ""
     exact = float(summary.row().get("exact", math.nan))
-    sums = {
-        (row["component"], row["layer"]): row["integrated"] for row in summary.by_layer if row["language"] == "all"
-    }
+    sums = {(row["component"], row["layer"]): row["integrated"] for row in summary.by_layer if row["language"] == "all"}
     shown = [kind for kind in _KINDS if any(component == kind for component, _ in sums)]
     sets = (results.sources, summary.neurons, summary.neurons & results.sources)
     counts = [{layer: len(indices) for layer, (indices, _) in one.by_layer().items()} for one in sets]
@@ -66,7 +64,7 @@ def of_groups(effect: PatchEffect, sound: PatchEffect | None) -> str:
 
 
 def by_language(effect: PatchEffect, sound: PatchEffect | None) -> str:
-    """Return a table with a row for each language: its prompts, how far tuning moves it, and what each group carries."""
+    """Return a table with a row for each language: its prompts, tuning's effect, and what each group carries of it."""
     codes = languages.in_order(effect.languages)
     groups, frame = list(effect.groups), effect.to_frame()
     of_sound = {} if sound is None else {code: patches.change_of(sound, language=code) for code in sound.languages}

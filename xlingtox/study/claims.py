@@ -190,7 +190,11 @@ def of_patches(effect: PatchEffect | None) -> list[Verdict]:
         reason = "The prompts do not show that tuning changes how likely the toxic continuations are."
         return [Verdict(CARRIED, "not found", reason)]
     chance = effect.groups[patches.SOURCES]
-    names = {patches.FOUND: "as many neurons by attribution", patches.NEURONS: "all neurons", patches.HEADS: "all heads"}
+    names = {
+        patches.FOUND: "as many neurons by attribution",
+        patches.NEURONS: "all neurons",
+        patches.HEADS: "all heads",
+    }
     others = [f"{words} {share_in_words(*shares[name])}" for name, words in names.items() if name in shares]
     if chance is not None:
         others.insert(0, f"random neurons of the same layers {share_in_words(*shares[chance])}")

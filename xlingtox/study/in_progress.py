@@ -19,7 +19,7 @@ class InProgress:
     """A study in progress: what it works on, and the results of the stages that are done.
 
     Attributes:
-        models: the model before tuning and the tuned one, of which at most one is in memory, unless a stage asks for both.
+        models: the model before tuning and the tuned one; at most one is in memory, unless a stage asks for both.
         settings: the settings, with a recipe.
         folder: the path of the study's folder.
         keys: the key of each planned stage.

@@ -240,10 +240,10 @@ def _mixing(results: StudyResults) -> str:
 
 
 _ACTING = (
-    "<p>The sources are where toxicity can be read off. Is tuning’s effect there too? The effect is how much less likely "
-    "tuning makes toxic text that the model before wrote, as the change of its log-probability. Attribution says how "
-    "much each neuron and each attention head has to do with it. Then groups are tested: the model before runs with "
-    "their activations taken from the tuned model. A group that carries all of the effect has a share of "
+    "<p>The sources are where toxicity can be read off. Is tuning’s effect there too? The effect is how much less "
+    "likely tuning makes toxic text that the model before wrote, as the change of its log-probability. Attribution "
+    "says how much each neuron and each attention head has to do with it. Then groups are tested: the model before "
+    "runs with their activations taken from the tuned model. A group that carries all of the effect has a share of "
     "100&nbsp;%.</p>"
 )
 

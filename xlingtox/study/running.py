@@ -161,9 +161,7 @@ def _kept(scorer: Scorer, folder: Path, *, progress: bool) -> Scorer:
     return Cached(scorer, path=folder / "scores.sqlite", progress=progress)
 
 
-def _results(
-    study: InProgress, model: Identity, seconds: Mapping[str, float], notes: Sequence[str]
-) -> StudyResults:
+def _results(study: InProgress, model: Identity, seconds: Mapping[str, float], notes: Sequence[str]) -> StudyResults:
     """Put the results of all stages together, with notes on the run."""
     materials, settings = study.materials, study.settings
     content: dict[str, Any] = {}

@@ -179,7 +179,9 @@ class Settings:
         if self.n_null < FEWEST_SHUFFLES:
             raise ValueError(f"n_null is {self.n_null}: expected at least {FEWEST_SHUFFLES}, fewer cannot decide")
         if self.attribution_prompts < 2:
-            raise ValueError(f"attribution_prompts is {self.attribution_prompts}: expected at least 2, one for each half")
+            raise ValueError(
+                f"attribution_prompts is {self.attribution_prompts}: expected at least 2, one for each half"
+            )
         if self.n_doses < 2:
             raise ValueError(f"n_doses is {self.n_doses}: expected at least 2, of which one is 0")
         if self.dose_samples is not None and self.dose_samples < 1:

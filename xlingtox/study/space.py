@@ -51,8 +51,9 @@ def stage_memory(
 ) -> dict[str, int]:
     """Estimate the peak memory of each stage in bytes, with the weights and without Python and torch themselves.
 
-    One model is in memory at a time, but for attribution, which needs both. Batches shrink to what is free, so that a stage can do with little more than its
-    weights; the estimate is of full batches. On a GPU it is the GPU's memory; see `host_memory` for the rest.
+    One model is in memory at a time, and two for attribution. Batches shrink to what is free, so that a stage can do
+    with little more than its weights; the estimate is of full batches. On a GPU it is the GPU's memory; see
+    `host_memory` for the rest.
 
     Args:
         free: the bytes that are free for batches; None for as many as they can use.
