@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from xlingtox.edits import Set as Set
     from xlingtox.edits import Together as Together
     from xlingtox.edits import generate_under as generate_under
+    from xlingtox.evaluation import Attribution as Attribution
     from xlingtox.evaluation import Comparison as Comparison
     from xlingtox.evaluation import DoseResponse as DoseResponse
     from xlingtox.evaluation import PatchEffect as PatchEffect
     from xlingtox.evaluation import Stability as Stability
     from xlingtox.evaluation import WeightDrift as WeightDrift
     from xlingtox.evaluation import compare as compare
+    from xlingtox.evaluation.attribute import attribute as attribute
     from xlingtox.evaluation.dose_response import dose_response as dose_response
     from xlingtox.evaluation.patch_effect import patch_effect as patch_effect
     from xlingtox.evaluation.stability import stability as stability
@@ -90,7 +92,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "stability",
         ),
     },
-    "Tuning": {"tuning": ("tune_dpo",), "evaluation": ("WeightDrift", "weight_drift")},
+    "Tuning": {
+        "tuning": ("tune_dpo",),
+        "evaluation": ("Attribution", "attribute", "WeightDrift", "weight_drift"),
+    },
     "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},
     "Look": {"figures": ("plot",)},
     "Study": {"study": ("Study", "StudyResults")},

@@ -26,21 +26,23 @@ _VALUES = st.integers(-3, 3).map(float)
 
 
 def steps_of(positions):
-    """Edits by one number, or one for each neuron."""
-    return st.builds(
-        lambda kind, rows, one, place: kind(
-            NeuronSet.of([pair for pair, _ in rows]), one if one is not None else [value for _, value in rows], place
-        ),
-        st.sampled_from([Offset, Scale, Set]),
-        st.lists(
-            st.tuples(st.tuples(st.integers(0, 1), st.integers(0, 5)), _VALUES),
-            min_size=1,
-            max_size=4,
-            unique_by=lambda row: row[0],
-        ),
-        st.none() | _VALUES,
-        st.sampled_from(positions),
-    )
+    """Edits of neurons or heads by one number, or one for each."""
+
+    def of_site(site, n_indices):
+        pairs = st.tuples(st.integers(0, 1), st.integers(0, n_indices - 1))
+        return st.builds(
+            lambda kind, rows, one, place: kind(
+                NeuronSet.of([pair for pair, _ in rows], site=site),
+                one if one is not None else [value for _, value in rows],
+                place,
+            ),
+            st.sampled_from([Offset, Scale, Set]),
+            st.lists(st.tuples(pairs, _VALUES), min_size=1, max_size=4, unique_by=lambda row: row[0]),
+            st.none() | _VALUES,
+            st.sampled_from(positions),
+        )
+
+    return of_site("neurons", 6) | of_site("heads", 2)
 
 
 _STEPS, _PLACED = steps_of(["all"]), steps_of(["all", "prompt"])
@@ -76,7 +78,7 @@ def test_neutral_and_opposite_edits(lm, step, size):
 @_FEW
 @given(_STEPS, _STEPS)
 def test_order_matters_when_it_should(lm, first, second):
-    shared = set(first.neurons) & set(second.neurons)
+    shared = first.neurons.site == second.neurons.site and set(first.neurons) & set(second.neurons)
     kinds = {type(first), type(second)}
     commute = not shared or kinds in ({Offset}, {Scale}) or first == second
     same = torch.allclose(under(lm, first + second), under(lm, second + first), atol=1e-5)

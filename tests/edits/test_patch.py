@@ -113,7 +113,7 @@ def test_a_patch_from_cached_activations(pair):
     with pytest.raises(ValueError, match=r"cached activations of layer 1 are .*expected \[batch, pos, 48\]"):
         Patch(NEURONS, dict(seen) | {1: seen[1][..., :-1]}).on(lm).__enter__()
     for wrong in (seen[1][0], seen[1].numpy(), seen[1].long()):
-        with pytest.raises(TypeError, match=r"source\[1\] is .*a tensor of floats, \[batch pos d_mlp\]"):
+        with pytest.raises(TypeError, match=r"source\[1\] is .*a tensor of floats, \[batch pos column\]"):
             Patch(NEURONS, dict(seen) | {1: wrong})
     # One token each: else the first would serve all that are generated.
     with raw.watching(source, range(2)) as seen:

@@ -103,14 +103,17 @@ def test_texts_and_their_settings_are_those_of_one_by_one(ending, options):
 
 
 def steps():
-    neurons = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=4, unique=True)
-    return st.builds(
-        lambda kind, pairs, value, place: kind(NeuronSet.of(pairs), float(value), place),
-        st.sampled_from([Offset, Scale, Set]),
-        neurons,
-        st.integers(-3, 3),
-        st.sampled_from(["all", "prompt", "new"]),
-    )
+    def of_site(site, n_indices):
+        pairs = st.tuples(st.integers(0, 1), st.integers(0, n_indices - 1))
+        return st.builds(
+            lambda kind, pairs, value, place: kind(pairs, float(value), place),
+            st.sampled_from([Offset, Scale, Set]),
+            st.lists(pairs, min_size=1, max_size=4, unique=True).map(lambda pairs: NeuronSet.of(pairs, site=site)),
+            st.integers(-3, 3),
+            st.sampled_from(["all", "prompt", "new"]),
+        )
+
+    return of_site("neurons", 6) | of_site("heads", 2)
 
 
 @settings(

@@ -60,6 +60,6 @@ def test_a_hook_changes_heads_in_both_engines(pair):
 def test_a_model_without_heads_of_one_width_says_so(tokenizer, monkeypatch):
     lm = HookedLM.load(families.build("gpt2"), tokenizer=tokenizer)
     monkeypatch.setattr(lm.tl.cfg, "n_heads", 5)
-    with pytest.raises(ValueError, match=r"layer 0 has no attention heads of one width \(5 are configured\)"):
-        with lm.hooks(heads={0: lambda value: value}):
-            pass
+    complaint = r"layer 0 has no attention heads of one width \(5 are configured\)"
+    with pytest.raises(ValueError, match=complaint), lm.hooks(heads={0: lambda value: value}):
+        pass

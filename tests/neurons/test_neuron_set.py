@@ -8,7 +8,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from xlingtox.models.sites import SITES
+from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
+from xlingtox.neurons.packing import packed, unpacked
 from xlingtox.verdicts import Verdict
 
 PAIRS = st.tuples(st.integers(0, 1), st.integers(0, 5))
@@ -16,8 +19,8 @@ NUMBERS = st.tuples(st.floats(-1, 1), st.sampled_from([1.0, 1.0, 0.5, -2.0]))
 VERDICTS = st.lists(st.sampled_from([Verdict("a", "weak", "b"), Verdict("c", "found", "d")]), unique=True, max_size=2)
 
 
-def made(numbers, evidence):
-    neurons = NeuronSet.of(list(numbers), scores=[score for score, _ in numbers.values()])
+def made(numbers, evidence, site="neurons"):
+    neurons = NeuronSet.of(list(numbers), scores=[score for score, _ in numbers.values()], site=site)
     weights = [weight for _, weight in numbers.values()]
     return dataclasses.replace(neurons.weighted(weights), evidence=tuple(evidence))
 
@@ -220,3 +223,57 @@ def test_vectors_are_in_the_sets_order(family):
     neurons = NeuronSet.of([(1, 4), (0, 9), (1, 0)])
     theirs = torch.stack([raw.values(family.model, layer)[index] for layer, index in neurons])
     assert torch.equal(neurons.vectors(family.lm), theirs)
+
+
+# --- sets of attention heads
+
+HEADS = NeuronSet.of([(1, 0), (0, 1), (1, 1)], scores=[0.5, -1.0, 2.0], site="heads")
+
+
+def test_every_way_to_a_new_set_keeps_the_site(tmp_path, lm):
+    HEADS.weighted([1.0, 2.0, 3.0]).save(tmp_path / "heads.json")
+    loaded = NeuronSet.load(tmp_path / "heads.json")
+    assert loaded == HEADS.weighted([1.0, 2.0, 3.0])
+    made_sets = [
+        loaded,
+        HEADS.where([True, False, True]),
+        HEADS | NeuronSet.of([(0, 0)], site="heads"),
+        HEADS & HEADS,
+        HEADS - NeuronSet.of([(1, 0)], site="heads"),
+        HEADS.where([False, True, False]).random_like(lm, seed=0),
+        NeuronSet.all(lm, site="heads"),
+        unpacked(*packed(HEADS)),
+    ]
+    assert [heads.site for heads in made_sets] == ["heads"] * len(made_sets)
+    assert made_sets[5].neurons == ((0, 0),)
+    assert made_sets[6].neurons == ((0, 0), (0, 1), (1, 0), (1, 1))
+    assert NeuronSet.of(HEADS.neurons, scores=HEADS.scores) != HEADS
+    assert repr(HEADS) == "NeuronSet(3 heads: 1.0, 0.1, 1.1)"
+    assert HEADS.to_frame().site.tolist() == ["heads"] * 3
+    assert "<th>Heads" in HEADS._repr_html_() or "Heads</th>" in HEADS._repr_html_()
+
+
+@pytest.mark.parametrize("combine", [NeuronSet.__or__, NeuronSet.__and__, NeuronSet.__sub__])
+def test_sets_of_two_sites_do_not_mix(combine):
+    with pytest.raises(ValueError, match="one set is of heads and the other of neurons: expected two sets of one kind"):
+        combine(HEADS, NeuronSet.of([(1, 0)]))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda lm: HEADS.check(lm), r"NeuronSet\(3 heads: .*\) is a set of heads: expected neurons$"),
+        (lambda lm: HEADS.vectors(lm), "is a set of heads: expected neurons"),
+        (lambda lm: HEADS.promoted_tokens(lm), "is a set of heads: expected neurons"),
+        (lambda lm: collect_activations(lm, ["a"], HEADS, progress=False), "is a set of heads: expected neurons"),
+        (lambda lm: HEADS.random_like(lm, seed=0, match="push"), "match='push' is for neurons"),
+        (lambda lm: HEADS.random_like(lm, seed=0), "layer 1 has 0 other heads, 2 are needed"),
+        (lambda lm: NeuronSet.of([(1, 2)], site="heads").check(lm, sites=SITES), r"head \(1, 2\) is outside the model"),
+        (lambda lm: NeuronSet.of([], site="heads").check(lm, sites=SITES), "the set of heads is empty"),
+        (lambda lm: NeuronSet.of([(1, 2)] * 2, site="heads"), "a head is named twice"),
+        (lambda lm: NeuronSet.of([(1, 2)], site="layers"), "site is 'layers' .*expected one of 'neurons', 'heads'"),
+    ],
+)
+def test_what_heads_cannot_be_asked(lm, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(lm)

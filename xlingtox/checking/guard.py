@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import sys
@@ -75,6 +76,7 @@ def parameters(call: Any) -> tuple[Parameter, ...]:
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             by_name = parameter.kind == parameter.KEYWORD_ONLY
             hint = hints.get(name, Any)
+            hint = hint.type if isinstance(hint, dataclasses.InitVar) else hint
             planned.append(Parameter(name, sys.maxsize if by_name else place, written.get(name), hint))
     return tuple(planned)
 

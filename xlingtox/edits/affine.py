@@ -1,4 +1,4 @@
-"""Affine: an edit as one gain and one shift for each neuron, and how to test that another form of it is equal."""
+"""Affine: an edit as one gain and one shift a column of an activation, and how to test another form of it."""
 
 from __future__ import annotations
 
@@ -9,40 +9,45 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.sites import Place
 
 
 @dataclass(frozen=True)
 class Affine:
     """An edit that turns each activation `x` into `gain * x + shift`, the same at every position.
 
-    Any sum of `Offset`, `Scale` and `Set` comes to this, so it can be written into weights. Layers that the edit does
-    not touch are missing.
+    Any sum of `Offset`, `Scale` and `Set` comes to this, so it can be written into weights. A neuron is one column, a
+    head as many as it is wide. Places that the edit does not touch are missing.
 
     Attributes:
-        gains: layer to the factor of each of its neurons, in float64.
-        shifts: layer to the number that is then added to each of its neurons, in float64.
+        gains: place to the factor of each of its columns, in float64.
+        shifts: place to the number that is then added to each of its columns, in float64.
 
     Example:
         >>> import torch
         >>> from xlingtox.edits.affine import Affine
-        >>> Affine({0: torch.tensor([1.0, 0.5])}, {0: torch.tensor([-1.0, 0.0])}).scales
+        >>> Affine({("neurons", 0): torch.tensor([1.0, 0.5])}, {("neurons", 0): torch.tensor([-1.0, 0.0])}).scales
         True
     """
 
-    gains: Mapping[int, Float[Tensor, "d_mlp"]]
-    shifts: Mapping[int, Float[Tensor, "d_mlp"]]
+    gains: Mapping[Place, Float[Tensor, "column"]]
+    shifts: Mapping[Place, Float[Tensor, "column"]]
 
     @property
     def scales(self) -> bool:
-        """Return whether any neuron is multiplied by a number other than 1."""
+        """Return whether any column is multiplied by a number other than 1."""
         return any(bool((gain != 1).any()) for gain in self.gains.values())
 
-    def pushes(self, lm: HookedLM) -> dict[int, Float[Tensor, "d_model"]]:
-        """Return what the shifts of each layer add to its MLP's output, in float64, without layers that add nothing."""
+    def pushes(self, lm: HookedLM) -> dict[Place, Float[Tensor, "d_model"]]:
+        """Return what the shifts of each place add to the output of its projection, in float64.
+
+        Places where nothing is added are left out.
+        """
         return {
-            layer: shift @ lm.value_vectors(layer).double().cpu()
-            for layer, shift in sorted(self.shifts.items())
+            place: shift @ places.projection(lm, place).double().cpu()
+            for place, shift in sorted(self.shifts.items())
             if bool(shift.any())
         }
 

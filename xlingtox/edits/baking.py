@@ -1,10 +1,10 @@
-"""Baking: write an edit that scales and shifts neurons into a model's weights."""
+"""Baking: write an edit that scales and shifts neurons or heads into a model's weights."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -17,22 +17,30 @@ from xlingtox import files, processes
 from xlingtox.edits.affine import Affine, logits_of_random_tokens, tolerance
 from xlingtox.edits.control_vectors import control_vectors
 from xlingtox.files import appearing, writable_folder
+from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.loading import Loaded, from_checkpoint
 from xlingtox.models.reload_check import first_changed_weight
+from xlingtox.models.sites import Site
 
 On = Callable[[HookedLM], AbstractContextManager[None]]
 """The method `on` of an edit."""
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2")
-"""Families that are Llama with other settings. They can be written as a Llama with biases on its down-projections."""
+"""Families that are Llama with other settings. They can be written as a Llama with biases on its projections."""
+
+_BIASES: dict[Site, tuple[str, str]] = {
+    "neurons": ("mlp_bias", "down-projection"),
+    "heads": ("attention_bias", "output projection"),
+}
+"""Site to the setting that gives some families biases on the projection behind it, and to that projection in words."""
 
 _MODEL_FILES = ("config.json", "adapter_config.json")
 """Files that show that a folder holds a model."""
 
 
 def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], output_dir: str | Path | None) -> HookedLM:
-    """Return a new model whose neurons pass on `gain * x + shift` in place of `x`.
+    """Return a new model in which `gain * x + shift` is passed on in place of `x`.
 
     Args:
         on: the edit's own `on`, with which the new model is compared.
@@ -43,28 +51,29 @@ def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], out
         ValueError: the edit has no exact place in this model's weights, or the folder is not empty.
         OSError: the folder cannot be written.
     """
-    names = lm.down_projections()
+    names = {site: places.projection_names(lm, site) for site in sorted({site for site, _ in affine.gains})}
     _check_bakeable(lm)
     folder = None if output_dir is None else processes.from_main(partial(_new_folder, output_dir))
-    pushes = {layer: push for layer, push in affine.pushes(lm).items() if bool(push.any())}
+    pushes = {place: push for place, push in affine.pushes(lm).items() if bool(push.any())}
     model, layout = lm.unwrapped(), "as it was"
-    if pushes and getattr(model.get_submodule(names[0]), "bias", None) is None:
+    sites = {site: names[site] for site, layer in pushes if _bias(model, names[site][layer]) is None}
+    if sites:
         before = type(model)
         try:
-            model = _with_biases(model)
+            model = _with_biases(model, sites)
         except ValueError as error:
             raise ValueError(
                 f"an offset cannot be baked into {lm.name}: {error}. {_alternative(lm, affine)}"
             ) from error
-        layout = "mlp_bias" if type(model) is before else type(model).__name__
+        settings = ", ".join(_BIASES[site][0] for site in sites)
+        layout = settings if type(model) is before else type(model).__name__
     with torch.no_grad():
-        for layer, name in enumerate(names):
-            down = model.get_submodule(name)
-            if layer in affine.gains:
-                rows = down.weight if isinstance(down, transformers.pytorch_utils.Conv1D) else down.weight.T
-                rows.mul_(affine.gains[layer].to(rows)[:, None])
-            if layer in pushes:
-                down.bias.copy_(down.bias.double().cpu() + pushes[layer])
+        for (site, layer), gain in affine.gains.items():
+            module = model.get_submodule(names[site][layer])
+            rows = module.weight if isinstance(module, transformers.pytorch_utils.Conv1D) else module.weight.T
+            rows.mul_(gain.to(rows)[:, None])
+            if (push := pushes.get((site, layer))) is not None:
+                module.bias.copy_(module.bias.double().cpu() + push)
     baked = HookedLM.over(Loaded(model, lm.tokenizer, f"{lm.name}, baked ({layout})"))
     _check_same(lm, baked, on=on, complaint=f"{record['edit']} cannot be baked exactly into {lm.name}")
     if folder is None:
@@ -147,25 +156,41 @@ def _check_same(lm: HookedLM, baked: HookedLM, *, on: On, complaint: str) -> Non
         raise ValueError(f"{complaint} (logits differ by {gap:.2g})")
 
 
-def _with_biases(model: Any) -> Any:
-    """Return the model with biases of zero on its MLPs: in its own class where that has them, else as a Llama.
+def _bias(model: Any, name: str) -> Any:
+    """Return the bias of the module of this name, or None where it has none."""
+    return getattr(model.get_submodule(name), "bias", None)
+
+
+def _with_biases(model: Any, sites: Mapping[Site, Sequence[str]]) -> Any:
+    """Return the model with more biases, of zero: in its own class where that has them, else as a Llama.
+
+    Args:
+        sites: the sites whose projections need biases, each with the names of these projections.
 
     Raises:
         ValueError: neither is possible; the message says why.
     """
     weights, text_config = model.state_dict(), model.config.get_text_config()
     # The new model is made in the old one's precision. A cast would round the rotary frequencies too.
-    if hasattr(text_config, "mlp_bias"):
+    if all(hasattr(text_config, _BIASES[site][0]) for site in sites):
         config = copy.deepcopy(model.config)
-        config.get_text_config().mlp_bias = True
+        for site in sites:
+            setattr(config.get_text_config(), _BIASES[site][0], True)
         biased = type(model)._from_config(config, dtype=model.dtype).to(model.device)
     else:
-        biased = _as_llama(model.config, model.dtype, "model.layers.0.self_attn.q_proj.bias" in weights)
+        biases = {_BIASES[site][0]: True for site in sites}
+        if "model.layers.0.self_attn.q_proj.bias" in weights:
+            biases["attention_bias"] = True
+        lacking = next(_BIASES[site][1] for site in sites if not hasattr(text_config, _BIASES[site][0]))
+        biased = _as_llama(model.config, model.dtype, biases, lacking=lacking)
         biased = biased.to(model.device)
     missing, unexpected = biased.load_state_dict(weights, strict=False)
     unmatched = [key for key in missing if not key.endswith(".bias")] + list(unexpected)
     if unmatched:
         raise ValueError(f"with biases it would lack {unmatched[0]}")
+    for site, names in sites.items():
+        if without := next((name for name in names if _bias(biased, name) is None), None):
+            raise ValueError(f"the {_BIASES[site][1]} has no bias, and {text_config.model_type} has none for {without}")
     parameters = dict(biased.named_parameters())
     with torch.no_grad():
         for key in missing:
@@ -174,8 +199,12 @@ def _with_biases(model: Any) -> Any:
     return biased.eval()
 
 
-def _as_llama(config: Any, dtype: torch.dtype, attention_bias: bool) -> Any:
-    """Return a Llama of the same sizes, with biases on its MLPs and weights that are still to be loaded.
+def _as_llama(config: Any, dtype: torch.dtype, biases: Mapping[str, bool], *, lacking: str) -> Any:
+    """Return a Llama of the same sizes, with more biases and weights that are still to be loaded.
+
+    Args:
+        biases: the settings that give it biases.
+        lacking: the projection that has no bias, for the message.
 
     Raises:
         ValueError: the family is not a Llama with other settings, or its attention has a window, which no Llama has.
@@ -183,15 +212,15 @@ def _as_llama(config: Any, dtype: torch.dtype, attention_bias: bool) -> Any:
     family = config.model_type
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if family not in _LLAMA_LIKE:
-        raise ValueError(f"the down-projection has no bias, and {family} has no place for one")
+        raise ValueError(f"the {lacking} has no bias, and {family} has no place for one")
     if window is not None and window < config.max_position_embeddings:
-        raise ValueError("the down-projection has no bias, and its attention has a sliding window, which no Llama has")
+        raise ValueError(f"the {lacking} has no bias, and its attention has a sliding window, which no Llama has")
     settings = {
         key: value
         for key, value in config.to_dict().items()
         if key not in ("model_type", "architectures", "transformers_version", "mlp_bias", "attention_bias")
         and not key.startswith("_")
     }
-    llama_config = transformers.LlamaConfig(**settings, mlp_bias=True, attention_bias=attention_bias)
+    llama_config = transformers.LlamaConfig(**settings, **biases)
     make: Any = transformers.LlamaForCausalLM._from_config
     return make(llama_config, dtype=dtype)

@@ -120,9 +120,14 @@ def control_vectors(lm: HookedLM, affine: Affine) -> ControlVectors:
         ValueError: the edit adds no constant there: a neuron is scaled or set, the offsets cancel, a norm follows the
             MLP, or the model rounds too coarsely.
     """
+    if any(site != "neurons" for site, _ in affine.gains):
+        raise ValueError(
+            "only offsets of neurons are constant vectors: these are added at the end of a block, and heads act inside "
+            "it, where its MLP may read them. bake(lm) can write offsets of heads into weights"
+        )
     if affine.scales:
         raise ValueError("only offsets are constant vectors: what a scaled or set neuron writes depends on the token")
-    pushes = affine.pushes(lm)
+    pushes = {layer: push for (_, layer), push in affine.pushes(lm).items()}
     if not pushes:
         raise ValueError("the offsets cancel: no vector is left")
     if normed := [layer for layer in pushes if lm.mlp_multipliers[layer] is None]:
@@ -131,7 +136,7 @@ def control_vectors(lm: HookedLM, affine: Affine) -> ControlVectors:
             "on the token)"
         )
     vectors = {layer: (push * (lm.mlp_multipliers[layer] or 0)).float() for layer, push in pushes.items()}
-    _check_constant(lm, affine.shifts, vectors)
+    _check_constant(lm, {layer: shift for (_, layer), shift in affine.shifts.items()}, vectors)
     return ControlVectors(vectors)
 
 

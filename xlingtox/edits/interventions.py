@@ -17,14 +17,25 @@ from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.edits import baking, control_vectors
 from xlingtox.edits.affine import Affine
-from xlingtox.edits.step import Amount, Positions, SourceActivations, Step, hooks_of, sources_running
+from xlingtox.edits.step import (
+    Amount,
+    Columns,
+    Positions,
+    SourceActivations,
+    Step,
+    hooks_of,
+    read_places,
+    sources_running,
+)
+from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM, HookNeverFired
+from xlingtox.models.sites import Place, Site, as_arguments
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.packing import packed, unpacked
 
 
 class Intervention:
-    """An edit of post-activations, the inputs of the MLPs' down-projections.
+    """An edit of MLP neurons' post-activations or of attention heads' outputs: of what a projection reads.
 
     Edits are values: they hold no model, and equal edits are equal. `a + b` is the edit that applies a, then b.
 
@@ -52,7 +63,7 @@ class Intervention:
         Blocks can be nested: the outer edit applies first.
 
         Raises:
-            ValueError: a neuron is outside the model, or another model is being patched from this one.
+            ValueError: a neuron or head is outside the model, or another model is being patched from this one.
             HookNeverFired: the model did not run in the block, or an edit for some positions met none of them.
 
         Example:
@@ -64,14 +75,10 @@ class Intervention:
         self._check(lm)
         lm.check_alone()
         steps = self.steps()
-        layers_by_source: dict[HookedLM, set[int]] = {}
-        for step in steps:
-            for source, layers in step.sources().items():
-                layers_by_source.setdefault(source, set()).update(layers)
         idle = {id(step): step for step in steps if step.positions != "all"}
         with (
-            sources_running(lm, list(layers_by_source.items())) as source_activations,
-            lm.hooks(post=hooks_of(lm, steps, source_activations, idle), edit=Description(self)),
+            sources_running(lm, read_places(steps)) as source_activations,
+            lm.hooks(**as_arguments(hooks_of(lm, steps, source_activations, idle)), edit=Description(self)),
         ):
             yield
         for step in idle.values():
@@ -85,8 +92,9 @@ class Intervention:
         """Return a new model with this edit in its weights. It writes the same text as this model under `on`.
 
         The new model costs nothing more to run, and any server of checkpoints runs it. An offset becomes a bias of the
-        down-projection; a scale multiplies its rows. Mistral and Qwen 2 have no such bias and are written as Llama,
-        which can have one. A checkpoint is read again and compared before its folder appears.
+        projection that reads what is edited: the down-projection, or attention's output projection. A scale multiplies
+        its rows. Mistral and Qwen 2 have no such biases and are written as Llama, which can have them. A checkpoint is
+        read again and compared before its folder appears.
 
         Args:
             output_dir: a new or empty folder for an ordinary checkpoint with its tokenizer (default: the model is only
@@ -106,6 +114,7 @@ class Intervention:
         steps = [
             {"kind": type(step).__name__, "neurons": step.neurons.neurons, "value": step.value}
             | ({"weights": step.neurons.weights} if step.neurons.weights else {})
+            | ({} if step.neurons.site == "neurons" else {"site": step.neurons.site})
             for step in self._constants(purpose)
         ]
         record = {"edit": repr(self), "steps": steps}
@@ -191,17 +200,18 @@ class Intervention:
         return steps
 
     def _affine(self, lm: HookedLM, purpose: str) -> Affine:
-        """Return the gain and the shift of each neuron, or raise ValueError where some positions are left out."""
-        gains: dict[int, Tensor] = {}
-        shifts: dict[int, Tensor] = {}
+        """Return the gain and the shift of each column, or raise ValueError where some positions are left out."""
+        gains: dict[Place, Tensor] = {}
+        shifts: dict[Place, Tensor] = {}
         for step in self._constants(purpose):
             if step.positions != "all":
                 raise ValueError(f"{step!r} cannot {purpose}: it acts at some positions only; run it with edit.on(lm)")
             amounts = torch.tensor(step.amounts(), dtype=torch.float64)
-            for layer, (indices, columns) in step.neurons.by_layer().items():
-                gain = gains.setdefault(layer, torch.ones(lm.d_mlp, dtype=torch.float64))
-                shift = shifts.setdefault(layer, torch.zeros(lm.d_mlp, dtype=torch.float64))
-                gain[indices], shift[indices] = step.composed(gain[indices], shift[indices], amounts[columns])
+            for place, (indices, numbers) in step.by_place(lm).items():
+                n_columns = places.n_columns(lm, place)
+                gain = gains.setdefault(place, torch.ones(n_columns, dtype=torch.float64))
+                shift = shifts.setdefault(place, torch.zeros(n_columns, dtype=torch.float64))
+                gain[indices], shift[indices] = step.composed(gain[indices], shift[indices], amounts[numbers])
         return Affine(gains, shifts)
 
 
@@ -213,14 +223,17 @@ class _Constant(Step, Intervention):
     neurons: NeuronSet
     value: float | tuple[float, ...]
     positions: Positions = "all"
+    site: dataclasses.InitVar[Site | None] = dataclasses.field(default=None, kw_only=True)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, site: Site | None) -> None:
+        self._set_site(site)
         single = not isinstance(self.value, tuple)
         numbers = [float(number) for number in (self.value if isinstance(self.value, tuple) else (self.value,))]
         if wrong := [number for number in numbers if not math.isfinite(number)]:
             raise ValueError(f"{type(self).__name__} by {wrong[0]}: expected a finite number")
-        if not single and len(numbers) != len(self.neurons):
-            raise ValueError(f"{len(numbers)} values for {len(self.neurons)} neurons: expected one, or one for each")
+        kind, n_units = self.neurons.site, len(self.neurons)
+        if not single and len(numbers) != n_units and (kind == "neurons" or not n_units or len(numbers) % n_units):
+            raise ValueError(f"{len(numbers)} values for {n_units} {kind}: expected one, or one for each")
         object.__setattr__(self, "value", numbers[0] if single else tuple(numbers))
 
     def __repr__(self) -> str:
@@ -228,6 +241,13 @@ class _Constant(Step, Intervention):
 
     def check(self, lm: HookedLM) -> None:
         super().check(lm)
+        per_unit, kind = self._numbers_per_unit(), self.neurons.site
+        for layer in self.neurons.by_layer() if per_unit > 1 else ():
+            if (width := places.width(lm, (kind, layer))) != per_unit:
+                raise ValueError(
+                    f"{self!r} has {per_unit} for each of {len(self.neurons)} {kind}: expected one, or {width}, "
+                    f"because so many numbers are in each of those of {lm.name}"
+                )
         if not bool(torch.tensor(self.amounts(), dtype=lm.dtype).isfinite().all()):
             raise ValueError(f"{self!r} is too large for the numbers of {lm.name} ({lm.dtype})")
 
@@ -235,23 +255,18 @@ class _Constant(Step, Intervention):
         return f"{super().content()} {self.amounts()}"
 
     def values(self) -> Sequence[float]:
-        """Return the value that was given for each neuron."""
+        """Return the numbers that were given, one for each neuron or head, or one for each number of a head."""
         return [self.value] * len(self.neurons) if isinstance(self.value, float) else self.value
 
+    def _numbers_per_unit(self) -> int:
+        return len(self.values()) // max(1, len(self.neurons)) or 1
+
     def amounts(self) -> Sequence[float]:
-        """Return the number that `apply` takes for each neuron."""
+        """Return the numbers that `apply` takes, in the order of `values`."""
         return self.values()
 
-    def amount(
-        self,
-        lm: HookedLM,
-        layer: int,
-        *,
-        indices: list[int],
-        columns: list[int],
-        source_activations: SourceActivations,
-    ) -> Amount:
-        numbers = torch.tensor(self.amounts(), dtype=lm.dtype)[columns].to(lm.device_of(layer))
+    def amount(self, lm: HookedLM, place: Place, columns: Columns, *, source_activations: SourceActivations) -> Amount:
+        numbers = torch.tensor(self.amounts(), dtype=lm.dtype)[columns.numbers].to(lm.device_of(place[1]))
         return lambda: numbers
 
     def composed(self, gain: Tensor, shift: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,8 +292,9 @@ class Offset(_Constant):
     """
 
     def amounts(self) -> Sequence[float]:
-        """Return the number that is added to each neuron: its value times its weight."""
-        return [value * weight for value, weight in zip(self.values(), self.neurons.amounts, strict=True)]
+        """Return the numbers that are added: each value times its neuron's or head's weight."""
+        per_unit = self._numbers_per_unit()
+        return [value * self.neurons.amounts[i // per_unit] for i, value in enumerate(self.values())]
 
     def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
         return activation + amount

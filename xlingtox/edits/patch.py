@@ -1,7 +1,8 @@
-"""Patch: an edit that gives neurons the activations of another run."""
+"""Patch: an edit that gives neurons or heads the activations of another run."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from xlingtox.checking import checked
 from xlingtox.edits.interventions import Intervention
-from xlingtox.edits.step import Amount, Positions, SourceActivations, Step
+from xlingtox.edits.step import Amount, Columns, Positions, SourceActivations, Step
+from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import fingerprint
+from xlingtox.models.sites import UNITS, Place, Site
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import NeuronSet
 
@@ -21,26 +24,28 @@ from xlingtox.neurons.neuron_set import NeuronSet
 @checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Patch(Step, Intervention):
-    """Activation patching: replace the post-activations of `neurons` by those of another run.
+    """Activation patching: replace the activations of `neurons` by those of another run.
 
     If a model patched from its tuned version behaves like the tuned version, these neurons carry what tuning changed.
+    Of attention heads (`site="heads"`), all numbers of their outputs are replaced.
     `source` says where the activations come from:
 
     - Another `HookedLM` of the same shape. It runs on the same tokens, position by position, also while new ones are
       generated. Edits whose blocks were entered earlier act on it too.
-    - Cached activations, layer to `[batch, pos, d_mlp]`. They serve passes over just these tokens in this order.
-      Their shape is checked; whether they are of these tokens is not known.
-    - `Activations`. Each row gets the mean of its language over prompts and steps. Yang et al. (2024) patch with such
-      means.
+    - Cached activations, layer to `[batch, pos, d_mlp]` (of heads, `[batch, pos, n_heads * d_head]`). They serve passes
+      over just these tokens in this order. Their shape is checked; whether they are of these tokens is not known.
+    - `Activations`, for neurons only. Each row gets the mean of its language over prompts and steps. Yang et al. (2024)
+      patch with such means.
 
     Weights of neurons have no effect, because a patch takes each activation as it is in the other run.
 
     Attributes:
-        neurons: the neurons that are patched.
+        neurons: the neurons or heads that are patched.
         source: where their activations come from.
         positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
         language: for `Activations`, take the mean of this language in all rows. Calls that know no languages need it:
             those with plain token ids and without `languages=`, `Probe.fit`, `transfer.bilingual_retrieval`.
+        site: what the pairs name, as in `Offset`.
 
     Example:
         >>> with xt.Patch(candidates, activations, language="es").on(lm):
@@ -48,11 +53,13 @@ class Patch(Step, Intervention):
     """
 
     neurons: NeuronSet
-    source: HookedLM | Mapping[int, Float[Tensor, "batch pos d_mlp"]] | Activations
+    source: HookedLM | Mapping[int, Float[Tensor, "batch pos column"]] | Activations
     positions: Positions = "all"
     language: str | None = None
+    site: dataclasses.InitVar[Site | None] = dataclasses.field(default=None, kw_only=True)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, site: Site | None) -> None:
+        self._set_site(site)
         if self.language is not None and not isinstance(self.source, Activations):
             raise ValueError("language is for a Patch from Activations, which have a mean per language")
 
@@ -76,49 +83,53 @@ class Patch(Step, Intervention):
 
     def check(self, lm: HookedLM) -> None:
         super().check(lm)
-        missing = None
+        site, missing = self.neurons.site, None
         if isinstance(self.source, Activations):
+            if site != self.source.neurons.site:
+                raise ValueError(
+                    f"Activations are of {self.source.neurons.site}, and this patch is of {site}: patch them from "
+                    "another model, or from cached activations"
+                )
             missing = next(iter(self.neurons - self.source.neurons), None)
             if self.language is not None:
                 self.source.mean(language=self.language)
         elif isinstance(self.source, Mapping):
             missing = next((neuron for neuron in self.neurons if neuron[0] not in self.source), None)
             for layer, values in self.source.items():
-                if values.shape[-1] != lm.d_mlp:
+                if values.shape[-1] != (n_columns := places.n_columns(lm, (site, layer))):
                     raise ValueError(
                         f"cached activations of layer {layer} are {list(values.shape)}: expected "
-                        f"[batch, pos, {lm.d_mlp}]"
+                        f"[batch, pos, {n_columns}]"
                     )
+        elif (theirs := places.n_units(self.source, site)) != (ours := places.n_units(lm, site)):
+            raise ValueError(f"{self.source.name} has {theirs} {site} in each layer, and {lm.name} has {ours}")
         if missing is not None:
-            raise ValueError(f"the patch's source has no activations of neuron {missing}")
+            raise ValueError(f"the patch's source has no activations of {UNITS[site]} {missing}")
 
-    def sources(self) -> dict[HookedLM, set[int]]:
+    def sources(self) -> dict[HookedLM, set[Place]]:
         if not isinstance(self.source, HookedLM):
             return {}
-        return {self.source: {layer for layer, _ in self.neurons}}
+        return {self.source: {(self.neurons.site, layer) for layer, _ in self.neurons}}
 
-    def amount(
-        self,
-        lm: HookedLM,
-        layer: int,
-        *,
-        indices: list[int],
-        columns: list[int],
-        source_activations: SourceActivations,
-    ) -> Amount:
-        source = self.source
+    def amount(self, lm: HookedLM, place: Place, columns: Columns, *, source_activations: SourceActivations) -> Amount:
+        source, (site, layer) = self.source, place
         if isinstance(source, Activations):
-            return self._means(lm, layer, source, indices)
-        by_layer = source_activations[source] if isinstance(source, HookedLM) else source
+            return self._means(lm, layer, source, columns.indices)
+        is_cache = not isinstance(source, HookedLM)
+        activations: Mapping[Place, Tensor] = (
+            source_activations[source]
+            if isinstance(source, HookedLM)
+            else {(site, layer): values for layer, values in source.items()}
+        )
 
         def read() -> Tensor:
-            if layer not in by_layer:
+            if place not in activations:
                 raise RuntimeError("the patch's source runs with HookedLM's own calls, not with calls of .tl")
-            if by_layer is source and lm.current_pass is not None and lm.current_pass.continuing:
+            if is_cache and lm.current_pass is not None and lm.current_pass.continuing:
                 raise ValueError(
                     "cached activations serve a pass over their own tokens, not what is generated after it"
                 )
-            return by_layer[layer][..., indices].to(lm.device_of(layer), lm.dtype)
+            return activations[place][..., columns.indices].to(lm.device_of(layer), lm.dtype)
 
         return read
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from xlingtox.checking import checked
 from xlingtox.edits.interventions import Intervention, Offset, Scale, Set
 from xlingtox.edits.patch import Patch
-from xlingtox.edits.step import Amount, SourceActivations, Step, sources_running
+from xlingtox.edits.step import Amount, Columns, SourceActivations, Step, read_places, sources_running
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM, HookNeverFired
+from xlingtox.models.sites import Place, as_arguments
 
 
 @checked
@@ -65,18 +66,16 @@ class Together:
         if any(isinstance(edit, Together) for edit in lm.open_edits):
             raise ValueError(f"{lm.name} runs several edits together already: rows have one number, for one such block")
         lm.check_alone()
-        layers_by_source: dict[HookedLM, set[int]] = {}
-        for step in (step for edit in self.edits for step in edit.steps()):
+        steps = [step for edit in self.edits for step in edit.steps()]
+        for step in steps:
             step.check(lm)
             if isinstance(step, Patch) and isinstance(step.source, Mapping):
                 raise ValueError(f"{step!r} serves one batch of rows: it cannot run together with other edits")
-            for source, layers in step.sources().items():
-                layers_by_source.setdefault(source, set()).update(layers)
         met = _Met()
-        with sources_running(lm, list(layers_by_source.items())) as source_activations:
+        with sources_running(lm, read_places(steps)) as source_activations:
             tables = _tables(lm, [edit.steps() for edit in self.edits], source_activations)
-            hooks = {layer: _hook(lm, layer, by_pass, met) for layer, by_pass in tables.items()}
-            with lm.hooks(post=hooks, edit=self):
+            hooks = {place: _hook(lm, place, by_pass, met) for place, by_pass in tables.items()}
+            with lm.hooks(**as_arguments(hooks), edit=self):
                 yield
         for number, edit in enumerate(self.edits):
             if any(not met.any_of(step, number) for step in edit.steps() if len(step.neurons)):
@@ -101,66 +100,66 @@ class _Met:
 
 @dataclass
 class _Table:
-    """One step of each edit, for the neurons of one layer. The tensors have a row for each edit, or for each text.
+    """One step of each edit, for the columns of one place. The tensors have a row for each edit, or for each text.
 
-    A step of fewer neurons than others repeats one of its own. Where an edit has no step, a neuron is left as it is.
+    A step of fewer columns than others repeats one of its own. Where an edit has no step, a column is left as it is.
 
     Attributes:
-        neurons: the indices of the neurons.
+        columns: the indices of the columns.
         gain, shift: what activations are multiplied by, and what is then added; None where no step does.
         value, is_set: what replaces activations, and where; None where no step does.
-        copied: the activations of other models by layer, which replace these where the mask says so.
-        others: steps whose numbers are not known in advance, each with its neurons, its amount and a mask of the rows.
+        copied: the activations of other models by place, which replace these where the mask says so.
+        others: steps whose numbers are not known in advance, each with its columns, its amount and a mask of the rows.
     """
 
-    neurons: Int[Tensor, "row 1 neuron"]
-    gain: Float[Tensor, "row 1 neuron"] | None
-    shift: Float[Tensor, "row 1 neuron"] | None
-    value: Float[Tensor, "row 1 neuron"] | None
-    is_set: Bool[Tensor, "row 1 neuron"] | None
-    copied: Sequence[tuple[Mapping[int, Tensor], Bool[Tensor, "row 1 neuron"]]]
-    others: Sequence[tuple[Step, Int[Tensor, "neuron"], Amount, Bool[Tensor, "row"]]]
+    columns: Int[Tensor, "row 1 column"]
+    gain: Float[Tensor, "row 1 column"] | None
+    shift: Float[Tensor, "row 1 column"] | None
+    value: Float[Tensor, "row 1 column"] | None
+    is_set: Bool[Tensor, "row 1 column"] | None
+    copied: Sequence[tuple[Mapping[Place, Tensor], Bool[Tensor, "row 1 column"]]]
+    others: Sequence[tuple[Step, Int[Tensor, "column"], Amount, Bool[Tensor, "row"]]]
 
     def of_rows(self, numbers: Int[Tensor, "row"]) -> _Table:
         """Return the table with a row for each text, from the numbers of the texts' edits."""
-        numbers = numbers.to(self.neurons.device)
+        numbers = numbers.to(self.columns.device)
         gain, shift, value, is_set = (
             None if table is None else table[numbers] for table in (self.gain, self.shift, self.value, self.is_set)
         )
         return _Table(
-            self.neurons[numbers],
+            self.columns[numbers],
             gain,
             shift,
             value,
             is_set,
-            [(by_layer, mask[numbers]) for by_layer, mask in self.copied],
-            [(step, neurons, amount, mask[numbers]) for step, neurons, amount, mask in self.others],
+            [(by_place, mask[numbers]) for by_place, mask in self.copied],
+            [(step, columns, amount, mask[numbers]) for step, columns, amount, mask in self.others],
         )
 
-    def apply(self, layer: int, activations: Float[Tensor, "row pos d_mlp"]) -> None:
+    def apply(self, place: Place, activations: Float[Tensor, "row pos column"]) -> None:
         """Edit the activations in place. Each row is edited by the same arithmetic as under its edit alone."""
-        places = self.neurons.expand(-1, activations.shape[1], -1)
-        edited = activations.gather(-1, places)
+        indices = self.columns.expand(-1, activations.shape[1], -1)
+        edited = activations.gather(-1, indices)
         edited = edited if self.gain is None else edited * self.gain
         edited = edited if self.shift is None else edited + self.shift
         if self.value is not None and self.is_set is not None:
             edited = torch.where(self.is_set, self.value, edited)
-        for by_layer, is_copied in self.copied:
-            copied = by_layer[layer].to(activations).gather(-1, places)
+        for by_place, is_copied in self.copied:
+            copied = by_place[place].to(activations).gather(-1, indices)
             edited = torch.where(is_copied, copied, edited)
-        activations.scatter_(-1, places, edited)
-        for step, neurons, amount, is_chosen in self.others:
+        activations.scatter_(-1, indices, edited)
+        for step, columns, amount, is_chosen in self.others:
             rows = is_chosen.nonzero().squeeze(-1)
             if not len(rows):
                 continue
             numbers = amount()
             part = activations[rows]
-            part[..., neurons] = step.apply(part[..., neurons], numbers[rows] if numbers.ndim == 3 else numbers)
+            part[..., columns] = step.apply(part[..., columns], numbers[rows] if numbers.ndim == 3 else numbers)
             activations[rows] = part
 
 
-def _hook(lm: HookedLM, layer: int, tables: Mapping[bool, Sequence[_Table]], met: _Met) -> Hook:
-    """Return the hook that applies a layer's tables, one after the other.
+def _hook(lm: HookedLM, place: Place, tables: Mapping[bool, Sequence[_Table]], met: _Met) -> Hook:
+    """Return the hook that applies the tables of a place, one after the other.
 
     Args:
         tables: the tables for first passes (False) and for those that continue (True).
@@ -188,7 +187,7 @@ def _hook(lm: HookedLM, layer: int, tables: Mapping[bool, Sequence[_Table]], met
             return None
         edited = activations.clone()
         for table in of_rows[continuing]:
-            table.apply(layer, edited)
+            table.apply(place, edited)
         return edited
 
     return edit
@@ -196,17 +195,15 @@ def _hook(lm: HookedLM, layer: int, tables: Mapping[bool, Sequence[_Table]], met
 
 def _tables(
     lm: HookedLM, edits: Sequence[Sequence[Step]], source_activations: SourceActivations
-) -> dict[int, dict[bool, list[_Table]]]:
-    """Return each layer's tables: the first steps of all edits, then their second steps, and so on.
+) -> dict[Place, dict[bool, list[_Table]]]:
+    """Return the tables of each place: the first steps of all edits, then their second steps, and so on.
 
     There is one list for first passes (False), and one for passes that continue (True).
     """
-    neurons_of = {id(step): step.neurons.by_layer() for steps in edits for step in steps}
-    layers = sorted({layer for by_layer in neurons_of.values() for layer in by_layer})
-    places = range(max(map(len, edits)))
+    columns_of = {id(step): step.by_place(lm) for steps in edits for step in steps}
     everywhere = all(step.positions == "all" for steps in edits for step in steps)
-    tables: dict[int, dict[bool, list[_Table]]] = {}
-    for layer in layers:
+    tables: dict[Place, dict[bool, list[_Table]]] = {}
+    for place in sorted({place for by_place in columns_of.values() for place in by_place}):
         by_pass: dict[bool, list[_Table]] = {}
         for continuing in (False, True):
             if continuing and everywhere:
@@ -214,57 +211,58 @@ def _tables(
                 continue
             acting = [
                 {
-                    number: (steps[place], *neurons_of[id(steps[place])][layer])
+                    number: (steps[i], columns_of[id(steps[i])][place])
                     for number, steps in enumerate(edits)
-                    if place < len(steps)
-                    and layer in neurons_of[id(steps[place])]
-                    and (steps[place].positions == "all" or (steps[place].positions == "new") == continuing)
+                    if i < len(steps)
+                    and place in columns_of[id(steps[i])]
+                    and (steps[i].positions == "all" or (steps[i].positions == "new") == continuing)
                 }
-                for place in places
+                for i in range(max(map(len, edits)))
             ]
             by_pass[continuing] = [
-                _table(lm, layer, len(edits), steps, source_activations) for steps in acting if steps
+                _table(lm, place, len(edits), steps, source_activations) for steps in acting if steps
             ]
-        tables[layer] = by_pass
+        tables[place] = by_pass
     return tables
 
 
 def _table(
     lm: HookedLM,
-    layer: int,
+    place: Place,
     n_edits: int,
-    steps: Mapping[int, tuple[Step, list[int], list[int]]],
+    steps: Mapping[int, tuple[Step, Columns]],
     source_activations: SourceActivations,
 ) -> _Table:
-    """Return one step of each edit for the neurons of a layer.
+    """Return one step of each edit for the columns of a place.
 
     Args:
-        steps: the number of an edit to its step, with the neurons' indices in the layer and their places in the set.
+        steps: the number of an edit to its step, with the columns that it changes there.
     """
-    width, device = max(len(indices) for _, indices, _ in steps.values()), lm.device_of(layer)
-    neurons = torch.zeros(n_edits, width, dtype=torch.long)
+    width, device = max(len(columns.indices) for _, columns in steps.values()), lm.device_of(place[1])
+    chosen_columns = torch.zeros(n_edits, width, dtype=torch.long)
     gain, shift, value = (torch.full((n_edits, width), number, dtype=lm.dtype) for number in (1.0, 0.0, 0.0))
     numbers_of: dict[type[Step], Tensor] = {Scale: gain, Offset: shift, Set: value}
     masks: dict[HookedLM | None, Tensor] = {}
     others: list[tuple[Step, Tensor, Amount, Tensor]] = []
-    for number, (step, indices, columns) in steps.items():
+    for number, (step, columns) in steps.items():
+        indices = torch.tensor(columns.indices)
         filled = [*range(len(indices)), *[0] * (width - len(indices))]
         table = numbers_of.get(type(step))
         if table is not None and isinstance(step, Offset | Scale | Set):
-            table[number] = torch.tensor(step.amounts(), dtype=lm.dtype)[columns][filled]
+            table[number] = torch.tensor(step.amounts(), dtype=lm.dtype)[columns.numbers][filled]
         source = step.source if isinstance(step, Patch) and isinstance(step.source, HookedLM) else None
         if source is not None or isinstance(step, Set):
             masks.setdefault(source, torch.zeros(n_edits, 1, width, dtype=torch.bool))[number] = True
         elif table is None:
-            amount = step.amount(lm, layer, indices=indices, columns=columns, source_activations=source_activations)
+            amount = step.amount(lm, place, columns, source_activations=source_activations)
             chosen = torch.arange(n_edits, device=device) == number
-            others.append((step, torch.tensor(indices, device=device), amount, chosen))
+            others.append((step, indices.to(device), amount, chosen))
             continue
-        neurons[number] = torch.tensor(indices)[filled]
-    kinds = {type(step) for step, _, _ in steps.values()}
+        chosen_columns[number] = indices[filled]
+    kinds = {type(step) for step, _ in steps.values()}
     is_set = masks.pop(None, None)
     return _Table(
-        neurons[:, None].to(device),
+        chosen_columns[:, None].to(device),
         gain[:, None].to(device) if Scale in kinds else None,
         shift[:, None].to(device) if Offset in kinds else None,
         value[:, None].to(device) if is_set is not None else None,

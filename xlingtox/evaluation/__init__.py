@@ -1,13 +1,16 @@
 """Measure how toxic and how fluent the text of a model is, and find out what changed it.
 
-`compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly, and
-`patch_effect` moves the activations of one model into the other. `stability` says how much the chosen neurons and the
-effect of editing them depend on the probe and on k. `weight_drift` says how far the weights moved.
+`compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly.
+`attribute` says which neurons and heads carry the change from one model to another, and `patch_effect` moves groups of
+them for real. `stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
+`weight_drift` says how far the weights moved.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
 that says nothing, and `soundness` compares text with what the unedited model writes.
 """
 
 from xlingtox.evaluation import cautions, degenerate, fluency, metrics, soundness
+from xlingtox.evaluation.attribute import attribute
+from xlingtox.evaluation.attribution import Attribution
 from xlingtox.evaluation.chosen_dose import Chosen
 from xlingtox.evaluation.compare_models import compare, compare_in_turn
 from xlingtox.evaluation.comparison import Comparison
@@ -37,6 +40,7 @@ from xlingtox.evaluation.multiplicity import Falls, falls, falls_in_words, holm
 from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
 from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.evaluation.resampling import Change
+from xlingtox.evaluation.row_measures import LogProbability, PreferenceMargin, ProbeLogit, RowMeasure, ToxicMass
 from xlingtox.evaluation.soundness import Reference
 from xlingtox.evaluation.stability import EditEffect, Overlap, Stability, stability
 from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
@@ -45,6 +49,7 @@ from xlingtox.models.ending import ending_probability
 __all__ = [
     "TOXIC",
     "UNSOUND",
+    "Attribution",
     "Change",
     "Chosen",
     "Comparison",
@@ -59,12 +64,18 @@ __all__ = [
     "Kind",
     "LanguageDose",
     "LayerDrift",
+    "LogProbability",
     "Measures",
     "Overlap",
     "PatchEffect",
+    "PreferenceMargin",
+    "ProbeLogit",
     "Reference",
+    "RowMeasure",
     "Stability",
+    "ToxicMass",
     "WeightDrift",
+    "attribute",
     "average_toxicity",
     "cautions",
     "changes_by_group",

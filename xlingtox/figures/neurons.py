@@ -39,7 +39,7 @@ def sources(candidates: NeuronSet, sources: NeuronSet | None = None, *, n_layers
     With `sources`, these are drawn apart from the other candidates, and the scores are cosines to the probe.
 
     Args:
-        candidates: any neurons; with `sources`, the candidates that `localize.by_cosine` gives.
+        candidates: any neurons or heads; with `sources`, the candidates that `localize.by_cosine` gives.
         sources: the candidates that are active on toxic prompts.
         n_layers: the model's number of layers, so that empty layers show too (default: up to the last neuron).
 
@@ -61,7 +61,7 @@ def sources(candidates: NeuronSet, sources: NeuronSet | None = None, *, n_layers
         raise ValueError(f"a neuron is in layer {last}, but n_layers is {n_layers}: layers are 0 to {n_layers - 1}")
     layers = list(range(last + 1 if n_layers is None else n_layers))
     groups = (
-        [_Group(candidates, "neurons", SOURCES, "circle", 0.0, "score")]
+        [_Group(candidates, candidates.site, SOURCES, "circle", 0.0, "score")]
         if sources is None
         else [
             _Group(candidates & sources, "sources", SOURCES, "circle", -0.15),
@@ -71,12 +71,12 @@ def sources(candidates: NeuronSet, sources: NeuronSet | None = None, *, n_layers
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.3, 0.7])
     for group in groups:
         _add_group(figure, group, layers)
-    figure.update_yaxes(title_text="Neurons", row=1)
+    figure.update_yaxes(title_text=candidates.site.title(), row=1)
     figure.update_yaxes(title_text="Score" if sources is None else "Cosine to the probe", row=2)
     figure.update_xaxes(layer_ticks(len(layers)))
     figure.update_xaxes(title_text="Layer", row=2)
     if sources is None:
-        title = heading("Neurons by layer", f"{len(candidates)} neurons")
+        title = heading(f"{candidates.site.title()} by layer", f"{len(candidates)} {candidates.site}")
     else:
         title = heading("Sources by layer", f"{len(sources)} of {len(candidates)} candidates are active")
     return styled(figure, height=480).update_layout(barmode="stack", title=title)

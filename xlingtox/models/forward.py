@@ -16,6 +16,7 @@ from xlingtox.checking import checked
 from xlingtox.models.backend import Backend, Hook, HuggingFaceBackend
 from xlingtox.models.passes import HookBlock, Pass
 from xlingtox.models.shape import Shape
+from xlingtox.models.sites import Place, as_arguments
 from xlingtox.models.tl_backend import TransformerLensBackend
 
 
@@ -96,7 +97,7 @@ class ForwardPasses:
         self._is_differentiable = False
         self.current_pass: Pass | None = None
         # The models that run alongside this one, each with its activations in the pass that is running.
-        self._companions: dict[object, tuple[ForwardPasses, dict[int, Tensor]]] = {}
+        self._companions: dict[object, tuple[ForwardPasses, dict[Place, Tensor]]] = {}
         # The models that this one runs alongside: it is a companion of each.
         self._companion_of: dict[object, ForwardPasses] = {}
         # The blocks of `hooks` in the order in which they were entered. Those that were left stay until the next one.
@@ -183,8 +184,8 @@ class ForwardPasses:
             ...     return starts[0]
             >>> with lm.differentiable(), lm.hooks(residual={0: begin}, edit=None):
             ...     logits = lm.logits(*lm.encode(["the cat"]), last=1)
-            >>> torch.autograd.grad(logits.sum(), starts)[0].shape
-            torch.Size([1, 2, 128])
+            >>> torch.autograd.grad(logits.sum(), starts)[0].shape == starts[0].shape
+            True
         """
         model: Any = self._tl_backend.tl if self._hf_backend is None else self._hf_backend.model
         frozen = [weight for weight in model.parameters() if weight.requires_grad]
@@ -299,12 +300,12 @@ class ForwardPasses:
 
     @contextlib.contextmanager
     def run_alongside(
-        self, companion: ForwardPasses, layers: Collection[int]
-    ) -> Iterator[dict[int, Float[Tensor, "batch pos d_mlp"]]]:
+        self, companion: ForwardPasses, places: Collection[Place]
+    ) -> Iterator[dict[Place, Float[Tensor, "batch pos column"]]]:
         """Let another model read the same tokens in each pass of this one, just before it.
 
         Yields:
-            the other model's post-activations in the pass that is running, by layer. Empty between passes.
+            the other model's activations in the pass that is running, by place. Empty between passes.
 
         Raises:
             ValueError: the other model is this model itself, or differs in shape or vocabulary.
@@ -313,14 +314,14 @@ class ForwardPasses:
         if companion is self:
             raise ValueError(f"{self.name} cannot run alongside itself: load it twice")
         self.check_alike(companion)
-        activations: dict[int, Tensor] = {}
+        activations: dict[Place, Tensor] = {}
         key = object()
 
-        def recorder(layer: int) -> Hook:
+        def recorder(place: Place) -> Hook:
             def record(value: Tensor) -> None:
                 # A pass of the other model alone reads other tokens, so it is not recorded.
                 if self.current_pass is not None:
-                    activations[layer] = value
+                    activations[place] = value
 
             return record
 
@@ -328,7 +329,7 @@ class ForwardPasses:
         self._companions[key] = companion, activations
         companion._companion_of[key] = self
         try:
-            with companion.hooks(post={layer: recorder(layer) for layer in layers}, edit=None):
+            with companion.hooks(**as_arguments({place: recorder(place) for place in places}), edit=None):
                 yield activations
         finally:
             del self._companions[key], companion._companion_of[key]

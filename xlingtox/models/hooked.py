@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox.checking import checked, shown
@@ -290,9 +290,12 @@ class HookedLM(NeuronVectors, TextEncoding):
         Raises:
             ValueError: the model was given as a TransformerLens model.
         """
+        return self.names_of(self.plain_modules().downs)
+
+    def names_of(self, modules: Iterable[nn.Module]) -> list[str]:
+        """Return the names that modules of `plain_modules()` have in `unwrapped()`."""
         names = {id(module): name for name, module in self._plain_model().named_modules()}
-        assert self._hf_backend is not None
-        return [names[id(down)] for down in self._hf_backend.modules.downs]
+        return [names[id(module)] for module in modules]
 
     # --- checks of the model, and its identity
 

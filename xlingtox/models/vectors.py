@@ -129,11 +129,11 @@ class NeuronVectors(ForwardPasses):
             raise ValueError(f"{self.name} has no gated MLP: its neurons have a key and a value vector only")
         return self._tl_backend.up_projection(layer).T
 
-    @torch.no_grad()
     @checked
     def after_final_norm(self, states: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """Apply the final norm, if there is one, to states after the last block, as the unembedding reads them."""
-        return self._tl_backend.after_final_norm(states)
+        with torch.set_grad_enabled(self._is_differentiable):
+            return self._tl_backend.after_final_norm(states)
 
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
         """Return the rows of the output embedding: the direction in the residual stream that promotes each token."""

@@ -81,7 +81,7 @@ def activity_by_layer(neurons: NeuronSet, control: NeuronSet, activations: Activ
         ['layer', 'n_neurons', 'mean', 'control_mean']
     """
     means = dict(zip(activations.neurons, activations.mean().double().tolist(), strict=True))
-    if missing := next((neuron for neuron in (*neurons, *control) if neuron not in means), None):
+    if missing := next(iter((neurons | control) - activations.neurons), None):
         raise ValueError(f"the activations of {activations.model} lack neuron {missing}: collect those of all neurons")
     control_layers = control.by_layer()
     rows = []

@@ -19,6 +19,7 @@ from xlingtox import files
 from xlingtox.checking import checked, is_whole
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
+from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.sites import SITES, UNITS, Site
 from xlingtox.neurons.drawing import Match, MeanActivations, draw_weighted
@@ -130,7 +131,7 @@ class NeuronSet:
             >>> len(xt.NeuronSet.all(lm)) == lm.n_layers * lm.d_mlp
             True
         """
-        n_units = _n_units(lm, site)
+        n_units = places.n_units(lm, site)
         return cls.of(((layer, index) for layer in range(lm.n_layers) for index in range(n_units)), site=site)
 
     def __iter__(self) -> Iterator[Neuron]:
@@ -322,10 +323,10 @@ class NeuronSet:
             sites: the kinds of sets that the caller can work on; `models.sites.SITES` for all.
         """
         if self.site not in sites:
-            raise ValueError(f"{self!r} is a set of {self.site}: expected one of {' or '.join(sites)}")
+            raise ValueError(f"{self!r} is a set of {self.site}: expected {' or '.join(sites)}")
         if not self.neurons:
             raise ValueError(f"the set of {self.site} is empty")
-        n_units = _n_units(lm, self.site)
+        n_units = places.n_units(lm, self.site)
         for layer, index in self.neurons:
             if layer >= lm.n_layers or index >= n_units:
                 raise ValueError(
@@ -381,7 +382,7 @@ class NeuronSet:
         self.check(lm, sites=SITES)
         if self.site != "neurons" and match != "layers":
             raise ValueError(f"match={match!r} is for neurons: random {self.site} share the layers only")
-        pools, n_units = dict[int, list[int]](), _n_units(lm, self.site)
+        pools, n_units = dict[int, list[int]](), places.n_units(lm, self.site)
         for layer, (indices, _) in self.by_layer().items():
             pools[layer] = sorted(set(range(n_units)) - set(indices))
             if len(pools[layer]) < len(indices):
@@ -441,8 +442,3 @@ class NeuronSet:
             for rank, (token_id, logit) in enumerate(zip(token_ids, logits, strict=True), start=1):
                 rows.append((layer, index, score, rank, token_id, lm.tokenizer.decode([token_id]), logit))
         return pd.DataFrame(rows, columns=["layer", "index", "score", "rank", "token_id", "token", "logit"])
-
-
-def _n_units(lm: HookedLM, site: Site) -> int:
-    """Return the neurons of each layer, or its heads."""
-    return lm.d_mlp if site == "neurons" else lm.n_heads
