@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from xlingtox.evaluation import compare as compare
     from xlingtox.evaluation.attribute import attribute as attribute
     from xlingtox.evaluation.dose_response import dose_response as dose_response
-    from xlingtox.evaluation.patch_effect import patch_effect as patch_effect
+    from xlingtox.evaluation.patching import patch_effect as patch_effect
     from xlingtox.evaluation.stability import stability as stability
     from xlingtox.evaluation.weight_drift import weight_drift as weight_drift
     from xlingtox.figures.plot import plot as plot

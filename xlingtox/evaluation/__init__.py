@@ -37,7 +37,8 @@ from xlingtox.evaluation.metrics import (
     toxicity_probability,
 )
 from xlingtox.evaluation.multiplicity import Falls, falls, falls_in_words, holm
-from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
+from xlingtox.evaluation.patch_effect import PatchEffect
+from xlingtox.evaluation.patching import patch_effect
 from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.row_measures import LogProbability, PreferenceMargin, ProbeLogit, RowMeasure, ToxicMass
