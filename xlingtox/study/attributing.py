@@ -1,17 +1,18 @@
 """The stage `attribute`: which neurons and heads carry what tuning does to the toxic continuations of the base model.
 
 It writes no text. It takes continuations that the model before tuning wrote for the comparison. On one half of the
-prompts, tuning's effect is attributed to every neuron and head. On the other half, groups are patched for real.
+prompts, tuning's effect is attributed to every neuron, head and changed weight. On the other half, groups are patched for real.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,14 @@ from jaxtyping import Float
 
 from xlingtox import processes
 from xlingtox.data import Prompt
-from xlingtox.evaluation import degenerate
+from xlingtox.evaluation import components, degenerate
+from xlingtox.evaluation.attribute import attribute as attributed
 from xlingtox.evaluation.attribution import Attribution
-from xlingtox.evaluation.attribution import attribute as attributed
+from xlingtox.evaluation.components import Component
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.metrics import TOXIC
-from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
+from xlingtox.evaluation.patch_effect import PatchEffect
+from xlingtox.evaluation.patching import patch_effect
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -70,22 +73,24 @@ def attribute(study: InProgress) -> dict[str, Any]:
         _LOG.warning("the model before tuning wrote too little toxic text: nothing to attribute")
         return dict(NOTHING)
     base, tuned = models.both()
-    has_heads = _has_heads(base)
+    kinds = _kinds(base, tuned)
     attribution = attributed(
         base,
         tuned,
         list(chosen.first.prompts),
         continuations=chosen.first,
-        components=("neurons", "heads") if has_heads else ("neurons",),
+        components=kinds,
         seed=settings.seed,
         progress=study.progress,
     )
     processes.from_main(partial(attribution.save, study.attribution_file))
     # Taught to insult, a model makes toxic text likelier: then the neurons that raise it are looked for.
-    sign = 1 if attribution.exact > 0 else -1
-    found = attribution.top(len(study.sources), sign=sign)
+    sign: Literal[-1, 1] = 1 if attribution.exact > 0 else -1
+    found = _strongest(attribution, len(study.sources), sign=sign)
     groups = {patches.SOURCES: study.sources, patches.FOUND: found, patches.NEURONS: NeuronSet.all(base)}
-    if has_heads:
+    if not found:
+        del groups[patches.FOUND]
+    if "heads" in kinds:
         groups[patches.HEADS] = _all_heads(base)
 
     def patched(continuations: Continuations) -> PatchEffect:
@@ -97,12 +102,18 @@ def attribute(study: InProgress) -> dict[str, Any]:
             continuations=continuations,
             match="layers",
             n_random=N_RANDOM,
+            max_new_tokens=settings.max_new_tokens,
             seed=settings.seed,
             progress=study.progress,
         )
 
     return {
-        "attribution": _kept(attribution, found, sign=sign, has_heads=has_heads),
+        "attribution": {
+            "by_language": _records(attribution.summary()),
+            "by_layer": _records(attribution.by_layer()),
+            "neurons": results_file.scored(found),
+            "heads": results_file.scored(_strongest(attribution, _MOST_HEADS, sign=sign, component="heads")),
+        },
         "patched": patches.content_of(patched(chosen.second)),
         "patched_sound": None if chosen.sound is None else patches.content_of(patched(chosen.sound)),
     }
@@ -164,33 +175,32 @@ def _taken(written: Continuations, samples: Mapping[int, int]) -> Continuations:
     return dataclasses.replace(written, prompts=prompts, n_samples=1, texts=texts)
 
 
-def _has_heads(lm: HookedLM) -> bool:
-    try:
-        return lm.n_heads > 0
-    except ValueError:
-        return False
+def _kinds(base: HookedLM, tuned: HookedLM) -> tuple[Component, ...]:
+    """Return the kinds of components that these models have, which together make up all that tuning changed."""
+    kinds: list[Component] = []
+    for kind in components.ALL:
+        with contextlib.suppress(ValueError):
+            components.Components.of(base, tuned, [kind])
+            kinds.append(kind)
+    return tuple(kinds)
 
 
 def _all_heads(lm: HookedLM) -> NeuronSet:
     return NeuronSet.of(itertools.product(range(lm.n_layers), range(lm.n_heads)), site="heads")
 
 
-def _kept(attribution: Attribution, found: NeuronSet, *, sign: int, has_heads: bool) -> dict[str, Any]:
-    """Return what `results.json` keeps of an attribution: sums, and the strongest neurons and heads."""
-    heads = (
-        attribution.top(min(_MOST_HEADS, _n_heads(attribution)), sign=sign, component="heads") if has_heads else None
+def _strongest(
+    attribution: Attribution, k: int, *, sign: Literal[-1, 1], component: Literal["neurons", "heads"] = "neurons"
+) -> NeuronSet:
+    """Return the k neurons or heads that move the measure most in a direction; fewer where fewer move it so."""
+    if component not in attribution.units:
+        return NeuronSet.of([], site=component)
+    n_moving = int((sign * attribution.values(component) > 0).sum())
+    return (
+        attribution.top(min(k, n_moving), sign=sign, component=component)
+        if n_moving
+        else NeuronSet.of([], site=component)
     )
-    return {
-        "by_language": _records(attribution.summary()),
-        "by_layer": _records(attribution.by_layer()),
-        "neurons": results_file.scored(found),
-        "heads": [] if heads is None else results_file.scored(heads),
-    }
-
-
-def _n_heads(attribution: Attribution) -> int:
-    table = attribution.to_frame()
-    return len(table[(table["component"] == "heads") & (table["language"] == "all")])
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -46,15 +46,14 @@ def acting(results: StudyResults) -> list[Finding]:
 
 
 def completeness(row: Mapping[str, Any]) -> str:
-    """Say how nearly the estimates add up, and what no neuron and no head carries; "" where that is not known."""
+    """Say how nearly the estimates add up to the whole effect; "" where that is not known."""
     exact, patched, integrated, remainder = (
         float(row.get(name, math.nan)) for name in ("exact", "patched", "integrated", "remainder")
     )
     if not math.isfinite(exact + patched + integrated + remainder):
         return ""
     return (
-        f"Where it is attributed, the change is {number(exact, 2, signed=True)}. The estimates of all components add "
-        f"up to {number(integrated, 2, signed=True)}; patched all together, they make "
-        f"{number(patched, 2, signed=True)}. The remainder of {number(remainder, 2, signed=True)} is due to weights "
-        "that no activation shows, such as value vectors and the unembedding."
+        f"Where it is attributed, tuning’s effect is {number(exact, 2, signed=True)}. Patched all together, the "
+        f"components make {number(patched, 2, signed=True)}; their estimates add up to "
+        f"{number(integrated, 2, signed=True)}. The remainder is {number(remainder, 3, signed=True)}."
     )

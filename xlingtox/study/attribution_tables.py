@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xlingtox import languages
@@ -15,7 +15,21 @@ from xlingtox.study import patches
 from xlingtox.study.parts import AttributionSummary
 from xlingtox.study.results import StudyResults
 
-_KINDS = ("neurons", "heads")
+_ACTIVATIONS = ("neurons", "heads")
+"""The kinds that are shown layer by layer on their own. All others are weights that tuning changed, or embeddings."""
+
+
+def by_kind(summary: AttributionSummary) -> str:
+    """Return a table with a row for each kind of component: what all of its kind carry, by the integrated estimate."""
+    exact, sums = _exact(summary), dict[str, float]()
+    for row in _rows_of_all(summary):
+        sums[row["component"]] = sums.get(row["component"], 0.0) + row["integrated"]
+    rows = [
+        [escaped(kind.replace("_", " ")), number(change, signed=True), percent(_share(change, exact), digits=1)]
+        for kind, change in sorted(sums.items(), key=lambda item: -abs(item[1]))
+    ]
+    columns = ["Kind of component", "Change", "Share of the effect"]
+    return scrolling("To what tuning’s effect is attributed", columns, rows) if rows else ""
 
 
 def by_layer(results: StudyResults) -> str:
@@ -23,22 +37,32 @@ def by_layer(results: StudyResults) -> str:
     summary = results.attribution
     if summary is None:
         return ""
-    exact = float(summary.row().get("exact", math.nan))
-    sums = {(row["component"], row["layer"]): row["integrated"] for row in summary.by_layer if row["language"] == "all"}
-    shown = [kind for kind in _KINDS if any(component == kind for component, _ in sums)]
+    exact, sums = _exact(summary), dict[tuple[str, int], float]()
+    for row in _rows_of_all(summary):
+        place = row["component"] if row["component"] in _ACTIVATIONS else "rest", row["layer"]
+        sums[place] = sums.get(place, 0.0) + row["integrated"]
+    kinds = [kind for kind in (*_ACTIVATIONS, "rest") if any(kind == known for known, _ in sums)]
     sets = (results.sources, summary.neurons, summary.neurons & results.sources)
     counts = [{layer: len(indices) for layer, (indices, _) in one.by_layer().items()} for one in sets]
     rows = [
         [
-            str(layer),
+            str(layer) if ("neurons", layer) in sums else "behind the last",
             *(str(count.get(layer, 0)) for count in counts),
-            *(percent(_share(sums.get((kind, layer), math.nan), exact), digits=1) for kind in shown),
+            *(percent(_share(sums.get((kind, layer), 0.0), exact), digits=1) for kind in kinds),
         ]
         for layer in sorted({layer for _, layer in sums})
     ]
-    columns = ["Layer", "Sources", "Found by attribution", "Both"]
-    columns += [f"Of the effect, all {kind}" for kind in shown]
+    named = {"neurons": "All neurons", "heads": "All heads", "rest": "Changed weights"}
+    columns = ["Layer", "Sources", "Found by attribution", "Both", *(named[kind] for kind in kinds)]
     return scrolling("Where toxicity lives, and where tuning acts, layer by layer", columns, rows) if rows else ""
+
+
+def _rows_of_all(summary: AttributionSummary) -> list[Mapping[str, Any]]:
+    return [row for row in summary.by_layer if row["language"] == "all"]
+
+
+def _exact(summary: AttributionSummary) -> float:
+    return float(summary.row().get("exact", math.nan))
 
 
 def of_groups(effect: PatchEffect, sound: PatchEffect | None) -> str:
@@ -104,8 +128,8 @@ def _first(neurons: NeuronSet, most: int) -> Sequence[tuple[tuple[int, int], flo
     return list(zip(neurons, neurons.scores, strict=True))[:most]
 
 
-def _share(part: Any, whole: float) -> float:
-    return float(part) / whole if whole else math.nan
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
 
 
 def _with_interval(share: patches.Share) -> str:

@@ -21,7 +21,7 @@ _READINGS = 11
 _STATES = 0.3
 """To read the states of a token takes at least this share of reading it with its logits."""
 
-_BACKWARD, _ATTRIBUTED, _PATCHED = 3.5, 10, 10
+_BACKWARD, _ATTRIBUTED, _PATCHED = 3.5, 6, 10
 """A pass with gradients takes so many times one without. An attribution takes about so many, and so many sets are
 patched: the groups, and random ones beside two of them."""
 

@@ -65,8 +65,8 @@ _METHODS = (
     (
         {"attribute"},
         "Tuning’s effect is the change of the log-probability of toxic continuations that the model before wrote. It "
-        "is attributed to each neuron and head by gradient times difference, along the path from one model’s "
-        "activations to the other’s. Groups are then patched: the model before runs with the activations that the "
+        "is attributed to neurons, heads and changed weights by gradient times difference, along the path from one "
+        "model to the other. Groups are then patched: the model before runs with the activations that the "
         "tuned model has on the same tokens. Neurons are chosen on one half of the prompts, and patched on the other.",
     ),
     ({"predict"}, "Correlations are Pearson’s, two-sided, over the languages not tuned."),

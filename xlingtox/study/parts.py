@@ -117,7 +117,7 @@ class AttributionSummary:
     Attributes:
         by_language: the rows of `Attribution.summary()`: the exact change, what patching all components does, the sums
             of both estimates, completeness and remainder.
-        by_layer: the rows of `Attribution.by_layer()`: the sums over each layer's neurons and heads.
+        by_layer: the rows of `Attribution.by_layer()`: the sums over each layer's neurons, heads and changed weights.
         neurons: the neurons that lower the log-probability most, as many as there are sources, with their linear
             estimates as scores. Where tuning raises it, those that raise it most.
         heads: the strongest heads in the same sense; empty where the model has none.
