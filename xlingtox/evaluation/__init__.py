@@ -2,13 +2,15 @@
 
 `compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly.
 `attribute` says which neurons and heads carry the change from one model to another, and `patch_effect` moves groups of
-them for real. `stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
+them for real. `alignment_split` does both for groups of all neurons, beside the method of Yang et al. 2024.
+`stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
 `weight_drift` says how far the weights moved.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
 that says nothing, and `soundness` compares text with what the unedited model writes.
 """
 
 from xlingtox.evaluation import cautions, degenerate, fluency, metrics, soundness
+from xlingtox.evaluation.alignment_split import AlignmentSplit
 from xlingtox.evaluation.attribute import attribute
 from xlingtox.evaluation.attribution import Attribution
 from xlingtox.evaluation.chosen_dose import Chosen
@@ -43,6 +45,7 @@ from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.row_measures import LogProbability, PreferenceMargin, ProbeLogit, RowMeasure, ToxicMass
 from xlingtox.evaluation.soundness import Reference
+from xlingtox.evaluation.splitting import alignment_split
 from xlingtox.evaluation.stability import EditEffect, Overlap, Stability, stability
 from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
 from xlingtox.models.ending import ending_probability
@@ -50,6 +53,7 @@ from xlingtox.models.ending import ending_probability
 __all__ = [
     "TOXIC",
     "UNSOUND",
+    "AlignmentSplit",
     "Attribution",
     "Change",
     "Chosen",
@@ -76,6 +80,7 @@ __all__ = [
     "Stability",
     "ToxicMass",
     "WeightDrift",
+    "alignment_split",
     "attribute",
     "average_toxicity",
     "cautions",

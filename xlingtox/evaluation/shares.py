@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -27,7 +27,7 @@ class Share(NamedTuple):
         low, high: its interval over prompts.
     """
 
-    run: str
+    run: Hashable
     language: str
     base: float
     tuned: float
@@ -63,7 +63,7 @@ class Resampled:
             times = np.bincount(drawn.ravel(), minlength=drawn.size)
             self._times[code] = times.reshape(drawn.shape).astype(np.float64)
 
-    def shares(self, runs: Mapping[str, PerPrompt]) -> Iterator[Share]:
+    def shares(self, runs: Mapping[Any, PerPrompt]) -> Iterator[Share]:
         """Yield the share of each run but `base` and `tuned`, language by language and last over all.
 
         The interval is NaN where each language has one prompt, and where the prompts do not show that there is a
