@@ -1,7 +1,8 @@
 """The stage `attribute`: which neurons and heads carry what tuning does to the toxic continuations of the base model.
 
 It writes no text. It takes continuations that the model before tuning wrote for the comparison. On one half of the
-prompts, tuning's effect is attributed to every neuron, head and changed weight. On the other half, groups are patched for real.
+prompts, tuning's effect is attributed to every neuron, head and changed weight. On the other half, groups are patched
+for real.
 """
 
 from __future__ import annotations

@@ -243,9 +243,9 @@ def _mixing(results: StudyResults) -> str:
 _ACTING = (
     "<p>The sources are where toxicity can be read off. Is tuning’s effect there too? The effect is how much less "
     "likely tuning makes toxic text that the model before wrote, as the change of its log-probability. Attribution "
-    "says how much each neuron, each attention head and each changed weight has to do with it. Then groups are tested: the model before "
-    "runs with their activations taken from the tuned model. A group that carries all of the effect has a share of "
-    "100&nbsp;%.</p>"
+    "says how much each neuron, each attention head and each changed weight has to do with it. Then groups are "
+    "tested: the model before runs with their activations taken from the tuned model. A group that carries all of the "
+    "effect has a share of 100&nbsp;%.</p>"
 )
 
 _BESIDE = (
