@@ -75,12 +75,12 @@ def of_groups(effect: PatchEffect, sound: PatchEffect | None) -> str:
             escaped(group),
             _with_interval(shares[group]),
             "–" if chance is None else _with_interval(shares[chance]),
-            number(moved[group], 2, signed=True),
-            number(moved_sound[group], 2, signed=True) if group in moved_sound else "–",
+            number(moved[group], signed=True),
+            number(moved_sound[group], signed=True) if group in moved_sound else "–",
         ]
         for group, chance in groups.items()
     ]
-    whole = [number(patches.change_of(one), 2, signed=True) if one else "–" for one in (effect, sound)]
+    whole = [number(patches.change_of(one), signed=True) if one else "–" for one in (effect, sound)]
     rows.append(["the tuned model", percent(1.0), "–", *whole])
     columns = ["Patched", "Share of the effect (95 % interval)", escaped(effect.control)]
     columns += ["Change, toxic text", "Change, sound text"]
