@@ -204,7 +204,7 @@ def test_bad_input_is_one_line(pair, options, complaint):
 
 
 def test_models_that_do_not_match_and_families_without_a_component(pair, tokenizer):
-    _, lm, tuned_lm = pair
+    _, lm, _ = pair
     with pytest.raises(ValueError, match="given as both models"):
         xt.attribute(lm, lm, PROMPTS)
     with pytest.raises(ValueError, match="the models differ in shape"):
@@ -224,5 +224,5 @@ class Unbounded(xt.evaluation.RowMeasure):
 
 def test_a_measure_that_is_not_finite_is_refused(pair):
     _, lm, tuned_lm = pair
-    with pytest.raises(ValueError, match=r"unbounded of prompt 1 \(en\) is not finite: -inf in GPT2LMHeadModel"):
+    with pytest.raises(ValueError, match=r"unbounded of prompt \d \(en\).*is not finite: it is -inf in GPT2"):
         xt.attribute(lm, tuned_lm, PROMPTS, measure=Unbounded(), continuations=WRITTEN, progress=False)
