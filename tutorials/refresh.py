@@ -313,6 +313,34 @@ def stability() -> str:
     return table(columns, [[row[key].replace("-", "−") for key in columns] for row in rows])
 
 
+def constants() -> str:
+    """Return what edits without tuning do that were chosen among all, next to DPO and to patches, at each seed."""
+    columns = [column for column in stored("constants")["rows"][0] if column not in ("table", "Chosen among")]
+    rows = []
+    for row in stored("constants")["rows"]:
+        if row["Chosen among"] in ("–", "all", "random neurons"):
+            rows.append([row[column].replace("-", "−") for column in columns])
+    return table(columns, rows)
+
+
+def constants_by(kind_or_group: str) -> Callable[[], str]:
+    """Return a function that shows the share of DPO's fall that each kind of edit, or each group, reaches."""
+
+    def shares() -> str:
+        cells: dict[str, dict[tuple[str, str], str]] = {}
+        for row in stored("constants")["rows"]:
+            among, _, name = row["Chosen among"].partition(": ")
+            if among == kind_or_group:
+                budget = "+5 %" if row["Budget"] == "+5.0 %" else "+1 %"
+                cells.setdefault(name, {})[budget, row["Seed"]] = row["Share of DPO's fall (95 %)"].replace("-", "−")
+        columns = sorted({column for of_name in cells.values() for column in of_name})
+        headings = [f"{budget}, seed {seed}" for budget, seed in columns]
+        rows = [(name, *(of_name.get(column, "–") for column in columns)) for name, of_name in cells.items()]
+        return table([kind_or_group.capitalize(), *headings], rows)
+
+    return shares
+
+
 def taught() -> str:
     """Return how often each taught model insults, in each language, and how often in that language's own words."""
     cells: dict[str, dict[str, str]] = {}
@@ -388,6 +416,9 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "stability": stability,
     "planted": rows_of("planted", {key: key for key in ("Worlds", "Verdicts")}),
     "smollm2": rows_of("smollm2", {"Claim": "Claim", "Verdict": "Verdict", "Why": "Why"}),
+    "constants": constants,
+    "constants-kinds": constants_by("kind"),
+    "constants-groups": constants_by("group"),
     "taught": taught,
     "predictors": predictors,
     "demo-seconds": demo_seconds,

@@ -110,7 +110,7 @@ class Materials:
         candidates = groups.pop(f"cosine {SIZES[0]}") and _first(ranked["cosine"], 100)
         read = dict(zip(self.before.neurons, self.before.mean(language="en").tolist(), strict=True))
         groups["sources"] = candidates.where([read[neuron] > 0 for neuron in candidates])
-        groups["all"] = self.before.neurons
+        groups["all neurons"] = self.before.neurons
         for size in SIZES:
             like = groups[f"attribution {size}"]
             [groups[f"random {size}"]] = random_sets(like, lm, n=1, seed=self.seed, match="layers")
@@ -161,7 +161,7 @@ class Materials:
         live, means = "patch: the tuned model, token by token", "patch: tuned mean of each language"
         groups = [f"attribution {size}" for size in SIZES]
         patched: dict[tuple[str, str], xt.Intervention] = {
-            (live, group): xt.Patch(self.groups[group], self.tuned) for group in [*groups, "all"]
+            (live, group): xt.Patch(self.groups[group], self.tuned) for group in [*groups, "all neurons"]
         }
         return patched | {(means, group): xt.Patch(self.groups[group], self.after) for group in groups}
 
