@@ -3,8 +3,10 @@
 import dataclasses
 import re
 
+import families
 import numpy as np
 import pytest
+import raw
 import torch
 from families import build
 from planted import D_MLP, world
@@ -32,16 +34,13 @@ def planted(request):
     embedding = lm.unembedding().detach()
     token = {word: lm.tokenizer.convert_tokens_to_ids(word) for listed in (*words.values(), french) for word in listed}
     rows = {code: embedding[[token[word] for word in words[code]]].mean(0) for code in ("en", "es")}
-    blocks = lm.hf.transformer.h if request.param == "gpt2" else lm.hf.model.layers
+    model = lm._hf_backend.model
     with torch.no_grad():
-        mlp = blocks[1].mlp
-        down = mlp.c_proj.weight if request.param == "gpt2" else mlp.down_proj.weight.T
-        keys = mlp.c_fc.weight.T if request.param == "gpt2" else mlp.up_proj.weight
         for index in range(N_PLANTED):
-            down[index] = 3 * (rows["en"] + rows["es"])
-            keys[index] = (1 + index / 10) * (rows["en"] + rows["es"])
+            raw.values(model, 1)[index] = 3 * (rows["en"] + rows["es"])
+            raw.keys(model, 1)[index] = (1 + index / 10) * (rows["en"] + rows["es"])
             if request.param == "llama":
-                mlp.gate_proj.weight[index] = keys[index]
+                families.ups(model, "llama", 1)[index] = raw.keys(model, 1)[index]
     return lm, words | {"fr": french}
 
 
@@ -82,7 +81,7 @@ def test_what_was_planted_is_found_in_exactly_these_languages(measured):
     assert len(dual.firing["planted"].chosen) == N_PLANTED
     assert dual.firing["planted"].p == 1 / (1 + N_RANDOM)
     assert dual.standing("others", side="value") == ()
-    once = dual.at_once_frame().set_index(["neurons", "side", "control"])
+    once = dual.at_once_frame().set_index(["neurons", "side", "control"]).sort_index()
     assert once.loc[("planted", "value", "random"), ["tested", "above"]].tolist() == [3, 2]
     assert once.loc[("planted", "key", "random"), "above"] == 2
     assert [verdict.verdict for verdict in dual.verdicts][:3] == ["found", "found", "not found"]
@@ -94,7 +93,7 @@ def test_the_value_side_is_that_of_numpy(measured):
     vectors = lm.write_vectors(1).detach().double().numpy()
     logits = vectors @ lm.unembedding().detach().double().numpy().T
     top = np.argsort(-logits, axis=1)[:, :10]
-    frame = dual.to_frame().set_index(["neurons", "side", "language"])
+    frame = dual.to_frame().set_index(["neurons", "side", "language"]).sort_index()
     places = draw_places(sets["planted"], lm, n=N_RANDOM, seed=0) - D_MLP
     p_values = []
     for code in CODES:
@@ -113,21 +112,21 @@ def test_the_value_side_is_that_of_numpy(measured):
 def test_the_key_side_is_that_of_plain_hooks(measured):
     lm, words, _, dual = measured
     read = {}
-    down = "transformer.h.1.mlp.c_proj" if lm.hf.config.model_type == "gpt2" else "model.layers.1.mlp.down_proj"
+    model = lm._hf_backend.model
     for kind in ("toxic", "neutral"):
         rows = prompts(words, kind)
         _, testing = halves(rows, lm, source_language="en", kind=kind, seed=0)
         for code in CODES:
             texts = [prompt.text for prompt in testing.prompts if prompt.language == code]
             seen = []
-            handle = lm.hf.get_submodule(down).register_forward_pre_hook(lambda _, args, to=seen: to.append(args[0]))
+            handle = raw.down(model, 1).register_forward_pre_hook(lambda _, args, to=seen: to.append(args[0]))
             with torch.no_grad():
-                lm.hf(**lm.tokenizer(texts, return_tensors="pt"))
+                model(**lm.tokenizer(texts, return_tensors="pt"))
             handle.remove()
             read[kind, code] = seen[0][:, -1, :N_PLANTED].double().mean(1).numpy()
             # No translation of a prompt that chose is among those that test.
             assert len(texts) == 12
-    frame = dual.to_frame().set_index(["neurons", "side", "language"])
+    frame = dual.to_frame().set_index(["neurons", "side", "language"]).sort_index()
     for code in CODES:
         gap = read["toxic", code].mean() - read["neutral", code].mean()
         row = frame.loc["planted", "key", code]
@@ -161,7 +160,7 @@ def test_both_models_read_what_the_first_wrote(planted):
     chosen = xt.NeuronSet.of([(1, i) for i in range(N_PLANTED)])
     silenced = xt.Scale(chosen, 0.0).bake(lm)
     dual = dual_of(planted, chosen, after=silenced, max_new_tokens=3)
-    frame = dual.to_frame().set_index(["model", "side", "language"])
+    frame = dual.to_frame().set_index(["model", "side", "language"]).sort_index()
     # Scaled value vectors promote nothing any more; the first layers read the same text as before.
     assert frame.loc[("before", "value", "en"), "value"] > 0.2
     assert frame.loc[("after", "value", "en"), "value"] < frame.loc[("before", "value", "en"), "value"]
@@ -186,7 +185,7 @@ def test_shared_tokens_and_languages_without_tokens(planted):
         progress=False,
     )
     assert (dual.listed, dual.shared, dual.without_words) == ({"en": 10, "es": 4}, {"en": 4, "es": 4}, ("fr",))
-    once = dual.at_once_frame().set_index(["side", "control"])
+    once = dual.at_once_frame().set_index(["side", "control"]).sort_index()
     assert once.loc["value", "tested"].to_dict() == {"random": 2, "own tokens": 1}
     assert "No token stands for a listed word in French." in dual.verdicts[0].reason
 
