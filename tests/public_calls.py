@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import xlingtox as xt
+from xlingtox.edits import constants
 from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, multiplicity, soundness
 from xlingtox.neurons import controls
 from xlingtox.study import (
@@ -25,6 +26,7 @@ MODULES = {
     "localize": xt.localize,
     "controls": controls,
     "neurons": xt.neurons,
+    "constants": constants,
     "transfer": xt.transfer,
     "retrieval": retrieval,
     "prediction": prediction,
@@ -62,13 +64,24 @@ INNER = {
     # Called within every forward pass, with values that our own code has made.
     *("HookedLM.__init__", "HookedLM.extend", "HookedLM.repeated", "HookedLM.selected", "HookedLM.run_alongside"),
     *("HookedLM.check_alike", "HookedLM.over", "HookedLM.device_of", "HookedLM.row_bytes", "HookedLM.only_tokens"),
-    *("HookedLM.altered", "HookedLM.check_unedited", "HookedLM.unbridged", "tuning.Pairs.tokenized"),
+    *(
+        "HookedLM.altered",
+        "HookedLM.check_unedited",
+        "HookedLM.unbridged",
+        "HookedLM.names_of",
+        "tuning.Pairs.tokenized",
+    ),
     *(
         f"{kind}.{method}"
         for kind in ("Offset", "Patch", "Scale", "Set")
-        for method in ("check", "acts", "amount", "apply")
+        for method in ("check", "acts", "by_place", "amount", "apply")
     ),
     *("Offset.composed", "Scale.composed", "Set.composed"),
+    *(
+        f"evaluation.{measure}.{method}"
+        for measure in ("LogProbability", "PreferenceMargin", "ProbeLogit", "RowMeasure", "ToxicMass")
+        for method in ("check", "rows", "values")
+    ),
     # Parts of checked calls.
     *("Probe.fitted", "neurons.Probe.fitted"),
     *(
@@ -80,7 +93,7 @@ INNER = {
         "prediction.shared",
     ),
     *("fluency.fluency_of", "fluency.prompts_and_texts", "soundness.reference_of"),
-    *("HookedLM.knowing", "HookedLM.unembedded", "fluency.held_out_texts"),
+    *("HookedLM.knowing", "HookedLM.unembedded", "fluency.held_out_texts", "fluency.judged_rows"),
     *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from xlingtox.edits import Set as Set
     from xlingtox.edits import Together as Together
     from xlingtox.edits import generate_under as generate_under
+    from xlingtox.evaluation import AlignmentSplit as AlignmentSplit
     from xlingtox.evaluation import Attribution as Attribution
     from xlingtox.evaluation import Comparison as Comparison
     from xlingtox.evaluation import DoseResponse as DoseResponse
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from xlingtox.evaluation.attribute import attribute as attribute
     from xlingtox.evaluation.dose_response import dose_response as dose_response
     from xlingtox.evaluation.dual_multilinguality import dual_multilinguality as dual_multilinguality
-    from xlingtox.evaluation.patch_effect import patch_effect as patch_effect
+    from xlingtox.evaluation.patching import patch_effect as patch_effect
+    from xlingtox.evaluation.splitting import alignment_split as alignment_split
     from xlingtox.evaluation.stability import stability as stability
     from xlingtox.evaluation.weight_drift import weight_drift as weight_drift
     from xlingtox.figures.plot import plot as plot
@@ -91,6 +93,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "dose_response",
             "PatchEffect",
             "patch_effect",
+            "AlignmentSplit",
+            "alignment_split",
             "Stability",
             "stability",
         ),

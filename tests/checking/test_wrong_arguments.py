@@ -139,6 +139,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("compare", "before", "mini", "a HookedLM"),
     ("compare", "after", Path("runs"), "a HookedLM"),
     ("patch_effect", "before", {"model": 1}, "a HookedLM"),
+    ("alignment_split", "base", {"model": 1}, "a HookedLM"),
     ("read_tokens", "lm", True, "a HookedLM"),
     ("dose_response", "lm", xt.HookedLM, "a HookedLM"),
     ("weight_drift", "before", 0.5, "a HookedLM"),

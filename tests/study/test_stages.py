@@ -295,13 +295,14 @@ def test_another_seed_gives_other_results(lm, study, tmp_path):
 
 EVERYTHING = set(STAGES)
 ONCE_MORE = {
-    "recipe": {"tune", "compare", "predict"},
+    "recipe": {"tune", "compare", "predict", "attribute"},
     "seed": EVERYTHING - {"retrieve"},
-    "samples": {"compare", "predict"},
+    "samples": {"compare", "predict", "attribute"},
     "dose": {"intervene"},
-    "scorer": {"intervene", "amplify", "compare", "predict"},
-    "prompts": {"localize", "promoted", "intervene", "amplify", "compare", "predict"},
-    "held out": {"intervene", "amplify", "compare", "predict"},
+    "attributed": {"attribute"},
+    "scorer": {"intervene", "amplify", "compare", "predict", "attribute"},
+    "prompts": {"localize", "promoted", "intervene", "amplify", "compare", "predict", "attribute"},
+    "held out": {"intervene", "amplify", "compare", "predict", "attribute"},
     "parallel": {"retrieve", "predict"},
     "model": EVERYTHING,
     "mixing": set(),
@@ -317,6 +318,7 @@ def changed(what):
         "seed": {"seed": 1},
         "samples": {"n_samples": 3},
         "dose": {"offsets": (0.0, -0.25)},
+        "attributed": {"attribution_prompts": 3},
     }
     materials = {
         "scorer": {"scorer": Renamed(*CODES)},
@@ -345,7 +347,7 @@ def test_another_judge_scores_the_same_texts(lm, study, copied, monkeypatch):
     materials, _ = changed("scorer")
     decode = generation.decode
     monkeypatch.setattr("xlingtox.models.generation.decode", lambda *_, **__: pytest.fail("written again"))
-    alone = {"intervene", "amplify", "compare", "predict"}
+    alone = {"intervene", "amplify", "compare", "predict", "attribute"}
     for name in EVERYTHING - alone:
         monkeypatch.setitem(stages.WORK, name, lambda _: pytest.fail("done again"))
     # Whole layers are read while greedy texts are written, whatever the judge: those numbers are not kept.
@@ -361,7 +363,7 @@ def test_another_recipe_reuses_the_sources_and_the_doses(lm, study, copied, monk
     for name, work in stages.WORK.items():
         monkeypatch.setitem(stages.WORK, name, lambda given, name=name, work=work: ran.append(name) or work(given))
     results = run(lm, copied, materials, settings)
-    assert ran == ["tune", "compare", "predict"]
+    assert ran == ["tune", "compare", "predict", "attribute"]
     assert results.recipe["beta"] == 0.2
     assert results.toxic_doses == study[1].toxic_doses
 
@@ -373,6 +375,7 @@ def test_another_recipe_reuses_the_sources_and_the_doses(lm, study, copied, monk
         (("intervene",), ["localize", "intervene"]),
         (("predict",), ["localize", "retrieve", "tune", "compare", "predict"]),
         (("tune",), ["tune"]),
+        (("attribute",), ["localize", "tune", "compare", "attribute"]),
     ],
 )
 def test_chosen_stages_bring_what_they_need(lm, chosen, ran, tmp_path):
@@ -400,7 +403,10 @@ def test_the_order_of_the_pairs(order):
 
 
 def test_at_most_one_model_is_in_memory(lm, tmp_path, monkeypatch):
-    """A model that is loaded for the study is gone before the tuned one is loaded, and the other way round."""
+    """A model that is loaded for the study is gone before the tuned one is loaded, and the other way round.
+
+    Attribution alone has both.
+    """
     folder = tmp_path / "model"
     lm.unwrapped().save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
@@ -414,9 +420,16 @@ def test_at_most_one_model_is_in_memory(lm, tmp_path, monkeypatch):
         return made
 
     monkeypatch.setattr(HookedLM, "_wrap", classmethod(counted))
+    attribute = stages.WORK["attribute"]
+
+    def with_both(given):
+        assert len(most) > 3
+        assert max(most) == 1
+        return attribute(given)
+
+    monkeypatch.setitem(stages.WORK, "attribute", with_both)
     run(ModelSource(folder), tmp_path / "out")
-    assert len(most) > 3
-    assert max(most) == 1
+    assert max(most) == 2
 
 
 def test_a_log_tells_what_was_done(lm, study, copied):

@@ -17,6 +17,7 @@ _WORDS: Mapping[Any, str] = {
     "Activations": "Activations (xt.collect_activations(lm, prompts, neurons))",
     "Chosen": "a Chosen (response.chosen() of a DoseResponse)",
     "Comparison": "a Comparison (xt.compare(before, after, ...))",
+    "AlignmentSplit": "an AlignmentSplit (xt.alignment_split(base, tuned, prompts, probe))",
     "Continuations": "Continuations (xt.generate(lm, prompts))",
     "DataFrame": "a pandas DataFrame",
     "Dataset": "a Dataset (xt.data and xt.mini give them; datasets.Dataset.from_list(rows))",

@@ -2,7 +2,8 @@
 
 `compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly.
 `attribute` says which neurons and heads carry the change from one model to another, and `patch_effect` moves groups of
-them for real. `stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
+them for real. `alignment_split` does both for groups of all neurons, beside the method of Yang et al. 2024.
+`stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
 `dual_multilinguality` asks in how many languages neurons promote toxic tokens and fire before toxic text.
 `weight_drift` says how far the weights moved.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
@@ -10,6 +11,7 @@ that says nothing, and `soundness` compares text with what the unedited model wr
 """
 
 from xlingtox.evaluation import cautions, degenerate, fluency, metrics, soundness
+from xlingtox.evaluation.alignment_split import AlignmentSplit
 from xlingtox.evaluation.attribute import attribute
 from xlingtox.evaluation.attribution import Attribution
 from xlingtox.evaluation.chosen_dose import Chosen
@@ -46,11 +48,13 @@ from xlingtox.evaluation.metrics import (
     toxicity_probability,
 )
 from xlingtox.evaluation.multiplicity import Falls, falls, falls_in_words, holm
-from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
+from xlingtox.evaluation.patch_effect import PatchEffect
+from xlingtox.evaluation.patching import patch_effect
 from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.row_measures import LogProbability, PreferenceMargin, ProbeLogit, RowMeasure, ToxicMass
 from xlingtox.evaluation.soundness import Reference
+from xlingtox.evaluation.splitting import alignment_split
 from xlingtox.evaluation.stability import EditEffect, Overlap, Stability, stability
 from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
 from xlingtox.models.ending import ending_probability
@@ -58,6 +62,7 @@ from xlingtox.models.ending import ending_probability
 __all__ = [
     "TOXIC",
     "UNSOUND",
+    "AlignmentSplit",
     "AtOnce",
     "Attribution",
     "Change",
@@ -88,6 +93,7 @@ __all__ = [
     "Stability",
     "ToxicMass",
     "WeightDrift",
+    "alignment_split",
     "attribute",
     "average_toxicity",
     "cautions",

@@ -17,6 +17,7 @@ from xlingtox.html.escaping import escaped_for_plotly
 _MEASURES: Mapping[str, str] = {
     "probe": "Probe's logit at the last token",
     "toxic_mass": "Probability of toxic tokens",
+    "log_probability": "Log-probability of given continuations",
     "toxicity": "Toxicity of continuations",
 }
 _NO_SHARE = (math.nan,) * 3

@@ -128,6 +128,8 @@ def _of_neurons(results: StudyResults) -> list[Plot]:
     compared, neurons, plots = results.comparison, (results.candidates, results.sources), []
     if any(results.candidates.scores):  # older results keep no cosines
         plots.append(Plot(figures.sources(*neurons), *_CAPTIONS["sources"], number_tables.of_sources(*neurons)))
+    if results.patched is not None:
+        plots.append(Plot(figures.patch_effect(results.patched), *_CAPTIONS["acting"]))
     if compared is not None and compared.neurons:
         table = number_tables.of_neurons(compared, results.languages)
         plots.append(Plot(figures.neuron_activations(compared), *_CAPTIONS["neurons"], table))
@@ -191,6 +193,13 @@ _CAPTIONS: Mapping[str, tuple[str, str]] = {
         "Each point is a candidate, one of the neurons whose value vectors point the probe’s way most: its layer, and "
         "how nearly it does. The filled ones are active on toxic SOURCE prompts: the sources. A high cosine alone "
         "makes no neuron a source.",
+    ),
+    "acting": (
+        "Where tuning acts",
+        "Tuning makes toxic text less likely. Each bar is the share of that change which a group carries: the model "
+        "before runs with the group’s activations taken from the tuned model. The sources are those of the figure "
+        "above. Attribution finds as many neurons on other prompts. Next to both stand random neurons of the same "
+        "layers.",
     ),
     "neurons": (
         "Each source in each language",

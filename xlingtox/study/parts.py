@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xlingtox.checking import checked
+from xlingtox.neurons.neuron_set import NeuronSet
 
 
 @checked
@@ -102,3 +103,35 @@ class TransferSummary:
     drop: Mapping[str, float] = field(default_factory=dict)
     drop_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     predictors: tuple[Mapping[str, Any], ...] = ()
+
+
+@checked
+@dataclass(frozen=True)
+class AttributionSummary:
+    """Tuning's effect on toxic continuations, attributed to components, as a study's file keeps it.
+
+    The effect is the change of their log-probability. The neurons are found on one half of the prompts; what they carry
+    is measured by patching on the other half (`StudyResults.patched`). The attribution to every neuron is in the
+    study's folder.
+
+    Attributes:
+        by_language: the rows of `Attribution.summary()`: the exact change, what patching all components does, the sums
+            of both estimates, completeness and remainder.
+        by_layer: the rows of `Attribution.by_layer()`: the sums over each layer's neurons, heads and changed weights.
+        neurons: the neurons that lower the log-probability most, as many as there are sources, with their linear
+            estimates as scores. Where tuning raises it, those that raise it most.
+        heads: the strongest heads in the same sense; empty where the model has none.
+
+    Example:
+        >>> results.attribution.neurons  # doctest: +SKIP
+        NeuronSet(45: 3.17, 2.402, 3.88, 1.300, ...)
+    """
+
+    by_language: tuple[Mapping[str, Any], ...]
+    by_layer: tuple[Mapping[str, Any], ...]
+    neurons: NeuronSet
+    heads: NeuronSet = field(default_factory=lambda: NeuronSet.of([], site="heads"))
+
+    def row(self, language: str = "all") -> Mapping[str, Any]:
+        """Return the row of a language, or of the mean over languages; empty where there is none."""
+        return next((row for row in self.by_language if row["language"] == language), {})
