@@ -32,8 +32,9 @@ def sets_of(lm: xt.HookedLM, tuned: xt.HookedLM, prompts: object, scorer: object
     attribution = xt.attribute(
         lm, tuned, prompts, scorer=scorer, components=("neurons",), n_samples=n_samples, progress=False
     )
-    found = attribution.top(N_TOP)
-    sets = {"the paper's sources": sources, f"top {N_TOP} by attribution": found}
+    sets = {"the paper's sources": sources}
+    sets[f"top {N_TOP} by attribution"] = attribution.top(N_TOP)
+    sets[f"top {N_TOP} by attribution in English"] = attribution.top(N_TOP, language="en")
     sets |= {f"random {i + 1}": sources.random_like(lm, seed=1000 + i) for i in range(3)}
     return sets
 
