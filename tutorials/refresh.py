@@ -339,6 +339,16 @@ def constants_by(kind_or_group: str) -> Callable[[], str]:
         return table([kind_or_group.capitalize(), *headings], rows)
 
     return shares
+def dual(kind: str, columns: Mapping[str, str]) -> Callable[[], str]:
+    """Return a function that shows one table of dual multilinguality: the value side, the key side, or who fires."""
+
+    def shown() -> str:
+        rows = [row for row in stored("dual")["rows"] if kind in (row["table"], row.get("Side"))]
+        keys = {"Model": "Model"} if len({row["Model"] for row in rows}) > 1 else {}
+        keys |= {"Neurons": "Neurons"} | columns
+        return table(list(keys), [[row[key] for key in keys.values()] for row in rows])
+
+    return shown
 
 
 def taught() -> str:
@@ -396,6 +406,15 @@ _CONTROLS = {
     "Other 16: perplexity": "other 16: perplexity",
 }
 
+_DUAL = {
+    "Languages above chance, corrected": "Above chance, corrected",
+    "Above the 95th percentile": "Above the 95th percentile",
+    "By chance": "By chance",
+    "p": "p",
+}
+_OF_ONE = {"Languages of one neuron": "Languages of one neuron", "By chance, of one": "Of one by chance"}
+"""Columns of the tables of dual multilinguality, and their keys in a stored row."""
+
 CONTENT: Mapping[str, Callable[[], str]] = {
     "summary": summary,
     "beside-paper": beside_paper,
@@ -414,6 +433,19 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "controls": rows_of("controls", _CONTROLS),
     "patching": patching,
     "stability": stability,
+    "dual-value": dual("value", {**_DUAL, "Of these by tokens of one language": "Stricter", **_OF_ONE}),
+    "dual-key": dual("key", {**_DUAL, "Above others that fire": "Stricter", **_OF_ONE}),
+    "dual-firing": dual(
+        "firing",
+        {
+            "Fire before toxic English text": "Fire",
+            "Random ones": "Random ones fire",
+            "p": "p, fire",
+            "Promoted tokens that are toxic": "Toxic tokens",
+            "By chance": "Toxic tokens by chance",
+        },
+    ),
+    "dual-after": dual("at once", {"Side": "Side", "Before": "Above chance, corrected", "After": "Corrected, after"}),
     "planted": rows_of("planted", {key: key for key in ("Worlds", "Verdicts")}),
     "smollm2": rows_of("smollm2", {"Claim": "Claim", "Verdict": "Verdict", "Why": "Why"}),
     "constants": constants,
