@@ -17,7 +17,16 @@ from xlingtox.checking import checked
 from xlingtox.evaluation.attribution import Attribution, Estimate
 from xlingtox.evaluation.components import Component
 from xlingtox.evaluation.named_sets import ALL
-from xlingtox.figures.style import AFTER, CONTROL, SOURCES, drawable, heading, language_label, limit, neuron_labels, styled
+from xlingtox.figures.style import (
+    CONTROL,
+    SOURCES,
+    drawable,
+    heading,
+    language_label,
+    limit,
+    neuron_labels,
+    styled,
+)
 from xlingtox.html.escaping import escaped_for_plotly
 
 _REMAINDER = "remainder"
@@ -267,9 +276,7 @@ def _values(result: Attribution, kind: Component, language: str) -> Float[np.nda
     return result.values(kind, language=language, estimate="integrated")
 
 
-def _by_layer(
-    result: Attribution, kind: Component, language: str, layers: Sequence[int]
-) -> Float[np.ndarray, "layer"]:
+def _by_layer(result: Attribution, kind: Component, language: str, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
     """Return the integrated sums of a kind in these layers; NaN where it has no units in one."""
     of_units, values = result.units[kind][:, 0], _values(result, kind, language)
     return np.array([values[of_units == layer].sum() if (of_units == layer).any() else math.nan for layer in layers])

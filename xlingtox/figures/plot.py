@@ -10,8 +10,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from xlingtox.checking import checked
-from xlingtox.evaluation import Comparison, DoseResponse, Fluency, LayerDrift, PatchEffect, WeightDrift
+from xlingtox.evaluation import (
+    Comparison,
+    DoseResponse,
+    DualMultilinguality,
+    Fluency,
+    LayerDrift,
+    PatchEffect,
+    WeightDrift,
+)
 from xlingtox.figures.doses import dose_response
+from xlingtox.figures.dual_multilinguality import dual_multilinguality
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
 from xlingtox.figures.patching import patch_effect
@@ -45,6 +54,7 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             - `Transfer`: `transfer`, with `pivot`
             - `Retrieval`: `retrieval_by_layer`, with `measure`
             - `DoseResponse`: `dose_response`
+            - `DualMultilinguality`: `dual_multilinguality`, with `model`
             - `PatchEffect`: `patch_effect`, with `language`
             - `WeightDrift`: `weight_drift`
             - `Probe`: `probe`
@@ -80,6 +90,7 @@ _draw.register(Comparison, toxicity)
 _draw.register(Transfer, transfer)
 _draw.register(Retrieval, retrieval_by_layer)
 _draw.register(DoseResponse, dose_response)
+_draw.register(DualMultilinguality, dual_multilinguality)
 _draw.register(PatchEffect, patch_effect)
 _draw.register(WeightDrift, weight_drift)
 _draw.register(Probe, probe)
