@@ -207,9 +207,9 @@ def attributed():
                 {"component": kind, "layer": layer, "language": code, "linear": -1.0, "integrated": -0.5}
                 for kind in ("neurons", "heads")
                 for layer in range(4)
-                for code in ("en", "all")
+                for code in (*languages.CODES, "all")
             ],
-            "neurons": [[2, i, -2.4 + i / 20] for i in range(34)] + [[3, 0, -0.5], [3, 1, -0.4]],
+            "neurons": [[3, 0, -2.6], [3, 1, -2.5]] + [[2, i, -2.4 + i / 20] for i in range(34)],
             "heads": [[1, 2, -1.5], [3, 0, -0.25]],
         },
         "patched": runs(-5.0, shares),

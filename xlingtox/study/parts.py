@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from xlingtox import languages
 from xlingtox.checking import checked
+from xlingtox.evaluation.attribution import Attribution
+from xlingtox.evaluation.components import Component
 from xlingtox.neurons.neuron_set import NeuronSet
 
 
@@ -135,3 +141,36 @@ class AttributionSummary:
     def row(self, language: str = "all") -> Mapping[str, Any]:
         """Return the row of a language, or of the mean over languages; empty where there is none."""
         return next((row for row in self.by_language if row["language"] == language), {})
+
+    def of_layers(self) -> Attribution | None:
+        """Return the sums as an attribution whose units are whole layers, for figures; None where there are none.
+
+        What is known of a language stands for one prompt in it.
+        """
+        codes = languages.in_order(row["language"] for row in self.by_language if row["language"] != "all")
+        if not codes or not self.by_layer:
+            return None
+        sums = {(row["component"], row["layer"], row["language"]): row for row in self.by_layer}
+        kinds: dict[Component, list[int]] = {}
+        for kind, layer, _ in sums:
+            if layer not in kinds.setdefault(kind, []):
+                kinds[kind].append(layer)
+
+        def of_layer(kind: Component, layer: int, code: str, estimate: str) -> float:
+            return float(sums.get((kind, layer, code), {}).get(estimate, math.nan))
+
+        linear, integrated = (
+            {
+                kind: np.array([[of_layer(kind, layer, code, estimate) for layer in layers] for code in codes])
+                for kind, layers in kinds.items()
+            }
+            for estimate in ("linear", "integrated")
+        )
+        rows = [self.row(code) for code in codes]
+        totals = {name: np.array([float(row.get(name, math.nan)) for row in rows]) for name in _TOTALS}
+        units = {kind: np.array([(layer, 0) for layer in layers]) for kind, layers in kinds.items()}
+        return Attribution("log_probability", codes, units, linear, integrated, totals)
+
+
+_TOTALS = ("exact", "patched", "linear", "integrated")
+"""The columns of a language that figures read."""

@@ -172,7 +172,6 @@ def _acting(results: StudyResults) -> str:
         "Where tuning acts",
         _ACTING
         + attribution_tables.of_groups(effect, sound)
-        + attribution_tables.by_kind(summary)
         + attribution_tables.by_layer(results)
         + f"<p>{escaped(remainder)}</p>"
         + f"<details><summary>Language by language, and the strongest neurons and heads</summary>{folded}</details>",
@@ -241,11 +240,11 @@ def _mixing(results: StudyResults) -> str:
 
 
 _ACTING = (
-    "<p>The sources are where toxicity can be read off. Is tuning’s effect there too? The effect is how much less "
-    "likely tuning makes toxic text that the model before wrote, as the change of its log-probability. Attribution "
-    "says how much each neuron, each attention head and each changed weight has to do with it. Then groups are "
-    "tested: the model before runs with their activations taken from the tuned model. A group that carries all of the "
-    "effect has a share of 100&nbsp;%.</p>"
+    "<p>The sources are where toxicity can be read off. Is tuning’s effect there too? The effect is how far tuning "
+    "moves the log-probability of toxic text that the model before wrote. Attribution says how much each neuron, each "
+    "attention head and each changed weight has to do with it. Then groups are tested: the model before runs with "
+    "their activations taken from the tuned model. A group that carries all of the effect has a share of "
+    "100&nbsp;%.</p>"
 )
 
 _BESIDE = (
