@@ -3,6 +3,7 @@
 Figures are made for a light page; `figure.update_layout(template=style(dark=True))` makes one for a dark page.
 """
 
+from xlingtox.figures.attribution import attribution, attribution_by_language, shared_units
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.neurons import activation_map, neuron_activations, promoted, sources
 from xlingtox.figures.pairs import activations, fluency, toxicity
@@ -25,6 +26,8 @@ __all__ = [
     "TokenView",
     "activation_map",
     "activations",
+    "attribution",
+    "attribution_by_language",
     "beside",
     "dose_response",
     "fluency",
@@ -39,6 +42,7 @@ __all__ = [
     "roc",
     "same_text",
     "seeds",
+    "shared_units",
     "sources",
     "style",
     "token_activations",

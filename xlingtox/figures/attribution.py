@@ -17,7 +17,16 @@ from xlingtox.checking import checked
 from xlingtox.evaluation.attribution import Attribution, Estimate
 from xlingtox.evaluation.components import Component
 from xlingtox.evaluation.named_sets import ALL
-from xlingtox.figures.style import AFTER, CONTROL, SOURCES, drawable, heading, language_label, limit, neuron_labels, styled
+from xlingtox.figures.style import (
+    CONTROL,
+    SOURCES,
+    drawable,
+    heading,
+    language_label,
+    limit,
+    neuron_labels,
+    styled,
+)
 from xlingtox.html.escaping import escaped_for_plotly
 
 _REMAINDER = "remainder"
@@ -89,10 +98,11 @@ def attribution(result: Attribution, *, language: str = ALL) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title_text="Layer", tick0=0, dtick=math.ceil(len(layers) / 16), showgrid=False, col=2)
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, showgrid=False)
+    figure.update_yaxes(ticks="", col=2)
     complete = float(result.summary().set_index("language")["completeness"][language])
     subtitle = f"{_where(result, language)}; {_measure(result)} changes by {exact:+.3g}; completeness {complete:.1%}"
     return styled(figure, height=170 + 30 * len(labels)).update_layout(
-        coloraxis=_colours(cells, "Share"),
+        coloraxis=_colours(cells, "Share", labelled=len(layers) <= _MOST_LABELLED),
         title=heading("Where the change comes from, by kind of component and layer", subtitle),
         margin_t=84,
     )
@@ -152,7 +162,7 @@ def attribution_by_language(result: Attribution, *, component: Component | None 
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, showgrid=False)
     figure.add_hline(len(rows) - 1.5, line={"width": 1.5, "color": CONTROL})
     return styled(figure, height=170 + 22 * len(rows)).update_layout(
-        coloraxis=_colours(shares, "Share"),
+        coloraxis=_colours(shares, "Share", labelled=len(columns) <= _MOST_LABELLED),
         title=heading(f"Share of each language's change, by {what}", f"{_measure(result)}, integrated estimates"),
         margin_t=84,
     )
@@ -267,9 +277,7 @@ def _values(result: Attribution, kind: Component, language: str) -> Float[np.nda
     return result.values(kind, language=language, estimate="integrated")
 
 
-def _by_layer(
-    result: Attribution, kind: Component, language: str, layers: Sequence[int]
-) -> Float[np.ndarray, "layer"]:
+def _by_layer(result: Attribution, kind: Component, language: str, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
     """Return the integrated sums of a kind in these layers; NaN where it has no units in one."""
     of_units, values = result.units[kind][:, 0], _values(result, kind, language)
     return np.array([values[of_units == layer].sum() if (of_units == layer).any() else math.nan for layer in layers])
@@ -287,8 +295,8 @@ def _where(result: Attribution, language: str) -> str:
     return f"mean over {len(result.codes)} languages" if language == ALL else languages.name(language)
 
 
-def _colours(shares: Float[np.ndarray, "row column"], title: str) -> dict[str, object]:
-    """Return a colour axis that is centred on zero."""
-    most = limit(shares.ravel())
+def _colours(shares: Float[np.ndarray, "row column"], title: str, *, labelled: bool = False) -> dict[str, object]:
+    """Return a colour axis that is centred on zero. Cells that hold numbers are paler, so that these can be read."""
+    most = limit(shares.ravel()) * (2 if labelled else 1)
     bar = {"title": {"text": title, "side": "right"}, "thickness": 12, "tickformat": ".0%"}
-    return {"cmin": -most, "cmax": most, "colorbar": bar}
+    return {"cmin": -most, "cmax": most, "showscale": not labelled, "colorbar": bar}

@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from xlingtox.checking import checked
-from xlingtox.evaluation import Comparison, DoseResponse, Fluency, LayerDrift, PatchEffect, WeightDrift
+from xlingtox.evaluation import Attribution, Comparison, DoseResponse, Fluency, LayerDrift, PatchEffect, WeightDrift
+from xlingtox.figures.attribution import attribution
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
@@ -46,6 +47,7 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             - `Retrieval`: `retrieval_by_layer`, with `measure`
             - `DoseResponse`: `dose_response`
             - `PatchEffect`: `patch_effect`, with `language`
+            - `Attribution`: `attribution`, with `language`
             - `WeightDrift`: `weight_drift`
             - `Probe`: `probe`
             - `NeuronSet`: `sources`, with `sources`, `n_layers`
@@ -81,6 +83,7 @@ _draw.register(Transfer, transfer)
 _draw.register(Retrieval, retrieval_by_layer)
 _draw.register(DoseResponse, dose_response)
 _draw.register(PatchEffect, patch_effect)
+_draw.register(Attribution, attribution)
 _draw.register(WeightDrift, weight_drift)
 _draw.register(Probe, probe)
 _draw.register(NeuronSet, sources)
