@@ -12,6 +12,7 @@ from xlingtox.figures.plot import plot
 from xlingtox.figures.roc import probe, roc
 from xlingtox.figures.set_changes import same_text
 from xlingtox.figures.several import beside, models, seeds
+from xlingtox.figures.splitting import alignment_split
 from xlingtox.figures.spread import fluency_spread
 from xlingtox.figures.style import AFTER, BEFORE, style
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
@@ -26,6 +27,7 @@ __all__ = [
     "TokenView",
     "activation_map",
     "activations",
+    "alignment_split",
     "attribution",
     "attribution_by_language",
     "beside",
