@@ -12,6 +12,7 @@ from xlingtox.data import Prompt
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation.alignment_split import AlignmentSplit
+from xlingtox.evaluation.attribution import Attribution
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose, DoseResponse
 from xlingtox.evaluation.fluency import Fluency
@@ -52,6 +53,7 @@ KINDS: dict[str, Any] = {
     "retrieval": Retrieval,
     "patching": PatchEffect,
     "split": AlignmentSplit,
+    "attribution": Attribution,
     "doses": DoseResponse,
     "drift": WeightDrift,
     "fluency": Fluency,
@@ -121,6 +123,16 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
             codes,
             {"TP": neurons},
             {"tuned into base": {"patch": {"whole": np.full(n, value), "TP": np.full(n, value)}}},
+            (model, model),
+        ),
+        "attribution": Attribution(
+            "log_probability",
+            codes,
+            {"neurons": np.array([(0, i) for i in range(n)])},
+            *[{"neurons": np.full((len(codes), n), value)}] * 2,
+            {name: np.full(len(codes), value) for name in ("base", "exact", "patched", "linear", "integrated")},
+            {f"set {value}": {"linear": np.full(len(codes), value), "integrated": np.full(len(codes), value)}},
+            int(value),
             (model, model),
         ),
         "doses": DoseResponse(

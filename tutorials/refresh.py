@@ -339,6 +339,8 @@ def constants_by(kind_or_group: str) -> Callable[[], str]:
         return table([kind_or_group.capitalize(), *headings], rows)
 
     return shares
+
+
 def dual(kind: str, columns: Mapping[str, str]) -> Callable[[], str]:
     """Return a function that shows one table of dual multilinguality: the value side, the key side, or who fires."""
 

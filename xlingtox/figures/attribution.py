@@ -98,10 +98,11 @@ def attribution(result: Attribution, *, language: str = ALL) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title_text="Layer", tick0=0, dtick=math.ceil(len(layers) / 16), showgrid=False, col=2)
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, showgrid=False)
+    figure.update_yaxes(ticks="", col=2)
     complete = float(result.summary().set_index("language")["completeness"][language])
     subtitle = f"{_where(result, language)}; {_measure(result)} changes by {exact:+.3g}; completeness {complete:.1%}"
     return styled(figure, height=170 + 30 * len(labels)).update_layout(
-        coloraxis=_colours(cells, "Share"),
+        coloraxis=_colours(cells, "Share", labelled=len(layers) <= _MOST_LABELLED),
         title=heading("Where the change comes from, by kind of component and layer", subtitle),
         margin_t=84,
     )
@@ -161,7 +162,7 @@ def attribution_by_language(result: Attribution, *, component: Component | None 
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, showgrid=False)
     figure.add_hline(len(rows) - 1.5, line={"width": 1.5, "color": CONTROL})
     return styled(figure, height=170 + 22 * len(rows)).update_layout(
-        coloraxis=_colours(shares, "Share"),
+        coloraxis=_colours(shares, "Share", labelled=len(columns) <= _MOST_LABELLED),
         title=heading(f"Share of each language's change, by {what}", f"{_measure(result)}, integrated estimates"),
         margin_t=84,
     )
@@ -294,8 +295,8 @@ def _where(result: Attribution, language: str) -> str:
     return f"mean over {len(result.codes)} languages" if language == ALL else languages.name(language)
 
 
-def _colours(shares: Float[np.ndarray, "row column"], title: str) -> dict[str, object]:
-    """Return a colour axis that is centred on zero."""
-    most = limit(shares.ravel())
+def _colours(shares: Float[np.ndarray, "row column"], title: str, *, labelled: bool = False) -> dict[str, object]:
+    """Return a colour axis that is centred on zero. Cells that hold numbers are paler, so that these can be read."""
+    most = limit(shares.ravel()) * (2 if labelled else 1)
     bar = {"title": {"text": title, "side": "right"}, "thickness": 12, "tickformat": ".0%"}
-    return {"cmin": -most, "cmax": most, "colorbar": bar}
+    return {"cmin": -most, "cmax": most, "showscale": not labelled, "colorbar": bar}
