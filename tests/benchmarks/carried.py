@@ -1,0 +1,1 @@
+def tuned_by_demo(*a): raise SystemExit
