@@ -62,11 +62,17 @@ INNER = {
     # Called within every forward pass, with values that our own code has made.
     *("HookedLM.__init__", "HookedLM.extend", "HookedLM.repeated", "HookedLM.selected", "HookedLM.run_alongside"),
     *("HookedLM.check_alike", "HookedLM.over", "HookedLM.device_of", "HookedLM.row_bytes", "HookedLM.only_tokens"),
-    *("HookedLM.altered", "HookedLM.check_unedited", "HookedLM.unbridged", "tuning.Pairs.tokenized"),
+    *(
+        "HookedLM.altered",
+        "HookedLM.check_unedited",
+        "HookedLM.unbridged",
+        "HookedLM.names_of",
+        "tuning.Pairs.tokenized",
+    ),
     *(
         f"{kind}.{method}"
         for kind in ("Offset", "Patch", "Scale", "Set")
-        for method in ("check", "acts", "amount", "apply")
+        for method in ("check", "acts", "by_place", "amount", "apply")
     ),
     *("Offset.composed", "Scale.composed", "Set.composed"),
     # Parts of checked calls.

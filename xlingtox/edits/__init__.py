@@ -1,7 +1,7 @@
-"""Edit neurons, to see whether they are the cause of what a model writes.
+"""Edit neurons or attention heads, to see whether they are the cause of what a model writes.
 
-An edit is a value: `Offset` adds to post-activations, `Scale` multiplies them, `Set` replaces them, and `Patch` takes
-them from another model. `with edit.on(lm):` applies it during the block, `edit.bake(lm)` writes it into weights, and
+An edit is a value: `Offset` adds to activations, `Scale` multiplies them, `Set` replaces them, and `Patch` takes them
+from another model. `with edit.on(lm):` applies it during the block, `edit.bake(lm)` writes it into weights, and
 `ControlVectors` carries it to engines that know no neurons, such as llama.cpp.
 """
 

@@ -189,8 +189,8 @@ def _with_biases(model: Any, sites: Mapping[Site, Sequence[str]]) -> Any:
     if unmatched:
         raise ValueError(f"with biases it would lack {unmatched[0]}")
     for site, names in sites.items():
-        if without := next((name for name in names if _bias(biased, name) is None), None):
-            raise ValueError(f"the {_BIASES[site][1]} has no bias, and {text_config.model_type} has none for {without}")
+        if any(_bias(biased, name) is None for name in names):
+            raise ValueError(f"the {_BIASES[site][1]} has no bias, and {text_config.model_type} has no place for one")
     parameters = dict(biased.named_parameters())
     with torch.no_grad():
         for key in missing:
@@ -221,6 +221,6 @@ def _as_llama(config: Any, dtype: torch.dtype, biases: Mapping[str, bool], *, la
         if key not in ("model_type", "architectures", "transformers_version", "mlp_bias", "attention_bias")
         and not key.startswith("_")
     }
-    llama_config = transformers.LlamaConfig(**settings, **biases)
+    llama_config = transformers.LlamaConfig(**{**settings, **biases})
     make: Any = transformers.LlamaForCausalLM._from_config
     return make(llama_config, dtype=dtype)

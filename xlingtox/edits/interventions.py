@@ -275,20 +275,26 @@ class _Constant(Step, Intervention):
 
 
 class Offset(_Constant):
-    """Add `value` to the post-activations of `neurons` (paper, section 4.2).
+    """Add `value` to the post-activations of `neurons` (paper, section 4.2), or to the outputs of attention heads.
 
     The MLP's output then moves by `value` times the sum of their value vectors. Neurons with weights get `value` times
     their weight. So an offset of -1 takes `neurons.weighted(activations.std())` one standard deviation down.
 
+    A head's output is its part of what attention's output projection reads: `lm.head_width(layer)` numbers.
+
     Attributes:
-        neurons: the neurons that are edited.
-        value: one number for all of them, or one for each; weights multiply it.
+        neurons: the neurons or heads that are edited.
+        value: one number for all of them, or one for each; weights multiply it. A head's number is for all numbers of
+            its output. Heads may also get one for each of these, head after head.
         positions: "all" (as in the paper), "prompt" (the tokens of the first pass), or "new" (the generated tokens but
             the last, which the model never reads).
+        site: what the pairs of the set name, "neurons" or "heads" (default: what the set says).
 
     Example:
         >>> with xt.Offset(sources, -1.0).on(lm):
         ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+        >>> xt.Offset(xt.NeuronSet.of([(3, 1)]), 0.5, site="heads")
+        Offset(NeuronSet(1 heads: 3.1), 0.5)
     """
 
     def amounts(self) -> Sequence[float]:
@@ -304,18 +310,21 @@ class Offset(_Constant):
 
 
 class Scale(_Constant):
-    """Multiply the post-activations of `neurons` by `value`; 0 ablates them.
+    """Multiply the post-activations of `neurons`, or the outputs of attention heads, by `value`; 0 ablates them.
 
     Weights of neurons have no effect: they say how far an `Offset` moves.
 
     Attributes:
-        neurons: the neurons that are edited.
-        value: one number for all of them, or one for each.
+        neurons: the neurons or heads that are edited.
+        value: one number for all of them, or one for each; for heads also one for each number of their outputs.
         positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
+        site: what the pairs of the set name, as in `Offset`.
 
     Example:
         >>> with xt.Scale(sources, 0.0).on(lm):
         ...     ablated = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+        >>> heads = xt.NeuronSet.of([(3, 0), (3, 1)], site="heads")
+        >>> baked = xt.Scale(heads, 0.0).bake(lm)
     """
 
     @classmethod
@@ -349,14 +358,15 @@ class Scale(_Constant):
 
 
 class Set(_Constant):
-    """Replace the post-activations of `neurons` by `value`.
+    """Replace the post-activations of `neurons`, or the outputs of attention heads, by `value`.
 
     Weights of neurons have no effect: they say how far an `Offset` moves.
 
     Attributes:
-        neurons: the neurons that are edited.
-        value: one number for all of them, or one for each.
+        neurons: the neurons or heads that are edited.
+        value: one number for all of them, or one for each; for heads also one for each number of their outputs.
         positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
+        site: what the pairs of the set name, as in `Offset`.
 
     Example:
         >>> means = activations.mean(language="en")

@@ -102,6 +102,7 @@ class Patch(Step, Intervention):
                         f"[batch, pos, {n_columns}]"
                     )
         elif (theirs := places.n_units(self.source, site)) != (ours := places.n_units(lm, site)):
+            lm.check_alike(self.source)
             raise ValueError(f"{self.source.name} has {theirs} {site} in each layer, and {lm.name} has {ours}")
         if missing is not None:
             raise ValueError(f"the patch's source has no activations of {UNITS[site]} {missing}")
@@ -115,7 +116,7 @@ class Patch(Step, Intervention):
         source, (site, layer) = self.source, place
         if isinstance(source, Activations):
             return self._means(lm, layer, source, columns.indices)
-        is_cache = not isinstance(source, HookedLM)
+        is_cache, indices = not isinstance(source, HookedLM), torch.tensor(columns.indices)
         activations: Mapping[Place, Tensor] = (
             source_activations[source]
             if isinstance(source, HookedLM)
@@ -129,7 +130,7 @@ class Patch(Step, Intervention):
                 raise ValueError(
                     "cached activations serve a pass over their own tokens, not what is generated after it"
                 )
-            return activations[place][..., columns.indices].to(lm.device_of(layer), lm.dtype)
+            return activations[place][..., indices].to(lm.device_of(layer), lm.dtype)
 
         return read
 

@@ -235,9 +235,13 @@ class Path:
     def _add(
         self, effects: Mapping[Place, Tensor], place: Place, texts: _Texts, gradient: Tensor, change: Tensor
     ) -> None:
-        """Add gradients times changes of an activation, `[row, pos, width]`, summed over positions."""
+        """Add gradients times changes of an activation, `[row, pos, width]`, summed over positions.
+
+        Args:
+            change: the changes, which are overwritten to save memory.
+        """
         if place[0] in ("neurons", "heads"):
-            products = torch.einsum("rpn,rpn->rn", _wide(gradient), _wide(change))
+            products = _wide(change).mul_(_wide(gradient)).sum(1)
             if place[0] == "heads":
                 products = products.unflatten(1, (effects[place].shape[1], -1)).sum(-1)
             effects[place].add_(products.to(effects[place].device))

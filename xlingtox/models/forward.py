@@ -190,6 +190,9 @@ class ForwardPasses:
         model: Any = self._tl_backend.tl if self._hf_backend is None else self._hf_backend.model
         frozen = [weight for weight in model.parameters() if weight.requires_grad]
         was_differentiable = self._is_differentiable
+        unembed = None if self._hf_backend is None else self._hf_backend.modules.unembed
+        # The states of the last positions are a slice. With a graph, torch multiplies a slice row by row.
+        handle = None if unembed is None else unembed.register_forward_pre_hook(_contiguous)
         try:
             for weight in frozen:
                 weight.requires_grad_(False)
@@ -197,6 +200,8 @@ class ForwardPasses:
             yield
         finally:
             self._is_differentiable = was_differentiable
+            if handle is not None:
+                handle.remove()
             for weight in frozen:
                 weight.requires_grad_(True)
 
@@ -436,6 +441,10 @@ class ForwardPasses:
     def _check_residual(self, layer: int) -> int:
         """Return the layer of the residual stream, from 0 to `n_layers`, or raise ValueError if there is none."""
         return layer if layer == 0 else self._check_layer(layer - 1) + 1
+
+
+def _contiguous(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].contiguous(), *args[1:])
 
 
 def _as_rows(languages: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -263,18 +263,29 @@ class TransformerLensBackend:
         packed = [module for block in self.tl.blocks if _packed(module := _wrapped(block.mlp, "out"))]
         return packed[0].weight.dtype if packed else None
 
-    @cached_property
+    @property
     def n_heads(self) -> int:
         """The number of attention heads per layer.
 
         Raises:
             ValueError: a layer has no output projection of as many heads.
         """
-        n_heads = int(getattr(self.tl.cfg, "n_heads", 0) or 0)
+        self.head_widths  # noqa: B018 - refuses a model without heads of one width
+        return int(self.tl.cfg.n_heads)
+
+    @cached_property
+    def head_widths(self) -> tuple[int, ...]:
+        """How many numbers each head puts out, by layer. Quantised weights are read for it once.
+
+        Raises:
+            ValueError: a layer has no output projection of as many heads as are configured.
+        """
+        n_heads, widths = int(getattr(self.tl.cfg, "n_heads", 0) or 0), []
         for layer in range(self.n_layers):
-            if n_heads < 1 or self.output_projection(layer).shape[0] % n_heads:
+            if n_heads < 1 or (n_columns := self.output_projection(layer).shape[0]) % n_heads:
                 raise ValueError(f"layer {layer} has no attention heads of one width ({n_heads} are configured)")
-        return n_heads
+            widths.append(n_columns // n_heads)
+        return tuple(widths)
 
     def output_projection(self, layer: int) -> Tensor:
         """Return the output projection of attention, `[n_heads * d_head, d_model]`.

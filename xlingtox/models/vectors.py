@@ -92,7 +92,8 @@ class NeuronVectors(ForwardPasses):
     @checked
     def head_width(self, layer: int) -> int:
         """Return how many numbers each head of `layer` puts out."""
-        return self.output_projection(layer).shape[0] // self.n_heads
+        self.n_heads  # noqa: B018 - refuses a model without heads
+        return self._tl_backend.head_widths[self._check_layer(layer)]
 
     def _project_down(self, layer: int, activations: Float[Tensor, "row d_mlp"]) -> Float[Tensor, "row d_model"]:
         """Return what `layer`'s down-projection makes of activations, without its bias."""

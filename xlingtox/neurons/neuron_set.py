@@ -29,6 +29,9 @@ from xlingtox.verdicts import Verdict
 Mask: TypeAlias = Bool[Tensor, "neuron"] | Bool[np.ndarray, "neuron"] | Sequence[bool]
 """True or False for each neuron of a set, in its order."""
 
+_NEURONS: tuple[Site, ...] = ("neurons",)
+"""The sites of what reads single neurons."""
+
 _MOST_NAMED = 4
 """The most neurons that `repr` names."""
 
@@ -316,7 +319,7 @@ class NeuronSet:
         return layers
 
     @checked
-    def check(self, lm: HookedLM, *, sites: Collection[Site] = ("neurons",)) -> None:
+    def check(self, lm: HookedLM, *, sites: Collection[Site] = _NEURONS) -> None:
         """Raise ValueError unless every neuron exists in `lm`, and there is at least one.
 
         Args:

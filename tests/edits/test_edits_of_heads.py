@@ -170,50 +170,57 @@ def test_together_equals_alone(family):
 
 # --- baking
 
-SCALE, OFFSET = EDITS["scale, one for each"][0], EDITS["offset, weighted"][0] + EDITS["set, one for each number"][0]
+SCALE = EDITS["scale, one for each"][0]
+OFFSET = SCALE + EDITS["offset, weighted"][0] + Set(OTHERS, ROW[: 2 * WIDTH])
 OFFSET += Offset(NeuronSet.of([(2, 3)], site="heads"), -1.0)
+BOTH = OFFSET + Scale(NEURONS, 2.0) + Offset(NEURONS, 1.0)
+IN_BOTH_BIASES = {"llama": "attention_bias, mlp_bias", "qwen2": "LlamaForCausalLM"}
+IN_BOTH_BIASES |= dict.fromkeys(["gpt2", "bloom", "llama tied, biased", "xglm", "opt"], "as it was")
+IN_ATTENTION_BIAS = ["cohere", "cohere2", "qwen3", "gemma2", "gemma3"]
 REFUSED = {"mistral": "a sliding window, which no Llama has", "phi3": "phi3 has no place for one"}
-WRITTEN_AS = {
-    "qwen2": "LlamaForCausalLM",
-    **dict.fromkeys(["llama", "cohere", "cohere2", "qwen3", "gemma2", "gemma3"], "attention_bias"),
-}
 
 
 def test_baked_equals_hooked(family):
-    assert_close(logits(SCALE.bake(family.lm)), logits(family.lm, edit=SCALE), atol=1e-5, rtol=1e-5)
+    if family.name in IN_BOTH_BIASES:
+        edit, written_as = BOTH, IN_BOTH_BIASES[family.name]
+    elif family.name in IN_ATTENTION_BIAS:
+        edit, written_as = OFFSET, "attention_bias"
+    else:
+        edit, written_as = SCALE, "as it was"
+    baked = edit.bake(family.lm)
+    assert_close(logits(baked), logits(family.lm, edit=edit), atol=1e-5, rtol=1e-5)
+    assert f"baked ({written_as})" in baked.name
+
+
+def test_what_has_no_place_in_weights_is_refused(family):
+    instead = r"Run it with edit.on\(lm\), or scale only"
     if family.name in REFUSED:
-        words = f"the output projection has no bias, .*{REFUSED[family.name]}. Run it with edit.on.lm., or scale only"
+        words = f"the output projection has no bias, .*{REFUSED[family.name]}. {instead}"
         with pytest.raises(ValueError, match=words):
             OFFSET.bake(family.lm)
-        return
-    baked = OFFSET.bake(family.lm)
-    assert_close(logits(baked), logits(family.lm, edit=OFFSET), atol=1e-5, rtol=1e-5)
-    assert f"baked ({WRITTEN_AS.get(family.name, 'as it was')})" in baked.name
+    if family.name in IN_ATTENTION_BIAS:
+        with pytest.raises(ValueError, match=f"the down-projection has no bias, .* has no place for one. {instead}"):
+            BOTH.bake(family.lm)
+    with pytest.raises(ValueError, match=r"only offsets of neurons are constant vectors.*heads act inside it"):
+        Offset(HEADS, 1.0).control_vectors(family.lm)
 
 
-def test_both_sites_are_baked_where_both_have_biases(family):
-    edit = EDITS["both sites"][0]
-    if {**WRITTEN_AS, **REFUSED}.get(family.name, "LlamaForCausalLM") == "LlamaForCausalLM" or family.name == "llama":
-        assert_close(logits(edit.bake(family.lm)), logits(family.lm, edit=edit), atol=1e-5, rtol=1e-5)
-        return
-    with pytest.raises(ValueError, match=r"cannot be baked into .*has no bias.*edit.on\(lm\)"):
-        edit.bake(family.lm)
+def test_a_setting_that_gives_biases_elsewhere_gives_none(tokenizer):
+    model = families.build("phi3")
+    model.config.attention_bias = False
+    with pytest.raises(ValueError, match="the output projection has no bias, and phi3 has no place for one"):
+        OFFSET.bake(HookedLM.load(model, tokenizer=tokenizer))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_a_checkpoint_with_edited_heads_is_read_again(tokenizer, tmp_path, name):
     lm = HookedLM.load(families.build(name), tokenizer=tokenizer)
     OFFSET.bake(lm, output_dir=tmp_path / "baked")
     again = HookedLM.load(tmp_path / "baked")
     assert_close(logits(again), logits(lm, edit=OFFSET), atol=1e-5, rtol=1e-5)
     record = json.loads((tmp_path / "baked" / "bake.json").read_text("utf-8"))
-    assert record["written_as"] == WRITTEN_AS.get(name, "as it was")
-    assert [step["site"] for step in record["steps"]] == ["heads"] * 3
-
-
-def test_heads_are_no_control_vectors(family):
-    with pytest.raises(ValueError, match=r"only offsets of neurons are constant vectors.*heads act inside it"):
-        Offset(HEADS, 1.0).control_vectors(family.lm)
+    assert record["written_as"] == {"qwen3": "attention_bias"}.get(name, "as it was")
+    assert [step["site"] for step in record["steps"]] == ["heads"] * 4
 
 
 # --- what a model does while it writes
