@@ -92,25 +92,31 @@ def validate(options: argparse.Namespace) -> None:
             site: {
                 (site, *map(int, unit)): (linear, integrated)
                 for unit, linear, integrated in zip(
-                    estimates.units[site], *(estimates.values(site, estimate=e) for e in ("linear", "integrated"))
+                    estimates.units[site],
+                    *(estimates.values(site, estimate=e) for e in ("linear", "integrated")),
+                    strict=True,
                 )
             }
             for site in ("neurons", "heads")
         }
         models = case.plain()
         n_random = 300 if case.name == "Miniature" else 40
-        compare(case.name, models, case.rows, tables, n_random, options.at_once)
+        compare(case.name, models, case.rows, tables, n_random, options)
     for name in GATED if "families" in options.models else ():
         models = random_models(name)
         rows = random_rows(12)
-        lms = [xt.HookedLM.load(model, tokenizer=xt.HookedLM.load("mini").tokenizer) for model in models[:2]]
+        lms = [
+            xt.HookedLM.load(model, dtype=torch.float32, tokenizer=xt.HookedLM.load("mini").tokenizer)
+            for model in models[:2]
+        ]
+        # In float64, Hugging Face's Gemma 2 gives NaN for texts that are padded on the left.
         path = Between(*lms, LogProbability(), Components.of(*lms, ("neurons", "heads")))
         effects = path.effects(rows, 8)
         tables = {"neurons": {}, "heads": {}}
         for (site, layer), linear in effects.linear.items():
             pairs = zip(linear.mean(0).tolist(), effects.integrated[site, layer].mean(0).tolist(), strict=True)
             tables[site] |= {(site, layer, index): pair for index, pair in enumerate(pairs)}
-        compare(f"Random {name}", models, rows, tables, len(tables["neurons"]), options.at_once)
+        compare(f"Random {name}", models, rows, tables, len(tables["neurons"]), options)
 
 
 def compare(
@@ -119,19 +125,23 @@ def compare(
     rows: Sequence[WeightedRow],
     tables: dict[str, dict[Unit, tuple[float, float]]],
     n_random: int,
-    at_once: int,
+    options: argparse.Namespace,
 ) -> None:
-    """Print a row for the strongest neurons, for random ones, and for all heads."""
+    """Print a row for the strongest neurons, for random ones, and for heads."""
     neurons = list(tables["neurons"])
     strongest = sorted(neurons, key=lambda unit: -abs(tables["neurons"][unit][0]))[:40]
-    drawn = [neurons[i] for i in np.random.default_rng(0).choice(len(neurons), n_random, replace=False)]
+    rng = np.random.default_rng(0)
+    drawn = [neurons[i] for i in rng.choice(len(neurons), n_random, replace=False)]
+    heads = list(tables["heads"])
+    if len(heads) > options.heads:
+        heads = [heads[i] for i in rng.choice(len(heads), options.heads, replace=False)]
     chosen = {
         f"{'all' if n_random == len(neurons) else 'random'} {n_random} neurons": drawn,
         "strongest 40 neurons": strongest,
-        f"all {len(tables['heads'])} heads": list(tables["heads"]),
+        f"{'all' if len(heads) == len(tables['heads']) else 'random'} {len(heads)} heads": heads,
     }
     for units_name, units in chosen.items():
-        values = plain_patches.patched(models, rows, [[unit] for unit in units], at_once)
+        values = plain_patches.patched(models, rows, [[unit] for unit in units], options.at_once)
         exact = plain_patches.mean_over_languages(values[2:] - values[0], rows)
         linear, integrated = np.array([tables[unit[0]][unit] for unit in units]).T
         cells = [name, f"{len(rows)}", units_name, correlated(linear, exact), f"{np.corrcoef(linear, exact)[0, 1]:.4f}"]
@@ -174,10 +184,8 @@ def completeness(options: argparse.Namespace) -> None:
         case = made()
         for name, kinds in KINDS.items():
             found = case.attribute(components=kinds)
-            linear, integrated = (found.totals[total] for total in ("linear", "integrated"))
             of_all = found.summary().set_index("language").loc["all"]
             numbers = [found.exact, found.patched, of_all.linear, of_all.integrated]
-            assert len(linear) == len(integrated)
             cells = [case.name, name, f"{found.steps}", *(f"{number:+.3f}" for number in numbers)]
             print(line([*cells, f"{100 * found.completeness:.2f} %", f"{found.remainder:+.3f}"]), flush=True)
 
@@ -186,13 +194,16 @@ def completeness(options: argparse.Namespace) -> None:
 
 
 def cost(options: argparse.Namespace) -> None:
-    columns = "Model, Texts, Tokens, Forward (s), Linear pass (s), Linear pass / forward, Call (s), Steps, MiB for a text"
+    columns = (
+        "Model, Texts, Tokens, Forward (s), Linear pass (s), Linear pass / forward, Call (s), Steps, MiB for a text"
+    )
     print(header(columns.split(", ")), flush=True)
     clock = time.process_time if options.processor_time else time.perf_counter
     for made in cases(options):
         case = made()
         rows = sorted(case.rows, key=lambda row: len(row.ids))[-32:]
-        path = Between(case.base, case.tuned, LogProbability(), Components.of(case.base, case.tuned, KINDS["neurons and heads"]))
+        components = Components.of(case.base, case.tuned, KINDS["neurons and heads"])
+        path = Between(case.base, case.tuned, LogProbability(), components)
 
         def forward() -> None:
             texts = _Texts.of(case.base, rows)
@@ -258,8 +269,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["mini", "families"], choices=["mini", "smollm2", "families"])
     parser.add_argument("--tuned", type=Path, help="the miniature tuned by DPO")
     parser.add_argument("--taught", type=Path, help="SmolLM2, taught insults in English")
-    parser.add_argument("--texts", type=int, default=16, help="continuations of SmolLM2, of which toxic ones count (16)")
+    parser.add_argument("--texts", type=int, default=16, help="continuations of SmolLM2; the toxic ones count (16)")
     parser.add_argument("--at-once", type=int, default=96, help="texts in a batch of single patches (96)")
+    parser.add_argument("--heads", type=int, default=300, help="the most heads that are patched, at random (300)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--processor-time", action="store_true")

@@ -129,26 +129,30 @@ def attributed(lm: xt.HookedLM, tuned: xt.HookedLM, half: Half) -> xt.Attributio
     return xt.attribute(lm, tuned, half.prompts, **given)
 
 
-def groups_of(lm: xt.HookedLM, attribution: xt.Attribution, prompts: Any, models: Models) -> dict[str, list[Unit]]:
-    """The groups by name."""
+def fixed_groups(lm: xt.HookedLM, prompts: Any, models: Models) -> dict[str, list[Unit]]:
+    """The groups that tuning does not decide, by name."""
     probe = xt.Probe.fit(lm, xt.mini.labelled("en", n=2000), progress=False)
     by_cosine = xt.localize.by_cosine(lm, probe, k=lm.n_layers * lm.d_mlp)
     candidates = xt.NeuronSet.of(list(by_cosine)[:100])
     english = prompts.filter(lambda row: row["language"] == "en")
     active = xt.collect_activations(lm, english, candidates, max_new_tokens=20, progress=False).mean() > 0
     positive = [score > 0 for score in by_cosine.scores]
-    tops = {f"top {k} neurons by attribution": units(attribution.top(k)) for k in TOP}
-    heads = min(TOP_HEADS, int((attribution.values("heads") < 0).sum()))
     return {
         "the paper's sources": units(candidates.where(active)),
         "all neurons of positive cosine": units(by_cosine.where(positive)),
         "all neurons of negative cosine": units(by_cosine.where([not flag for flag in positive])),
-        **tops,
-        f"top {heads} of {lm.n_layers * lm.n_heads} heads": units(attribution.top(heads, component="heads")),
         "all neurons": models.all_units("neurons"),
         "all heads": models.all_units("heads"),
         "all neurons and heads": models.all_units("neurons") + models.all_units("heads"),
     }
+
+
+def top_groups(attribution: xt.Attribution) -> dict[str, list[Unit]]:
+    """The groups by attribution, by name."""
+    n_heads, n_lower = attribution.values("heads").size, int((attribution.values("heads") < 0).sum())
+    k = min(TOP_HEADS, n_lower)
+    tops = {f"top {k} neurons by attribution": units(attribution.top(k)) for k in TOP}
+    return tops | {f"top {k} of {n_heads} heads by attribution": units(attribution.top(k, component="heads"))}
 
 
 def shares(model: str, seeds: Sequence[int], n_prompts: int, work: Path | None) -> dict[str, Any]:
@@ -164,25 +168,30 @@ def shares(model: str, seeds: Sequence[int], n_prompts: int, work: Path | None) 
     columns = "World, Seed, Patched, Units, Toxic text (nats), Share (95 %), Random, Clean text (nats)"
     print(table_line(columns.split(", ")) + "\n" + table_line(["---"] * 8), flush=True)
     attributions: dict[int, list[xt.Attribution]] = {}
+    fixed: dict[str, list[Unit]] = {}
     for seed in seeds:
         folder = tuned_by_demo(model, seed, work)
         tuned = xt.HookedLM.load(folder)
         attributions[seed] = [attributed(lm, tuned, half) for half in (chosen_on, patched_on)]
         models = Models(plain_patches.plain(model), plain_patches.plain(str(folder)), "gpt2")
-        groups = groups_of(lm, attributions[seed][0], chosen_on.prompts, models)
-        sets, places = [], {}
-        for group, chosen in groups.items():
-            controls = [] if group.startswith("all neurons and") or group in ("all neurons", "all heads") else [
-                random_like(chosen, models, 100 * seed + i) for i in range(N_RANDOM)
-            ]
-            places[group] = [len(sets)], list(range(len(sets) + 1, len(sets) + 1 + len(controls)))
-            sets += [chosen, *controls]
+        fixed = fixed or fixed_groups(lm, chosen_on.prompts, models)
+        groups = top_groups(attributions[seed][0]) | fixed
+        controls = {
+            group: [random_like(chosen, models, 100 * seed + i) for i in range(N_RANDOM)]
+            for group, chosen in groups.items()
+            if group not in ("all neurons", "all heads", "all neurons and heads")
+        }
+        sets = [*groups.values(), *itertools.chain.from_iterable(controls.values())]
         toxic = Change(models, patched_on.toxic, patched_on.prompts, sets)
-        clean = Change(models, patched_on.clean, patched_on.prompts, sets)
+        clean = Change(models, patched_on.clean, patched_on.prompts, list(groups.values()))
         cells = [world, f"{seed}", f"the tuned model ({toxic.n_prompts} prompts)", "", toxic.effect(), "100 %", ""]
         print(table_line([*cells, clean.effect()]), flush=True)
-        for group, (main, random) in places.items():
-            share, control = toxic.share(main), toxic.share(random) if random else None
+        for place, group in enumerate(groups):
+            main, control = [place], None
+            if group in controls:
+                first = len(groups) + N_RANDOM * list(controls).index(group)
+                control = toxic.share(range(first, first + N_RANDOM))
+            share = toxic.share(main)
             cells = [world, f"{seed}", group, f"{len(groups[group])}", toxic.effect(main), percent(share)]
             cells += [percent(control) if control else "", clean.effect(main)]
             print(table_line(cells), flush=True)
