@@ -289,6 +289,17 @@ def rows_of(name: str, columns: Mapping[str, str]) -> Callable[[], str]:
     return lambda: table(list(columns), [[row[key] for key in columns.values()] for row in stored(name)["rows"]])
 
 
+def part_of(name: str, title: str) -> Callable[[], str]:
+    """Return a function that shows those rows of a stored result that were printed below a title, in its columns."""
+
+    def shown() -> str:
+        rows = [row for row in stored(name)["rows"] if row["table"] == title]
+        columns = [column for column in rows[0] if column != "table"]
+        return table(columns, [[row[column] for column in columns] for row in rows])
+
+    return shown
+
+
 def patching() -> str:
     """Return what patched neurons carry of the change."""
     names = {"actual sources": "sources", "positive cosine": "all with a positive cosine", "all": "all neurons"}
@@ -448,6 +459,11 @@ CONTENT: Mapping[str, Callable[[], str]] = {
         },
     ),
     "dual-after": dual("at once", {"Side": "Side", "Before": "Above chance, corrected", "After": "Corrected, after"}),
+    "attribution": part_of("attribution", "validate"),
+    "attribution-completeness": part_of("attribution", "completeness"),
+    "attribution-cost": part_of("attribution", "cost"),
+    "attribution-worlds": part_of("attribution-worlds", "carried"),
+    "attribution-shared": part_of("attribution-worlds", "shared"),
     "planted": rows_of("planted", {key: key for key in ("Worlds", "Verdicts")}),
     "smollm2": rows_of("smollm2", {"Claim": "Claim", "Verdict": "Verdict", "Why": "Why"}),
     "constants": constants,
