@@ -11,6 +11,8 @@ from xlingtox import files
 from xlingtox.data import Prompt
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Offset
+from xlingtox.evaluation.alignment_split import AlignmentSplit
+from xlingtox.evaluation.attribution import Attribution
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import Dose, DoseResponse
 from xlingtox.evaluation.fluency import Fluency
@@ -50,6 +52,8 @@ KINDS: dict[str, Any] = {
     "transfer": Transfer,
     "retrieval": Retrieval,
     "patching": PatchEffect,
+    "split": AlignmentSplit,
+    "attribution": Attribution,
     "doses": DoseResponse,
     "drift": WeightDrift,
     "fluency": Fluency,
@@ -115,6 +119,22 @@ def made(value: float, n: int = 40) -> dict[str, Any]:
             "en", {"es": np.full((len(RETRIEVAL), 5, n), value)}, {"es": (int(value),) * 5}, {"es": int(value)}, model
         ),
         "patching": PatchEffect(codes, {"base": {"emt": np.full(n, value)}}),
+        "split": AlignmentSplit(
+            codes,
+            {"TP": neurons},
+            {"tuned into base": {"patch": {"whole": np.full(n, value), "TP": np.full(n, value)}}},
+            (model, model),
+        ),
+        "attribution": Attribution(
+            "log_probability",
+            codes,
+            {"neurons": np.array([(0, i) for i in range(n)])},
+            *[{"neurons": np.full((len(codes), n), value)}] * 2,
+            {name: np.full(len(codes), value) for name in ("base", "exact", "patched", "linear", "integrated")},
+            {f"set {value}": {"linear": np.full(len(codes), value), "integrated": np.full(len(codes), value)}},
+            int(value),
+            (model, model),
+        ),
         "doses": DoseResponse(
             tuple(Dose(value, value, table, degenerate=value, perplexity=value, low=value, high=value) for _ in "abc"),
             scorer=ScorerIdentity(f"scorer {value}", "1", codes),

@@ -77,6 +77,11 @@ INNER = {
         for method in ("check", "acts", "by_place", "amount", "apply")
     ),
     *("Offset.composed", "Scale.composed", "Set.composed"),
+    *(
+        f"evaluation.{measure}.{method}"
+        for measure in ("LogProbability", "PreferenceMargin", "ProbeLogit", "RowMeasure", "ToxicMass")
+        for method in ("check", "rows", "values")
+    ),
     # Parts of checked calls.
     *("Probe.fitted", "neurons.Probe.fitted"),
     *(
@@ -88,7 +93,7 @@ INNER = {
         "prediction.shared",
     ),
     *("fluency.fluency_of", "fluency.prompts_and_texts", "soundness.reference_of"),
-    *("HookedLM.knowing", "HookedLM.unembedded", "fluency.held_out_texts"),
+    *("HookedLM.knowing", "HookedLM.unembedded", "fluency.held_out_texts", "fluency.judged_rows"),
     *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),

@@ -289,6 +289,17 @@ def rows_of(name: str, columns: Mapping[str, str]) -> Callable[[], str]:
     return lambda: table(list(columns), [[row[key] for key in columns.values()] for row in stored(name)["rows"]])
 
 
+def part_of(name: str, title: str) -> Callable[[], str]:
+    """Return a function that shows those rows of a stored result that were printed below a title, in its columns."""
+
+    def shown() -> str:
+        rows = [row for row in stored(name)["rows"] if row["table"] == title]
+        columns = [column for column in rows[0] if column != "table"]
+        return table(columns, [[row[column] for column in columns] for row in rows])
+
+    return shown
+
+
 def patching() -> str:
     """Return what patched neurons carry of the change."""
     names = {"actual sources": "sources", "positive cosine": "all with a positive cosine", "all": "all neurons"}
@@ -343,6 +354,18 @@ def constants_by(kind_or_group: str) -> Callable[[], str]:
         return table([kind_or_group.capitalize(), *headings], rows)
 
     return shares
+
+
+def dual(kind: str, columns: Mapping[str, str]) -> Callable[[], str]:
+    """Return a function that shows one table of dual multilinguality: the value side, the key side, or who fires."""
+
+    def shown() -> str:
+        rows = [row for row in stored("dual")["rows"] if kind in (row["table"], row.get("Side"))]
+        keys = {"Model": "Model"} if len({row["Model"] for row in rows}) > 1 else {}
+        keys |= {"Neurons": "Neurons"} | columns
+        return table(list(keys), [[row[key] for key in keys.values()] for row in rows])
+
+    return shown
 
 
 def taught() -> str:
@@ -400,6 +423,15 @@ _CONTROLS = {
     "Other 16: perplexity": "other 16: perplexity",
 }
 
+_DUAL = {
+    "Languages above chance, corrected": "Above chance, corrected",
+    "Above the 95th percentile": "Above the 95th percentile",
+    "By chance": "By chance",
+    "p": "p",
+}
+_OF_ONE = {"Languages of one neuron": "Languages of one neuron", "By chance, of one": "Of one by chance"}
+"""Columns of the tables of dual multilinguality, and their keys in a stored row."""
+
 CONTENT: Mapping[str, Callable[[], str]] = {
     "summary": summary,
     "beside-paper": beside_paper,
@@ -418,6 +450,24 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "controls": rows_of("controls", _CONTROLS),
     "patching": patching,
     "stability": stability,
+    "dual-value": dual("value", {**_DUAL, "Of these by tokens of one language": "Stricter", **_OF_ONE}),
+    "dual-key": dual("key", {**_DUAL, "Above others that fire": "Stricter", **_OF_ONE}),
+    "dual-firing": dual(
+        "firing",
+        {
+            "Fire before toxic English text": "Fire",
+            "Random ones": "Random ones fire",
+            "p": "p, fire",
+            "Promoted tokens that are toxic": "Toxic tokens",
+            "By chance": "Toxic tokens by chance",
+        },
+    ),
+    "dual-after": dual("at once", {"Side": "Side", "Before": "Above chance, corrected", "After": "Corrected, after"}),
+    "attribution": part_of("attribution", "validate"),
+    "attribution-completeness": part_of("attribution", "completeness"),
+    "attribution-cost": part_of("attribution", "cost"),
+    "attribution-worlds": part_of("attribution-worlds", "carried"),
+    "attribution-shared": part_of("attribution-worlds", "shared"),
     "planted": rows_of("planted", {key: key for key in ("Worlds", "Verdicts")}),
     "smollm2": rows_of("smollm2", {"Claim": "Claim", "Verdict": "Verdict", "Why": "Why"}),
     "constants": constants("constants"),

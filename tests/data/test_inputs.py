@@ -20,7 +20,7 @@ from toys import HashScorer
 from xlingtox.data import Prompt, as_prompts, check_pairs, labelled_texts
 from xlingtox.evaluation.compare_models import compare
 from xlingtox.evaluation.fluency import conditional_perplexity, perplexities
-from xlingtox.evaluation.patch_effect import patch_effect
+from xlingtox.evaluation.patching import patch_effect
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.tokenizer import added_start, token_ids

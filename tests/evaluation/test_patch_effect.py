@@ -18,7 +18,8 @@ from studies import HOSTILE
 from xlingtox import figures
 from xlingtox.edits import under
 from xlingtox.edits.patch import Patch
-from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
+from xlingtox.evaluation.patch_effect import PatchEffect
+from xlingtox.evaluation.patching import patch_effect
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import collect_activations
@@ -63,6 +64,109 @@ def test_values_equal_pytorch_hooks(pair, probe, tokenizer):
             logit = float(state @ probe.direction.double()) + 0.5
             assert found.runs[run]["probe"][i] == pytest.approx(logit, abs=1e-4)
             assert found.runs[run]["toxic_mass"][i] == pytest.approx(float(chance[[40, 7]].sum()), abs=1e-6)
+
+
+def test_log_probability_equals_pytorch_hooks(pair, tokenizer):
+    """Summed over the tokens of a continuation, and averaged over the continuations of a prompt that count."""
+    (base, tuned), lms = pair
+    written = generate(lms[0], PROMPTS, n_samples=2, max_new_tokens=5, progress=False)
+    blank = (*written.texts[:1], " ", *written.texts[2:])
+    written = dataclasses.replace(written, texts=blank)
+    counted = [True] * 9 + [False]
+    found = patch_effect(
+        *lms, PROMPTS, {"some": GROUP}, continuations=written, counted=counted, n_random=0, progress=False
+    )
+    for run, model in (("base", base), ("tuned", tuned), ("some", base)):
+        by_hand = []
+        for i, text in enumerate(TEXTS):
+            sums = []
+            for new in [text for j, text in enumerate(written.texts) if j // 2 == i and text.strip() and counted[j]]:
+                begin, ids = len(tokenizer(text)["input_ids"]), torch.tensor([tokenizer(text + new)["input_ids"]])
+                assert ids[0, :begin].tolist() == tokenizer(text)["input_ids"], "no token is of both"
+                with raw.watching(tuned, range(2)) as seen:
+                    raw.forward(tuned, ids)
+                with contextlib.ExitStack() as stack:
+                    for layer, index in GROUP if run == "some" else ():
+                        held = seen[layer][..., [index]]
+                        stack.enter_context(raw.editing(model, [(layer, index)], lambda x, held=held: held))
+                    chances = raw.forward(model, ids).logits[0].double().log_softmax(-1)
+                sums.append(sum(float(chances[place - 1, ids[0, place]]) for place in range(begin, ids.shape[1])))
+            by_hand.append(np.mean(sums))
+        np.testing.assert_allclose(found.runs[run]["log_probability"], by_hand, rtol=1e-5)
+
+
+def test_heads_and_mixed_groups_equal_pytorch_hooks(pair, probe, tokenizer):
+    """A head is a slice of the input of attention's output projection; in a sequence, heads and neurons are patched."""
+    (base, tuned), lms = pair
+    heads, width = NeuronSet.of([(0, 1), (1, 0)], site="heads"), lms[0].head_width(0)
+    groups = {"heads": heads, "both": [heads, GROUP]}
+    found = patch_effect(*lms, PROMPTS, groups, probe=probe, n_random=0, progress=False)
+    for i, text in enumerate(TEXTS):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        outs, seen_heads = [model.transformer.h for model in (base, tuned)], {}
+
+        def keep(layer, seen=seen_heads):
+            return lambda _, args: seen.__setitem__(layer, args[0].clone())
+
+        handles = [outs[1][layer].attn.c_proj.register_forward_pre_hook(keep(layer)) for layer in range(2)]
+        with raw.hooked(handles), raw.watching(tuned, range(2)) as seen:
+            raw.forward(tuned, ids)
+
+        def replace(layer, head, seen=seen_heads):
+            def hook(_, args):
+                value, place = args[0].clone(), slice(head * width, (head + 1) * width)
+                value[..., place] = seen[layer][..., place]
+                return (value,)
+
+            return hook
+
+        for name in groups:
+            with contextlib.ExitStack() as stack:
+                handles = [
+                    outs[0][layer].attn.c_proj.register_forward_pre_hook(replace(layer, head)) for layer, head in heads
+                ]
+                stack.enter_context(raw.hooked(handles))
+                for layer, index in GROUP if name == "both" else ():
+                    held = seen[layer][..., [index]]
+                    stack.enter_context(raw.editing(base, [(layer, index)], lambda x, held=held: held))
+                state = raw.states(base, ids)[-1][0, -1].double()
+            logit = float(state @ probe.direction.double()) + 0.5
+            assert found.runs[name]["probe"][i] == pytest.approx(logit, abs=1e-4)
+
+
+def test_the_control_of_heads_is_heads_of_the_same_layers(pair, probe):
+    lm = pair[1][0]
+    some, every = NeuronSet.of([(1, 0)], site="heads"), NeuronSet.all(lm, site="heads")
+    options = {"probe": probe, "n_random": 2, "progress": False}
+    effect = patch_effect(*pair[1], PROMPTS, {"some": some, "all": every, "both": [every, GROUP]}, **options)
+    assert effect.groups == {"some": "some (random)", "all": None, "both": None}
+    assert effect.match == "heads"
+    assert effect.control == "Random heads of the same layers"
+    sets = random_sets(some, lm, n=2, seed=0, match="layers")
+    assert all(control.site == "heads" and {layer for layer, _ in control} == {1} for control in sets)
+    alone = patch_effect(*pair[1], PROMPTS, dict(zip("ab", sets, strict=True)), probe=probe, n_random=0, progress=False)
+    np.testing.assert_allclose(
+        effect.runs["some (random)"]["probe"], np.mean([alone.runs[run]["probe"] for run in "ab"], 0), rtol=1e-6
+    )
+    mixed = patch_effect(*pair[1], PROMPTS, {"mixed": [some, GROUP]}, **options)
+    assert mixed.groups == {"mixed": "mixed (random)"}
+    assert mixed.match == "activity"
+
+
+def test_a_prompt_without_a_continuation_that_counts_is_in_no_mean(pair):
+    written = generate(pair[1][0], PROMPTS, n_samples=1, max_new_tokens=5, progress=False)
+    counted = [True, True, True, False, True]
+    options = {"continuations": written, "n_random": 1, "match": "layers", "progress": False}
+    effect = patch_effect(*pair[1], PROMPTS, {"some": GROUP}, counted=counted, **options)
+    assert np.isnan(effect.runs["some"]["log_probability"]).tolist() == [not one for one in counted]
+    every = patch_effect(*pair[1], PROMPTS, {"some": GROUP}, **options)
+    for run, values in every.runs.items():
+        np.testing.assert_allclose(
+            effect.runs[run]["log_probability"][counted], values["log_probability"][counted], rtol=1e-6
+        )
+    table = effect.to_frame().set_index(["group", "language"])
+    assert table.loc[("some", "es")].patched == pytest.approx(every.runs["some"]["log_probability"][[2, 4]].mean())
+    assert table.notna().all().all()
 
 
 def test_toxicity_is_that_of_continuations_under_the_patch(pair):
@@ -298,10 +402,30 @@ def test_a_missing_value_equals_itself_and_no_number(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("languages", "options", "words"),
+    [
+        (
+            {"en": PROMPTS["en"]},
+            {},
+            "the continuations are of 2 other prompts: expected continuations of the 5 prompts",
+        ),
+        (PROMPTS, {"counted": [True]}, "1 values for 5 continuations"),
+        (PROMPTS, {"counted": [False] * 5}, "none of the 5 continuations"),
+    ],
+)
+def test_bad_continuations(pair, languages, options, words):
+    written = generate(pair[1][0], languages, n_samples=1, max_new_tokens=2, progress=False)
+    with pytest.raises(ValueError, match=words):
+        patch_effect(*pair[1], PROMPTS, {"some": GROUP}, continuations=written, **options, progress=False)
+
+
+@pytest.mark.parametrize(
     ("groups", "options", "words"),
     [
         ({"some": GROUP}, {}, "nothing to measure by"),
         ({}, {"toxic_tokens": [1]}, "expected at least one"),
+        ({"some": []}, {"toxic_tokens": [1]}, "group 'some' is empty"),
+        ({"some": GROUP}, {"toxic_tokens": [1], "counted": [True]}, "give the continuations too"),
         ({"base": GROUP}, {"toxic_tokens": [1]}, "none called base"),
         ({"some": NeuronSet.of([(5, 0)])}, {"toxic_tokens": [1]}, "outside the model"),
         ({"some": GROUP}, {"toxic_tokens": [-1]}, "vocabulary"),

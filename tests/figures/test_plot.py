@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_figures as results
+import test_figures_attribution as attributions
 import test_figures_neurons as neurons
 import torch
 
@@ -60,6 +61,12 @@ def test_doses_and_drift():
     assert xt.plot(drift) == xt.figures.weight_drift(drift.by_layer())
 
 
+def test_attributions_and_splits():
+    result, split = attributions.result(), attributions.split()
+    assert xt.plot(result, language="de") == xt.figures.attribution(result, language="de")
+    assert xt.plot(split) == xt.figures.alignment_split(split)
+
+
 def test_a_probe_stands_next_to_guessing():
     figure = xt.plot(PROBE)
     measured, guessed = figure.data
@@ -81,7 +88,9 @@ def test_neurons_alone_are_no_sources():
     )
 
 
-@pytest.mark.parametrize("name", ["probe", "activations", "comparison", "transfer", "retrieval", "patching"])
+@pytest.mark.parametrize(
+    "name", ["probe", "activations", "comparison", "transfer", "retrieval", "patching", "attribution", "split"]
+)
 def test_what_is_kept_in_a_file_can_be_drawn(name):
     result = kept.made(1.0)[name]
     if name == "patching":

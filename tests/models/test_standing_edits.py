@@ -18,7 +18,8 @@ from xlingtox.evaluation.compare_models import compare
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import dose_response
 from xlingtox.evaluation.fluency import conditional_perplexity
-from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
+from xlingtox.evaluation.patch_effect import PatchEffect
+from xlingtox.evaluation.patching import patch_effect
 from xlingtox.evaluation.weight_drift import weight_drift
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM

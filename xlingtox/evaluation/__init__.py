@@ -2,13 +2,16 @@
 
 `compare` measures a model before and after tuning. `dose_response` edits neurons more and more strongly.
 `attribute` says which neurons and heads carry the change from one model to another, and `patch_effect` moves groups of
-them for real. `stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
+them for real. `alignment_split` does both for groups of all neurons, beside the method of Yang et al. 2024.
+`stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
+`dual_multilinguality` asks in how many languages neurons promote toxic tokens and fire before toxic text.
 `weight_drift` says how far the weights moved.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
 that says nothing, and `soundness` compares text with what the unedited model writes.
 """
 
 from xlingtox.evaluation import cautions, degenerate, fluency, metrics, soundness
+from xlingtox.evaluation.alignment_split import AlignmentSplit
 from xlingtox.evaluation.attribute import attribute
 from xlingtox.evaluation.attribution import Attribution
 from xlingtox.evaluation.chosen_dose import Chosen
@@ -18,9 +21,17 @@ from xlingtox.evaluation.copying import copying_score
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
+from xlingtox.evaluation.dual_multilinguality import dual_multilinguality
+from xlingtox.evaluation.dual_result import AtOnce, DualMultilinguality, Firing, InLanguage
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, perplexities, text_perplexities
 from xlingtox.evaluation.groups import GroupChange, changes_by_group
-from xlingtox.evaluation.intervals import mean_intervals, paired_changes, paired_interval, sign_flip_test
+from xlingtox.evaluation.intervals import (
+    mean_intervals,
+    paired_changes,
+    paired_interval,
+    sign_flip_test,
+    unpaired_changes,
+)
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.medians import paired_median_changes
 from xlingtox.evaluation.metrics import (
@@ -37,11 +48,13 @@ from xlingtox.evaluation.metrics import (
     toxicity_probability,
 )
 from xlingtox.evaluation.multiplicity import Falls, falls, falls_in_words, holm
-from xlingtox.evaluation.patch_effect import PatchEffect, patch_effect
+from xlingtox.evaluation.patch_effect import PatchEffect
+from xlingtox.evaluation.patching import patch_effect
 from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.row_measures import LogProbability, PreferenceMargin, ProbeLogit, RowMeasure, ToxicMass
 from xlingtox.evaluation.soundness import Reference
+from xlingtox.evaluation.splitting import alignment_split
 from xlingtox.evaluation.stability import EditEffect, Overlap, Stability, stability
 from xlingtox.evaluation.weight_drift import LayerDrift, WeightDrift, weight_drift
 from xlingtox.models.ending import ending_probability
@@ -49,18 +62,23 @@ from xlingtox.models.ending import ending_probability
 __all__ = [
     "TOXIC",
     "UNSOUND",
+    "AlignmentSplit",
+    "AtOnce",
     "Attribution",
     "Change",
     "Chosen",
     "Comparison",
     "Dose",
     "DoseResponse",
+    "DualMultilinguality",
     "EditEffect",
     "Falls",
+    "Firing",
     "Fluency",
     "GroupChange",
     "HalfDose",
     "Identifier",
+    "InLanguage",
     "Kind",
     "LanguageDose",
     "LayerDrift",
@@ -75,6 +93,7 @@ __all__ = [
     "Stability",
     "ToxicMass",
     "WeightDrift",
+    "alignment_split",
     "attribute",
     "average_toxicity",
     "cautions",
@@ -87,6 +106,7 @@ __all__ = [
     "distinct_n",
     "distinct_n_per_unigram",
     "dose_response",
+    "dual_multilinguality",
     "ending_probability",
     "expected_maximum_toxicity",
     "falls",
@@ -111,5 +131,6 @@ __all__ = [
     "stability",
     "text_perplexities",
     "toxicity_probability",
+    "unpaired_changes",
     "weight_drift",
 ]

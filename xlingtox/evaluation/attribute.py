@@ -14,7 +14,7 @@ from torch import Tensor
 from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.data import as_prompts
-from xlingtox.evaluation.attribution import Attribution, Estimate
+from xlingtox.evaluation.attribution import ESTIMATES, Attribution
 from xlingtox.evaluation.components import Component, Components, Place
 from xlingtox.evaluation.continuation_rows import Kept, WeightedRow, continuation_rows
 from xlingtox.evaluation.effects import Effects, Path
@@ -26,8 +26,6 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.progress import bar
 from xlingtox.scoring.protocol import Scorer, check_covered
-
-_ESTIMATES: tuple[Estimate, ...] = ("linear", "integrated")
 
 _SHARE = 0.5
 """The share of the free memory that is planned for a batch."""
@@ -208,7 +206,7 @@ class _Sums:
                 place: torch.zeros(len(self.codes), n_units, dtype=torch.float64)
                 for place, n_units in components.units.items()
             }
-            for _ in _ESTIMATES
+            for _ in ESTIMATES
         ]
         self.names: list[tuple[str, str]] = []
         self.of_prompts: Float[np.ndarray, "name prompt"] = np.zeros((0, 0))
@@ -217,8 +215,8 @@ class _Sums:
     def of(cls, rows: Sequence[WeightedRow], components: Components, groups: Sequence[str]) -> _Sums:
         languages_of = dict(sorted((row.prompt, row.language) for row in rows))
         sums = cls(list(languages_of), list(languages_of.values()), components)
-        sums.names = [("totals", name) for name in ("base", "exact", "patched", *_ESTIMATES)]
-        sums.names += [(name, estimate) for name in groups for estimate in _ESTIMATES]
+        sums.names = [("totals", name) for name in ("base", "exact", "patched", *ESTIMATES)]
+        sums.names += [(name, estimate) for name in groups for estimate in ESTIMATES]
         sums.of_prompts = np.zeros((len(sums.names), len(languages_of)))
         return sums
 
@@ -261,7 +259,8 @@ class _Sums:
         for total, estimate in zip(self.estimates, (of_batch.linear, of_batch.integrated), strict=True):
             for place, part in estimate.items():
                 total[place] += part
-        np.add.at(self.of_prompts, (slice(None), [self.place_of[row.prompt] for row in rows]), of_batch.texts)
+        for row, values in zip(rows, of_batch.texts.T, strict=True):
+            self.of_prompts[:, self.place_of[row.prompt]] += values
 
     def attribution(self, measure: str, path: Path) -> Attribution:
         """Return the result."""
@@ -295,8 +294,8 @@ def _check_finite(texts: Float[Tensor, "name text"], rows: Sequence[WeightedRow]
     """Raise ValueError, naming the first prompt, if a measure or an effect is NaN or infinite."""
     wrong = (~texts.isfinite().all(0)).nonzero().flatten().tolist()
     if wrong:
-        row, (base, change) = rows[wrong[0]], texts[:2, wrong[0]].tolist()
+        row, (base, tuned) = rows[wrong[0]], (float(side[wrong[0]]) for side in (effects.base, effects.tuned))
         raise ValueError(
-            f"{path.measure.name} of prompt {row.prompt} ({row.language}) is not finite: {base:g} in {path.base.name}, "
-            f"{base + change:g} in {path.tuned.name}"
+            f"{path.measure.name} of prompt {row.prompt} ({row.language}), or its gradient, is not finite: it is "
+            f"{base:g} in {path.base.name} and {tuned:g} in {path.tuned.name}"
         )

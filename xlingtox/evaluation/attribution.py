@@ -27,6 +27,9 @@ from xlingtox.neurons.neuron_set import NeuronSet
 Estimate: TypeAlias = Literal["linear", "integrated"]
 """The two estimates. `attribute` says what each is good for."""
 
+ESTIMATES: tuple[Estimate, ...] = ("linear", "integrated")
+"""Their names."""
+
 _TOTALS = ("exact", "patched", "linear", "integrated")
 """The changes that are kept for each prompt, in the order of `Attribution.summary`."""
 
@@ -164,8 +167,7 @@ class Attribution:
         for component, units in self.units.items():
             for language in (*self.codes, ALL):
                 linear, integrated = (
-                    self.values(component, language=language, estimate=estimate)
-                    for estimate in ("linear", "integrated")  # type: ignore[arg-type]
+                    self.values(component, language=language, estimate=estimate) for estimate in ESTIMATES
                 )
                 columns = {"component": component, "layer": units[:, 0], "index": units[:, 1], "language": language}
                 tables_of.append(pd.DataFrame({**columns, "linear": linear, "integrated": integrated}))
@@ -263,7 +265,8 @@ class Attribution:
                 change, changes = means(self.totals["exact"])
                 linear, _ = means(group["linear"])
                 given, resampled = means(group["integrated"])
-                low, high, least, most = *([np.nan] * 2), *np.quantile(changes, ends)
+                low, high = np.nan, np.nan
+                least, most = np.quantile(changes, ends)
                 if least * most > 0 and max(len(places[one]) for one in some) > 1:
                     low, high = np.quantile(resampled / changes, ends)
                 share = given / change if change else np.nan
@@ -275,10 +278,7 @@ class Attribution:
         """Return a table for notebooks: a row for each kind of component, over all languages."""
         rows = []
         for component, units in self.units.items():
-            linear, integrated = (
-                self.values(component, estimate=estimate).sum()
-                for estimate in ("linear", "integrated")  # type: ignore[arg-type]
-            )
+            linear, integrated = (self.values(component, estimate=estimate).sum() for estimate in ESTIMATES)
             share = integrated / self.exact if self.exact else float("nan")
             numbers = [tables.number(float(linear), signed=True), tables.number(float(integrated), signed=True)]
             rows.append([component.replace("_", " "), f"{len(units)}", *numbers, tables.percent(float(share))])
@@ -322,16 +322,21 @@ class Attribution:
         tensors, about = files.read_tensors(path)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         with files.understood(path, "attribution"):
-            kinds, models = about["components"], about["models"]
-            estimates: tuple[Any, ...] = ("linear", "integrated")
-            groups = {
-                name: {estimate: arrays[f"groups.{number}.{estimate}"] for estimate in estimates}
+            models = about["models"]
+
+            def parts(name: str) -> dict[Any, np.ndarray]:
+                return {kind: arrays[f"{name}.{kind}"] for kind in about["components"]}
+
+            groups: dict[str, dict[Estimate, np.ndarray]] = {
+                name: {estimate: arrays[f"groups.{number}.{estimate}"] for estimate in ESTIMATES}
                 for number, name in enumerate(about["groups"])
             }
             return cls(
                 about["measure"],
                 tuple(about["languages"]),
-                *({kind: arrays[f"{part}.{kind}"] for kind in kinds} for part in ("units", *estimates)),
+                parts("units"),
+                parts("linear"),
+                parts("integrated"),
                 {name: arrays[f"totals.{name}"] for name in ("base", *_TOTALS)},
                 groups,
                 about["steps"],

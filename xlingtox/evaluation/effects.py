@@ -109,13 +109,14 @@ class Path:
         def on_activation(place: Place, value: Tensor) -> Tensor:
             before[place] = value.detach()
             point = value if value.requires_grad else value.detach().requires_grad_()
-            point.register_hook(
-                lambda gradient: self._add(effects, place, texts, gradient, after[place].to(gradient) - before[place])
+            _on_gradient(
+                point,
+                lambda gradient: self._add(effects, place, texts, gradient, after[place].to(gradient) - before[place]),
             )
             return point
 
         def on_module(swap: Swap, output: Tensor, changes: Mapping[Component, Tensor]) -> None:
-            output.register_hook(partial(self._add_module, effects, swap, texts, changes))
+            _on_gradient(output, partial(self._add_module, effects, swap, texts, changes))
 
         starts: list[Tensor] = []
         with self._moved(texts, on_activation, on_module, starts):
@@ -147,7 +148,7 @@ class Path:
                 moved_output = output + moved * sum(changes.values())
                 if moved_output.requires_grad:
                     apart = {kind: share * change.detach() for kind, change in changes.items()}
-                    moved_output.register_hook(partial(self._add_module, effects, swap, texts, apart))
+                    _on_gradient(moved_output, partial(self._add_module, effects, swap, texts, apart))
                 return moved_output
 
             starts: list[Tensor] = []
@@ -250,7 +251,7 @@ class Path:
         if place[0] in ("neurons", "heads"):
             products = _wide(change).mul_(_wide(gradient)).sum(1)
             if place[0] == "heads":
-                products = products.unflatten(1, (effects[place].shape[1], -1)).sum(-1)
+                products = products.view(len(products), effects[place].shape[1], -1).sum(-1)
             effects[place].add_(products.to(effects[place].device))
         else:
             effects[place].add_(texts.summed(gradient, change)[:, None].to(effects[place].device))
@@ -310,6 +311,11 @@ class _Texts:
     def summed(self, gradient: Tensor, change: Tensor) -> Float[Tensor, "row"]:
         """Sum gradients times changes over all that belongs to a text. Some modules see positions as rows."""
         return (_wide(gradient) * _wide(change)).reshape(len(self.rows), -1).sum(1)
+
+
+def _on_gradient(value: Tensor, hook: Callable[[Tensor], None]) -> None:
+    """Call a function with the gradient of a value, once it is known."""
+    value.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def _points(n: int) -> tuple[list[float], list[float]]:

@@ -3,7 +3,9 @@
 Figures are made for a light page; `figure.update_layout(template=style(dark=True))` makes one for a dark page.
 """
 
+from xlingtox.figures.attribution import attribution, attribution_by_language, shared_units
 from xlingtox.figures.doses import dose_response
+from xlingtox.figures.dual_multilinguality import dual_multilinguality
 from xlingtox.figures.neurons import activation_map, neuron_activations, promoted, sources
 from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
@@ -11,6 +13,7 @@ from xlingtox.figures.plot import plot
 from xlingtox.figures.roc import probe, roc
 from xlingtox.figures.set_changes import same_text
 from xlingtox.figures.several import beside, models, seeds
+from xlingtox.figures.splitting import alignment_split
 from xlingtox.figures.spread import fluency_spread
 from xlingtox.figures.style import AFTER, BEFORE, style
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
@@ -25,8 +28,12 @@ __all__ = [
     "TokenView",
     "activation_map",
     "activations",
+    "alignment_split",
+    "attribution",
+    "attribution_by_language",
     "beside",
     "dose_response",
+    "dual_multilinguality",
     "fluency",
     "fluency_spread",
     "models",
@@ -39,6 +46,7 @@ __all__ = [
     "roc",
     "same_text",
     "seeds",
+    "shared_units",
     "sources",
     "style",
     "token_activations",

@@ -10,13 +10,26 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from xlingtox.checking import checked
-from xlingtox.evaluation import Comparison, DoseResponse, Fluency, LayerDrift, PatchEffect, WeightDrift
+from xlingtox.evaluation import (
+    AlignmentSplit,
+    Attribution,
+    Comparison,
+    DoseResponse,
+    DualMultilinguality,
+    Fluency,
+    LayerDrift,
+    PatchEffect,
+    WeightDrift,
+)
+from xlingtox.figures.attribution import attribution
 from xlingtox.figures.doses import dose_response
+from xlingtox.figures.dual_multilinguality import dual_multilinguality
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
 from xlingtox.figures.patching import patch_effect
 from xlingtox.figures.roc import probe
 from xlingtox.figures.several import beside, models, seeds
+from xlingtox.figures.splitting import alignment_split
 from xlingtox.figures.spread import fluency_spread
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
@@ -45,7 +58,10 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             - `Transfer`: `transfer`, with `pivot`
             - `Retrieval`: `retrieval_by_layer`, with `measure`
             - `DoseResponse`: `dose_response`
+            - `DualMultilinguality`: `dual_multilinguality`, with `model`
             - `PatchEffect`: `patch_effect`, with `language`
+            - `Attribution`: `attribution`, with `language`
+            - `AlignmentSplit`: `alignment_split`, with `language`, `direction`
             - `WeightDrift`: `weight_drift`
             - `Probe`: `probe`
             - `NeuronSet`: `sources`, with `sources`, `n_layers`
@@ -80,7 +96,10 @@ _draw.register(Comparison, toxicity)
 _draw.register(Transfer, transfer)
 _draw.register(Retrieval, retrieval_by_layer)
 _draw.register(DoseResponse, dose_response)
+_draw.register(DualMultilinguality, dual_multilinguality)
 _draw.register(PatchEffect, patch_effect)
+_draw.register(Attribution, attribution)
+_draw.register(AlignmentSplit, alignment_split)
 _draw.register(WeightDrift, weight_drift)
 _draw.register(Probe, probe)
 _draw.register(NeuronSet, sources)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from xlingtox.checking import checked
+from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.sites import SITES
 from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.drawing import Match, draw_weighted
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -21,7 +23,7 @@ def random_sets(
     match: Match,
     activations: Activations | None = None,
 ) -> list[NeuronSet]:
-    """Draw `n` random sets, each of as many neurons in the same layers.
+    """Draw `n` random sets, each of as many neurons, or heads, in the same layers.
 
     Sets of at most half of each layer are `neurons.random_like(lm, seed=seed)`, then with `seed + 1` and so on. A
     larger set leaves too few others. Its random sets are drawn from all neurons of its layers, so they share some with
@@ -40,13 +42,14 @@ def random_sets(
     """
     if n < 0:
         raise ValueError(f"n is {n}: expected 0 or more")
-    neurons.check(lm)
+    neurons.check(lm, sites=SITES)
+    n_units = places.n_units(lm, neurons.site)
     counts = [len(indices) for indices, _ in neurons.by_layer().values()]
-    if min(counts) == lm.d_mlp:
+    if min(counts) == n_units:
         return []
-    if max(counts) <= lm.d_mlp // 2:
+    if max(counts) <= n_units // 2:
         return [neurons.random_like(lm, seed=seed + i, match=match, activations=activations) for i in range(n)]
-    pools = {layer: range(lm.d_mlp) for layer in neurons.by_layer()}
+    pools = {layer: range(n_units) for layer in neurons.by_layer()}
     names = [f"random beside {seed + i}" for i in range(n)]
     draws = [
         draw_weighted(
@@ -54,7 +57,7 @@ def random_sets(
         )
         for name in names
     ]
-    return [NeuronSet.of(list(weights)).weighted(list(weights.values())) for weights in draws]
+    return [NeuronSet.of(list(weights), site=neurons.site).weighted(list(weights.values())) for weights in draws]
 
 
 @checked
