@@ -95,7 +95,7 @@ def calls(lm, folder):
 def study(source, folder):
     """Do a short study, in batches of up to two rows."""
     batching._MOST_ROWS["cpu"] = 2
-    settings = dataclasses.replace(test_stages.SETTINGS, stages=("intervene", "compare"), amplifications=(0.0,))
+    settings = dataclasses.replace(test_stages.SETTINGS, stages=("intervene", "attribute"), amplifications=(0.0,))
     test_stages.run(ModelSource(source), folder, settings=settings)
 
 

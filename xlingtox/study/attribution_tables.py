@@ -91,20 +91,20 @@ def by_language(effect: PatchEffect, sound: PatchEffect | None) -> str:
     """Return a table with a row for each language: its prompts, tuning's effect, and what each group carries of it."""
     codes = languages.in_order(effect.languages)
     groups, frame = list(effect.groups), effect.to_frame()
-    of_sound = {} if sound is None else {code: patches.change_of(sound, language=code) for code in sound.languages}
-    rows = []
-    for code in codes:
-        of_language = frame[frame["language"] == code].set_index("group")
-        any_group = of_language.iloc[0]
-        rows.append(
-            [
-                language_name(code),
-                str(effect.languages.count(code)),
-                number(float(any_group["tuned"] - any_group["base"]), 2, signed=True),
-                number(of_sound[code], 2, signed=True) if code in of_sound else "–",
-                *(percent(float(of_language.loc[group, "share"]), digits=1) for group in groups),
-            ]
-        )
+    places = zip(frame["language"], frame["group"], strict=True)
+    shares = dict(zip(places, map(float, frame["share"]), strict=True))
+    changes = dict(zip(frame["language"], map(float, frame["tuned"] - frame["base"]), strict=True))
+    of_sound = {} if sound is None else {code: patches.change_of(sound, language=code) for code in set(sound.languages)}
+    rows = [
+        [
+            language_name(code),
+            str(effect.languages.count(code)),
+            number(changes[code], 2, signed=True),
+            number(of_sound[code], 2, signed=True) if code in of_sound else "–",
+            *(percent(shares[code, group], digits=1) for group in groups),
+        ]
+        for code in codes
+    ]
     columns = ["Language", "Prompts", "Change, toxic text", "Change, sound text", *map(escaped, groups)]
     return scrolling("Where tuning acts, language by language", columns, rows, codes)
 
