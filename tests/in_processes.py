@@ -66,6 +66,10 @@ def calls(lm, folder):
             **sizes,
         ),
     }
+    baked = xt.HookedLM.load(folder / "baked")
+    made["attribution.safetensors"] = xt.attribute(
+        lm, baked, PROMPTS, groups={"three": neurons}, n_samples=2, seed=1, **sizes
+    )
     # Three edits share a batch of one prompt each; two prompts fill it.
     edits = [xt.Offset(neurons, value / 2) for value in range(1, 6)]
     for n in (1, 2):

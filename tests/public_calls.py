@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import xlingtox as xt
+from xlingtox.edits import constants
 from xlingtox.evaluation import cautions, degenerate, fluency, intervals, medians, metrics, multiplicity, soundness
 from xlingtox.neurons import controls
 from xlingtox.study import (
@@ -25,6 +26,7 @@ MODULES = {
     "localize": xt.localize,
     "controls": controls,
     "neurons": xt.neurons,
+    "constants": constants,
     "transfer": xt.transfer,
     "retrieval": retrieval,
     "prediction": prediction,

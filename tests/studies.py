@@ -182,6 +182,41 @@ def made_up(seed=0):
     }
 
 
+def attributed():
+    """What the stage `attribute` keeps: sources that carry 1 % of a change of −5, and others that carry 33 %."""
+    codes = [code for code in languages.CODES for _ in range(3)]
+    base = [-8.0 - 0.1 * (place % 5) for place in range(len(codes))]
+
+    def runs(change, shares):
+        moved = [change * (1 + 0.01 * (place % 7)) for place in range(len(codes))]
+        of_groups = {
+            group: [b + share * m for b, m in zip(base, moved, strict=True)] for group, share in shares.items()
+        }
+        tuned = [b + m for b, m in zip(base, moved, strict=True)]
+        return {"languages": codes, "runs": {"base": base, "tuned": tuned, **of_groups}, "match": "layers"}
+
+    shares = {"sources": 0.01, "sources (random)": 0.002, "by attribution": 0.33, "by attribution (random)": 0.01}
+    shares |= {"all neurons": 0.5, "all heads": 0.4}
+    sums = {"exact": -5.0, "patched": -4.3, "linear": -9.0, "integrated": -4.29, "completeness": 0.998}
+    return {
+        "attribution": {
+            "by_language": [
+                {"language": code, "n_prompts": 3, **sums, "remainder": -0.71} for code in (*languages.CODES, "all")
+            ],
+            "by_layer": [
+                {"component": kind, "layer": layer, "language": code, "linear": -1.0, "integrated": -0.5}
+                for kind in ("neurons", "heads")
+                for layer in range(4)
+                for code in (*languages.CODES, "all")
+            ],
+            "neurons": [[3, 0, -2.6], [3, 1, -2.5]] + [[2, i, -2.4 + i / 20] for i in range(34)],
+            "heads": [[1, 2, -1.5], [3, 0, -0.25]],
+        },
+        "patched": runs(-5.0, shares),
+        "patched_sound": runs(-0.3, shares),
+    }
+
+
 KEYS_OF_STAGES = {
     "localize": "probe n_neurons potential cosines actual activations evidence",
     "promoted": "promoted",
@@ -192,6 +227,7 @@ KEYS_OF_STAGES = {
     "compare": "before after changes scorer models mean_changes changes_of_others drift neurons neuron_activations "
     "text_read same_text mean_same_text specific silent groups samples",
     "predict": "transfer transfer_by_measure",
+    "attribute": "attribution patched patched_sound",
     "judge": "verdicts warnings",
 }
 """The keys that each stage writes."""
@@ -222,7 +258,7 @@ def told(content=None):
 
 def only(*stages, source_language="en", content=None):
     """The made-up study, as its file is where only these stages were run, and it speaks of another source language."""
-    content = told(content)
+    content = attributed() | told(content)
     kept = {"languages", "model", "seconds", "versions", "seed", "identified", "origins", "notes", "settings", "judges"}
     kept |= {key for stage in stages for key in KEYS_OF_STAGES[stage].split()}
     content = {key: value for key, value in content.items() if key in kept}

@@ -289,6 +289,17 @@ def rows_of(name: str, columns: Mapping[str, str]) -> Callable[[], str]:
     return lambda: table(list(columns), [[row[key] for key in columns.values()] for row in stored(name)["rows"]])
 
 
+def part_of(name: str, title: str) -> Callable[[], str]:
+    """Return a function that shows those rows of a stored result that were printed below a title, in its columns."""
+
+    def shown() -> str:
+        rows = [row for row in stored(name)["rows"] if row["table"] == title]
+        columns = [column for column in rows[0] if column != "table"]
+        return table(columns, [[row[column] for column in columns] for row in rows])
+
+    return shown
+
+
 def patching() -> str:
     """Return what patched neurons carry of the change."""
     names = {"actual sources": "sources", "positive cosine": "all with a positive cosine", "all": "all neurons"}
@@ -311,6 +322,46 @@ def stability() -> str:
     rows = stored("stability")["rows"]
     columns = [key for key in rows[0] if key != "table"]
     return table(columns, [[row[key].replace("-", "−") for key in columns] for row in rows])
+
+
+def constants() -> str:
+    """Return what edits without tuning do that were chosen among all, next to DPO and to patches, at each seed."""
+    columns = [column for column in stored("constants")["rows"][0] if column not in ("table", "Chosen among")]
+    rows = []
+    for row in stored("constants")["rows"]:
+        if row["Chosen among"] in ("–", "all", "random neurons"):
+            rows.append([row[column].replace("-", "−") for column in columns])
+    return table(columns, rows)
+
+
+def constants_by(kind_or_group: str) -> Callable[[], str]:
+    """Return a function that shows the share of DPO's fall that each kind of edit, or each group, reaches."""
+
+    def shares() -> str:
+        cells: dict[str, dict[tuple[str, str], str]] = {}
+        for row in stored("constants")["rows"]:
+            among, _, name = row["Chosen among"].partition(": ")
+            if among == kind_or_group:
+                budget = "+5 %" if row["Budget"] == "+5.0 %" else "+1 %"
+                cells.setdefault(name, {})[budget, row["Seed"]] = row["Share of DPO's fall (95 %)"].replace("-", "−")
+        columns = sorted({column for of_name in cells.values() for column in of_name})
+        headings = [f"{budget}, seed {seed}" for budget, seed in columns]
+        rows = [(name, *(of_name.get(column, "–") for column in columns)) for name, of_name in cells.items()]
+        return table([kind_or_group.capitalize(), *headings], rows)
+
+    return shares
+
+
+def dual(kind: str, columns: Mapping[str, str]) -> Callable[[], str]:
+    """Return a function that shows one table of dual multilinguality: the value side, the key side, or who fires."""
+
+    def shown() -> str:
+        rows = [row for row in stored("dual")["rows"] if kind in (row["table"], row.get("Side"))]
+        keys = {"Model": "Model"} if len({row["Model"] for row in rows}) > 1 else {}
+        keys |= {"Neurons": "Neurons"} | columns
+        return table(list(keys), [[row[key] for key in keys.values()] for row in rows])
+
+    return shown
 
 
 def taught() -> str:
@@ -368,6 +419,15 @@ _CONTROLS = {
     "Other 16: perplexity": "other 16: perplexity",
 }
 
+_DUAL = {
+    "Languages above chance, corrected": "Above chance, corrected",
+    "Above the 95th percentile": "Above the 95th percentile",
+    "By chance": "By chance",
+    "p": "p",
+}
+_OF_ONE = {"Languages of one neuron": "Languages of one neuron", "By chance, of one": "Of one by chance"}
+"""Columns of the tables of dual multilinguality, and their keys in a stored row."""
+
 CONTENT: Mapping[str, Callable[[], str]] = {
     "summary": summary,
     "beside-paper": beside_paper,
@@ -386,8 +446,29 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "controls": rows_of("controls", _CONTROLS),
     "patching": patching,
     "stability": stability,
+    "dual-value": dual("value", {**_DUAL, "Of these by tokens of one language": "Stricter", **_OF_ONE}),
+    "dual-key": dual("key", {**_DUAL, "Above others that fire": "Stricter", **_OF_ONE}),
+    "dual-firing": dual(
+        "firing",
+        {
+            "Fire before toxic English text": "Fire",
+            "Random ones": "Random ones fire",
+            "p": "p, fire",
+            "Promoted tokens that are toxic": "Toxic tokens",
+            "By chance": "Toxic tokens by chance",
+        },
+    ),
+    "dual-after": dual("at once", {"Side": "Side", "Before": "Above chance, corrected", "After": "Corrected, after"}),
+    "attribution": part_of("attribution", "validate"),
+    "attribution-completeness": part_of("attribution", "completeness"),
+    "attribution-cost": part_of("attribution", "cost"),
+    "attribution-worlds": part_of("attribution-worlds", "carried"),
+    "attribution-shared": part_of("attribution-worlds", "shared"),
     "planted": rows_of("planted", {key: key for key in ("Worlds", "Verdicts")}),
     "smollm2": rows_of("smollm2", {"Claim": "Claim", "Verdict": "Verdict", "Why": "Why"}),
+    "constants": constants,
+    "constants-kinds": constants_by("kind"),
+    "constants-groups": constants_by("group"),
     "taught": taught,
     "predictors": predictors,
     "demo-seconds": demo_seconds,

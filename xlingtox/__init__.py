@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from xlingtox.evaluation import Attribution as Attribution
     from xlingtox.evaluation import Comparison as Comparison
     from xlingtox.evaluation import DoseResponse as DoseResponse
+    from xlingtox.evaluation import DualMultilinguality as DualMultilinguality
     from xlingtox.evaluation import PatchEffect as PatchEffect
     from xlingtox.evaluation import Stability as Stability
     from xlingtox.evaluation import WeightDrift as WeightDrift
     from xlingtox.evaluation import compare as compare
     from xlingtox.evaluation.attribute import attribute as attribute
     from xlingtox.evaluation.dose_response import dose_response as dose_response
+    from xlingtox.evaluation.dual_multilinguality import dual_multilinguality as dual_multilinguality
     from xlingtox.evaluation.patching import patch_effect as patch_effect
     from xlingtox.evaluation.splitting import alignment_split as alignment_split
     from xlingtox.evaluation.stability import stability as stability
@@ -77,6 +79,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             *("NeuronSet", "Probe", "localize", "Evidence", "evidence", "Activations", "collect_activations"),
             *("TokenActivations", "read_tokens", "top_tokens"),
         ),
+        "evaluation": ("DualMultilinguality", "dual_multilinguality"),
     },
     "Cause": {
         "edits": (

@@ -190,7 +190,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("evaluation.propose_doses", "direction", "down", "one of -1, 1"),
     ("evaluation.propose_doses", "n", "6", "a whole number"),
     ("patch_effect", "groups", NEURONS, "a dict from a string to a NeuronSet"),
-    ("patch_effect", "groups", {"some": [(0, 1)]}, "groups['some'] is [(0, 1)] (a list), expected"),
+    ("patch_effect", "groups", {"some": [(0, 1)]}, "groups['some'][0] is (0, 1) (a tuple), expected a dict"),
     ("NeuronSet.of", "neurons", 3, "a list"),
     ("NeuronSet.of", "neurons", [(0.7, 1.9)], "neurons[0][0] is 0.7 (a float), expected"),
     ("NeuronSet.of", "neurons", [(0, 1), (1.0, 2)], "neurons"),

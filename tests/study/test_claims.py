@@ -2,8 +2,10 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.evaluation.same_text import ActivationChange, SetActivity, SpecificChange
 from xlingtox.study import claims
 
@@ -36,3 +38,37 @@ def test_a_specific_fall_is_a_fall(after, control, verdict):
     assert specific.claim.startswith("On the same text, tuning turns the sources down")
     assert specific.verdict == verdict
     assert ("did not fall" in specific.reason) == (after >= 0.2)
+
+
+def patched(sources, random, change=-5.0):
+    """Sources and random neurons that carry these shares of a change in two languages of ten prompts."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(-9, 1, 20)
+    moved = change + rng.normal(0, 0.5, 20)
+    carried = {"sources": sources, "sources (random)": random, "by attribution": 0.6}
+    runs = {"base": base, "tuned": base + moved, **{run: base + share * moved for run, share in carried.items()}}
+    return PatchEffect(("en", "es") * 10, {run: {"log_probability": values} for run, values in runs.items()})
+
+
+@pytest.mark.parametrize(
+    ("sources", "random", "verdict"),
+    [
+        (0.7, 0.02, "found"),
+        (0.7, 0.8, "not found"),  # any neurons of these layers carry it
+        (0.3, 0.02, "weak"),
+        (0.004, 0.0, "not found"),  # more than chance, and next to nothing
+    ],
+)
+def test_sources_carry_tuning_where_they_carry_half_of_it_and_random_ones_do_not(sources, random, verdict):
+    (carried,) = claims.of_patches(patched(sources, random))
+    assert carried.verdict == verdict
+    reason = carried.reason.replace("\u00a0", " ")
+    assert f"the sources carry {100 * sources:.1f} %" in reason
+    assert f"random neurons of the same layers {100 * random:.1f} %" in reason
+    assert "as many neurons by attribution 60.0 %" in reason
+
+
+def test_no_effect_is_carried_by_nothing():
+    (nothing,) = claims.of_patches(patched(0.7, 0.02, change=0.0))
+    assert (nothing.verdict, claims.of_patches(None)[0].verdict) == ("not found", "not found")
+    assert "do not show that tuning changes" in nothing.reason

@@ -105,7 +105,7 @@ def test_where_a_server_runs_changes_no_stage_and_that_one_writes_changes_the_co
         for engine in (Engine(url="http://a:1/v1"), Engine(url="http://b:2/v1", model="x", in_flight=3))
     ]
     assert keys[0] == keys[1]
-    assert {name for name in local if local[name] != keys[0][name]} == {"compare", "predict"}
+    assert {name for name in local if local[name] != keys[0][name]} == {"compare", "predict", "attribute"}
     settings = dataclasses.replace(SETTINGS, engine=Engine(url="http://a:1/v1"))
     assert plan.text_key(lm.identity(), MATERIALS, SETTINGS, "x") != plan.text_key(
         lm.identity(), MATERIALS, settings, "x"

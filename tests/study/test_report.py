@@ -214,6 +214,36 @@ def test_findings_follow_the_verdicts_and_the_page_colours_them():
     assert classes[:5] == ["weak", "found", "found", "weak", "not-found"]
 
 
+def test_where_tuning_acts_stands_beside_where_toxicity_lives():
+    content = only(*KEYS_OF_STAGES)
+    reason = {"claim": "The sources carry tuning's effect.", "verdict": "not found", "reason": "They carry 1.0 %."}
+    content["verdicts"].append(reason)
+    results = StudyResults.of(content)
+    finding = next(finding for finding in findings(results) if finding.startswith("Do the sources carry"))
+    assert finding.replace("\u00a0", " ") == (
+        "Do the sources carry tuning’s effect? Not found. 1.0 % of it; as many neurons by attribution carry 33.0 %."
+    )
+    assert len(finding.replace("\u00a0", "").split()) <= 20
+    assert finding.numbers.replace("\u00a0", " ") == (
+        "log-probability of toxic continuations −5.15; of sound ones −0.31; random neurons 0.2 %; all neurons 50 %; "
+        "all heads 40 %"
+    )
+    assert "2 of its 36 strongest are sources." in " ".join(finding.details)
+    text = Page(report.render(results)).text.replace("\u00a0", " ")
+    begin = text.index("What groups carry of tuning’s effect, patched into the model before")
+    assert 0 < begin < text.index("What the sources promote")
+    assert "sources1.0 %1.0 % to 1.0 %0.2 %0.2 % to 0.2 %−0.051−0.003" in text[begin:]
+    assert re.search(r"all heads40\.0 %40\.0 % to 40\.0 %–−2\.0\d\d−0\.12\d", text[begin:])
+    assert "neurons−2.00040.0 %" in text, "a kind of component, its sum and its share"
+    assert "3362210.0 %10.0 %" in text[begin:], "layer 3: its 36 sources, 2 found by attribution, both; and two kinds"
+    assert "English3−5.05−0.301.0 %33.0 %50.0 %40.0 %" in text[begin:]
+    assert "3.0neuron−2.600yes3.1neuron−2.500yes2.0neuron−2.400no" in text[begin:]
+    assert "1.2head−1.500–" in text[begin:]
+    titles = ["Where tuning acts", "To what tuning’s effect is attributed", "Where tuning acts, language by language"]
+    for place, title in enumerate(titles, start=8):
+        assert f"Figure {place}. {title}" in text
+
+
 def test_groups_that_tuning_met_or_not_stand_in_one_table(parsed):
     begin = parsed.text.index("Groups that tuning met, and groups that it did not")
     text = parsed.text[begin : begin + 700].replace("\u00a0", " ")

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from studies import KEYS_OF_STAGES, made_up, only, told
+from studies import KEYS_OF_STAGES, attributed, made_up, only, told
 from toys import strict_json
 
 import xlingtox as xt
@@ -220,6 +220,31 @@ def test_a_broken_value_is_refused_in_one_line(tmp_path, key, broken):
     with pytest.raises(ValueError, match=r"mine\.json holds no results of a study") as caught:
         StudyResults.load(tmp_path / "mine.json")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", [3, "words", [1], [None], {"a": None}, {"languages": ["en"], "runs": {"base": [1]}}])
+@pytest.mark.parametrize("key", attributed())
+def test_a_broken_attribution_is_refused_in_one_line(key, broken):
+    with pytest.raises(ValueError, match=f"no results of a study: {key} cannot be read") as caught:
+        StudyResults.of(attributed() | made_up() | {key: broken})
+    assert "\n" not in str(caught.value)
+
+
+def test_attribution_is_kept_whole_or_said_to_be_missing(tmp_path):
+    content = only(*KEYS_OF_STAGES)
+    results = StudyResults.of(content)
+    assert results.attribution.neurons.scores[0] == -2.6
+    assert (results.attribution.heads.site, len(results.attribution.heads)) == ("heads", 2)
+    assert results.attribution.row()["exact"] == -5.0
+    share = results.patched.shares()["log_probability", "by attribution"][0]
+    assert share == pytest.approx(0.33)
+    nothing = StudyResults.of(content | dict.fromkeys(attributed()))
+    nothing.save(tmp_path / "results.json")
+    assert (nothing.attribution, nothing.patched, nothing.patched_sound) == (None, None, None)
+    assert StudyResults.load(tmp_path / "results.json") == nothing
+    older = StudyResults.of(made_up())
+    assert "attribute" not in older.stages
+    assert older.attribution is None
 
 
 def test_another_file_is_refused(tmp_path):

@@ -16,6 +16,8 @@ from toys import HashScorer, strict_json
 
 from xlingtox import files, languages
 from xlingtox.edits.interventions import Offset
+from xlingtox.evaluation import components
+from xlingtox.evaluation.attribution import Attribution
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.groups import changes_by_group
 from xlingtox.evaluation.measurement import Measures
@@ -24,7 +26,7 @@ from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring import ScorerIdentity
-from xlingtox.study import Materials, Settings, StudyResults, plan, running, stages
+from xlingtox.study import Materials, Settings, StudyResults, attributing, plan, running, stages
 from xlingtox.study.models import ModelSource
 from xlingtox.tuning import Recipe
 
@@ -221,6 +223,31 @@ def test_the_comparison_can_be_taken_out_of_the_results(study, results):
     assert comparison.to_frame()["emt"].between(0, 1).all()
 
 
+def test_where_tuning_acts_is_what_attribution_and_patching_give(lm, study):
+    folder, results = study
+    tuned = HookedLM.load(next((folder / "tuned").iterdir()))
+    before = Continuations.load(written(folder) / "before.json")
+    chosen = attributing.choose(before, HashScorer(*CODES), n=SETTINGS.attribution_prompts)
+    whole = Attribution.load(next((folder / "stages").glob("attribution.*")))
+    assert list(whole.units) == list(components.ALL)
+    assert whole.languages == tuple(prompt.language for prompt in chosen.first.prompts)
+    assert whole.completeness == pytest.approx(1, abs=0.01)
+    summary = results.attribution
+    assert summary.row()["exact"] == pytest.approx(whole.exact)
+    assert set(summary.neurons) <= set(whole.top(len(results.sources), sign=1 if whole.exact > 0 else -1))
+    assert summary.of_layers().exact == pytest.approx(whole.exact)
+    assert summary.of_layers().values("heads").sum() == pytest.approx(whole.values("heads").sum())
+    for model, run in ((lm, "base"), (tuned, "tuned")):
+        values = results.patched.runs[run]["log_probability"]
+        for value, prompt, text in zip(values, chosen.second.prompts, chosen.second.texts, strict=True):
+            (begin,), (ids,) = (model.token_ids([one]) for one in (prompt.text, prompt.text + text))
+            chances = model.logits(*model.pad([ids])).double().log_softmax(-1)[0]
+            nats = sum(float(chances[place - 1, ids[place]]) for place in range(len(begin), len(ids)))
+            assert value == pytest.approx(nats, abs=1e-4)
+    assert list(results.patched.groups) == ["sources", "by attribution", "all neurons", "all heads"]
+    assert "The sources carry tuning's effect." in [verdict.claim for verdict in results.verdicts]
+
+
 def test_training_is_written_down_with_its_validation(lm, study, tmp_path):
     assert [row["step"] for row in study[1].training] == [1, 2]
     pairs = MATERIALS.pairs.select([0, 1])
@@ -295,13 +322,14 @@ def test_another_seed_gives_other_results(lm, study, tmp_path):
 
 EVERYTHING = set(STAGES)
 ONCE_MORE = {
-    "recipe": {"tune", "compare", "predict"},
+    "recipe": {"tune", "compare", "predict", "attribute"},
     "seed": EVERYTHING - {"retrieve"},
-    "samples": {"compare", "predict"},
+    "samples": {"compare", "predict", "attribute"},
     "dose": {"intervene"},
-    "scorer": {"intervene", "amplify", "compare", "predict"},
-    "prompts": {"localize", "promoted", "intervene", "amplify", "compare", "predict"},
-    "held out": {"intervene", "amplify", "compare", "predict"},
+    "attributed": {"attribute"},
+    "scorer": {"intervene", "amplify", "compare", "predict", "attribute"},
+    "prompts": {"localize", "promoted", "intervene", "amplify", "compare", "predict", "attribute"},
+    "held out": {"intervene", "amplify", "compare", "predict", "attribute"},
     "parallel": {"retrieve", "predict"},
     "model": EVERYTHING,
     "mixing": set(),
@@ -317,6 +345,7 @@ def changed(what):
         "seed": {"seed": 1},
         "samples": {"n_samples": 3},
         "dose": {"offsets": (0.0, -0.25)},
+        "attributed": {"attribution_prompts": 3},
     }
     materials = {
         "scorer": {"scorer": Renamed(*CODES)},
@@ -345,7 +374,7 @@ def test_another_judge_scores_the_same_texts(lm, study, copied, monkeypatch):
     materials, _ = changed("scorer")
     decode = generation.decode
     monkeypatch.setattr("xlingtox.models.generation.decode", lambda *_, **__: pytest.fail("written again"))
-    alone = {"intervene", "amplify", "compare", "predict"}
+    alone = {"intervene", "amplify", "compare", "predict", "attribute"}
     for name in EVERYTHING - alone:
         monkeypatch.setitem(stages.WORK, name, lambda _: pytest.fail("done again"))
     # Whole layers are read while greedy texts are written, whatever the judge: those numbers are not kept.
@@ -361,7 +390,7 @@ def test_another_recipe_reuses_the_sources_and_the_doses(lm, study, copied, monk
     for name, work in stages.WORK.items():
         monkeypatch.setitem(stages.WORK, name, lambda given, name=name, work=work: ran.append(name) or work(given))
     results = run(lm, copied, materials, settings)
-    assert ran == ["tune", "compare", "predict"]
+    assert ran == ["tune", "compare", "predict", "attribute"]
     assert results.recipe["beta"] == 0.2
     assert results.toxic_doses == study[1].toxic_doses
 
@@ -373,6 +402,7 @@ def test_another_recipe_reuses_the_sources_and_the_doses(lm, study, copied, monk
         (("intervene",), ["localize", "intervene"]),
         (("predict",), ["localize", "retrieve", "tune", "compare", "predict"]),
         (("tune",), ["tune"]),
+        (("attribute",), ["localize", "tune", "compare", "attribute"]),
     ],
 )
 def test_chosen_stages_bring_what_they_need(lm, chosen, ran, tmp_path):
@@ -400,7 +430,10 @@ def test_the_order_of_the_pairs(order):
 
 
 def test_at_most_one_model_is_in_memory(lm, tmp_path, monkeypatch):
-    """A model that is loaded for the study is gone before the tuned one is loaded, and the other way round."""
+    """A model that is loaded for the study is gone before the tuned one is loaded, and the other way round.
+
+    Attribution alone has both.
+    """
     folder = tmp_path / "model"
     lm.unwrapped().save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
@@ -414,9 +447,16 @@ def test_at_most_one_model_is_in_memory(lm, tmp_path, monkeypatch):
         return made
 
     monkeypatch.setattr(HookedLM, "_wrap", classmethod(counted))
+    attribute = stages.WORK["attribute"]
+
+    def with_both(given):
+        assert len(most) > 3
+        assert max(most) == 1
+        return attribute(given)
+
+    monkeypatch.setitem(stages.WORK, "attribute", with_both)
     run(ModelSource(folder), tmp_path / "out")
-    assert len(most) > 3
-    assert max(most) == 1
+    assert max(most) == 2
 
 
 def test_a_log_tells_what_was_done(lm, study, copied):

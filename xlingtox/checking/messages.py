@@ -31,6 +31,10 @@ _WORDS: Mapping[Any, str] = {
     "Engine": 'an Engine (xt.study.Engine(url="http://127.0.0.1:8000/v1"))',
     "Fluency": "a Fluency (xt.evaluation.conditional_perplexity(judge, continuations))",
     "Frame": "a data frame",
+    "Groups": (
+        "a dict from a string to a NeuronSet, or to a list of them (xt.NeuronSet.of([(layer, index)]), or "
+        'xt.NeuronSet.of([(layer, head)], site="heads"))'
+    ),
     "HookedLM": 'a HookedLM (xt.HookedLM.load("mini"), or of a model in memory load(model, tokenizer=...))',
     "Identity": "an Identity (lm.identity())",
     "Intervention": "an edit (xt.Offset(neurons, -1.0))",

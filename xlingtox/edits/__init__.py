@@ -3,8 +3,12 @@
 An edit is a value: `Offset` adds to activations, `Scale` multiplies them, `Set` replaces them, and `Patch` takes them
 from another model. `with edit.on(lm):` applies it during the block, `edit.bake(lm)` writes it into weights, and
 `ControlVectors` carries it to engines that know no neurons, such as llama.cpp.
+
+`mean_offset`, `mean_mix`, `mean_scale`, `aligned_offset` and `aligned_means` make edits from mean activations. They do
+without training what tuning does to these means.
 """
 
+from xlingtox.edits.constants import aligned_means, aligned_offset, mean_mix, mean_offset, mean_scale
 from xlingtox.edits.control_vectors import ControlVectors
 from xlingtox.edits.interventions import Intervention, Offset, Scale, Set
 from xlingtox.edits.patch import Patch
@@ -19,5 +23,10 @@ __all__ = [
     "Scale",
     "Set",
     "Together",
+    "aligned_means",
+    "aligned_offset",
     "generate_under",
+    "mean_mix",
+    "mean_offset",
+    "mean_scale",
 ]

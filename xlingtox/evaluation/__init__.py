@@ -4,6 +4,7 @@
 `attribute` says which neurons and heads carry the change from one model to another, and `patch_effect` moves groups of
 them for real. `alignment_split` does both for groups of all neurons, beside the method of Yang et al. 2024.
 `stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
+`dual_multilinguality` asks in how many languages neurons promote toxic tokens and fire before toxic text.
 `weight_drift` says how far the weights moved.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
 that says nothing, and `soundness` compares text with what the unedited model writes.
@@ -20,9 +21,17 @@ from xlingtox.evaluation.copying import copying_score
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
+from xlingtox.evaluation.dual_multilinguality import dual_multilinguality
+from xlingtox.evaluation.dual_result import AtOnce, DualMultilinguality, Firing, InLanguage
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, perplexities, text_perplexities
 from xlingtox.evaluation.groups import GroupChange, changes_by_group
-from xlingtox.evaluation.intervals import mean_intervals, paired_changes, paired_interval, sign_flip_test
+from xlingtox.evaluation.intervals import (
+    mean_intervals,
+    paired_changes,
+    paired_interval,
+    sign_flip_test,
+    unpaired_changes,
+)
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.medians import paired_median_changes
 from xlingtox.evaluation.metrics import (
@@ -54,18 +63,22 @@ __all__ = [
     "TOXIC",
     "UNSOUND",
     "AlignmentSplit",
+    "AtOnce",
     "Attribution",
     "Change",
     "Chosen",
     "Comparison",
     "Dose",
     "DoseResponse",
+    "DualMultilinguality",
     "EditEffect",
     "Falls",
+    "Firing",
     "Fluency",
     "GroupChange",
     "HalfDose",
     "Identifier",
+    "InLanguage",
     "Kind",
     "LanguageDose",
     "LayerDrift",
@@ -93,6 +106,7 @@ __all__ = [
     "distinct_n",
     "distinct_n_per_unigram",
     "dose_response",
+    "dual_multilinguality",
     "ending_probability",
     "expected_maximum_toxicity",
     "falls",
@@ -117,5 +131,6 @@ __all__ = [
     "stability",
     "text_perplexities",
     "toxicity_probability",
+    "unpaired_changes",
     "weight_drift",
 ]

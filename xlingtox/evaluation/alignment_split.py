@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from xlingtox import files
 from xlingtox.checking import checked
@@ -153,10 +154,11 @@ class AlignmentSplit:
     def _repr_html_(self) -> str:
         """Return a table for notebooks, over all languages: one row for each direction and group."""
         table = self.to_frame()
-        table = table[table["language"] == ALL].set_index(["direction", "group", "method"])
+        table = table[table["language"] == ALL]
+        numbers = {(row.direction, row.group, row.method): row for row in table.itertuples()}
 
         def cell(direction: str, group: str, method: str) -> str:
-            row = table.loc[(direction, group, method)]
+            row: Any = numbers[direction, group, method]
             interval = f" ({tables.percent(row.low)} to {tables.percent(row.high)})" if math.isfinite(row.low) else ""
             random = f"; random {tables.percent(row.random)}" if math.isfinite(row.random) else ""
             return tables.percent(row.share) + interval + random
@@ -174,7 +176,7 @@ class AlignmentSplit:
     @checked
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
-        tensors, about = {}, []
+        tensors, about = dict[str, Tensor](), []
         for number, neurons in enumerate(self.groups.values()):
             of_group, about_group = packed(neurons, f".{number}")
             tensors |= of_group

@@ -294,8 +294,8 @@ def _check_finite(texts: Float[Tensor, "name text"], rows: Sequence[WeightedRow]
     """Raise ValueError, naming the first prompt, if a measure or an effect is NaN or infinite."""
     wrong = (~texts.isfinite().all(0)).nonzero().flatten().tolist()
     if wrong:
-        row, (base, change) = rows[wrong[0]], texts[:2, wrong[0]].tolist()
+        row, (base, tuned) = rows[wrong[0]], (float(side[wrong[0]]) for side in (effects.base, effects.tuned))
         raise ValueError(
-            f"{path.measure.name} of prompt {row.prompt} ({row.language}) is not finite: {base:g} in {path.base.name}, "
-            f"{base + change:g} in {path.tuned.name}"
+            f"{path.measure.name} of prompt {row.prompt} ({row.language}), or its gradient, is not finite: it is "
+            f"{base:g} in {path.base.name} and {tuned:g} in {path.tuned.name}"
         )

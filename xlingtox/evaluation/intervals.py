@@ -26,10 +26,12 @@ from xlingtox.evaluation.resampling import (
     by_meaning,
     check_same_languages,
     count,
+    difference,
     in_chunks,
     interval,
     p_value,
     streams,
+    subtracted,
     summary,
 )
 
@@ -150,6 +152,70 @@ def _drawn(
     joint = _Weighted.of(_joint(samples, groups), n_resamples, n_flips, streams(seed, "all languages")).drawn()
     alone = min(len(sample.changes) for sample in samples.values()) < 2
     return by_language, [dataclasses.replace(joint, freedom=0) if alone else joint]
+
+
+@checked
+def unpaired_changes(
+    before: Mapping[str, PerPrompt],
+    after: Mapping[str, PerPrompt],
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    meanings: tuple[Meanings, Meanings] | None = None,
+) -> tuple[dict[str, Change], Change]:
+    """Return how far the mean over other prompts differs, in each language and in the mean over languages.
+
+    Use this where the sides have different prompts, such as neutral and toxic ones. Each side is drawn by itself, and
+    the p-value is that of a permutation test: prompts are shared out to the sides at random.
+
+    Args:
+        before, after: for each language, one value for each prompt. The sides may differ in the number of prompts.
+        level, n_resamples, bounds: as in `paired_changes`.
+        meanings: which prompts of each side are translations of each other.
+
+    Raises:
+        ValueError: the sides differ in their languages, a value is missing or outside the bounds, or a prompt has no
+            meaning.
+
+    Example:
+        >>> import numpy as np
+        >>> neutral, toxic = {"en": np.array([0.1, 0.2, 0.3, 0.1])}, {"en": np.array([0.7, 0.9, 0.8])}
+        >>> by_language, overall = xt.evaluation.unpaired_changes(neutral, toxic)
+        >>> round(overall.mean, 3), overall.low < overall.mean < overall.high
+        (0.625, True)
+    """
+    check_same_languages(before, after)
+    sides = [
+        {code: _Sample.of_level(values, bounds, code) for code, values in side.items()} for side in (before, after)
+    ]
+    alone, parts = zip(
+        *(_drawn(side, n_resamples, seed + i, None, signs=False) for i, side in enumerate(sides)), strict=True
+    )
+    by_language = {
+        code: difference(
+            [side[code] for side in alone], [side[code].changes for side in sides], n_resamples, (seed, code)
+        )
+        for code in before
+    }
+    changes = {code: summary([drawn], level) for code, drawn in by_language.items()}
+    if meanings is None:
+        # Languages are independent, so that the permutations of each serve for their mean too.
+        overall = [
+            dataclasses.replace(subtracted(first, then), flipped=by_language[code].flipped)
+            for code, first, then in zip(before, *parts, strict=True)
+        ]
+        return changes, summary(overall, level)
+    sizes = [{code: len(sample.changes) for code, sample in side.items()} for side in sides]
+    name = "all languages"
+    joint = [
+        {name: _joint(side, by_meaning(ids, size))} for side, ids, size in zip(sides, meanings, sizes, strict=True)
+    ]
+    together = [_drawn(side, n_resamples, seed + i, None, signs=False)[0][name] for i, side in enumerate(joint)]
+    drawn = difference(together, [side[name].changes for side in joint], n_resamples, (seed, name))
+    single = min(min(size.values()) for size in sizes) < 2
+    return changes, summary([dataclasses.replace(drawn, freedom=0) if single else drawn], level)
 
 
 @checked

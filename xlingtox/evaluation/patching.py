@@ -39,13 +39,16 @@ from xlingtox.scoring.protocol import Scorer, check_covered, check_scores
 Group: TypeAlias = NeuronSet | Sequence[NeuronSet]
 """What is patched together: neurons, heads, or a sequence of sets of either."""
 
+Groups: TypeAlias = Mapping[str, NeuronSet | Sequence[NeuronSet]]
+"""Groups by name."""
+
 
 @checked
 def patch_effect(
     before: HookedLM,
     after: HookedLM,
     prompts: Prompts,
-    groups: Mapping[str, NeuronSet | Sequence[NeuronSet]],
+    groups: Groups,
     *,
     probe: Probe | None = None,
     toxic_tokens: Iterable[int] | None = None,

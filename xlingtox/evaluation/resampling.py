@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -98,6 +99,37 @@ def p_value(drawn: Sequence[Drawn]) -> float:
     # Many flips of few or of equal changes give the same mean, and rounding must not make them differ.
     slack = 1e-12 * max(np.abs(language.flipped).max() for language in drawn)
     return float((1 + (means >= observed - slack).sum()) / (1 + len(means)))
+
+
+def difference(
+    drawn: Sequence[Drawn], samples: Sequence[Float[np.ndarray, "prompt"]], n: int, stream: tuple[int, str]
+) -> Drawn:
+    """Return the difference of two samples' means, with n differences under random labels of the prompts.
+
+    Args:
+        drawn, samples: the draws and the values of both samples.
+        stream: the seed and the name from which random labels follow.
+    """
+    before, after = samples
+    values, n_after = np.concatenate([before, after]), len(after)
+    _, shuffles, _ = streams(*stream)
+
+    def relabelled(shape: tuple[int, int]) -> Float[np.ndarray, "resample"]:
+        chosen = shuffles.random(shape).argpartition(n_after - 1, axis=1)[:, :n_after]
+        sums: Float[np.ndarray, "resample"] = values[chosen].sum(1)
+        return sums / n_after - (values.sum() - sums) / len(before)
+
+    return dataclasses.replace(subtracted(*drawn), flipped=in_chunks(n, len(values), relabelled))
+
+
+def subtracted(first: Drawn, then: Drawn) -> Drawn:
+    """Return the difference of two means that were drawn apart, with the freedom of Welch's test."""
+    freedom, variance = 0, first.variance + then.variance
+    if min(first.freedom, then.freedom) > 0:
+        spread = sum(side.variance**2 / side.freedom for side in (first, then))
+        freedom = max(1, int(variance**2 / spread)) if spread > 0 else first.freedom + then.freedom
+    low, high = then.for_low - first.for_high, then.for_high - first.for_low
+    return Drawn(then.mean - first.mean, freedom, variance, low, high, np.empty(0))
 
 
 def count(groups: Mapping[str, Int[np.ndarray, "prompt"]]) -> int:

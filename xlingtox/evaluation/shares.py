@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from xlingtox import languages
 
@@ -70,7 +70,7 @@ class Resampled:
         change. Prompts without a number, in any run, do not count.
         """
         names, values = list(runs), np.stack([np.asarray(numbers, dtype=np.float64) for numbers in runs.values()], 1)
-        known = np.isfinite(values).all(1)
+        known: Bool[np.ndarray, "prompt"] = np.asarray(np.isfinite(values).all(1))
         means, resampled, sizes = {}, {}, {}
         for code, places in self._prompts.items():
             counted = known[places]
@@ -90,12 +90,12 @@ class Resampled:
             if name in (BASE, TUNED):
                 continue
             for code in means:
-                ends = [means[code][column] for column in (base, tuned, place)]
-                share = float(share_of(*map(np.asarray, ends)))
+                before, after, part = (float(means[code][column]) for column in (base, tuned, place))
+                share = float(share_of(*map(np.asarray, (before, after, part))))
                 interval = self._interval(*(resampled[code][:, column] for column in (base, tuned, place)))
                 # One prompt of each language, drawn again and again, varies in nothing.
                 low, high = interval if sizes[code] > 1 else (np.nan, np.nan)
-                yield Share(name, code, *map(float, ends), share, float(low), float(high))
+                yield Share(name, code, before, after, part, share, float(low), float(high))
 
     def _interval(
         self,

@@ -15,6 +15,7 @@ from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.evaluation.alignment_split import DIRECTIONS, METHODS, WHOLE, AlignmentSplit, Method, random_run
 from xlingtox.evaluation.attribute import attribute
+from xlingtox.evaluation.attribution import Estimate
 from xlingtox.evaluation.continuation_rows import Kept, WeightedRow, continuation_rows
 from xlingtox.evaluation.metrics import TOXIC
 from xlingtox.evaluation.patching import check_continued, only, patch_effect
@@ -172,7 +173,7 @@ class _Work:
 
     def attributed(self, before: HookedLM, after: HookedLM, steps: int | None) -> dict[str, Changes]:
         """Return the sums of both estimates over each set, for each measure that was asked for."""
-        measures: list[tuple[RowMeasure, dict[str, str]]] = [
+        measures: list[tuple[RowMeasure, dict[str, Estimate]]] = [
             (LogProbability(), {"linear": "linear", "integrated": "integrated"}),
             (ProbeLogit(self.probe), {"integrated_probe": "integrated"}),
         ]

@@ -15,6 +15,7 @@ from xlingtox.evaluation import (
     Attribution,
     Comparison,
     DoseResponse,
+    DualMultilinguality,
     Fluency,
     LayerDrift,
     PatchEffect,
@@ -22,6 +23,7 @@ from xlingtox.evaluation import (
 )
 from xlingtox.figures.attribution import attribution
 from xlingtox.figures.doses import dose_response
+from xlingtox.figures.dual_multilinguality import dual_multilinguality
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
 from xlingtox.figures.patching import patch_effect
@@ -56,6 +58,7 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             - `Transfer`: `transfer`, with `pivot`
             - `Retrieval`: `retrieval_by_layer`, with `measure`
             - `DoseResponse`: `dose_response`
+            - `DualMultilinguality`: `dual_multilinguality`, with `model`
             - `PatchEffect`: `patch_effect`, with `language`
             - `Attribution`: `attribution`, with `language`
             - `AlignmentSplit`: `alignment_split`, with `language`, `direction`
@@ -93,6 +96,7 @@ _draw.register(Comparison, toxicity)
 _draw.register(Transfer, transfer)
 _draw.register(Retrieval, retrieval_by_layer)
 _draw.register(DoseResponse, dose_response)
+_draw.register(DualMultilinguality, dual_multilinguality)
 _draw.register(PatchEffect, patch_effect)
 _draw.register(Attribution, attribution)
 _draw.register(AlignmentSplit, alignment_split)

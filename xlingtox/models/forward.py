@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xlingtox.checking import checked
 from xlingtox.models.backend import Backend, Hook, HuggingFaceBackend
-from xlingtox.models.passes import HookBlock, Pass
+from xlingtox.models.passes import BatchCache, HookBlock, Pass
 from xlingtox.models.shape import Shape
 from xlingtox.models.sites import Place, as_arguments
 from xlingtox.models.tl_backend import TransformerLensBackend
@@ -32,41 +31,6 @@ class HookNeverFired(RuntimeError):
         ...
         xlingtox.models.forward.HookNeverFired: mini: hooked but never reached: post 0; did the model run?
     """
-
-
-@dataclass
-class BatchCache:
-    """Everything that is kept of a batch from one forward pass to the next. `ForwardPasses.extend` gives and takes it.
-
-    Attributes:
-        key_values: the backend's cache of keys and values.
-        languages: the languages of the batch's rows; None where they are not known.
-        edits: the number of each row's edit, where rows run under different ones; None elsewhere.
-        alongside: the caches of the models that run alongside this one, on the same batch.
-
-    Example:
-        >>> ids, mask = lm.encode(["the cat"])
-        >>> logits, cache = lm.extend(ids, mask, languages=["en"])
-        >>> cache.languages
-        ('en',)
-    """
-
-    key_values: Any
-    languages: tuple[str, ...] | None = None
-    edits: Int[Tensor, "row"] | None = None
-    alongside: dict[ForwardPasses, BatchCache] = field(default_factory=dict)
-
-    def of(self, companion: ForwardPasses) -> BatchCache:
-        """Return the cache of `companion`, a model that runs alongside.
-
-        Raises:
-            ValueError: that model has not read the earlier tokens of the batch.
-        """
-        if companion not in self.alongside:
-            raise ValueError(
-                f"{companion.name} has not read the batch from its start: set the patch before the first pass"
-            )
-        return self.alongside[companion]
 
 
 class ForwardPasses:

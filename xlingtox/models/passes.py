@@ -1,8 +1,9 @@
-"""What hooks see of a forward pass, and the block in which they are set."""
+"""What hooks see of a forward pass, the block in which they are set, and what is kept from one pass to the next."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -42,3 +43,38 @@ class HookBlock:
     edit: object
     is_open: bool = True
     is_spared: bool = False
+
+
+@dataclass
+class BatchCache:
+    """Everything that is kept of a batch from one forward pass to the next. `ForwardPasses.extend` gives and takes it.
+
+    Attributes:
+        key_values: the backend's cache of keys and values.
+        languages: the languages of the batch's rows; None where they are not known.
+        edits: the number of each row's edit, where rows run under different ones; None elsewhere.
+        alongside: the caches of the models that run alongside this one, on the same batch.
+
+    Example:
+        >>> ids, mask = lm.encode(["the cat"])
+        >>> logits, cache = lm.extend(ids, mask, languages=["en"])
+        >>> cache.languages
+        ('en',)
+    """
+
+    key_values: Any
+    languages: tuple[str, ...] | None = None
+    edits: Int[Tensor, "row"] | None = None
+    alongside: dict[Any, BatchCache] = field(default_factory=dict)
+
+    def of(self, companion: Any) -> BatchCache:
+        """Return the cache of `companion`, a model that runs alongside.
+
+        Raises:
+            ValueError: that model has not read the earlier tokens of the batch.
+        """
+        if companion not in self.alongside:
+            raise ValueError(
+                f"{companion.name} has not read the batch from its start: set the patch before the first pass"
+            )
+        return self.alongside[companion]

@@ -59,12 +59,12 @@ def toxic_tokens(lm: HookedLM, words: Mapping[str, Sequence[str]]) -> dict[str, 
 
 
 def promoted_counts(
-    lm: HookedLM, vectors: Float[Tensor, "neuron d_model"], tables: Bool[Tensor, "table vocab"]
+    lm: HookedLM, vectors: Float[Tensor, "neuron d_model"], tables: Bool[Tensor, "table vocab"], *, k: int = TOP
 ) -> Int[np.ndarray, "neuron table"]:
-    """Return how many of the ten tokens that each vector promotes most are in each table of tokens."""
+    """Return how many of the k tokens that each vector promotes most are in each table of tokens."""
     counts = []
     for block in torch.split(vectors, max(1, _MOST_BYTES // (4 * len(lm.unembedding())))):
-        top = lm.only_tokens(lm.unembedded(block)).topk(TOP).indices.cpu()
+        top = lm.only_tokens(lm.unembedded(block)).topk(k).indices.cpu()
         counts.append(tables[:, top].sum(-1).T)
     return torch.cat(counts).numpy()
 

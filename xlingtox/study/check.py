@@ -20,7 +20,7 @@ from xlingtox.study import check_text, space, weights
 from xlingtox.study.costs import Rates, Shape, evaluation_cost, seconds, stage_costs, steps_of
 from xlingtox.study.fit import check_fit
 from xlingtox.study.measuring import measure
-from xlingtox.study.plan import planned, with_needs
+from xlingtox.study.plan import LEFT_OUT, planned, with_needs
 from xlingtox.study.recipes import papers_recipe
 from xlingtox.study.settings import STAGES, Materials, Settings
 from xlingtox.study.sizes import Sizes, prompts_by_language
@@ -36,6 +36,9 @@ _MORE = 1.2
 
 _MOSTLY = 0.5
 """Evaluations that are more than this share of tuning are warned of."""
+
+_ASSUMED = 80 * 10**9
+"""The memory of the GPU that is assumed where no model is loaded."""
 
 _DAY = 24 * 60 * 60
 _NEARLY = 0.85
@@ -112,7 +115,10 @@ def tried(
         True
     """
     about, shape, total = _about(lm, materials), Shape.of(lm), space.device_memory(lm.device)
-    stages, recipe = planned(materials, settings), settings.seeded_recipe()
+    both_fit = space.both_fit(shape, total)
+    stages, recipe = planned(materials, settings, both_fit=both_fit), settings.seeded_recipe()
+    if stages != planned(materials, settings):
+        about["notes"] = (*about["notes"], LEFT_OUT)
     sizes = Sizes.of(materials, lm)
     try:
         measured = measure(lm, materials, settings, recipe, progress=progress)
@@ -201,7 +207,8 @@ def check_without_weights(
         sizes = Sizes.of_paper(n_languages=n_languages, per_language=per_language)
         stages = list(STAGES) if settings.stages is None else with_needs(settings.stages)
     else:
-        sizes, stages = Sizes.of(materials), planned(materials, settings)
+        both_fit = space.both_fit(model.shape, _ASSUMED)
+        sizes, stages = Sizes.of(materials), planned(materials, settings, both_fit=both_fit)
     recipe = settings.recipe or papers_recipe(model.shape.n_parameters)
     rates = Rates.guessed(model.shape)
     by_stage = _stages(model.shape, sizes, settings, stages, recipe, rates, free=60 * 10**9)

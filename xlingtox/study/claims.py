@@ -10,13 +10,18 @@ from xlingtox.evaluation.chosen_dose import RISEN
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.multiplicity import by_chance
 from xlingtox.evaluation.named_sets import ALL, CONTROL
+from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.evaluation.same_text import ActivationChange
 from xlingtox.html.tables import number, percent
 from xlingtox.measures import COMPARED
+from xlingtox.study import patches
 from xlingtox.study.parts import TransferSummary
 from xlingtox.verdicts import Verdict
 
 _SIGNIFICANT = 0.05
+
+_MOST, _SOME = 0.5, 0.1
+"""Sources that carry half of tuning's effect carry it. Under a tenth, they carry hardly any of it."""
 
 LOCALISED = "Toxicity can be localised"
 """How the claim begins that the evidence for the candidates is about."""
@@ -26,6 +31,10 @@ SPECIFIC = "On the same text, tuning turns the {} down more than equally active 
 
 PREDICTED = "Retrieval before tuning foretells in which languages toxicity falls."
 """The claim about retrieval."""
+
+
+CARRIED = "The sources carry tuning's effect."
+"""The claim about patches of the sources."""
 
 
 def in_source(source_language: str) -> str:
@@ -165,6 +174,44 @@ def of_prediction(summary: TransferSummary | None, measure: str) -> list[Verdict
     if correlated and predicts:
         return [Verdict(PREDICTED, "found", reason)]
     return [Verdict(PREDICTED, "weak" if correlated or predicts else "not found", reason)]
+
+
+def of_patches(effect: PatchEffect | None) -> list[Verdict]:
+    """Judge whether the sources, patched from the tuned model, carry what it does to the base's toxic continuations.
+
+    "Found" is at least half of the change, with an interval above that of random neurons of the same layers. "Weak" is
+    at least a tenth. The random neurons show what any neurons of these layers carry.
+    """
+    if effect is None:
+        return [Verdict(CARRIED, "not found", "Too few of the continuations before tuning are toxic to attribute it.")]
+    shares = patches.shares_of(effect)
+    share, low, high = shares[patches.SOURCES]
+    if not math.isfinite(low):
+        reason = "The prompts do not show that tuning changes how likely the toxic continuations are."
+        return [Verdict(CARRIED, "not found", reason)]
+    chance = effect.groups[patches.SOURCES]
+    names = {
+        patches.FOUND: "as many neurons by attribution",
+        patches.NEURONS: "all neurons",
+        patches.HEADS: "all heads",
+    }
+    others = [f"{words} {share_in_words(*shares[name])}" for name, words in names.items() if name in shares]
+    if chance is not None:
+        others.insert(0, f"random neurons of the same layers {share_in_words(*shares[chance])}")
+    reason = (
+        "Patched from the tuned model into the model before, on prompts on which none was chosen, the sources carry "
+        f"{share_in_words(share, low, high)} of the change in log-probability of toxic continuations, "
+        f"{', '.join(others)}."
+    )
+    beyond = chance is None or low > shares[chance][2]
+    if share >= _MOST and beyond:
+        return [Verdict(CARRIED, "found", reason)]
+    return [Verdict(CARRIED, "weak" if share >= _SOME and beyond else "not found", reason)]
+
+
+def share_in_words(share: float, low: float, high: float) -> str:
+    """Return a share with its 95 % interval, such as "1.5 % (0.2 % to 2.8 %)"."""
+    return f"{percent(share, digits=1)} ({percent(low, digits=1)} to {percent(high, digits=1)})"
 
 
 def _change(change: ActivationChange) -> str:

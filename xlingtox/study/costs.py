@@ -21,6 +21,10 @@ _READINGS = 11
 _STATES = 0.3
 """To read the states of a token takes at least this share of reading it with its logits."""
 
+_BACKWARD, _ATTRIBUTED, _PATCHED = 3.5, 6, 10
+"""A pass with gradients takes so many times one without. An attribution takes about so many, and so many sets are
+patched: the groups, and random ones beside two of them."""
+
 _PADDED = 2.3
 """TRL reads pairs in random order, padded to the longest of a batch. It takes so many times what sorted texts take."""
 
@@ -204,6 +208,7 @@ def stage_costs(
         "tune": stage.tune,
         "compare": lambda: stage.compare(n_unwritten=_unwritten(settings, stages)),
         "predict": lambda: Work(overhead=2.0),
+        "attribute": stage.attribute,
         "judge": lambda: Work(overhead=0.1),
     }
     return {name: count[name]() for name in stages}
@@ -312,6 +317,15 @@ class _Costs:
         greedy = self.greedily(n, sizes.prompt_tokens) * 2
         rest = Work(read=n * (3 * sizes.prompt_tokens + self.settings.max_new_tokens), overhead=5.0)
         return side * 2 + greedy + rest + self.sampled(self.settings.n_samples) * -float(n_unwritten)
+
+    def attribute(self) -> Work:
+        """Count the passes over one half of the prompts with gradients, and over the other under each patch."""
+        sizes, few = self.sizes, self.settings.attribution_prompts
+        n_half = sum(min(count, few) for count in sizes.prompts.values()) / 2
+        tokens = n_half * (sizes.prompt_tokens + self.settings.max_new_tokens)
+        # A patched run reads the text with both models. Toxic and sound continuations are patched alike.
+        patched = 2 * tokens * (2 + 2 * _PATCHED)
+        return Work(read=tokens * _BACKWARD * _ATTRIBUTED + patched, overhead=2.0)
 
     def tune(self) -> Work:
         recipe, (n_train, n_validation) = self.recipe, self.split_pairs()

@@ -27,6 +27,7 @@ def _ran(results: StudyResults) -> set[str]:
         "compare": results.comparison is not None,
         "retrieve": bool(results.retrieval),
         "predict": results.transfer is not None,
+        "attribute": results.patched is not None,
     }
     return {name for name, is_there in measured.items() if is_there}
 
@@ -61,6 +62,13 @@ _METHODS = (
         {"retrieve"},
         "Retrieval accuracy is top-1 by cosine of mean-pooled states, averaged over layers and both directions.",
     ),
+    (
+        {"attribute"},
+        "Tuning’s effect is the change of the log-probability of toxic continuations that the model before wrote. It "
+        "is attributed to neurons, heads and changed weights by gradient times difference, along the path from one "
+        "model to the other. Groups are then patched: the model before runs with the activations that the "
+        "tuned model has on the same tokens. Neurons are chosen on one half of the prompts, and patched on the other.",
+    ),
     ({"predict"}, "Correlations are Pearson’s, two-sided, over the languages not tuned."),
 )
 
@@ -88,6 +96,11 @@ _CAVEATS = (
     (
         {"retrieve"},
         "Retrieval says which sentences lie near each other in the model, and not that one causes another to change.",
+    ),
+    (
+        {"attribute"},
+        "Groups interact, so that the shares of groups do not add up, and a large group may carry less than a part of "
+        "it. What neurons carry may come from layers before them.",
     ),
     (
         {"predict"},

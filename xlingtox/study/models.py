@@ -1,4 +1,4 @@
-"""The two models of a study, of which at most one is in memory."""
+"""The two models of a study, of which at most one is in memory, unless both are asked for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelSource:
 
 
 class Models:
-    """The model before tuning and the tuned one. To ask for one lets the other go.
+    """The model before tuning and the tuned one. To ask for one lets the other go; to ask for both keeps both.
 
     A model that was given in memory stays there, because its owner holds it.
 
@@ -47,7 +47,7 @@ class Models:
 
     def __init__(self, base: HookedLM | ModelSource) -> None:
         self._given = base
-        self._held: tuple[str, HookedLM] | None = None
+        self._held: dict[str, HookedLM] = {}
         self._tuned: Callable[[], HookedLM] | None = None
 
     def base(self) -> HookedLM:
@@ -59,6 +59,15 @@ class Models:
         """Return the tuned model."""
         assert self._tuned is not None, "the stage in which the model is tuned comes first"
         return self._hold("tuned", self._tuned)
+
+    def both(self) -> tuple[HookedLM, HookedLM]:
+        """Return the model before tuning and the tuned one, which stay in memory until one of them is asked for."""
+        assert self._tuned is not None, "the stage in which the model is tuned comes first"
+        given = self._given
+        base = given if isinstance(given, HookedLM) else self._held.get("base") or given.load()
+        tuned = self._held.get("tuned") or self._tuned()
+        self._held = {"tuned": tuned} if base is given else {"base": base, "tuned": tuned}
+        return base, tuned
 
     def to_tune(self) -> HookedLM | str | Path:
         """Return what `tune_dpo` shall tune: a name, which it loads for itself, wherever that says it all."""
@@ -81,12 +90,14 @@ class Models:
 
     def release(self) -> None:
         """Let go of the model that was loaded."""
-        self._held = None
+        self._held = {}
         # Modules that share weights are freed by a collection only.
         gc.collect()
 
     def _hold(self, name: str, load: Callable[[], HookedLM]) -> HookedLM:
-        if self._held is None or self._held[0] != name:
-            self.release()
-            self._held = name, load()
-        return self._held[1]
+        if list(self._held) != [name]:
+            # What is loaded already is kept, and the other model is let go before one is loaded.
+            self._held = {kept: lm for kept, lm in self._held.items() if kept == name}
+            gc.collect()
+            self._held = self._held or {name: load()}
+        return self._held[name]

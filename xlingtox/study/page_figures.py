@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from xlingtox import figures, languages
+from xlingtox.figures.attribution import attribution, attribution_by_language
 from xlingtox.figures.transfer import layers_of_retrieval
 from xlingtox.html.escaping import escaped_for_plotly
 from xlingtox.html.tables import language_name
-from xlingtox.study import number_tables
+from xlingtox.study import attribution_tables, number_tables, patches
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
 
@@ -128,6 +130,7 @@ def _of_neurons(results: StudyResults) -> list[Plot]:
     compared, neurons, plots = results.comparison, (results.candidates, results.sources), []
     if any(results.candidates.scores):  # older results keep no cosines
         plots.append(Plot(figures.sources(*neurons), *_CAPTIONS["sources"], number_tables.of_sources(*neurons)))
+    plots += _of_attribution(results)
     if compared is not None and compared.neurons:
         table = number_tables.of_neurons(compared, results.languages)
         plots.append(Plot(figures.neuron_activations(compared), *_CAPTIONS["neurons"], table))
@@ -139,6 +142,21 @@ def _of_neurons(results: StudyResults) -> list[Plot]:
         plots.append(Plot(figures.weight_drift(compared.drift), *_CAPTIONS["drift"], table))
     return plots
 
+
+def _of_attribution(results: StudyResults) -> list[Plot]:
+    """Return what groups carry of tuning's effect, and to which components it is attributed."""
+    summary, plots = results.attribution, []
+    if results.patched is not None and math.isfinite(patches.change_of(results.patched)):
+        plots.append(Plot(figures.patch_effect(results.patched), *_CAPTIONS["acting"]))
+    layers = None if summary is None else summary.of_layers()
+    if layers is not None and summary is not None and layers.exact:
+        table = attribution_tables.by_kind(summary)
+        plots.append(Plot(attribution(layers), *_CAPTIONS["attributed"], table, _OF_CHANGE))
+        plots.append(Plot(attribution_by_language(layers), *_CAPTIONS["attributed by language"]))
+    return plots
+
+
+_OF_CHANGE = "The shares are those of all languages."
 
 _DASHED = " The dashed line, random neurons that push as far, then stays flat."
 _BROKEN = " Where those two rise, the text breaks or leaves its language, and that is no cure."
@@ -191,6 +209,24 @@ _CAPTIONS: Mapping[str, tuple[str, str]] = {
         "Each point is a candidate, one of the neurons whose value vectors point the probe’s way most: its layer, and "
         "how nearly it does. The filled ones are active on toxic SOURCE prompts: the sources. A high cosine alone "
         "makes no neuron a source.",
+    ),
+    "acting": (
+        "Where tuning acts",
+        "Tuning changes how likely the toxic text is that the model before wrote. Each bar is the share of that change "
+        "which a group carries: the model before runs with the group’s activations taken from the tuned model. The "
+        "sources lie near the probe; attribution finds as many neurons on other prompts. Next to both stand random "
+        "neurons of the same layers. Groups interact, so their shares do not add up.",
+    ),
+    "attributed": (
+        "To what tuning’s effect is attributed",
+        "The share of that change which each kind of component carries, and in which layer. Together the kinds make up "
+        "all that tuning changed. Neurons and heads answer to the layers before them too; value vectors, projections "
+        "and norms are weights that changed.",
+    ),
+    "attributed by language": (
+        "Where tuning acts, language by language",
+        "The same shares in each language, of its own change. Rows that look alike mean that tuning on SOURCE acts in "
+        "the same place everywhere.",
     ),
     "neurons": (
         "Each source in each language",

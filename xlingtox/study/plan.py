@@ -69,6 +69,12 @@ STAGE: Mapping[str, Stage] = {
         served=True,
     ),
     "predict": Stage(needs=("retrieve", "compare"), settings=("source_language",)),
+    "attribute": Stage(
+        needs=("localize", "tune", "compare"),
+        tables=("toxic_prompts",),
+        settings=("attribution_prompts", "max_new_tokens", "seed"),
+        judged=True,
+    ),
 }
 """Each stage that a user may name, in the order in which they are run."""
 
@@ -85,16 +91,24 @@ def samples_of_promoted(settings: Settings, stages: Iterable[str]) -> int:
     return max(N_PROMOTED, settings.n_samples if "compare" in stages and settings.engine is None else 0)
 
 
-def planned(materials: Materials, settings: Settings) -> list[str]:
+LEFT_OUT = "The stage attribute is left out: it needs both models in memory at once, and they do not fit."
+"""The note where attribution would not fit."""
+
+
+def planned(materials: Materials, settings: Settings, *, both_fit: bool = True) -> list[str]:
     """Return the stages to run, in their order, with those that they need.
 
     Without a choice, these are all that the materials allow.
+
+    Args:
+        both_fit: whether both models fit into memory at once, which the stage attribute needs.
 
     Raises:
         ValueError: a stage was asked for, and the materials for it or for one that it needs are missing.
     """
     if settings.stages is None:
-        return [name for name in STAGES if not lacking(name, materials)]
+        allowed = [name for name in STAGES if not lacking(name, materials)]
+        return [name for name in allowed if name != "attribute" or both_fit]
     wanted = with_needs(settings.stages)
     for name in wanted:
         if missing := lacking(name, materials):

@@ -18,7 +18,7 @@ from xlingtox.html.escaping import escaped
 from xlingtox.html.masking import mask
 from xlingtox.html.tables import in_language, language_name, number, percent, scrolling
 from xlingtox.paper import beside
-from xlingtox.study import methods, number_tables, page_figures, provenance
+from xlingtox.study import attribution_findings, attribution_tables, methods, number_tables, page_figures, provenance
 from xlingtox.study.page_parts import menu, section, sentence, verdict_word, warnings
 from xlingtox.study.results import Sample, StudyResults
 from xlingtox.study.sentences import Finding, without_warnings
@@ -70,6 +70,7 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
             section("Figures and numbers", figures + _languages(results)),
             _groups(results),
             _beside(results),
+            _acting(results),
             _promoted(results, mask_words),
             _samples(results.samples, mask_words),
             _mixing(results),
@@ -159,6 +160,24 @@ def _beside(results: StudyResults) -> str:
     return section("Beside the paper", _BESIDE + table)
 
 
+def _acting(results: StudyResults) -> str:
+    """Put where tuning acts beside where toxicity lives: by layer, by group, and folded by language and component."""
+    summary, effect = results.attribution, results.patched
+    if summary is None or effect is None:
+        return ""
+    sound = results.patched_sound
+    remainder = attribution_findings.completeness(summary.row())
+    folded = attribution_tables.by_language(effect, sound) + attribution_tables.of_strongest(summary, results.sources)
+    return section(
+        "Where tuning acts",
+        _ACTING
+        + attribution_tables.of_groups(effect, sound)
+        + attribution_tables.by_layer(results)
+        + f"<p>{escaped(remainder)}</p>"
+        + f"<details><summary>Language by language, and the strongest neurons and heads</summary>{folded}</details>",
+    )
+
+
 def _promoted(results: StudyResults, mask_words: Callable[[str], str]) -> str:
     rows = []
     for source in results.promoted:
@@ -219,6 +238,14 @@ def _mixing(results: StudyResults) -> str:
     table = scrolling("What each language had in training", columns, rows, languages.in_order(mixing))
     return section("What the miniature world was given", note + table) if rows else ""
 
+
+_ACTING = (
+    "<p>The sources are where toxicity can be read off. Is tuning’s effect there too? The effect is how far tuning "
+    "moves the log-probability of toxic text that the model before wrote. Attribution says how much each neuron, each "
+    "attention head and each changed weight has to do with it. Then groups are tested: the model before runs with "
+    "their activations taken from the tuned model. A group that carries all of the effect has a share of "
+    "100&nbsp;%.</p>"
+)
 
 _BESIDE = (
     "<p>Li, Yong and Bach (2024) tuned six models on English pairs. Their prompts, judge and perplexity are "

@@ -16,12 +16,14 @@ from xlingtox.checking import checked
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.evaluation.groups import GroupChange
+from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.measures import COMPARED
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.study import results_file
+from xlingtox.study.parts import AttributionSummary as AttributionSummary
 from xlingtox.study.parts import ProbeQuality as ProbeQuality
 from xlingtox.study.parts import PromotedToken as PromotedToken
 from xlingtox.study.parts import PromotedTokens as PromotedTokens
@@ -68,6 +70,11 @@ class StudyResults:
         retrieval_by_layer: for each language, the accuracy in each layer, the embedding's output first.
         n_parallel: for each language, the number of sentences among which a translation was searched.
         transfer_by_measure: for each measure, retrieval against the drop in it.
+        attribution: the neurons and heads to which tuning's effect on toxic continuations is attributed. It is None
+            without the stage "attribute", and where too few continuations are toxic.
+        patched: what groups of neurons and all heads carry of that effect when they are patched for real, on prompts on
+            which none was chosen. The groups are those of `study.patches`.
+        patched_sound: the same for sound continuations, which tuning should leave alone.
         identified: whether the language of continuations was identified, for the share of degenerate text.
         mixing: for each language, numbers that say how the training text mixed it with others.
         model: the model before tuning.
@@ -110,13 +117,16 @@ class StudyResults:
     retrieval_by_layer: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     n_parallel: Mapping[str, int] = field(default_factory=dict)
     transfer_by_measure: Mapping[str, TransferSummary] = field(default_factory=dict)
+    attribution: AttributionSummary | None = None
+    patched: PatchEffect | None = None
+    patched_sound: PatchEffect | None = None
     identified: bool = False
     mixing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     model: Identity | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
-    stages: tuple[str, ...] = results_file.STAGES
+    stages: tuple[str, ...] = results_file.STAGES_OF_OLDER_FILES
     source_language: str = "en"
     origins: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()

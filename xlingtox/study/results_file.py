@@ -10,15 +10,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from xlingtox import languages
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.groups import GroupChange
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.study import doses, settings
-from xlingtox.study.parts import ProbeQuality, PromotedToken, PromotedTokens, Sample, TransferSummary
+from xlingtox.study import doses, patches, settings
+from xlingtox.study.parts import (
+    AttributionSummary,
+    ProbeQuality,
+    PromotedToken,
+    PromotedTokens,
+    Sample,
+    TransferSummary,
+)
 from xlingtox.text import first_line
 from xlingtox.transfer.prediction import Transfer
 from xlingtox.verdicts import Verdict
@@ -26,15 +33,19 @@ from xlingtox.verdicts import Verdict
 STAGES = (*settings.STAGES, "judge")
 """The stages of a study, in the order in which they are run."""
 
+STAGES_OF_OLDER_FILES = tuple(stage for stage in STAGES if stage != "attribute")
+"""The stages of files that do not name them: all that there were then."""
+
 _KEYS_OF_STAGES: Mapping[str, tuple[str, ...]] = {
     "localize": ("probe", "n_neurons", "potential", "actual"),
     "intervene": ("intervention", "control"),
     "compare": ("before", "after", "changes", "scorer"),
     "retrieve": ("retrieval",),
     "predict": ("transfer",),
+    "attribute": ("attribution", "patched", "patched_sound"),
 }
-"""The keys that the file of a study with this stage always has. Older files do not name their stages, and had them all;
-they lack some of the keys that later versions added."""
+"""The keys that the file of a study with this stage always has. Older files lack some of the keys that later versions
+added."""
 
 _STORED_AS_THEY_ARE = (
     "n_neurons evidence warnings activations recipe training retrieval retrieval_intervals retrieval_by_layer "
@@ -70,6 +81,8 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
         "samples": {code: _as_rows(samples) for code, samples in attributes["samples"].items()},
         "transfer": transfer and {name: getattr(transfer, name) for name in ("measure", "pearson_r", "p_value")},
         "transfer_by_measure": {measure: dataclasses.asdict(summary) for measure, summary in by_measure.items()},
+        "attribution": _of_attribution(attributes["attribution"]),
+        **{name: (effect := attributes[name]) and patches.content_of(effect) for name in ("patched", "patched_sound")},
         "given": attributes["mixing"],
         "model": None if model is None else dataclasses.asdict(model),
         **{name: attributes[name] for name in _STORED_AS_THEY_ARE},
@@ -80,6 +93,21 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _keys_of(stages: Iterable[str]) -> list[str]:
     return [key for stage in stages for key in _KEYS_OF_STAGES.get(stage, ())]
+
+
+def _of_attribution(summary: AttributionSummary | None) -> dict[str, Any] | None:
+    if summary is None:
+        return None
+    return {
+        "by_language": summary.by_language,
+        "by_layer": summary.by_layer,
+        **{name: scored(getattr(summary, name)) for name in ("neurons", "heads")},
+    }
+
+
+def scored(neurons: NeuronSet) -> list[list[float]]:
+    """Return each neuron or head as its layer, its index and its score."""
+    return [[layer, index, score] for (layer, index), score in zip(neurons, neurons.scores, strict=True)]
 
 
 def _as_rows(values: Sequence[Any]) -> list[dict[str, Any]]:
@@ -107,8 +135,8 @@ def attributes_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stages(content: Mapping[str, Any]) -> list[str]:
-    """Return the stages that the file names, or all of them where it names none."""
-    stages = content.get("stages", list(STAGES))
+    """Return the stages that the file names, or all that there were where it names none."""
+    stages = content.get("stages", list(STAGES_OF_OLDER_FILES))
     if not isinstance(stages, list) or (unknown := [stage for stage in stages if stage not in STAGES]):
         what = unknown if isinstance(stages, list) else stages
         raise ValueError(f"stages cannot be read, expected some of {', '.join(STAGES)}, not {what!r}"[:200])
@@ -190,6 +218,22 @@ def _transfer(row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Transfer
     )
 
 
+def _attribution(content: Any) -> AttributionSummary | None:
+    if _is_missing(content):
+        return None
+    neurons, heads = (_list(content[name]) for name in ("neurons", "heads"))
+    return AttributionSummary(
+        by_language=tuple(map(dict, _list(content["by_language"]))),
+        by_layer=tuple(map(dict, _list(content["by_layer"]))),
+        neurons=_read_scored(neurons, "neurons"),
+        heads=_read_scored(heads, "heads"),
+    )
+
+
+def _read_scored(rows: Sequence[Sequence[Any]], site: Literal["neurons", "heads"]) -> NeuronSet:
+    return NeuronSet.of([(layer, index) for layer, index, _ in rows], scores=[row[2] for row in rows], site=site)
+
+
 def _with_one_nan(value: Any) -> Any:
     """Replace every null, NaN and infinity by one and the same NaN, so that equal results compare equal."""
     if isinstance(value, Mapping):
@@ -248,6 +292,9 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "retrieval_by_layer": lambda rows: {code: tuple(layers) for code, layers in rows.items()},
     "n_parallel": dict,
     "transfer_by_measure": summaries,
+    "attribution": _attribution,
+    "patched": patches.effect_of,
+    "patched_sound": patches.effect_of,
     "identified": lambda flag: flag or False,
     "mixing": lambda rows: {code: dict(row) for code, row in rows.items()},
     "model": _model,

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,15 +19,18 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import ByLanguage, Cached, PerspectiveScorer
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity
+from xlingtox.study import space
 from xlingtox.study.check import tried
+from xlingtox.study.costs import Shape
 from xlingtox.study.fit import check_fit
+from xlingtox.study.in_progress import InProgress
 from xlingtox.study.log_file import logging_to
 from xlingtox.study.models import Models, ModelSource
-from xlingtox.study.plan import keys, planned
+from xlingtox.study.plan import LEFT_OUT, keys, planned
 from xlingtox.study.progress_lines import ProgressLines, can_draw
 from xlingtox.study.results import StudyResults
 from xlingtox.study.settings import Materials, Settings
-from xlingtox.study.stages import WORK, InProgress, verdicts_and_warnings
+from xlingtox.study.stages import WORK, verdicts_and_warnings
 from xlingtox.study.study_check import StudyCheck
 from xlingtox.study.study_folder import StudyFolder, stage_file
 
@@ -48,14 +51,14 @@ def run(
     """Do the study, or what is left of it, and write `results.json`.
 
     The stages find the sources, edit them, measure retrieval, tune the model on pairs in one language, compare it
-    before and after, and predict the reach. Stages whose materials are missing are left out.
+    before and after, predict the reach, and find where tuning acts. Stages whose materials are missing are left out.
 
     A run that was stopped goes on where it was, to the same results: at most one batch is done twice. When a setting or
     a table has changed, only the stages that it matters to are done again.
 
     Args:
         lm: the model before tuning, without an edit on it. A `ModelSource` is loaded for a stage and then let go, so
-            that the model before tuning and the tuned one are never in memory together.
+            that the model before tuning and the tuned one are in memory together for attribution only.
         materials: the data that the stages work on.
         output_dir: the folder of the study. `stages/` in it holds the result of each stage that is done, and
             `study.log` what happened.
@@ -80,7 +83,10 @@ def run_models(
     base = models.base()
     settings = settings.for_model(base)
     check_fit(base, materials, settings)
-    stages, identity = planned(materials, settings), base.identity()
+    identity, room = base.identity(), space.device_memory(base.device)
+    both_fit = processes.from_main(lambda: space.both_fit(Shape.of(base), room))
+    stages = planned(materials, settings, both_fit=both_fit)
+    notes = () if stages == planned(materials, settings) else (LEFT_OUT,)
     stage_keys = keys(identity, materials, settings, stages)
     first_look = _first_look(base, materials, settings, output_dir=Path(output_dir), keys=stage_keys, progress=progress)
     del base
@@ -115,7 +121,7 @@ def run_models(
                 lines.skip(name)
                 _LOG.info("%s: was done before", name)
             study.done[name], seconds[name] = done.result, done.seconds
-        results = _results(study, identity, seconds)
+        results = _results(study, identity, seconds, notes)
     processes.from_main(partial(results.save, folder.path / "results.json"))
     models.release()
     return results
@@ -155,8 +161,8 @@ def _kept(scorer: Scorer, folder: Path, *, progress: bool) -> Scorer:
     return Cached(scorer, path=folder / "scores.sqlite", progress=progress)
 
 
-def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -> StudyResults:
-    """Put the results of all stages together."""
+def _results(study: InProgress, model: Identity, seconds: Mapping[str, float], notes: Sequence[str]) -> StudyResults:
+    """Put the results of all stages together, with notes on the run."""
     materials, settings = study.materials, study.settings
     content: dict[str, Any] = {}
     for result in (*study.done.values(), verdicts_and_warnings(study)):
@@ -168,7 +174,7 @@ def _results(study: InProgress, model: Identity, seconds: Mapping[str, float]) -
         "stages": list(study.done),
         "source_language": settings.source_language,
         "origins": [dict(origin) for origin in materials.origins],
-        "notes": list(materials.notes),
+        "notes": [*materials.notes, *notes],
         "settings": settings.as_json(),
         "judges": [judge | {"languages": list(judge["languages"])} for judge in judges],
         "identified": materials.identify_language is not None,

@@ -69,6 +69,7 @@ class Study(_Section):
     n_random_amplified: int = Field(2, examples=[2])
     dose_prompts: int = Field(30, examples=[30])
     dose_samples: Any = 2
+    attribution_prompts: int = Field(10, examples=[10])
     n_samples: int = Field(25, examples=[25])
     max_new_tokens: int = Field(20, examples=[20])
     seed: int = Field(0, examples=[0])

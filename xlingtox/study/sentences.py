@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xlingtox.checking import checked
-from xlingtox.study import neuron_findings, reach_findings
+from xlingtox.study import attribution_findings, neuron_findings, reach_findings
 from xlingtox.study.finding import Finding as Finding
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
@@ -33,6 +33,7 @@ def without_warnings(results: StudyResults) -> list[Finding]:
         *reach_findings.groups(results),
         *reach_findings.silence(results),
         *neuron_findings.activity(results),
+        *attribution_findings.acting(results),
         *reach_findings.training(results),
         *reach_findings.prediction(results),
     ]

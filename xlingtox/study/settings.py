@@ -23,7 +23,7 @@ from xlingtox.scoring.protocol import Scorer
 from xlingtox.study.engine import Engine
 from xlingtox.study.recipes import default_recipe
 
-STAGES = ("localize", "promoted", "intervene", "amplify", "retrieve", "tune", "compare", "predict")
+STAGES = ("localize", "promoted", "intervene", "amplify", "retrieve", "tune", "compare", "predict", "attribute")
 """The stages of a study, in the order in which they are run."""
 
 PairsOrder = Literal["given", "reversed", "shuffled"]
@@ -126,6 +126,8 @@ class Settings:
         n_random, n_random_amplified: the number of random sets for `offsets` and for `amplifications`.
         dose_prompts: prompts in each language for the doses; the comparison of before and after uses all.
         dose_samples: sampled continuations of each of these prompts; None for one greedy continuation, as in the paper.
+        attribution_prompts: prompts in each language after which tuning is attributed to neurons and heads. On one half
+            of them neurons are chosen, and on the other they are patched.
         n_samples, max_new_tokens: continuations of each prompt in the comparison, and the length of any in tokens.
         recipe: the hyperparameters of tuning; `seed` replaces the seed in it. None is the paper's recipe for a model of
             this size (`study.recipes.default_recipe`).
@@ -156,6 +158,7 @@ class Settings:
     n_random_amplified: int = 2
     dose_prompts: int = 30
     dose_samples: int | None = 2
+    attribution_prompts: int = 10
     n_samples: int = 25
     max_new_tokens: int = 20
     recipe: tuning.Recipe | None = None
@@ -175,6 +178,10 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
         if self.n_null < FEWEST_SHUFFLES:
             raise ValueError(f"n_null is {self.n_null}: expected at least {FEWEST_SHUFFLES}, fewer cannot decide")
+        if self.attribution_prompts < 2:
+            raise ValueError(
+                f"attribution_prompts is {self.attribution_prompts}: expected at least 2, one for each half"
+            )
         if self.n_doses < 2:
             raise ValueError(f"n_doses is {self.n_doses}: expected at least 2, of which one is 0")
         if self.dose_samples is not None and self.dose_samples < 1:

@@ -29,7 +29,8 @@ _FIELDS = {
         name: name
         for name in (
             *("stages", "source_language", "n_null", "unit", "amplifications", "n_doses", "n_random"),
-            *("n_random_amplified", "dose_prompts", "dose_samples", "n_samples", "max_new_tokens", "seed"),
+            *("n_random_amplified", "dose_prompts", "dose_samples", "attribution_prompts"),
+            *("n_samples", "max_new_tokens", "seed"),
         )
     },
 }

@@ -22,6 +22,12 @@ _MOST_ROWS, _READ_AT_ONCE = 512, 64
 _SHARE = 0.5
 """A batch is made to fit into this share of the free memory."""
 
+_FOR_WEIGHTS = 0.8
+"""The weights of two models may take this share of a device's memory; batches need the rest."""
+
+_WITH_GRADIENTS = 3
+"""A row takes about so many times the memory when gradients are asked for."""
+
 _MOST_KEPT = 2**30
 """Activations of every step are kept up to this many bytes."""
 
@@ -45,8 +51,9 @@ def stage_memory(
 ) -> dict[str, int]:
     """Estimate the peak memory of each stage in bytes, with the weights and without Python and torch themselves.
 
-    One model is in memory at a time. Batches shrink to what is free, so that a stage can do with little more than its
-    weights; the estimate is of full batches. On a GPU it is the GPU's memory; see `host_memory` for the rest.
+    One model is in memory at a time, and two for attribution. Batches shrink to what is free, so that a stage can do
+    with little more than its weights; the estimate is of full batches. On a GPU it is the GPU's memory; see
+    `host_memory` for the rest.
 
     Args:
         free: the bytes that are free for batches; None for as many as they can use.
@@ -72,12 +79,36 @@ def stage_memory(
         # An adapter is merged into the base as it was given, which is in memory then.
         "tune": max(0, tuning_bytes(shape, sizes, recipe) - shape.weight_bytes),
         "compare": max(writing, reading),
+        # Both models are in memory, and one keeps what its gradients need.
+        "attribute": tuned_bytes(shape) + min(_WITH_GRADIENTS * reading, fit),
     }
     held = host_memory(shape, sizes, settings, stages=stages) if shape.device == "cpu" else {}
     return {
         name: shape.weight_bytes + peaks[name] + held.get(name, 0) if name in peaks else held.get(name, 0)
         for name in stages
     }
+
+
+@checked
+def tuned_bytes(shape: Shape) -> int:
+    """Return the bytes of the tuned model's weights, which are not quantised.
+
+    Example:
+        >>> xt.study.space.tuned_bytes(xt.study.costs.Shape.of(lm)) == 4 * lm.n_parameters
+        True
+    """
+    return shape.n_parameters * shape.number_bytes
+
+
+@checked
+def both_fit(shape: Shape, total: int) -> bool:
+    """Return whether both models fit into the memory of a device, with room for a batch.
+
+    Example:
+        >>> xt.study.space.both_fit(xt.study.costs.Shape.of(lm), 2**34)
+        True
+    """
+    return shape.weight_bytes + tuned_bytes(shape) <= _FOR_WEIGHTS * total
 
 
 @checked
@@ -173,6 +204,7 @@ def stage_disk(
         "retrieve": 4 * sizes.n_parallel * (shape.n_layers + 1) * 6,
         "tune": shape.weight_bytes + adapter,
         "compare": texts(n_compared, sizes.prompt_tokens) + _BYTES_A_SCORE * n_compared,
+        "attribute": 16 * shape.n_layers * shape.d_mlp * (len(sizes.prompts) + 1) + 2**16,
     }
     for_a_while = {"tune": while_tuning, **dict.fromkeys(("intervene", "amplify", "compare"), 2**20)}
     return {name: (stays.get(name, 2**16), stays.get(name, 2**16) + for_a_while.get(name, 0)) for name in stages}

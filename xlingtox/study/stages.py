@@ -9,7 +9,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
@@ -25,15 +24,13 @@ from xlingtox.evaluation.groups import changes_by_group
 from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.models.completions import ServerError
 from xlingtox.models.generation import Continuations, generate
-from xlingtox.models.identity import Identity
 from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.evidence import evidence as find_evidence
-from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.scoring.protocol import Scorer
-from xlingtox.study import claims, doses, plan, results_file
+from xlingtox.study import claims, doses, patches, plan, results_file
+from xlingtox.study.attributing import attribute
 from xlingtox.study.engine import told
-from xlingtox.study.models import Models
-from xlingtox.study.settings import Materials, PairsOrder, Settings, first_rows
+from xlingtox.study.in_progress import InProgress
+from xlingtox.study.settings import PairsOrder, first_rows
 from xlingtox.transfer import prediction, retrieval
 from xlingtox.verdicts import Verdict
 
@@ -41,43 +38,6 @@ _LOG = logging.getLogger(__name__)
 
 _SHOWN = 3
 """So many prompts of each language are shown to readers, with what both models write greedily."""
-
-
-@dataclasses.dataclass
-class InProgress:
-    """A study in progress: what it works on, and the results of the stages that are done.
-
-    Attributes:
-        models: the model before tuning and the tuned one, of which at most one is in memory.
-        settings: the settings, with a recipe.
-        folder: the path of the study's folder.
-        keys: the key of each planned stage.
-        scorer: the scorer of the materials; if it has no cache, one is kept in the folder.
-        done: the result of each stage that is done.
-    """
-
-    models: Models
-    materials: Materials
-    settings: Settings
-    folder: Path
-    keys: Mapping[str, str]
-    scorer: Scorer
-    progress: bool
-    done: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def sources(self) -> NeuronSet:
-        """The neurons that the later stages work on."""
-        return NeuronSet.of(self.done["localize"]["actual"])
-
-    @property
-    def retrieval_file(self) -> Path:
-        """The file with the retrieval of each sentence, from which the reach is predicted."""
-        return self.folder / "stages" / f"retrieve.{self.keys['retrieve']}.safetensors"
-
-    def text_key(self, model: Identity) -> str:
-        """Return the name of the folder with what both models write for the comparison."""
-        return plan.text_key(model, self.materials, self.settings, self.keys["tune"])
 
 
 def _localize(study: InProgress) -> dict[str, Any]:
@@ -229,7 +189,7 @@ def _dose_response(
 
 def _tune(study: InProgress) -> dict[str, Any]:
     settings, materials = study.settings, study.materials
-    recipe, folder = settings.seeded_recipe(), study.folder / "tuned" / study.keys["tune"]
+    recipe, folder = settings.seeded_recipe(), study.tuned_folder
     assert materials.pairs is not None
     order, validation = settings.pairs_order, materials.validation
     tuned = tuning.tune_dpo(
@@ -270,8 +230,8 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 def _compare(study: InProgress) -> dict[str, Any]:
     settings, materials, models = study.settings, study.materials, study.models
-    models.tuned_in(study.folder / "tuned" / study.keys["tune"])
-    written = study.folder / "written" / study.text_key(models.base().identity())
+    models.tuned_in(study.tuned_folder)
+    written = study.written_folder
     engine = settings.engine
     try:
         comparison = compare_in_turn(
@@ -293,7 +253,7 @@ def _compare(study: InProgress) -> dict[str, Any]:
     except ServerError as error:
         if engine is None:
             raise
-        base, tuned = models.base(), study.folder / "tuned" / study.keys["tune"]
+        base, tuned = models.base(), study.tuned_folder
         is_tuned = processes.from_main((written / "before.json").exists)
         advice = engine.advice_after(tuned.absolute(), base) if is_tuned else engine.advice_before(base)
         raise told(error, advice) from error
@@ -386,6 +346,8 @@ def verdicts_and_warnings(study: InProgress) -> dict[str, Any]:
     if comparison is not None:
         verdicts += claims.of_sources(comparison)
         warnings += comparison.warnings
+    if "attribute" in done:
+        verdicts += claims.of_patches(patches.effect_of(done["attribute"]["patched"]))
     for name, keys, kind in (("intervene", doses.ON_TOXIC, "toxic"), ("amplify", doses.ON_NEUTRAL, "neutral")):
         if name in done:
             response = doses.response_of(done[name], keys)
@@ -424,5 +386,6 @@ WORK: Mapping[str, Callable[[InProgress], dict[str, Any]]] = {
     "tune": _tune,
     "compare": _compare,
     "predict": _predict,
+    "attribute": attribute,
 }
 """The function that does each stage, and returns what `results.json` keeps of it."""

@@ -12,7 +12,7 @@ from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.measures import COMPARED
-from xlingtox.study import provenance
+from xlingtox.study import claims, patches, provenance
 from xlingtox.study.results import StudyResults
 from xlingtox.study.sentences import without_warnings
 from xlingtox.text import seen
@@ -59,6 +59,7 @@ def summary(results: StudyResults, width: int = 80) -> str:
         _doses("after toxic prompts", results.toxic_doses, width),
         _doses("after neutral prompts", results.neutral_doses, width),
         _transfer(results, width),
+        _patched(results, width),
         *([_wrapped(str(finding), width), *_indented(finding.numbers, width)] for finding in without_warnings(results)),
     ]
     return in_ascii("\n\n".join("\n".join(lines) for lines in paragraphs if lines))
@@ -210,6 +211,19 @@ def _transfer(results: StudyResults, width: int) -> list[str]:
         )
         for measure, summary in results.transfer_by_measure.items()
     ]
+
+
+def _patched(results: StudyResults, width: int) -> list[str]:
+    """Return a line for each group that was patched, and for the random neurons beside it."""
+    effect = results.patched
+    if effect is None:
+        return []
+    shares = patches.shares_of(effect)
+    lines = [_wrapped("Of tuning's effect on toxic text, patched into the model before:", width)]
+    for group, chance in effect.groups.items():
+        random = f", random neurons {claims.share_in_words(*shares[chance])}" if chance else ""
+        lines.append(_wrapped(f"{claims.share_in_words(*shares[group])}{random}", width, title=f"{seen(group)}: "))
+    return lines
 
 
 def _words(measure: str) -> str:
