@@ -5,6 +5,7 @@ import pytest
 import torch
 from browsing import visiting
 from studies import made_up
+from test_figures_attribution import result, split
 
 from xlingtox import NeuronSet, Probe, figures, languages
 from xlingtox.evaluation.patch_effect import PatchEffect
@@ -66,6 +67,10 @@ def drawn():
         "dose_response": figures.dose_response(study.toxic_doses),
         "weight_drift": figures.weight_drift(study.comparison.drift),
         "transfer": figures.transfer(study.transfer),
+        "attribution": figures.attribution(result()),
+        "attribution_by_language": figures.attribution_by_language(result()),
+        "shared_units": figures.shared_units(result(), k=2),
+        "alignment_split": figures.alignment_split(split()),
     }
 
 
@@ -87,8 +92,8 @@ def test_a_figure_is_drawn_and_no_text_lies_over_another(browser, pages, name):
                 f"() => document.querySelector('.main-svg')?.getBoundingClientRect().width === {width}"
             )
             assert visit.page.evaluate(CLASHES) == [], width
-            marks = visit.page.locator(".scatterlayer .trace, .barlayer .trace").count()
-            assert marks >= 2
+            marks = visit.page.locator(".scatterlayer .trace, .barlayer .trace, .heatmaplayer .hm").count()
+            assert marks >= (1 if name == "attribution_by_language" else 2)
         assert visit.faults == []
         assert [url.rpartition("/")[2] for url in visit.requests] == ["plotly.min.js"]
 
