@@ -65,10 +65,10 @@ def dual_multilinguality(dual: DualMultilinguality, *, model: str = "before") ->
     figure.update_annotations(font_size=13, yshift=-2)
     where = "" if len(dual.models) == 1 else f", {model} tuning"
     subtitle = f"beside {dual.n_random} random sets; filled: above chance, corrected for the number of languages{where}"
-    title = heading("In which languages neurons promote toxic words, and fire before toxic text", subtitle)
+    described = heading("In which languages neurons promote toxic words, and fire before toxic text", subtitle)
     figure = styled(figure, height=560)
     # The legend stands above the first panel's name.
-    return figure.update_layout(title=title, scattermode="group", scattergap=0.4, margin_t=136, legend_y=1.06)
+    return figure.update_layout(title=described, scattermode="group", scattergap=0.4, margin_t=136, legend_y=1.06)
 
 
 def _add_set(figure: go.Figure, rows: Sequence[InLanguage], *, colour: str, number: int, first: bool) -> None:
