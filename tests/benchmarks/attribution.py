@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,10 @@ def cases(options: argparse.Namespace) -> list[Callable[[], Case]]:
     made = []
     if "mini" in options.models:
         tuned = options.tuned or carried.tuned_by_demo("mini", 0, Path(tempfile.mkdtemp()))
-        made.append(lambda: Case("Miniature", "mini", str(tuned), "gpt2", 10, ["en", "de", "ru", "zh"], "base"))
+        made.append(cache(lambda: Case("Miniature", "mini", str(tuned), "gpt2", 10, ["en", "de", "ru", "zh"], "base")))
     if "smollm2" in options.models:
         taught = str(options.taught)
-        made.append(lambda: Case("SmolLM2", "smollm2", taught, "llama", options.texts // 2, ["en"], "tuned"))
+        made.append(cache(lambda: Case("SmolLM2", "smollm2", taught, "llama", options.texts // 2, ["en"], "tuned")))
     return made
 
 
@@ -85,9 +86,9 @@ def cases(options: argparse.Namespace) -> list[Callable[[], Case]]:
 def validate(options: argparse.Namespace) -> None:
     columns = "Model, Texts, Units, Spearman linear (95 %), Pearson linear, Spearman integrated (95 %), Sum of exact, "
     print(header((columns + "Sum of linear, Sum of integrated").split(", ")), flush=True)
-    for made in cases(options):
+    for made in options.cases:
         case = made()
-        estimates = case.attribute(steps=8)
+        estimates = case.attribute(steps=options.steps)
         tables = {
             site: {
                 (site, *map(int, unit)): (linear, integrated)
@@ -111,7 +112,7 @@ def validate(options: argparse.Namespace) -> None:
         ]
         # In float64, Hugging Face's Gemma 2 gives NaN for texts that are padded on the left.
         path = Between(*lms, LogProbability(), Components.of(*lms, ("neurons", "heads")))
-        effects = path.effects(rows, 8)
+        effects = path.effects(rows, options.steps)
         tables = {"neurons": {}, "heads": {}}
         for (site, layer), linear in effects.linear.items():
             pairs = zip(linear.mean(0).tolist(), effects.integrated[site, layer].mean(0).tolist(), strict=True)
@@ -180,10 +181,12 @@ def random_rows(n: int) -> list[WeightedRow]:
 def completeness(options: argparse.Namespace) -> None:
     columns = "Model, Components, Steps, Exact, Patched, Sum of linear, Sum of integrated, Completeness, Remainder"
     print(header(columns.split(", ")), flush=True)
-    for made in cases(options):
+    for made in options.cases:
         case = made()
         for name, kinds in KINDS.items():
-            found = case.attribute(components=kinds)
+            # Llama-like models have no biases.
+            has = tuple(kind for kind in kinds if kind != "biases" or case.family == "gpt2")
+            found = case.attribute(components=has)
             of_all = found.summary().set_index("language").loc["all"]
             numbers = [found.exact, found.patched, of_all.linear, of_all.integrated]
             cells = [case.name, name, f"{found.steps}", *(f"{number:+.3f}" for number in numbers)]
@@ -199,7 +202,7 @@ def cost(options: argparse.Namespace) -> None:
     )
     print(header(columns.split(", ")), flush=True)
     clock = time.process_time if options.processor_time else time.perf_counter
-    for made in cases(options):
+    for made in options.cases:
         case = made()
         rows = sorted(case.rows, key=lambda row: len(row.ids))[-32:]
         components = Components.of(case.base, case.tuned, KINDS["neurons and heads"])
@@ -272,6 +275,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=16, help="continuations of SmolLM2; the toxic ones count (16)")
     parser.add_argument("--at-once", type=int, default=96, help="texts in a batch of single patches (96)")
     parser.add_argument("--heads", type=int, default=300, help="the most heads that are patched, at random (300)")
+    parser.add_argument("--steps", type=int, default=8, help="points on the path of --validate (8)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--processor-time", action="store_true")
@@ -279,6 +283,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.utils.logging.set_verbosity_error()
+    options.cases = cases(options) if options.validate or options.completeness or options.cost else []
     for part in (validate, completeness, cost):
         if getattr(options, part.__name__):
             print(f"{part.__name__}\n", flush=True)

@@ -50,8 +50,8 @@ def plain(source: str) -> Any:
         model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     else:
         folder = mini_checkpoint() if source == "mini" else Path(source)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    return model.float().eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder).float()
+    return model.eval()
 
 
 def log_probabilities(model: Any, rows: Sequence[Any], ids: Tensor, times: int = 1) -> Tensor:
