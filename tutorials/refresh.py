@@ -356,6 +356,21 @@ def constants_by(kind_or_group: str) -> Callable[[], str]:
     return shares
 
 
+def carried() -> str:
+    """Return what each group carries of DPO's effect, in each world and at each seed, with its random control."""
+    rows = [row for row in stored("attribution-worlds")["rows"] if row["table"] == "carried"]
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        run = f"World {row['World']}, seed {row['Seed']}"
+        group = row["Patched"].partition(" (")[0]
+        whole = group == "the tuned model"
+        share = row["Toxic text (nats)"].partition(" (")[0] + " nats" if whole else row["Share (95 %)"]
+        control = f" [{row['Random'].partition(' (')[0]}]" if row["Random"] else ""
+        cells.setdefault("The whole change" if whole else group[0].upper() + group[1:], {})[run] = share + control
+    runs = list(dict.fromkeys(run for of_group in cells.values() for run in of_group))
+    return table(["Patched", *runs], [(group, *(of_group[run] for run in runs)) for group, of_group in cells.items()])
+
+
 def dual(kind: str, columns: Mapping[str, str]) -> Callable[[], str]:
     """Return a function that shows one table of dual multilinguality: the value side, the key side, or who fires."""
 
@@ -466,7 +481,7 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "attribution": part_of("attribution", "validate"),
     "attribution-completeness": part_of("attribution", "completeness"),
     "attribution-cost": part_of("attribution", "cost"),
-    "attribution-worlds": part_of("attribution-worlds", "carried"),
+    "attribution-worlds": carried,
     "attribution-shared": part_of("attribution-worlds", "shared"),
     "planted": rows_of("planted", {key: key for key in ("Worlds", "Verdicts")}),
     "smollm2": rows_of("smollm2", {"Claim": "Claim", "Verdict": "Verdict", "Why": "Why"}),
