@@ -46,8 +46,8 @@ def mean_offset(
         >>> xt.edits.mean_offset(sources, activations, after, strength=0.5)
         Offset(NeuronSet(..., weighted: ...), 0.5)
     """
-    own, other = _pair_of_means(neurons, before, after, language)
-    return Offset(neurons.weighted((other - own).tolist()), strength)
+    base_means, tuned_means = _pair_of_means(neurons, before, after, language)
+    return Offset(neurons.weighted((tuned_means - base_means).tolist()), strength)
 
 
 @checked
@@ -96,10 +96,10 @@ def mean_scale(
         >>> xt.edits.mean_scale(sources, activations, after, strength=0.5)
         Scale(NeuronSet(...), ... values)
     """
-    own, other = _pair_of_means(neurons, before, after, language)
-    if (still := (own == 0).nonzero().flatten().tolist()) and strength:
+    base_means, tuned_means = _pair_of_means(neurons, before, after, language)
+    if (still := (base_means == 0).nonzero().flatten().tolist()) and strength:
         raise ValueError(f"neuron {neurons.neurons[still[0]]} has the mean 0 before: no factor moves it")
-    factors = 1 + strength * (other - own) / torch.where(own == 0, 1.0, own)
+    factors = 1 + strength * (tuned_means - base_means) / torch.where(base_means == 0, 1.0, base_means)
     return Scale(neurons, tuple(factors.tolist()))
 
 
@@ -151,8 +151,8 @@ def aligned_means(
 ) -> Set:
     """Hold each neuron at `1 - alpha` or `1 + alpha` times its own mean, whichever is less along the probe's direction.
 
-    Neurons that write along the probe get less than their mean, and those that write against it get more (Yang et al.
-    2024, arXiv 2411.06424, who call the four groups TP, TN, AP and AN). No tuned model is needed.
+    Neurons that write along the probe get less than their mean, and those that write against it get more. No tuned
+    model is needed. The edit is that of Yang et al. 2024 (arXiv 2411.06424).
 
     At `alpha` 0, neurons are still held at their means, which is an edit of its own. `aligned_offset` at strength 0
     changes nothing.
@@ -182,7 +182,7 @@ def _pair_of_means(
     neurons: NeuronSet, before: Activations, after: Activations, language: str | None
 ) -> tuple[Float[Tensor, "neuron"], Float[Tensor, "neuron"]]:
     """Return each neuron's mean in both models, or raise ValueError unless both read the same text."""
-    own, other = (_means(neurons, activations, language) for activations in (before, after))
+    base_means, tuned_means = (_means(neurons, activations, language) for activations in (before, after))
     writers = [activations.writer or activations.model for activations in (before, after)]
     same_steps = before.languages == after.languages and torch.equal(before.mask, after.mask)
     if not (same_steps and writers[0].is_same(writers[1])):
@@ -190,7 +190,7 @@ def _pair_of_means(
             f"{before.model} and {after.model} read different text, so that their means differ for that reason too: "
             "collect both with the same prompts and the same writer="
         )
-    return own, other
+    return base_means, tuned_means
 
 
 def _means_of(

@@ -57,11 +57,11 @@ def random_run(group: str, number: int) -> str:
 class AlignmentSplit:
     """The shares of tuning's change that groups of neurons carry, by several methods on the same text.
 
-    The groups are all neurons by two signs: whether the value vector points along the probe (T) or against it (A), and
-    whether the mean activation in the base is positive (P) or not (N). So TP, TN, AP and AN hold each neuron once.
-    Further groups are those that the caller names, and "all neurons".
+    The groups hold all neurons, by two signs. The value vector points along the probe (T) or against it (A). The mean
+    activation in the base is positive (P) or not (N). So TP, TN, AP and AN hold each neuron once. Further groups are
+    those that the caller names, and "all neurons". These are the methods.
 
-    - "projection", as Yang et al. 2024 do it: a neuron pushes the residual stream along the probe by its mean
+    - "projection" is that of Yang et al. 2024. A neuron pushes the residual stream along the probe by its mean
       activation times `v . w / |w|`. A group's share is its fall, from one model to the other, over that of all
       neurons. Nothing is patched, so it does not say what would happen.
     - "linear" and "integrated": `attribute`'s estimates for the log-probability of the continuations, over the whole

@@ -53,16 +53,17 @@ def attribute(
 
     Tuning changes what a model thinks of a text. Which neurons and heads carry that change? Exact patching moves one of
     them at a time to the value that it has in the tuned model, which takes a pass for each. Two estimates take a few
-    passes for all:
+    passes for all.
 
     - The *linear* estimate is the gradient of the measure in the base model, times the difference of activations
-      (attribution patching, Nanda 2023; Syed et al. 2023, arXiv 2310.10348). It takes one forward and one backward pass
-      of the base model. It puts single units into the order of exact patching. Its sum means nothing: what
-      passes through two components is counted twice.
-    - The *integrated* estimate is the gradient averaged along the straight path on which all these components go from
-      the base's activations to the tuned ones, times the difference (integrated gradients, Sundararajan et al. 2017,
-      arXiv 1703.01365). It adds up to the exact effect of patching them all. It is for sums over layers, kinds and
-      groups. For the order of single units it is worse, since the others have moved too.
+      (attribution patching, Syed et al. 2023, arXiv 2310.10348). It takes one forward and one backward pass of the base
+      model. It orders single units nearly as exact patching does. Its sum means nothing, because what passes through
+      two components is counted twice.
+    - The *integrated* estimate averages the gradient along a path, and multiplies it by the difference. On this path
+      all components go straight from the base's activations to the tuned ones (integrated gradients, Sundararajan et
+      al. 2017, arXiv 1703.01365). It adds up to the exact effect of patching them all, so it is for sums over layers,
+      kinds and groups. It orders single units worse (rank correlations of 0 to .7 with exact patching), since the
+      others have moved too.
 
     Groups of units interact, so patch a group before you claim what it carries: `patch_effect` does. All components on
     the path move at once, and those that were not asked for respond to them.

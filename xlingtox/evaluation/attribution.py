@@ -18,7 +18,7 @@ from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.equality import equal
 from xlingtox.evaluation.components import Component
-from xlingtox.evaluation.named_sets import ALL
+from xlingtox.evaluation.shares import ALL, BASE, TUNED, Resampled
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models.identity import Identity
@@ -37,7 +37,7 @@ _TOTALS = ("exact", "patched", "linear", "integrated")
 @checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Attribution:
-    """How much each neuron and head carries of what tuning changed in a measure, language by language.
+    """The part that each neuron and head carries of what tuning changed in a measure, language by language.
 
     Attributes:
         measure: the name of the measure.
@@ -249,28 +249,19 @@ class Attribution:
         change `exact`; `low` and `high` are its bootstrap interval over prompts. They are NaN where a language has one
         prompt, or where the prompts do not show that there is a change.
         """
-        rng, ends = np.random.default_rng(seed), [(1 - level) / 2, (1 + level) / 2]
-        codes = np.array(self.languages)
-        places = {code: np.flatnonzero(codes == code) for code in self.codes}
-        drawn = {code: rows[rng.integers(0, len(rows), (n_resamples, len(rows)))] for code, rows in places.items()}
-        rows = []
-        for name, group in self.groups.items():
-            for code in (*self.codes, ALL):
-                some = list(self.codes) if code == ALL else [code]
-
-                def means(values: np.ndarray, some: list[str] = some) -> tuple[float, Float[np.ndarray, "resample"]]:
-                    at = np.mean([values[places[one]].mean() for one in some])
-                    return float(at), np.mean([values[drawn[one]].mean(1) for one in some], axis=0)
-
-                change, changes = means(self.totals["exact"])
-                linear, _ = means(group["linear"])
-                given, resampled = means(group["integrated"])
-                low, high = np.nan, np.nan
-                least, most = np.quantile(changes, ends)
-                if least * most > 0 and max(len(places[one]) for one in some) > 1:
-                    low, high = np.quantile(resampled / changes, ends)
-                share = given / change if change else np.nan
-                rows.append((name, code, linear, given, share, float(low), float(high)))
+        drawn = Resampled(self.languages, level=level, n_resamples=n_resamples, seed=seed)
+        runs = {BASE: np.zeros(len(self.languages)), TUNED: self.totals["exact"]}
+        runs |= {name: group["integrated"] for name, group in self.groups.items()}
+        linear = {name: self._means(group["linear"]) for name, group in self.groups.items()}
+        rows = [
+            (
+                name := str(share.run),
+                share.language,
+                float(np.mean(list(linear[name].values()))) if share.language == ALL else linear[name][share.language],
+                *(share.part, share.share, share.low, share.high),
+            )
+            for share in drawn.shares(runs)
+        ]
         names = ["group", "language", "linear", "integrated", "share", "low", "high"]
         return pd.DataFrame(rows, columns=names)
 

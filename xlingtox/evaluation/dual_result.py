@@ -80,7 +80,7 @@ class InLanguage:
 @checked
 @dataclass(frozen=True)
 class AtOnce:
-    """In how many languages at once one side of a set is above chance, next to random sets.
+    """The number of languages at once in which one side of a set is above chance, next to random sets.
 
     Languages depend on each other, so the chance level is counted and not computed: each random set is compared with
     the others, language by language, as the observed set is.
@@ -119,7 +119,7 @@ class AtOnce:
 @checked
 @dataclass(frozen=True)
 class Firing:
-    """How many neurons of a set fire more before toxic than before neutral text in the source language.
+    """The number of neurons of a set that fire more before toxic than before neutral text in the source language.
 
     Attributes:
         chosen: these neurons. They are chosen on one half of the prompts, and the key side is tested on the others.
@@ -234,8 +234,8 @@ class DualMultilinguality:
     def verdicts(self) -> tuple[Verdict, ...]:
         """Two claims on each set in each model, one for each side.
 
-        "Found" says that the side is above chance in at least half of the languages other than the source language,
-        and "weak" that it is in at least one of them. All are corrected for the number of languages.
+        "Found" says that the side is above chance in at least half of the languages other than the source language.
+        "Weak" says that it is in at least one of them. All are corrected for the number of languages.
         """
         return tuple(
             verdict

@@ -296,7 +296,7 @@ class _Texts:
 
     @cached_property
     def counted(self) -> Bool[Tensor, "row pos"]:
-        """Which tokens of the last columns count."""
+        """The mask of the tokens that count, in the last columns."""
         counts = torch.tensor([len(row.ids) - row.begin for row in self.rows], device=self.ids.device)
         return torch.arange(self.most, 0, -1, device=self.ids.device) <= counts[:, None]
 

@@ -50,7 +50,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class KeySide:
-    """What reads the key side.
+    """The activations that the key side reads.
 
     Attributes:
         neurons: all neurons of the layers in which some set has one, layer by layer.

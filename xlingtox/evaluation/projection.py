@@ -1,4 +1,4 @@
-"""How far neurons push the residual stream along a probe's direction, by group and prompt (Yang et al. 2024).
+"""Measure how far neurons push the residual stream along a probe's direction, by group and prompt (Yang et al. 2024).
 
 A neuron's push is its mean activation over tokens times the part of its write vector along the direction. Only sums of
 groups are kept of each prompt, so that all neurons of a large model can be read on any number of prompts.

@@ -143,7 +143,7 @@ def alignment_split(
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What all methods share.
+    """The texts, the groups and the settings that all methods share.
 
     Attributes:
         texts: the continuations, in which those that do not count are blank.

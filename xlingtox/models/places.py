@@ -1,4 +1,4 @@
-"""How a model holds the units of each site: as columns of an activation, which one projection reads.
+"""Find the units of each site in a model: as columns of an activation, which one projection reads.
 
 A neuron is one column of its layer's post-activations, which the down-projection reads. A head is as many columns as it
 is wide, and attention's output projection reads them. With this, an edit of any site is an edit of columns.
