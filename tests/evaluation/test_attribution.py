@@ -149,6 +149,19 @@ def test_all_neurons_patched_is_a_plain_patch_and_the_integrated_estimates_add_u
         assert given == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
+def test_models_in_16_bits_are_attributed_in_32(tokenizer):
+    models = [HookedLM.load(model, tokenizer=tokenizer) for model in pair("llama")]
+    in_16_bits = [HookedLM.load(model, tokenizer=tokenizer, dtype=torch.bfloat16) for model in pair("llama")]
+    path, rounded = (
+        Path(*both, LogProbability(), Components.of(*both, ["neurons", "heads"])) for both in (models, in_16_bits)
+    )
+    effects, in_bfloat16 = path.effects(ROWS, None), rounded.effects(ROWS, None)
+    assert in_bfloat16.steps <= 16
+    for place, values in in_bfloat16.linear.items():
+        assert values.dtype == torch.float32
+        assert spearmanr(values.flatten(), effects.linear[place].flatten()).statistic > 0.9, place
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
 def test_linear_estimates_order_neurons_and_heads_as_exact_patching(name, tokenizer):
     base, tuned = pair(name, torch.float64)

@@ -80,7 +80,7 @@ class Attribution:
         return (
             f"Attribution({self.measure} of {len(self.languages)} prompts changes by {self.exact:+.3g}; all "
             f"{' and '.join(kind.replace('_', ' ') for kind in self.units)} patched: {self.patched:+.3g}, "
-            f"{self.completeness:.1%} of it attributed)"
+            f"{self.completeness:.1%} of it attributed, remainder {self.remainder:+.3g})"
         )
 
     @property
