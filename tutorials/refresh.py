@@ -356,6 +356,11 @@ def constants_by(kind_or_group: str) -> Callable[[], str]:
     return shares
 
 
+_SPLIT = (
+    *("Group", "Neurons", "Projection", "Integrated", "Exact patch", "Exact patch, base into tuned", "Probe, patched"),
+)
+
+
 def carried() -> str:
     """Return what each group carries of DPO's effect, in each world and at each seed, with its random control."""
     rows = [row for row in stored("attribution-worlds")["rows"] if row["table"] == "carried"]
@@ -482,6 +487,7 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "attribution-completeness": part_of("attribution", "completeness"),
     "attribution-cost": part_of("attribution", "cost"),
     "attribution-worlds": carried,
+    "split": rows_of("split", {name: name for name in _SPLIT}),
     "attribution-shared": part_of("attribution-worlds", "shared"),
     "planted": rows_of("planted", {key: key for key in ("Worlds", "Verdicts")}),
     "smollm2": rows_of("smollm2", {"Claim": "Claim", "Verdict": "Verdict", "Why": "Why"}),

@@ -24,7 +24,7 @@ METHODS = {
 def cell(row: object) -> str:
     """Return a share with its interval, and the random groups' mean in brackets."""
     random = "" if row.random != row.random else f" [{row.random:.0%}]"
-    return f"{row.share:.0%} ({row.low:.0%} to {row.high:.0%}){random}".replace("-", "−")
+    return f"{row.share:.0%} ({row.low:.0%} to {row.high:.0%}){random}".replace("%", " %").replace("-", "−")
 
 
 def main() -> None:
