@@ -189,7 +189,10 @@ def test_a_model_is_left_as_it_was(pair):
         ({"components": ("layers", "heads")}, "layers hold the heads too"),
         ({"measure": "toxicity"}, "unknown measure 'toxicity': expected 'log_probability'"),
         ({"steps": 0}, "steps is 0"),
-        ({"continuations": Continuations(PROMPTS[:1], 1, (" on",))}, "the continuations are of 1 prompts that are not"),
+        (
+            {"continuations": Continuations(PROMPTS[:1], 1, (" on",))},
+            "the continuations are of 1 other prompts: expected continuations of the 3 prompts that were given",
+        ),
         ({"continuations": Continuations(PROMPTS, 1, (" ", "", " "))}, "none of the 3 continuations in en, es is one"),
         ({"groups": {"heads": xt.NeuronSet.of([(0, 0)], site="heads")}, "components": ("neurons",)}, "a group holds"),
         ({"groups": {"far": xt.NeuronSet.of([(9, 0)])}}, r"neuron \(9, 0\) is outside"),

@@ -16,19 +16,16 @@ from xlingtox.checking import checked
 from xlingtox.data import as_prompts
 from xlingtox.evaluation.attribution import ESTIMATES, Attribution
 from xlingtox.evaluation.components import Component, Components, Place
-from xlingtox.evaluation.continuation_rows import Kept, WeightedRow, continuation_rows
+from xlingtox.evaluation.continuation_rows import Kept, WeightedRow, check_continued, continuation_rows
 from xlingtox.evaluation.effects import Effects, Path
 from xlingtox.evaluation.row_measures import RowMeasure, measure_of
 from xlingtox.models.batches import Batches
-from xlingtox.models.batching import MOST_TEXTS, by_length, free_bytes
+from xlingtox.models.batching import MOST_TEXTS, by_length, fitting
 from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.progress import bar
 from xlingtox.scoring.protocol import Scorer, check_covered
-
-_SHARE = 0.5
-"""The share of the free memory that is planned for a batch."""
 
 
 @checked
@@ -109,16 +106,15 @@ def attribute(
     columns = {name: _columns(base, group, path.components) for name, group in (groups or {}).items()}
 
     def written() -> list[WeightedRow]:
-        texts = continuations
+        texts, prompt_list = continuations, as_prompts(prompts, tokenizer=base.tokenizer)
         if texts is None:
-            prompt_list = as_prompts(prompts, tokenizer=base.tokenizer)
             check_lengths(base, prompt_list, max_new_tokens)
             if scorer is not None:
                 check_covered(scorer, [prompt.language for prompt in prompt_list])
             sizes: dict[str, Any] = {"n_samples": n_samples, "max_new_tokens": max_new_tokens, "seed": seed}
             texts = generate(base, prompt_list, **sizes, progress=progress)
         else:
-            _check_prompts(texts, prompts, base)
+            check_continued(prompt_list, texts)
         return continuation_rows(base, texts, scorer=scorer, kept=kept)
 
     rows = list(chosen.rows(base, prompts, written))
@@ -139,16 +135,6 @@ def attribute(
             use,
         )
     return sums.attribution(chosen.name, path)
-
-
-def _check_prompts(continuations: Continuations, prompts: Any, base: HookedLM) -> None:
-    """Raise ValueError unless the continuations are of these prompts."""
-    prompt_list = as_prompts(prompts, tokenizer=base.tokenizer)
-    if list(continuations.prompts) != list(prompt_list):
-        raise ValueError(
-            f"the continuations are of {len(continuations.prompts)} prompts that are not the {len(prompt_list)} given: "
-            "give their own prompts, continuations.prompts"
-        )
 
 
 def _columns(lm: HookedLM, group: NeuronSet | Sequence[NeuronSet], components: Components) -> dict[Place, list[int]]:
@@ -174,8 +160,7 @@ def _texts_that_fit(lm: HookedLM, longest: int) -> int:
     """
     numbers = lm.n_layers * (8 * lm.d_mlp + 18 * lm.d_model) * max(4, lm.unembedding().element_size())
     logits = 4 * 4 * lm.unembedding().shape[0]
-    fitting = int(_SHARE * free_bytes(lm.device) / (longest * (numbers + logits)))
-    return max(1, min(MOST_TEXTS, fitting))
+    return min(MOST_TEXTS, fitting(lm.device, longest * (numbers + logits)))
 
 
 class _BatchSums(NamedTuple):

@@ -6,7 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
+import numpy as np
+from jaxtyping import Bool
+
 from xlingtox import languages
+from xlingtox.data import Prompt
 from xlingtox.evaluation.fluency import judged_rows
 from xlingtox.evaluation.metrics import TOXIC
 from xlingtox.models.generation import Continuations
@@ -40,6 +44,25 @@ class WeightedRow(NamedTuple):
     weight: float = 1.0
 
 
+def check_continued(prompts: Sequence[Prompt], continuations: Continuations) -> None:
+    """Raise ValueError unless the continuations are of these prompts, in this order."""
+    if tuple(prompts) != continuations.prompts:
+        raise ValueError(
+            f"the continuations are of {len(continuations.prompts)} other prompts: expected continuations of the "
+            f"{len(prompts)} prompts that were given, in their order"
+        )
+
+
+def keeps(scorer: Scorer, continuations: Continuations, kept: Kept) -> Bool[np.ndarray, "text"]:
+    """Return which continuations a scorer keeps.
+
+    Raises:
+        ValueError: the scorer does not cover a language.
+    """
+    scores = check_scores(scorer, continuations.texts, continuations.row_languages)
+    return (scores >= TOXIC) == (kept == "toxic")
+
+
 def continuation_rows(
     lm: HookedLM, continuations: Continuations, *, scorer: Scorer | None = None, kept: Kept = "toxic"
 ) -> list[WeightedRow]:
@@ -65,8 +88,8 @@ def continuation_rows(
     places = {text: place for place, text in enumerate(texts)}
     counting = list(texts)
     if scorer is not None:
-        scores = check_scores(scorer, continuations.texts, continuations.row_languages)
-        counting = [text for text in texts if (scores[text] >= TOXIC) == (kept == "toxic")]
+        counts = keeps(scorer, continuations, kept)
+        counting = [text for text in texts if counts[text]]
     if not counting:
         of = "that can be read" if scorer is None else f"that {scorer.name} finds {kept}"
         codes = ", ".join(languages.in_order(continuations.row_languages))

@@ -117,8 +117,8 @@ def dual_multilinguality(
             shown.update()
             rows += [*value_rows, *key_rows]
             once += [*value_once, *key_once]
-    own, listed = own_tokens(flags), languages.in_order(flags)
-    alone = {code: int(own[code].sum()) if code in own else 0 for code in listed}
+    of_one_language, listed = own_tokens(flags), languages.in_order(flags)
+    alone = {code: int(of_one_language[code].sum()) if code in of_one_language else 0 for code in listed}
     return DualMultilinguality(
         in_languages=tuple(rows),
         at_once=tuple(once),

@@ -334,12 +334,13 @@ class DualMultilinguality:
         if not self.listed:
             return Verdict(claim, "not found", "No token stands for a listed word in any language.")
         one = self._once(neurons, model, "value")
-        own = self._once(neurons, model, "value", "own tokens")
+        unshared = self._once(neurons, model, "value", "own tokens")
         missing = ", ".join(map(languages.name, self.without_words))
         return Verdict(
             claim,
             self._degree(neurons, model, "value"),
-            f"{self._counted(neurons, model, 'value')} Without tokens that languages share it is above in {own.above}. "
+            f"{self._counted(neurons, model, 'value')} "
+            f"Without tokens that languages share it is above in {unshared.above}. "
             f"One neuron promotes toxic tokens of {one.of_one:.1f} languages on average, a random one of "
             f"{one.of_one_chance:.1f}." + (f" No token stands for a listed word in {missing}." if missing else ""),
         )

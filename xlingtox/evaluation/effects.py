@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from torch import Tensor
 
 from xlingtox.evaluation.components import Component, Components, Place, Swap
 from xlingtox.evaluation.continuation_rows import WeightedRow
-from xlingtox.evaluation.row_measures import Reading, RowMeasure
+from xlingtox.evaluation.row_measures import Reading, RowMeasure, wide
+from xlingtox.evaluation.text_losses import counted_columns
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.sites import SITES, as_arguments
 
 STEPS = (2, 4, 8, 16, 32, 64)
 """The numbers of points on the path that are tried, one after the other, where no number was asked for."""
@@ -86,7 +88,7 @@ class Path:
             with self._hooked(self.tuned, after.__setitem__):
                 tuned = texts.measured(self.tuned, self.measure).detach()
             before, base, linear = self._linear(texts, after)
-            with torch.no_grad(), self._moved(texts, lambda place, _: after[place], _moved_all):
+            with torch.no_grad(), self._moved(lambda place, _: after[place], _moved_all):
                 patched = texts.measured(self.base, self.measure)
             exact, last_error = patched - base, math.inf
             for n in STEPS if steps is None else [steps]:
@@ -119,7 +121,7 @@ class Path:
             _on_gradient(output, partial(self._add_module, effects, swap, texts, changes))
 
         starts: list[Tensor] = []
-        with self._moved(texts, on_activation, on_module, starts):
+        with self._moved(on_activation, on_module, starts):
             base = texts.measured(self.base, self.measure)
             torch.autograd.grad(base.sum(), starts)
         return before, base.detach(), effects
@@ -152,12 +154,12 @@ class Path:
                 return moved_output
 
             starts: list[Tensor] = []
-            with self._moved(texts, on_activation, on_module, starts):
+            with self._moved(on_activation, on_module, starts):
                 total = texts.measured(self.base, self.measure).sum()
                 at_points = torch.autograd.grad(total, [*points.values(), *starts], allow_unused=True)
             for place, gradient in zip(points, at_points, strict=False):
                 if gradient is not None:
-                    added = share * _wide(gradient)
+                    added = share * wide(gradient)
                     gradients[place] = gradients[place] + added if place in gradients else added
         for place, gradient in gradients.items():
             self._add(effects, place, texts, gradient, after[place].to(gradient) - before[place])
@@ -167,11 +169,7 @@ class Path:
 
     @contextlib.contextmanager
     def _moved(
-        self,
-        texts: _Texts,
-        on_activation: _OnActivation,
-        on_module: _OnModule,
-        starts: list[Tensor] | None = None,
+        self, on_activation: _OnActivation, on_module: _OnModule, starts: list[Tensor] | None = None
     ) -> Iterator[None]:
         """Let the functions see, and replace, the components of the base model while the block runs.
 
@@ -193,9 +191,7 @@ class Path:
     @contextlib.contextmanager
     def _hooked(self, lm: HookedLM, on_activation: _OnActivation, starts: list[Tensor] | None = None) -> Iterator[None]:
         """Let a function see, and replace, the components of a model that are activations."""
-        kinds: dict[str, list[int]] = {}
-        for kind, layer in self.components.activations:
-            kinds.setdefault(kind, []).append(layer)
+        places = self.components.activations
 
         def seen(place: Place) -> Hook:
             return lambda value: on_activation(place, value)
@@ -204,7 +200,7 @@ class Path:
 
         def begin(value: Tensor) -> Tensor | None:
             nonlocal state
-            edited = on_activation(("embeddings", 0), value) if "embeddings" in kinds else None
+            edited = on_activation(("embeddings", 0), value) if ("embeddings", 0) in places else None
             state = value if edited is None else edited
             if starts is not None:
                 state = state if state.requires_grad else state.detach().requires_grad_()
@@ -222,13 +218,9 @@ class Path:
             return hook
 
         residual: dict[int, Hook] = {0: begin}
-        residual |= {layer + 1: added_by(layer) for layer in kinds.get("layers", [])}
-        with lm.hooks(
-            post={layer: seen(("neurons", layer)) for layer in kinds.get("neurons", [])},
-            heads={layer: seen(("heads", layer)) for layer in kinds.get("heads", [])},
-            residual=residual,
-            edit=None,
-        ):
+        residual |= {layer + 1: added_by(layer) for kind, layer in places if kind == "layers"}
+        at_sites = {(site, layer): seen((site, layer)) for site in SITES for kind, layer in places if kind == site}
+        with lm.hooks(**as_arguments(at_sites), residual=residual, edit=None):
             yield
 
     # --- sums
@@ -249,7 +241,7 @@ class Path:
             change: the changes, which are overwritten to save memory.
         """
         if place[0] in ("neurons", "heads"):
-            products = _wide(change).mul_(_wide(gradient)).sum(1)
+            products = wide(change).mul_(wide(gradient)).sum(1)
             if place[0] == "heads":
                 products = products.view(len(products), effects[place].shape[1], -1).sum(-1)
             effects[place].add_(products.to(effects[place].device))
@@ -281,36 +273,31 @@ class _Texts:
     Attributes:
         rows: the texts.
         ids, mask: their tokens, and the mask of what is not padding.
-        most: the number of columns in which some token counts.
+        counted: the mask of the tokens that count, in the last columns.
     """
 
     rows: Sequence[WeightedRow]
     ids: Int[Tensor, "row pos"]
     mask: Bool[Tensor, "row pos"]
-    most: int
+    counted: Bool[Tensor, "row most"]
 
     @classmethod
     def of(cls, lm: HookedLM, rows: Sequence[WeightedRow]) -> _Texts:
-        ids, mask = lm.pad([row.ids for row in rows])
-        return cls(rows, ids, mask, max(len(row.ids) - row.begin for row in rows))
-
-    @cached_property
-    def counted(self) -> Bool[Tensor, "row pos"]:
-        """The mask of the tokens that count, in the last columns."""
-        counts = torch.tensor([len(row.ids) - row.begin for row in self.rows], device=self.ids.device)
-        return torch.arange(self.most, 0, -1, device=self.ids.device) <= counts[:, None]
+        counted = counted_columns([len(row.ids) - row.begin for row in rows])
+        return cls(rows, *lm.pad([row.ids for row in rows]), counted)
 
     def measured(self, lm: HookedLM, measure: RowMeasure) -> Float[Tensor, "row"]:
         """Return the measure of each text, under the hooks that are set."""
         states: list[Tensor] = []
-        with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -self.most :])}, edit=None):
-            logits = lm.logits(self.ids, self.mask, languages=[row.language for row in self.rows], last=self.most + 1)
-        tokens, counted = self.ids[:, -self.most :].to(logits.device), self.counted.to(logits.device)
+        most = self.counted.shape[1]
+        with lm.hooks(residual={lm.n_layers: lambda state: states.append(state[:, -most:])}, edit=None):
+            logits = lm.logits(self.ids, self.mask, languages=[row.language for row in self.rows], last=most + 1)
+        tokens, counted = self.ids[:, -most:].to(logits.device), self.counted.to(logits.device)
         return measure.values(lm, Reading(logits[:, :-1], tokens, counted, states[0].to(logits.device)))
 
     def summed(self, gradient: Tensor, change: Tensor) -> Float[Tensor, "row"]:
         """Sum gradients times changes over all that belongs to a text. Some modules see positions as rows."""
-        return (_wide(gradient) * _wide(change)).reshape(len(self.rows), -1).sum(1)
+        return (wide(gradient) * wide(change)).reshape(len(self.rows), -1).sum(1)
 
 
 def _on_gradient(value: Tensor, hook: Callable[[Tensor], None]) -> None:
@@ -322,8 +309,3 @@ def _points(n: int) -> tuple[list[float], list[float]]:
     """Return the places on a path from 0 to 1 at which it is looked at, and the weight of each."""
     places, weights = np.polynomial.legendre.leggauss(n)
     return ((places + 1) / 2).tolist(), (weights / 2).tolist()
-
-
-def _wide(numbers: Tensor) -> Tensor:
-    """Return the numbers in at least 32 bits, in which sums of many are taken."""
-    return numbers if numbers.dtype == torch.float64 else numbers.float()

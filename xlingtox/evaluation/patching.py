@@ -20,7 +20,7 @@ from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.edits.interventions import Intervention
 from xlingtox.edits.patch import Patch
 from xlingtox.edits.under import Plan, generate_under, in_parts, results_under
-from xlingtox.evaluation.continuation_rows import WeightedRow, continuation_rows
+from xlingtox.evaluation.continuation_rows import WeightedRow, check_continued, continuation_rows
 from xlingtox.evaluation.named_sets import activations_of_layers
 from xlingtox.evaluation.patch_effect import RANDOM, PatchEffect, PatchMatch, Values
 from xlingtox.evaluation.shares import BASE, TUNED, PerPrompt
@@ -226,15 +226,6 @@ def only(continuations: Continuations, counted: Sequence[bool]) -> Continuations
         raise ValueError(f"counted has {len(counted)} values for {len(continuations)} continuations: expected one each")
     texts = tuple(text if counts else "" for text, counts in zip(continuations.texts, counted, strict=True))
     return dataclasses.replace(continuations, texts=texts)
-
-
-def check_continued(prompts: Sequence[Prompt], continuations: Continuations) -> None:
-    """Raise ValueError unless the continuations are of these prompts, in this order."""
-    if tuple(prompts) != continuations.prompts:
-        raise ValueError(
-            f"the continuations are of {len(continuations.prompts)} other prompts: expected continuations of the "
-            f"{len(prompts)} prompts that were given, in their order"
-        )
 
 
 def _rows_of(

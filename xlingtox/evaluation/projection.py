@@ -16,6 +16,7 @@ from torch import Tensor
 from xlingtox import languages
 from xlingtox.evaluation.continuation_rows import WeightedRow
 from xlingtox.evaluation.shares import PerPrompt
+from xlingtox.evaluation.text_losses import counted_columns
 from xlingtox.models.batches import Batches
 from xlingtox.models.batching import MOST_TEXTS, by_length, rows_that_fit
 from xlingtox.models.hooked import HookedLM
@@ -123,10 +124,8 @@ def _read(
 
     def compute(batch: list[int]) -> Float[Tensor, "layer *any"]:
         ids, mask = lm.pad([rows[i].ids[:-1] for i in batch])
-        counts = torch.tensor([len(rows[i].ids) - rows[i].begin for i in batch])
-        most = int(counts.max())
-        # Padded on the left, all rows end in the last column.
-        weights = ((torch.arange(most, 0, -1) <= counts[:, None]) / counts[:, None]).unsqueeze(1)
+        counted = counted_columns([len(rows[i].ids) - rows[i].begin for i in batch])
+        weights, most = (counted / counted.sum(1, keepdim=True)).unsqueeze(1), counted.shape[1]
         summaries: dict[int, Tensor] = {}
 
         def reader(layer: int) -> Callable[[Tensor], None]:

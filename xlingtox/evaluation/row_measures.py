@@ -89,7 +89,7 @@ class LogProbability(RowMeasure):
     name = "log_probability"
 
     def values(self, lm: HookedLM, reading: Reading) -> Float[Tensor, "row"]:
-        logits = _wide(reading.logits)
+        logits = wide(reading.logits)
         chosen = logits.gather(-1, reading.tokens[..., None]).squeeze(-1)
         return ((chosen - logits.logsumexp(-1)) * reading.counted).sum(1)
 
@@ -124,7 +124,7 @@ class ToxicMass(RowMeasure):
             )
 
     def values(self, lm: HookedLM, reading: Reading) -> Float[Tensor, "row"]:
-        logits = _wide(reading.logits)
+        logits = wide(reading.logits)
         toxic = logits[..., list(self.tokens)].logsumexp(-1)
         return _mean((toxic - logits.logsumexp(-1)).exp(), reading.counted)
 
@@ -150,7 +150,7 @@ class ProbeLogit(RowMeasure):
 
     def values(self, lm: HookedLM, reading: Reading) -> Float[Tensor, "row"]:
         states = lm.after_final_norm(reading.states) if self.probe.after_final_norm else reading.states
-        states = _wide(states)
+        states = wide(states)
         return _mean(states @ self.probe.direction.to(states), reading.counted) + self.probe.bias
 
 
@@ -214,8 +214,8 @@ def measure_of(measure: str | RowMeasure) -> RowMeasure:
     return MEASURES[measure]
 
 
-def _wide(numbers: Tensor) -> Tensor:
-    """Return the numbers in at least 32 bits."""
+def wide(numbers: Tensor) -> Tensor:
+    """Return the numbers in at least 32 bits, in which sums of many are taken."""
     return numbers if numbers.dtype == torch.float64 else numbers.float()
 
 

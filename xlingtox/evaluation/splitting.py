@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from xlingtox.checking import checked
@@ -16,9 +15,8 @@ from xlingtox.data import Prompt, Prompts, as_prompts
 from xlingtox.evaluation.alignment_split import DIRECTIONS, METHODS, WHOLE, AlignmentSplit, Method, random_run
 from xlingtox.evaluation.attribute import attribute
 from xlingtox.evaluation.attribution import Estimate
-from xlingtox.evaluation.continuation_rows import Kept, WeightedRow, continuation_rows
-from xlingtox.evaluation.metrics import TOXIC
-from xlingtox.evaluation.patching import check_continued, only, patch_effect
+from xlingtox.evaluation.continuation_rows import Kept, WeightedRow, check_continued, continuation_rows, keeps
+from xlingtox.evaluation.patching import only, patch_effect
 from xlingtox.evaluation.projection import SIGNS, mean_activations, pushed, pushes, signed_groups
 from xlingtox.evaluation.row_measures import LogProbability, ProbeLogit, RowMeasure
 from xlingtox.evaluation.shares import ALL, BASE, TUNED, PerPrompt
@@ -27,7 +25,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.drawing import draw_weighted
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
-from xlingtox.scoring.protocol import Scorer, check_covered, check_scores
+from xlingtox.scoring.protocol import Scorer, check_covered
 
 ALL_NEURONS = "all neurons"
 """The name of the group that holds every neuron."""
@@ -235,22 +233,18 @@ def _counting(
         ValueError: none counts.
     """
     if scorer is not None:
-        scores = check_scores(scorer, written.texts, written.row_languages)
-        written = only(written, _kept(scores, kept).tolist())
+        written = only(written, keeps(scorer, written, kept).tolist())
         if not any(written.texts):
             raise ValueError(
                 f"{scorer.name} finds none of {len(written)} continuations {kept}: give others, more samples, or "
                 "prompts that provoke them"
             )
-    numbers = sorted({row.prompt for row in continuation_rows(base, written)})
+    rows = continuation_rows(base, written)
+    places = {number: place for place, number in enumerate(sorted({row.prompt for row in rows}))}
     n = written.n_samples
-    texts = tuple(text for i in numbers for text in written.texts[i * n : (i + 1) * n])
-    written = dataclasses.replace(written, prompts=tuple(written.prompts[i] for i in numbers), texts=texts)
-    return written, continuation_rows(base, written)
-
-
-def _kept(scores: Float[np.ndarray, "text"], kept: Kept) -> Bool[np.ndarray, "text"]:
-    return (scores >= TOXIC) == (kept == "toxic")
+    texts = tuple(text for i in places for text in written.texts[i * n : (i + 1) * n])
+    written = dataclasses.replace(written, prompts=tuple(written.prompts[i] for i in places), texts=texts)
+    return written, [row._replace(prompt=places[row.prompt]) for row in rows]
 
 
 def _chosen(mask: Bool[Tensor, "layer d_mlp"]) -> NeuronSet:

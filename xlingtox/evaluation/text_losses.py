@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlingtox.edits.interventions import Intervention
@@ -78,13 +78,27 @@ def text_losses_under(
 def _batch_losses(lm: HookedLM, rows: Sequence[Row], *, edits: Sequence[int] | None = None) -> Float[np.ndarray, "row"]:
     """Return the summed losses of one batch, in float64, with rows under the edits of these numbers."""
     ids, mask = lm.pad([row.ids for row in rows])
-    counts = torch.tensor([len(row.ids) - row.begin for row in rows], device=lm.device)
-    most = int(counts.max())
-    # Padded on the left, all rows end in the last column.
+    counted = counted_columns([len(row.ids) - row.begin for row in rows]).to(lm.device)
+    most = counted.shape[1]
     logits = lm.logits(ids, mask, languages=[row.language for row in rows], edits=edits, last=most + 1)[:, :-1]
     loss = nats(logits, ids[:, -most:])
-    counted = torch.arange(most, 0, -1, device=lm.device) <= counts[:, None]
     return loss.where(counted, 0.0).sum(1).cpu().numpy()
+
+
+def counted_columns(counts: Sequence[int]) -> Bool[Tensor, "row pos"]:
+    """Return the mask of the last tokens of each row, in as many columns as the largest count.
+
+    Rows are padded on the left, so that all end in the last column.
+
+    Args:
+        counts: how many tokens count at the end of each row.
+
+    Example:
+        >>> from xlingtox.evaluation.text_losses import counted_columns
+        >>> counted_columns([1, 2]).tolist()
+        [[False, True], [True, True]]
+    """
+    return torch.arange(max(counts), 0, -1) <= torch.tensor(counts)[:, None]
 
 
 def nats(logits: Float[Tensor, "row pos vocab"], tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos"]:

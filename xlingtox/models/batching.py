@@ -45,7 +45,12 @@ def rows_that_fit(lm: HookedLM, positions: int, predicted: int = 1) -> int:
         predicted: the number of positions in a row at which logits are computed.
     """
     most = _MOST_ROWS.get(lm.device.type, _MOST_ROWS_ELSEWHERE)
-    return max(1, min(most, int(_SHARE * free_bytes(lm.device) / lm.row_bytes(positions, predicted=predicted))))
+    return min(most, fitting(lm.device, lm.row_bytes(positions, predicted=predicted)))
+
+
+def fitting(device: torch.device, row_bytes: int) -> int:
+    """Return how many rows of so many bytes fit into the part of the free memory that is planned for a batch, or 1."""
+    return max(1, int(_SHARE * free_bytes(device) / row_bytes))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""What hooks see of a forward pass, the block in which they are set, and what is kept from one pass to the next."""
+"""A forward pass as hooks see it, the block in which hooks are set, and the cache from one pass to the next."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from xlingtox.models.sites import Place, Site
 
 
 class _Holder(NamedTuple):
-    """How models hold one site.
+    """Functions that say how models hold one site.
 
     Attributes:
         n_units: the number of units in each layer.

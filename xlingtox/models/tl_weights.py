@@ -147,7 +147,7 @@ class TransformerLensWeights:
 
     @cached_property
     def head_widths(self) -> tuple[int, ...]:
-        """How many numbers each head puts out, by layer. Quantised weights are read for it once.
+        """The number of numbers that each head puts out, by layer. Quantised weights are read for it once.
 
         Raises:
             ValueError: a layer has no output projection of as many heads as are configured.
