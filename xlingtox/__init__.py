@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from xlingtox import edits as edits
     from xlingtox import evaluation as evaluation
     from xlingtox import figures as figures
+    from xlingtox import frontiers as frontiers
     from xlingtox import languages as languages
     from xlingtox import measures as measures
+    from xlingtox import methods as methods
     from xlingtox import mini as mini
     from xlingtox import models as models
     from xlingtox import neurons as neurons
@@ -111,6 +113,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 
 FOLDERS = (
     *("data", "models", "neurons", "edits", "tuning", "scoring", "evaluation", "transfer", "paper"),
+    *("methods", "frontiers"),
     *("figures", "study", "mini"),
     *("languages", "measures"),
 )

@@ -1,0 +1,1 @@
+"""Compare methods where they cost the same fluency."""

@@ -1,0 +1,10 @@
+"""Make a model less toxic: published methods as values, each fitted on labelled sentences and turned by one dial.
+
+`fit` returns a fitted method, and `at(strength)` the edit or the model of that strength. `xt.frontier` compares methods
+where they cost the same fluency.
+"""
+
+from xlingtox.methods.examples import Examples
+from xlingtox.methods.method import Dial, Edited, Fitted, Method
+
+__all__ = ["Dial", "Edited", "Examples", "Fitted", "Method"]
