@@ -29,7 +29,7 @@ from xlingtox.edits.step import (
 )
 from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM, HookNeverFired
-from xlingtox.models.sites import Place, Site, as_arguments
+from xlingtox.models.sites import Place, Site
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.packing import packed, unpacked
 
@@ -78,7 +78,7 @@ class Intervention:
         idle = {id(step): step for step in steps if step.positions != "all"}
         with (
             sources_running(lm, read_places(steps)) as source_activations,
-            lm.hooks(**as_arguments(hooks_of(lm, steps, source_activations, idle)), edit=Description(self)),
+            lm.hooks(at=hooks_of(lm, steps, source_activations, idle), edit=Description(self)),
         ):
             yield
         for step in idle.values():
