@@ -38,8 +38,8 @@ def checked(call: Checked) -> Checked:
     """
     if isinstance(call, type):
         cls: Any = call
-        # A dataclass has the fields of its bases, whose annotations name what other modules know.
-        vars(cls.__init__)["__known_names__"] = [vars(sys.modules[base.__module__]) for base in reversed(cls.__mro__)]
+        if "__init__" in vars(cls):
+            cls.__init__.__owner__ = cls
         cls.__init__ = _guarded(cls.__init__)
         return call
     return _guarded(call)
@@ -72,8 +72,10 @@ def _guarded(call: Any) -> Any:
 
 def parameters(call: Any) -> tuple[Parameter, ...]:
     """Return a call's parameters in order. A parameter without an annotation, such as `self`, accepts anything."""
-    known = {name: value for names in getattr(call, "__known_names__", ()) for name, value in names.items()}
-    hints, written = typing.get_type_hints(call, localns=known or None), inspect.unwrap(call).__annotations__
+    # A dataclass inherits fields, whose annotations name what the base class's module has imported.
+    owners = reversed(call.__owner__.__mro__) if hasattr(call, "__owner__") else ()
+    names = {name: value for owner in owners for name, value in vars(sys.modules[owner.__module__]).items()}
+    hints, written = typing.get_type_hints(call, localns=names), inspect.unwrap(call).__annotations__
     planned = []
     for place, (name, parameter) in enumerate(inspect.signature(call).parameters.items()):
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
