@@ -7,6 +7,7 @@ where they cost the same fluency.
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
 from xlingtox.methods.sources import Ablation, SourcesOffset
+from xlingtox.methods.tuned import Tuned
 
 __all__ = [
     "Ablation",
@@ -16,4 +17,5 @@ __all__ = [
     "Fitted",
     "Method",
     "SourcesOffset",
+    "Tuned",
 ]
