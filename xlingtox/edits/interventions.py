@@ -22,7 +22,7 @@ from xlingtox.edits.change import Change
 from xlingtox.edits.step import Columns, Constant, OfUnits, Positions, Step, hooks_of, read_places, sources_running
 from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM, HookNeverFired
-from xlingtox.models.sites import Place, Site, as_arguments
+from xlingtox.models.sites import Place, Site
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.packing import packed, unpacked
 
@@ -71,7 +71,7 @@ class Intervention:
         idle = {id(step): step for step in steps if step.positions != "all"}
         with (
             sources_running(lm, read_places(steps)) as source_activations,
-            lm.hooks(**as_arguments(hooks_of(lm, steps, source_activations, idle)), edit=Description(self)),
+            lm.hooks(at=hooks_of(lm, steps, source_activations, idle), edit=Description(self)),
         ):
             yield
         for step in idle.values():

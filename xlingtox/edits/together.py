@@ -16,7 +16,7 @@ from xlingtox.edits.interventions import Intervention
 from xlingtox.edits.step import Columns, Reader, SourceActivations, Step, read_places, sources_running
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM, HookNeverFired
-from xlingtox.models.sites import Place, as_arguments
+from xlingtox.models.sites import Place
 
 
 @checked
@@ -75,7 +75,7 @@ class Together:
         with sources_running(lm, read_places(steps)) as source_activations:
             tables = _tables(lm, [edit.steps() for edit in self.edits], source_activations)
             hooks = {place: _hook(lm, place, by_pass, met) for place, by_pass in tables.items()}
-            with lm.hooks(**as_arguments(hooks), edit=self):
+            with lm.hooks(at=hooks, edit=self):
                 yield
         for number, edit in enumerate(self.edits):
             if any(not met.any_of(step, number) for step in edit.steps()):
