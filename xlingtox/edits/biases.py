@@ -11,8 +11,8 @@ import transformers
 
 from xlingtox.edits.affine import NoPlace
 
-_SETTINGS = ("attention_bias", "mlp_bias")
-"""The settings with which some families give biases to all projections of attention, or of the MLP."""
+_SETTINGS = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "bias")
+"""The settings with which some families give biases to all projections, or to those of attention or of the MLP."""
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2")
 """Families that are Llama with other settings. They can be written as a Llama with biases on its projections."""
@@ -60,7 +60,7 @@ def _settings(make: Any, config: Any, needed: Iterable[str]) -> tuple[list[str],
     """Return the settings that give biases to the modules, and the names of those that none of them gives one."""
     chosen, lacking = [], list(needed)
     for setting in _SETTINGS:
-        if lacking and hasattr(config.get_text_config(), setting):
+        if lacking and getattr(config.get_text_config(), setting, None) is False:
             with torch.device("meta"):
                 biased: Any = make(_with(config, [setting]))
             left = [name for name in lacking if getattr(biased.get_submodule(name), "bias", None) is None]
