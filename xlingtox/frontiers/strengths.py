@@ -1,0 +1,125 @@
+"""Strengths: the settings of a dial at which a method is measured, from no cost in perplexity to half as much again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+N_STRENGTHS = 6
+"""How many strengths each method is measured at."""
+
+MOST = 1.5
+"""The ratio of perplexities at which a dial ends, unless a budget is larger."""
+
+LIMIT = 64.0
+"""No strength above is tried. A method that costs nothing up to here hardly acts at all."""
+
+_FIRST = (0.25, 1.0, 4.0)
+_APART = 4.0
+"""The strengths that are tried first, and the factor between any two of those that bracket a dial."""
+
+_LEAST = 4.0**-6
+
+
+def targets(budgets: Sequence[float]) -> tuple[float, ...]:
+    """Return the ratios of perplexities near which a method is measured.
+
+    They are half of the least budget, each budget, and ratios in the largest gaps between these and the end of the
+    dial, where perplexity has risen by half, or by a fifth more than the largest budget allows.
+
+    Example:
+        >>> from xlingtox.frontiers.strengths import targets
+        >>> [round(ratio, 3) for ratio in targets([1.05, 1.1, 1.2])]
+        [1.025, 1.05, 1.1, 1.2, 1.35, 1.5]
+    """
+    rises = sorted({budget - 1 for budget in budgets})
+    rises = [rises[0] / 2, *rises, max(MOST - 1, 1.2 * rises[-1])]
+    while len(rises) < N_STRENGTHS:
+        gap = int(np.argmax(np.diff(rises)))
+        rises.insert(gap + 1, (rises[gap] + rises[gap + 1]) / 2)
+    return tuple(1 + rise for rise in rises)
+
+
+@dataclass
+class Search:
+    """The search for one method's strengths: which to try next, given the ratios of those that were tried.
+
+    First come strengths a factor of 4 apart, until the first target and the last lie between two of them. Then
+    strengths are tried at which the ratio should be that of the first target, a middle one and the last. Between two
+    strengths, the logarithm of the ratio goes as a power of the strength.
+
+    Attributes:
+        targets: the ratios of perplexities that are wanted, in rising order.
+        ratios: each strength that was tried, with its ratio; infinity where perplexity overflowed.
+
+    Example:
+        >>> from xlingtox.frontiers.strengths import Search
+        >>> search = Search((1.05, 1.5))
+        >>> while strengths := search.untried():
+        ...     search.ratios |= {strength: 1.02**strength for strength in strengths}
+        >>> search.chosen()
+        (2.46, 20.5)
+    """
+
+    targets: tuple[float, ...]
+    ratios: dict[float, float] = field(default_factory=dict)
+    _is_refined: bool = False
+
+    def untried(self) -> tuple[float, ...]:
+        """Return the strengths to try next; none where enough is known."""
+        if not self.ratios:
+            return _FIRST
+        tried = sorted(self.ratios)
+        wanted = []
+        if self.ratios[tried[0]] > self.targets[0] and tried[0] > _LEAST:
+            wanted.append(tried[0] / _APART)
+        if max(self.ratios.values()) < self.targets[-1] and tried[-1] < LIMIT:
+            wanted.append(tried[-1] * _APART)
+        if wanted or self._is_refined:
+            return tuple(wanted)
+        self._is_refined = True
+        few = dict.fromkeys((self.targets[0], self.targets[len(self.targets) // 2], self.targets[-1]))
+        return tuple(dict.fromkeys(found for ratio in few if (found := self._strength(ratio)) not in (None, *tried)))
+
+    def chosen(self) -> tuple[float, ...]:
+        """Return the strengths to measure at, in rising order.
+
+        Targets that are not reached are left out. The dial then ends at the last strength that was tried, and goes
+        there by factors of 4.
+        """
+        found = [strength for ratio in self.targets if (strength := self._strength(ratio)) is not None]
+        if len(found) < len(self.targets):
+            last = max(found, default=0.0)
+            steps = [LIMIT / _APART**i for i in range(N_STRENGTHS)]
+            found += [step for step in steps if step > last][: len(self.targets) - len(found)]
+        return tuple(sorted(set(found)))
+
+    def _strength(self, ratio: float) -> float | None:
+        """Return the least strength at which perplexity has risen so far, to three digits; None where none has."""
+        below = 0.0
+        for strength in sorted(self.ratios):
+            if self.ratios[strength] >= ratio:
+                return _rounded(_between(below, self.ratios.get(below, 1.0), strength, self.ratios[strength], ratio))
+            below = strength
+        return None
+
+
+def _between(below: float, ratio_below: float, above: float, ratio_above: float, ratio: float) -> float:
+    """Return the strength between two at which the ratio has a value between theirs."""
+    rise_below, rise, rise_above = (math.log(value) for value in (ratio_below, ratio, ratio_above))
+    if not math.isfinite(rise_above):
+        return math.sqrt(below * above) if below else above / _APART
+    if below and rise_below > 0:
+        share = math.log(rise / rise_below) / math.log(rise_above / rise_below)
+        return below * (above / below) ** share
+    # Little is known below: a rise begins as the square of the strength, or as the strength itself.
+    share = (rise - rise_below) / (rise_above - rise_below)
+    return below + (above - below) * share
+
+
+def _rounded(strength: float) -> float:
+    """Round to three significant digits."""
+    return float(f"{strength:.2e}")
