@@ -124,6 +124,10 @@ class Setup:
         """Edit the model, let it continue the prompts and read the held-out text, and measure both, for each edit."""
         return map(self._response, self._trials.under(edits))
 
+    def of(self, model: HookedLM) -> Response:
+        """Measure another model with the same tokenizer, such as a tuned one."""
+        return self._response(self._trials.of(model))
+
     def _response(self, trial: Trial) -> Response:
         scores = toxicity_scores(trial.continuations, self._scorer)
         toxicity = {code: metrics.prompt_means(rows) for code, rows in scores.items()}

@@ -22,6 +22,12 @@ _APART = 4.0
 """The strengths that are tried first, and the factor between any two of those that bracket a dial."""
 
 _LEAST = 4.0**-6
+_MOST_ROUNDS = 3
+_NEAR = 0.05
+"""A strength is not tried where one that was tried is at most this share of it away."""
+
+_BROKEN = math.log(1e3)
+"""The logarithm of a ratio from which on nothing but noise is written. Greater ones count as this."""
 
 
 def targets(budgets: Sequence[float]) -> tuple[float, ...]:
@@ -60,29 +66,31 @@ class Search:
         >>> search = Search((1.05, 1.5))
         >>> while strengths := search.untried():
         ...     search.ratios |= {strength: 1.02**strength for strength in strengths}
-        >>> search.chosen()
+        >>> search.chosen()[-2:]
         (2.46, 20.5)
     """
 
     targets: tuple[float, ...]
     ratios: dict[float, float] = field(default_factory=dict)
-    _is_refined: bool = False
+    _rounds: int = 0
 
     def untried(self) -> tuple[float, ...]:
         """Return the strengths to try next; none where enough is known."""
         if not self.ratios:
             return _FIRST
-        tried = sorted(self.ratios)
-        wanted = []
+        tried, wanted = sorted(self.ratios), []
         if self.ratios[tried[0]] > self.targets[0] and tried[0] > _LEAST:
             wanted.append(tried[0] / _APART)
         if max(self.ratios.values()) < self.targets[-1] and tried[-1] < LIMIT:
             wanted.append(tried[-1] * _APART)
-        if wanted or self._is_refined:
+        if wanted or self._rounds == _MOST_ROUNDS:
             return tuple(wanted)
-        self._is_refined = True
-        few = dict.fromkeys((self.targets[0], self.targets[len(self.targets) // 2], self.targets[-1]))
-        return tuple(dict.fromkeys(found for ratio in few if (found := self._strength(ratio)) not in (None, *tried)))
+        self._rounds += 1
+        for ratio in (self.targets[0], self.targets[len(self.targets) // 2], self.targets[-1]):
+            strength = self._strength(ratio)
+            if strength and all(abs(strength / near - 1) > _NEAR for near in (*tried, *wanted)):
+                wanted.append(strength)
+        return tuple(wanted)
 
     def chosen(self) -> tuple[float, ...]:
         """Return the strengths to measure at, in rising order.
@@ -109,13 +117,10 @@ class Search:
 
 def _between(below: float, ratio_below: float, above: float, ratio_above: float, ratio: float) -> float:
     """Return the strength between two at which the ratio has a value between theirs."""
-    rise_below, rise, rise_above = (math.log(value) for value in (ratio_below, ratio, ratio_above))
-    if not math.isfinite(rise_above):
-        return math.sqrt(below * above) if below else above / _APART
+    rise_below, rise, rise_above = (min(_BROKEN, math.log(value)) for value in (ratio_below, ratio, ratio_above))
     if below and rise_below > 0:
         share = math.log(rise / rise_below) / math.log(rise_above / rise_below)
         return below * (above / below) ** share
-    # Little is known below: a rise begins as the square of the strength, or as the strength itself.
     share = (rise - rise_below) / (rise_above - rise_below)
     return below + (above - below) * share
 
