@@ -4,7 +4,23 @@
 where they cost the same fluency.
 """
 
+from xlingtox.methods.attributed import AttributedOffset
+from xlingtox.methods.aura import AurA, Damping
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
+from xlingtox.methods.random_neurons import RandomNeurons
+from xlingtox.methods.sources import Ablation, SourcesOffset
 
-__all__ = ["Dial", "Edited", "Examples", "Fitted", "Method"]
+__all__ = [
+    "Ablation",
+    "AttributedOffset",
+    "AurA",
+    "Damping",
+    "Dial",
+    "Edited",
+    "Examples",
+    "Fitted",
+    "Method",
+    "RandomNeurons",
+    "SourcesOffset",
+]
