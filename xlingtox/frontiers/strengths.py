@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from datasets import Dataset
+
+from xlingtox.edits.interventions import Intervention
+from xlingtox.evaluation.fluency import Losses, held_out_losses, held_out_losses_under
+from xlingtox.methods.method import Method
+from xlingtox.models.hooked import HookedLM
+from xlingtox.progress import bar
 
 N_STRENGTHS = 6
 """How many strengths each method is measured at."""
@@ -25,6 +32,9 @@ _LEAST = 4.0**-6
 _MOST_ROUNDS = 3
 _NEAR = 0.05
 """A strength is not tried where one that was tried is at most this share of it away."""
+
+_N_TEXTS = 160
+"""How many held-out texts are read for each strength that is tried."""
 
 _BROKEN = math.log(1e3)
 """The logarithm of a ratio from which on nothing but noise is written. Greater ones count as this."""
@@ -128,3 +138,66 @@ def _between(below: float, ratio_below: float, above: float, ratio_above: float,
 def _rounded(strength: float) -> float:
     """Round to three significant digits."""
     return float(f"{strength:.2e}")
+
+
+class Rise:
+    """The rise of the perplexity of a few held-out texts over that of the unedited model, on the choosing half.
+
+    It is the geometric mean over languages of the ratios of perplexities; infinity where a loss is not a number.
+    """
+
+    def __init__(self, lm: HookedLM, held_out: Dataset) -> None:
+        """Take every second text of each language, up to about 160 in all."""
+        self._lm = lm
+        numbers: dict[str, list[int]] = {}
+        lengths = [len(ids) for ids in lm.token_ids(list(held_out["text"]))]
+        for i, (code, length) in enumerate(zip(held_out["language"], lengths, strict=True)):
+            if length > 1:
+                numbers.setdefault(code, []).append(i)
+        most = max(1, _N_TEXTS // len(numbers))
+        self._held_out = held_out.select([i for rows in numbers.values() for i in rows[::2][:most]])
+        self._before = held_out_losses(lm, self._held_out, progress=False)
+
+    def under(self, edits: Sequence[Intervention]) -> list[float]:
+        """Return the ratio under each edit."""
+        return [
+            self._ratio(losses) for losses in held_out_losses_under(self._lm, edits, self._held_out, progress=False)
+        ]
+
+    def of(self, model: HookedLM) -> float:
+        """Return the ratio of another model."""
+        return self._ratio(held_out_losses(model, self._held_out, progress=False))
+
+    def _ratio(self, losses: Losses) -> float:
+        rises = [
+            (losses[code][0].sum() - before.sum()) / n_tokens.sum() for code, (before, n_tokens) in self._before.items()
+        ]
+        mean = float(np.mean(rises))
+        return math.exp(mean) if mean < _BROKEN else math.inf
+
+
+def search(fitted: Sequence[Method], rise: Rise, wanted: Sequence[float], *, progress: bool) -> list[tuple[float, ...]]:
+    """Return the strengths of each method, at which its ratios of perplexities are near those that are wanted.
+
+    All methods are searched at once, so that their edits share batches. A switch has the strength 1 alone.
+    """
+    searches = [Search(tuple(wanted)) if method.dial == "continuous" else None for method in fitted]
+    with bar("choosing strengths", unit="reading", progress=progress) as shown:
+        while tried := [
+            (one, method, strength)
+            for one, method in zip(searches, fitted, strict=True)
+            if one is not None
+            for strength in one.untried()
+        ]:
+            waiting: list[tuple[Search, float, Intervention]] = []
+            for one, method, strength in tried:
+                edited = method.at(strength)
+                if isinstance(edited, Intervention):
+                    waiting.append((one, strength, edited))
+                else:
+                    one.ratios[strength] = rise.of(edited)
+                    shown.update()
+            for (one, strength, _), ratio in zip(waiting, rise.under([edit for *_, edit in waiting]), strict=True):
+                one.ratios[strength] = ratio
+                shown.update()
+    return [(1.0,) if one is None else one.chosen() for one in searches]
