@@ -10,6 +10,7 @@ from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
 from xlingtox.methods.random_neurons import RandomNeurons
 from xlingtox.methods.sources import Ablation, SourcesOffset
+from xlingtox.methods.tuned import Tuned
 
 __all__ = [
     "Ablation",
@@ -23,4 +24,5 @@ __all__ = [
     "Method",
     "RandomNeurons",
     "SourcesOffset",
+    "Tuned",
 ]
