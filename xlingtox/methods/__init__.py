@@ -5,6 +5,22 @@ where they cost the same fluency.
 """
 
 from xlingtox.methods.examples import Examples
+from xlingtox.methods.heads import HeadShift
+from xlingtox.methods.means import MeanDifference, MeanProjected
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
+from xlingtox.methods.principal import Principal, PrincipalProjected
+from xlingtox.methods.random_direction import RandomDirection
 
-__all__ = ["Dial", "Edited", "Examples", "Fitted", "Method"]
+__all__ = [
+    "Dial",
+    "Edited",
+    "Examples",
+    "Fitted",
+    "HeadShift",
+    "MeanDifference",
+    "MeanProjected",
+    "Method",
+    "Principal",
+    "PrincipalProjected",
+    "RandomDirection",
+]
