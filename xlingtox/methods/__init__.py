@@ -10,8 +10,11 @@ from xlingtox.methods.means import MeanDifference, MeanProjected
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
 from xlingtox.methods.principal import Principal, PrincipalProjected
 from xlingtox.methods.random_direction import RandomDirection
+from xlingtox.methods.sources import Ablation, SourcesOffset
+from xlingtox.methods.tuned import Tuned
 
 __all__ = [
+    "Ablation",
     "Dial",
     "Edited",
     "Examples",
@@ -23,4 +26,6 @@ __all__ = [
     "Principal",
     "PrincipalProjected",
     "RandomDirection",
+    "SourcesOffset",
+    "Tuned",
 ]

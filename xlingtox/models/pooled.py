@@ -14,7 +14,7 @@ from xlingtox.models import places as sizes
 from xlingtox.models.backend import Hook
 from xlingtox.models.batches import Batches
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.sites import Place, as_arguments
+from xlingtox.models.sites import Place
 from xlingtox.progress import bar
 
 Pool = Literal["max", "mean", "last"]
@@ -69,7 +69,7 @@ def read_pooled(
 
             return read_place
 
-        with lm.hooks(**as_arguments({place: reader(place) for place in pooled}), edit=None):
+        with lm.hooks(at={place: reader(place) for place in pooled}, edit=None):
             lm.logits(ids, mask, last=1)
         # Copied after the pass: a copy within it would make a GPU wait at every layer.
         return {place: of_batch[place].cpu() for place in pooled}
