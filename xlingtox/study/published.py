@@ -25,7 +25,7 @@ from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe, split
 from xlingtox.progress import bar
-from xlingtox.transfer.parallel import Parallel, sentence_pairs
+from xlingtox.data.translations import Parallel, sentence_pairs
 
 _LONGEST = 256
 """The most characters of a sentence; pairs with a longer sentence are left out."""

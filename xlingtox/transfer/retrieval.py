@@ -25,7 +25,7 @@ from xlingtox.models.identity import Identity
 from xlingtox.models.states import mean_states
 from xlingtox.transfer.correlation import Interval
 from xlingtox.transfer.nearest import retrieval_scores
-from xlingtox.transfer.parallel import Parallel, n_duplicates, sentence_pairs, translations
+from xlingtox.data.translations import Parallel, n_duplicates, sentence_pairs, translations
 
 __all__ = [
     "BestLayer",
