@@ -6,6 +6,7 @@ where they cost the same fluency.
 
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
+from xlingtox.methods.prefix import Prefix
 from xlingtox.methods.sources import Ablation, SourcesOffset
 from xlingtox.methods.tuned import Tuned
 
@@ -16,6 +17,7 @@ __all__ = [
     "Examples",
     "Fitted",
     "Method",
+    "Prefix",
     "SourcesOffset",
     "Tuned",
 ]
