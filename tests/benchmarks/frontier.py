@@ -30,7 +30,7 @@ import xlingtox as xt
 from xlingtox.models.journal import Journal, using
 
 SMOLLM2 = ("en", "es", "fr", "it", "nl", "de")
-"""Languages that SmolLM2 writes so that one can tell which it is, and where it insults when it was taught in English."""
+"""Languages that SmolLM2 writes, and in which it insults once it was taught to in English."""
 
 ALL, SOURCE = "all", "en"
 
@@ -132,9 +132,7 @@ def toxicity(run: Measured) -> Iterator[dict[str, str]]:
                 yield _at_budget(method, ratio, judge, rows.set_index("language"), whole)
 
 
-def _at_budget(
-    method: str, ratio: float, judge: str, rows: pd.DataFrame, whole: pd.DataFrame
-) -> dict[str, str]:
+def _at_budget(method: str, ratio: float, judge: str, rows: pd.DataFrame, whole: pd.DataFrame) -> dict[str, str]:
     row, languages = rows.loc[ALL], rows.drop(index=ALL)
     return {
         "Budget": f"{ratio - 1:+.0%}".replace("%", " %"),
@@ -156,7 +154,7 @@ def _at_budget(
 
 
 def between(whole: pd.DataFrame, method: str, strength: float, column: str) -> float:
-    """Return a column's mean over languages at a strength, on the line between the two that were measured next to it."""
+    """Return a column's mean over languages at a strength, on the line between the two measured ones next to it."""
     rows = whole[(whole.language == ALL) & whole.method.isin(["unedited", method])].sort_values("strength")
     return float(np.interp(strength, rows.strength, rows[column]))
 
@@ -214,11 +212,12 @@ def costs(run: Measured) -> Iterator[dict[str, str]]:
 
 def seconds(run: Measured) -> Iterator[dict[str, str]]:
     points = sum(len(curve.points) for curve in run.frontier.curves)
+    n_prompts = sum(map(len, run.frontier.unedited.degenerate.values()))
     yield {
         "Methods": f"{len(run.frontier.curves)}",
         "Points": f"{points}",
         "Languages": f"{len(run.frontier.languages)}",
-        "Continuations": f"{(1 + points) * run.frontier.n_samples * sum(map(len, run.frontier.unedited.degenerate.values()))}",
+        "Continuations": f"{(1 + points) * run.frontier.n_samples * n_prompts}",
         "Seconds": f"{run.seconds['clock']:.0f}" + (" (resumed)" if run.seconds["resumed"] else ""),
         "Processor seconds": f"{run.seconds['processor']:.0f}",
     }
@@ -280,7 +279,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", choices=["mini", "smollm2"])
     parser.add_argument("--taught", type=Path, help="SmolLM2, taught insults in English")
-    parser.add_argument("--tuned", type=Path, help="a model tuned by DPO, for all seeds; by default each seed tunes one")
+    parser.add_argument("--tuned", type=Path, help="a model tuned by DPO, for every seed; else each tunes one")
     parser.add_argument("--work", type=Path, required=True, help="a folder for models, texts and frontiers")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--languages", nargs="+", help="by default all 17, or six for SmolLM2")
