@@ -1,1 +1,6 @@
 """Compare methods where they cost the same fluency."""
+
+from xlingtox.frontiers.point import Curve, Point
+from xlingtox.frontiers.result import Frontier
+
+__all__ = ["Curve", "Frontier", "Point"]
