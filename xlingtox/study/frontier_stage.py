@@ -6,8 +6,6 @@ study's prompts and held-out texts. Those that need a tuned model take the one t
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,11 +14,73 @@ from datasets import Dataset
 
 from xlingtox import files, processes
 from xlingtox.data.columns import labelled_texts
-from xlingtox.frontiers.frontier import frontier as measured
+from xlingtox.frontiers.frontier import frontier as compare_methods
 from xlingtox.frontiers.result import Frontier
-from xlingtox.methods.method import Method
-from xlingtox.models.hooked import HookedLM
-from xlingtox.study.frontier_settings import NEEDS_TUNED
-from xlingtox.study.frontier_summary import FrontierSummary, content_of
+from xlingtox.study import frontier_summary
+from xlingtox.study.frontier_settings import NEEDS_TUNED, methods_named
+from xlingtox.study.frontier_summary import FrontierSummary
 from xlingtox.study.in_progress import InProgress
 from xlingtox.study.settings import first_rows
+
+
+def frontier(study: InProgress) -> dict[str, Any]:
+    """Do the stage: measure every method at strengths from nothing to far too much, and keep the tables."""
+    settings, materials, models = study.settings, study.materials, study.models
+    sizes = settings.frontier
+    assert sizes is not None
+    assert materials.labelled is not None
+    assert materials.held_out is not None
+    names = sizes.chosen(tuned="tune" in study.keys)
+    base, tuned = models.base(), None
+    if any(name in NEEDS_TUNED for name in names):
+        models.tuned_in(study.tuned_folder)
+        del base  # both are asked for together, so that none is loaded twice
+        base, tuned = models.both()
+    measured = compare_methods(
+        base,
+        first_rows(materials.toxic_prompts, sizes.prompts),
+        labelled=balanced(materials.labelled, sizes.sentences),
+        scorer=study.scorer,
+        held_out=first_rows(materials.held_out, sizes.texts),
+        methods=methods_named(names, tuned=tuned),
+        budgets=sizes.budgets,
+        seed=settings.seed,
+        n_samples=sizes.n_samples,
+        max_new_tokens=settings.max_new_tokens,
+        parallel=_first_sentences(materials.parallel, sizes.texts),
+        identify_language=materials.identify_language,
+        source_language=settings.source_language,
+        progress=study.progress,
+    )
+    processes.from_main(partial(_write, measured, study))
+    return {"frontier": frontier_summary.content_of(FrontierSummary.of(measured))}
+
+
+def balanced(labelled: Dataset, n: int) -> Dataset:
+    """Return at most n sentences, spread over the table: half of them toxic, where there are as many of each label."""
+    _, labels = labelled_texts(labelled)
+    rows: dict[int, list[int]] = {label: [row for row, other in enumerate(labels) if other == label] for label in (0, 1)}
+    fewest = min(map(len, rows.values()))
+    wanted = {label: min(len(of_label), max(n // 2, n - fewest)) for label, of_label in rows.items()}
+    kept = [row for label, of_label in rows.items() for row in _spread(of_label, wanted[label])]
+    return labelled.select(sorted(kept))
+
+
+def _spread(rows: list[int], n: int) -> list[int]:
+    """Return n of these rows, evenly spread."""
+    return [rows[place * len(rows) // n] for place in range(n)]
+
+
+def _first_sentences(parallel: Dataset | None, n: int) -> Dataset | None:
+    """Return the first parallel sentences of each language; None where there are none."""
+    if parallel is None or "language" in parallel.column_names:
+        return None if parallel is None else first_rows(parallel, n)
+    return parallel.select(range(min(n, len(parallel))))
+
+
+def _write(measured: Frontier, study: InProgress) -> None:
+    """Keep the whole result, and its two tables for other programs."""
+    measured.save(study.frontier_file)
+    at_budgets = [measured.at_budget(budget).assign(budget=budget) for budget in measured.budgets]
+    for name, table in (("strengths", measured.to_frame()), ("budgets", pd.concat(at_budgets))):
+        files.write_text(study.frontier_file.with_suffix(f".{name}.csv"), table.to_csv(index=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from xlingtox import languages
 from xlingtox.checking import checked
+from xlingtox.frontiers.result import Frontier
 
 Row = Mapping[str, Any]
 
@@ -52,6 +53,26 @@ class FrontierSummary:
     transfers: tuple[Row, ...]
     costs: tuple[Row, ...]
     warnings: tuple[str, ...]
+
+    @classmethod
+    @checked
+    def of(cls, frontier: Frontier) -> FrontierSummary:
+        """Return the tables of a comparison of methods, at each of its budgets."""
+
+        def at_each(table: Callable[[float], pd.DataFrame]) -> tuple[Row, ...]:
+            return tuple(row for budget in frontier.budgets for row in _plain(table(budget).assign(budget=budget)))
+
+        return cls(
+            judge=frontier.judges[0],
+            budgets=frontier.budgets,
+            controls=tuple(curve.name for curve in frontier.curves if curve.control),
+            points=_plain(frontier.to_frame()),
+            at_budgets=at_each(frontier.at_budget),
+            wins=at_each(frontier.wins),
+            transfers=at_each(frontier.transfer),
+            costs=_plain(frontier.costs()),
+            warnings=tuple(frontier.warnings),
+        )
 
     @property
     def main_budget(self) -> float:
@@ -96,6 +117,12 @@ class FrontierSummary:
 
 def _at(rows: Sequence[Row], budget: float) -> list[Row]:
     return [{name: value for name, value in row.items() if name != "budget"} for row in rows if row["budget"] == budget]
+
+
+def _plain(table: pd.DataFrame) -> tuple[Row, ...]:
+    """Return the rows of a table with Python's own numbers."""
+    columns = {str(name): table[name].tolist() for name in table.columns}
+    return tuple(dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 def in_words(budget: float) -> str:
