@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from xlingtox.edits import Intervention as Intervention
     from xlingtox.edits import Offset as Offset
     from xlingtox.edits import Patch as Patch
+    from xlingtox.edits import Project as Project
     from xlingtox.edits import Scale as Scale
     from xlingtox.edits import Set as Set
+    from xlingtox.edits import Steer as Steer
     from xlingtox.edits import Together as Together
     from xlingtox.edits import generate_under as generate_under
     from xlingtox.evaluation import AlignmentSplit as AlignmentSplit
@@ -86,8 +88,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Cause": {
         "edits": (
-            *("Intervention", "Offset", "Scale", "Set", "Patch", "ControlVectors"),
-            *("Together", "generate_under"),
+            *("Intervention", "Offset", "Scale", "Set", "Patch", "Steer", "Project"),
+            *("ControlVectors", "Together", "generate_under"),
         ),
         "evaluation": (
             "Comparison",

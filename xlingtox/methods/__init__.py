@@ -6,5 +6,16 @@ where they cost the same fluency.
 
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
+from xlingtox.methods.sources import Ablation, SourcesOffset
+from xlingtox.methods.tuned import Tuned
 
-__all__ = ["Dial", "Edited", "Examples", "Fitted", "Method"]
+__all__ = [
+    "Ablation",
+    "Dial",
+    "Edited",
+    "Examples",
+    "Fitted",
+    "Method",
+    "SourcesOffset",
+    "Tuned",
+]

@@ -274,6 +274,14 @@ class HookedLM(NeuronVectors, TextEncoding):
             )
         return self._hf_backend.model
 
+    def plain_weights(self) -> dict[str, nn.Parameter]:
+        """Return the weights of the model that runs, by name. They are no copies. Those that modules share come once.
+
+        Raises:
+            ValueError: the model was given as a TransformerLens model.
+        """
+        return dict(self._plain_model().named_parameters())
+
     def plain_modules(self) -> PlainModules:
         """Return the modules of the model that runs, under one name in all families.
 
