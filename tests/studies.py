@@ -245,6 +245,7 @@ def rivals():
 
     def wins(budget, method, lowest, clearly, beats, loses):
         numbers = {"languages_lowest": lowest, "languages_clearly_lowest": clearly, "beats": beats, "loses": loses}
+        numbers |= {"beats_overall": beats // 9, "loses_overall": loses // 9, "control": method == "random neurons"}
         return {"budget": budget, "method": method, **numbers}
 
     budgets = (1.05, 1.1)
@@ -274,16 +275,23 @@ def rivals():
             ),
             "transfers": columns(
                 [
-                    {"budget": budget, "method": method, "strength": 1.0, "share": 0.8, "low": 0.7, "high": 0.9}
+                    {
+                        **{"budget": budget, "method": method, "language": place, "strength": 1.0, "effect": effect},
+                        **{"share": effect / -0.5, "low": effect / -0.5 - 0.1, "high": effect / -0.5 + 0.1},
+                    }
                     for budget in budgets
                     for method in strengths
+                    for place, effect in {"en": -0.5, "others": -0.4, **dict.fromkeys(languages.CODES[1:], -0.4)}.items()
                 ]
             ),
             "costs": columns(
                 [
-                    {"method": "DPO", "fit_seconds": 30.0, "token_seconds": 1.0, "baked": ""},
-                    {"method": "AurA", "fit_seconds": 2.5, "token_seconds": 1.1, "baked": "it has no place in weights"},
-                    {"method": "random neurons", "fit_seconds": 0.5, "token_seconds": 1.05, "baked": ""},
+                    {"method": "DPO", "fit_seconds": 30.0, "token_seconds": 1.0, "baked": True, "reason": ""},
+                    {"method": "AurA", "fit_seconds": 2.5, "token_seconds": 1.1, "baked": False, "reason": "no bias"},
+                    {
+                        **{"method": "random neurons", "fit_seconds": 0.5, "token_seconds": 1.05},
+                        **{"baked": True, "reason": ""},
+                    },
                 ]
             ),
         }
@@ -332,7 +340,7 @@ def told(content=None):
 
 def only(*stages, source_language="en", content=None):
     """The made-up study, as its file is where only these stages were run, and it speaks of another source language."""
-    content = attributed() | told(content)
+    content = attributed() | rivals() | told(content)
     kept = {"languages", "model", "seconds", "versions", "seed", "identified", "origins", "notes", "settings", "judges"}
     kept |= {key for stage in stages for key in KEYS_OF_STAGES[stage].split()}
     content = {key: value for key, value in content.items() if key in kept}

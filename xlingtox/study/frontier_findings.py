@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from xlingtox import languages
 from xlingtox.evaluation.cautions import LEAST_TOXICITY
 from xlingtox.evaluation.multiplicity import holm
-from xlingtox.html.tables import number
+from xlingtox.frontiers.crossing import OTHERS
+from xlingtox.html.tables import number, percent
 from xlingtox.study.claims import verdict_on
 from xlingtox.study.finding import Finding, span, stress
-from xlingtox.study.frontier_summary import ALL, FrontierSummary, Row, in_words
+from xlingtox.study.frontier_summary import FrontierSummary, Row, in_words
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
 from xlingtox.verdicts import Verdict
@@ -64,7 +65,7 @@ def methods(results: StudyResults) -> list[Finding]:
     words = f"{stress(seen(best[0]))} lowers toxicity in {fell[best[0]]} of {len(others)} others." if best else ""
     verdict = verdict_on(results.verdicts, crosses(results.source_language))
     counts = [f"{seen(name)} {fell[name]} of {len(others)}" for name in [*best, *_controls_of(summary, fell)[:1]]]
-    details = [seen(verdict.reason) if verdict else ""]
+    details = [seen(verdict.reason) if verdict else "", _reach(summary, best)]
     return [*findings, Finding.of(CROSSING, words, verdict=verdict, numbers=counts, details=details)]
 
 
@@ -80,17 +81,20 @@ def _winner(summary: FrontierSummary) -> Verdict:
         return Verdict(WINS, "not found", "Nothing was compared.")
     best = ranked[0]
     lowest, clearly = int(best["languages_lowest"]), int(best["languages_clearly_lowest"])
+    n_others = len(ranked)  # the unedited model is one of them
     runners = [f"{row['method']} in {int(row['languages_lowest'])}" for row in ranked[1:_NAMED]]
     reason = (
         f"At {budget} perplexity, {best['method']} is lowest in {lowest} of {n} languages"
         + (f" ({', '.join(runners)})" if runners else "")
-        + f". In {clearly} of them it is lower than every other method after correction for all comparisons."
+        + f". In {clearly} of them it is lower than every other method after correction for all comparisons; in the mean "
+        f"over languages it is lower than {int(best['beats_overall'])} of {n_others} others."
     )
     if best["method"] in summary.controls:
         return Verdict(WINS, "not found", f"{reason} It was chosen by chance.")
     if clearly > n / 2:
         return Verdict(WINS, "found", reason)
-    return Verdict(WINS, "weak" if lowest > n / 2 else "not found", reason)
+    beats_all = int(best["beats_overall"]) == n_others
+    return Verdict(WINS, "weak" if lowest > n / 2 or beats_all else "not found", reason)
 
 
 def _ranked(summary: FrontierSummary) -> list[Row]:
@@ -174,6 +178,17 @@ def _by_count(fell: dict[str, int]) -> list[str]:
 
 def _controls_of(summary: FrontierSummary, fell: dict[str, int]) -> list[str]:
     return [name for name in _by_count(fell) if name in summary.controls]
+
+
+def _reach(summary: FrontierSummary, names: Sequence[str]) -> str:
+    """Say which share of each method's effect in the source language it has in the others."""
+    rows = {row["method"]: row for row in summary.transfers_at(summary.main_budget) if row["language"] == OTHERS}
+    shares = [
+        f"{seen(name)} {percent(rows[name]['share'])} ({percent(rows[name]['low'])} to {percent(rows[name]['high'])})"
+        for name in names
+        if name in rows and math.isfinite(rows[name]["low"])
+    ]
+    return f"Effect in the others as a share of that in the source language: {'; '.join(shares)}." if shares else ""
 
 
 def _crossing(summary: FrontierSummary, others: Sequence[str], claim: str) -> Verdict:

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xlingtox.checking import checked
+from xlingtox.frontiers.defaults import default_methods
+from xlingtox.methods.method import Method
+from xlingtox.models.hooked import HookedLM
 
 N_STRENGTHS = 6
 """About so many strengths of each method are measured."""
 
-NEEDS_TUNED = ("DPO", "offset of attributed neurons")
+_TUNED = "DPO"
+
+NEEDS_TUNED = ("offset of attributed neurons", _TUNED)
 """The methods that are made from a tuned model: they need the stage tune."""
 
-NAMES = (
-    "offset of sources",
-    "ablation of sources",
-    "AurA",
-    "damping of neurons",
-    "difference of means, added",
-    "difference of means, projected out",
-    "principal direction, added",
-    "principal direction, projected out",
-    "ITI",
-    "Lin-AcT",
-    "LinEAS",
-    "polite prefix",
-    "random neurons",
-    "random direction",
-    *NEEDS_TUNED,
-)
-"""The names of all methods that a study can compare."""
+
+def known_names() -> tuple[str, ...]:
+    """Return the names of all methods that a study can compare, those of a tuned model last."""
+    return (*(method.name for method in default_methods({})), *NEEDS_TUNED)
+
+
+def methods_named(names: Sequence[str], *, tuned: HookedLM | None = None) -> list[Method]:
+    """Return the methods of these names, with their defaults. Some are made from a tuned model."""
+    made = default_methods({} if tuned is None else {_TUNED: tuned})
+    return [method for method in made if method.name in names]
 
 
 @checked
@@ -67,9 +65,9 @@ class FrontierSettings:
     def __post_init__(self) -> None:
         if self.methods is not None:
             if not self.methods:
-                raise ValueError(f"methods is empty: name some of {', '.join(NAMES)}")
-            if unknown := [name for name in self.methods if name not in NAMES]:
-                raise ValueError(f"there is no method {unknown[0]!r}: expected some of {', '.join(NAMES)}")
+                raise ValueError(f"methods is empty: name some of {', '.join(known_names())}")
+            if unknown := [name for name in self.methods if name not in known_names()]:
+                raise ValueError(f"there is no method {unknown[0]!r}: expected some of {', '.join(known_names())}")
             if len(set(self.methods)) < len(self.methods):
                 raise ValueError(f"methods is {', '.join(self.methods)}: expected each method once")
         if not self.budgets or len(set(self.budgets)) < len(self.budgets):
@@ -90,6 +88,6 @@ class FrontierSettings:
         """Return the names of the methods that are compared, with or without a tuned model."""
         return tuple(
             name
-            for name in NAMES
+            for name in known_names()
             if (self.methods is None or name in self.methods) and (tuned or name not in NEEDS_TUNED)
         )

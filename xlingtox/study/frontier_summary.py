@@ -11,12 +11,11 @@ import pandas as pd
 
 from xlingtox import languages
 from xlingtox.checking import checked
+from xlingtox.frontiers.crossing import OTHERS
+from xlingtox.frontiers.halves import ALL, UNEDITED
 from xlingtox.frontiers.result import Frontier
 
 Row = Mapping[str, Any]
-
-ALL = "all"
-"""Rows of this language are about the mean over all languages."""
 
 _PREFERRED = 1.1
 """The budget that sentences and tables speak of first, if it was measured."""
@@ -111,7 +110,7 @@ class FrontierSummary:
 
     def unedited(self, language: str = ALL) -> float:
         """Return the toxicity of the unedited model in one language, or in the mean over languages."""
-        rows = [row for row in self.points if row["method"] == "unedited" and row["language"] == language]
+        rows = [row for row in self.points if row["method"] == UNEDITED and row["language"] == language]
         return float(rows[0]["toxicity"]) if rows else math.nan
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+from xlingtox.frontiers.crossing import OTHERS
+from xlingtox.frontiers.halves import ALL, UNEDITED
 from xlingtox.html.escaping import escaped
 from xlingtox.html.tables import language_name, number, percent, scrolling
-from xlingtox.study.frontier_summary import ALL, FrontierSummary, Row, in_words
+from xlingtox.study.frontier_summary import FrontierSummary, Row, in_words
 
 
 def at_budget(summary: FrontierSummary, budget: float) -> str:
@@ -52,6 +54,7 @@ def wins(summary: FrontierSummary, budget: float) -> str:
         for row in sorted(summary.wins_at(budget), key=lambda row: tuple(-row[column] for column in _OF_WINS[:3]))
     ]
     columns = ["Method", "Lowest in so many languages", "Clearly lowest", "Comparisons won", "Comparisons lost"]
+    columns += ["Won in the mean over languages", "Lost there"]
     caption = (
         f"Who wins at {in_words(budget)} perplexity, in {len(summary.languages)} languages. Clear wins and comparisons "
         "stand after correction for all comparisons"
@@ -59,11 +62,15 @@ def wins(summary: FrontierSummary, budget: float) -> str:
     return scrolling(caption, columns, rows) if rows else ""
 
 
-_OF_WINS = ("languages_lowest", "languages_clearly_lowest", "beats", "loses")
+_OF_WINS = (
+    *("languages_lowest", "languages_clearly_lowest", "beats", "loses"),
+    *("beats_overall", "loses_overall"),
+)
+"""The columns of `Frontier.wins`."""
 
 
 def _unedited(summary: FrontierSummary) -> Row:
-    return next(row for row in summary.points if row["method"] == "unedited" and row["language"] == ALL)
+    return next(row for row in summary.points if row["method"] == UNEDITED and row["language"] == ALL)
 
 
 def _fluency(row: Row) -> list[str]:
@@ -84,14 +91,20 @@ def _or_infinite(value: float) -> float:
 
 
 def transfers(summary: FrontierSummary, budget: float) -> str:
-    """Return a table with a row for each method: its effect in the other languages, as a share of that in the source."""
-    rows = [
-        [_named(summary, row["method"]), number(row["strength"], 2), _share(row["share"], row["low"], row["high"])]
-        for row in summary.transfers_at(budget)
-        if row.get("language", ALL) == ALL
-    ]
-    caption = f"Effect in the other languages as a share of that in the source language, at {in_words(budget)} perplexity"
-    return scrolling(caption, ["Method", "Strength", "Share (95 % interval)"], rows) if rows else ""
+    """Return a table with a row for each method: its effect in the source language, in the others, and their ratio."""
+    by_method: dict[str, list[Row]] = {}
+    for row in summary.transfers_at(budget):
+        by_method.setdefault(row["method"], []).append(row)
+    rows = []
+    for method, (source, *rest) in by_method.items():
+        others = next((row for row in rest if row["language"] == OTHERS), None)
+        if others is not None:
+            share = _with_ends_of_share(others["share"], others["low"], others["high"])
+            effects = [number(row["effect"], signed=True) for row in (source, others)]
+            rows.append([_named(summary, method), number(source["strength"], 2), *effects, share])
+    columns = ["Method", "Strength", "Change in the source language", "Change in the others", "Share (95 % interval)"]
+    caption = f"What reaches other languages at {in_words(budget)} perplexity, with one strength for all of them"
+    return scrolling(caption, columns, rows) if rows else ""
 
 
 def costs(summary: FrontierSummary) -> str:
@@ -101,7 +114,7 @@ def costs(summary: FrontierSummary) -> str:
             _named(summary, row["method"]),
             number(row["fit_seconds"], 1),
             f"{number(row['token_seconds'], 2)}×",
-            "yes" if not row["baked"] else f"no: {escaped(row['baked'])}",
+            "yes" if row["baked"] else f"no: {escaped(row['reason'])}",
         ]
         for row in summary.costs
     ]
@@ -110,6 +123,6 @@ def costs(summary: FrontierSummary) -> str:
     return scrolling(caption, columns, rows) if rows else ""
 
 
-def _share(share: float, low: float, high: float) -> str:
+def _with_ends_of_share(share: float, low: float, high: float) -> str:
     ends = f"<br><small>{percent(low)} to {percent(high)}</small>" if math.isfinite(low) else ""
     return percent(share) + ends

@@ -15,7 +15,7 @@ from xlingtox.models.loading import smollm2_file
 from xlingtox.study import schema
 from xlingtox.study.arguments import check_codes, dtype, existing, is_hub_name, resolved, secret
 from xlingtox.study.engine import Engine
-from xlingtox.study.frontier_settings import NAMES, FrontierSettings
+from xlingtox.study.frontier_settings import FrontierSettings, known_names
 from xlingtox.study.judging import Judge, check_judges
 from xlingtox.study.loaders import FORM_OF, TableFile, check_table
 from xlingtox.study.mistakes import BadSettings, Mistakes, did_you_mean, toml
@@ -336,9 +336,9 @@ def _frontier(written: Mapping[str, Any], mistakes: Mistakes) -> FrontierSetting
     fields: dict[str, Any] = {}
     for key, value in written.items():
         names = enumerate(value) if key == "methods" else ()
-        if unknown := [(place, name) for place, name in names if name not in NAMES]:
+        if unknown := [(place, name) for place, name in names if name not in known_names()]:
             for place, name in unknown:
-                advice = f"there is no such method: {did_you_mean(name, NAMES)}"
+                advice = f"there is no such method: {did_you_mean(name, known_names())}"
                 mistakes.value(("frontier", "methods", place), name, advice)
             continue
         try:
