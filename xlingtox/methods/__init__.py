@@ -4,18 +4,25 @@
 where they cost the same fluency.
 """
 
+from xlingtox.methods.attributed import AttributedOffset
+from xlingtox.methods.aura import AurA, Damping
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
+from xlingtox.methods.random_neurons import RandomNeurons
 from xlingtox.methods.sources import Ablation, SourcesOffset
 from xlingtox.methods.tuned import Tuned
 
 __all__ = [
     "Ablation",
+    "AttributedOffset",
+    "AurA",
+    "Damping",
     "Dial",
     "Edited",
     "Examples",
     "Fitted",
     "Method",
+    "RandomNeurons",
     "SourcesOffset",
     "Tuned",
 ]
