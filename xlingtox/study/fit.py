@@ -49,6 +49,7 @@ def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
         tuning.check_recipe(lm, recipe)
         tuning.tunable_pairs(lm, materials.pairs, recipe=recipe, validation=materials.validation)
     if "frontier" in stages:
+        localize.check_k(lm, k=settings.k)
         _check_frontier(materials, settings)
     if "retrieve" in stages:
         assert materials.parallel is not None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xlingtox.checking import checked
 from xlingtox.frontiers.defaults import default_methods
+from xlingtox.methods import Ablation, AttributedOffset, RandomNeurons, SourcesOffset
 from xlingtox.methods.method import Method
 from xlingtox.models.hooked import HookedLM
 
@@ -25,10 +27,18 @@ def known_names() -> tuple[str, ...]:
     return (*(method.name for method in default_methods({})), *NEEDS_TUNED)
 
 
-def methods_named(names: Sequence[str], *, tuned: HookedLM | None = None) -> list[Method]:
-    """Return the methods of these names, with their defaults. Some are made from a tuned model."""
+def methods_named(names: Sequence[str], *, k: int, tuned: HookedLM | None = None) -> list[Method]:
+    """Return the methods of these names, those of a number of neurons with k of them. Some need a tuned model."""
     made = default_methods({} if tuned is None else {_TUNED: tuned})
-    return [method for method in made if method.name in names]
+    return [
+        dataclasses.replace(method, k=k) if isinstance(method, _OF_NEURONS) else method
+        for method in made
+        if method.name in names
+    ]
+
+
+_OF_NEURONS = (SourcesOffset, Ablation, RandomNeurons, AttributedOffset)
+"""The methods that take a number of neurons: the study's number of candidates."""
 
 
 @checked

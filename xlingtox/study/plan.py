@@ -81,7 +81,7 @@ STAGE: Mapping[str, Stage] = {
     "frontier": Stage(
         tables=("labelled", "toxic_prompts", "held_out"),
         also=("parallel",),
-        settings=("frontier", "max_new_tokens", "source_language", "seed"),
+        settings=("frontier", "k", "max_new_tokens", "source_language", "seed"),
         after=("tune",),
         judged=True,
     ),
