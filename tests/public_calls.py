@@ -77,7 +77,11 @@ INNER = {
         for kind in ("Offset", "Patch", "Project", "Scale", "Set", "Steer")
         for method in ("check", "acts", "by_place", "change", "reader", "editor", "apply")
     ),
-    *(f"{kind}.{method}" for kind in ("Offset", "Project", "Scale", "Set", "Steer") for method in ("packed", "unpacked")),
+    *(
+        f"{kind}.{method}"
+        for kind in ("Offset", "Project", "Scale", "Set", "Steer")
+        for method in ("packed", "unpacked")
+    ),
     *(
         f"evaluation.{measure}.{method}"
         for measure in ("LogProbability", "PreferenceMargin", "ProbeLogit", "RowMeasure", "ToxicMass")

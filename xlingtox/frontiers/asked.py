@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from xlingtox.data import Prompt
 from xlingtox.data.columns import Labelled, PreferencePairs
+from xlingtox.data.translations import Parallel, sentence_pairs
 from xlingtox.evaluation.fluency import check_held_out
 from xlingtox.frontiers.defaults import default_methods, tuned_methods
 from xlingtox.frontiers.halves import UNEDITED
@@ -46,6 +47,7 @@ class Asked:
         methods: Sequence[Method] | None,
         tuned: HookedLM | Mapping[str, HookedLM] | None,
         budgets: Sequence[float],
+        parallel: Parallel | None,
         source_language: str,
         generation: Mapping[str, Any],
     ) -> Asked:
@@ -74,6 +76,8 @@ class Asked:
             )
         _check_two(Counter(prompt.language for prompt in prompts), codes, "prompts")
         held_out = _readable(lm, held_out, codes)
+        if parallel is not None:
+            sentence_pairs(parallel, pivot=source_language)
         Examples.of(labelled)
         return cls(prompts, scorers, held_out, chosen, tuple(sorted(set(map(float, budgets)))), generation)
 

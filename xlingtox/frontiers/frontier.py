@@ -10,6 +10,7 @@ from datasets import Dataset
 from xlingtox.checking import checked
 from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.data.columns import Labelled, PreferencePairs
+from xlingtox.data.translations import Parallel
 from xlingtox.edits.interventions import Intervention
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.frontiers import costs
@@ -40,6 +41,7 @@ def frontier(
     seed: int = 0,
     n_samples: int = 4,
     max_new_tokens: int = 20,
+    parallel: Parallel | None = None,
     identify_language: Identifier | None = None,
     source_language: str = "en",
     progress: bool = True,
@@ -67,6 +69,8 @@ def frontier(
         budgets: how far perplexity may rise, as multiples of that of the unedited model.
         seed: the seed of all fits and samples. All methods draw with the same random numbers.
         n_samples, max_new_tokens: how many continuations of each prompt are sampled, and how long they are.
+        parallel: translations, as `xt.evaluation.knowledge_margins` takes them, to ask what the model still knows; None
+            to leave that out.
         identify_language: a function that tells the language of continuations, as in `compare`.
         source_language: the language of the labelled sentences.
 
@@ -91,6 +95,7 @@ def frontier(
         methods=methods,
         tuned=tuned,
         budgets=budgets,
+        parallel=parallel,
         source_language=source_language,
         generation={"n_samples": n_samples, "max_new_tokens": max_new_tokens, "seed": seed},
     )
@@ -101,6 +106,8 @@ def frontier(
         meanings=meanings(prompts),
         scorers=asked.scorers,
         held_out=asked.held_out,
+        parallel=parallel,
+        source_language=source_language,
         generation=asked.generation,
         identify_language=identify_language,
         progress=progress,

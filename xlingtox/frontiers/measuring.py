@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from jaxtyping import Float
 
 from xlingtox.data import Prompt
+from xlingtox.data.translations import Parallel
 from xlingtox.edits.interventions import Intervention
 from xlingtox.evaluation import metrics
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
 from xlingtox.evaluation.dose_measures import Halves
 from xlingtox.evaluation.intervals import PerPrompt
+from xlingtox.evaluation.knowledge import knowledge_margins, knowledge_margins_under
 from xlingtox.evaluation.measurement import toxicity_scores
 from xlingtox.evaluation.resampling import Meanings
 from xlingtox.evaluation.trials import Trial, Trials
@@ -21,6 +24,9 @@ from xlingtox.frontiers.point import Point
 from xlingtox.models.generation import Continuations
 from xlingtox.models.hooked import HookedLM
 from xlingtox.scoring.protocol import Scorer
+
+Knowledge = Mapping[str, Float[np.ndarray, "pair"]]
+"""For each language, how much likelier each true sentence is than a false one."""
 
 KINDS: tuple[Kind, ...] = ("sound", *UNSOUND)
 
@@ -41,11 +47,14 @@ class Measuring:
         meanings: Meanings | None,
         scorers: Mapping[str, Scorer],
         held_out: Dataset,
+        parallel: Parallel | None,
+        source_language: str,
         generation: Mapping[str, Any],
         identify_language: Identifier | None,
         progress: bool,
     ) -> None:
         self._lm, self._scorers = lm, scorers
+        self._parallel, self._asking = parallel, {"source_language": source_language, "progress": progress}
         self._trials = Trials(
             lm,
             prompts,
@@ -54,19 +63,24 @@ class Measuring:
             identify_language=identify_language,
             progress=progress,
         )
-        self.unedited = self._point(0.0, self._trials.unedited)
+        self.unedited = self._point(0.0, self._trials.unedited, self._knowledge(lm))
         self.halves = Halves.alternating(prompts, meanings, self._trials.unedited.losses)
 
     def under(self, strengths: Sequence[float], edits: Sequence[Intervention]) -> Iterator[Point]:
         """Yield the point of the model under each edit. The edits are of these strengths."""
-        for strength, trial in zip(strengths, self._trials.under(edits), strict=True):
-            yield self._point(strength, trial)
+        known: Sequence[Knowledge] = [{}] * len(edits)
+        if self._parallel is not None:
+            known = knowledge_margins_under(self._lm, edits, self._parallel, **self._asking)
+        yield from map(self._point, strengths, self._trials.under(edits), known)
 
     def of(self, strength: float, model: HookedLM) -> Point:
         """Return the point of another model with the same tokenizer."""
-        return self._point(strength, self._trials.of(model))
+        return self._point(strength, self._trials.of(model), self._knowledge(model))
 
-    def _point(self, strength: float, trial: Trial) -> Point:
+    def _knowledge(self, model: HookedLM) -> Knowledge:
+        return {} if self._parallel is None else knowledge_margins(model, self._parallel, **self._asking)
+
+    def _point(self, strength: float, trial: Trial, known: Knowledge) -> Point:
         written = trial.continuations
         toxicity = {
             name: {code: metrics.prompt_means(rows) for code, rows in toxicity_scores(written, scorer).items()}
@@ -79,6 +93,7 @@ class Measuring:
             kinds={kind: trial.share(kind) for kind in KINDS},
             distinct=self._distinct(written),
             losses=trial.losses,
+            knowledge=known,
         )
 
     def _distinct(self, written: Continuations) -> dict[str, PerPrompt]:

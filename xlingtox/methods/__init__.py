@@ -7,7 +7,11 @@ where they cost the same fluency.
 from xlingtox.methods.attributed import AttributedOffset
 from xlingtox.methods.aura import AurA, Damping
 from xlingtox.methods.examples import Examples
+from xlingtox.methods.heads import HeadShift
+from xlingtox.methods.means import MeanDifference, MeanProjected
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
+from xlingtox.methods.principal import Principal, PrincipalProjected
+from xlingtox.methods.random_direction import RandomDirection
 from xlingtox.methods.random_neurons import RandomNeurons
 from xlingtox.methods.sources import Ablation, SourcesOffset
 from xlingtox.methods.tuned import Tuned
@@ -21,7 +25,13 @@ __all__ = [
     "Edited",
     "Examples",
     "Fitted",
+    "HeadShift",
+    "MeanDifference",
+    "MeanProjected",
     "Method",
+    "Principal",
+    "PrincipalProjected",
+    "RandomDirection",
     "RandomNeurons",
     "SourcesOffset",
     "Tuned",
