@@ -6,6 +6,7 @@ study's prompts and held-out texts. Those that need a tuned model take the one t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -36,9 +37,13 @@ def frontier(study: InProgress) -> dict[str, Any]:
         models.tuned_in(study.tuned_folder)
         del base  # both are asked for together, so that none is loaded twice
         base, tuned = models.both()
+    prompts, source, parallel = first_rows(materials.toxic_prompts, sizes.prompts), settings.source_language, None
+    if materials.parallel is not None:
+        codes = list(dict.fromkeys(prompts["language"]))
+        parallel = first_sentences(materials.parallel, codes, source_language=source, n=sizes.texts)
     measured = compare_methods(
         base,
-        first_rows(materials.toxic_prompts, sizes.prompts),
+        prompts,
         labelled=balanced(materials.labelled, sizes.sentences),
         scorer=study.scorer,
         held_out=first_rows(materials.held_out, sizes.texts),
@@ -47,8 +52,9 @@ def frontier(study: InProgress) -> dict[str, Any]:
         seed=settings.seed,
         n_samples=sizes.n_samples,
         max_new_tokens=settings.max_new_tokens,
+        parallel=parallel,
         identify_language=materials.identify_language,
-        source_language=settings.source_language,
+        source_language=source,
         progress=study.progress,
     )
     processes.from_main(partial(_write, measured, study))
@@ -70,11 +76,15 @@ def _spread(rows: list[int], n: int) -> list[int]:
     return [rows[place * len(rows) // n] for place in range(n)]
 
 
-def _first_sentences(parallel: Dataset | None, n: int) -> Dataset | None:
-    """Return the first parallel sentences of each language; None where there are none."""
-    if parallel is None or "language" in parallel.column_names:
-        return None if parallel is None else first_rows(parallel, n)
-    return parallel.select(range(min(n, len(parallel))))
+def first_sentences(parallel: Dataset, codes: Sequence[str], *, source_language: str, n: int) -> Dataset | None:
+    """Return the first n parallel sentences of each language; None where the source language has no translations."""
+    if "language" in parallel.column_names:
+        rows = [row for row, code in enumerate(parallel["language"]) if code in codes]
+        return first_rows(parallel.select(rows), n) if rows else None
+    columns = [name for name in parallel.column_names if name in codes]
+    if source_language not in columns or len(columns) < 2:
+        return None
+    return parallel.select_columns(columns).select(range(min(n, len(parallel))))
 
 
 def _write(measured: Frontier, study: InProgress) -> None:
