@@ -135,7 +135,7 @@ SHIFTED = {
     "llama": (ANYWHERE[:-1], "attention_bias, mlp_bias"),
     "qwen2": (ANYWHERE[:-1], "LlamaForCausalLM"),
     **{name: (["heads", "ln1"], "attention_bias") for name in ("qwen3", "gemma2", "gemma3")},
-    **{name: (["heads"], "attention_bias") for name in ("cohere", "cohere2")},
+    **{name: (["neurons", "heads", "mlp_output", "residual"], "attention_bias") for name in ("cohere", "cohere2")},
     **{name: ([], "as it was") for name in ("mistral", "phi3")},
 }
 """The sites at which an offset has a place in the weights, and how the model is then written."""
