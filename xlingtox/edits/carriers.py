@@ -147,8 +147,8 @@ class _Names:
         norms: dict[Place, str] = {}
         for (layer, i), name in zip(modules.norms, lm.names_of(modules.norms.values()), strict=True):
             norms["ln_final" if layer == lm.n_layers else _site_of(i), min(layer, lm.n_layers - 1)] = name
-        parts = (modules.blocks, modules.downs, modules.outs, modules.ins)
-        return cls(*map(lm.names_of, parts), norms)
+        blocks, downs, outs, ins = map(lm.names_of, (modules.blocks, modules.downs, modules.outs, modules.ins))
+        return cls(blocks, downs, outs, ins, norms)
 
 
 def _site_of(i: int) -> Site:
