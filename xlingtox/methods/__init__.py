@@ -5,6 +5,7 @@ where they cost the same fluency.
 """
 
 from xlingtox.methods.examples import Examples
+from xlingtox.methods.lin_act import LinAcT
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
 from xlingtox.methods.prefix import Prefix
 from xlingtox.methods.sources import Ablation, SourcesOffset
@@ -16,6 +17,7 @@ __all__ = [
     "Edited",
     "Examples",
     "Fitted",
+    "LinAcT",
     "Method",
     "Prefix",
     "SourcesOffset",
