@@ -92,7 +92,7 @@ def frontier(
             _add_method(figure, name, of_method, unedited, looks[name], rank=rank, is_named=is_named, place=place)
         _add_mark(figure, 1.0, unedited, _UNEDITED_MARK, _MARKS[0], is_named=is_named, place=place)
         for ratio in result.budgets:
-            figure.add_vline(x=ratio, line={"color": _GREY, "width": 1, "dash": "dot"}, layer="below", **place)
+            figure.add_vline(x=ratio, line={"color": _GREY, "width": 1, "dash": "dot"}, opacity=0.7, **place)
     _add_mark(figure, None, None, _CROSS, _MARKS[1], is_named=True, place=places[0])
     figure.update_xaxes(range=_ratios(table.ratio, result.budgets), tickvals=_TICKS, tickformat=".1f")
     figure.update_yaxes(range=[-0.03 * table.toxicity.max(), 1.06 * table.toxicity.max() or 1], showticklabels=False)
