@@ -40,6 +40,7 @@ MODULES = {
     "data": xt.data,
     "figures": xt.figures,
     "mini": xt.mini,
+    "methods": xt.methods,
     "tuning": xt.tuning,
     "evaluation": xt.evaluation,
     "paper": xt.paper,
@@ -73,10 +74,14 @@ INNER = {
     ),
     *(
         f"{kind}.{method}"
-        for kind in ("Offset", "Patch", "Scale", "Set")
-        for method in ("check", "acts", "by_place", "amount", "apply")
+        for kind in ("Offset", "Patch", "Project", "Scale", "Set", "Steer")
+        for method in ("check", "acts", "by_place", "change", "reader", "editor", "apply")
     ),
-    *("Offset.composed", "Scale.composed", "Set.composed"),
+    *(
+        f"{kind}.{method}"
+        for kind in ("Offset", "Project", "Scale", "Set", "Steer")
+        for method in ("packed", "unpacked")
+    ),
     *(
         f"evaluation.{measure}.{method}"
         for measure in ("LogProbability", "PreferenceMargin", "ProbeLogit", "RowMeasure", "ToxicMass")

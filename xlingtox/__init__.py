@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from xlingtox.edits import Intervention as Intervention
     from xlingtox.edits import Offset as Offset
     from xlingtox.edits import Patch as Patch
+    from xlingtox.edits import Project as Project
     from xlingtox.edits import Scale as Scale
     from xlingtox.edits import Set as Set
+    from xlingtox.edits import Steer as Steer
     from xlingtox.edits import Together as Together
     from xlingtox.edits import generate_under as generate_under
     from xlingtox.evaluation import AlignmentSplit as AlignmentSplit
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from xlingtox.evaluation.weight_drift import weight_drift as weight_drift
     from xlingtox.figures.plot import plot as plot
     from xlingtox.frontiers import Frontier as Frontier
+    from xlingtox.frontiers.frontier import frontier as frontier
     from xlingtox.models import Continuations as Continuations
     from xlingtox.models import HookedLM as HookedLM
     from xlingtox.models import HookNeverFired as HookNeverFired
@@ -86,8 +89,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Cause": {
         "edits": (
-            *("Intervention", "Offset", "Scale", "Set", "Patch", "ControlVectors"),
-            *("Together", "generate_under"),
+            *("Intervention", "Offset", "Scale", "Set", "Patch", "Steer", "Project"),
+            *("ControlVectors", "Together", "generate_under"),
         ),
         "evaluation": (
             "Comparison",
@@ -107,7 +110,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "evaluation": ("Attribution", "attribute", "WeightDrift", "weight_drift"),
     },
     "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},
-    "Rivals": {"frontiers": ("Frontier",)},
+    "Rivals": {"frontiers": ("Frontier", "frontier")},
     "Look": {"figures": ("plot",)},
     "Study": {"study": ("Study", "StudyResults")},
 }

@@ -132,10 +132,10 @@ def test_an_interrupt_while_hooks_are_removed_leaves_none_that_acts(lm, at, monk
     before, left = under(lm), [at]
 
     def interrupted(engine):
-        original = engine.on_post
+        original = engine.on
 
-        def on_post(layer, hook):
-            remove = original(layer, hook)
+        def on(place, hook):
+            remove = original(place, hook)
 
             def removing():
                 left[0] -= 1
@@ -145,10 +145,10 @@ def test_an_interrupt_while_hooks_are_removed_leaves_none_that_acts(lm, at, monk
 
             return removing
 
-        return on_post
+        return on
 
     for engine in lm._backends:
-        monkeypatch.setattr(engine, "on_post", interrupted(engine), raising=False)
+        monkeypatch.setattr(engine, "on", interrupted(engine), raising=False)
     with pytest.raises(KeyboardInterrupt), Offset(NEURONS, 2.0).on(lm):
         under(lm)
     assert not lm.hooked

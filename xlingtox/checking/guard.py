@@ -38,6 +38,8 @@ def checked(call: Checked) -> Checked:
     """
     if isinstance(call, type):
         cls: Any = call
+        if "__init__" in vars(cls):
+            cls.__init__.__owner__ = cls
         cls.__init__ = _guarded(cls.__init__)
         return call
     return _guarded(call)
@@ -70,7 +72,10 @@ def _guarded(call: Any) -> Any:
 
 def parameters(call: Any) -> tuple[Parameter, ...]:
     """Return a call's parameters in order. A parameter without an annotation, such as `self`, accepts anything."""
-    hints, written = typing.get_type_hints(call), inspect.unwrap(call).__annotations__
+    # A dataclass inherits fields, whose annotations name what the base class's module has imported.
+    owners = reversed(call.__owner__.__mro__) if hasattr(call, "__owner__") else ()
+    names = {name: value for owner in owners for name, value in vars(sys.modules[owner.__module__]).items()}
+    hints, written = typing.get_type_hints(call, localns=names), inspect.unwrap(call).__annotations__
     planned = []
     for place, (name, parameter) in enumerate(inspect.signature(call).parameters.items()):
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

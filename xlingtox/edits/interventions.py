@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,19 +18,11 @@ from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.edits import baking, control_vectors
 from xlingtox.edits.affine import Affine
-from xlingtox.edits.step import (
-    Amount,
-    Columns,
-    Positions,
-    SourceActivations,
-    Step,
-    hooks_of,
-    read_places,
-    sources_running,
-)
+from xlingtox.edits.change import Change
+from xlingtox.edits.step import Columns, Constant, OfUnits, Positions, Step, hooks_of, read_places, sources_running
 from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM, HookNeverFired
-from xlingtox.models.sites import Place, Site, as_arguments
+from xlingtox.models.sites import Place, Site
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.packing import packed, unpacked
 
@@ -78,7 +71,7 @@ class Intervention:
         idle = {id(step): step for step in steps if step.positions != "all"}
         with (
             sources_running(lm, read_places(steps)) as source_activations,
-            lm.hooks(**as_arguments(hooks_of(lm, steps, source_activations, idle)), edit=Description(self)),
+            lm.hooks(at=hooks_of(lm, steps, source_activations, idle), edit=Description(self)),
         ):
             yield
         for step in idle.values():
@@ -111,13 +104,7 @@ class Intervention:
         """
         self._check(lm)
         purpose = "be baked into weights"
-        steps = [
-            {"kind": type(step).__name__, "neurons": step.neurons.neurons, "value": step.value}
-            | ({"weights": step.neurons.weights} if step.neurons.weights else {})
-            | ({} if step.neurons.site == "neurons" else {"site": step.neurons.site})
-            for step in self._constants(purpose)
-        ]
-        record = {"edit": repr(self), "steps": steps}
+        record = {"edit": repr(self), "steps": [step.record() for step in self._constants(purpose)]}
         return baking.bake(lm, self._affine(lm, purpose), on=self.on, record=record, output_dir=output_dir)
 
     @checked
@@ -146,16 +133,12 @@ class Intervention:
             True
         """
         self._check(lm)
-        tensors = dict[str, Tensor]()
-        steps = self._constants("be saved")
-        kinds = []
-        for i, step in enumerate(steps):
-            neurons, evidence = packed(step.neurons, f".{i}")
-            tensors |= neurons | {f"value.{i}": torch.tensor(step.values(), dtype=torch.float64)}
-            one = isinstance(step.value, float)
-            kinds.append({"kind": type(step).__name__, "positions": step.positions, "one": one} | evidence)
-        about = {"steps": kinds, "model": dataclasses.asdict(lm.identity())}
-        files.write_tensors(path, tensors, about)
+        tensors, rows = dict[str, Tensor](), []
+        for i, step in enumerate(self._constants("be saved")):
+            step_tensors, about = step.packed(f".{i}")
+            tensors |= step_tensors
+            rows.append({"kind": type(step).__name__, "positions": step.positions} | about)
+        files.write_tensors(path, tensors, {"steps": rows, "model": dataclasses.asdict(lm.identity())})
 
     @staticmethod
     @checked
@@ -170,18 +153,17 @@ class Intervention:
                 edit.
         """
         tensors, about = files.read_tensors(path)
-        steps: list[_Constant] = []
+        steps: list[Constant] = []
         with files.understood(path, "edit"):
             name, fingerprint = about["model"]["name"], about["model"]["fingerprint"]
             for i, row in enumerate(about["steps"]):
-                neurons, values = unpacked(tensors, row, f".{i}"), tuple(tensors[f"value.{i}"].tolist())
-                steps.append(_KINDS[row["kind"]](neurons, values[0] if row["one"] else values, row["positions"]))
+                steps.append(Constant.kinds[row["kind"]].unpacked(tensors, row, f".{i}"))
         if not any_model and fingerprint != lm.fingerprint():
             raise ValueError(
                 f"{Path(path).expanduser()} was saved for {name} ({fingerprint}), not for {lm.name} "
                 f"({lm.fingerprint()}): load(..., any_model=True) takes it all the same"
             )
-        edit = steps[0] if len(steps) == 1 else _Sum(tuple(steps))
+        edit = _Sum(tuple(steps)) if len(steps) != 1 or not isinstance(steps[0], Intervention) else steps[0]
         edit._check(lm)
         return edit
 
@@ -189,9 +171,9 @@ class Intervention:
         for step in self.steps():
             step.check(lm)
 
-    def _constants(self, purpose: str) -> list[_Constant]:
+    def _constants(self, purpose: str) -> list[Constant]:
         """Return the steps, or raise ValueError where one of them is a Patch, which cannot serve this purpose."""
-        steps = [step for step in self.steps() if isinstance(step, _Constant)]
+        steps = [step for step in self.steps() if isinstance(step, Constant)]
         if len(steps) < len(self.steps()):
             raise ValueError(
                 f"a Patch cannot {purpose}: it depends on another run. Set(neurons, activations.mean(language=...)) "
@@ -206,19 +188,23 @@ class Intervention:
         for step in self._constants(purpose):
             if step.positions != "all":
                 raise ValueError(f"{step!r} cannot {purpose}: it acts at some positions only; run it with edit.on(lm)")
-            amounts = torch.tensor(step.amounts(), dtype=torch.float64)
-            for place, (indices, numbers) in step.by_place(lm).items():
-                n_columns = places.n_columns(lm, place)
+            for place, columns in step.by_place(lm).items():
+                n_columns, indices, change = places.n_columns(lm, place), columns.indices, step.change(place, columns)
+                if change.mixes:
+                    raise ValueError(
+                        f"{step!r} cannot {purpose}: it mixes the dimensions of {place[0]!r}, and only a gain and a "
+                        "shift of each can; run it with edit.on(lm)"
+                    )
                 gain = gains.setdefault(place, torch.ones(n_columns, dtype=torch.float64))
                 shift = shifts.setdefault(place, torch.zeros(n_columns, dtype=torch.float64))
-                gain[indices], shift[indices] = step.composed(gain[indices], shift[indices], amounts[numbers])
+                gain[indices], shift[indices] = change.after(gain[indices], shift[indices])
         return Affine(gains, shifts)
 
 
 @checked
 @dataclass(frozen=True, repr=False)
-class _Constant(Step, Intervention):
-    """An edit whose numbers are the same in every pass. `Offset` explains its fields."""
+class _Numbers(OfUnits, Constant, Intervention):
+    """An edit of units by numbers. `Offset` explains its fields."""
 
     neurons: NeuronSet
     value: float | tuple[float, ...]
@@ -237,10 +223,11 @@ class _Constant(Step, Intervention):
         object.__setattr__(self, "value", numbers[0] if single else tuple(numbers))
 
     def __repr__(self) -> str:
-        return self._named(f"{self.value:g}" if isinstance(self.value, float) else f"{len(self.value)} values")
+        by = f"{self.value:g}" if isinstance(self.value, float) else f"{len(self.value)} values"
+        return self._named(f"{self.neurons!r}, {by}")
 
     def check(self, lm: HookedLM) -> None:
-        super().check(lm)
+        OfUnits.check(self, lm)
         per_unit, kind = self._numbers_per_unit(), self.neurons.site
         for layer in self.neurons.by_layer() if per_unit > 1 else ():
             if (width := places.width(lm, (kind, layer))) != per_unit:
@@ -248,8 +235,7 @@ class _Constant(Step, Intervention):
                     f"{self!r} has {per_unit} for each of {len(self.neurons)} {kind}: expected one, or {width}, "
                     f"because so many numbers are in each of those of {lm.name}"
                 )
-        if not bool(torch.tensor(self.amounts(), dtype=lm.dtype).isfinite().all()):
-            raise ValueError(f"{self!r} is too large for the numbers of {lm.name} ({lm.dtype})")
+        Constant.check(self, lm)
 
     def content(self) -> str:
         return f"{super().content()} {self.amounts()}"
@@ -265,16 +251,30 @@ class _Constant(Step, Intervention):
         """Return the numbers that `apply` takes, in the order of `values`."""
         return self.values()
 
-    def amount(self, lm: HookedLM, place: Place, columns: Columns, *, source_activations: SourceActivations) -> Amount:
-        numbers = torch.tensor(self.amounts(), dtype=lm.dtype)[columns.numbers].to(lm.device_of(place[1]))
-        return lambda: numbers
+    def change(self, place: Place, columns: Columns) -> Change:
+        return self._change(torch.tensor(self.amounts(), dtype=torch.float64)[columns.numbers])
 
-    def composed(self, gain: Tensor, shift: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gain and shift of this edit applied to `gain * x + shift`."""
+    def _change(self, numbers: Tensor) -> Change:
+        """Return what these numbers, one for each column, do."""
         raise NotImplementedError
 
+    def packed(self, suffix: str) -> tuple[dict[str, Tensor], dict[str, object]]:
+        tensors, about = packed(self.neurons, suffix)
+        tensors[f"value{suffix}"] = torch.tensor(self.values(), dtype=torch.float64)
+        return tensors, {"one": isinstance(self.value, float)} | about
 
-class Offset(_Constant):
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any], suffix: str) -> Self:
+        values = tuple(tensors[f"value{suffix}"].tolist())
+        return cls(unpacked(tensors, about, suffix), values[0] if about["one"] else values, about["positions"])
+
+    def record(self) -> dict[str, object]:
+        record: dict[str, object] = {"kind": type(self).__name__, "neurons": self.neurons.neurons, "value": self.value}
+        record |= {"weights": self.neurons.weights} if self.neurons.weights else {}
+        return record if self.neurons.site == "neurons" else record | {"site": self.neurons.site}
+
+
+class Offset(_Numbers):
     """Add `value` to the post-activations of `neurons` (paper, section 4.2), or to the outputs of attention heads.
 
     The MLP's output then moves by `value` times the sum of their value vectors. Neurons with weights get `value` times
@@ -302,14 +302,11 @@ class Offset(_Constant):
         per_unit = self._numbers_per_unit()
         return [value * self.neurons.amounts[i // per_unit] for i, value in enumerate(self.values())]
 
-    def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
-        return activation + amount
-
-    def composed(self, gain: Tensor, shift: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
-        return gain, shift + amount
+    def _change(self, numbers: Tensor) -> Change:
+        return Change(shift=numbers)
 
 
-class Scale(_Constant):
+class Scale(_Numbers):
     """Multiply the post-activations of `neurons`, or the outputs of attention heads, by `value`; 0 ablates them.
 
     Weights of neurons have no effect: they say how far an `Offset` moves.
@@ -350,14 +347,11 @@ class Scale(_Constant):
             raise ValueError(f"a score is {wrong[0]:g}: expected areas under the ROC curve, from 0.5 to 1")
         return cls(experts, tuple(1 - 2 * (score - 0.5) for score in experts.scores))
 
-    def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
-        return activation * amount
-
-    def composed(self, gain: Tensor, shift: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
-        return gain * amount, shift * amount
+    def _change(self, numbers: Tensor) -> Change:
+        return Change(gain=numbers)
 
 
-class Set(_Constant):
+class Set(_Numbers):
     """Replace the post-activations of `neurons`, or the outputs of attention heads, by `value`.
 
     Weights of neurons have no effect: they say how far an `Offset` moves.
@@ -374,11 +368,8 @@ class Set(_Constant):
         ...     texts = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
     """
 
-    def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
-        return amount.expand_as(activation)
-
-    def composed(self, gain: Tensor, shift: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(gain), amount
+    def _change(self, numbers: Tensor) -> Change:
+        return Change(value=numbers)
 
 
 @dataclass(frozen=True)
@@ -403,10 +394,6 @@ class Description:
     def _of_content(self) -> str:
         content = "\n".join(step.content() for step in self.edit.steps())
         return hashlib.sha256(content.encode()).hexdigest()
-
-
-_KINDS: dict[str, type[_Constant]] = {"Offset": Offset, "Scale": Scale, "Set": Set}
-"""The edits that can be saved, by the names that a file gives them."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xlingtox.checking import checked
 from xlingtox.edits.interventions import Intervention
-from xlingtox.edits.step import Amount, Columns, Positions, SourceActivations, Step
+from xlingtox.edits.step import Columns, OfUnits, Positions, Reader, SourceActivations
 from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import fingerprint
@@ -23,7 +23,7 @@ from xlingtox.neurons.neuron_set import NeuronSet
 
 @checked
 @dataclass(frozen=True, repr=False, eq=False)
-class Patch(Step, Intervention):
+class Patch(OfUnits, Intervention):
     """Activation patching: replace the activations of `neurons` by those of another run.
 
     If a model patched from its tuned version behaves like the tuned version, these neurons carry what tuning changed.
@@ -68,7 +68,7 @@ class Patch(Step, Intervention):
             origin = f"means of {self.language or 'each language'} in {self.source.model.name}"
         else:
             origin = repr(self.source) if isinstance(self.source, HookedLM) else "cached activations"
-        return self._named(origin)
+        return self._named(f"{self.neurons!r}, {origin}")
 
     def content(self) -> str:
         source = self.source
@@ -112,7 +112,11 @@ class Patch(Step, Intervention):
             return {}
         return {self.source: {(self.neurons.site, layer) for layer, _ in self.neurons}}
 
-    def amount(self, lm: HookedLM, place: Place, columns: Columns, *, source_activations: SourceActivations) -> Amount:
+    @property
+    def serves_one_batch(self) -> bool:
+        return isinstance(self.source, Mapping)
+
+    def reader(self, lm: HookedLM, place: Place, columns: Columns, *, source_activations: SourceActivations) -> Reader:
         source, (site, layer) = self.source, place
         if isinstance(source, Activations):
             return self._means(lm, layer, source, columns.indices)
@@ -134,7 +138,7 @@ class Patch(Step, Intervention):
 
         return read
 
-    def _means(self, lm: HookedLM, layer: int, source: Activations, indices: list[int]) -> Amount:
+    def _means(self, lm: HookedLM, layer: int, source: Activations, indices: list[int]) -> Reader:
         """Return the function that gives each row the means of its language, for the neurons of one layer."""
         places = {neuron: place for place, neuron in enumerate(source.neurons)}
         columns = [places[layer, index] for index in indices]
@@ -154,10 +158,10 @@ class Patch(Step, Intervention):
 
         return read
 
-    def apply(self, activation: Tensor, amount: Tensor) -> Tensor:
-        if amount.shape != activation.shape and not isinstance(self.source, Activations):
+    def apply(self, activation: Tensor, values: Tensor) -> Tensor:
+        if values.shape != activation.shape and not isinstance(self.source, Activations):
             raise ValueError(
-                f"cached activations {list(amount.shape[:2])} for a pass of {list(activation.shape[:2])} rows and "
+                f"cached activations {list(values.shape[:2])} for a pass of {list(activation.shape[:2])} rows and "
                 "positions: they serve passes over their own tokens"
             )
-        return amount.expand_as(activation)
+        return values.expand_as(activation)

@@ -1,16 +1,17 @@
-"""Step: a single edit of neurons or heads, and the hooks that apply several of them to a model."""
+"""Step: a single edit, and the hooks that apply several of them to a model."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from xlingtox.edits.change import Change
 from xlingtox.models import places
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM
@@ -26,8 +27,8 @@ SourceActivations = Mapping[HookedLM, Mapping[Place, Tensor]]
 Between passes it is empty.
 """
 
-Amount = Callable[[], Tensor]
-"""A function, called in each pass, that returns the numbers of an edit for the columns of one place."""
+Reader = Callable[[], Tensor]
+"""A function, called in each pass, that returns what a step puts into the columns of one place."""
 
 
 class Columns(NamedTuple):
@@ -43,9 +44,12 @@ class Columns(NamedTuple):
 
 
 class Step:
-    """A single edit of neurons or heads, at all positions or some: an `Offset`, a `Scale`, a `Set` or a `Patch`."""
+    """A single edit at some places of a model, at all positions or some: an `Offset`, a `Patch`, a `Steer`, ...
 
-    neurons: NeuronSet
+    A step is either a `Constant`, which does the same in every pass, or it puts other activations in the place of
+    these, as a `Patch` does.
+    """
+
     positions: Positions
 
     def steps(self) -> tuple[Step, ...]:
@@ -54,21 +58,15 @@ class Step:
 
     def check(self, lm: HookedLM) -> None:
         """Raise ValueError unless this edit fits the model."""
-        self.neurons.check(lm, sites=SITES)
+        raise NotImplementedError
 
     def by_place(self, lm: HookedLM) -> dict[Place, Columns]:
         """Return the columns that this edit changes, by site and layer."""
-        columns_by_place = {}
-        for layer, (units, numbers) in self.neurons.by_layer().items():
-            place = self.neurons.site, layer
-            width, per_unit = places.width(lm, place), self._numbers_per_unit()
-            numbers = [number * per_unit + min(i, per_unit - 1) for number in numbers for i in range(width)]
-            columns_by_place[place] = Columns(places.columns(lm, place, units), numbers)
-        return columns_by_place
+        raise NotImplementedError
 
-    def _numbers_per_unit(self) -> int:
-        """Return how many numbers the edit has for each neuron or head: 1, or one for each number of a head."""
-        return 1
+    def content(self) -> str:
+        """Return a text that differs between any two different edits, for a digest."""
+        raise NotImplementedError
 
     def acts(self, lm: HookedLM) -> bool:
         """Return whether the edit is for the positions of the current pass."""
@@ -82,8 +80,17 @@ class Step:
         """Return the other models that must run on the same tokens, each with the places that are read from it."""
         return {}
 
-    def amount(self, lm: HookedLM, place: Place, columns: Columns, *, source_activations: SourceActivations) -> Amount:
-        """Return the function that gives `apply` its numbers in each pass, for the columns of one place.
+    @property
+    def serves_one_batch(self) -> bool:
+        """Return whether the edit holds activations of certain rows, so that it is for no others."""
+        return False
+
+    def change(self, place: Place, columns: Columns) -> Change | None:
+        """Return what becomes of the columns of a place, in float64; None where that depends on the pass."""
+        return None
+
+    def reader(self, lm: HookedLM, place: Place, columns: Columns, *, source_activations: SourceActivations) -> Reader:
+        """Return the function that reads, in each pass, what `apply` puts into the columns of one place.
 
         Args:
             columns: the columns of this edit at the place, as in `by_place`.
@@ -91,25 +98,89 @@ class Step:
         """
         raise NotImplementedError
 
-    def apply(self, activation: Float[Tensor, "batch pos column"], amount: Tensor) -> Tensor:
-        """Return the edited activations."""
+    def apply(self, activation: Float[Tensor, "batch pos column"], values: Tensor) -> Tensor:
+        """Return the edited activations, where they depend on the pass."""
         raise NotImplementedError
 
+    def editor(
+        self, lm: HookedLM, place: Place, columns: Columns, *, source_activations: SourceActivations
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the function that edits the columns of one place in each pass."""
+        change = self.change(place, columns)
+        if change is not None:
+            return change.to(lm.dtype, lm.device_of(place[1])).apply
+        read = self.reader(lm, place, columns, source_activations=source_activations)
+        return lambda activation: self.apply(activation, read())
+
+    def _named(self, described: str) -> str:
+        """Return a repr, in which `described` says what is edited and how."""
+        where = "" if self.positions == "all" else f", positions={self.positions!r}"
+        return f"{type(self).__name__}({described}{where})"
+
+
+class Constant(Step):
+    """A step that does the same in every pass. It can be saved, and often be written into weights."""
+
+    kinds: ClassVar[dict[str, type[Constant]]] = {}
+    """All public classes of such steps, by the names that a file gives them."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.__name__.startswith("_"):
+            Constant.kinds[cls.__name__] = cls
+
+    def change(self, place: Place, columns: Columns) -> Change:
+        raise NotImplementedError
+
+    def check(self, lm: HookedLM) -> None:
+        for place, columns in self.by_place(lm).items():
+            if not self.change(place, columns).is_finite(lm.dtype):
+                raise ValueError(f"{self!r} is too large for the numbers of {lm.name} ({lm.dtype})")
+
+    def packed(self, suffix: str) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Return the step as tensors of a safetensors file, whose names end in `suffix`, and metadata."""
+        raise NotImplementedError
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any], suffix: str) -> Constant:
+        """Return the step of which `packed` made tensors and metadata."""
+        raise NotImplementedError
+
+    def record(self) -> dict[str, object]:
+        """Return the step as values that JSON can hold, for people to read."""
+        raise NotImplementedError
+
+
+class OfUnits(Step):
+    """A step that edits chosen units: neurons, heads or dimensions."""
+
+    neurons: NeuronSet
+
+    def check(self, lm: HookedLM) -> None:
+        self.neurons.check(lm, sites=SITES)
+
+    def by_place(self, lm: HookedLM) -> dict[Place, Columns]:
+        columns_by_place = {}
+        for layer, (units, numbers) in self.neurons.by_layer().items():
+            place = self.neurons.site, layer
+            width, per_unit = places.width(lm, place), self._numbers_per_unit()
+            numbers = [number * per_unit + min(i, per_unit - 1) for number in numbers for i in range(width)]
+            columns_by_place[place] = Columns(places.columns(lm, place, units), numbers)
+        return columns_by_place
+
     def content(self) -> str:
-        """Return a text that differs between any two different edits, for a digest."""
         # Digests of edits of neurons are those of versions that knew no other site.
         site = "" if self.neurons.site == "neurons" else f"{self.neurons.site} "
         return f"{type(self).__name__} {site}{self.neurons.neurons} {self.positions}"
+
+    def _numbers_per_unit(self) -> int:
+        """Return how many numbers the edit has for each unit: 1, or one for each number of a head."""
+        return 1
 
     def _set_site(self, site: Site | None) -> None:
         """Let the pairs name units of this site; None leaves them as they are."""
         if site is not None:
             object.__setattr__(self, "neurons", replace(self.neurons, site=site))
-
-    def _named(self, change: str) -> str:
-        """Return a repr, in which `change` says what the edit does to the neurons."""
-        where = "" if self.positions == "all" else f", positions={self.positions!r}"
-        return f"{type(self).__name__}({self.neurons!r}, {change}{where})"
 
 
 @contextlib.contextmanager
@@ -144,20 +215,20 @@ def hooks_of(
     Args:
         idle: steps that have not acted yet, by `id`. The hooks remove a step when it acts.
     """
-    edits_by_place: dict[Place, list[tuple[Step, Tensor, Amount]]] = {}
+    edits_by_place: dict[Place, list[tuple[Step, Tensor, Callable[[Tensor], Tensor]]]] = {}
     for step in steps:
         for place, columns in step.by_place(lm).items():
-            amount = step.amount(lm, place, columns, source_activations=source_activations)
+            edited_columns = step.editor(lm, place, columns, source_activations=source_activations)
             indices = torch.tensor(columns.indices, device=lm.device_of(place[1]))
-            edits_by_place.setdefault(place, []).append((step, indices, amount))
+            edits_by_place.setdefault(place, []).append((step, indices, edited_columns))
 
-    def hook(edits: list[tuple[Step, Tensor, Amount]]) -> Hook:
+    def hook(edits: list[tuple[Step, Tensor, Callable[[Tensor], Tensor]]]) -> Hook:
         def edit(value: Tensor) -> Tensor | None:
             edited = None
-            for step, indices, amount in edits:
+            for step, indices, edited_columns in edits:
                 if step.acts(lm):
                     edited = value.clone() if edited is None else edited
-                    edited[..., indices] = step.apply(edited[..., indices], amount())
+                    edited[..., indices] = edited_columns(edited[..., indices])
                     idle.pop(id(step), None)
             return edited
 

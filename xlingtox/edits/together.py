@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlingtox.checking import checked
-from xlingtox.edits.interventions import Intervention, Offset, Scale, Set
-from xlingtox.edits.patch import Patch
-from xlingtox.edits.step import Amount, Columns, SourceActivations, Step, read_places, sources_running
+from xlingtox.edits.change import Change
+from xlingtox.edits.interventions import Intervention
+from xlingtox.edits.step import Columns, Reader, SourceActivations, Step, read_places, sources_running
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM, HookNeverFired
-from xlingtox.models.sites import Place, as_arguments
+from xlingtox.models.sites import Place
 
 
 @checked
@@ -69,16 +69,16 @@ class Together:
         steps = [step for edit in self.edits for step in edit.steps()]
         for step in steps:
             step.check(lm)
-            if isinstance(step, Patch) and isinstance(step.source, Mapping):
+            if step.serves_one_batch:
                 raise ValueError(f"{step!r} serves one batch of rows: it cannot run together with other edits")
         met = _Met()
         with sources_running(lm, read_places(steps)) as source_activations:
             tables = _tables(lm, [edit.steps() for edit in self.edits], source_activations)
             hooks = {place: _hook(lm, place, by_pass, met) for place, by_pass in tables.items()}
-            with lm.hooks(**as_arguments(hooks), edit=self):
+            with lm.hooks(at=hooks, edit=self):
                 yield
         for number, edit in enumerate(self.edits):
-            if any(not met.any_of(step, number) for step in edit.steps() if len(step.neurons)):
+            if any(not met.any_of(step, number) for step in edit.steps()):
                 raise HookNeverFired(f"{edit!r} never acted on {lm.name}: no row that it is for was run")
 
 
@@ -106,53 +106,39 @@ class _Table:
 
     Attributes:
         columns: the indices of the columns.
-        gain, shift: what activations are multiplied by, and what is then added; None where no step does.
-        value, is_set: what replaces activations, and where; None where no step does.
+        change: what steps that do the same in every pass make of them.
         copied: the activations of other models by place, which replace these where the mask says so.
-        others: steps whose numbers are not known in advance, each with its columns, its amount and a mask of the rows.
+        others: steps whose numbers are not known in advance, each with its columns, its reader and a mask of the rows.
     """
 
     columns: Int[Tensor, "row 1 column"]
-    gain: Float[Tensor, "row 1 column"] | None
-    shift: Float[Tensor, "row 1 column"] | None
-    value: Float[Tensor, "row 1 column"] | None
-    is_set: Bool[Tensor, "row 1 column"] | None
+    change: Change
     copied: Sequence[tuple[Mapping[Place, Tensor], Bool[Tensor, "row 1 column"]]]
-    others: Sequence[tuple[Step, Int[Tensor, "column"], Amount, Bool[Tensor, "row"]]]
+    others: Sequence[tuple[Step, Int[Tensor, "column"], Reader, Bool[Tensor, "row"]]]
 
     def of_rows(self, numbers: Int[Tensor, "row"]) -> _Table:
         """Return the table with a row for each text, from the numbers of the texts' edits."""
         numbers = numbers.to(self.columns.device)
-        gain, shift, value, is_set = (
-            None if table is None else table[numbers] for table in (self.gain, self.shift, self.value, self.is_set)
-        )
         return _Table(
             self.columns[numbers],
-            gain,
-            shift,
-            value,
-            is_set,
+            self.change.of_rows(numbers),
             [(by_place, mask[numbers]) for by_place, mask in self.copied],
-            [(step, columns, amount, mask[numbers]) for step, columns, amount, mask in self.others],
+            [(step, columns, read, mask[numbers]) for step, columns, read, mask in self.others],
         )
 
     def apply(self, place: Place, activations: Float[Tensor, "row pos column"]) -> None:
         """Edit the activations in place. Each row is edited by the same arithmetic as under its edit alone."""
         indices = self.columns.expand(-1, activations.shape[1], -1)
-        edited = activations.gather(-1, indices)
-        edited = edited if self.gain is None else edited * self.gain
-        edited = edited if self.shift is None else edited + self.shift
-        if self.value is not None and self.is_set is not None:
-            edited = torch.where(self.is_set, self.value, edited)
+        edited = self.change.apply(activations.gather(-1, indices))
         for by_place, is_copied in self.copied:
             copied = by_place[place].to(activations).gather(-1, indices)
             edited = torch.where(is_copied, copied, edited)
         activations.scatter_(-1, indices, edited)
-        for step, columns, amount, is_chosen in self.others:
+        for step, columns, read, is_chosen in self.others:
             rows = is_chosen.nonzero().squeeze(-1)
             if not len(rows):
                 continue
-            numbers = amount()
+            numbers = read()
             part = activations[rows]
             part[..., columns] = step.apply(part[..., columns], numbers[rows] if numbers.ndim == 3 else numbers)
             activations[rows] = part
@@ -240,33 +226,25 @@ def _table(
     """
     width, device = max(len(columns.indices) for _, columns in steps.values()), lm.device_of(place[1])
     chosen_columns = torch.zeros(n_edits, width, dtype=torch.long)
-    gain, shift, value = (torch.full((n_edits, width), number, dtype=lm.dtype) for number in (1.0, 0.0, 0.0))
-    numbers_of: dict[type[Step], Tensor] = {Scale: gain, Offset: shift, Set: value}
-    masks: dict[HookedLM | None, Tensor] = {}
-    others: list[tuple[Step, Tensor, Amount, Tensor]] = []
+    changes: dict[int, tuple[Change, Sequence[int]]] = {}
+    copied: dict[HookedLM, Tensor] = {}
+    others: list[tuple[Step, Tensor, Reader, Tensor]] = []
     for number, (step, columns) in steps.items():
         indices = torch.tensor(columns.indices)
         filled = [*range(len(indices)), *[0] * (width - len(indices))]
-        table = numbers_of.get(type(step))
-        if table is not None and isinstance(step, Offset | Scale | Set):
-            table[number] = torch.tensor(step.amounts(), dtype=lm.dtype)[columns.numbers][filled]
-        source = step.source if isinstance(step, Patch) and isinstance(step.source, HookedLM) else None
-        if source is not None or isinstance(step, Set):
-            masks.setdefault(source, torch.zeros(n_edits, 1, width, dtype=torch.bool))[number] = True
-        elif table is None:
-            amount = step.amount(lm, place, columns, source_activations=source_activations)
-            chosen = torch.arange(n_edits, device=device) == number
-            others.append((step, indices.to(device), amount, chosen))
+        if (change := step.change(place, columns)) is not None:
+            changes[number] = change, filled
+        elif sources := step.sources():
+            (source,) = sources
+            copied.setdefault(source, torch.zeros(n_edits, 1, width, dtype=torch.bool))[number] = True
+        else:
+            read = step.reader(lm, place, columns, source_activations=source_activations)
+            others.append((step, indices.to(device), read, torch.arange(n_edits, device=device) == number))
             continue
         chosen_columns[number] = indices[filled]
-    kinds = {type(step) for step, _ in steps.values()}
-    is_set = masks.pop(None, None)
     return _Table(
         chosen_columns[:, None].to(device),
-        gain[:, None].to(device) if Scale in kinds else None,
-        shift[:, None].to(device) if Offset in kinds else None,
-        value[:, None].to(device) if is_set is not None else None,
-        None if is_set is None else is_set.to(device),
-        [(source_activations[source], mask.to(device)) for source, mask in masks.items() if source is not None],
+        Change.stacked(changes, n_edits, width).to(lm.dtype, device),
+        [(source_activations[source], mask.to(device)) for source, mask in copied.items()],
         others,
     )

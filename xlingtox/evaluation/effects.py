@@ -24,7 +24,7 @@ from xlingtox.evaluation.row_measures import Reading, RowMeasure, wide
 from xlingtox.evaluation.text_losses import counted_columns
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.sites import SITES, as_arguments
+from xlingtox.models.sites import SITES
 
 STEPS = (2, 4, 8, 16, 32, 64)
 """The numbers of points on the path that are tried, one after the other, where no number was asked for."""
@@ -220,7 +220,7 @@ class Path:
         residual: dict[int, Hook] = {0: begin}
         residual |= {layer + 1: added_by(layer) for kind, layer in places if kind == "layers"}
         at_sites = {(site, layer): seen((site, layer)) for site in SITES for kind, layer in places if kind == site}
-        with lm.hooks(**as_arguments(at_sites), residual=residual, edit=None):
+        with lm.hooks(at=at_sites, residual=residual, edit=None):
             yield
 
     # --- sums

@@ -52,3 +52,8 @@ class Examples:
             tuple(text for text, label in zip(texts, labels, strict=True) if label == kind) for kind in (1, 0)
         )
         return cls(toxic, clean, paired=False)
+
+    def labelled(self) -> list[dict[str, str | int]]:
+        """Return the sentences as a table with the columns `text, label`, the toxic ones first."""
+        sides = ((1, self.toxic), (0, self.clean))
+        return [{"text": text, "label": label} for label, texts in sides for text in texts]

@@ -20,6 +20,7 @@ Edited = Intervention | HookedLM
 """What a method makes of a model at one strength: an edit of it, or another model."""
 
 
+@checked
 @dataclass(frozen=True)
 class Method:
     """A way to make a model less toxic. It is fitted on labelled sentences or pairs, and has a dial.
@@ -47,6 +48,7 @@ class Method:
     dial: Dial = field(default="continuous", kw_only=True)
     control: bool = field(default=False, kw_only=True)
 
+    @checked
     def fit(
         self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
     ) -> Method:
@@ -91,12 +93,14 @@ class Fitted(Method):
     dialled: Callable[[float], Edited] = dataclasses.field(repr=False)
 
     @classmethod
+    @checked
     def of(cls, method: Method, dialled: Callable[[float], Edited]) -> Fitted:
         """Return a method as fitted, under its own name."""
         return cls(
             method, dialled, name=method.name, citation=method.citation, dial=method.dial, control=method.control
         )
 
+    @checked
     def fit(
         self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
     ) -> Method:

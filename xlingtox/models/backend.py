@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from xlingtox.models.modules import PlainModules
+from xlingtox.models.modules import NORMS, PlainModules
+from xlingtox.models.sites import Place
 
 Hook = Callable[[Tensor], Tensor | None]
 """A function that takes an activation, `[batch, pos, width]`, and returns its replacement, or None to leave it."""
@@ -59,16 +60,12 @@ class Backend(Protocol):
         """Return the cache of these rows alone. The cache that was passed in must not be used again."""
         ...
 
-    def on_post(self, layer: int, hook: Hook) -> Remove:
-        """Hook the post-activations of a layer: the input of its MLP's down-projection."""
+    def on(self, place: Place, hook: Hook) -> Remove:
+        """Hook the activations of a place, `[batch, pos, column]`."""
         ...
 
-    def on_residual(self, layer: int, hook: Hook) -> Remove:
-        """Hook the residual stream: 0 is the embedding's output, n the output of the n-th block."""
-        ...
-
-    def on_heads(self, layer: int, hook: Hook) -> Remove:
-        """Hook the outputs of a layer's attention heads, one after the other: the input of the output projection."""
+    def on_embedding(self, hook: Hook) -> Remove:
+        """Hook the residual stream before the first block."""
         ...
 
 
@@ -150,28 +147,64 @@ class HuggingFaceBackend:
         cache.batch_select_indices(rows)
         return cache
 
-    def on_post(self, layer: int, hook: Hook) -> Remove:
-        return self._on_input(self.modules.downs[layer], hook)
+    def on(self, place: Place, hook: Hook) -> Remove:
+        (site, layer), modules = place, self.modules
+        match site:
+            case "neurons":
+                return self._on_input(modules.downs[layer], hook)
+            case "heads":
+                return self._on_input(modules.outs[layer], hook)
+            case "pre_activation":
+                return self._on_output(modules.ins[layer], on_first_half(hook) if modules.are_joint else hook)
+            case "mlp_output":
+                return self._on_output(modules.downs[layer], hook)
+            case "residual":
+                return modules.blocks[layer].register_forward_hook(_on_block_output(hook)).remove
+            case "ln_final":
+                return self._on_output(modules.norms[layer + 1, 0], hook)
+            case _:
+                return self._on_output(modules.norms[layer, NORMS.index(site)], hook)
 
-    def on_heads(self, layer: int, hook: Hook) -> Remove:
-        return self._on_input(self.modules.outs[layer], hook)
+    def on_embedding(self, hook: Hook) -> Remove:
+        return self.modules.blocks[0].register_forward_pre_hook(_on_block_input(hook), with_kwargs=True).remove
 
     def _on_input(self, module: nn.Module, hook: Hook) -> Remove:
         """Hook the first input of a module."""
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            # OPT flattens batch and positions into one dimension before its MLP.
-            value = args[0]
-            edited = hook(value if value.ndim == 3 else value.view(self._rows, -1, value.shape[-1]))
-            return None if edited is None else (edited.view(value.shape), *args[1:])
+            edited = self._edited(args[0], hook)
+            return None if edited is None else (edited, *args[1:])
 
         return module.register_forward_pre_hook(before).remove
 
-    def on_residual(self, layer: int, hook: Hook) -> Remove:
-        blocks = self.modules.blocks
-        if layer == 0:
-            return blocks[0].register_forward_pre_hook(_on_block_input(hook), with_kwargs=True).remove
-        return blocks[layer - 1].register_forward_hook(_on_block_output(hook)).remove
+    def _on_output(self, module: nn.Module, hook: Hook) -> Remove:
+        """Hook the output of a module, which is a tensor."""
+        return module.register_forward_hook(lambda _module, _args, out: self._edited(out, hook)).remove
+
+    def _edited(self, value: Tensor, hook: Hook) -> Tensor | None:
+        """Return what a hook makes of a value, in the value's shape."""
+        # OPT flattens batch and positions into one dimension before its MLP.
+        edited = hook(value if value.ndim == 3 else value.view(self._rows, -1, value.shape[-1]))
+        return None if edited is None else edited.view(value.shape)
+
+
+def with_own_modules(model: Any) -> Any:
+    """Return a copy of a plain model that has its own modules, and shares the weights."""
+    shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
+    # bitsandbytes keeps the scales of 8-bit weights in these states.
+    shared |= {id(module.state): module.state for module in model.modules() if hasattr(module, "init_8bit_state")}
+    return copy.deepcopy(model, shared)
+
+
+def on_first_half(hook: Hook) -> Hook:
+    """Return a hook of the columns of two projections, which gives `hook` those of the first."""
+
+    def run(value: Tensor) -> Tensor | None:
+        first, second = value.chunk(2, -1)
+        edited = hook(first)
+        return None if edited is None else torch.cat([edited, second], -1)
+
+    return run
 
 
 class _PreallocatedLayer(DynamicLayer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from xlingtox.checking import checked
 from xlingtox.models.backend import Backend, Hook, HuggingFaceBackend
 from xlingtox.models.passes import BatchCache, HookBlock, Pass
+from xlingtox.models.prefix import PrefixTokens
 from xlingtox.models.shape import Shape
-from xlingtox.models.sites import Place, as_arguments
+from xlingtox.models.sites import Place, Site
 from xlingtox.models.tl_backend import TransformerLensBackend
 
 
@@ -41,6 +42,7 @@ class ForwardPasses:
         tokenizer: the Hugging Face tokenizer.
         n_layers, d_model, d_mlp: the number of layers, the width of the residual stream, the neurons per layer.
         current_pass: the pass that is running, for hooks; None between passes.
+        prefix: what the model reads before every text; None where it reads texts alone.
 
     Example:
         >>> ids, mask = lm.encode(["the cat", "la casa"])
@@ -52,6 +54,7 @@ class ForwardPasses:
     name: str
     tokenizer: PreTrainedTokenizerBase
     d_mlp: int
+    prefix: PrefixTokens | None = None
 
     def __init__(self, tl_backend: TransformerLensBackend, hf_backend: HuggingFaceBackend | None) -> None:
         self._tl_backend, self._hf_backend = tl_backend, hf_backend
@@ -89,7 +92,8 @@ class ForwardPasses:
 
         None if there are none.
         """
-        edits = [str(edit) for edit in self.open_edits if edit is not None]
+        edits = [] if self.prefix is None else [str(self.prefix)]
+        edits += [str(edit) for edit in self.open_edits if edit is not None]
         edits += ["hooks on .tl"] if self._tl_backend.hooked_by_hand() else []
         return ", then ".join(edits) or None
 
@@ -114,6 +118,7 @@ class ForwardPasses:
         if self._tl_backend.hooked_by_hand() or self._companions:
             return None
         digests = [getattr(edit, "digest", None) for edit in self.open_edits]
+        digests = digests if self.prefix is None else [self.prefix.digest, *digests]
         return None if None in digests else tuple(map(str, digests))
 
     def spare_hooks(self) -> None:
@@ -127,6 +132,8 @@ class ForwardPasses:
         Args:
             why: the reason, which follows "which" in the message, such as "is not in its weights".
         """
+        if self.prefix is not None:
+            raise ValueError(f"{self.name} stands under {self.prefix}, which {why}: take the model without the prefix")
         if (edit := self.standing_edit) is not None:
             raise ValueError(
                 f"{self.name} stands under {edit}, which {why}: leave the block of edit.on(lm), or take the model that "
@@ -298,7 +305,7 @@ class ForwardPasses:
         self._companions[key] = companion, activations
         companion._companion_of[key] = self
         try:
-            with companion.hooks(**as_arguments({place: recorder(place) for place in places}), edit=None):
+            with companion.hooks(at={place: recorder(place) for place in places}, edit=None):
                 yield activations
         finally:
             del self._companions[key], companion._companion_of[key]
@@ -342,9 +349,10 @@ class ForwardPasses:
         post: Mapping[int, Hook] | None = None,
         residual: Mapping[int, Hook] | None = None,
         heads: Mapping[int, Hook] | None = None,
+        at: Mapping[Place, Hook] | None = None,
         edit: object = "hooks",
     ) -> Iterator[None]:
-        """Set hooks on post-activations, on the residual stream and on attention heads while the block runs.
+        """Set hooks on post-activations, on the residual stream, on attention heads or at any site while a block runs.
 
         Other hooks on the model stay where they are.
 
@@ -354,11 +362,14 @@ class ForwardPasses:
                 embedding's output, n the output of the n-th block (before the final norm).
             heads: a hook for each layer number, on the outputs of its attention heads, one after the other,
                 `[batch, pos, n_heads * d_head]`: the input of the output projection.
+            at: a hook for each place, which is a site and a layer, such as `("ln2", 0)`. `models.sites.Site` lists the
+                sites. Layers are those of blocks: `("residual", 0)` is the residual stream after the first block.
             edit: a name for these hooks, or an object whose `str` is one. Results computed in the block carry it. None
                 for hooks that only read, which results need not mention.
 
         Raises:
-            ValueError: the model has no such layer, or no attention heads that can be hooked.
+            ValueError: the model has no such layer, or the layer lacks the site: no attention heads that can be hooked,
+                or no norm there.
             HookNeverFired: the block ended without an exception, and some hook never ran.
 
         Example:
@@ -367,17 +378,20 @@ class ForwardPasses:
             ...     logits = lm.logits(ids, mask)
             (1, ..., 512)
         """
-        wanted = [("post", self._check_layer(layer), hook) for layer, hook in (post or {}).items()]
-        wanted += [("residual", self._check_residual(layer), hook) for layer, hook in (residual or {}).items()]
-        if heads:
-            self._tl_backend.n_heads  # noqa: B018 - refuses a model without heads before a hook is set
-        wanted += [("heads", self._check_layer(layer), hook) for layer, hook in (heads or {}).items()]
+        wanted: list[tuple[str, Place | None, Hook]] = []
+        wanted += [(f"post {layer}", ("neurons", layer), hook) for layer, hook in (post or {}).items()]
+        wanted += [(f"heads {layer}", ("heads", layer), hook) for layer, hook in (heads or {}).items()]
+        for layer, hook in (residual or {}).items():
+            state = self._check_residual(layer)
+            wanted.append((f"residual {layer}", ("residual", state - 1) if state else None, hook))
+        wanted += [(f"{site} {layer}", (site, layer), hook) for (site, layer), hook in (at or {}).items()]
+        self._check_places(place for _, place, _ in wanted if place is not None)
         fired, block = [False] * len(wanted), HookBlock(edit)
         # An interrupt can come between any two lines. A hook that it leaves behind must do nothing.
         try:
             with contextlib.ExitStack() as undo:
                 self._open_blocks = [*(earlier for earlier in self._open_blocks if earlier.is_open), block]
-                for i, (kind, layer, hook) in enumerate(wanted):
+                for i, (_, place, hook) in enumerate(wanted):
 
                     def run(value: Tensor, i: int = i, hook: Hook = hook) -> Tensor | None:
                         if not block.is_open:
@@ -386,13 +400,13 @@ class ForwardPasses:
                         return hook(value)
 
                     for backend in self._backends:
-                        undo.callback(getattr(backend, f"on_{kind}")(layer, run))
+                        undo.callback(backend.on_embedding(run) if place is None else backend.on(place, run))
                 yield
         finally:
             block.is_open = False
         if block.is_spared:
             return
-        unreached = [f"{kind} {layer}" for (kind, layer, _), ran in zip(wanted, fired, strict=True) if not ran]
+        unreached = [name for (name, _, _), ran in zip(wanted, fired, strict=True) if not ran]
         if unreached:
             raise HookNeverFired(f"{self.name}: hooked but never reached: {', '.join(unreached)}; did the model run?")
 
@@ -402,9 +416,36 @@ class ForwardPasses:
             raise ValueError(f"no layer {layer}: {self.name} has layers 0 to {self.n_layers - 1}")
         return layer
 
+    def _check_places(self, places: Iterable[Place]) -> None:
+        """Raise ValueError unless the model has all these places."""
+        layers_of: dict[Site, list[int]] = {}
+        for site, layer in places:
+            self._check_layer(layer)
+            if layer not in layers_of.setdefault(site, self.layers_of(site)):
+                raise ValueError(f"{self.name} has no {site} in layer {layer}: {_in_words(layers_of[site])}")
+
+    def layers_of(self, site: Site) -> list[int]:
+        """Return the layers that have a site, such as a norm behind the MLP.
+
+        Raises:
+            ValueError: the site is "heads", and the layers have no attention heads of one width.
+
+        Example:
+            >>> lm.layers_of("ln2"), lm.layers_of("ln2_post"), lm.layers_of("ln_final")
+            ([0, 1, 2, 3], [], [3])
+        """
+        try:
+            return self._tl_backend.layers_of(site)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
     def _check_residual(self, layer: int) -> int:
         """Return the layer of the residual stream, from 0 to `n_layers`, or raise ValueError if there is none."""
         return layer if layer == 0 else self._check_layer(layer - 1) + 1
+
+
+def _in_words(layers: list[int]) -> str:
+    return f"expected {', '.join(map(str, layers))}" if layers else "no layer has one"
 
 
 def _contiguous(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -19,6 +19,8 @@ class PlainModules:
         blocks: the transformer blocks.
         downs: the down-projections of the MLPs.
         outs: the output projections of attention, which read the outputs of the heads; empty where none were found.
+        ins: the projections whose outputs are the MLPs' pre-activations: the gate's in a gated MLP.
+        are_joint: whether these also hold the up-projection, so that only the first half of their outputs counts.
         norms: the norms, by layer and by their place in `NORMS`. The final norm is at (`n_layers`, 0).
         unembed: the unembedding; None where it was not looked up.
 
@@ -31,5 +33,7 @@ class PlainModules:
     blocks: Sequence[nn.Module] = ()
     downs: Sequence[nn.Module] = ()
     outs: Sequence[nn.Module] = ()
+    ins: Sequence[nn.Module] = ()
+    are_joint: bool = False
     norms: Mapping[tuple[int, int], nn.Module] = field(default_factory=dict)
     unembed: nn.Module | None = None

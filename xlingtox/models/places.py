@@ -1,7 +1,7 @@
-"""Find the units of each site in a model: as columns of an activation, which one projection reads.
+"""Find the units of each site in a model: as columns of an activation.
 
-A neuron is one column of its layer's post-activations, which the down-projection reads. A head is as many columns as it
-is wide, and attention's output projection reads them. With this, an edit of any site is an edit of columns.
+A neuron is one column of its layer's post-activations. A head is as many columns as it is wide. A dimension of the
+residual stream is one column of it. With this, an edit of any site is an edit of columns.
 """
 
 from __future__ import annotations
@@ -17,40 +17,42 @@ from xlingtox.models.modules import PlainModules
 from xlingtox.models.sites import Place, Site
 
 
-class _Holder(NamedTuple):
-    """Functions that say how models hold one site.
+class _Projection(NamedTuple):
+    """Functions that find the projection behind a site, which alone reads its columns.
 
     Attributes:
-        n_units: the number of units in each layer.
-        width: the number of columns of each unit of a layer.
-        projection: the matrix that reads the columns of a layer, `[columns, d_model]`.
+        matrix: the matrix of a layer, `[columns, d_model]`.
         modules: the modules of these projections, by layer.
     """
 
-    n_units: Callable[[HookedLM], int]
-    width: Callable[[HookedLM, int], int]
-    projection: Callable[[HookedLM, int], Tensor]
+    matrix: Callable[[HookedLM, int], Tensor]
     modules: Callable[[PlainModules], Sequence[nn.Module]]
 
 
-_HOLDERS: dict[Site, _Holder] = {
-    "neurons": _Holder(lambda lm: lm.d_mlp, lambda lm, layer: 1, HookedLM.value_vectors, lambda plain: plain.downs),
-    "heads": _Holder(lambda lm: lm.n_heads, HookedLM.head_width, HookedLM.output_projection, lambda plain: plain.outs),
+_PROJECTIONS: dict[Site, _Projection] = {
+    "neurons": _Projection(HookedLM.value_vectors, lambda plain: plain.downs),
+    "heads": _Projection(HookedLM.output_projection, lambda plain: plain.outs),
 }
+"""The sites whose columns a projection to `d_model` reads."""
 
 
 def n_units(lm: HookedLM, site: Site) -> int:
-    """Return the number of units in each layer: neurons or heads.
+    """Return the number of units in each layer: neurons, heads or dimensions.
 
     Raises:
         ValueError: the model has no units of this site.
     """
-    return _HOLDERS[site].n_units(lm)
+    if site == "heads":
+        return lm.n_heads
+    if not lm.layers_of(site):
+        raise ValueError(f"{lm.name} has no {site}: no layer has one")
+    return lm.d_mlp if site in ("neurons", "pre_activation") else lm.d_model
 
 
 def width(lm: HookedLM, place: Place) -> int:
-    """Return the number of columns that each unit of a place has: 1 for neurons, d_head for heads."""
-    return _HOLDERS[place[0]].width(lm, place[1])
+    """Return the number of columns that each unit of a place has: d_head for heads, 1 at all other sites."""
+    site, layer = place
+    return lm.head_width(layer) if site == "heads" else 1
 
 
 def n_columns(lm: HookedLM, place: Place) -> int:
@@ -71,14 +73,14 @@ def columns(lm: HookedLM, place: Place, units: Sequence[int]) -> list[int]:
 
 
 def projection(lm: HookedLM, place: Place) -> Float[Tensor, "column d_model"]:
-    """Return what the projection behind a place makes of each of its columns."""
-    return _HOLDERS[place[0]].projection(lm, place[1])
+    """Return what the projection behind neurons or heads makes of each of their columns."""
+    return _PROJECTIONS[place[0]].matrix(lm, place[1])
 
 
 def projection_names(lm: HookedLM, site: Site) -> list[str]:
-    """Return the names that the projections behind a site have in `lm.unwrapped()`, in the order of the layers.
+    """Return the names that the projections behind neurons or heads have in `lm.unwrapped()`, layer by layer.
 
     Raises:
         ValueError: the model was given as a TransformerLens model.
     """
-    return lm.names_of(_HOLDERS[site].modules(lm.plain_modules()))
+    return lm.names_of(_PROJECTIONS[site].modules(lm.plain_modules()))

@@ -1,40 +1,57 @@
 """Sites: the kinds of places in a model whose activations can be edited. A place is a site of one layer.
 
-All that tells one site from another is here and in `places`, so edits are written once for all of them.
+All that tells one site from another is here, in `places` and in the backends' methods `on`, so edits are written once
+for all sites.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from xlingtox.models.backend import Hook
+Site = Literal[
+    "neurons",
+    "heads",
+    "pre_activation",
+    "mlp_output",
+    "residual",
+    "ln1",
+    "ln1_post",
+    "ln2",
+    "ln2_post",
+    "ln_final",
+]
+"""A kind of place in every block, and so what a pair `(layer, index)` names.
 
-Site = Literal["neurons", "heads"]
-"""What a pair `(layer, index)` names: a neuron of an MLP, or a head of an attention."""
+- "neurons": the post-activations of an MLP, which its down-projection reads.
+- "heads": the outputs of attention's heads, which its output projection reads.
+- "pre_activation": the hidden layer of an MLP before its activation; in a gated MLP, the gate.
+- "mlp_output": the output of the down-projection.
+- "residual": the residual stream after a block.
+- "ln1", "ln1_post", "ln2", "ln2_post": what comes out of the norm before attention, the one after it, and the norms
+  before and after the MLP. Few families have all of them. The names are those of TransformerLens.
+- "ln_final": what comes out of the final norm. Its layer is the number of the last block.
+"""
 
 Place = tuple[Site, int]
-"""A site and a layer."""
+"""A site and a layer. Layers are blocks, from 0 on, for every site."""
 
 SITES: tuple[Site, ...] = get_args(Site)
 """All sites, for calls that take any."""
 
-UNITS: dict[Site, str] = {"neurons": "neuron", "heads": "head"}
+UNITS: dict[Site, str] = {
+    "neurons": "neuron",
+    "heads": "head",
+    "pre_activation": "pre-activation",
+    **dict.fromkeys(SITES[3:], "dimension"),
+}
 """The word for one unit of a site."""
 
-_HOOKS: dict[Site, str] = {"neurons": "post", "heads": "heads"}
-"""The argument of `HookedLM.hooks` that hooks a site."""
-
-
-def as_arguments(hooks: Mapping[Place, Hook]) -> dict[str, Any]:
-    """Return the arguments of `HookedLM.hooks` that set a hook at each place.
-
-    Example:
-        >>> from xlingtox.models.sites import as_arguments
-        >>> as_arguments({("neurons", 2): print, ("heads", 0): print}).keys()
-        dict_keys(['post', 'heads'])
-    """
-    arguments: dict[str, Any] = {}
-    for (site, layer), hook in hooks.items():
-        arguments.setdefault(_HOOKS[site], {})[layer] = hook
-    return arguments
+UNITS_OF: dict[Site, str] = {
+    "neurons": "neurons",
+    "heads": "heads",
+    "pre_activation": "pre-activations",
+    "mlp_output": "dimensions of the MLP's output",
+    "residual": "dimensions of the residual stream",
+    **{site: f"dimensions behind {site}" for site in SITES[5:]},
+}
+"""The words for several units of a site."""

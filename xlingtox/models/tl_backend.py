@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlingtox.models.backend import Hook, HuggingFaceBackend, Remove
-from xlingtox.models.hf_blocks import UnhookedModel
+from xlingtox.models.backend import Hook, HuggingFaceBackend, Remove, with_own_modules
+from xlingtox.models.hf_blocks import HalfOfGateUp, UnhookedModel
 from xlingtox.models.modules import NORMS, PlainModules
+from xlingtox.models.sites import Place
 from xlingtox.models.tl_weights import TransformerLensWeights
 from xlingtox.text import first_line
 
@@ -40,10 +41,7 @@ def bridge_over(model: Any) -> tuple[TransformerLensBackend, HuggingFaceBackend]
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
-    # bitsandbytes keeps the scales of 8-bit weights in these states.
-    shared |= {id(module.state): module.state for module in model.modules() if hasattr(module, "init_8bit_state")}
-    twin = copy.deepcopy(model, shared)
+    twin = with_own_modules(model)
     names = {id(module): name for name, module in twin.named_modules()}
     architectures = getattr(twin.config, "architectures", None)
     if not architectures:
@@ -121,13 +119,30 @@ def _plain_modules(tl: Any, plain_module: Callable[[Any], nn.Module | None]) -> 
     } | {(n_layers, 0): getattr(tl, "ln_final", None)}
     plain = {place: plain_module(norm) for place, norm in norms.items() if hasattr(norm, "original_component")}
     unembed = getattr(tl, "unembed", None)
+    mlps = [block.mlp for block in tl.blocks]
+    joint = [_joint_projection(mlp, plain_module) for mlp in mlps]
+    are_joint = None not in joint
+    separate = each(getattr(mlp, "gate", None) or getattr(mlp, "in") for mlp in mlps)
+    ins = [module for module in joint if module is not None] if are_joint else separate
     return PlainModules(
         blocks,
-        each(getattr(block.mlp, "out") for block in tl.blocks),  # noqa: B009
+        each(mlp.out for mlp in mlps),
         outs if len(outs) == n_layers else (),
+        ins if len(ins) == n_layers else (),
+        are_joint,
         {place: norm for place, norm in plain.items() if norm is not None},
         None if unembed is None else plain_module(unembed),
     )
+
+
+def _joint_projection(mlp: Any, plain_module: Callable[[Any], nn.Module | None]) -> nn.Module | None:
+    """Return the module that holds both the gate and the up-projection of an MLP; None where they are two modules."""
+    gate = getattr(getattr(mlp, "gate", None), "original_component", None)
+    if isinstance(gate, HalfOfGateUp):
+        return gate.joint
+    # A bridge splits the module in two. Its halves are no modules of the plain model.
+    module = plain_module(mlp) if hasattr(mlp, "split_gate_up_matrix") else None
+    return None if module is None else module.get_submodule(getattr(mlp, "fused_attr", "gate_up_proj"))
 
 
 class TransformerLensBackend(TransformerLensWeights):
@@ -157,20 +172,33 @@ class TransformerLensBackend(TransformerLensWeights):
         """Return whether the TransformerLens model has any hook that was not set through this class."""
         return any(id(hook) not in self._not_by_hand for point in self._points for hook in point.fwd_hooks)
 
-    def on_post(self, layer: int, hook: Hook) -> Remove:
-        return self._set(self.tl.blocks[layer].mlp.hook_post, hook)
+    def on(self, place: Place, hook: Hook) -> Remove:
+        site, layer = place
+        block = self.tl.blocks[layer]
+        match site:
+            case "neurons":
+                return self._set(block.mlp.hook_post, hook)
+            case "heads":
+                return self._set(block.attn.hook_z, _on_each_head(hook))
+            case "pre_activation":
+                return self._set(block.mlp.hook_pre, hook)
+            case "residual":
+                return self._set(block.hook_resid_post, hook)
+            case "mlp_output":
+                return self._on_mlp_output(block, hook)
+            case _:
+                return self._on_output(self._norm(site, layer), hook)
 
-    def on_residual(self, layer: int, hook: Hook) -> Remove:
-        blocks = self.tl.blocks
-        return self._set(blocks[0].hook_resid_pre if layer == 0 else blocks[layer - 1].hook_resid_post, hook)
+    def on_embedding(self, hook: Hook) -> Remove:
+        return self._set(self.tl.blocks[0].hook_resid_pre, hook)
 
-    def on_heads(self, layer: int, hook: Hook) -> Remove:
-        def on_each_head(value: Tensor) -> Tensor | None:
-            # TransformerLens gives the heads a dimension of their own.
-            edited = hook(value.flatten(2))
-            return None if edited is None else edited.view(value.shape)
+    def _on_mlp_output(self, block: Any, hook: Hook) -> Remove:
+        """Hook the output of a block's down-projection."""
+        raise NotImplementedError
 
-        return self._set(self.tl.blocks[layer].attn.hook_z, on_each_head)
+    def _on_output(self, norm: Any, hook: Hook) -> Remove:
+        """Hook the output of a norm."""
+        raise NotImplementedError
 
     def _set(self, point: Any, hook: Hook) -> Remove:
         """Set a hook on a hook point, and note that it was not set by hand."""
@@ -214,6 +242,16 @@ class TransformerLensBackend(TransformerLensWeights):
         raise NotImplementedError
 
 
+def _on_each_head(hook: Hook) -> Hook:
+    """Return a hook of heads that have a dimension of their own, as TransformerLens gives them."""
+
+    def run(value: Tensor) -> Tensor | None:
+        edited = hook(value.flatten(2))
+        return None if edited is None else edited.view(value.shape)
+
+    return run
+
+
 class _BridgeBackend(TransformerLensBackend):
     """A `TransformerBridge`. Its rewired Hugging Face model is called like a plain one."""
 
@@ -226,9 +264,25 @@ class _BridgeBackend(TransformerLensBackend):
     def _config(self) -> Any:
         return self.tl.original_model.config.get_text_config()
 
+    def _on_mlp_output(self, block: Any, hook: Hook) -> Remove:
+        return self._set(block.mlp.out.hook_out, hook)
+
+    def _on_output(self, norm: Any, hook: Hook) -> Remove:
+        return self._set(norm.hook_out, hook)
+
 
 class _HookedTransformerBackend(TransformerLensBackend):
-    """A `HookedTransformer`, which has its own forward pass and cache."""
+    """A `HookedTransformer`, which has its own forward pass and cache.
+
+    Its hook points show the output of a norm before the gain, and that of an MLP after the norm behind it.
+    So outputs of norms and of MLPs are hooked by PyTorch.
+    """
+
+    def _on_mlp_output(self, block: Any, hook: Hook) -> Remove:
+        return self._on_output(block.mlp, hook)
+
+    def _on_output(self, norm: Any, hook: Hook) -> Remove:
+        return norm.register_forward_hook(lambda _module, _args, out: hook(out)).remove
 
     def run(
         self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None, last: int | None = None

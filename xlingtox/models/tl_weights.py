@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from xlingtox.models.modules import NORMS
+from xlingtox.models.sites import Site
+
 
 class TransformerLensWeights:
     """The weights of a TransformerLens model, or of a plain model by TransformerLens's names.
@@ -158,6 +161,24 @@ class TransformerLensWeights:
                 raise ValueError(f"layer {layer} has no attention heads of one width ({n_heads} are configured)")
             widths.append(n_columns // n_heads)
         return tuple(widths)
+
+    def layers_of(self, site: Site) -> list[int]:
+        """Return the layers that have a site. Only norms are missing in some families.
+
+        Raises:
+            ValueError: the site is "heads", and the layers have no heads of one width.
+        """
+        if site == "heads":
+            self.n_heads  # noqa: B018 - refuses a model without heads of one width
+        if site == "ln_final":
+            return [] if self._norm(site, self.n_layers - 1) is None else [self.n_layers - 1]
+        is_norm = site in NORMS
+        return [layer for layer in range(self.n_layers) if not is_norm or self._norm(site, layer) is not None]
+
+    def _norm(self, site: Site, layer: int) -> Any:
+        """Return a norm, or None where the layer has none of this name."""
+        norm = getattr(self.tl, site, None) if site == "ln_final" else getattr(self.tl.blocks[layer], site, None)
+        return None if getattr(norm, "original_component", norm) is None else norm
 
     def output_projection(self, layer: int) -> Tensor:
         """Return the output projection of attention, `[n_heads * d_head, d_model]`.

@@ -21,7 +21,7 @@ from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.sites import SITES, UNITS, Site
+from xlingtox.models.sites import SITES, UNITS, UNITS_OF, Site
 from xlingtox.neurons.drawing import Match, MeanActivations, draw_weighted
 from xlingtox.neurons.drawing import Neuron as Neuron
 from xlingtox.verdicts import Verdict
@@ -44,7 +44,8 @@ _MOST_INDICES = 5
 class NeuronSet:
     """Distinct MLP neurons `(layer, index)` in a fixed order, each with a score.
 
-    Pairs name attention heads where `site` is "heads". Such a set is for edits, not for what reads single neurons.
+    Pairs name other units where `site` is another, such as attention heads or dimensions of the residual stream. Such a
+    set is for edits, not for what reads single neurons.
 
     Layers and indices count from 0. A score says why a neuron was chosen (a cosine, an area under a ROC curve); it is
     0 where none was given. A weight says how far an `Offset` of 1 moves a neuron; `weighted` gives them. Sets are
@@ -56,7 +57,8 @@ class NeuronSet:
         weights: one finite number for each neuron, in the same order. Empty where every weight is 1. Only `Offset`
             reads them.
         evidence: verdicts on whether these neurons are what they were chosen to be.
-        site: what a pair names: one of the "neurons" of an MLP, or one of the "heads" of an attention.
+        site: what a pair names: one of the "neurons" of an MLP, one of the "heads" of an attention, or a unit of any
+            other site (`models.sites.Site`).
 
     Example:
         >>> first, second = xt.NeuronSet.of([(1, 12), (3, 40)]), xt.NeuronSet.of([(3, 40), (0, 7)])
@@ -99,7 +101,7 @@ class NeuronSet:
         """Make a set of `(layer, index)` pairs, with a score each if `scores` are given.
 
         Args:
-            site: what the pairs name: "neurons" of MLPs, or "heads" of attentions.
+            site: what the pairs name: "neurons" of MLPs, "heads" of attentions, or units of any other site.
 
         Raises:
             TypeError: a layer or an index is not a whole number.
@@ -124,18 +126,26 @@ class NeuronSet:
 
     @classmethod
     @checked
-    def all(cls, lm: HookedLM, *, site: Site = "neurons") -> NeuronSet:
-        """Make a set of every MLP neuron of the model, or of every attention head, layer by layer.
+    def all(cls, lm: HookedLM, *, site: Site = "neurons", layers: Iterable[int] | None = None) -> NeuronSet:
+        """Make a set of every MLP neuron of the model, or of every unit of another site, layer by layer.
+
+        Args:
+            layers: the layers whose units are taken (default: all that have the site).
 
         Raises:
-            ValueError: the site is "heads", and the model's attention has no heads that can be edited.
+            ValueError: the model lacks the site, in all layers or in one that was asked for.
 
         Example:
             >>> len(xt.NeuronSet.all(lm)) == lm.n_layers * lm.d_mlp
             True
         """
         n_units = places.n_units(lm, site)
-        return cls.of(((layer, index) for layer in range(lm.n_layers) for index in range(n_units)), site=site)
+        pairs = (
+            (layer, index) for layer in (lm.layers_of(site) if layers is None else layers) for index in range(n_units)
+        )
+        units = cls.of(pairs, site=site)
+        units.check(lm, sites=SITES)
+        return units
 
     def __iter__(self) -> Iterator[Neuron]:
         return iter(self.neurons)
@@ -148,7 +158,7 @@ class NeuronSet:
 
     def __repr__(self) -> str:
         first = ", ".join(f"{layer}.{index}" for layer, index in self.neurons[:_MOST_NAMED])
-        site = "" if self.site == "neurons" else f" {self.site}"
+        site = "" if self.site == "neurons" else f" {UNITS_OF[self.site]}"
         weighted = ", weighted" if self.weights else ""
         verdict = f"; evidence: {self.evidence[-1].verdict}" if self.evidence else ""
         return f"NeuronSet({len(self)}{site}{weighted}: {first}{', ...' if len(self) > _MOST_NAMED else ''}{verdict})"
@@ -329,13 +339,15 @@ class NeuronSet:
             raise ValueError(f"{self!r} is a set of {self.site}: expected {' or '.join(sites)}")
         if not self.neurons:
             raise ValueError(f"the set of {self.site} is empty")
-        n_units = places.n_units(lm, self.site)
+        n_units, layers = places.n_units(lm, self.site), set(lm.layers_of(self.site))
         for layer, index in self.neurons:
             if layer >= lm.n_layers or index >= n_units:
                 raise ValueError(
                     f"{UNITS[self.site]} ({layer}, {index}) is outside the model: {lm.name} has layers 0 to "
-                    f"{lm.n_layers - 1} with {self.site} 0 to {n_units - 1}"
+                    f"{lm.n_layers - 1} with {UNITS_OF[self.site]} 0 to {n_units - 1}"
                 )
+            if layer not in layers:
+                raise ValueError(f"{lm.name} has no {self.site} in layer {layer}: expected one of {sorted(layers)}")
 
     @checked
     def random_like(
