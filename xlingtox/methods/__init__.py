@@ -8,8 +8,10 @@ from xlingtox.methods.attributed import AttributedOffset
 from xlingtox.methods.aura import AurA, Damping
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.heads import HeadShift
+from xlingtox.methods.lin_act import LinAcT
 from xlingtox.methods.means import MeanDifference, MeanProjected
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
+from xlingtox.methods.prefix import Prefix
 from xlingtox.methods.principal import Principal, PrincipalProjected
 from xlingtox.methods.random_direction import RandomDirection
 from xlingtox.methods.random_neurons import RandomNeurons
@@ -26,9 +28,11 @@ __all__ = [
     "Examples",
     "Fitted",
     "HeadShift",
+    "LinAcT",
     "MeanDifference",
     "MeanProjected",
     "Method",
+    "Prefix",
     "Principal",
     "PrincipalProjected",
     "RandomDirection",
