@@ -103,7 +103,7 @@ def test_pairs_beyond_the_context_are_left_out_and_one_language_needs_some(lm):
     long = {"en": [*PARALLEL["en"], "the cat " * 40], "es": [*PARALLEL["es"], "el gato " * 40]}
     assert 0 < len(knowledge_margins(lm, long, progress=False)["es"]) < 5
     only_long = {"en": ["the cat " * 40, "the dog " * 40], "es": ["el gato " * 40, "el perro " * 40]}
-    with pytest.raises(ValueError, match="no pair of parallel sentences in es fits the model's 64 positions"):
+    with pytest.raises(ValueError, match="no pair of parallel sentences in es fits the model's context of 64 tokens"):
         knowledge_margins(lm, only_long, progress=False)
 
 

@@ -105,7 +105,7 @@ def _read(lm: HookedLM, parallel: Parallel, source_language: str, seed: int) -> 
         pairs = [[readable[j], readable[j + 1]] for j in readable if j % 2 == 0 and j + 1 in readable]
         if not pairs:
             raise ValueError(
-                f"no pair of parallel sentences in {code} fits the model's {lm.n_positions} positions: give shorter ones"
+                f"no pair of parallel sentences in {code} fits the model's context of {lm.n_positions} tokens"
             )
         codes += [code] * len(pairs)
         rows += [row for pair in pairs for row in pair]

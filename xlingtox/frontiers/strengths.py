@@ -16,7 +16,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.progress import bar
 
 N_STRENGTHS = 6
-"""How many strengths each method is measured at."""
+"""How many strengths each method is measured at, if there are three budgets."""
 
 MOST = 1.5
 """The ratio of perplexities at which a dial ends, unless a budget is larger."""
@@ -43,17 +43,17 @@ _BROKEN = math.log(1e3)
 def targets(budgets: Sequence[float]) -> tuple[float, ...]:
     """Return the ratios of perplexities near which a method is measured.
 
-    They are half of the least budget, each budget, and ratios in the largest gaps between these and the end of the
-    dial, where perplexity has risen by half, or by a fifth more than the largest budget allows.
+    They are half of the least budget, each budget, and the end of the dial, where perplexity has risen by half, or by a
+    fifth more than the largest budget allows. Where that is few, ratios in the largest gaps between these come in.
 
     Example:
         >>> from xlingtox.frontiers.strengths import targets
         >>> [round(ratio, 3) for ratio in targets([1.05, 1.1, 1.2])]
-        [1.025, 1.05, 1.1, 1.2, 1.35, 1.5]
+        [1.025, 1.05, 1.1, 1.2, 1.5]
     """
     rises = sorted({budget - 1 for budget in budgets})
     rises = [rises[0] / 2, *rises, max(MOST - 1, 1.2 * rises[-1])]
-    while len(rises) < N_STRENGTHS:
+    while len(rises) < N_STRENGTHS - 1:
         gap = int(np.argmax(np.diff(rises)))
         rises.insert(gap + 1, (rises[gap] + rises[gap + 1]) / 2)
     return tuple(1 + rise for rise in rises)
@@ -76,8 +76,8 @@ class Search:
         >>> search = Search((1.05, 1.5))
         >>> while strengths := search.untried():
         ...     search.ratios |= {strength: 1.02**strength for strength in strengths}
-        >>> search.chosen()[-2:]
-        (2.46, 20.5)
+        >>> search.chosen()
+        (1.0, 2.46, 20.5)
     """
 
     targets: tuple[float, ...]
@@ -106,14 +106,16 @@ class Search:
         """Return the strengths to measure at, in rising order.
 
         Targets that are not reached are left out. The dial then ends at the last strength that was tried, and goes
-        there by factors of 4.
+        there by factors of 4. One more strength comes in below the end: 1, the method as it was published. If that is
+        beyond the end, or near another, it is half of the least strength.
         """
         found = [strength for ratio in self.targets if (strength := self._strength(ratio)) is not None]
         if len(found) < len(self.targets):
             last = max(found, default=0.0)
             steps = [LIMIT / _APART**i for i in range(N_STRENGTHS)]
             found += [step for step in steps if step > last][: len(self.targets) - len(found)]
-        return tuple(sorted(set(found)))
+        published = max(found) > 1.0 and all(abs(strength - 1) > _NEAR for strength in found)
+        return tuple(sorted({*found, 1.0 if published else _rounded(min(found) / 2)}))
 
     def _strength(self, ratio: float) -> float | None:
         """Return the least strength at which perplexity has risen so far, to three digits; None where none has."""

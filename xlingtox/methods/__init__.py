@@ -10,6 +10,7 @@ from xlingtox.methods.examples import Examples
 from xlingtox.methods.heads import HeadShift
 from xlingtox.methods.means import MeanDifference, MeanProjected
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
+from xlingtox.methods.prefix import Prefix
 from xlingtox.methods.principal import Principal, PrincipalProjected
 from xlingtox.methods.random_direction import RandomDirection
 from xlingtox.methods.random_neurons import RandomNeurons
@@ -29,6 +30,7 @@ __all__ = [
     "MeanDifference",
     "MeanProjected",
     "Method",
+    "Prefix",
     "Principal",
     "PrincipalProjected",
     "RandomDirection",

@@ -188,6 +188,14 @@ class HuggingFaceBackend:
         return None if edited is None else edited.view(value.shape)
 
 
+def with_own_modules(model: Any) -> Any:
+    """Return a copy of a plain model that has its own modules, and shares the weights."""
+    shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
+    # bitsandbytes keeps the scales of 8-bit weights in these states.
+    shared |= {id(module.state): module.state for module in model.modules() if hasattr(module, "init_8bit_state")}
+    return copy.deepcopy(model, shared)
+
+
 def on_first_half(hook: Hook) -> Hook:
     """Return a hook of the columns of two projections, which gives `hook` those of the first."""
 

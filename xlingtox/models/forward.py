@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from xlingtox.checking import checked
 from xlingtox.models.backend import Backend, Hook, HuggingFaceBackend
 from xlingtox.models.passes import BatchCache, HookBlock, Pass
+from xlingtox.models.prefix import PrefixTokens
 from xlingtox.models.shape import Shape
 from xlingtox.models.sites import Place, Site
 from xlingtox.models.tl_backend import TransformerLensBackend
@@ -41,6 +42,7 @@ class ForwardPasses:
         tokenizer: the Hugging Face tokenizer.
         n_layers, d_model, d_mlp: the number of layers, the width of the residual stream, the neurons per layer.
         current_pass: the pass that is running, for hooks; None between passes.
+        prefix: what the model reads before every text; None where it reads texts alone.
 
     Example:
         >>> ids, mask = lm.encode(["the cat", "la casa"])
@@ -52,6 +54,7 @@ class ForwardPasses:
     name: str
     tokenizer: PreTrainedTokenizerBase
     d_mlp: int
+    prefix: PrefixTokens | None = None
 
     def __init__(self, tl_backend: TransformerLensBackend, hf_backend: HuggingFaceBackend | None) -> None:
         self._tl_backend, self._hf_backend = tl_backend, hf_backend
@@ -89,7 +92,8 @@ class ForwardPasses:
 
         None if there are none.
         """
-        edits = [str(edit) for edit in self.open_edits if edit is not None]
+        edits = [] if self.prefix is None else [str(self.prefix)]
+        edits += [str(edit) for edit in self.open_edits if edit is not None]
         edits += ["hooks on .tl"] if self._tl_backend.hooked_by_hand() else []
         return ", then ".join(edits) or None
 
@@ -114,6 +118,7 @@ class ForwardPasses:
         if self._tl_backend.hooked_by_hand() or self._companions:
             return None
         digests = [getattr(edit, "digest", None) for edit in self.open_edits]
+        digests = digests if self.prefix is None else [self.prefix.digest, *digests]
         return None if None in digests else tuple(map(str, digests))
 
     def spare_hooks(self) -> None:
@@ -127,6 +132,8 @@ class ForwardPasses:
         Args:
             why: the reason, which follows "which" in the message, such as "is not in its weights".
         """
+        if self.prefix is not None:
+            raise ValueError(f"{self.name} stands under {self.prefix}, which {why}: take the model without the prefix")
         if (edit := self.standing_edit) is not None:
             raise ValueError(
                 f"{self.name} stands under {edit}, which {why}: leave the block of edit.on(lm), or take the model that "

@@ -17,17 +17,18 @@ from transformers import PreTrainedTokenizerBase
 from xlingtox.checking import checked, shown
 from xlingtox.models import loading
 from xlingtox.models.adapters import check_merged, is_adapted
-from xlingtox.models.backend import Backend, HuggingFaceBackend, same_but_for_rounding
+from xlingtox.models.backend import Backend, HuggingFaceBackend, same_but_for_rounding, with_own_modules
 from xlingtox.models.devices import DeviceMap
 from xlingtox.models.forward import HookNeverFired as HookNeverFired
 from xlingtox.models.identity import Identity, fingerprint
 from xlingtox.models.mlp_output import measure_mlp_multipliers
 from xlingtox.models.modules import PlainModules
+from xlingtox.models.prefix import PrefixedBackend, PrefixTokens
 from xlingtox.models.quantised import Bits
 from xlingtox.models.reload_check import first_changed_weight, stored_weights
 from xlingtox.models.text_encoding import TextEncoding
 from xlingtox.models.tl_backend import TransformerLensBackend, backend_of, bridge_over, without_bridge
-from xlingtox.models.tokenizer import check_tokenizer, without_added_start
+from xlingtox.models.tokenizer import added_start, check_tokenizer, without_added_start
 from xlingtox.models.vectors import NeuronVectors
 from xlingtox.text import first_line, in_line
 
@@ -249,11 +250,55 @@ class HookedLM(NeuronVectors, TextEncoding):
         """Return a plain Hugging Face model to train or to save: a copy of the weights, without hooks.
 
         Raises:
-            ValueError: the model was given as a TransformerLens model.
+            ValueError: the model was given as a TransformerLens model, or reads a prefix.
         """
+        self.check_unwrappable()
         model: Any = copy.deepcopy(self._plain_model())
         loading.without_hooks(model)
         return model
+
+    @checked
+    def prefixed(self, text: str) -> HookedLM:
+        """Return a model that reads a prefix before every text. It shares this model's weights.
+
+        The prefix's tokens stand before those of each text, so a text is read as if it began with the prefix. Both are
+        cut into tokens by themselves: end the prefix with a space or a new line where the language needs one. A
+        beginning of sequence stays first. The prefix's own logits are not returned, so continuations, losses and caches
+        are those of the texts. There is less room for them: `n_positions` is smaller.
+
+        Hooks and edits on the new model see and change the texts' tokens only. Those on this model do not reach it.
+
+        Args:
+            text: the prefix, such as "Stay polite. ".
+
+        Raises:
+            ValueError: the prefix is blank or leaves no room for texts. The model has a prefix already, or was given as
+                a TransformerLens model.
+
+        Example:
+            >>> polite = lm.prefixed("Marco is honest. ")
+            >>> xt.generate(polite, prompts, n_samples=1, max_new_tokens=4, progress=False).settings["model"]["edit"]
+            "prefix 'Marco is honest. ' (...)"
+        """
+        if not text.strip():
+            raise ValueError(f"the prefix is {text!r}: expected some words")
+        self.check_unwrappable()
+        start = tuple(added_start(self.tokenizer))
+        prefix = PrefixTokens(text, tuple(self.token_ids([text])[0]), start)
+        if (room := self.n_positions - len(prefix.ids)) < 2:
+            raise ValueError(
+                f"the prefix has {len(prefix.ids)} tokens, and {self.name} reads {self.n_positions}: give a shorter one"
+            )
+        model = with_own_modules(self._plain_model())
+        loading.without_hooks(model)
+        view = HookedLM._wrap(
+            loading.Loaded(model, self.tokenizer, self.name, self.revision, self.stored_dtype, self._unpacked_from),
+            lambda plain: without_bridge(plain, "it reads a prefix before every text"),
+        )
+        assert view._hf_backend is not None
+        view._hf_backend = PrefixedBackend(view._hf_backend, prefix)
+        view._backends, view.prefix, view.n_positions = (view._hf_backend,), prefix, room
+        return view
 
     def altered(self, folder: Path) -> str | None:
         """Return the first weight that differs from the checkpoint in `folder`; None if all weights are as stored."""
@@ -262,8 +307,12 @@ class HookedLM(NeuronVectors, TextEncoding):
         return first_changed_weight(stored_weights(folder), self._hf_backend.model)
 
     def check_unwrappable(self) -> None:
-        """Raise ValueError if the model was given as a TransformerLens model, so that there is no plain one."""
+        """Raise ValueError if no plain model says all: the model was a TransformerLens one, or reads a prefix."""
         self._plain_model()
+        if self.prefix is not None:
+            raise ValueError(
+                f"{self.name} reads {self.prefix} before every text, which is in no weights: take the model without it"
+            )
 
     def _plain_model(self) -> Any:
         """Return the Hugging Face model, or raise ValueError if there is none."""
@@ -407,4 +456,5 @@ class HookedLM(NeuronVectors, TextEncoding):
         block = 4 * self.d_mlp + 8 * self.d_model
         # Sampling holds about six copies of the logits, in 4 bytes each.
         logits = 6 * 4 * predicted * self.unembedding().shape[0]
+        positions += 0 if self.prefix is None else len(self.prefix.ids)
         return positions * (cache + block) * bytes_per_number + logits

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlingtox.models.backend import Hook, HuggingFaceBackend, Remove
+from xlingtox.models.backend import Hook, HuggingFaceBackend, Remove, with_own_modules
 from xlingtox.models.hf_blocks import HalfOfGateUp, UnhookedModel
 from xlingtox.models.modules import NORMS, PlainModules
 from xlingtox.models.sites import Place
@@ -41,10 +41,7 @@ def bridge_over(model: Any) -> tuple[TransformerLensBackend, HuggingFaceBackend]
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
-    # bitsandbytes keeps the scales of 8-bit weights in these states.
-    shared |= {id(module.state): module.state for module in model.modules() if hasattr(module, "init_8bit_state")}
-    twin = copy.deepcopy(model, shared)
+    twin = with_own_modules(model)
     names = {id(module): name for name, module in twin.named_modules()}
     architectures = getattr(twin.config, "architectures", None)
     if not architectures:
