@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from datasets import Dataset
 
@@ -202,6 +203,14 @@ def _costs(
     with bar("timing methods", total=len(fitted), unit="method", progress=progress) as shown:
         for method, dial in zip(fitted, strengths, strict=True):
             edited = method.at(dial[len(dial) // 2])
-            found.append((costs.token_seconds(lm, edited, prompts), costs.baked(lm, edited)))
+            about = {
+                "task": "token seconds",
+                "model": lm.fingerprint(),
+                "method": method.name,
+                "strength": dial[len(dial) // 2],
+                "prompts": digest({"texts": [prompt.text for prompt in prompts]}),
+            }
+            taken = costs.kept_seconds(about, partial(costs.token_seconds, lm, edited, prompts))
+            found.append((taken, costs.baked(lm, edited)))
             shown.update()
     return found
