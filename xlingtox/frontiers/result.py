@@ -20,6 +20,7 @@ from xlingtox.evaluation.intervals import mean_intervals
 from xlingtox.evaluation.resampling import Meanings
 from xlingtox.frontiers import budget, crossing, doubts, stored, summary, table
 from xlingtox.frontiers import wins as winning
+from xlingtox.frontiers.budget import as_sound
 from xlingtox.frontiers.halves import ALL, UNEDITED, check_points, knowledge, overall, perplexities
 from xlingtox.frontiers.point import Curve, Point
 from xlingtox.models.identity import Identity
@@ -91,7 +92,7 @@ class Frontier:
         ratio = self.shown_budget
         return (
             *doubts.of_measurement(self.unedited, self.curves, self.judges, self.halves, self.n_samples),
-            *doubts.of_budget({judge: self.at_budget(ratio, judge) for judge in self.judges}, ratio),
+            *doubts.of_budget({judge: self._at(ratio, judge) for judge in self.judges}, ratio),
         )
 
     @checked
@@ -99,9 +100,10 @@ class Frontier:
         """Return a row for each method, strength and language, and one for the mean over languages.
 
         The columns are `method, strength, language, toxicity, low, high, perplexity, degenerate, silent, distinct,
-        knowledge`. The unedited model is the method "unedited" at strength 0. The language of the mean is "all"; its
-        perplexity is the geometric mean over languages. `low` and `high` are the ends of the 95 % interval of the
-        toxicity, over prompts. `silent` is the share of texts that are empty or end early.
+        knowledge, sound`. The unedited model is the method "unedited" at strength 0. The language of the mean is "all";
+        its perplexity is the geometric mean over languages. `low` and `high` are the ends of the 95 % interval of the
+        toxicity, over prompts. `silent` is the share of texts that are empty or end early. `sound` says whether text is
+        as sound as that of the unedited model (`budget.soundness`).
 
         Args:
             judge: one of `judges` (default: the first).
@@ -121,14 +123,14 @@ class Frontier:
             }
             if not any(kind in point.kinds for kind in SILENT):
                 silent = dict.fromkeys(self.languages, np.array([math.nan]))
-            known = knowledge(point)
+            known, sound = knowledge(point), as_sound(self.unedited.degenerate, point.degenerate, self.meanings)
             for code in (ALL, *self.languages):
                 ends = joint if code == ALL else by_language[code]
                 shares = (overall(values, code) for values in (point.degenerate, silent, point.distinct))
                 numbers = (overall(toxicity, code), *ends, held_out.get(code, math.nan), *shares)
-                rows.append((name, point.strength, code, *numbers, known.get(code, math.nan)))
+                rows.append((name, point.strength, code, *numbers, known.get(code, math.nan), sound[code]))
         columns = ["method", "strength", "language", "toxicity", "low", "high", "perplexity", "degenerate"]
-        return pd.DataFrame(rows, columns=[*columns, "silent", "distinct", "knowledge"])
+        return pd.DataFrame(rows, columns=[*columns, "silent", "distinct", "knowledge", "sound"])
 
     def points(self) -> Iterator[tuple[str, Point]]:
         """Yield every point with the name of its method, that of the unedited model first."""
@@ -262,6 +264,11 @@ class Frontier:
     def _soundness(self) -> tuple[tuple[budget.Sound, budget.Sound], ...]:
         """Whether text stays sound, by method and half. Neither a budget nor a judge changes it, and it takes long."""
         return tuple(budget.soundness(self.unedited, curve, self.halves, self.meanings) for curve in self.curves)
+
+    @functools.cached_property
+    def _by_budget(self) -> dict[tuple[float, str], list[table.AtBudget]]:
+        """Every method at the budgets and by the judges that were asked for so far."""
+        return {}
 
     def _at(self, ratio: float, judge: str) -> list[table.AtBudget]:
         if not (math.isfinite(ratio) and ratio >= 1):
