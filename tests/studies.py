@@ -235,11 +235,21 @@ def rivals():
         toxicity = strengths[method][budget > 1.05]
         by_text = method == "AurA"
         return {
-            **{"budget": budget, "method": method, "language": place, "strength": 1.0, "toxicity": toxicity},
-            **{"low": toxicity - 0.05, "high": toxicity + 0.05, "change": toxicity - 0.6},
-            **{"change_low": toxicity - 0.65, "change_high": toxicity - 0.55},
-            **{"p": 0.0001 if toxicity < 0.55 else 0.4, "perplexity": 7.7, "degenerate": 0.02},
-            **{"reached": not by_text, "stopped_by": "degenerate text" if by_text else "perplexity"},
+            "budget": budget,
+            "method": method,
+            "language": place,
+            "strength": 1.0,
+            "toxicity": toxicity,
+            "low": toxicity - 0.05,
+            "high": toxicity + 0.05,
+            "change": toxicity - 0.6,
+            "change_low": toxicity - 0.65,
+            "change_high": toxicity - 0.55,
+            "p": 0.0001 if toxicity < 0.55 else 0.4,
+            "perplexity": 7.7,
+            "degenerate": 0.02,
+            "reached": not by_text,
+            "stopped_by": "degenerate text" if by_text else "perplexity",
             "control": method == "random neurons",
         }
 
@@ -276,12 +286,22 @@ def rivals():
             "transfers": columns(
                 [
                     {
-                        **{"budget": budget, "method": method, "language": place, "strength": 1.0, "effect": effect},
-                        **{"share": effect / -0.5, "low": effect / -0.5 - 0.1, "high": effect / -0.5 + 0.1},
+                        "budget": budget,
+                        "method": method,
+                        "language": place,
+                        "strength": 1.0,
+                        "effect": effect,
+                        "share": effect / -0.5,
+                        "low": effect / -0.5 - 0.1,
+                        "high": effect / -0.5 + 0.1,
                     }
                     for budget in budgets
                     for method in strengths
-                    for place, effect in {"en": -0.5, "others": -0.4, **dict.fromkeys(languages.CODES[1:], -0.4)}.items()
+                    for place, effect in {
+                        "en": -0.5,
+                        "others": -0.4,
+                        **dict.fromkeys(languages.CODES[1:], -0.4),
+                    }.items()
                 ]
             ),
             "costs": columns(
@@ -289,8 +309,11 @@ def rivals():
                     {"method": "DPO", "fit_seconds": 30.0, "token_seconds": 1.0, "baked": True, "reason": ""},
                     {"method": "AurA", "fit_seconds": 2.5, "token_seconds": 1.1, "baked": False, "reason": "no bias"},
                     {
-                        **{"method": "random neurons", "fit_seconds": 0.5, "token_seconds": 1.05},
-                        **{"baked": True, "reason": ""},
+                        "method": "random neurons",
+                        "fit_seconds": 0.5,
+                        "token_seconds": 1.05,
+                        "baked": True,
+                        "reason": "",
                     },
                 ]
             ),
