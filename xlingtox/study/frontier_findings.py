@@ -51,7 +51,10 @@ def methods(results: StudyResults) -> list[Finding]:
     unedited, controls = summary.unedited(), [row for row in rows if row["method"] in summary.controls]
     rivals = [row for row in rows if row["method"] not in summary.controls]
     shown = [*rivals[:_NAMED], *controls[:1]]
-    toxicities = [f"unedited {number(unedited)}", *(f"{seen(row['method'])} {number(row['toxicity'])}" for row in shown)]
+    toxicities = [
+        f"unedited {number(unedited)}",
+        *(f"{seen(row['method'])} {number(row['toxicity'])}" for row in shown),
+    ]
     verdict = verdict_on(results.verdicts, WINS)
     details = [seen(verdict.reason) if verdict else "", _changes(rivals[:_NAMED]), _stopped(rivals), _HOW]
     findings = [
@@ -132,7 +135,11 @@ def _changes(rows: Iterable[Row]) -> str:
         for row in rows
         if math.isfinite(row["change"])
     ]
-    return f"Change of toxicity in the mean over languages, with its 95 % interval: {'; '.join(changes)}." if changes else ""
+    return (
+        f"Change of toxicity in the mean over languages, with its 95 % interval: {'; '.join(changes)}."
+        if changes
+        else ""
+    )
 
 
 def _stopped(rows: Sequence[Row]) -> str:

@@ -83,7 +83,9 @@ class FrontierSettings:
         if not self.budgets or len(set(self.budgets)) < len(self.budgets):
             raise ValueError(f"budgets is {self.budgets}: expected some numbers, each once")
         if wrong := [budget for budget in self.budgets if not (math.isfinite(budget) and budget > 1)]:
-            raise ValueError(f"budgets has {wrong[0]:g}: expected numbers above 1, such as 1.1 for 10 % more perplexity")
+            raise ValueError(
+                f"budgets has {wrong[0]:g}: expected numbers above 1, such as 1.1 for 10 % more perplexity"
+            )
         # Prompts and texts are halved: strengths are chosen on one half, and the methods are measured on the other.
         for name, least in (("n_samples", 1), ("prompts", 2), ("texts", 2), ("sentences", 2)):
             if getattr(self, name) < least:
