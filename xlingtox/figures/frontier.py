@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -37,9 +37,36 @@ _NARROW, _LEGEND_ROW = 520, 21
 _TICKS = (0.8, 1.0, 1.2, 1.4)
 
 
+@runtime_checkable
+class MethodTables(Protocol):
+    """The tables of a comparison of methods that a figure needs, as a study keeps them.
+
+    Attributes:
+        methods, controls: the names of all methods, and of those that are controls.
+        languages, budgets, judge: as in `Frontier`; the judge is the first one.
+    """
+
+    @property
+    def methods(self) -> tuple[str, ...]: ...
+    @property
+    def controls(self) -> tuple[str, ...]: ...
+    @property
+    def languages(self) -> tuple[str, ...]: ...
+    @property
+    def budgets(self) -> tuple[float, ...]: ...
+    @property
+    def judge(self) -> str: ...
+    def to_frame(self) -> pd.DataFrame:
+        """Return the rows of `Frontier.to_frame`."""
+
+
 @checked
 def frontier(
-    result: Frontier, *, judge: str | None = None, language: str | None = None, methods: Sequence[str] | None = None
+    result: Frontier | MethodTables,
+    *,
+    judge: str | None = None,
+    language: str | None = None,
+    methods: Sequence[str] | None = None,
 ) -> go.Figure:
     """Draw toxicity against perplexity, as a multiple of the unedited model's: a panel a language, and one for all.
 
@@ -49,13 +76,23 @@ def frontier(
     double click shows it alone.
 
     Args:
-        judge: one of `Frontier.judges` (default: the first).
+        result: a `Frontier`, or what a study keeps of it.
+        judge: one of `Frontier.judges` (default: the first). A study keeps the first one only.
         language: the only language to draw, or "all" for the mean over languages (default: a panel for each).
         methods: the names of the methods to draw (default: all).
 
     Raises:
         ValueError: there is no such judge, language or method.
+
+    Example:
+        >>> figure = xt.figures.frontier(frontier, language="all")
+        >>> figure.layout.title.text
+        'Toxicity against perplexity, by method'
     """
+    table = result.to_frame(judge) if isinstance(result, Frontier) else result.to_frame()
+    judge = judge or result.judge
+    if not isinstance(result, Frontier) and judge != result.judge:
+        raise ValueError(f"judge is {judge!r}: expected {result.judge!r}, the only one that is kept")
     panels = (ALL, *result.languages) if len(result.languages) > 1 else result.languages
     shown = result.methods if methods is None else tuple(methods)
     for what, names, known in (("language", (language or panels[0],), panels), ("method", shown, result.methods)):
@@ -79,7 +116,6 @@ def frontier(
         subplot_titles=["mean over languages" if code == ALL else language_label(code) for code in panels],
         x_title="perplexity, as a multiple of the unedited model's",
     )
-    table = result.to_frame(judge)
     table = table.assign(ratio=table.perplexity / table.groupby("language").perplexity.transform("first"))
     table = table[table.language.isin(panels) & table.method.isin((UNEDITED, *shown))]
     looks = _looks(result)
@@ -92,7 +128,7 @@ def frontier(
             _add_method(figure, name, of_method, unedited, looks[name], rank=rank, is_named=is_named, place=place)
         _add_mark(figure, 1.0, unedited, _UNEDITED_MARK, _MARKS[0], is_named=is_named, place=place)
         for ratio in result.budgets:
-            figure.add_vline(x=ratio, line={"color": _GREY, "width": 1, "dash": "dot"}, layer="below", **place)
+            figure.add_vline(x=ratio, line={"color": _GREY, "width": 1, "dash": "dot"}, opacity=0.7, **place)
     _add_mark(figure, None, None, _CROSS, _MARKS[1], is_named=True, place=places[0])
     figure.update_xaxes(range=_ratios(table.ratio, result.budgets), tickvals=_TICKS, tickformat=".1f")
     figure.update_yaxes(range=[-0.03 * table.toxicity.max(), 1.06 * table.toxicity.max() or 1], showticklabels=False)
@@ -101,7 +137,7 @@ def frontier(
     for place in places[1 : max(1, len(places) - n_columns)]:
         figure.update_xaxes(showticklabels=False, **place)
     below = 90 + _LEGEND_ROW * math.ceil(sum(60 + 7 * len(name) for name in (*shown, *_MARKS)) / _NARROW)
-    subtitle = f"by {result.judge_of(judge)}; lower and farther left is better; a click hides a method"
+    subtitle = f"by {judge}; lower and farther left is better; a click hides a method"
     return styled(figure, height=112 + sum(heights) + below).update_layout(
         title=heading("Toxicity against perplexity, by method", subtitle),
         margin={"b": below},
@@ -121,17 +157,15 @@ _UNEDITED_MARK = {"symbol": "star", "size": 11, "color": _GREY}
 _CROSS = {"symbol": "x-thin-open", "size": 9, "color": _GREY, "line": {"width": 2, "color": _GREY}}
 
 
-def _looks(result: Frontier) -> dict[str, tuple[str, str, str]]:
+def _looks(result: Frontier | MethodTables) -> dict[str, tuple[str, str, str]]:
     """Return the colour, the dash and the symbol of each method; controls are grey."""
-    looks, n_methods, n_controls = {}, 0, 0
-    for curve in result.curves:
-        if curve.control:
-            looks[curve.name] = (_GREY, "dot", _SYMBOLS[n_controls % len(_SYMBOLS)])
-            n_controls += 1
-        else:
-            dash = _DASHES[n_methods // len(_COLOURS) % len(_DASHES)]
-            looks[curve.name] = (_COLOURS[n_methods % len(_COLOURS)], dash, _SYMBOLS[n_methods % len(_SYMBOLS)])
-            n_methods += 1
+    looks = {}
+    methods = [name for name in result.methods if name not in result.controls]
+    for i, name in enumerate(methods):
+        dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
+        looks[name] = (_COLOURS[i % len(_COLOURS)], dash, _SYMBOLS[i % len(_SYMBOLS)])
+    for i, name in enumerate(result.controls):
+        looks[name] = (_GREY, "dot", _SYMBOLS[i % len(_SYMBOLS)])
     return looks
 
 

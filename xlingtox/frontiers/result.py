@@ -81,6 +81,16 @@ class Frontier:
         """The names of the methods and controls, in the order in which they were given."""
         return tuple(curve.name for curve in self.curves)
 
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The names of those that are controls."""
+        return tuple(curve.name for curve in self.curves if curve.control)
+
+    @property
+    def judge(self) -> str:
+        """The name of the judge that is used where no other is asked for."""
+        return self.judges[0]
+
     def __repr__(self) -> str:
         names = ", ".join(self.methods)
         figures = f"Frontier({len(self.curves)} methods in {len(self.languages)} languages: {names})"
