@@ -77,10 +77,8 @@ def test_the_study_keeps_the_tables_of_the_comparison(compared):
 def test_killed_and_resumed_it_ends_the_same(compared):
     """Times too: what was timed before the kill is not timed again."""
     assert Frontier.load(next((compared.folder / "stages").glob("methods.*.safetensors"))) == compared.before_kill
-    kept = [
-        frontier_summary.content_of(one)
-        for one in (FrontierSummary.of(compared.before_kill), compared.results.frontier)
-    ]
+    summaries = FrontierSummary.of(compared.before_kill), compared.results.frontier
+    kept = [frontier_summary.content_of(summary) for summary in summaries]
     assert json.dumps(kept[0]) == json.dumps(kept[1])
 
 

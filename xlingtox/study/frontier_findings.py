@@ -89,8 +89,8 @@ def _winner(summary: FrontierSummary) -> Verdict:
     reason = (
         f"At {budget} perplexity, {best['method']} is lowest in {lowest} of {n} languages"
         + (f" ({', '.join(runners)})" if runners else "")
-        + f". In {clearly} of them it is lower than every other method after correction for all comparisons; in the mean "
-        f"over languages it is lower than {int(best['beats_overall'])} of {n_others} others."
+        + f". In {clearly} of them it is lower than every other method after correction for all comparisons; in the "
+        f"mean over languages it is lower than {int(best['beats_overall'])} of {n_others} others."
     )
     if best["method"] in summary.controls:
         return Verdict(WINS, "not found", f"{reason} It was chosen by chance.")
@@ -208,8 +208,8 @@ def _crossing(summary: FrontierSummary, others: Sequence[str], claim: str) -> Ve
     by_chance = max((fell[name] for name in summary.controls), default=0)
     counts = [f"{name} in {fell[name]}" for name in [*rivals, *_controls_of(summary, fell)]]
     reason = (
-        f"At {in_words(summary.main_budget)} perplexity and after correction for all tests, toxicity falls in so many of "
-        f"{n} other languages: {', '.join(counts)}."
+        f"At {in_words(summary.main_budget)} perplexity and after correction for all tests, toxicity falls in so many "
+        f"of {n} other languages: {', '.join(counts)}."
     )
     best = fell[rivals[0]]
     if best > n / 2 and best > by_chance:

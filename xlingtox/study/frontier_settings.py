@@ -57,7 +57,7 @@ class FrontierSettings:
         sentences: the most labelled sentences that methods are fitted on, half of them toxic where there are enough.
 
     Raises:
-        ValueError: an unknown method, one that is named twice, a budget that is not above 1, or a count below its least.
+        ValueError: an unknown method, one that is named twice, a budget that is not above 1, or a count too low.
 
     Example:
         >>> settings = xt.study.FrontierSettings(methods=["AurA", "Lin-AcT"], n_samples=2)
