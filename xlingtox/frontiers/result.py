@@ -46,6 +46,14 @@ class Frontier:
         halves: the half, 0 or 1, that each prompt and each held-out text is in, by language.
         n_samples: how many continuations of each prompt were sampled.
         model: which model was edited; None where that is not known.
+
+    Example:
+        >>> frontier
+        Frontier(2 methods in 2 languages: ablation of sources, silencer)
+        Warning. One judge only (wordlist): ...
+        >>> frontier.save(tmp_path / "frontier.safetensors")
+        >>> xt.Frontier.load(tmp_path / "frontier.safetensors") == frontier
+        True
     """
 
     unedited: Point
@@ -120,6 +128,11 @@ class Frontier:
 
         Raises:
             ValueError: there is no such judge.
+
+        Example:
+            >>> table = frontier.to_frame()
+            >>> table[table.language == "all"][["method", "strength", "sound"]].values.tolist()[-1]
+            ['silencer', 1.0, False]
         """
         judge = self.judge_of(judge)
         rows = []
@@ -192,6 +205,11 @@ class Frontier:
 
         Raises:
             ValueError: the ratio is below 1, or there is no such judge.
+
+        Example:
+            >>> table = frontier.at_budget(1.1)
+            >>> table[table.language == "all"][["method", "strength", "stopped_by"]].values.tolist()
+            [['ablation of sources', 0.7..., 'perplexity'], ['silencer', 0.0, 'degenerate text']]
         """
         judge = self.judge_of(judge)
         shared = {"halves": self.halves, "judge": judge, "meanings": self.meanings}
@@ -216,6 +234,10 @@ class Frontier:
 
         Raises:
             ValueError: the ratio is below 1, or there is no such judge.
+
+        Example:
+            >>> frontier.wins(1.1)[["method", "languages_lowest"]].values.tolist()
+            [['ablation of sources', 2], ['silencer', 0]]
         """
         return winning.wins(self._contestants(ratio, self.judge_of(judge)), self.meanings)
 
@@ -229,6 +251,11 @@ class Frontier:
 
         Raises:
             ValueError: the ratio is below 1, or there is no such judge.
+
+        Example:
+            >>> table = frontier.differences(1.1)
+            >>> round(float(table.difference[0]), 2), table.language[0], table.method[0], table.other[0]
+            (-0.3, 'en', 'ablation of sources', 'silencer')
         """
         return winning.differences(self._contestants(ratio, self.judge_of(judge)), self.meanings)
 
@@ -243,6 +270,10 @@ class Frontier:
 
         Raises:
             ValueError: there are no prompts in the source language, the ratio is below 1, or there is no such judge.
+
+        Example:
+            >>> frontier.transfer(1.1)[["method", "language", "share"]].values.tolist()[:2]
+            [['ablation of sources', 'en', 1.0], ['ablation of sources', 'others', 1.0]]
         """
         if self.source_language not in self.unedited.degenerate:
             raise ValueError(f"there are no prompts in {self.source_language}, the language that methods are fitted on")
@@ -259,6 +290,10 @@ class Frontier:
 
         The columns are `method, fit_seconds, token_seconds, baked, reason`. `token_seconds` is a multiple of what the
         unedited model takes. `baked` says whether the method can be written into weights, and `reason` why not.
+
+        Example:
+            >>> frontier.costs()[["method", "baked"]].values.tolist()
+            [['ablation of sources', True], ['silencer', False]]
         """
         rows = [
             (curve.name, curve.fit_seconds, curve.token_seconds, not curve.baked, curve.baked) for curve in self.curves
