@@ -21,6 +21,7 @@ from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Method
 from xlingtox.models.generation import check_lengths, check_sampling
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.interpolated import check_interpolable
 from xlingtox.scoring.protocol import Scorer, check_covered
 
 
@@ -60,7 +61,7 @@ class Asked:
         lm.check_unedited("methods do not show")
         models = {} if tuned is None else {"DPO": tuned} if isinstance(tuned, HookedLM) else dict(tuned)
         for model in models.values():
-            lm.check_alike(model)
+            check_interpolable(lm, model)
         chosen = default_methods(models) if methods is None else (*methods, *tuned_methods(models))
         _check_names(chosen)
         codes = in_order({prompt.language for prompt in prompts})

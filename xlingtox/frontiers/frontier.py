@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from datasets import Dataset
 
@@ -12,6 +15,7 @@ from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.data.translations import Parallel
 from xlingtox.edits.interventions import Intervention
+from xlingtox.edits.under import named
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.frontiers import costs
 from xlingtox.frontiers.asked import Asked
@@ -162,7 +166,7 @@ def _fitted(
                 "seed": seed,
                 "examples": digest({"toxic": examples.toxic, "clean": examples.clean}),
             }
-            seconds.append(costs.kept_seconds(about, lambda taken=taken: taken))  # type: ignore[misc]
+            seconds.append(costs.kept_seconds(about, partial(float, taken)))
             shown.update()
     return fitted, seconds
 
@@ -201,7 +205,12 @@ def _costs(
     found = []
     with bar("timing methods", total=len(fitted), unit="method", progress=progress) as shown:
         for method, dial in zip(fitted, strengths, strict=True):
-            edited = method.at(dial[len(dial) // 2])
-            found.append((costs.token_seconds(lm, edited, prompts), costs.baked(lm, edited)))
+            strength = dial[len(dial) // 2]
+            edited = method.at(strength)
+            with named(lm, edited) if isinstance(edited, Intervention) else contextlib.nullcontext():
+                identity = (lm if isinstance(edited, Intervention) else edited).identity()
+            about = {"task": "token seconds", "model": lm.fingerprint(), "edited": dataclasses.asdict(identity)}
+            seconds = costs.kept_seconds(about, partial(costs.token_seconds, lm, edited, prompts))
+            found.append((seconds, costs.baked(lm, edited)))
             shown.update()
     return found

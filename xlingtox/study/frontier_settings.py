@@ -57,7 +57,7 @@ class FrontierSettings:
         sentences: the most labelled sentences that methods are fitted on, half of them toxic where there are enough.
 
     Raises:
-        ValueError: an unknown method, one that is named twice, a budget that is not above 1, or a count below its least.
+        ValueError: an unknown method, one that is named twice, a budget that is not above 1, or a count too low.
 
     Example:
         >>> settings = xt.study.FrontierSettings(methods=["AurA", "Lin-AcT"], n_samples=2)
@@ -83,7 +83,9 @@ class FrontierSettings:
         if not self.budgets or len(set(self.budgets)) < len(self.budgets):
             raise ValueError(f"budgets is {self.budgets}: expected some numbers, each once")
         if wrong := [budget for budget in self.budgets if not (math.isfinite(budget) and budget > 1)]:
-            raise ValueError(f"budgets has {wrong[0]:g}: expected numbers above 1, such as 1.1 for 10 % more perplexity")
+            raise ValueError(
+                f"budgets has {wrong[0]:g}: expected numbers above 1, such as 1.1 for 10 % more perplexity"
+            )
         # Prompts and texts are halved: strengths are chosen on one half, and the methods are measured on the other.
         for name, least in (("n_samples", 1), ("prompts", 2), ("texts", 2), ("sentences", 2)):
             if getattr(self, name) < least:
