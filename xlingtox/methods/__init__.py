@@ -6,6 +6,7 @@ where they cost the same fluency.
 
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.lin_act import LinAcT
+from xlingtox.methods.lin_eas import LinEAS
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
 from xlingtox.methods.prefix import Prefix
 from xlingtox.methods.sources import Ablation, SourcesOffset
@@ -18,6 +19,7 @@ __all__ = [
     "Examples",
     "Fitted",
     "LinAcT",
+    "LinEAS",
     "Method",
     "Prefix",
     "SourcesOffset",
