@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from xlingtox.evaluation.weight_drift import weight_drift as weight_drift
     from xlingtox.figures.plot import plot as plot
     from xlingtox.frontiers import Frontier as Frontier
+    from xlingtox.frontiers.frontier import frontier as frontier
     from xlingtox.models import Continuations as Continuations
     from xlingtox.models import HookedLM as HookedLM
     from xlingtox.models import HookNeverFired as HookNeverFired
@@ -109,7 +110,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "evaluation": ("Attribution", "attribute", "WeightDrift", "weight_drift"),
     },
     "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},
-    "Rivals": {"frontiers": ("Frontier",)},
+    "Rivals": {"frontiers": ("Frontier", "frontier")},
     "Look": {"figures": ("plot",)},
     "Study": {"study": ("Study", "StudyResults")},
 }

@@ -29,12 +29,12 @@ PROMPTS_SEED = 1000
 Table = Mapping[str, Any]
 
 
-def tuned_by_demo(model: str, seed: int, work: Path) -> Path:
-    """Return the folder of the copy that the demo's settings make with a study seed. It is made once."""
+def tuned_by_demo(model: str, seed: int, work: Path, template: str = "ours") -> Path:
+    """Return the folder of the copy that the demo's settings, or another template's, make with a study seed, once."""
     out = work / f"{Path(model).name}-seed-{seed}"
     if not list(out.glob("tuned/*/config.json")):
         changes = {"output_dir": out, "model.source": model, "study.stages": ["tune"], "study.seed": seed}
-        xt.Study.from_toml(templates.file("ours"), changes=changes).run(progress=False)
+        xt.Study.from_toml(templates.file(template), changes=changes).run(progress=False)
     return next(out.glob("tuned/*/config.json")).parent
 
 

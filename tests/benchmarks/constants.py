@@ -263,10 +263,7 @@ def setup_of(lm: xt.HookedLM, split: str, *, n_prompts: int, n_samples: int, n_t
 
 def of_tuned(setup: Setup, tuned: xt.HookedLM) -> Response:
     """Measure the tuned model as an edit of the miniature is measured."""
-    lm = setup._lm
-    written = xt.generate(tuned, list(setup._prompts), **setup._generation, progress=False)
-    losses = fluency.held_out_losses(tuned, setup._held_out, progress=False)
-    return setup._judged(written, fluency.conditional_perplexity(lm, written, progress=False), losses)
+    return setup.of(tuned)
 
 
 def by_meaning(values: Mapping[str, np.ndarray]) -> np.ndarray:

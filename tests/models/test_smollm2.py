@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from xlingtox import mini
 from xlingtox.edits.interventions import Offset, Scale
+from xlingtox.evaluation import knowledge_margins
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons import localize
@@ -121,3 +122,20 @@ def test_two_steps_of_dpo(lm, tmp_path):
     assert 0 < float(moved) < 1e-3
     with Offset(NEURONS, 1.0).on(tuned):
         assert tuned.logits(*tuned.encode(TEXTS[:1])).isfinite().all()
+
+
+def test_it_knows_which_sentence_a_spanish_one_translates(lm, plain):
+    """The dog and the cat are each other's false source, since there is no third sentence."""
+    english = ["The dog drinks the water.", "The cat sleeps on the bed."]
+    spanish = ["El perro bebe el agua.", "El gato duerme en la cama."]
+
+    def nats_per_token(source, target):
+        start, ids = (lm.tokenizer(text, return_tensors="pt").input_ids for text in (source, f"{source} {target}"))
+        n_tokens = ids.shape[1] - start.shape[1]
+        chances = logits(plain, ids, torch.ones_like(ids))[0, :-1].log_softmax(-1)
+        return -chances.gather(-1, ids[0, 1:, None])[-n_tokens:].mean()
+
+    expected = [nats_per_token(english[1 - i], spanish[i]) - nats_per_token(english[i], spanish[i]) for i in range(2)]
+    margins = torch.tensor(knowledge_margins(lm, {"en": english, "es": spanish}, progress=False)["es"])
+    assert_close(margins.float(), torch.stack(expected), atol=1e-3, rtol=0)
+    assert (margins > 0).all()

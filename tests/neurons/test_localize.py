@@ -9,7 +9,6 @@ from sklearn.metrics import roc_auc_score
 
 from xlingtox.edits.interventions import Scale
 from xlingtox.models.hooked import HookedLM
-from xlingtox.neurons import localize
 from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.localize import by_auroc, by_contribution, by_cosine
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -95,7 +94,7 @@ def test_experts_equal_scikit_learn(family, tokenizer, monkeypatch):
     assert set(experts) == {neuron for neuron, area in areas.items() if area > 0.5}
     np.testing.assert_allclose(experts.scores, [areas[neuron] for neuron in experts], atol=1e-6)
     assert list(experts.scores) == sorted(experts.scores, reverse=True)
-    monkeypatch.setattr(localize, "_MOST_BYTES", 1)  # a layer at a time
+    monkeypatch.setattr("xlingtox.neurons.experts._MOST_BYTES", 1)  # a layer at a time
     assert by_auroc(family.lm, table, progress=False) == experts
 
 

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.sites import Place
 
@@ -18,8 +17,8 @@ from xlingtox.models.sites import Place
 class Affine:
     """An edit that turns each activation `x` into `gain * x + shift`, the same at every position.
 
-    Any sum of `Offset`, `Scale` and `Set` comes to this, so it can be written into weights. A neuron is one column, a
-    head as many as it is wide. Places that the edit does not touch are missing.
+    Any sum of `Offset`, `Scale`, `Set` and `Steer` comes to this, so weights may carry it. A neuron or a dimension is
+    one column, a head as many as it is wide. Places that the edit does not touch are missing.
 
     Attributes:
         gains: place to the factor of each of its columns, in float64.
@@ -40,16 +39,17 @@ class Affine:
         """Return whether any column is multiplied by a number other than 1."""
         return any(bool((gain != 1).any()) for gain in self.gains.values())
 
-    def pushes(self, lm: HookedLM) -> dict[Place, Float[Tensor, "d_model"]]:
-        """Return what the shifts of each place add to the output of its projection, in float64.
 
-        Places where nothing is added are left out.
-        """
-        return {
-            place: shift @ places.projection(lm, place).double().cpu()
-            for place, shift in sorted(self.shifts.items())
-            if bool(shift.any())
-        }
+class NoPlace(ValueError):
+    """A model's weights have no exact place for a part of an edit. The message says why.
+
+    Attributes:
+        of_a_shift: whether it is what the edit adds that has no place; else it is what it multiplies by.
+    """
+
+    def __init__(self, why: str, *, of_a_shift: bool = True) -> None:
+        super().__init__(why)
+        self.of_a_shift = of_a_shift
 
 
 def logits_of_random_tokens(lm: HookedLM) -> Float[Tensor, "row pos vocab"]:

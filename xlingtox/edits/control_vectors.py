@@ -1,4 +1,4 @@
-"""ControlVectors: offsets of neurons as one constant vector for each block, which other engines can add."""
+"""ControlVectors: offsets as one constant vector for each block, which other engines can add."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.edits.affine import Affine, logits_of_random_tokens, tolerance
 from xlingtox.equality import equal
+from xlingtox.models import places
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import fingerprint
+from xlingtox.models.sites import UNITS_OF, Place, Site
+
+_AT_THE_END: tuple[Site, ...] = ("neurons", "mlp_output", "residual")
+"""The sites at which a constant comes to a constant at the end of the block."""
 
 _LARGEST_STRENGTH = 1e6
 """The check stops enlarging an edit that is this many times as large and still shows no effect."""
@@ -117,30 +122,39 @@ def control_vectors(lm: HookedLM, affine: Affine) -> ControlVectors:
     """Return the shifts of each layer as one vector at its block's output.
 
     Raises:
-        ValueError: the edit adds no constant there: a neuron is scaled or set, the offsets cancel, a norm follows the
-            MLP, or the model rounds too coarsely.
+        ValueError: the edit adds no constant there: it scales or sets, the offsets cancel, a norm follows the MLP, the
+            site is inside a block, or the model rounds too coarsely.
     """
-    if any(site != "neurons" for site, _ in affine.gains):
+    if inside := [site for site, _ in affine.gains if site not in _AT_THE_END]:
         raise ValueError(
-            "only offsets of neurons are constant vectors: these are added at the end of a block, and heads act inside "
-            "it, where its MLP may read them. bake(lm) can write offsets of heads into weights"
+            "only offsets of neurons, of the MLP's output and of the residual stream are constant vectors: these are "
+            f"added at the end of a block, and {UNITS_OF[inside[0]]} act inside it, where its other parts may read "
+            "them. bake(lm) may write such offsets into weights"
         )
     if affine.scales:
-        raise ValueError("only offsets are constant vectors: what a scaled or set neuron writes depends on the token")
-    pushes = {layer: push for (_, layer), push in affine.pushes(lm).items()}
-    if not pushes:
+        raise ValueError("only offsets are constant vectors: what scaled or set activations write depends on the token")
+    shifts = {place: shift for place, shift in affine.shifts.items() if bool(shift.any())}
+    vectors: dict[int, Tensor] = {}
+    for (site, layer), shift in sorted(shifts.items()):
+        pushed, multiplier = shift, 1.0
+        if site != "residual":
+            if lm.mlp_multipliers[layer] is None:
+                raise ValueError(
+                    f"{lm.name} has a norm after its MLP: no constant fits (in layer {layer}, what an offset adds "
+                    "depends on the token)"
+                )
+            multiplier = lm.mlp_multipliers[layer] or 0.0
+        if site == "neurons":
+            pushed = shift @ places.projection(lm, (site, layer)).double().cpu()
+        vectors[layer] = vectors.get(layer, 0) + pushed * multiplier
+    vectors = {layer: vector.float() for layer, vector in vectors.items() if bool(vector.any())}
+    if not vectors:
         raise ValueError("the offsets cancel: no vector is left")
-    if normed := [layer for layer in pushes if lm.mlp_multipliers[layer] is None]:
-        raise ValueError(
-            f"{lm.name} has a norm after its MLP: no constant fits (in layer {normed[0]}, what an offset adds depends "
-            "on the token)"
-        )
-    vectors = {layer: (push * (lm.mlp_multipliers[layer] or 0)).float() for layer, push in pushes.items()}
-    _check_constant(lm, {layer: shift for (_, layer), shift in affine.shifts.items()}, vectors)
+    _check_constant(lm, shifts, vectors)
     return ControlVectors(vectors)
 
 
-def _check_constant(lm: HookedLM, shifts: Mapping[int, Tensor], vectors: Mapping[int, Tensor]) -> None:
+def _check_constant(lm: HookedLM, shifts: Mapping[Place, Tensor], vectors: Mapping[int, Tensor]) -> None:
     """Raise ValueError unless the vectors do what the shifts do.
 
     Both are made so large that a difference shows in any precision.
@@ -151,7 +165,7 @@ def _check_constant(lm: HookedLM, shifts: Mapping[int, Tensor], vectors: Mapping
         return lambda value: value + strength * shift.to(value)
 
     while True:
-        with lm.hooks(post={layer: shifted(shift) for layer, shift in shifts.items() if layer in vectors}):
+        with lm.hooks(at={place: shifted(shift) for place, shift in shifts.items()}):
             hooked = logits_of_random_tokens(lm)
         if float((hooked - plain).abs().max()) > 0.5 * float(plain.abs().max()) or strength > _LARGEST_STRENGTH:
             break
@@ -161,6 +175,6 @@ def _check_constant(lm: HookedLM, shifts: Mapping[int, Tensor], vectors: Mapping
     if not gap <= tolerance(lm) * float(hooked.abs().max()):
         precision = "packed weights" if lm.quantised else str(lm.dtype).removeprefix("torch.")
         raise ValueError(
-            f"{lm.name} rounds too much: in {precision}, moved neurons and the vector differ (logits by {gap:.2g}). "
+            f"{lm.name} rounds too much: in {precision}, the vector differs from the offset (logits by {gap:.2g}). "
             + ("Load it without bits=" if lm.quantised else "Load it with dtype=torch.float32")
         )

@@ -33,6 +33,8 @@ class _Along(Constant, Intervention):
     positions: Positions = field(default="all", kw_only=True)
 
     def __post_init__(self) -> None:
+        if not self.direction:
+            raise ValueError(f"{type(self).__name__} along a direction of no numbers")
         for number in (*self.direction, self.size):
             if not math.isfinite(number):
                 raise ValueError(f"{type(self).__name__} with {number}: expected finite numbers")
@@ -47,9 +49,9 @@ class _Along(Constant, Intervention):
         return self._named(where if self.size == 1 else f"{where}, {self.amount_name}={self.size:g}")
 
     def check(self, lm: HookedLM) -> None:
-        if self.layer not in (layers := places.layers(lm, self.site)):
-            held = ", ".join(map(str, layers)) or "no layers"
-            raise ValueError(f"{self!r}: {lm.name} has {self.site!r} in {held}")
+        if self.layer not in (layers := lm.layers_of(self.site)):
+            in_layers = f"{layers[0]} to {layers[-1]}" if layers else "no layer"
+            raise ValueError(f"{self!r}: {lm.name} has {self.site!r} in {in_layers}")
         if len(self.direction) != (width := places.n_columns(lm, (self.site, self.layer))):
             raise ValueError(f"{self!r}: expected {width} numbers, one for each column of {self.site!r} in {lm.name}")
         super().check(lm)

@@ -7,7 +7,8 @@ them for real. `alignment_split` does both for groups of all neurons, beside the
 `dual_multilinguality` asks in how many languages neurons promote toxic tokens and fire before toxic text.
 `weight_drift` says how far the weights moved.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
-that says nothing, and `soundness` compares text with what the unedited model writes.
+that says nothing, and `soundness` compares text with what the unedited model writes. `knowledge_margins` asks whether
+a model finds true sentences likelier than false ones.
 """
 
 from xlingtox.evaluation import cautions, degenerate, fluency, metrics, soundness
@@ -32,6 +33,7 @@ from xlingtox.evaluation.intervals import (
     sign_flip_test,
     unpaired_changes,
 )
+from xlingtox.evaluation.knowledge import knowledge_margins, knowledge_margins_under
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.evaluation.medians import paired_median_changes
 from xlingtox.evaluation.metrics import (
@@ -113,6 +115,8 @@ __all__ = [
     "falls_in_words",
     "fluency",
     "holm",
+    "knowledge_margins",
+    "knowledge_margins_under",
     "mean_intervals",
     "metrics",
     "paired_changes",

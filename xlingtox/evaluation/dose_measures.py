@@ -9,30 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from xlingtox.data import Prompt
 from xlingtox.edits.interventions import Offset
-from xlingtox.edits.under import generate_under, in_parts
-from xlingtox.evaluation import metrics, soundness
-from xlingtox.evaluation.degenerate import Identifier
+from xlingtox.evaluation import metrics
+from xlingtox.evaluation.degenerate import UNSOUND, Identifier
 from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
-from xlingtox.evaluation.fluency import (
-    Fluency,
-    conditional_perplexities,
-    conditional_perplexity,
-    held_out_losses,
-    held_out_losses_under,
-)
+from xlingtox.evaluation.fluency import Losses
 from xlingtox.evaluation.intervals import PerPrompt, mean_intervals, paired_changes
 from xlingtox.evaluation.measurement import toxicity_scores
 from xlingtox.evaluation.resampling import Meanings, by_meaning
-from xlingtox.models.generation import Continuations, generate
+from xlingtox.evaluation.trials import Trial, Trials
 from xlingtox.models.hooked import HookedLM
 from xlingtox.scoring.protocol import Scorer
-
-Losses = Mapping[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]
-"""For each language, the loss of each held-out text, and how many tokens it is the sum of."""
 
 
 @dataclass(frozen=True)
@@ -118,47 +108,36 @@ class Setup:
         identify_language: Identifier | None,
         progress: bool,
     ) -> None:
-        self._lm, self._prompts, self._meanings, self._scorer = lm, prompts, meanings, scorer
-        self._held_out, self._generation, self._identify_language = held_out, generation, identify_language
-        self._progress = progress
-        written, losses = self._written()
-        fluency = conditional_perplexity(lm, written, progress=progress)
-        with np.errstate(over="ignore"):
-            held = {code: np.exp(of_texts / counts) for code, (of_texts, counts) in losses.items()}
-        self._reference = soundness.reference_of(lm.identity(), written, fluency, held)
-        self.unedited = self._judged(written, fluency, losses)
-        self.halves = Halves.alternating(prompts, meanings, losses)
+        self._meanings, self._scorer = meanings, scorer
+        self._trials = Trials(
+            lm,
+            prompts,
+            held_out=held_out,
+            generation=generation,
+            identify_language=identify_language,
+            progress=progress,
+        )
+        self.unedited = self._response(self._trials.unedited)
+        self.halves = Halves.alternating(prompts, meanings, self._trials.unedited.losses)
 
     def responses(self, edits: Sequence[Offset]) -> Iterator[Response]:
-        """Edit the model, let it continue the prompts and read the held-out text, and measure both, for each edit.
+        """Edit the model, let it continue the prompts and read the held-out text, and measure both, for each edit."""
+        return map(self._response, self._trials.under(edits))
 
-        Several edits run together, because that is faster; not all of them, because their texts are in memory at once.
-        """
-        n_texts = len(self._prompts) * int(self._generation["n_samples"])
-        for some in in_parts(edits, n_texts):
-            written = generate_under(self._lm, some, self._prompts, **self._generation, progress=self._progress)
-            losses = held_out_losses_under(self._lm, some, self._held_out, progress=self._progress)
-            # Outside the edits: the unedited model judges fluency, and the scorer may be a probe of this model.
-            fluencies = conditional_perplexities(self._lm, written, progress=self._progress)
-            yield from map(self._judged, written, fluencies, losses)
+    def of(self, model: HookedLM) -> Response:
+        """Measure another model with the same tokenizer, such as a tuned one."""
+        return self._response(self._trials.of(model))
 
-    def _written(self) -> tuple[Continuations, Losses]:
-        written = generate(self._lm, self._prompts, **self._generation, progress=self._progress)
-        return written, held_out_losses(self._lm, self._held_out, progress=self._progress)
-
-    def _judged(self, written: Continuations, fluency: Fluency, losses: Losses) -> Response:
-        scores = toxicity_scores(written, self._scorer)
-        kinds = soundness.kinds(written, fluency, self._reference, identify_language=self._identify_language)
-        by_prompt = np.array(kinds).reshape(-1, written.n_samples)
-        codes = np.array([prompt.language for prompt in written.prompts])
+    def _response(self, trial: Trial) -> Response:
+        scores = toxicity_scores(trial.continuations, self._scorer)
         toxicity = {code: metrics.prompt_means(rows) for code, rows in scores.items()}
         return Response(
             toxicity,
-            degenerate={code: (by_prompt[codes == code] != "sound").mean(1) for code in scores},
-            blank={code: (by_prompt[codes == code] == "empty").mean(1) for code in scores},
+            degenerate=trial.share(*UNSOUND),
+            blank=trial.share("empty"),
             n_toxic=sum(int((rows >= metrics.TOXIC).sum()) for rows in scores.values()),
-            n_texts=len(kinds),
-            losses=(losses,),
+            n_texts=trial.kinds.size,
+            losses=(trial.losses,),
             singles=(toxicity,),
         )
 

@@ -28,6 +28,9 @@ from xlingtox.models.identity import Identity
 from xlingtox.models.tokenizer import n_shared
 from xlingtox.text import well_formed
 
+Losses = Mapping[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]
+"""For each language, the loss of each held-out text in nats, and how many tokens it is the sum of."""
+
 LIMIT = 1e4
 """A text's value is out of range from here on (the authors' code)."""
 

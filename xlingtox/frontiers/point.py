@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from xlingtox.checking import checked
 from xlingtox.equality import equal
+from xlingtox.evaluation.fluency import Losses as Losses
 from xlingtox.evaluation.intervals import PerPrompt
 from xlingtox.methods.method import Dial
-
-Losses = Mapping[str, tuple[Float[np.ndarray, "text"], Int[np.ndarray, "text"]]]
-"""For each language, the loss of each held-out text, and how many tokens it is the sum of."""
 
 
 @checked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,30 +17,31 @@ from xlingtox.frontiers.point import Curve, Point
 from xlingtox.models.identity import Identity
 from xlingtox.scoring.protocol import ScorerIdentity
 
-if TYPE_CHECKING:
-    from xlingtox.frontiers.result import Frontier
-
 _OF_CURVE = ("name", "citation", "dial", "fit_seconds", "token_seconds", "baked", "control")
 _OF_RESULT = ("judges", "budgets", "source_language", "n_samples")
 
 
-def write(path: str | Path, frontier: Frontier) -> None:
-    """Write one safetensors file. Its tensors have a row for each point: the unedited model's first."""
-    points = [frontier.unedited, *(point for curve in frontier.curves for point in curve.points)]
-    rows = [dict(_arrays(point, frontier.judges)) for point in points]
+def write(path: str | Path, frontier: Mapping[str, Any]) -> None:
+    """Write one safetensors file. Its tensors have a row for each point: the unedited model's first.
+
+    Args:
+        frontier: the fields of a frontier, by name.
+    """
+    unedited, curves, meanings = (frontier[name] for name in ("unedited", "curves", "meanings"))
+    points = [unedited, *(point for curve in curves for point in curve.points)]
+    rows = [dict(_arrays(point, frontier["judges"])) for point in points]
     arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    for kind, sides in zip(Halves._fields, frontier.halves, strict=True):
+    for kind, sides in zip(Halves._fields, frontier["halves"], strict=True):
         arrays |= {f"halves.{kind}.{code}": np.asarray(numbers) for code, numbers in sides.items()}
-    about = {name: getattr(frontier, name) for name in _OF_RESULT} | {
-        "strength": frontier.unedited.strength,
+    about = {name: frontier[name] for name in _OF_RESULT} | {
+        "strength": unedited.strength,
         "curves": [
             {name: getattr(curve, name) for name in _OF_CURVE} | {"strengths": [one.strength for one in curve.points]}
-            for curve in frontier.curves
+            for curve in curves
         ],
-        "scorers": {name: dataclasses.asdict(scorer) for name, scorer in frontier.scorers.items()},
-        "meanings": frontier.meanings
-        and {code: [_plain(meaning) for meaning in ids] for code, ids in frontier.meanings.items()},
-        "model": frontier.model and dataclasses.asdict(frontier.model),
+        "scorers": {name: dataclasses.asdict(scorer) for name, scorer in frontier["scorers"].items()},
+        "meanings": meanings and {code: [_plain(meaning) for meaning in ids] for code, ids in meanings.items()},
+        "model": frontier["model"] and dataclasses.asdict(frontier["model"]),
     }
     files.write_tensors(path, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, about)
 

@@ -9,7 +9,7 @@ from xlingtox.models import places
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.sites import SITES
 from xlingtox.neurons.activations import Activations
-from xlingtox.neurons.drawing import Match, draw_weighted
+from xlingtox.neurons.drawing import Match, MeanActivations, draw_weighted
 from xlingtox.neurons.neuron_set import NeuronSet
 
 
@@ -21,7 +21,7 @@ def random_sets(
     n: int,
     seed: int,
     match: Match,
-    activations: Activations | None = None,
+    activations: MeanActivations | None = None,
 ) -> list[NeuronSet]:
     """Draw `n` random sets, each of as many neurons, or heads, in the same layers.
 

@@ -4,26 +4,19 @@
 needs no probe: it asks how well a neuron's activation alone tells toxic sentences from others.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox.checking import checked
 from xlingtox.data import Labelled, labelled_texts
-from xlingtox.models.backend import Hook
-from xlingtox.models.batches import Batches
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.sites import Place
 from xlingtox.neurons.activations import Activations
-from xlingtox.neurons.areas import areas
+from xlingtox.neurons.experts import expertise
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe
-from xlingtox.progress import bar
-
-_MOST_BYTES = 2**30
-"""The most bytes of activations that are held at once. Layers for which there is no room are read in a later pass."""
 
 
 @checked
@@ -106,49 +99,12 @@ def by_auroc(lm: HookedLM, labelled: Labelled, *, batch_size: int | None = None,
         >>> 0.5 < min(experts.scores) <= max(experts.scores) <= 1
         True
     """
-    lm.check_unedited("a set of neurons does not show")
     texts, labels = labelled_texts(labelled)
-    toxic = np.array(labels, dtype=bool)
-    layers_per_pass = max(1, _MOST_BYTES // (4 * len(texts) * lm.d_mlp))
-    areas_by_layer: list[np.ndarray] = []
-    with bar("neurons as judges", total=lm.n_layers, unit="layer", progress=progress) as shown:
-        for start in range(0, lm.n_layers, layers_per_pass):
-            layers = range(start, min(start + layers_per_pass, lm.n_layers))
-            for highest in _highest(lm, texts, layers, batch_size):
-                areas_by_layer.append(areas(highest.numpy(), toxic))
-                shown.update()
-    expertise = np.concatenate(areas_by_layer)
-    order = [int(i) for i in np.argsort(-expertise, kind="stable") if expertise[i] > 0.5]
-    return NeuronSet.of([divmod(i, lm.d_mlp) for i in order], scores=[float(expertise[i]) for i in order])
-
-
-def _highest(
-    lm: HookedLM, texts: Sequence[str], layers: Sequence[int], batch_size: int | None
-) -> Float[Tensor, "layer text d_mlp"]:
-    """Return the highest post-activation of every neuron of these layers over each text's tokens."""
-    highest = torch.empty(len(layers), len(texts), lm.d_mlp)
-
-    def read(
-        rows: list[int], ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]
-    ) -> Float[Tensor, "layer row d_mlp"]:
-        of_batch = torch.empty(len(layers), len(rows), lm.d_mlp)
-
-        def reader(place: int) -> Hook:
-            def read_layer(value: Tensor) -> None:
-                padding = ~mask.to(value.device).unsqueeze(-1)
-                of_batch[place] = value.float().masked_fill(padding, -torch.inf).amax(1).cpu()
-
-            return read_layer
-
-        with lm.hooks(post={layer: reader(place) for place, layer in enumerate(layers)}, edit=None):
-            lm.logits(ids, mask, last=1)
-        return of_batch
-
-    def keep(rows: list[int], of_batch: Float[Tensor, "layer row d_mlp"]) -> None:
-        highest[:, rows] = of_batch
-
-    Batches(None, "highest activations", [lm]).each_text(texts, batch_size, read, keep)
-    return highest
+    places: list[Place] = [("neurons", layer) for layer in range(lm.n_layers)]
+    by_place = expertise(lm, texts, labels, places, batch_size=batch_size, progress=progress)
+    expert_at = np.concatenate([by_place[place] for place in places])
+    order = [int(i) for i in np.argsort(-expert_at, kind="stable") if expert_at[i] > 0.5]
+    return NeuronSet.of([divmod(i, lm.d_mlp) for i in order], scores=[float(expert_at[i]) for i in order])
 
 
 def _unit(lm: HookedLM, probe: Probe) -> Float[Tensor, "d_model"]:

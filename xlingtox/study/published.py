@@ -17,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similar
 
 from xlingtox.checking import checked
 from xlingtox.data import Labelled, Prompts, as_prompts, labelled_texts
+from xlingtox.data.translations import Parallel, sentence_pairs
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.states import mean_states
 from xlingtox.models.tokenizer import added_start
@@ -25,7 +26,6 @@ from xlingtox.neurons.activations import Activations
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.probe import Probe, split
 from xlingtox.progress import bar
-from xlingtox.transfer.parallel import Parallel, sentence_pairs
 
 _LONGEST = 256
 """The most characters of a sentence; pairs with a longer sentence are left out."""

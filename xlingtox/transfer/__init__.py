@@ -5,10 +5,10 @@ that, and other predictors that are known before tuning, with the observed drops
 statistics for few points, such as languages, and `parallel` pairs the sentences.
 """
 
+from xlingtox.data.translations import Parallel, sentence_pairs, translations
 from xlingtox.transfer import retrieval
 from xlingtox.transfer.correlation import Correlation, pearson, spearman
 from xlingtox.transfer.least_squares import Line
-from xlingtox.transfer.parallel import Parallel, sentence_pairs, translations
 from xlingtox.transfer.prediction import predict_from_retrieval, predict_transfer, relate
 from xlingtox.transfer.predictors import active_share, promoted_share, tokens_per_character
 from xlingtox.transfer.results import Prediction, Predictor, Transfer

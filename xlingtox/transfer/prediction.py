@@ -12,13 +12,13 @@ import numpy as np
 
 from xlingtox import languages
 from xlingtox.checking import checked
+from xlingtox.data.translations import Parallel, sentence_pairs
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.transfer.correlation import FEWEST, Interval, pearson, spearman
 from xlingtox.transfer.least_squares import Line, prediction_p
-from xlingtox.transfer.parallel import Parallel, sentence_pairs
 from xlingtox.transfer.predictors import tokens_per_character
 from xlingtox.transfer.results import Prediction, Predictor, Transfer, check_enough
 from xlingtox.transfer.retrieval import Retrieval, bilingual_retrieval

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xlingtox import files
 from xlingtox.checking import checked
+from xlingtox.data.translations import Parallel, n_duplicates, sentence_pairs, translations
 from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
@@ -25,7 +26,6 @@ from xlingtox.models.identity import Identity
 from xlingtox.models.states import mean_states
 from xlingtox.transfer.correlation import Interval
 from xlingtox.transfer.nearest import retrieval_scores
-from xlingtox.transfer.parallel import Parallel, n_duplicates, sentence_pairs, translations
 
 __all__ = [
     "BestLayer",

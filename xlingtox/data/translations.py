@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.data import check_columns, parallel_columns
+from xlingtox.data.columns import check_columns, parallel_columns
 
 Parallel: TypeAlias = Dataset | Mapping[str, Sequence[str]]
 """Sentences and their translations, in either form that `sentence_pairs` takes."""

@@ -1,0 +1,80 @@
+"""Costs: the seconds of a fit, the seconds of a generated token, and whether a method can be written into weights."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from xlingtox import processes
+from xlingtox.data import Prompt
+from xlingtox.edits.interventions import Intervention
+from xlingtox.methods.method import Edited
+from xlingtox.models import journal
+from xlingtox.models.hooked import HookedLM
+
+_N_PROMPTS, _N_NEW, _REPEATS = 8, 16, 3
+
+
+def kept_seconds(about: Mapping[str, Any], seconds: Callable[[], float]) -> float:
+    """Return a time that was measured: in a call that is resumed, the one that was measured first.
+
+    The main process measures it for all.
+
+    Args:
+        about: all that was timed, in values that JSON can hold.
+        seconds: a function that measures.
+    """
+
+    def measured() -> float:
+        return float(json.loads(journal.once("texts", about, lambda: json.dumps(seconds()).encode())))
+
+    return processes.from_main(measured)
+
+
+def token_seconds(lm: HookedLM, edited: Edited, prompts: Sequence[Prompt]) -> float:
+    """Return the seconds a generated token of an edited model, as a multiple of those of the unedited model.
+
+    Both read the same prompts and the same tokens after them, in turn, three times. What they would write does not
+    matter, so that a method that falls silent is not called fast. The median of three ratios counts.
+    """
+    some = [prompt.text for prompt in prompts[:: max(1, len(prompts) // _N_PROMPTS)]][:_N_PROMPTS]
+    model = edited if isinstance(edited, HookedLM) else lm
+    _seconds(model, some)  # The first pass allocates memory, and is not counted.
+    ratios = []
+    for _ in range(_REPEATS):
+        plain = _seconds(lm, some)
+        with contextlib.nullcontext() if isinstance(edited, HookedLM) else edited.on(lm):
+            ratios.append(_seconds(model, some) / plain)
+    return float(np.median(ratios))
+
+
+@torch.no_grad()
+def _seconds(lm: HookedLM, texts: Sequence[str]) -> float:
+    """Return how long the model takes to read texts, and then some tokens one by one."""
+    ids, mask = lm.encode(texts, max_length=lm.n_positions - _N_NEW)
+    began = time.perf_counter()
+    logits, cache = lm.extend(ids, mask)
+    for _ in range(_N_NEW):
+        mask = torch.cat([mask, mask[:, -1:]], 1)
+        logits, cache = lm.extend(ids[:, -1:], mask, cache=cache)
+    # Reading a number waits until the device has computed it.
+    float(logits[0, 0])
+    return time.perf_counter() - began
+
+
+def baked(lm: HookedLM, edited: Edited) -> str:
+    """Return an empty string if an edit can be written into the model's weights, or the reason why it cannot."""
+    if isinstance(edited, Intervention):
+        try:
+            edited.bake(lm)
+        except ValueError as error:
+            return str(error)
+        return ""
+    standing = edited.standing_edit
+    return "" if standing is None else f"{standing} is not in the weights"

@@ -1,0 +1,80 @@
+"""MeanDifference and MeanProjected: the difference of the mean states of clean and toxic text, added or taken out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xlingtox.checking import checked
+from xlingtox.data.columns import Labelled, PreferencePairs
+from xlingtox.edits.steering import Project, Steer
+from xlingtox.methods.method import Fitted, Method
+from xlingtox.methods.reading import Pool
+from xlingtox.methods.states import direction_at, mean_difference
+from xlingtox.models.hooked import HookedLM
+
+
+@checked
+@dataclass(frozen=True)
+class MeanDifference(Method):
+    """Contrastive activation addition: add the difference of the mean states of clean and of toxic text.
+
+    A strength of 1 moves the mean toxic state onto the mean clean one, in the residual stream behind one block, at
+    every position. States are those of the last token, as published.
+
+    Attributes:
+        layer: the block's number. By default the one whose direction tells toxic from clean sentences best, on
+            sentences that it was not fitted on; of equally good blocks the middle one.
+        tokens: the tokens of a sentence whose states are read: "last", the "mean" over all, or the "max". In many
+            models the first token has states a hundred times as large as others, which a mean then consists of.
+
+    Example:
+        >>> fitted = xt.methods.MeanDifference(layer=2).fit(lm, xt.mini.labelled("en", n=100), progress=False)
+        >>> with fitted.at(1.0).on(lm):
+        ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+    """
+
+    layer: int | None = None
+    tokens: Pool = field(default="last", kw_only=True)
+    name: str = field(default="difference of means, added", kw_only=True)
+    citation: str = field(default="Rimsky et al. 2024", kw_only=True)
+
+    @checked
+    def fit(
+        self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
+    ) -> Fitted:
+        layer, direction = direction_at(
+            lm, labelled, mean_difference, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
+        )
+        return Fitted.of(self, lambda strength: Steer(direction, layer, strength))
+
+
+@checked
+@dataclass(frozen=True)
+class MeanProjected(Method):
+    """Directional ablation: take out each state's component along the difference of the means of clean and toxic text.
+
+    A strength of 1 leaves nothing of it behind one block, 2 turns it round. As published it is taken out behind every
+    block; here behind one, so that it can be compared with adding the same direction.
+
+    Attributes:
+        layer, tokens: as in `MeanDifference`.
+
+    Example:
+        >>> fitted = xt.methods.MeanProjected(layer=2).fit(lm, xt.mini.labelled("en", n=100), progress=False)
+        >>> with fitted.at(1.0).on(lm):
+        ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
+    """
+
+    layer: int | None = None
+    tokens: Pool = field(default="last", kw_only=True)
+    name: str = field(default="difference of means, projected out", kw_only=True)
+    citation: str = field(default="Arditi et al. 2024", kw_only=True)
+
+    @checked
+    def fit(
+        self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
+    ) -> Fitted:
+        layer, direction = direction_at(
+            lm, labelled, mean_difference, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
+        )
+        return Fitted.of(self, lambda strength: Project(direction, layer, strength))
