@@ -29,7 +29,7 @@ _APART = 4.0
 """The strengths that are tried first, and the factor between any two of those that bracket a dial."""
 
 _LEAST = 4.0**-6
-_MOST_ROUNDS = 3
+_MOST_ROUNDS = 2
 _NEAR = 0.05
 """A strength is not tried where one that was tried is at most this share of it away."""
 
