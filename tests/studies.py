@@ -217,6 +217,112 @@ def attributed():
     }
 
 
+def rivals():
+    """What the stage `frontier` keeps: a method that wins, one whose text gets less sound first, and a control."""
+    places = ["all", *languages.CODES]
+    strengths = {"DPO": (0.3, 0.12), "AurA": (0.55, 0.5), "random neurons": (0.59, 0.6)}
+
+    def columns(rows):
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def point(method, strength, place, toxicity):
+        ends = {"low": toxicity - 0.05, "high": toxicity + 0.05}
+        fluency = {
+            "perplexity": 7 * (1 + 0.1 * strength),
+            "degenerate": 0.01,
+            "silent": 0.0,
+            "distinct": 0.6,
+            "sound": True,
+        }
+        row = {"method": method, "strength": strength, "language": place, "toxicity": toxicity}
+        return row | ends | fluency | {"knowledge": 1.5}
+
+    def at_budget(budget, method, place):
+        toxicity = strengths[method][budget > 1.05]
+        by_text = method == "AurA"
+        return {
+            "budget": budget,
+            "method": method,
+            "language": place,
+            "strength": 1.0,
+            "toxicity": toxicity,
+            "low": toxicity - 0.05,
+            "high": toxicity + 0.05,
+            "change": toxicity - 0.6,
+            "change_low": toxicity - 0.65,
+            "change_high": toxicity - 0.55,
+            "p": 0.0001 if toxicity < 0.55 else 0.4,
+            "perplexity": 7.7,
+            "degenerate": 0.02,
+            "reached": not by_text,
+            "stopped_by": "degenerate text" if by_text else "perplexity",
+            "control": method == "random neurons",
+        }
+
+    def wins(budget, method, lowest, clearly, beats, loses):
+        numbers = {"languages_lowest": lowest, "languages_clearly_lowest": clearly, "beats": beats, "loses": loses}
+        numbers |= {"beats_overall": beats // 9, "loses_overall": loses // 9, "control": method == "random neurons"}
+        return {"budget": budget, "method": method, **numbers}
+
+    budgets, reached = (1.05, 1.1), {"en": -0.5, "others": -0.4, **dict.fromkeys(languages.CODES[1:], -0.4)}
+    points = [point("unedited", 0.0, place, 0.6) for place in places]
+    points += [
+        point(method, float(step), place, toxicity)
+        for method, levels in strengths.items()
+        for step, toxicity in enumerate(levels, start=1)
+        for place in places
+    ]
+    return {
+        "frontier": {
+            "judge": "wordlist",
+            "budgets": list(budgets),
+            "controls": ["random neurons"],
+            "warnings": ["There is one judge only: another may see it differently."],
+            "points": columns(points),
+            "at_budgets": columns(
+                [at_budget(budget, method, place) for budget in budgets for method in strengths for place in places]
+            ),
+            "wins": columns(
+                [
+                    wins(budget, *row)
+                    for budget in budgets
+                    for row in (("DPO", 17, 12, 29, 0), ("AurA", 0, 0, 9, 12), ("random neurons", 0, 0, 0, 26))
+                ]
+            ),
+            "transfers": columns(
+                [
+                    {
+                        "budget": budget,
+                        "method": method,
+                        "language": place,
+                        "strength": 1.0,
+                        "effect": effect,
+                        "share": effect / -0.5,
+                        "low": effect / -0.5 - 0.1,
+                        "high": effect / -0.5 + 0.1,
+                    }
+                    for budget in budgets
+                    for method in strengths
+                    for place, effect in reached.items()
+                ]
+            ),
+            "costs": columns(
+                [
+                    {"method": "DPO", "fit_seconds": 30.0, "token_seconds": 1.0, "baked": True, "reason": ""},
+                    {"method": "AurA", "fit_seconds": 2.5, "token_seconds": 1.1, "baked": False, "reason": "no bias"},
+                    {
+                        "method": "random neurons",
+                        "fit_seconds": 0.5,
+                        "token_seconds": 1.05,
+                        "baked": True,
+                        "reason": "",
+                    },
+                ]
+            ),
+        }
+    }
+
+
 KEYS_OF_STAGES = {
     "localize": "probe n_neurons potential cosines actual activations evidence",
     "promoted": "promoted",
@@ -228,6 +334,7 @@ KEYS_OF_STAGES = {
     "text_read same_text mean_same_text specific silent groups samples",
     "predict": "transfer transfer_by_measure",
     "attribute": "attribution patched patched_sound",
+    "frontier": "frontier",
     "judge": "verdicts warnings",
 }
 """The keys that each stage writes."""
@@ -258,7 +365,7 @@ def told(content=None):
 
 def only(*stages, source_language="en", content=None):
     """The made-up study, as its file is where only these stages were run, and it speaks of another source language."""
-    content = attributed() | told(content)
+    content = attributed() | rivals() | told(content)
     kept = {"languages", "model", "seconds", "versions", "seed", "identified", "origins", "notes", "settings", "judges"}
     kept |= {key for stage in stages for key in KEYS_OF_STAGES[stage].split()}
     content = {key: value for key, value in content.items() if key in kept}

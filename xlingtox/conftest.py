@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import xlingtox as xt
+from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.frontiers import Curve, Point
+from xlingtox.scoring import ScorerIdentity
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +20,45 @@ def example_values() -> dict[str, Any]:
     candidates = xt.localize.by_cosine(lm, probe, k=100)
     activations = xt.collect_activations(lm, prompts, candidates, max_new_tokens=8, progress=False)
     sources = candidates.where(activations.mean(language="en") > 0)
-    names = ("lm", "prompts", "probe", "candidates", "activations", "sources")
+    frontier = made_up_frontier()
+    names = ("lm", "prompts", "probe", "candidates", "activations", "sources", "frontier")
     return {"xt": xt} | {name: value for name, value in locals().items() if name in names}
+
+
+def made_up_frontier() -> xt.Frontier:
+    """Return two methods in two languages: one lowers toxicity at a price in perplexity, and the other falls silent."""
+
+    def point(strength: float, toxicity: float, ratio: float, silent: float = 0.0) -> Point:
+        values = {code: np.full(8, toxicity) + np.arange(8) / 100 for code in ("en", "es")}
+        shares = {code: np.full(8, silent) for code in values}
+        kinds = {"empty": shares, "sound": {code: 1 - share for code, share in shares.items()}}
+        losses = {code: (np.full(4, 10 * np.log(8 * ratio)), np.full(4, 10)) for code in values}
+        return Point(strength, {"wordlist": values}, shares, kinds, distinct=values, losses=losses)
+
+    ablation = Curve(
+        *("ablation of sources", "Li, Yong and Bach 2024", "continuous"),
+        (point(0.5, 0.4, 1.05), point(1.0, 0.2, 1.15)),
+        fit_seconds=2.0,
+        token_seconds=1.1,
+        baked="",
+    )
+    silencer = Curve(
+        *("silencer", "nobody", "switch"),
+        (point(1.0, 0.0, 1.01, silent=0.9),),
+        fit_seconds=0.1,
+        token_seconds=1.0,
+        baked="it is another model",
+    )
+    half = {code: np.arange(8) % 2 for code in ("en", "es")}
+    return xt.Frontier(
+        point(0.0, 0.6, 1.0),
+        (ablation, silencer),
+        judges=("wordlist",),
+        scorers={"wordlist": ScorerIdentity("wordlist", "1", ("en", "es"))},
+        meanings={code: list(range(8)) for code in half},
+        halves=Halves(half, {code: numbers[:4] for code, numbers in half.items()}),
+        n_samples=4,
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -58,3 +58,52 @@ def frontier(unedited: Point, *curves: Curve, meanings=None, **fields):
     scorers = {name: ScorerIdentity(name, "1", tuple(unedited.degenerate)) for name in judges}
     made = {"judges": judges, "scorers": scorers, "halves": halves, "n_samples": 4, "meanings": meanings, **fields}
     return Frontier(unedited, curves, **made)
+
+
+METHODS = (
+    *("offset of sources", "ablation of sources", "AurA", "damping of neurons", "offset of attributed neurons"),
+    *("difference of means, added", "difference of means, projected out", "principal direction, added"),
+    *("principal direction, projected out", "ITI", "Lin-AcT", "LinEAS", "DPO", "polite prefix", "random neurons"),
+    "random direction",
+)
+"""Names as they are in a whole comparison; the last two are controls."""
+
+
+def whole(codes, *, n_methods=16, n_prompts=20, n_strengths=6, n_texts=10, seed=0):
+    """A frontier of the size of a whole comparison, of random numbers: method after method is better, and one silences.
+
+    The fifth method falls silent. "polite prefix" is a switch.
+    """
+    rng = np.random.default_rng(seed)
+    n_samples = 4
+    hardness = {code: rng.uniform(0.3, 0.7, n_prompts) for code in codes}
+    reach = {code: rng.uniform(0.3, 1.0) if code != "en" else 1.0 for code in codes}
+    base = {code: rng.uniform(8, 20) for code in codes}
+
+    def measured(strength, effect, rise, silence):
+        toxicity, silent, losses = {}, {}, {}
+        for code in codes:
+            texts = rng.random((n_prompts, n_samples)) < silence
+            chance = hardness[code] * np.exp(-effect * reach[code] * strength)
+            hits = (rng.random((n_prompts, n_samples)) < chance[:, None]) & ~texts
+            toxicity[code], silent[code] = hits.mean(1), texts.mean(1)
+            perplexity = base[code] * (1 + rise * reach[code] * strength**2)
+            tokens = rng.integers(8, 14, n_texts)
+            losses[code] = (tokens * np.log(perplexity), tokens)
+        kinds = {kind: {code: np.zeros(n_prompts) for code in codes} for kind in KINDS}
+        kinds |= {"empty": silent, "sound": {code: 1 - values for code, values in silent.items()}}
+        noisy = {code: np.clip(values * 0.8, 0, 1) for code, values in toxicity.items()}
+        distinct = {code: rng.uniform(0.4, 0.6, n_prompts) for code in codes}
+        return Point(strength, {"wordlist": toxicity, "classifier": noisy}, silent, kinds, distinct, losses)
+
+    curves = []
+    for number, name in enumerate(METHODS[-n_methods:]):
+        control = name.startswith("random")
+        strengths = [1.0] if name == "polite prefix" else np.linspace(0.25, 1.5, n_strengths).tolist()
+        effect = 0.05 if control else 0.2 + 1.6 * number / n_methods
+        silence = 0.5 if number == 4 else 0.02
+        points = [measured(one, effect, 0.2, min(0.9, silence * (one if number == 4 else 1))) for one in strengths]
+        dial = "switch" if name == "polite prefix" else "continuous"
+        curves.append(curve(name, points, dial=dial, control=control))
+    meanings = {code: list(range(n_prompts)) for code in codes}
+    return frontier(measured(0.0, 0.0, 0.0, 0.02), *curves, meanings=meanings)

@@ -6,6 +6,7 @@ Figures are made for a light page; `figure.update_layout(template=style(dark=Tru
 from xlingtox.figures.attribution import attribution, attribution_by_language, shared_units
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.dual_multilinguality import dual_multilinguality
+from xlingtox.figures.frontier import frontier
 from xlingtox.figures.neurons import activation_map, neuron_activations, promoted, sources
 from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
@@ -36,6 +37,7 @@ __all__ = [
     "dual_multilinguality",
     "fluency",
     "fluency_spread",
+    "frontier",
     "models",
     "neuron_activations",
     "patch_effect",

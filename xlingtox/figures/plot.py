@@ -24,6 +24,7 @@ from xlingtox.evaluation import (
 from xlingtox.figures.attribution import attribution
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.dual_multilinguality import dual_multilinguality
+from xlingtox.figures.frontier import frontier
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
 from xlingtox.figures.patching import patch_effect
@@ -34,6 +35,7 @@ from xlingtox.figures.spread import fluency_spread
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
 from xlingtox.figures.tuning import weight_drift
+from xlingtox.frontiers import Frontier
 from xlingtox.neurons import Activations, NeuronSet, Probe, TokenActivations
 from xlingtox.neurons import top_tokens as most_activating_tokens
 from xlingtox.paper import Beside, Study
@@ -58,6 +60,7 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             - `Transfer`: `transfer`, with `pivot`
             - `Retrieval`: `retrieval_by_layer`, with `measure`
             - `DoseResponse`: `dose_response`
+            - `Frontier`: `frontier`, with `judge`, `language`, `methods`
             - `DualMultilinguality`: `dual_multilinguality`, with `model`
             - `PatchEffect`: `patch_effect`, with `language`
             - `Attribution`: `attribution`, with `language`
@@ -96,6 +99,7 @@ _draw.register(Comparison, toxicity)
 _draw.register(Transfer, transfer)
 _draw.register(Retrieval, retrieval_by_layer)
 _draw.register(DoseResponse, dose_response)
+_draw.register(Frontier, frontier)
 _draw.register(DualMultilinguality, dual_multilinguality)
 _draw.register(PatchEffect, patch_effect)
 _draw.register(Attribution, attribution)

@@ -29,6 +29,9 @@ _DOUBTS: tuple[StoppedBy, ...] = ("not known", "degenerate text", "end of the di
 MORE = 0.01
 """Text is no less sound where at most this share more of it is degenerate."""
 
+_CHANCE = 0.05
+"""The rise of degenerate text is no chance at p-values up to this."""
+
 MOST = 0.1
 """Text is less sound where more than this further share of it is degenerate, however few prompts show it."""
 
@@ -62,9 +65,10 @@ Stops: TypeAlias = Mapping[str, tuple[Stop, Stop]]
 def soundness(unedited: Point, curve: Curve, halves: Halves, meanings: Meanings | None) -> tuple[Sound, Sound]:
     """Return at which points of a curve text stays sound, as each half of the prompts shows it.
 
-    Text is less sound in a language if the share of degenerate text rose by more than `MORE`, and the paired interval
-    of the rise lies above 0, in this language or in the mean over languages. A few prompts of a single language would
-    let a method pass that falls silent a little in every language. Few prompts have wide intervals: a rise of more than
+    Text is less sound in a language if the share of degenerate text rose by more than `MORE`, and that is no chance:
+    the paired interval of the rise lies above 0, or its sign-flip test has p ≤ .05, in this language or in the mean
+    over languages. A few prompts of a single language would let a method pass that falls silent a little in every
+    language. Few prompts have wide intervals: a rise of more than
     `MOST` counts in any case, and any above `MORE` where there is no interval. A language without a prompt in this half
     goes by the mean over languages.
     """
@@ -143,7 +147,7 @@ def as_sound(
 
 
 def _is_certain(rise: Change) -> bool:
-    return rise.mean > MORE and not rise.low <= 0
+    return rise.mean > MORE and not (rise.low <= 0 and rise.p_value > _CHANCE)
 
 
 def _rises(

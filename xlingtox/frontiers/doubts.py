@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-
-import pandas as pd
 
 from xlingtox import languages
 from xlingtox.evaluation import cautions
 from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.frontiers.budget import reason
 from xlingtox.frontiers.halves import ALL
 from xlingtox.frontiers.point import Curve, Point
+from xlingtox.frontiers.table import AtBudget, mean_of
 from xlingtox.frontiers.wins import LEVEL
 
 
@@ -53,36 +54,37 @@ def of_measurement(
     return warnings
 
 
-def of_budget(by_judge: Mapping[str, pd.DataFrame], ratio: float) -> list[str]:
+def of_budget(by_judge: Mapping[str, Sequence[AtBudget]], ratio: float) -> list[str]:
     """Warn of the methods at one budget: text that gets less sound first, controls that win, and judges that disagree.
 
     Args:
-        by_judge: for each judge, the table of `Frontier.at_budget`.
+        by_judge: the methods as each judge sees them.
     """
-    first = next(iter(by_judge.values()))
-    together = first[first.language == ALL]
+    methods = next(iter(by_judge.values()))
     warnings, rise = [], f"+{ratio - 1:.0%} perplexity"
-    silent = together[together.stopped_by == "degenerate text"].method.tolist()
+    silent = [method.curve.name for method in methods if reason(method.stops[ALL]) == "degenerate text"]
     if silent:
         warnings.append(
             f"Silence, not safety: text gets less sound before {rise} under {_joined(silent)}. Their toxicity is "
             "read at the last strength at which text is sound."
         )
-    lowest = {
-        judge: rows.method[rows.toxicity.idxmin()]
-        for judge, table in by_judge.items()
-        if (rows := table[(table.language == ALL) & table.toxicity.notna()]).shape[0] > 1
-    }
-    if len(set(lowest.values())) > 1:
-        named = _joined([f"{method} by {judge}" for judge, method in lowest.items()])
+    lowest = {judge: method for judge, seen in by_judge.items() if (method := _lowest(seen))}
+    if len({method.curve.name for method in lowest.values()}) > 1:
+        named = _joined([f"{method.curve.name} by {judge}" for judge, method in lowest.items()])
         warnings.append(f"The judges disagree about the lowest toxicity at {rise}: {named}.")
-    controls = set(together[together.control].method)
-    if lowest and next(iter(lowest.values())) in controls:
+    by_chance = next((method.curve.name for method in lowest.values() if method.curve.control), None)
+    if by_chance:
         warnings.append(
-            f"A control has the lowest toxicity at {rise}: {next(iter(lowest.values()))}. No method does more than "
-            "chance does."
+            f"A control has the lowest toxicity at {rise}: {by_chance}. No method does more than chance does."
         )
     return warnings
+
+
+def _lowest(methods: Sequence[AtBudget]) -> AtBudget | None:
+    """Return the method of the lowest toxicity, in the mean over languages; None where there is nothing to compare."""
+    means = {mean_of(method.together, ALL): method for method in methods}
+    known = [mean for mean in means if math.isfinite(mean)]
+    return means[min(known)] if len(known) > 1 else None
 
 
 def _has_both(sides: Mapping[str, Sequence[int]], code: str) -> bool:

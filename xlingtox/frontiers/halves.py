@@ -98,6 +98,9 @@ def check_points(unedited: Point, curves: Sequence[Curve], judges: Sequence[str]
     expected = dict(_shapes(unedited, judges))
     if not unedited.degenerate:
         raise ValueError("there are no languages: expected prompts in at least one")
+    lacking = [judge for judge in judges if unedited.toxicity.get(judge, {}).keys() != unedited.degenerate.keys()]
+    if lacking:
+        raise ValueError(f"the unedited model has no toxicity by {lacking[0]} in some language: every judge needs all")
     for kind, sides, sizes in (
         ("prompts", halves.prompts, {code: len(values) for code, values in unedited.degenerate.items()}),
         ("held-out texts", halves.texts, {code: len(losses) for code, (losses, _) in unedited.losses.items()}),

@@ -20,6 +20,7 @@ from xlingtox.evaluation.intervals import mean_intervals
 from xlingtox.evaluation.resampling import Meanings
 from xlingtox.frontiers import budget, crossing, doubts, stored, summary, table
 from xlingtox.frontiers import wins as winning
+from xlingtox.frontiers.budget import as_sound
 from xlingtox.frontiers.halves import ALL, UNEDITED, check_points, knowledge, overall, perplexities
 from xlingtox.frontiers.point import Curve, Point
 from xlingtox.models.identity import Identity
@@ -45,6 +46,14 @@ class Frontier:
         halves: the half, 0 or 1, that each prompt and each held-out text is in, by language.
         n_samples: how many continuations of each prompt were sampled.
         model: which model was edited; None where that is not known.
+
+    Example:
+        >>> frontier
+        Frontier(2 methods in 2 languages: ablation of sources, silencer)
+        Warning. One judge only (wordlist): ...
+        >>> frontier.save(tmp_path / "frontier.safetensors")
+        >>> xt.Frontier.load(tmp_path / "frontier.safetensors") == frontier
+        True
     """
 
     unedited: Point
@@ -80,6 +89,16 @@ class Frontier:
         """The names of the methods and controls, in the order in which they were given."""
         return tuple(curve.name for curve in self.curves)
 
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The names of those that are controls."""
+        return tuple(curve.name for curve in self.curves if curve.control)
+
+    @property
+    def judge(self) -> str:
+        """The name of the judge that is used where no other is asked for."""
+        return self.judges[0]
+
     def __repr__(self) -> str:
         names = ", ".join(self.methods)
         figures = f"Frontier({len(self.curves)} methods in {len(self.languages)} languages: {names})"
@@ -91,7 +110,7 @@ class Frontier:
         ratio = self.shown_budget
         return (
             *doubts.of_measurement(self.unedited, self.curves, self.judges, self.halves, self.n_samples),
-            *doubts.of_budget({judge: self.at_budget(ratio, judge) for judge in self.judges}, ratio),
+            *doubts.of_budget({judge: self._at(ratio, judge) for judge in self.judges}, ratio),
         )
 
     @checked
@@ -99,15 +118,21 @@ class Frontier:
         """Return a row for each method, strength and language, and one for the mean over languages.
 
         The columns are `method, strength, language, toxicity, low, high, perplexity, degenerate, silent, distinct,
-        knowledge`. The unedited model is the method "unedited" at strength 0. The language of the mean is "all"; its
-        perplexity is the geometric mean over languages. `low` and `high` are the ends of the 95 % interval of the
-        toxicity, over prompts. `silent` is the share of texts that are empty or end early.
+        knowledge, sound`. The unedited model is the method "unedited" at strength 0. The language of the mean is "all";
+        its perplexity is the geometric mean over languages. `low` and `high` are the ends of the 95 % interval of the
+        toxicity, over prompts. `silent` is the share of texts that are empty or end early. `sound` says whether text is
+        as sound as that of the unedited model (`budget.soundness`).
 
         Args:
             judge: one of `judges` (default: the first).
 
         Raises:
             ValueError: there is no such judge.
+
+        Example:
+            >>> table = frontier.to_frame()
+            >>> table[table.language == "all"][["method", "strength", "sound"]].values.tolist()[-1]
+            ['silencer', 1.0, False]
         """
         judge = self.judge_of(judge)
         rows = []
@@ -121,14 +146,14 @@ class Frontier:
             }
             if not any(kind in point.kinds for kind in SILENT):
                 silent = dict.fromkeys(self.languages, np.array([math.nan]))
-            known = knowledge(point)
+            known, sound = knowledge(point), as_sound(self.unedited.degenerate, point.degenerate, self.meanings)
             for code in (ALL, *self.languages):
                 ends = joint if code == ALL else by_language[code]
                 shares = (overall(values, code) for values in (point.degenerate, silent, point.distinct))
                 numbers = (overall(toxicity, code), *ends, held_out.get(code, math.nan), *shares)
-                rows.append((name, point.strength, code, *numbers, known.get(code, math.nan)))
+                rows.append((name, point.strength, code, *numbers, known.get(code, math.nan), sound[code]))
         columns = ["method", "strength", "language", "toxicity", "low", "high", "perplexity", "degenerate"]
-        return pd.DataFrame(rows, columns=[*columns, "silent", "distinct", "knowledge"])
+        return pd.DataFrame(rows, columns=[*columns, "silent", "distinct", "knowledge", "sound"])
 
     def points(self) -> Iterator[tuple[str, Point]]:
         """Yield every point with the name of its method, that of the unedited model first."""
@@ -180,6 +205,11 @@ class Frontier:
 
         Raises:
             ValueError: the ratio is below 1, or there is no such judge.
+
+        Example:
+            >>> table = frontier.at_budget(1.1)
+            >>> table[table.language == "all"][["method", "strength", "stopped_by"]].values.tolist()
+            [['ablation of sources', 0.7..., 'perplexity'], ['silencer', 0.0, 'degenerate text']]
         """
         judge = self.judge_of(judge)
         shared = {"halves": self.halves, "judge": judge, "meanings": self.meanings}
@@ -204,6 +234,10 @@ class Frontier:
 
         Raises:
             ValueError: the ratio is below 1, or there is no such judge.
+
+        Example:
+            >>> frontier.wins(1.1)[["method", "languages_lowest"]].values.tolist()
+            [['ablation of sources', 2], ['silencer', 0]]
         """
         return winning.wins(self._contestants(ratio, self.judge_of(judge)), self.meanings)
 
@@ -217,6 +251,11 @@ class Frontier:
 
         Raises:
             ValueError: the ratio is below 1, or there is no such judge.
+
+        Example:
+            >>> table = frontier.differences(1.1)
+            >>> round(float(table.difference[0]), 2), table.language[0], table.method[0], table.other[0]
+            (-0.3, 'en', 'ablation of sources', 'silencer')
         """
         return winning.differences(self._contestants(ratio, self.judge_of(judge)), self.meanings)
 
@@ -231,6 +270,10 @@ class Frontier:
 
         Raises:
             ValueError: there are no prompts in the source language, the ratio is below 1, or there is no such judge.
+
+        Example:
+            >>> frontier.transfer(1.1)[["method", "language", "share"]].values.tolist()[:2]
+            [['ablation of sources', 'en', 1.0], ['ablation of sources', 'others', 1.0]]
         """
         if self.source_language not in self.unedited.degenerate:
             raise ValueError(f"there are no prompts in {self.source_language}, the language that methods are fitted on")
@@ -247,6 +290,10 @@ class Frontier:
 
         The columns are `method, fit_seconds, token_seconds, baked, reason`. `token_seconds` is a multiple of what the
         unedited model takes. `baked` says whether the method can be written into weights, and `reason` why not.
+
+        Example:
+            >>> frontier.costs()[["method", "baked"]].values.tolist()
+            [['ablation of sources', True], ['silencer', False]]
         """
         rows = [
             (curve.name, curve.fit_seconds, curve.token_seconds, not curve.baked, curve.baked) for curve in self.curves
@@ -262,6 +309,11 @@ class Frontier:
     def _soundness(self) -> tuple[tuple[budget.Sound, budget.Sound], ...]:
         """Whether text stays sound, by method and half. Neither a budget nor a judge changes it, and it takes long."""
         return tuple(budget.soundness(self.unedited, curve, self.halves, self.meanings) for curve in self.curves)
+
+    @functools.cached_property
+    def _by_budget(self) -> dict[tuple[float, str], list[table.AtBudget]]:
+        """Every method at the budgets and by the judges that were asked for so far."""
+        return {}
 
     def _at(self, ratio: float, judge: str) -> list[table.AtBudget]:
         if not (math.isfinite(ratio) and ratio >= 1):

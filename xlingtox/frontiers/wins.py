@@ -97,7 +97,8 @@ def pairs(contestants: Sequence[Contestant], meanings: Meanings | None, *, seed:
 def differences(contestants: Sequence[Contestant], meanings: Meanings | None) -> pd.DataFrame:
     """Return a row for each two contestants and each language, and for "all".
 
-    The columns are `language, method, other, difference, low, high, p, corrected`. `low` and `high` are the ends of the 95 % interval of the difference, which is not corrected.
+    The columns are `language, method, other, difference, low, high, p, corrected`. `low` and `high` are the ends of the
+    95 % interval of the difference, which is not corrected.
     """
     by_name = {one.name: one for one in contestants}
     intervals: dict[tuple[str, str, str], tuple[float, float]] = {}

@@ -8,6 +8,7 @@ from xlingtox.methods.attributed import AttributedOffset
 from xlingtox.methods.aura import AurA, Damping
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.heads import HeadShift
+from xlingtox.methods.lin_act import LinAcT
 from xlingtox.methods.means import MeanDifference, MeanProjected
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
 from xlingtox.methods.prefix import Prefix
@@ -27,6 +28,7 @@ __all__ = [
     "Examples",
     "Fitted",
     "HeadShift",
+    "LinAcT",
     "MeanDifference",
     "MeanProjected",
     "Method",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Float
 
 from xlingtox.checking import checked
 from xlingtox.data.columns import Labelled, PreferencePairs
@@ -74,13 +75,13 @@ class HeadShift(Method):
 
 def _accuracy(states: States, *, seed: int) -> float:
     """Return how often a probe is right on the sentences that it was not fitted on."""
-    train, held_out = states.split(seed=seed)
+    train, held_out = next(states.folds(seed=seed))
     direction, bias = logistic_regression(train.both(), train.labels(), penalty=1.0)
     judged_toxic = held_out.both() @ direction + bias > 0
     return float((judged_toxic == held_out.labels()).mean())
 
 
-def _one_deviation(states: States) -> np.ndarray:
+def _one_deviation(states: States) -> Float[np.ndarray, "column"]:
     """Return the unit vector from toxic to clean, times the standard deviation of all states along it."""
     difference = mean_difference(states)
     towards_clean = difference / np.linalg.norm(difference)

@@ -22,8 +22,8 @@ class MeanDifference(Method):
     every position. States are those of the last token, as published.
 
     Attributes:
-        layer: the block's number. By default each block's direction is fitted on four fifths of the sentences, and the
-            one that tells the others apart best is taken; of equally good ones the middle one.
+        layer: the block's number. By default the one whose direction tells toxic from clean sentences best, on
+            sentences that it was not fitted on; of equally good blocks the middle one.
         tokens: the tokens of a sentence whose states are read: "last", the "mean" over all, or the "max". In many
             models the first token has states a hundred times as large as others, which a mean then consists of.
 

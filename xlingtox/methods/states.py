@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from xlingtox.data.columns import Labelled, PreferencePairs
@@ -17,10 +17,8 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.sites import Place
 from xlingtox.neurons.areas import areas
 
-_HELD_OUT_SHARE = 0.2
-"""The share of the sentences on which layers and heads are chosen."""
-
-_Key = TypeVar("_Key")
+_N_FOLDS = 5
+"""The sentences are divided into so many parts, and each part is held out once."""
 
 
 class States(NamedTuple):
@@ -33,7 +31,7 @@ class States(NamedTuple):
     Example:
         >>> import numpy as np
         >>> from xlingtox.methods.states import States
-        >>> train, held_out = States(np.zeros((10, 4)), np.ones((5, 4)), paired=False).split(seed=0)
+        >>> train, held_out = next(States(np.zeros((10, 4)), np.ones((5, 4)), paired=False).folds(seed=0))
         >>> len(train.toxic), len(train.clean), len(held_out.toxic), len(held_out.clean)
         (8, 4, 2, 1)
     """
@@ -42,26 +40,26 @@ class States(NamedTuple):
     clean: Float[np.ndarray, "clean column"]
     paired: bool
 
-    def split(self, *, seed: int) -> tuple[States, States]:
-        """Return the sentences to fit on, and a fifth of each kind that is held out. Pairs stay together.
+    def folds(self, *, seed: int) -> Iterator[tuple[States, States]]:
+        """Yield the sentences to fit on and those that are held out, five times: each is held out once.
+
+        Toxic and clean sentences are shared out alike, and pairs stay together. Where there are fewer than five
+        sentences of a kind, there are as many folds as sentences.
 
         Raises:
             ValueError: there is only one sentence of a kind.
         """
+        if (fewest := min(len(self.toxic), len(self.clean))) < 2:
+            raise ValueError(f"there is {fewest} sentence of a kind: expected 2 or more, so that one can be held out")
         random = np.random.default_rng(seed)
         orders = [random.permutation(len(side)) for side in (self.toxic, self.clean)]
         if self.paired:
             orders[1] = orders[0]
-        if (fewest := min(map(len, orders))) < 2:
-            raise ValueError(f"there is {fewest} sentence of a kind: expected 2 or more, so that some can be held out")
-        cuts = [max(1, round(_HELD_OUT_SHARE * len(order))) for order in orders]
-        held_out, train = (
-            [order[part] for order, part in zip(orders, parts, strict=True)]
-            for parts in ([slice(cut) for cut in cuts], [slice(cut, None) for cut in cuts])
-        )
-        return self.rows(*train), self.rows(*held_out)
+        for held_out in zip(*(np.array_split(order, min(_N_FOLDS, fewest)) for order in orders), strict=True):
+            train = [np.setdiff1d(order, part) for order, part in zip(orders, held_out, strict=True)]
+            yield self.rows(*train), self.rows(*held_out)
 
-    def rows(self, toxic: Sequence[int] | np.ndarray, clean: Sequence[int] | np.ndarray) -> States:
+    def rows(self, toxic: Int[np.ndarray, "row"], clean: Int[np.ndarray, "row"]) -> States:
         """Return the states of some sentences."""
         return States(self.toxic[toxic], self.clean[clean], self.paired)
 
@@ -73,7 +71,7 @@ class States(NamedTuple):
         """Return all states, those of the toxic sentences first."""
         return np.concatenate([self.toxic, self.clean])
 
-    def labels(self) -> np.ndarray:
+    def labels(self) -> Int[np.ndarray, "text"]:
         """Return the labels of `both`: 1 is toxic."""
         return np.repeat([1, 0], [len(self.toxic), len(self.clean)])
 
@@ -108,22 +106,30 @@ def read_states(
     }
 
 
-def best_layer(states: Mapping[_Key, States], direction_of: DirectionOf, *, seed: int) -> _Key:
-    """Return the layer at which a direction tells held-out toxic from clean sentences best.
+def best_layer(states: Mapping[int, States], direction_of: DirectionOf, *, seed: int) -> int:
+    """Return the layer at which a direction tells toxic from clean sentences best, on sentences it was not fitted on.
 
-    At each layer the direction is fitted on four fifths of the sentences. The others are ranked by their states'
-    projections on it, and the area under the ROC curve decides. Of equally good layers the middle one is taken.
+    A sentence is judged by its state's projection on the direction. The measure is the area under the ROC curve, as a
+    mean over five folds. Layers within one standard error of the best are equally good, and the middle one of them is
+    taken.
 
     Args:
         states: layer to its states, in rising order.
     """
-    quality = {}
-    for layer, of_layer in states.items():
-        train, held_out = of_layer.split(seed=seed)
+    folds = np.array([_areas(of_layer, direction_of, seed=seed) for of_layer in states.values()])
+    means, best = folds.mean(1), int(folds.mean(1).argmax())
+    standard_error = folds[best].std(ddof=1) / np.sqrt(folds.shape[1])
+    equally_good = np.flatnonzero(means >= means[best] - standard_error)
+    return list(states)[equally_good[len(equally_good) // 2]]
+
+
+def _areas(states: States, direction_of: DirectionOf, *, seed: int) -> list[float]:
+    """Return the area under the ROC curve of each fold."""
+    of_folds = []
+    for train, held_out in states.folds(seed=seed):
         towards_toxic = -(held_out.both() @ direction_of(train))
-        quality[layer] = float(areas(towards_toxic[:, None], held_out.labels() == 1)[0])
-    best = [layer for layer, area in quality.items() if area == max(quality.values())]
-    return best[(len(best) - 1) // 2]
+        of_folds.append(float(areas(towards_toxic[:, None], held_out.labels() == 1)[0]))
+    return of_folds
 
 
 def direction_at(

@@ -20,9 +20,9 @@ from xlingtox.study import check_text, space, weights
 from xlingtox.study.costs import Rates, Shape, evaluation_cost, seconds, stage_costs, steps_of
 from xlingtox.study.fit import check_fit
 from xlingtox.study.measuring import measure
-from xlingtox.study.plan import LEFT_OUT, planned, with_needs
+from xlingtox.study.plan import LEFT_OUT, planned, wanted
 from xlingtox.study.recipes import papers_recipe
-from xlingtox.study.settings import STAGES, Materials, Settings
+from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.sizes import Sizes, prompts_by_language
 from xlingtox.study.study_check import LanguageCheck, StageCheck, StudyCheck
 from xlingtox.text import first_line
@@ -205,7 +205,7 @@ def check_without_weights(
         return StudyCheck(**about, warnings=("Nothing is known of the size of this model before it is loaded.",))
     if materials is None:
         sizes = Sizes.of_paper(n_languages=n_languages, per_language=per_language)
-        stages = list(STAGES) if settings.stages is None else with_needs(settings.stages)
+        stages = wanted(settings)
     else:
         both_fit = space.both_fit(model.shape, _ASSUMED)
         sizes, stages = Sizes.of(materials), planned(materials, settings, both_fit=both_fit)
@@ -251,6 +251,8 @@ def _problems(by_stage: Mapping[str, StageCheck], recipe: Recipe, *, total: int,
                     if recipe.lora is None
                     else " Set a smaller batch_size in [tuning]."
                 )
+            if name == "frontier" and "tune" in by_stage:
+                advice = " Name methods in [frontier] that are made from no tuned model."
             problems.append(
                 f"The stage {name} needs about {check_text.size(stage.memory)} of memory, and the device has "
                 f"{check_text.size(total)}.{advice}"

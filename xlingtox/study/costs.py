@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
+from xlingtox.study.frontier_settings import N_STRENGTHS, FrontierSettings
 from xlingtox.study.plan import N_PROMOTED, samples_of_promoted
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.sizes import Sizes
@@ -24,6 +25,10 @@ _STATES = 0.3
 _BACKWARD, _ATTRIBUTED, _PATCHED = 3.5, 6, 10
 """A pass with gradients takes so many times one without. An attribution takes about so many, and so many sets are
 patched: the groups, and random ones beside two of them."""
+
+_SEARCHED, _FITTED = 16, 4.0
+"""About so many strengths of a method are read on half of the held-out texts before some are chosen; and a fit takes
+about so many times reading its sentences."""
 
 _PADDED = 2.3
 """TRL reads pairs in random order, padded to the longest of a batch. It takes so many times what sorted texts take."""
@@ -209,6 +214,7 @@ def stage_costs(
         "compare": lambda: stage.compare(n_unwritten=_unwritten(settings, stages)),
         "predict": lambda: Work(overhead=2.0),
         "attribute": stage.attribute,
+        "frontier": lambda: stage.frontier(tuned="tune" in stages),
         "judge": lambda: Work(overhead=0.1),
     }
     return {name: count[name]() for name in stages}
@@ -326,6 +332,22 @@ class _Costs:
         # A patched run reads the text with both models. Toxic and sound continuations are patched alike.
         patched = 2 * tokens * (2 + 2 * _PATCHED)
         return Work(read=tokens * _BACKWARD * _ATTRIBUTED + patched, overhead=2.0)
+
+    def frontier(self, *, tuned: bool) -> Work:
+        """Count the fits of all methods, the search for their strengths, and the text that is written at each."""
+        sizes, settings = self.sizes, self.settings.frontier or FrontierSettings()
+        n_methods, n_languages = len(settings.chosen(tuned=tuned)), max(1, len(sizes.prompts))
+        n_prompts = sum(min(count, settings.prompts) for count in sizes.prompts.values())
+        held_out, parallel = (
+            tokens * min(1.0, settings.texts * n_languages / max(1, n_texts))
+            for tokens, n_texts in ((sizes.held_out, sizes.n_held_out), (sizes.parallel, sizes.n_parallel))
+        )
+        labelled = sizes.labelled * min(1.0, settings.sentences / max(1, sizes.n_labelled))
+        # What is known is read off a sentence with its translation and with another one.
+        response = self.judged(n_prompts * settings.n_samples, n_prompts, sizes.prompt_tokens)
+        response += Work(read=held_out + 4 * parallel)
+        method = response * N_STRENGTHS + Work(read=_FITTED * labelled + _SEARCHED * held_out / 2, overhead=1.0)
+        return response + method * n_methods + Work(overhead=2.0)
 
     def tune(self) -> Work:
         recipe, (n_train, n_validation) = self.recipe, self.split_pairs()

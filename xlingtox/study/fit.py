@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from datasets import Dataset
@@ -47,6 +48,9 @@ def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
         recipe = settings.for_model(lm).seeded_recipe()
         tuning.check_recipe(lm, recipe)
         tuning.tunable_pairs(lm, materials.pairs, recipe=recipe, validation=materials.validation)
+    if "frontier" in stages:
+        localize.check_k(lm, k=settings.k)
+        _check_frontier(materials, settings)
     if "retrieve" in stages:
         assert materials.parallel is not None
         retrieval.sentence_pairs(materials.parallel)
@@ -61,6 +65,25 @@ def _check_localising(lm: HookedLM, materials: Materials, settings: Settings) ->
     if settings.source_language not in materials.toxic_prompts["language"]:
         raise ValueError(
             f"there are no toxic prompts in {languages.name(settings.source_language)}: the sources are found on them"
+        )
+
+
+def _check_frontier(materials: Materials, settings: Settings) -> None:
+    _, labels = labelled_texts(materials.labelled)
+    if len(set(labels)) < 2:
+        raise ValueError("the labelled sentences are all of one class: methods are fitted on toxic and on other ones")
+    assert materials.held_out is not None
+    for what, table in (("toxic prompts", materials.toxic_prompts), ("held-out texts", materials.held_out)):
+        counts = Counter(table["language"])
+        if few := [code for code in counts if counts[code] < 2]:
+            raise ValueError(
+                f"there are fewer than 2 {what} in {languages.name(few[0])}: strengths are chosen on one half of them, "
+                "and methods are measured on the other"
+            )
+    if settings.source_language not in materials.toxic_prompts["language"]:
+        raise ValueError(
+            f"there are no toxic prompts in {languages.name(settings.source_language)}: the effect in other languages "
+            "is compared with the effect there"
         )
 
 

@@ -52,6 +52,11 @@ class InProgress:
         return self.folder / "stages" / f"attribution.{self.keys['attribute']}.safetensors"
 
     @property
+    def frontier_file(self) -> Path:
+        """The file with the whole comparison of methods; tables for other programs stand beside it."""
+        return self.folder / "stages" / f"methods.{self.keys['frontier']}.safetensors"
+
+    @property
     def tuned_folder(self) -> Path:
         """The folder with the tuned checkpoint."""
         return self.folder / "tuned" / self.keys["tune"]

@@ -28,6 +28,7 @@ def _ran(results: StudyResults) -> set[str]:
         "retrieve": bool(results.retrieval),
         "predict": results.transfer is not None,
         "attribute": results.patched is not None,
+        "frontier": results.frontier is not None,
     }
     return {name for name, is_there in measured.items() if is_there}
 
@@ -69,6 +70,14 @@ _METHODS = (
         "model to the other. Groups are then patched: the model before runs with the activations that the "
         "tuned model has on the same tokens. Neurons are chosen on one half of the prompts, and patched on the other.",
     ),
+    (
+        {"frontier"},
+        "Methods are fitted on labelled SOURCE sentences, and each has one dial. At a given price, the dial is turned "
+        "up until the perplexity of held-out text has risen so far in a language, or its continuations get less sound, "
+        "whichever comes first; between measured strengths, toxicity is on the line between them. One half of the "
+        "prompts and held-out texts chooses the strength, the other half is read at it, and the other way round. "
+        "Methods are compared prompt by prompt, and p-values are corrected for the number of comparisons.",
+    ),
     ({"predict"}, "Correlations are Pearson’s, two-sided, over the languages not tuned."),
 )
 
@@ -101,6 +110,12 @@ _CAVEATS = (
         {"attribute"},
         "Groups interact, so that the shares of groups do not add up, and a large group may carry less than a part of "
         "it. What neurons carry may come from layers before them.",
+    ),
+    (
+        {"frontier"},
+        "A method has settings of its own, such as a layer or a number of neurons. It is compared as it was published "
+        "or with our defaults, and another setting may do better. Perplexity is one price among several: what a model "
+        "knows, or follows, may be lost at the same perplexity.",
     ),
     (
         {"predict"},

@@ -43,10 +43,15 @@ class Plot:
     note: str = ""
 
 
-def html_of(plots: Sequence[Plot], codes: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """Return the data for the page's script, and the HTML of numbered figures with their captions and numbers."""
+def html_of(plots: Sequence[Plot], codes: Sequence[str], *, first: int = 1) -> tuple[dict[str, Any], str]:
+    """Return the data for the page's script, and the HTML of numbered figures with their captions and numbers.
+
+    Args:
+        first: the number of the first figure.
+    """
     html = "<noscript><p>Figures need JavaScript; the tables have their numbers.</p></noscript>" if plots else ""
-    for place, plot in enumerate(plots, start=1):
+    numbered = list(enumerate(plots, start=first))
+    for place, plot in numbered:
         summary = f"<summary>The numbers of Figure {place}</summary>"
         folded = f"<details>{summary}{plot.table}</details>" if plot.table else ""
         html += (
@@ -57,14 +62,16 @@ def html_of(plots: Sequence[Plot], codes: Sequence[str]) -> tuple[dict[str, Any]
             f'<figcaption id="meaning-{place}">{plot.caption}</figcaption>{folded}</figure>'
         )
     named = {escaped_for_plotly(code): escaped_for_plotly(languages.name(code)) for code in codes}
-    drawn = {
-        f"figure-{place}": _with_names(json.loads(plot.figure.to_json()), named)
-        for place, plot in enumerate(plots, start=1)
-    }
-    notes = {f"figure-{place}": plot.note for place, plot in enumerate(plots, start=1) if plot.note}
+    drawn = {f"figure-{place}": _with_names(json.loads(plot.figure.to_json()), named) for place, plot in numbered}
+    notes = {f"figure-{place}": plot.note for place, plot in numbered if plot.note}
     styles = {name: figures.style(dark=dark).to_plotly_json() for name, dark in (("light", False), ("dark", True))}
     names = {escaped_for_plotly(languages.name(code)): seen(code) for code in codes}
     return {"figures": drawn, "styles": styles, "languages": names, "notes": notes}, html
+
+
+def together(first: dict[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data for the page's script of figures that stand in two sections."""
+    return first | {name: first[name] | then[name] for name in ("figures", "notes")}
 
 
 def _with_names(figure: dict[str, Any], named: Mapping[str, str]) -> dict[str, Any]:
@@ -91,6 +98,13 @@ def of_study(results: StudyResults) -> list[Plot]:
     return [
         Plot(plot.figure, plot.title, plot.caption.replace("SOURCE", source), plot.table, plot.note) for plot in plots
     ]
+
+
+def of_methods(results: StudyResults) -> list[Plot]:
+    """Return the figure of methods at equal fluency; none where they were not compared."""
+    if results.frontier is None:
+        return []
+    return [Plot(figures.frontier(results.frontier), *_CAPTIONS["methods"], note=_EVERY_PANEL)]
 
 
 def _of_toxicity(results: StudyResults) -> list[Plot]:
@@ -155,6 +169,8 @@ def _of_attribution(results: StudyResults) -> list[Plot]:
         plots.append(Plot(attribution_by_language(layers), *_CAPTIONS["attributed by language"]))
     return plots
 
+
+_EVERY_PANEL = "It has a panel for every language."
 
 _OF_CHANGE = "The shares are those of all languages."
 
@@ -233,6 +249,12 @@ _CAPTIONS: Mapping[str, tuple[str, str]] = {
         "The mean activation of every source while the model continues toxic prompts. A column that is coloured in "
         "every row is a neuron that the languages share; the last panel shows which of them tuning on SOURCE changed, "
         "and where.",
+    ),
+    "methods": (
+        "Toxicity against fluency, method by method",
+        "Each line is a method that is turned up from left to right: how much perplexity it costs, and how toxic the "
+        "text still is. The first panel is the mean over languages. The lowest line at one place on the axis wins "
+        "there. The vertical lines are the prices. At a cross the text is less sound than without an edit, and that is no cure.",
     ),
     "training": (
         "How tuning went",

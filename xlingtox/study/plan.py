@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlingtox.models.identity import Identity
+from xlingtox.study.frontier_settings import FrontierSettings
 from xlingtox.study.settings import STAGES, Materials, Settings
 
 
@@ -25,6 +26,7 @@ class Stage:
         tables: the materials without which it cannot be done.
         also: other materials that its result depends on, if they are there.
         settings: the settings that matter to it.
+        after: stages whose results it uses if they are run too.
         judged: whether the scorer and the identifier of languages matter to it.
         served: whether a server may write its texts.
     """
@@ -33,6 +35,7 @@ class Stage:
     tables: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     judged: bool = False
     served: bool = False
 
@@ -75,6 +78,13 @@ STAGE: Mapping[str, Stage] = {
         settings=("attribution_prompts", "max_new_tokens", "seed"),
         judged=True,
     ),
+    "frontier": Stage(
+        tables=("labelled", "toxic_prompts", "held_out"),
+        also=("parallel",),
+        settings=("frontier", "k", "max_new_tokens", "source_language", "seed"),
+        after=("tune",),
+        judged=True,
+    ),
 }
 """Each stage that a user may name, in the order in which they are run."""
 
@@ -98,7 +108,8 @@ LEFT_OUT = "The stage attribute is left out: it needs both models in memory at o
 def planned(materials: Materials, settings: Settings, *, both_fit: bool = True) -> list[str]:
     """Return the stages to run, in their order, with those that they need.
 
-    Without a choice, these are all that the materials allow.
+    Without a choice, these are all that the materials allow. The stage frontier is among them only where the settings
+    have sizes for it.
 
     Args:
         both_fit: whether both models fit into memory at once, which the stage attribute needs.
@@ -106,25 +117,42 @@ def planned(materials: Materials, settings: Settings, *, both_fit: bool = True) 
     Raises:
         ValueError: a stage was asked for, and the materials for it or for one that it needs are missing.
     """
+    asked = wanted(settings)
     if settings.stages is None:
-        allowed = [name for name in STAGES if not lacking(name, materials)]
-        return [name for name in allowed if name != "attribute" or both_fit]
-    wanted = with_needs(settings.stages)
-    for name in wanted:
+        required = [] if settings.frontier is None else with_needs(["frontier"], frontier=settings.frontier)
+        fitting = [name for name in asked if name != "attribute" or both_fit]
+        asked = [name for name in fitting if name in required or not lacking(name, materials)]
+    for name in asked:
         if missing := lacking(name, materials):
             raise ValueError(
                 f"the stage {name} needs the materials {' and '.join(missing)}: give them, or leave it out"
             )
-    return wanted
+    return asked
 
 
-def with_needs(names: Iterable[str]) -> list[str]:
-    """Return these stages and all that they need, in the order in which they are run."""
-    wanted = set(names)
+def wanted(settings: Settings) -> list[str]:
+    """Return the stages that the settings ask for, whatever the materials allow.
+
+    Without a choice, these are all; but the stage frontier is asked for by its own settings.
+    """
+    if settings.stages is None:
+        return [name for name in STAGES if name != "frontier" or settings.frontier is not None]
+    return with_needs(settings.stages, frontier=settings.frontier)
+
+
+def with_needs(names: Iterable[str], *, frontier: FrontierSettings | None = None) -> list[str]:
+    """Return these stages and all that they need, in the order in which they are run.
+
+    Args:
+        frontier: the settings of the stage frontier. If they name a method of a tuned model, it needs the stage tune.
+    """
+    needed = set(names)
     for name in reversed(STAGES):
-        if name in wanted:
-            wanted.update(STAGE[name].needs)
-    return [name for name in STAGES if name in wanted]
+        if name in needed:
+            needed.update(STAGE[name].needs)
+            if name == "frontier" and frontier is not None and frontier.asks_for_tuned:
+                needed.add("tune")
+    return [name for name in STAGES if name in needed]
 
 
 def lacking(name: str, materials: Materials) -> list[str]:
@@ -140,7 +168,8 @@ def keys(model: Identity, materials: Materials, settings: Settings, names: Itera
     for name in names:
         stage = STAGE[name]
         about = _content(model, stage, digests, values)
-        by_stage[name] = _digest([name, about, [by_stage[needed] for needed in stage.needs]])
+        before = [*stage.needs, *(other for other in stage.after if other in by_stage)]
+        by_stage[name] = _digest([name, about, [by_stage[needed] for needed in before]])
     return by_stage
 
 

@@ -18,7 +18,15 @@ from xlingtox.html.escaping import escaped
 from xlingtox.html.masking import mask
 from xlingtox.html.tables import in_language, language_name, number, percent, scrolling
 from xlingtox.paper import beside
-from xlingtox.study import attribution_findings, attribution_tables, methods, number_tables, page_figures, provenance
+from xlingtox.study import (
+    attribution_findings,
+    attribution_tables,
+    frontier_tables,
+    methods,
+    number_tables,
+    page_figures,
+    provenance,
+)
 from xlingtox.study.page_parts import menu, section, sentence, verdict_word, warnings
 from xlingtox.study.results import Sample, StudyResults
 from xlingtox.study.sentences import Finding, without_warnings
@@ -58,6 +66,8 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
     """
     mask_words = mask(toxic_words)
     drawn, figures = page_figures.html_of(page_figures.of_study(results), results.languages)
+    of_methods = page_figures.of_methods(results)
+    drawn_methods, fronts = page_figures.html_of(of_methods, results.languages, first=len(drawn["figures"]) + 1)
     name = escaped(provenance.model_name(results))
     body = "\n".join(
         [
@@ -71,6 +81,7 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
             _groups(results),
             _beside(results),
             _acting(results),
+            _methods(results, fronts),
             _promoted(results, mask_words),
             _samples(results.samples, mask_words),
             _mixing(results),
@@ -78,7 +89,8 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
             "</main>",
         ]
     )
-    measured = "toxicity" if results.probe or results.comparison else "translations"
+    drawn = page_figures.together(drawn, drawn_methods)
+    measured = "toxicity" if results.probe or results.comparison or results.frontier else "translations"
     return pages.document(f"{name}: {measured} across languages", body, "report", drawn, libraries=[get_plotlyjs()])
 
 
@@ -89,6 +101,8 @@ def _title(results: StudyResults, name: str) -> str:
         return f"Where toxicity lives in {name}, and how far {source} tuning reaches"
     if results.probe is not None:
         return f"Where toxicity lives in {name}"
+    if results.frontier is not None:
+        return f"Which method makes {name} less toxic, at what price?"
     if results.retrieval:
         return f"How near {name} keeps translations from {source}"
     return f"{name}, tuned on {source} pairs" if results.recipe else f"A study of {name}"
@@ -178,6 +192,31 @@ def _acting(results: StudyResults) -> str:
     )
 
 
+def _methods(results: StudyResults, fronts: str) -> str:
+    """Put methods beside each other where they cost the same fluency; fold other prices, languages, reach and costs."""
+    summary = results.frontier
+    if summary is None:
+        return ""
+    main = summary.main_budget
+    others = "".join(frontier_tables.at_budget(summary, budget) for budget in summary.budgets if budget != main)
+    folded = {
+        "Language by language": frontier_tables.by_language(summary, main),
+        "At other prices": others,
+        "How much of the effect reaches other languages": frontier_tables.transfers(summary, main),
+        "What each method takes": frontier_tables.costs(summary),
+    }
+    return section(
+        _PRICE,
+        _METHODS
+        + fronts
+        + frontier_tables.at_budget(summary, main)
+        + frontier_tables.wins(summary, main)
+        + "".join(
+            f"<details><summary>{title}</summary>{tables}</details>" for title, tables in folded.items() if tables
+        ),
+    )
+
+
 def _promoted(results: StudyResults, mask_words: Callable[[str], str]) -> str:
     rows = []
     for source in results.promoted:
@@ -245,6 +284,15 @@ _ACTING = (
     "attention head and each changed weight has to do with it. Then groups are tested: the model before runs with "
     "their activations taken from the tuned model. A group that carries all of the effect has a share of "
     "100&nbsp;%.</p>"
+)
+
+_PRICE = "Which method, at what price?"
+
+_METHODS = (
+    "<p>Any method makes a model less toxic if it may ruin the text. So each is turned up only until it costs the same "
+    "fluency: the perplexity of held-out text rises by so much, or the text gets less sound, whichever comes first. "
+    "The strength is chosen on one half of the prompts and texts, and toxicity is read on the other half. Controls are "
+    "chosen by chance.</p>"
 )
 
 _BESIDE = (

@@ -23,6 +23,7 @@ from xlingtox.measures import COMPARED
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.study import results_file
+from xlingtox.study.frontier_summary import FrontierSummary as FrontierSummary
 from xlingtox.study.parts import AttributionSummary as AttributionSummary
 from xlingtox.study.parts import ProbeQuality as ProbeQuality
 from xlingtox.study.parts import PromotedToken as PromotedToken
@@ -31,6 +32,9 @@ from xlingtox.study.parts import Sample as Sample
 from xlingtox.study.parts import TransferSummary as TransferSummary
 from xlingtox.transfer.prediction import Transfer
 from xlingtox.verdicts import Verdict
+
+_PARTS = (("localize", "probe"), ("compare", "comparison"), ("predict", "transfer"), ("frontier", "frontier"))
+"""Each stage whose part is there if and only if it was run."""
 
 _IN_A_NOTEBOOK = ("toxicity_probability", "average_toxicity", "degenerate", "perplexity", "mean_activation")
 """The measures that a notebook shows of each language."""
@@ -75,6 +79,7 @@ class StudyResults:
         patched: what groups of neurons and all heads carry of that effect when they are patched for real, on prompts on
             which none was chosen. The groups are those of `study.patches`.
         patched_sound: the same for sound continuations, which tuning should leave alone.
+        frontier: the comparison of methods at equal fluency; None without the stage "frontier".
         identified: whether the language of continuations was identified, for the share of degenerate text.
         mixing: for each language, numbers that say how the training text mixed it with others.
         model: the model before tuning.
@@ -120,6 +125,7 @@ class StudyResults:
     attribution: AttributionSummary | None = None
     patched: PatchEffect | None = None
     patched_sound: PatchEffect | None = None
+    frontier: FrontierSummary | None = None
     identified: bool = False
     mixing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     model: Identity | None = None
@@ -137,7 +143,7 @@ class StudyResults:
     def __post_init__(self) -> None:
         if not self.languages:
             raise ValueError("there is no language")
-        for stage, part in (("localize", "probe"), ("compare", "comparison"), ("predict", "transfer")):
+        for stage, part in _PARTS:
             if (stage in self.stages) != (getattr(self, part) is not None):
                 expected = f"its {part}" if stage in self.stages else f"no {part}"
                 raise ValueError(f"stages is {', '.join(self.stages)}: expected {expected}, as {stage} measures it")

@@ -17,7 +17,7 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.groups import GroupChange
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.study import doses, patches, settings
+from xlingtox.study import doses, frontier_summary, patches, settings
 from xlingtox.study.parts import (
     AttributionSummary,
     ProbeQuality,
@@ -33,7 +33,7 @@ from xlingtox.verdicts import Verdict
 STAGES = (*settings.STAGES, "judge")
 """The stages of a study, in the order in which they are run."""
 
-STAGES_OF_OLDER_FILES = tuple(stage for stage in STAGES if stage != "attribute")
+STAGES_OF_OLDER_FILES = tuple(stage for stage in STAGES if stage not in ("attribute", "frontier"))
 """The stages of files that do not name them: all that there were then."""
 
 _KEYS_OF_STAGES: Mapping[str, tuple[str, ...]] = {
@@ -43,6 +43,7 @@ _KEYS_OF_STAGES: Mapping[str, tuple[str, ...]] = {
     "retrieve": ("retrieval",),
     "predict": ("transfer",),
     "attribute": ("attribution", "patched", "patched_sound"),
+    "frontier": ("frontier",),
 }
 """The keys that the file of a study with this stage always has. Older files lack some of the keys that later versions
 added."""
@@ -83,6 +84,7 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
         "transfer_by_measure": {measure: dataclasses.asdict(summary) for measure, summary in by_measure.items()},
         "attribution": _of_attribution(attributes["attribution"]),
         **{name: (effect := attributes[name]) and patches.content_of(effect) for name in ("patched", "patched_sound")},
+        "frontier": (summary := attributes["frontier"]) and frontier_summary.content_of(summary),
         "given": attributes["mixing"],
         "model": None if model is None else dataclasses.asdict(model),
         **{name: attributes[name] for name in _STORED_AS_THEY_ARE},
@@ -295,6 +297,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "attribution": _attribution,
     "patched": patches.effect_of,
     "patched_sound": patches.effect_of,
+    "frontier": lambda content: None if _is_missing(content) else frontier_summary.summary_of(content),
     "identified": lambda flag: flag or False,
     "mixing": lambda rows: {code: dict(row) for code, row in rows.items()},
     "model": _model,

@@ -95,6 +95,17 @@ class Engine(_Section):
     in_flight: int = Field(32, ge=1, examples=[32])
 
 
+class Frontier(_Section):
+    """The section `[frontier]`: the fields of `FrontierSettings`. Without it, methods are not compared."""
+
+    methods: list[str] | None = Field(None, examples=[["AurA", "DPO"]])
+    budgets: list[float] = Field([1.05, 1.1, 1.2], examples=[[1.05, 1.1, 1.2]])
+    n_samples: int = Field(4, examples=[4])
+    prompts: int = Field(20, examples=[20])
+    texts: int = Field(60, examples=[60])
+    sentences: int = Field(1000, examples=[1000])
+
+
 _NUMBERS = {
     **dict.fromkeys(("batch_size", "steps", "accumulation", "warm_up", "max_length", "max_prompt_length"), int),
     **dict.fromkeys(("evaluate_every", "patience", "save_every"), int),
@@ -123,10 +134,11 @@ SECTIONS: Mapping[str, type[_Section]] = {
     "study": Study,
     "tuning": Tuning,
     "engine": Engine,
+    "frontier": Frontier,
 }
-TOP = ("output_dir", "model", "data", "judge", "study", "tuning", "engine")
-_MAY_BE_MISSING = ("engine",)
-"""Sections that need not be there, though they have keys that must."""
+TOP = ("output_dir", "model", "data", "judge", "study", "tuning", "engine", "frontier")
+_MAY_BE_MISSING = ("engine", "frontier")
+"""Sections that turn something on: without them there is nothing to fill in by default."""
 
 
 def sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xlingtox.checking import checked
-from xlingtox.study import attribution_findings, neuron_findings, reach_findings
+from xlingtox.study import attribution_findings, frontier_findings, neuron_findings, reach_findings
 from xlingtox.study.finding import Finding as Finding
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
@@ -36,4 +36,5 @@ def without_warnings(results: StudyResults) -> list[Finding]:
         *attribution_findings.acting(results),
         *reach_findings.training(results),
         *reach_findings.prediction(results),
+        *frontier_findings.methods(results),
     ]

@@ -21,9 +21,13 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.judging import FEWEST_SHUFFLES
 from xlingtox.scoring.protocol import Scorer
 from xlingtox.study.engine import Engine
+from xlingtox.study.frontier_settings import FrontierSettings
 from xlingtox.study.recipes import default_recipe
 
-STAGES = ("localize", "promoted", "intervene", "amplify", "retrieve", "tune", "compare", "predict", "attribute")
+STAGES = (
+    *("localize", "promoted", "intervene", "amplify", "retrieve", "tune", "compare", "predict", "attribute"),
+    "frontier",
+)
 """The stages of a study, in the order in which they are run."""
 
 PairsOrder = Literal["given", "reversed", "shuffled"]
@@ -114,7 +118,8 @@ class Settings:
     residual stream as far.
 
     Attributes:
-        stages: the stages to run, of `STAGES`; those that they need are added. None runs all that the materials allow.
+        stages: the stages to run, of `STAGES`; those that they need are added. None runs all that the materials allow,
+            and "frontier" only where `frontier` is given.
         source_language: the language that the model is tuned on, and in which the sources are looked for.
         k: the number of candidates.
         n_null: the probes that are fitted to shuffled labels, beside which the probe and its candidates are judged.
@@ -135,6 +140,8 @@ class Settings:
             pair: a control, from which a model can learn no preference.
         seed: the seed of sampling, of the random sets, and of tuning.
         engine: the servers that write the continuations of the comparison; None lets the models write them here.
+        frontier: the sizes of the stage "frontier", which compares methods at equal fluency. None leaves it out, unless
+            `stages` names it.
 
     Raises:
         ValueError: a count below 1 (of doses, below 2), a seed that is not in [0, 2**32), or offsets that are empty,
@@ -165,12 +172,15 @@ class Settings:
     pairs_order: PairsOrder = "given"
     seed: int = 0
     engine: Engine | None = None
+    frontier: FrontierSettings | None = None
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.stages or () if name not in STAGES]:
             raise ValueError(f"there is no stage {unknown[0]!r}: expected some of {', '.join(STAGES)}")
         if self.stages is not None and not self.stages:
             raise ValueError(f"stages is empty: name some of {', '.join(STAGES)}")
+        if self.frontier is None and "frontier" in (self.stages or ()):
+            object.__setattr__(self, "frontier", FrontierSettings())
         languages.check(self.source_language)
         counts = ("k", "n_random", "n_random_amplified", "dose_prompts", "n_samples", "max_new_tokens")
         for name in counts:
@@ -211,8 +221,14 @@ class Settings:
         return self if self.recipe is not None else dataclasses.replace(self, recipe=default_recipe(lm))
 
     def as_json(self) -> dict[str, Any]:
-        """Return the settings as they are when they were written to JSON and read: with lists in place of tuples."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Return the settings as they are when they were written to JSON and read: with lists in place of tuples.
+
+        Settings of a stage that is off by default are left out where it is off.
+        """
+        fields = dataclasses.asdict(self)
+        if self.frontier is None:
+            del fields["frontier"]
+        return json.loads(json.dumps(fields))
 
 
 @checked

@@ -15,6 +15,7 @@ from xlingtox.models.loading import smollm2_file
 from xlingtox.study import schema
 from xlingtox.study.arguments import check_codes, dtype, existing, is_hub_name, resolved, secret
 from xlingtox.study.engine import Engine
+from xlingtox.study.frontier_settings import FrontierSettings, known_names
 from xlingtox.study.judging import Judge, check_judges
 from xlingtox.study.loaders import FORM_OF, TableFile, check_table
 from xlingtox.study.mistakes import BadSettings, Mistakes, did_you_mean, toml
@@ -158,6 +159,8 @@ def _checked(
     settings = _settings(given.get("study", {}), mistakes)
     recipe, overrides = _recipe(given.get("tuning", {}), settings, mistakes)
     engine = _engine(given["engine"], mistakes) if "engine" in given else None
+    if "frontier" in given:
+        settings["frontier"] = _frontier(given["frontier"], mistakes)
     source_language = settings.get("source_language", "en")
     if languages and source_language not in languages and "source_language" in settings:
         mistakes.value(("study", "source_language"), source_language, "write one of [data] languages, or add it there")
@@ -281,7 +284,7 @@ def _stages(names: Sequence[str], mistakes: Mistakes) -> list[str] | None:
 
 def _without_name(error: Exception, name: str) -> str:
     """Return the message of a check without the name of the argument, for which the key stands in the line."""
-    message = re.sub(r"^(Settings|Recipe|Lora|Engine): ", "", str(error))
+    message = re.sub(r"^(Settings|FrontierSettings|Recipe|Lora|Engine): ", "", str(error))
     shorter = re.sub(rf"^(lora's )?{name}(\[\d+\])? is ", "is ", message)
     return shorter if shorter != message else f": {message}"
 
@@ -328,6 +331,25 @@ def _engine(written: Mapping[str, Any], mistakes: Mistakes) -> Engine | None:
     return None if mistakes.lines else Engine(**written)
 
 
+def _frontier(written: Mapping[str, Any], mistakes: Mistakes) -> FrontierSettings:
+    """Return the sizes of the comparison of methods; each field is checked alone."""
+    fields: dict[str, Any] = {}
+    for key, value in written.items():
+        names = enumerate(value) if key == "methods" else ()
+        if unknown := [(place, name) for place, name in names if name not in known_names()]:
+            for place, name in unknown:
+                advice = f"there is no such method: {did_you_mean(name, known_names())}"
+                mistakes.value(("frontier", "methods", place), name, advice)
+            continue
+        try:
+            FrontierSettings(**{key: value})
+        except (ValueError, TypeError) as error:
+            mistakes.add(("frontier", key), _without_name(error, key))
+        else:
+            fields[key] = value
+    return FrontierSettings(**fields)
+
+
 def _together(key: str) -> tuple[str, ...]:
     """Return the fields of a recipe that make sense together only."""
     return ("loss_type", "label_smoothing") if key == "loss_type" else (key,)
@@ -371,13 +393,23 @@ def _check_stages(
         can_be_had |= {"held_out", "neutral_prompts"}
     if "pairs" in tables and tables["pairs"].loader == "paradetox":
         can_be_had.add("labelled")
-    for stage in with_needs(settings.get("stages") or ()):
+    frontier, stages = settings.get("frontier"), settings.get("stages")
+    if stages is None and frontier is not None:
+        stages = ["frontier"]
+    for stage in with_needs(stages or (), frontier=frontier):
         for table in STAGE[stage].tables:
             key = names.get(table, table)
             if key not in can_be_had:
                 example = schema.Data.model_fields[key].examples[0]  # type: ignore[index]
                 sentence = f"is missing: the stage {stage} needs it: write {key} = {toml(example)}"
-                mistakes.add(("data", key), f"{sentence}, or leave {stage} out of [study] stages")
+                mistakes.add(("data", key), f"{sentence}, or leave {_where(stage, settings)}")
+
+
+def _where(stage: str, settings: Mapping[str, Any]) -> str:
+    """Say what to leave out so that a stage is not run."""
+    if settings.get("stages") is not None:
+        return f"{stage} out of [study] stages"
+    return "the section [frontier] out" if stage == "frontier" else "its methods of a tuned model out of [frontier]"
 
 
 def _source(content: Mapping[str, Any]) -> Any:

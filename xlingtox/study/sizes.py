@@ -31,7 +31,7 @@ class Sizes:
         prompts, neutral: the prompts of each language.
         prompt_tokens, neutral_tokens: the mean number of tokens of a prompt.
         labelled, elsewhere, held_out, parallel: the tokens of all texts of a table.
-        n_labelled, n_parallel: the texts of these tables.
+        n_labelled, n_parallel, n_held_out: the texts of these tables.
         n_pairs, n_validation: the preference pairs.
         pair_tokens: the mean number of tokens of both sides of a pair, each with the prompt.
         longest: the tokens of the longest text that was counted.
@@ -49,6 +49,7 @@ class Sizes:
     n_labelled: int = 0
     elsewhere: float = 0.0
     held_out: float = 0.0
+    n_held_out: int = 0
     parallel: float = 0.0
     n_parallel: int = 0
     n_pairs: int = 0
@@ -78,6 +79,7 @@ class Sizes:
             n_labelled=len(tables["labelled"]),
             elsewhere=tokens["labelled_elsewhere"],
             held_out=tokens["held_out"],
+            n_held_out=len(tables["held_out"]),
             parallel=tokens["parallel"],
             n_parallel=len(tables["parallel"]),
             n_pairs=n_pairs,
@@ -106,6 +108,7 @@ class Sizes:
             labelled=12_800_000.0,
             n_labelled=159_571,
             held_out=25.0 * n_parallel,
+            n_held_out=n_parallel,
             parallel=25.0 * n_parallel,
             n_parallel=n_parallel,
             n_pairs=24_576,

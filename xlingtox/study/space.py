@@ -11,6 +11,7 @@ import torch
 
 from xlingtox.checking import checked
 from xlingtox.study.costs import Shape, adapter_parameters, checkpoint_bytes, optimizer_numbers
+from xlingtox.study.frontier_settings import N_STRENGTHS, NEEDS_TUNED, FrontierSettings
 from xlingtox.study.plan import samples_of_promoted
 from xlingtox.study.settings import Settings
 from xlingtox.study.sizes import Sizes
@@ -81,12 +82,20 @@ def stage_memory(
         "compare": max(writing, reading),
         # Both models are in memory, and one keeps what its gradients need.
         "attribute": tuned_bytes(shape) + min(_WITH_GRADIENTS * reading, fit),
+        # The tuned model is there for the fits, and a third that lies between both while that one's text is written.
+        "frontier": (2 * tuned_bytes(shape) if _frontier_has_tuned(settings, stages) else 0)
+        + min(_WITH_GRADIENTS * reading, fit),
     }
     held = host_memory(shape, sizes, settings, stages=stages) if shape.device == "cpu" else {}
     return {
         name: shape.weight_bytes + peaks[name] + held.get(name, 0) if name in peaks else held.get(name, 0)
         for name in stages
     }
+
+
+def _frontier_has_tuned(settings: Settings, stages: Sequence[str]) -> bool:
+    chosen = (settings.frontier or FrontierSettings()).chosen(tuned="tune" in stages)
+    return any(name in NEEDS_TUNED for name in chosen)
 
 
 @checked
@@ -190,6 +199,15 @@ def stage_disk(
         n_texts = n * (1 + n_doses * (1 + n_random))
         return texts(n_texts, tokens) + _BYTES_A_SCORE * n_texts
 
+    def frontier() -> int:
+        few = settings.frontier or FrontierSettings()
+        n_responses = 1 + N_STRENGTHS * len(few.chosen(tuned="tune" in stages))
+        n_prompts = sum(min(count, few.prompts) for count in sizes.prompts.values())
+        n_texts = n_responses * n_prompts * few.n_samples
+        # The result holds about a dozen numbers for each prompt, and two for each held-out text.
+        kept = 8 * n_responses * (12 * n_prompts + 2 * min(sizes.n_held_out, few.texts * len(sizes.prompts)))
+        return texts(n_texts, sizes.prompt_tokens) + _BYTES_A_SCORE * n_texts + 2 * kept
+
     n_compared = 2 * sizes.n_prompts * settings.n_samples
     base = shape.weight_bytes if recipe.lora is not None else 0
     adapter = 4 * adapter_parameters(shape, recipe) if recipe.lora is not None else 0
@@ -205,8 +223,9 @@ def stage_disk(
         "tune": shape.weight_bytes + adapter,
         "compare": texts(n_compared, sizes.prompt_tokens) + _BYTES_A_SCORE * n_compared,
         "attribute": 16 * shape.n_layers * shape.d_mlp * (len(sizes.prompts) + 1) + 2**16,
+        "frontier": frontier(),
     }
-    for_a_while = {"tune": while_tuning, **dict.fromkeys(("intervene", "amplify", "compare"), 2**20)}
+    for_a_while = {"tune": while_tuning, **dict.fromkeys(("intervene", "amplify", "compare", "frontier"), 2**20)}
     return {name: (stays.get(name, 2**16), stays.get(name, 2**16) + for_a_while.get(name, 0)) for name in stages}
 
 

@@ -26,9 +26,10 @@ from xlingtox.models.completions import ServerError
 from xlingtox.models.generation import Continuations, generate
 from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.evidence import evidence as find_evidence
-from xlingtox.study import claims, doses, patches, plan, results_file
+from xlingtox.study import claims, doses, frontier_findings, frontier_summary, patches, plan, results_file
 from xlingtox.study.attributing import attribute
 from xlingtox.study.engine import told
+from xlingtox.study.frontier_stage import frontier
 from xlingtox.study.in_progress import InProgress
 from xlingtox.study.settings import PairsOrder, first_rows
 from xlingtox.transfer import prediction, retrieval
@@ -360,6 +361,10 @@ def verdicts_and_warnings(study: InProgress) -> dict[str, Any]:
         measure = done["predict"]["transfer"]["measure"]
         summary = results_file.summaries(done["predict"]["transfer_by_measure"])[measure]
         verdicts += claims.of_prediction(summary, measure)
+    if "frontier" in done:
+        methods = frontier_summary.summary_of(done["frontier"]["frontier"])
+        verdicts += frontier_findings.verdicts(methods, study.settings.source_language)
+        warnings += [f"Methods at equal fluency: {sentence}" for sentence in methods.warnings]
     localised = done["localize"]["verdicts"] if "localize" in done else []
     return {"verdicts": localised + [dataclasses.asdict(verdict) for verdict in verdicts], "warnings": warnings}
 
@@ -387,5 +392,6 @@ WORK: Mapping[str, Callable[[InProgress], dict[str, Any]]] = {
     "compare": _compare,
     "predict": _predict,
     "attribute": attribute,
+    "frontier": frontier,
 }
 """The function that does each stage, and returns what `results.json` keeps of it."""

@@ -27,6 +27,7 @@ _KEYS_OF_STAGE: dict[str, tuple[str, ...]] = {
     "compare": ("before", "after", "changes", "scorer"),
     "predict": ("transfer", "transfer_by_measure"),
     "attribute": ("attribution", "patched", "patched_sound"),
+    "frontier": ("frontier",),
 }
 """The keys that each stage's result must have, because a later stage or the study's results read them."""
 
