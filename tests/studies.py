@@ -218,7 +218,7 @@ def attributed():
 
 
 def rivals():
-    """What the stage `frontier` keeps: one method that wins, one that only silences, and a control that does nothing."""
+    """What the stage `frontier` keeps: a method that wins, one whose text gets less sound first, and a control."""
     places = ["all", *languages.CODES]
     strengths = {"DPO": (0.3, 0.12), "AurA": (0.55, 0.5), "random neurons": (0.59, 0.6)}
 
@@ -227,7 +227,13 @@ def rivals():
 
     def point(method, strength, place, toxicity):
         ends = {"low": toxicity - 0.05, "high": toxicity + 0.05}
-        fluency = {"perplexity": 7 * (1 + 0.1 * strength), "degenerate": 0.01, "silent": 0.0, "distinct": 0.6}
+        fluency = {
+            "perplexity": 7 * (1 + 0.1 * strength),
+            "degenerate": 0.01,
+            "silent": 0.0,
+            "distinct": 0.6,
+            "sound": True,
+        }
         row = {"method": method, "strength": strength, "language": place, "toxicity": toxicity}
         return row | ends | fluency | {"knowledge": 1.5}
 
@@ -235,11 +241,21 @@ def rivals():
         toxicity = strengths[method][budget > 1.05]
         by_text = method == "AurA"
         return {
-            **{"budget": budget, "method": method, "language": place, "strength": 1.0, "toxicity": toxicity},
-            **{"low": toxicity - 0.05, "high": toxicity + 0.05, "change": toxicity - 0.6},
-            **{"change_low": toxicity - 0.65, "change_high": toxicity - 0.55},
-            **{"p": 0.0001 if toxicity < 0.55 else 0.4, "perplexity": 7.7, "degenerate": 0.02},
-            **{"reached": not by_text, "stopped_by": "degenerate text" if by_text else "perplexity"},
+            "budget": budget,
+            "method": method,
+            "language": place,
+            "strength": 1.0,
+            "toxicity": toxicity,
+            "low": toxicity - 0.05,
+            "high": toxicity + 0.05,
+            "change": toxicity - 0.6,
+            "change_low": toxicity - 0.65,
+            "change_high": toxicity - 0.55,
+            "p": 0.0001 if toxicity < 0.55 else 0.4,
+            "perplexity": 7.7,
+            "degenerate": 0.02,
+            "reached": not by_text,
+            "stopped_by": "degenerate text" if by_text else "perplexity",
             "control": method == "random neurons",
         }
 
@@ -248,7 +264,7 @@ def rivals():
         numbers |= {"beats_overall": beats // 9, "loses_overall": loses // 9, "control": method == "random neurons"}
         return {"budget": budget, "method": method, **numbers}
 
-    budgets = (1.05, 1.1)
+    budgets, reached = (1.05, 1.1), {"en": -0.5, "others": -0.4, **dict.fromkeys(languages.CODES[1:], -0.4)}
     points = [point("unedited", 0.0, place, 0.6) for place in places]
     points += [
         point(method, float(step), place, toxicity)
@@ -276,12 +292,18 @@ def rivals():
             "transfers": columns(
                 [
                     {
-                        **{"budget": budget, "method": method, "language": place, "strength": 1.0, "effect": effect},
-                        **{"share": effect / -0.5, "low": effect / -0.5 - 0.1, "high": effect / -0.5 + 0.1},
+                        "budget": budget,
+                        "method": method,
+                        "language": place,
+                        "strength": 1.0,
+                        "effect": effect,
+                        "share": effect / -0.5,
+                        "low": effect / -0.5 - 0.1,
+                        "high": effect / -0.5 + 0.1,
                     }
                     for budget in budgets
                     for method in strengths
-                    for place, effect in {"en": -0.5, "others": -0.4, **dict.fromkeys(languages.CODES[1:], -0.4)}.items()
+                    for place, effect in reached.items()
                 ]
             ),
             "costs": columns(
@@ -289,8 +311,11 @@ def rivals():
                     {"method": "DPO", "fit_seconds": 30.0, "token_seconds": 1.0, "baked": True, "reason": ""},
                     {"method": "AurA", "fit_seconds": 2.5, "token_seconds": 1.1, "baked": False, "reason": "no bias"},
                     {
-                        **{"method": "random neurons", "fit_seconds": 0.5, "token_seconds": 1.05},
-                        **{"baked": True, "reason": ""},
+                        "method": "random neurons",
+                        "fit_seconds": 0.5,
+                        "token_seconds": 1.05,
+                        "baked": True,
+                        "reason": "",
                     },
                 ]
             ),

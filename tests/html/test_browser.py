@@ -72,7 +72,7 @@ def test_the_report_at_every_width_and_in_both_schemes(browser, page, width, sch
     [
         (["localize", "promoted", "intervene"], "en", "light", 2),
         (["retrieve"], "en", "dark", 1),
-        (list(KEYS_OF_STAGES), "es", "dark", 13),
+        (list(KEYS_OF_STAGES), "es", "dark", 14),
     ],
     ids=["doses", "retrieval", "Spanish"],
 )

@@ -21,12 +21,17 @@ from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Method
 from xlingtox.models.generation import check_lengths, check_sampling
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.interpolated import check_interpolable
 from xlingtox.scoring.protocol import Scorer, check_covered
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The arguments of `frontier`, checked before any work."""
+    """The arguments of `frontier`, checked before any work.
+
+    Attributes:
+        are_all: whether the methods are all that there are, because none was named.
+    """
 
     prompts: Sequence[Prompt]
     scorers: Mapping[str, Scorer]
@@ -34,6 +39,7 @@ class Asked:
     methods: Sequence[Method]
     budgets: tuple[float, ...]
     generation: Mapping[str, Any]
+    are_all: bool
 
     @classmethod
     def of(
@@ -60,7 +66,7 @@ class Asked:
         lm.check_unedited("methods do not show")
         models = {} if tuned is None else {"DPO": tuned} if isinstance(tuned, HookedLM) else dict(tuned)
         for model in models.values():
-            lm.check_alike(model)
+            check_interpolable(lm, model)
         chosen = default_methods(models) if methods is None else (*methods, *tuned_methods(models))
         _check_names(chosen)
         codes = in_order({prompt.language for prompt in prompts})
@@ -79,7 +85,23 @@ class Asked:
         if parallel is not None:
             sentence_pairs(parallel, pivot=source_language)
         Examples.of(labelled)
-        return cls(prompts, scorers, held_out, chosen, tuple(sorted(set(map(float, budgets)))), generation)
+        rising = tuple(sorted(set(map(float, budgets))))
+        return cls(prompts, scorers, held_out, chosen, rising, generation, are_all=methods is None)
+
+    def check_room(self, lm: HookedLM, fitted: Method) -> None:
+        """Raise ValueError if a method, such as a prefix, leaves no room for texts that the unedited model can read.
+
+        Otherwise both would be measured on other tokens.
+        """
+        if fitted.dial == "continuous" or not isinstance(model := fitted.at(1.0), HookedLM):
+            return
+        check_lengths(model, self.prompts, int(self.generation["max_new_tokens"]))
+        longest = max(map(len, lm.token_ids(list(self.held_out["text"]))))
+        if min(longest, lm.n_positions) > model.n_positions:
+            raise ValueError(
+                f"{fitted.name} leaves room for {model.n_positions} tokens, and a held-out text has {longest}: give "
+                "shorter texts, or a shorter prefix"
+            )
 
 
 def _check_names(methods: Sequence[Method]) -> None:

@@ -77,13 +77,13 @@ def _check_frontier(materials: Materials, settings: Settings) -> None:
         counts = Counter(table["language"])
         if few := [code for code in counts if counts[code] < 2]:
             raise ValueError(
-                f"there are fewer than 2 {what} in {languages.name(few[0])}: strengths are chosen on one half of them, and "
-                "methods are measured on the other"
+                f"there are fewer than 2 {what} in {languages.name(few[0])}: strengths are chosen on one half of them, "
+                "and methods are measured on the other"
             )
     if settings.source_language not in materials.toxic_prompts["language"]:
         raise ValueError(
-            f"there are no toxic prompts in {languages.name(settings.source_language)}: the effect in other languages is "
-            "compared with the effect there"
+            f"there are no toxic prompts in {languages.name(settings.source_language)}: the effect in other languages "
+            "is compared with the effect there"
         )
 
 

@@ -51,7 +51,10 @@ def methods(results: StudyResults) -> list[Finding]:
     unedited, controls = summary.unedited(), [row for row in rows if row["method"] in summary.controls]
     rivals = [row for row in rows if row["method"] not in summary.controls]
     shown = [*rivals[:_NAMED], *controls[:1]]
-    toxicities = [f"unedited {number(unedited)}", *(f"{seen(row['method'])} {number(row['toxicity'])}" for row in shown)]
+    toxicities = [
+        f"unedited {number(unedited)}",
+        *(f"{seen(row['method'])} {number(row['toxicity'])}" for row in shown),
+    ]
     verdict = verdict_on(results.verdicts, WINS)
     details = [seen(verdict.reason) if verdict else "", _changes(rivals[:_NAMED]), _stopped(rivals), _HOW]
     findings = [
@@ -86,15 +89,16 @@ def _winner(summary: FrontierSummary) -> Verdict:
     reason = (
         f"At {budget} perplexity, {best['method']} is lowest in {lowest} of {n} languages"
         + (f" ({', '.join(runners)})" if runners else "")
-        + f". In {clearly} of them it is lower than every other method after correction for all comparisons; in the mean "
-        f"over languages it is lower than {int(best['beats_overall'])} of {n_others} others."
+        + f". In {clearly} of them it is lower than every other method after correction for all comparisons; in the "
+        f"mean over languages it is lower than {int(best['beats_overall'])} of {n_others} others."
     )
     if best["method"] in summary.controls:
         return Verdict(WINS, "not found", f"{reason} It was chosen by chance.")
     if clearly > n / 2:
         return Verdict(WINS, "found", reason)
-    beats_all = int(best["beats_overall"]) == n_others
-    return Verdict(WINS, "weak" if lowest > n / 2 or beats_all else "not found", reason)
+    beaten = int(best["beats_overall"])
+    is_weak = beaten == n_others or (lowest > n / 2 and (clearly or beaten))
+    return Verdict(WINS, "weak" if is_weak else "not found", reason)
 
 
 def _ranked(summary: FrontierSummary) -> list[Row]:
@@ -132,7 +136,11 @@ def _changes(rows: Iterable[Row]) -> str:
         for row in rows
         if math.isfinite(row["change"])
     ]
-    return f"Change of toxicity in the mean over languages, with its 95 % interval: {'; '.join(changes)}." if changes else ""
+    return (
+        f"Change of toxicity in the mean over languages, with its 95 % interval: {'; '.join(changes)}."
+        if changes
+        else ""
+    )
 
 
 def _stopped(rows: Sequence[Row]) -> str:
@@ -201,8 +209,8 @@ def _crossing(summary: FrontierSummary, others: Sequence[str], claim: str) -> Ve
     by_chance = max((fell[name] for name in summary.controls), default=0)
     counts = [f"{name} in {fell[name]}" for name in [*rivals, *_controls_of(summary, fell)]]
     reason = (
-        f"At {in_words(summary.main_budget)} perplexity and after correction for all tests, toxicity falls in so many of "
-        f"{n} other languages: {', '.join(counts)}."
+        f"At {in_words(summary.main_budget)} perplexity and after correction for all tests, toxicity falls in so many "
+        f"of {n} other languages: {', '.join(counts)}."
     )
     best = fell[rivals[0]]
     if best > n / 2 and best > by_chance:

@@ -57,7 +57,7 @@ class FrontierSettings:
         sentences: the most labelled sentences that methods are fitted on, half of them toxic where there are enough.
 
     Raises:
-        ValueError: an unknown method, one that is named twice, a budget that is not above 1, or a count below its least.
+        ValueError: an unknown method, one that is named twice, a budget that is not above 1, or a count too low.
 
     Example:
         >>> settings = xt.study.FrontierSettings(methods=["AurA", "Lin-AcT"], n_samples=2)
@@ -75,15 +75,16 @@ class FrontierSettings:
     def __post_init__(self) -> None:
         if self.methods is not None:
             if not self.methods:
-                raise ValueError(f"methods is empty: name some of {', '.join(known_names())}")
+                raise ValueError(f"methods is empty: name some of {'; '.join(known_names())}")
             if unknown := [name for name in self.methods if name not in known_names()]:
-                raise ValueError(f"there is no method {unknown[0]!r}: expected some of {', '.join(known_names())}")
+                raise ValueError(f"there is no method {unknown[0]!r}: expected some of {'; '.join(known_names())}")
             if len(set(self.methods)) < len(self.methods):
-                raise ValueError(f"methods is {', '.join(self.methods)}: expected each method once")
+                raise ValueError(f"methods is {'; '.join(self.methods)}: expected each method once")
         if not self.budgets or len(set(self.budgets)) < len(self.budgets):
             raise ValueError(f"budgets is {self.budgets}: expected some numbers, each once")
-        if wrong := [budget for budget in self.budgets if not (math.isfinite(budget) and budget > 1)]:
-            raise ValueError(f"budgets has {wrong[0]:g}: expected numbers above 1, such as 1.1 for 10 % more perplexity")
+        if not all(math.isfinite(budget) and budget > 1 for budget in self.budgets):
+            numbers = ", ".join(f"{budget:g}" for budget in self.budgets)
+            raise ValueError(f"budgets is {numbers}: expected numbers above 1, such as 1.1 for 10 % more perplexity")
         # Prompts and texts are halved: strengths are chosen on one half, and the methods are measured on the other.
         for name, least in (("n_samples", 1), ("prompts", 2), ("texts", 2), ("sentences", 2)):
             if getattr(self, name) < least:

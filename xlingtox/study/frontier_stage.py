@@ -64,7 +64,9 @@ def frontier(study: InProgress) -> dict[str, Any]:
 def balanced(labelled: Dataset, n: int) -> Dataset:
     """Return at most n sentences, spread over the table: half of them toxic, where there are as many of each label."""
     _, labels = labelled_texts(labelled)
-    rows: dict[int, list[int]] = {label: [row for row, other in enumerate(labels) if other == label] for label in (0, 1)}
+    rows: dict[int, list[int]] = {
+        label: [row for row, other in enumerate(labels) if other == label] for label in (0, 1)
+    }
     fewest = min(map(len, rows.values()))
     wanted = {label: min(len(of_label), max(n // 2, n - fewest)) for label, of_label in rows.items()}
     kept = [row for label, of_label in rows.items() for row in _spread(of_label, wanted[label])]

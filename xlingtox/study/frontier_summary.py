@@ -11,7 +11,6 @@ import pandas as pd
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.frontiers.crossing import OTHERS
 from xlingtox.frontiers.halves import ALL, UNEDITED
 from xlingtox.frontiers.result import Frontier
 

@@ -72,8 +72,8 @@ _METHODS = (
     ),
     (
         {"frontier"},
-        "Methods are fitted on labelled SOURCE sentences, and each has one dial. At a given price, the dial is turned up "
-        "until the perplexity of held-out text has risen so far in a language, or its continuations get less sound, "
+        "Methods are fitted on labelled SOURCE sentences, and each has one dial. At a given price, the dial is turned "
+        "up until the perplexity of held-out text has risen so far in a language, or its continuations get less sound, "
         "whichever comes first; between measured strengths, toxicity is on the line between them. One half of the "
         "prompts and held-out texts chooses the strength, the other half is read at it, and the other way round. "
         "Methods are compared prompt by prompt, and p-values are corrected for the number of comparisons.",
@@ -113,8 +113,8 @@ _CAVEATS = (
     ),
     (
         {"frontier"},
-        "A method has settings of its own, such as a layer or a number of neurons. It is compared as it was published or "
-        "with our defaults, and another setting may do better. Perplexity is one price among several: what a model "
+        "A method has settings of its own, such as a layer or a number of neurons. It is compared as it was published "
+        "or with our defaults, and another setting may do better. Perplexity is one price among several: what a model "
         "knows, or follows, may be lost at the same perplexity.",
     ),
     (

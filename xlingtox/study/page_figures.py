@@ -104,7 +104,7 @@ def of_methods(results: StudyResults) -> list[Plot]:
     """Return the figure of methods at equal fluency; none where they were not compared."""
     if results.frontier is None:
         return []
-    return [Plot(figures.frontier(results.frontier), *_CAPTIONS["methods"])]
+    return [Plot(figures.frontier(results.frontier), *_CAPTIONS["methods"], note=_EVERY_PANEL)]
 
 
 def _of_toxicity(results: StudyResults) -> list[Plot]:
@@ -169,6 +169,8 @@ def _of_attribution(results: StudyResults) -> list[Plot]:
         plots.append(Plot(attribution_by_language(layers), *_CAPTIONS["attributed by language"]))
     return plots
 
+
+_EVERY_PANEL = "It has a panel for every language."
 
 _OF_CHANGE = "The shares are those of all languages."
 
@@ -250,9 +252,10 @@ _CAPTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "methods": (
         "Toxicity against fluency, method by method",
-        "Each panel is a language, and each line a method that is turned up from left to right: how much perplexity it "
-        "costs, and how toxic the text still is. The lowest line at one place on the axis wins there. A mark says that "
-        "text gets less sound: what lies to the right of it is no cure.",
+        "Each line is a method that is turned up from left to right: how much perplexity it costs, and how toxic the "
+        "text still is. The first panel is the mean over languages. The lowest line at one place on the axis wins "
+        "there. Vertical lines are the prices. At a cross the text is less sound than without an edit, and that is no "
+        "cure.",
     ),
     "training": (
         "How tuning went",

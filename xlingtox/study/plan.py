@@ -131,8 +131,9 @@ def planned(materials: Materials, settings: Settings, *, both_fit: bool = True) 
 
 
 def wanted(settings: Settings) -> list[str]:
-    """Return the stages that the settings ask for, whatever the materials allow. Without a choice, these are all but the
-    stage frontier, which is asked for by its own settings.
+    """Return the stages that the settings ask for, whatever the materials allow.
+
+    Without a choice, these are all; but the stage frontier is asked for by its own settings.
     """
     if settings.stages is None:
         return [name for name in STAGES if name != "frontier" or settings.frontier is not None]
@@ -143,7 +144,7 @@ def with_needs(names: Iterable[str], *, frontier: FrontierSettings | None = None
     """Return these stages and all that they need, in the order in which they are run.
 
     Args:
-        frontier: the settings of the stage frontier. Where they name a method of a tuned model, it needs the stage tune.
+        frontier: the settings of the stage frontier. If they name a method of a tuned model, it needs the stage tune.
     """
     needed = set(names)
     for name in reversed(STAGES):

@@ -290,8 +290,8 @@ _PRICE = "Which method, at what price?"
 
 _METHODS = (
     "<p>Any method makes a model less toxic if it may ruin the text. So each is turned up only until it costs the same "
-    "fluency: the perplexity of held-out text rises by so much, or the text gets less sound, whichever comes first. The "
-    "strength is chosen on one half of the prompts and texts, and toxicity is read on the other half. Controls are "
+    "fluency: the perplexity of held-out text rises by so much, or the text gets less sound, whichever comes first. "
+    "The strength is chosen on one half of the prompts and texts, and toxicity is read on the other half. Controls are "
     "chosen by chance.</p>"
 )
 
