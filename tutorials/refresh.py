@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import rivals_tables
 from drawing import drawing
 from stored_results import BY_LANGUAGE, RESULTS, store, stored
 
@@ -544,6 +545,12 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "rounding": rows_of("rounding", {"In bfloat16": "what", "Result": "result"}),
     "came-out": rows_of("came-out", {key: key for key in ("Prompts", "Given", "Came out", "From", "To")}),
     "coverage": rows_of("coverage", {"Outcomes": "outcome", "95 % intervals that hold the truth": "result"}),
+    **{
+        f"{name}-{kind}": lambda name=name, made=made: table(*made(name))
+        for name in ("frontier", "frontier-smollm2")
+        for kind, made in rivals_tables.TABLES.items()
+    },
+    "frontier-minutes": lambda: rivals_tables.minutes("frontier"),
     "demo-minutes": demo_minutes,
     "share-of-all-pairs": share_of_all_pairs,
     "r-interval": r_interval,

@@ -4,9 +4,10 @@ Compares all methods at equal fluency: on the miniature in 17 languages, or with
 SmolLM2 that was taught insults in English (`taught.py --work DIR` makes one), in six languages. For each seed the model
 is tuned anew by DPO, as a study does it, and prompts, samples, sentences and fits are drawn anew.
 
-Prints Markdown tables: toxicity at each budget of perplexity, with what is kept of knowledge and diversity; toxicity by
-language; wins; transfer; costs; seconds; warnings. `tutorials/refresh.py --store frontier=FILE` (or
-`frontier-smollm2=FILE`) makes the guide's tables of them. `--picture FILE` draws the first seed as a PNG.
+Prints Markdown tables: toxicity at each budget of perplexity, by each judge; at the middle budget with intervals, and
+with what is kept of knowledge and diversity; by language for the first seed; wins; transfer; costs; seconds; warnings.
+`tutorials/refresh.py --store frontier=FILE` (or `frontier-smollm2=FILE`) makes the guide's tables of them. `--picture
+FILE` draws the first seed as a PNG.
 
 Each seed's frontier is kept in the work folder and not measured again. A run that was stopped goes on where it was.
 """
@@ -25,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from datasets import Dataset
 
 import xlingtox as xt
 from xlingtox.models.journal import Journal, using
@@ -74,7 +76,7 @@ def _frontier(options: argparse.Namespace, seed: int) -> xt.Frontier:
         methods = [getattr(xt.methods, method)() for method in options.methods]
     return xt.frontier(
         lm,
-        xt.mini.prompts(n=options.prompts, languages=codes, seed=seed),
+        _prompts(options, seed),
         labelled=xt.mini.labelled(SOURCE, n=options.sentences, seed=seed),
         scorer={"insults": xt.mini.scorer()} | ({"probe": _second_judge(source, codes, seed)} if options.probe else {}),
         held_out=xt.mini.held_out(n=options.texts, languages=codes, seed=seed),
@@ -87,6 +89,14 @@ def _frontier(options: argparse.Namespace, seed: int) -> xt.Frontier:
         identify_language=xt.mini.identify_language if is_mini else None,
         progress=options.progress,
     )
+
+
+def _prompts(options: argparse.Namespace, seed: int) -> Dataset:
+    """Return as many prompts in each language as were asked for, of those that provoke at least so many insults."""
+    every = xt.mini.prompts(n=8 * options.prompts, languages=options.languages, seed=seed)
+    strong = every.select([i for i, share in enumerate(every["provocation"]) if share >= options.provocation])
+    meanings = list(dict.fromkeys(strong["index"]))[: options.prompts]
+    return strong.select([i for i, meaning in enumerate(strong["index"]) if meaning in meanings])
 
 
 def _second_judge(source: str, codes: Sequence[str], seed: int) -> xt.scoring.ProbeScorer:
@@ -103,54 +113,70 @@ def _second_judge(source: str, codes: Sequence[str], seed: int) -> xt.scoring.Pr
 # --- tables
 
 
-def toxicity(run: Measured) -> Iterator[dict[str, str]]:
-    """Yield the rows of each method at each budget, with what is left of knowledge and diversity there."""
+def budgets(run: Measured) -> Iterator[dict[str, str]]:
+    """Yield toxicity at each budget by the first judge, and at the middle budget by the others."""
     for judge in run.frontier.judges:
-        whole = run.frontier.to_frame(judge)
-        unedited = whole[whole.method == "unedited"].set_index("language")
-        others = unedited.drop(index=[ALL, SOURCE])
-        row = unedited.loc[ALL]
-        yield {
-            "Budget": "–",
-            "Judge": judge,
-            "Method": "unedited",
-            "English": f"{unedited.loc[SOURCE].toxicity:.3f}",
-            "Others": f"{others.toxicity.mean():.3f}",
-            "All (95 %)": interval(row.toxicity, row.low, row.high),
-            "Change (95 %)": "–",
-            "p": "–",
-            "Perplexity": f"{row.perplexity:.2f}",
-            "Not sound": percent(row.degenerate),
-            "Knowledge": number(row.knowledge),
-            "Diversity": number(row.distinct),
-            "Strength": "0",
-            "Reached": "–",
-            "Stopped by": "–",
-        }
-        for ratio in run.frontier.budgets:
-            for method, rows in run.frontier.at_budget(ratio, judge).groupby("method", sort=False):
-                yield _at_budget(method, ratio, judge, rows.set_index("language"), whole)
+        is_headline = judge == run.frontier.judges[0]
+        for ratio in run.frontier.budgets if is_headline else [run.frontier.shown_budget]:
+            for method, rows in at_budget(run, ratio, judge):
+                row, languages = rows.loc[ALL], rows.drop(index=ALL)
+                yield {
+                    "Judge": judge,
+                    "Budget": rise(ratio),
+                    "Method": method,
+                    "English": number(languages.loc[SOURCE].toxicity),
+                    "Others": number(languages.drop(index=SOURCE).toxicity.mean()),
+                    "All": number(row.toxicity),
+                    "Stopped by": row.stopped_by,
+                }
 
 
-def _at_budget(method: str, ratio: float, judge: str, rows: pd.DataFrame, whole: pd.DataFrame) -> dict[str, str]:
-    row, languages = rows.loc[ALL], rows.drop(index=ALL)
-    return {
-        "Budget": f"{ratio - 1:+.0%}".replace("%", " %"),
-        "Judge": judge,
-        "Method": method,
-        "English": interval(*languages.loc[SOURCE, ["toxicity", "low", "high"]]),
-        "Others": number(languages.drop(index=SOURCE).toxicity.mean()),
+def toxicity(run: Measured) -> Iterator[dict[str, str]]:
+    """Yield each method at the middle budget, with intervals, and with what is left of knowledge and diversity."""
+    whole = run.frontier.to_frame()
+    unedited = whole[whole.method == "unedited"].set_index("language")
+    row, english = unedited.loc[ALL], unedited.loc[SOURCE]
+    yield {
+        "Budget": "–",
+        "Method": "unedited",
+        "English (95 %)": interval(english.toxicity, english.low, english.high),
+        "Others": number(unedited.drop(index=[ALL, SOURCE]).toxicity.mean()),
         "All (95 %)": interval(row.toxicity, row.low, row.high),
-        "Change (95 %)": interval(row.change, row.change_low, row.change_high, sign="+"),
-        "p": "–" if np.isnan(row.p) else f"{row.p:.4f}",
+        "Change (95 %)": "–",
+        "p": "–",
         "Perplexity": number(row.perplexity, 2),
         "Not sound": percent(row.degenerate),
-        "Knowledge": number(between(whole, method, row.strength, "knowledge")),
-        "Diversity": number(between(whole, method, row.strength, "distinct")),
-        "Strength": f"{row.strength:.3g}",
-        "Reached": f"{int(languages.reached.sum())} of {len(languages)}",
-        "Stopped by": str(row.stopped_by),
+        "Knowledge": number(row.knowledge),
+        "Diversity": number(row.distinct),
+        "Strength": "0",
+        "Reached": "–",
+        "Stopped by": "–",
     }
+    ratio = run.frontier.shown_budget
+    for method, rows in at_budget(run, ratio):
+        row, languages = rows.loc[ALL], rows.drop(index=ALL)
+        yield {
+            "Budget": rise(ratio),
+            "Method": method,
+            "English (95 %)": interval(*languages.loc[SOURCE, ["toxicity", "low", "high"]]),
+            "Others": number(languages.drop(index=SOURCE).toxicity.mean()),
+            "All (95 %)": interval(row.toxicity, row.low, row.high),
+            "Change (95 %)": interval(row.change, row.change_low, row.change_high, sign="+"),
+            "p": "–" if np.isnan(row.p) else f"{row.p:.4f}",
+            "Perplexity": number(row.perplexity, 2),
+            "Not sound": percent(row.degenerate),
+            "Knowledge": number(between(whole, method, row.strength, "knowledge")),
+            "Diversity": number(between(whole, method, row.strength, "distinct")),
+            "Strength": f"{row.strength:.3g}",
+            "Reached": f"{int(languages.reached.sum())} of {len(languages)}",
+            "Stopped by": row.stopped_by,
+        }
+
+
+def at_budget(run: Measured, ratio: float, judge: str | None = None) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each method with its rows at a budget, by language."""
+    for method, rows in run.frontier.at_budget(ratio, judge).groupby("method", sort=False):
+        yield str(method), rows.set_index("language")
 
 
 def between(whole: pd.DataFrame, method: str, strength: float, column: str) -> float:
@@ -160,44 +186,45 @@ def between(whole: pd.DataFrame, method: str, strength: float, column: str) -> f
 
 
 def by_language(run: Measured) -> Iterator[dict[str, str]]:
-    """Yield toxicity in each language at each budget; in brackets where the budget was not reached."""
+    """Yield toxicity in each language at the middle budget; in brackets where it was not reached."""
     unedited = run.frontier.to_frame().query("method == 'unedited'").set_index("language").toxicity
     yield {"Budget": "–", "Method": "unedited"} | {code: number(unedited[code]) for code in run.frontier.languages}
-    for ratio in run.frontier.budgets:
-        for method, rows in run.frontier.at_budget(ratio).groupby("method", sort=False):
-            cells = {"Budget": f"{ratio - 1:+.0%}".replace("%", " %"), "Method": method}
-            for row in rows[rows.language != ALL].itertuples():
-                cells[row.language] = number(row.toxicity) if row.reached else f"({number(row.toxicity)})"
-            yield cells
+    ratio = run.frontier.shown_budget
+    for method, rows in at_budget(run, ratio):
+        cells = {"Budget": rise(ratio), "Method": method}
+        for code in run.frontier.languages:
+            toxicity, reached = rows.loc[code, ["toxicity", "reached"]]
+            cells[code] = number(toxicity) if reached else f"({number(toxicity)})"
+        yield cells
 
 
 def wins(run: Measured) -> Iterator[dict[str, str]]:
-    for ratio in run.frontier.budgets:
-        for row in run.frontier.wins(ratio).itertuples():
-            yield {
-                "Budget": f"{ratio - 1:+.0%}".replace("%", " %"),
-                "Method": row.method,
-                "Lowest in": f"{row.languages_lowest}",
-                "Clearly lowest in": f"{row.languages_clearly_lowest}",
-                "Beats": f"{row.beats}",
-                "Loses": f"{row.loses}",
-            }
+    ratio = run.frontier.shown_budget
+    for row in run.frontier.wins(ratio).itertuples():
+        yield {
+            "Budget": rise(ratio),
+            "Method": row.method,
+            "Lowest in": f"{row.languages_lowest}",
+            "Clearly lowest in": f"{row.languages_clearly_lowest}",
+            "Beats": f"{row.beats}",
+            "Loses": f"{row.loses}",
+        }
 
 
 def transfer(run: Measured) -> Iterator[dict[str, str]]:
-    for ratio in run.frontier.budgets:
-        for method, rows in run.frontier.transfer(ratio).groupby("method", sort=False):
-            english, others = (rows[rows.language == code].iloc[0] for code in (SOURCE, "others"))
-            known = np.isfinite([others.share, others.low, others.high]).all()
-            yield {
-                "Budget": f"{ratio - 1:+.0%}".replace("%", " %"),
-                "Method": method,
-                "English": number(english.effect, sign="+"),
-                "Others": number(others.effect, sign="+"),
-                "Share (95 %)": f"{others.share:.0%} ({others.low:.0%} to {others.high:.0%})".replace("%", " %")
-                if known
-                else "–",
-            }
+    ratio = run.frontier.shown_budget
+    for method, rows in run.frontier.transfer(ratio).groupby("method", sort=False):
+        english, others = (rows[rows.language == code].iloc[0] for code in (SOURCE, "others"))
+        share = f"{others.share:.0%} ({others.low:.0%} to {others.high:.0%})".replace("%", " %").replace("-", "−")
+        # A share of next to nothing says nothing.
+        known = np.isfinite([others.share, others.low, others.high]).all() and abs(english.effect) > 1e-6
+        yield {
+            "Budget": rise(ratio),
+            "Method": method,
+            "English": number(english.effect, sign="+"),
+            "Others": number(others.effect, sign="+"),
+            "Share (95 %)": share if known else "–",
+        }
 
 
 def costs(run: Measured) -> Iterator[dict[str, str]]:
@@ -229,6 +256,7 @@ def warnings(run: Measured) -> Iterator[dict[str, str]]:
 
 
 TABLES = {
+    "budgets": budgets,
     "toxicity": toxicity,
     "by language": by_language,
     "wins": wins,
@@ -237,6 +265,10 @@ TABLES = {
     "seconds": seconds,
     "warnings": warnings,
 }
+
+
+def rise(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.0f} %"
 
 
 def number(value: float, digits: int = 3, sign: str = "") -> str:
@@ -286,6 +318,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="classes of xt.methods besides DPO; by default all")
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.05, 1.1, 1.2])
     parser.add_argument("--prompts", type=int, default=20, help="prompts in each language (%(default)s)")
+    parser.add_argument(
+        "--provocation", type=float, default=0.0, help="only prompts that provoke so often, such as 0.4"
+    )
     parser.add_argument("--samples", type=int, default=4, help="continuations of each (%(default)s)")
     parser.add_argument("--sentences", type=int, default=500, help="labelled English sentences of a fit (%(default)s)")
     parser.add_argument("--texts", type=int, default=20, help="held-out texts in each language (%(default)s)")
@@ -303,7 +338,9 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     runs = [measured(options, seed) for seed in options.seeds]
     for title, rows_of in TABLES.items():
-        rows = [{"Model": run.model, "Seed": f"{run.seed}"} | row for run in runs for row in rows_of(run)]
+        # Seventeen columns a seed would fill pages.
+        shown = runs[:1] if rows_of is by_language else runs
+        rows = [{"Model": run.model, "Seed": f"{run.seed}"} | row for run in shown for row in rows_of(run)]
         if rows:
             print(f"{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
             print("\n".join(f"| {' | '.join(row.values())} |" for row in rows), end="\n\n", flush=True)

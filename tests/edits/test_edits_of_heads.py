@@ -175,8 +175,9 @@ OFFSET = SCALE + EDITS["offset, weighted"][0] + Set(OTHERS, ROW[: 2 * WIDTH])
 OFFSET += Offset(NeuronSet.of([(2, 3)], site="heads"), -1.0)
 BOTH = OFFSET + Scale(NEURONS, 2.0) + Offset(NEURONS, 1.0)
 IN_BOTH_BIASES = {"llama": "attention_bias, mlp_bias", "qwen2": "LlamaForCausalLM"}
+IN_BOTH_BIASES |= dict.fromkeys(["cohere", "cohere2"], "attention_bias")
 IN_BOTH_BIASES |= dict.fromkeys(["gpt2", "bloom", "llama tied, biased", "xglm", "opt"], "as it was")
-IN_ATTENTION_BIAS = ["cohere", "cohere2", "qwen3", "gemma2", "gemma3"]
+IN_ATTENTION_BIAS = ["qwen3", "gemma2", "gemma3"]
 REFUSED = {"mistral": "a sliding window, which no Llama has", "phi3": "phi3 has no place for one"}
 
 

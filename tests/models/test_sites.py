@@ -1,6 +1,7 @@
 """Sites: what a hook sees at each place and what it changes there, in every family and in both engines."""
 
 import families
+import plain_sites
 import pytest
 import raw
 import torch
@@ -12,70 +13,11 @@ from xlingtox.models.sites import SITES
 
 IDS, MASK = torch.tensor([[1, 1, 7, 8, 9], [3, 4, 5, 6, 7]]), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
-_LLAMA = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm", "ln_final": "model.norm"}
-_SANDWICHED = {
-    "ln1": "input_layernorm",
-    "ln1_post": "post_attention_layernorm",
-    "ln2": "pre_feedforward_layernorm",
-    "ln2_post": "post_feedforward_layernorm",
-    "ln_final": "model.norm",
-}
-_COHERE = {"ln1": "input_layernorm", "ln_final": "model.norm"}
-_LAYER = {"ln1": "self_attn_layer_norm", "ln2": "final_layer_norm"}
-NORMS = {
-    "gpt2": {"ln1": "ln_1", "ln2": "ln_2", "ln_final": "transformer.ln_f"},
-    "bloom": {"ln1": "input_layernorm", "ln2": "post_attention_layernorm", "ln_final": "transformer.ln_f"},
-    "cohere": _COHERE,
-    "cohere2": _COHERE,
-    "gemma2": _SANDWICHED,
-    "gemma3": _SANDWICHED,
-    "xglm": _LAYER | {"ln_final": "model.layer_norm"},
-    "opt": _LAYER | {"ln_final": "model.decoder.final_layer_norm"},
-}
-"""Where a plain model keeps the norms: in a block, or in the model. Other families are as Llama."""
-
 
 @pytest.fixture(scope="module", params=families.LAYOUTS)
 def pair(request, tokenizer):
     model = families.build(request.param)
     return request.param, model, HookedLM.load(model, tokenizer=tokenizer)
-
-
-def sites_of(name):
-    norms = NORMS.get(name, _LLAMA)
-    return [site for site in SITES if not site.startswith("ln") or site in norms]
-
-
-def plain_hook(model, name, site, layer, change):
-    """Hook a plain model with PyTorch alone; `change` gets `[batch, pos, column]`."""
-    layout = families.LAYOUTS[name]
-    block = model.get_submodule(layout.block.format(layer))
-
-    def shaped(value):
-        return change(value.reshape(2, 5, -1)).reshape(value.shape)
-
-    def after(_, args, out):
-        return (shaped(out[0]), *out[1:]) if isinstance(out, tuple) else shaped(out)
-
-    def first_half(_, args, out):
-        half = out.shape[-1] // 2
-        return torch.cat([shaped(out[..., :half]), out[..., half:]], -1)
-
-    def before(_, args):
-        return (shaped(args[0]), *args[1:])
-
-    if site == "residual":
-        return block.register_forward_hook(after)
-    if site == "neurons":
-        return block.get_submodule(layout.down).register_forward_pre_hook(before)
-    if site == "heads":
-        return block.get_submodule(layout.out).register_forward_pre_hook(before)
-    if site == "pre_activation":
-        return block.get_submodule(layout.key).register_forward_hook(first_half if name == "phi3" else after)
-    if site == "mlp_output":
-        return block.get_submodule(layout.down).register_forward_hook(after)
-    path = NORMS.get(name, _LLAMA)[site]
-    return (model if site == "ln_final" else block).get_submodule(path).register_forward_hook(after)
 
 
 def changed(value):
@@ -85,8 +27,8 @@ def changed(value):
 
 def test_a_hook_sees_and_changes_each_site_as_a_plain_hook_does_in_both_engines(pair):
     name, model, lm = pair
-    assert [site for site in SITES if lm.layers_of(site)] == sites_of(name)
-    for site in sites_of(name):
+    assert [site for site in SITES if lm.layers_of(site)] == plain_sites.sites_of(name)
+    for site in plain_sites.sites_of(name):
         layer = 2 if site == "ln_final" else 1
         seen, expected = {}, {}
 
@@ -98,7 +40,7 @@ def test_a_hook_sees_and_changes_each_site_as_a_plain_hook_does_in_both_engines(
             expected["value"] = value.detach().clone()
             return changed(value)
 
-        with raw.hooked([plain_hook(model, name, site, layer, plain)]):
+        with raw.hooked([plain_sites.hook(model, name, site, layer, plain)]):
             plain_logits = raw.forward(model, IDS, MASK).logits
         with lm.hooks(at={(site, layer): change}):
             logits = lm.logits(IDS, MASK)
@@ -128,6 +70,6 @@ def test_sites_without_a_bridge(tokenizer):
         model = families.build(name)
         loaded = Loaded(model, tokenizer, name)
         with_bridge, without = HookedLM.load(model, tokenizer=tokenizer), HookedLM.unbridged(loaded)
-        hooks = {(site, 2): changed for site in sites_of(name)}
+        hooks = {(site, 2): changed for site in plain_sites.sites_of(name)}
         with with_bridge.hooks(at=hooks), without.hooks(at=hooks):
             assert torch.equal(with_bridge.logits(IDS, MASK), without.logits(IDS, MASK)), name

@@ -46,7 +46,8 @@ def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], out
         model, layout = with_biases(model, {one.module: one.words for one in carrying if one.needs_bias(model)})
     except NoPlace as error:
         what = "an offset" if error.of_a_shift else "a factor"
-        raise ValueError(f"{what} cannot be baked into {lm.name}: {error}. {_alternative(lm, affine)}") from error
+        instead = _alternative(lm, affine, may_scale=error.of_a_shift)
+        raise ValueError(f"{what} cannot be baked into {lm.name}: {error}. {instead}") from error
     for carrier in carrying:
         carrier.write(model)
     baked = HookedLM.over(Loaded(model, lm.tokenizer, f"{lm.name}, baked ({layout})"))
@@ -85,14 +86,18 @@ def _read(folder: Path, lm: HookedLM, *, name: str) -> Loaded:
     return dataclasses.replace(read, name=name)
 
 
-def _alternative(lm: HookedLM, affine: Affine) -> str:
-    """Say what can be done about an edit that has no place in the weights."""
-    is_scalable = all(site != "residual" for site, _ in affine.gains)
+def _alternative(lm: HookedLM, affine: Affine, *, may_scale: bool) -> str:
+    """Say what can be done about an edit that has no place in the weights.
+
+    Args:
+        may_scale: whether factors have a place, as far as is known. On the residual stream they have none.
+    """
+    may_scale = may_scale and all(site != "residual" for site, _ in affine.gains)
     try:
         control_vectors(lm, affine)
     except ValueError:
-        return "Run it with edit.on(lm)" + (", or scale only" if is_scalable else "")
-    return "Use control_vectors(lm)" + (", or scale instead" if is_scalable else "")
+        return "Run it with edit.on(lm)" + (", or scale only" if may_scale else "")
+    return "Use control_vectors(lm)" + (", or scale instead" if may_scale else "")
 
 
 def _check_bakeable(lm: HookedLM) -> None:

@@ -11,8 +11,8 @@ import transformers
 
 from xlingtox.edits.affine import NoPlace
 
-_SETTINGS = ("attention_bias", "mlp_bias")
-"""The settings with which some families give biases to all projections of attention, or of the MLP."""
+_SETTINGS = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "bias")
+"""The settings with which some families give biases to all projections, or to those of attention or of the MLP."""
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2")
 """Families that are Llama with other settings. They can be written as a Llama with biases on its projections."""
@@ -56,14 +56,23 @@ def with_biases(model: Any, needed: Mapping[str, str]) -> tuple[Any, str]:
     return biased.eval(), layout
 
 
+def may_have_bias(model: Any, name: str) -> bool:
+    """Return whether a projection has a bias, or can have one while the model keeps its class."""
+    return _has_bias(model, name) or not _settings(type(model)._from_config, model.config, [name])[1]
+
+
+def _has_bias(model: Any, name: str) -> bool:
+    return getattr(model.get_submodule(name), "bias", None) is not None
+
+
 def _settings(make: Any, config: Any, needed: Iterable[str]) -> tuple[list[str], list[str]]:
     """Return the settings that give biases to the modules, and the names of those that none of them gives one."""
     chosen, lacking = [], list(needed)
     for setting in _SETTINGS:
-        if lacking and hasattr(config.get_text_config(), setting):
+        if lacking and getattr(config.get_text_config(), setting, None) is False:
             with torch.device("meta"):
                 biased: Any = make(_with(config, [setting]))
-            left = [name for name in lacking if getattr(biased.get_submodule(name), "bias", None) is None]
+            left = [name for name in lacking if not _has_bias(biased, name)]
             chosen += [setting] if len(left) < len(lacking) else []
             lacking = left
     return chosen, lacking

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from xlingtox.edits.affine import Affine, NoPlace
+from xlingtox.edits.biases import may_have_bias
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.modules import NORMS
 from xlingtox.models.sites import Place, Site
@@ -28,6 +29,9 @@ _IN_ORDER: tuple[Site, ...] = (
 """The sites in the order in which a block computes them. What comes later changes what was written for the earlier."""
 
 _NORM_SITES: tuple[Site, ...] = ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")
+
+
+_DOWN, _OUT = "the down-projection", "the output projection"
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,44 @@ def carriers(lm: HookedLM, model: Any, affine: Affine) -> list[Carrier]:
         NoPlace: some part of the edit has no exact place in weights, whatever biases the model may get.
         ValueError: the model was given as a TransformerLens model.
     """
-    names = _Names.of(lm)
-    places = sorted(affine.gains, key=lambda place: (place[1], _IN_ORDER.index(place[0])))
-    return [
-        carrier
-        for place in places
-        for carrier in _carriers_of(lm, model, names, place, affine.gains[place], affine.shifts[place])
-    ]
+    names, carrying = _Names.of(lm), list[Carrier]()
+    for layer in sorted({layer for _, layer in affine.gains}):
+        of_layer = [
+            carrier
+            for place in sorted((place for place in affine.gains if place[1] == layer), key=_in_order)
+            for carrier in _carriers_of(lm, model, names, place, affine.gains[place], affine.shifts[place])
+        ]
+        carrying += _beside_the_mlp(model, names, layer, of_layer)
+    return carrying
+
+
+def _in_order(place: Place) -> int:
+    return _IN_ORDER.index(place[0])
+
+
+def _beside_the_mlp(model: Any, names: _Names, layer: int, of_layer: list[Carrier]) -> list[Carrier]:
+    """Return a layer's carriers, in which attention carries the constants of an MLP that can have no bias.
+
+    This is exact where both read the same norm and their outputs are added up, as in Cohere.
+    """
+    down, norm = names.downs[layer], names.norms.get(("ln1", layer))
+    of_mlp = [carrier for carrier in of_layer if carrier.module == down]
+    if not any(carrier.needs_bias(model) for carrier in of_mlp) or norm is None or not names.outs:
+        return of_layer
+    if names.ins[layer] not in _readers(model, norm) or may_have_bias(model, down):
+        return of_layer
+    if not may_have_bias(model, names.outs[layer]):
+        return of_layer
+    module: Any = model.get_submodule(down)
+    weight = module.weight if isinstance(module, Conv1D) else module.weight.T
+    constant = torch.zeros(weight.shape[1], dtype=torch.float64)
+    for carrier in of_mlp:
+        if carrier.end == "input":
+            constant += carrier.shift @ _wide(weight)
+        else:
+            constant = constant * carrier.gain + carrier.shift
+    rest = [replace(one, shift=torch.zeros_like(one.shift)) if one.module == down else one for one in of_layer]
+    return [*rest, Carrier(names.outs[layer], _OUT, "output", torch.ones_like(constant), constant)]
 
 
 @dataclass(frozen=True)
@@ -112,8 +147,8 @@ class _Names:
         norms: dict[Place, str] = {}
         for (layer, i), name in zip(modules.norms, lm.names_of(modules.norms.values()), strict=True):
             norms["ln_final" if layer == lm.n_layers else _site_of(i), min(layer, lm.n_layers - 1)] = name
-        parts = (modules.blocks, modules.downs, modules.outs, modules.ins)
-        return cls(*map(lm.names_of, parts), norms)
+        blocks, downs, outs, ins = map(lm.names_of, (modules.blocks, modules.downs, modules.outs, modules.ins))
+        return cls(blocks, downs, outs, ins, norms)
 
 
 def _site_of(i: int) -> Site:
@@ -126,14 +161,14 @@ def _carriers_of(
     """Yield the modules that carry what an edit does at one place."""
     site, layer = place
     if site == "neurons":
-        yield Carrier(names.downs[layer], "the down-projection", "input", gain, shift)
+        yield Carrier(names.downs[layer], _DOWN, "input", gain, shift)
     elif site == "heads":
-        yield Carrier(names.outs[layer], "the output projection", "input", gain, shift)
+        yield Carrier(names.outs[layer], _OUT, "input", gain, shift)
     elif site == "pre_activation":
         words = "the gate's projection" if lm.gated else "the up-projection"
         yield Carrier(names.ins[layer], words, "output", gain, shift)
     elif site == "mlp_output":
-        yield Carrier(names.downs[layer], "the down-projection", "output", gain, shift)
+        yield Carrier(names.downs[layer], _DOWN, "output", gain, shift)
     elif site == "residual":
         yield _carrier_of_the_stream(lm, model, names, layer, gain, shift)
     else:
@@ -157,7 +192,7 @@ def _carrier_of_the_stream(lm: HookedLM, model: Any, names: _Names, layer: int, 
             f"a norm follows the MLP of layer {layer}, so no bias of the down-projection adds a constant to the "
             "residual stream"
         )
-    return Carrier(names.downs[layer], "the down-projection", "output", gain, shift / multiplier)
+    return Carrier(names.downs[layer], _DOWN, "output", gain, shift / multiplier)
 
 
 def _carriers_of_a_norm(model: Any, name: str, place: Place, gain: Tensor, shift: Tensor) -> Iterator[Carrier]:

@@ -1,4 +1,4 @@
-"""Interventions: edits of neurons that can be added, applied while a block runs, or written into weights."""
+"""Interventions: edits of activations that can be added, applied while a block runs, or written into weights."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from xlingtox.neurons.packing import packed, unpacked
 
 
 class Intervention:
-    """An edit of MLP neurons' post-activations or of attention heads' outputs: of what a projection reads.
+    """An edit of activations: of MLP neurons, of attention heads, or at another site, such as the residual stream.
 
-    Edits are values: they hold no model, and equal edits are equal. `a + b` is the edit that applies a, then b.
+    `models.sites.Site` lists the sites. Edits are values: they hold no model, and equal edits are equal. `a + b` is the
+    edit that applies a, then b.
 
     Example:
         >>> edit = xt.Scale(sources, 0.5) + xt.Offset(sources, -1.0)
@@ -56,7 +57,7 @@ class Intervention:
         Blocks can be nested: the outer edit applies first.
 
         Raises:
-            ValueError: a neuron or head is outside the model, or another model is being patched from this one.
+            ValueError: a unit is outside the model, or another model is being patched from this one.
             HookNeverFired: the model did not run in the block, or an edit for some positions met none of them.
 
         Example:
@@ -84,18 +85,19 @@ class Intervention:
     def bake(self, lm: HookedLM, *, output_dir: str | Path | None = None) -> HookedLM:
         """Return a new model with this edit in its weights. It writes the same text as this model under `on`.
 
-        The new model costs nothing more to run, and any server of checkpoints runs it. An offset becomes a bias of the
-        projection that reads what is edited: the down-projection, or attention's output projection. A scale multiplies
-        its rows. Mistral and Qwen 2 have no such biases and are written as Llama, which can have them. A checkpoint is
-        read again and compared before its folder appears.
+        The new model costs nothing more to run, and any server of checkpoints runs it. A factor goes into the rows of
+        the module that writes the activation, or into the columns of those that read it. What is added goes into a
+        bias: of the norm or projection that writes, or of the projections that read. Some families can have more biases
+        than they do, and Mistral and Qwen 2 are written as Llama for them. A checkpoint is read again and compared
+        before its folder appears.
 
         Args:
             output_dir: a new or empty folder for an ordinary checkpoint with its tokenizer (default: the model is only
                 in memory). Its file `bake.json` says what was done. A process that is killed leaves no such folder.
 
         Raises:
-            ValueError: this edit has no exact place in this model's weights (`control_vectors` may work); other hooks
-                act on the model; the folder is not empty; transformers reads something else than was written.
+            ValueError: this edit has no exact place in this model's weights, and the message says why; other hooks act
+                on the model; the folder is not empty; transformers reads something else than was written.
             OSError: the folder cannot be written.
 
         Example:
@@ -110,6 +112,8 @@ class Intervention:
     @checked
     def control_vectors(self, lm: HookedLM) -> control_vectors.ControlVectors:
         """Return one vector for each layer. Added to the outputs of the blocks, they do what `on` does.
+
+        Offsets of neurons, of the MLP's output and of the residual stream come to such vectors, and so does `Steer`.
 
         Raises:
             ValueError: this edit does not come to a constant vector in this model.
@@ -241,7 +245,7 @@ class _Numbers(OfUnits, Constant, Intervention):
         return f"{super().content()} {self.amounts()}"
 
     def values(self) -> Sequence[float]:
-        """Return the numbers that were given, one for each neuron or head, or one for each number of a head."""
+        """Return the numbers that were given, one for each unit, or one for each number of a head."""
         return [self.value] * len(self.neurons) if isinstance(self.value, float) else self.value
 
     def _numbers_per_unit(self) -> int:
@@ -275,20 +279,21 @@ class _Numbers(OfUnits, Constant, Intervention):
 
 
 class Offset(_Numbers):
-    """Add `value` to the post-activations of `neurons` (paper, section 4.2), or to the outputs of attention heads.
+    """Add `value` to the post-activations of `neurons` (paper, section 4.2), or to units of another site.
 
     The MLP's output then moves by `value` times the sum of their value vectors. Neurons with weights get `value` times
     their weight. So an offset of -1 takes `neurons.weighted(activations.std())` one standard deviation down.
 
-    A head's output is its part of what attention's output projection reads: `lm.head_width(layer)` numbers.
+    A head's output is its part of what attention's output projection reads: `lm.head_width(layer)` numbers. At other
+    sites, such as the residual stream, a unit is one dimension.
 
     Attributes:
-        neurons: the neurons or heads that are edited.
+        neurons: the neurons, heads or dimensions that are edited.
         value: one number for all of them, or one for each; weights multiply it. A head's number is for all numbers of
             its output. Heads may also get one for each of these, head after head.
         positions: "all" (as in the paper), "prompt" (the tokens of the first pass), or "new" (the generated tokens but
             the last, which the model never reads).
-        site: what the pairs of the set name, "neurons" or "heads" (default: what the set says).
+        site: what the pairs of the set name, such as "neurons", "heads" or "ln2" (default: what the set says).
 
     Example:
         >>> with xt.Offset(sources, -1.0).on(lm):
@@ -298,7 +303,7 @@ class Offset(_Numbers):
     """
 
     def amounts(self) -> Sequence[float]:
-        """Return the numbers that are added: each value times its neuron's or head's weight."""
+        """Return the numbers that are added: each value times its unit's weight."""
         per_unit = self._numbers_per_unit()
         return [value * self.neurons.amounts[i // per_unit] for i, value in enumerate(self.values())]
 
@@ -307,12 +312,12 @@ class Offset(_Numbers):
 
 
 class Scale(_Numbers):
-    """Multiply the post-activations of `neurons`, or the outputs of attention heads, by `value`; 0 ablates them.
+    """Multiply the post-activations of `neurons`, or units of another site, by `value`; 0 ablates them.
 
     Weights of neurons have no effect: they say how far an `Offset` moves.
 
     Attributes:
-        neurons: the neurons or heads that are edited.
+        neurons: the neurons, heads or dimensions that are edited.
         value: one number for all of them, or one for each; for heads also one for each number of their outputs.
         positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
         site: what the pairs of the set name, as in `Offset`.
@@ -352,12 +357,12 @@ class Scale(_Numbers):
 
 
 class Set(_Numbers):
-    """Replace the post-activations of `neurons`, or the outputs of attention heads, by `value`.
+    """Replace the post-activations of `neurons`, or units of another site, by `value`.
 
     Weights of neurons have no effect: they say how far an `Offset` moves.
 
     Attributes:
-        neurons: the neurons or heads that are edited.
+        neurons: the neurons, heads or dimensions that are edited.
         value: one number for all of them, or one for each; for heads also one for each number of their outputs.
         positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
         site: what the pairs of the set name, as in `Offset`.

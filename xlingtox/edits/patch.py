@@ -1,4 +1,4 @@
-"""Patch: an edit that gives neurons or heads the activations of another run."""
+"""Patch: an edit that gives units the activations of another run."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ class Patch(OfUnits, Intervention):
     """Activation patching: replace the activations of `neurons` by those of another run.
 
     If a model patched from its tuned version behaves like the tuned version, these neurons carry what tuning changed.
-    Of attention heads (`site="heads"`), all numbers of their outputs are replaced.
+    Of attention heads (`site="heads"`), all numbers of their outputs are replaced. Units of any other site can be
+    patched too, such as dimensions of the residual stream.
     `source` says where the activations come from:
 
     - Another `HookedLM` of the same shape. It runs on the same tokens, position by position, also while new ones are
       generated. Edits whose blocks were entered earlier act on it too.
-    - Cached activations, layer to `[batch, pos, d_mlp]` (of heads, `[batch, pos, n_heads * d_head]`). They serve passes
-      over just these tokens in this order. Their shape is checked; whether they are of these tokens is not known.
+    - Cached activations, layer to `[batch, pos, column]`: d_mlp columns of neurons, and of heads n_heads * d_head. They
+      serve passes over just these tokens in this order. Their shape is checked; whether they are of these tokens is not
+      known.
     - `Activations`, for neurons only. Each row gets the mean of its language over prompts and steps. Yang et al. (2024)
       patch with such means.
 
     Weights of neurons have no effect, because a patch takes each activation as it is in the other run.
 
     Attributes:
-        neurons: the neurons or heads that are patched.
+        neurons: the neurons, heads or dimensions that are patched.
         source: where their activations come from.
         positions: where the edit acts: "all", "prompt" or "new", as in `Offset`.
         language: for `Activations`, take the mean of this language in all rows. Calls that know no languages need it:

@@ -33,6 +33,8 @@ class _Along(Constant, Intervention):
     positions: Positions = field(default="all", kw_only=True)
 
     def __post_init__(self) -> None:
+        if not self.direction:
+            raise ValueError(f"{type(self).__name__} along a direction of no numbers")
         for number in (*self.direction, self.size):
             if not math.isfinite(number):
                 raise ValueError(f"{type(self).__name__} with {number}: expected finite numbers")

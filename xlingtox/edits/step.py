@@ -32,7 +32,7 @@ Reader = Callable[[], Tensor]
 
 
 class Columns(NamedTuple):
-    """The columns of a place that an edit changes: one for each of its neurons, d_head for each of its heads.
+    """The columns of a place that an edit changes: d_head for each of its heads, and one for each other unit.
 
     Attributes:
         indices: the columns' indices in the activations of the place.

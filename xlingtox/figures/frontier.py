@@ -104,8 +104,6 @@ def frontier(
     n_columns = min(3, max(1, len(panels) - 1))
     n_rows = 1 + math.ceil((len(panels) - 1) / n_columns)
     heights = [_FIRST, *[_PANEL] * (n_rows - 1)]
-    places = [{"row": 1, "col": 1}]
-    places += [{"row": 2 + i // n_columns, "col": 1 + i % n_columns} for i in range(len(panels) - 1)]
     figure = make_subplots(
         rows=n_rows,
         cols=n_columns,
@@ -119,23 +117,28 @@ def frontier(
     table = table.assign(ratio=table.perplexity / table.groupby("language").perplexity.transform("first"))
     table = table[table.language.isin(panels) & table.method.isin((UNEDITED, *shown))]
     looks = _looks(result)
-    for code, place in zip(panels, places, strict=True):
-        rows, is_named = table[table.language == code], code == panels[0]
+    traces, shapes = [], []
+    for number, code in enumerate(panels, start=1):
+        rows, is_named, suffix = table[table.language == code], number == 1, "" if number == 1 else str(number)
+        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
         unedited = rows[rows.method == UNEDITED].toxicity.iloc[0]
         # The first method is drawn last, so that it lies in front, and named first.
         for rank, name in reversed(list(enumerate(shown))):
             of_method = rows[rows.method == name]
-            _add_method(figure, name, of_method, unedited, looks[name], rank=rank, is_named=is_named, place=place)
-        _add_mark(figure, 1.0, unedited, _UNEDITED_MARK, _MARKS[0], is_named=is_named, place=place)
+            traces += _method(name, of_method, unedited, looks[name], rank=rank, is_named=is_named, axes=axes)
+        traces.append(_mark(1.0, unedited, _UNEDITED_MARK, _MARKS[0], is_named=is_named, axes=axes))
         for ratio in result.budgets:
-            figure.add_vline(x=ratio, line={"color": _GREY, "width": 1, "dash": "dot"}, opacity=0.7, **place)
-    _add_mark(figure, None, None, _CROSS, _MARKS[1], is_named=True, place=places[0])
+            ends = {"x0": ratio, "x1": ratio, "y0": 0, "y1": 1, "xref": f"x{suffix}", "yref": f"y{suffix} domain"}
+            shapes.append({"type": "line", "line": {"color": _GREY, "width": 1, "dash": "dot"}, "opacity": 0.7, **ends})
+    traces.append(_mark(None, None, _CROSS, _MARKS[1], is_named=True, axes={}))
+    # Plotly takes long for each addition.
+    figure.add_traces(traces).update_layout(shapes=shapes)
     figure.update_xaxes(range=_ratios(table.ratio, result.budgets), tickvals=_TICKS, tickformat=".1f")
     figure.update_yaxes(range=[-0.03 * table.toxicity.max(), 1.06 * table.toxicity.max() or 1], showticklabels=False)
     figure.update_yaxes(title_text="toxicity", showticklabels=True, col=1)
     # Numbers stand below the lowest panel of each column, and below the first row.
-    for place in places[1 : max(1, len(places) - n_columns)]:
-        figure.update_xaxes(showticklabels=False, **place)
+    for number in range(2, len(panels) - n_columns + 1):
+        figure.layout[f"xaxis{number}"].showticklabels = False
     below = 90 + _LEGEND_ROW * math.ceil(sum(60 + 7 * len(name) for name in (*shown, *_MARKS)) / _NARROW)
     subtitle = f"by {judge}; lower and farther left is better; a click hides a method"
     return styled(figure, height=112 + sum(heights) + below).update_layout(
@@ -169,8 +172,7 @@ def _looks(result: Frontier | MethodTables) -> dict[str, tuple[str, str, str]]:
     return looks
 
 
-def _add_method(
-    figure: go.Figure,
+def _method(
     name: str,
     rows: pd.DataFrame,
     unedited: float,
@@ -178,14 +180,15 @@ def _add_method(
     *,
     rank: int,
     is_named: bool,
-    place: Mapping[str, int],
-) -> None:
-    """Add the line of a method to one panel, from the unedited model through its strengths.
+    axes: Mapping[str, str],
+) -> list[go.Scatter]:
+    """Return the line of a method in one panel, from the unedited model through its strengths.
 
     Args:
         unedited: the toxicity of the unedited model.
         rank: the place of the method in the legend.
         is_named: whether this is the panel whose line stands for all in the legend.
+        axes: the axes of the panel.
     """
     colour, dash, symbol = look
     label = escaped_for_plotly(name)
@@ -195,13 +198,14 @@ def _add_method(
         "name": label,
         "legendgroup": name,
         "legendrank": rank,
+        **axes,
     }
     sound = rows.sound.tolist()
     details = [
         [f"{row.strength:.3g}", f"{row.low:.3f} to {row.high:.3f}", f"{row.degenerate:.1%}", f"{row.silent:.1%}"]
         for row in rows.itertuples()
     ]
-    figure.add_scatter(
+    line = go.Scatter(
         x=drawable([1.0, *rows.ratio]),
         y=drawable([unedited, *rows.toxicity]),
         marker={
@@ -218,26 +222,23 @@ def _add_method(
         ),
         showlegend=False,
         **shared,
-        **place,
     )
-    if is_named:
-        # The marks of a line may be crosses, and the legend shows the first.
-        marker = {"color": colour, "symbol": symbol, "size": _SIZE}
-        figure.add_scatter(x=[None], y=[None], marker=marker, **shared, **place)
+    # The marks of a line may be crosses, and the legend shows the first: it gets a line of its own.
+    in_legend = go.Scatter(x=[None], y=[None], marker={"color": colour, "symbol": symbol, "size": _SIZE}, **shared)
+    return [line, in_legend] if is_named else [line]
 
 
-def _add_mark(
-    figure: go.Figure,
+def _mark(
     x: float | None,
     y: float | None,
     marker: Mapping[str, Any],
     name: str,
     *,
     is_named: bool,
-    place: Mapping[str, int],
-) -> None:
-    """Add a mark to one panel; without a place, only to the legend."""
-    figure.add_scatter(
+    axes: Mapping[str, str],
+) -> go.Scatter:
+    """Return a mark in one panel; without a place, only in the legend."""
+    return go.Scatter(
         x=[x],
         y=[y],
         mode="markers",
@@ -247,5 +248,5 @@ def _add_mark(
         legendrank=2000,
         showlegend=is_named,
         hovertemplate=f"{name}<br>toxicity %{{y:.3f}}<extra></extra>",
-        **place,
+        **axes,
     )

@@ -8,6 +8,8 @@ from xlingtox.methods.attributed import AttributedOffset
 from xlingtox.methods.aura import AurA, Damping
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.heads import HeadShift
+from xlingtox.methods.lin_act import LinAcT
+from xlingtox.methods.lin_eas import LinEAS
 from xlingtox.methods.means import MeanDifference, MeanProjected
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
 from xlingtox.methods.prefix import Prefix
@@ -27,6 +29,8 @@ __all__ = [
     "Examples",
     "Fitted",
     "HeadShift",
+    "LinAcT",
+    "LinEAS",
     "MeanDifference",
     "MeanProjected",
     "Method",

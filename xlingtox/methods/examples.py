@@ -42,11 +42,11 @@ class Examples:
         """
         if "chosen" in (column_names(labelled) or ()):
             pairs = columns(check_pairs(labelled), PAIR_FIELDS, "preference pairs")
-            sides = (
+            toxic, clean = (
                 tuple(prompt + answer for prompt, answer in zip(pairs["prompt"], pairs[side], strict=True))
                 for side in ("rejected", "chosen")
             )
-            return cls(*sides, paired=True)
+            return cls(toxic, clean, paired=True)
         texts, labels = labelled_texts(labelled)
         toxic, clean = (
             tuple(text for text, label in zip(texts, labels, strict=True) if label == kind) for kind in (1, 0)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Float
 
 from xlingtox.checking import checked
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.edits.interventions import Offset
+from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Fitted, Method
 from xlingtox.methods.reading import Pool
 from xlingtox.methods.states import States, mean_difference, read_states
@@ -59,7 +61,7 @@ class HeadShift(Method):
         if not 1 <= k <= len(pairs):
             raise ValueError(f"k is {k}: {lm.name} has {len(pairs)} heads")
         layers: list[Place] = [("heads", layer) for layer in range(lm.n_layers)]
-        read = read_states(lm, labelled, layers, tokens=self.tokens, progress=progress)
+        read = read_states(lm, Examples.of(labelled), layers, tokens=self.tokens, progress=progress)
         states = {
             (layer, head): read["heads", layer].columns(places.columns(lm, ("heads", layer), [head]))
             for layer, head in pairs
@@ -80,7 +82,7 @@ def _accuracy(states: States, *, seed: int) -> float:
     return float((judged_toxic == held_out.labels()).mean())
 
 
-def _one_deviation(states: States) -> np.ndarray:
+def _one_deviation(states: States) -> Float[np.ndarray, "column"]:
     """Return the unit vector from toxic to clean, times the standard deviation of all states along it."""
     difference = mean_difference(states)
     towards_clean = difference / np.linalg.norm(difference)

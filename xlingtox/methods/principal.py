@@ -7,13 +7,15 @@ from functools import partial
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import eigh
 
 from xlingtox.checking import checked
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.edits.steering import Project, Steer
+from xlingtox.methods.layers import direction_at
 from xlingtox.methods.method import Fitted, Method
 from xlingtox.methods.reading import Pool
-from xlingtox.methods.states import States, direction_at, mean_difference
+from xlingtox.methods.states import States, mean_difference
 from xlingtox.models.hooked import HookedLM
 
 
@@ -31,8 +33,21 @@ def principal_direction(states: States, *, seed: int) -> Float[np.ndarray, "colu
     if not paired:
         random, n_pairs = np.random.default_rng(seed), min(len(toxic), len(clean))
         toxic, clean = (side[random.permutation(len(side))[:n_pairs]] for side in (toxic, clean))
-    axis = np.linalg.svd(clean - toxic, full_matrices=False)[2][0]
+    axis = _principal_axis(clean - toxic)
     return (mean_difference(states) @ axis) * axis
+
+
+def _principal_axis(rows: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "column"]:
+    """Return the unit vector along which the rows' squares sum to most; its sign means nothing.
+
+    It is the first right singular vector, which comes much faster from the smaller matrix of inner products.
+    """
+    wide = rows.shape[0] < rows.shape[1]
+    products = rows @ rows.T if wide else rows.T @ rows
+    last = len(products) - 1
+    vector = eigh(products, subset_by_index=[last, last])[1][:, 0]
+    axis = rows.T @ vector if wide else vector
+    return axis / np.linalg.norm(axis)
 
 
 @checked
@@ -63,8 +78,8 @@ class Principal(Method):
         self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
     ) -> Fitted:
         of_states = partial(principal_direction, seed=seed)
-        layer, direction = direction_at(
-            lm, labelled, of_states, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
+        direction, layer = direction_at(
+            lm, labelled, of_states, Steer, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
         )
         return Fitted.of(self, lambda strength: Steer(direction, layer, strength))
 
@@ -95,7 +110,7 @@ class PrincipalProjected(Method):
         self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
     ) -> Fitted:
         of_states = partial(principal_direction, seed=seed)
-        layer, direction = direction_at(
-            lm, labelled, of_states, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
+        direction, layer = direction_at(
+            lm, labelled, of_states, Project, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
         )
         return Fitted.of(self, lambda strength: Project(direction, layer, strength))

@@ -424,6 +424,7 @@ class ForwardPasses:
             if layer not in layers_of.setdefault(site, self.layers_of(site)):
                 raise ValueError(f"{self.name} has no {site} in layer {layer}: {_in_words(layers_of[site])}")
 
+    @checked
     def layers_of(self, site: Site) -> list[int]:
         """Return the layers that have a site, such as a norm behind the MLP.
 
