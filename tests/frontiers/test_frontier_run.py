@@ -275,7 +275,7 @@ def test_tuned_models_take_part_under_their_names(lm, other):
     assert names(lm, tuned={"SFT": other}, methods=[Lowered()]) == ["lowered", "SFT"]
 
 
-def test_costs(lm, other):
+def test_costs(lm, other, monkeypatch):
     prompts = list(generate(lm, PROMPTS, greedy=True, max_new_tokens=1, progress=False).prompts)
     assert costs.token_seconds(lm, Offset(NEURONS, 1.0), prompts) > 0
     assert costs.token_seconds(lm, other, prompts) > 0
@@ -283,4 +283,6 @@ def test_costs(lm, other):
     direction = lm.unembedding()[3]
     assert costs.baked(lm, Steer(direction, 0, 1.0)) == ""
     assert "cannot be baked" in costs.baked(lm, Project(direction, 0))
+    monkeypatch.setattr(costs, "free_bytes", lambda device: 100)
+    assert "too little memory" in costs.baked(lm, Offset(NEURONS, 1.0))
     assert "is not in the weights" in costs.baked(lm, lm.prefixed("the dog"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,6 @@ from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.data.translations import Parallel
 from xlingtox.edits.interventions import Intervention
-from xlingtox.edits.under import named
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.frontiers import costs
 from xlingtox.frontiers.asked import Asked
@@ -168,11 +165,11 @@ def _fitted(
             except ValueError as error:
                 if not asked.are_all:
                     raise
-                warnings.warn(f"{method.name} is left out: {error}", stacklevel=3)
+                warnings.warn(f"{method.name} is left out: {error}", stacklevel=4)
                 continue
             taken = time.perf_counter() - began
             about = {"task": "fit seconds", "model": lm.fingerprint(), "method": method.name}
-            seconds.append(costs.kept_seconds(about | {"seed": seed, "examples": texts}, partial(float, taken)))
+            seconds.append(costs.kept(about | {"seed": seed, "examples": texts}, partial(float, taken)))
             fitted.append(one)
             shown.update()
     return fitted, seconds
@@ -212,12 +209,6 @@ def _costs(
     found = []
     with bar("timing methods", total=len(fitted), unit="method", progress=progress) as shown:
         for method, dial in zip(fitted, strengths, strict=True):
-            strength = dial[len(dial) // 2]
-            edited = method.at(strength)
-            with named(lm, edited) if isinstance(edited, Intervention) else contextlib.nullcontext():
-                identity = (lm if isinstance(edited, Intervention) else edited).identity()
-            about = {"task": "token seconds", "model": lm.fingerprint(), "edited": dataclasses.asdict(identity)}
-            seconds = costs.kept_seconds(about, partial(costs.token_seconds, lm, edited, prompts))
-            found.append((seconds, costs.baked(lm, edited)))
+            found.append(costs.price(lm, method.at(dial[len(dial) // 2]), prompts))
             shown.update()
     return found
