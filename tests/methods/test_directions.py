@@ -77,7 +77,7 @@ def case(request, tokenizer) -> Case:
     if request.param == "mini":
         plain = transformers.AutoModelForCausalLM.from_pretrained(mini_checkpoint()).eval()
         own = transformers.AutoTokenizer.from_pretrained(mini_checkpoint())
-        labelled, pairs = xt.mini.labelled("en", n=40), xt.mini.pairs("en", n=15)
+        labelled, pairs = xt.mini.labelled("en", n=30), xt.mini.pairs("en", n=12)
         return Case(plain, own, xt.HookedLM.load("mini"), list(labelled), list(pairs))
     animals = ["cat", "gato", "katze", "кот"]
     labelled = [
