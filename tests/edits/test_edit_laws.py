@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from xlingtox.edits import interventions, patch, step, together
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.edits.patch import Patch
+from xlingtox.edits.steering import Project, Steer
 from xlingtox.equality import equal
 from xlingtox.models import backend, forward, tl_backend
 from xlingtox.models.hooked import HookedLM
@@ -26,7 +27,7 @@ _VALUES = st.integers(-3, 3).map(float)
 
 
 def steps_of(positions):
-    """Edits of neurons or heads by one number, or one for each."""
+    """Edits of units of a site by one number, or one for each."""
 
     def of_site(site, n_indices):
         pairs = st.tuples(st.integers(0, 1), st.integers(0, n_indices - 1))
@@ -42,10 +43,24 @@ def steps_of(positions):
             st.sampled_from(positions),
         )
 
-    return of_site("neurons", 6) | of_site("heads", 2)
+    others = st.one_of([of_site(site, 6) for site in ("pre_activation", "mlp_output", "ln1", "ln2")])
+    return of_site("neurons", 6) | of_site("heads", 2) | others
+
+
+def along(kind, positions):
+    """Edits along a few directions of the residual stream or of another site of this width."""
+    directions = st.lists(_VALUES, min_size=3, max_size=3).filter(any).map(lambda numbers: (*numbers, *[0.0] * 29))
+    sites = st.sampled_from(["residual", "mlp_output", "ln1", "ln2"])
+    places = st.sampled_from(positions)
+    return st.builds(
+        lambda direction, layer, size, site, place: kind(direction, layer, size, site=site, positions=place),
+        *(directions, st.integers(0, 1), _VALUES, sites, places),
+    )
 
 
 _STEPS, _PLACED = steps_of(["all"]), steps_of(["all", "prompt"])
+_BAKED = _STEPS | along(Steer, ["all"])
+_ANY = _PLACED | along(Steer, ["all", "prompt"]) | along(Project, ["all", "prompt"])
 _FEW = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
@@ -60,7 +75,7 @@ def under(lm, *edits):
 
 
 @_FEW
-@given(st.lists(_PLACED, min_size=2, max_size=4))
+@given(st.lists(_ANY, min_size=2, max_size=4))
 def test_nested_edits_are_their_sum(lm, steps):
     total = functools.reduce(operator.add, steps)
     assert torch.equal(under(lm, *steps), under(lm, total))
@@ -90,7 +105,7 @@ def test_order_matters_when_it_should(lm, first, second):
 
 
 @_FEW
-@given(st.lists(_STEPS, min_size=1, max_size=4))
+@given(st.lists(_BAKED, min_size=1, max_size=4))
 def test_baked_is_hooked(lm, steps):
     total = functools.reduce(operator.add, steps)
     ids, mask = lm.encode(TEXTS)

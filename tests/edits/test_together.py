@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from xlingtox.edits import Together, generate_under, under
 from xlingtox.edits.interventions import Offset, Scale, Set
 from xlingtox.edits.patch import Patch
+from xlingtox.edits.steering import Project, Steer
 from xlingtox.models import saturation
 from xlingtox.models.generation import decode, generate, pick_greedily
 from xlingtox.models.hooked import HookedLM, HookNeverFired
@@ -113,7 +114,14 @@ def steps():
             st.sampled_from(["all", "prompt", "new"]),
         )
 
-    return of_site("neurons", 6) | of_site("heads", 2)
+    directions = st.lists(st.integers(-2, 2), min_size=3, max_size=3).filter(any)
+    along = st.builds(
+        lambda kind, few, layer, size, place: kind([*map(float, few), *[0.0] * 29], layer, size, positions=place),
+        *(st.sampled_from([Steer, Project]), directions, st.integers(0, 1), st.integers(-2, 2)),
+        st.sampled_from(["all", "prompt", "new"]),
+    )
+    others = st.one_of([of_site(site, 6) for site in ("pre_activation", "mlp_output", "residual", "ln1", "ln2")])
+    return of_site("neurons", 6) | of_site("heads", 2) | along | others
 
 
 @settings(

@@ -121,7 +121,7 @@ def test_a_clear_winner_is_found_among_many_comparisons():
 def test_a_control_that_is_lowest_is_said_so():
     made = [curve("method", [point(1, {"en": 0.5})]), curve("random", [point(1, {"en": 0.4})], control=True)]
     warnings = frontier(point(0, {"en": 0.6}), *made).warnings
-    assert "A control has the lowest toxicity at +10% perplexity: random." in " ".join(warnings)
+    assert "A control has the lowest toxicity at +10\u00a0% perplexity: random." in " ".join(warnings)
 
 
 # --- transfer

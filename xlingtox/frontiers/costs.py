@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from xlingtox import processes
 from xlingtox.data import Prompt
@@ -45,22 +47,24 @@ def token_seconds(lm: HookedLM, edited: Edited, prompts: Sequence[Prompt]) -> fl
     """
     some = [prompt.text for prompt in prompts[:: max(1, len(prompts) // _N_PROMPTS)]][:_N_PROMPTS]
     model = edited if isinstance(edited, HookedLM) else lm
-    _seconds(model, some)  # The first pass allocates memory, and is not counted.
+    room = min(lm.n_positions, model.n_positions)
+    n_new = min(_N_NEW, room // 2)
+    ids, mask = lm.encode(some, max_length=room - n_new)
+    _seconds(model, ids, mask, n_new)  # The first pass allocates memory, and is not counted.
     ratios = []
     for _ in range(_REPEATS):
-        plain = _seconds(lm, some)
+        plain = _seconds(lm, ids, mask, n_new)
         with contextlib.nullcontext() if isinstance(edited, HookedLM) else edited.on(lm):
-            ratios.append(_seconds(model, some) / plain)
+            ratios.append(_seconds(model, ids, mask, n_new) / plain)
     return float(np.median(ratios))
 
 
 @torch.no_grad()
-def _seconds(lm: HookedLM, texts: Sequence[str]) -> float:
-    """Return how long the model takes to read texts, and then some tokens one by one."""
-    ids, mask = lm.encode(texts, max_length=lm.n_positions - _N_NEW)
+def _seconds(lm: HookedLM, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], n_new: int) -> float:
+    """Return how long the model takes to read texts, and then some more tokens one by one."""
     began = time.perf_counter()
     logits, cache = lm.extend(ids, mask)
-    for _ in range(_N_NEW):
+    for _ in range(n_new):
         mask = torch.cat([mask, mask[:, -1:]], 1)
         logits, cache = lm.extend(ids[:, -1:], mask, cache=cache)
     # Reading a number waits until the device has computed it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -68,7 +69,7 @@ def frontier(
         scorer: any scorer, or several by name. The first is the one that tables show.
         held_out: columns `language, text`, for perplexity: two or more texts in each language of the prompts.
         methods: values such as `xt.methods.SourcesOffset()` (default: all that need no tuned model, and those of the
-            tuned models).
+            tuned models; a `UserWarning` names those that this model cannot take).
         tuned: a model that was tuned from this one, or several by name. One is called "DPO". They are compared too.
         budgets: how far perplexity may rise, as multiples of that of the unedited model.
         seed: the seed of all fits and samples. All methods draw with the same random numbers.
@@ -103,7 +104,7 @@ def frontier(
         source_language=source_language,
         generation={"n_samples": n_samples, "max_new_tokens": max_new_tokens, "seed": seed},
     )
-    fitted, fit_seconds = _fitted(lm, asked.methods, labelled, seed=seed, progress=progress)
+    fitted, fit_seconds = _fitted(lm, asked, labelled, seed=seed, progress=progress)
     measuring = Measuring(
         lm,
         asked.prompts,
@@ -148,25 +149,31 @@ def frontier(
 
 
 def _fitted(
-    lm: HookedLM, methods: Sequence[Method], labelled: Labelled | PreferencePairs, *, seed: int, progress: bool
+    lm: HookedLM, asked: Asked, labelled: Labelled | PreferencePairs, *, seed: int, progress: bool
 ) -> tuple[list[Method], list[float]]:
-    """Fit each method, and return the fitted ones with the seconds that each fit took."""
+    """Fit each method, and return the fitted ones with the seconds that each fit took.
+
+    Where all methods are compared because none was named, those that the model cannot take are left out with a warning.
+    """
     fitted, seconds = [], []
     examples = Examples.of(labelled)
-    with bar("fitting methods", total=len(methods), unit="method", progress=progress) as shown:
-        for method in methods:
+    texts = digest({"toxic": examples.toxic, "clean": examples.clean})
+    with bar("fitting methods", total=len(asked.methods), unit="method", progress=progress) as shown:
+        for method in asked.methods:
             shown.note(method.name)
             began = time.perf_counter()
-            fitted.append(method.fit(lm, labelled, seed=seed, progress=progress))
+            try:
+                one = method.fit(lm, labelled, seed=seed, progress=progress)
+                asked.check_room(lm, one)
+            except ValueError as error:
+                if not asked.are_all:
+                    raise
+                warnings.warn(f"{method.name} is left out: {error}", stacklevel=3)
+                continue
             taken = time.perf_counter() - began
-            about = {
-                "task": "fit seconds",
-                "model": lm.fingerprint(),
-                "method": method.name,
-                "seed": seed,
-                "examples": digest({"toxic": examples.toxic, "clean": examples.clean}),
-            }
-            seconds.append(costs.kept_seconds(about, partial(float, taken)))
+            about = {"task": "fit seconds", "model": lm.fingerprint(), "method": method.name}
+            seconds.append(costs.kept_seconds(about | {"seed": seed, "examples": texts}, partial(float, taken)))
+            fitted.append(one)
             shown.update()
     return fitted, seconds
 

@@ -212,8 +212,10 @@ class Frontier:
             [['ablation of sources', 0.7..., 'perplexity'], ['silencer', 0.0, 'degenerate text']]
         """
         judge = self.judge_of(judge)
-        shared = {"halves": self.halves, "judge": judge, "meanings": self.meanings}
-        return table.frame(self.unedited, self._at(ratio, judge), self.languages, **shared)
+        methods = self._at(ratio, judge)
+        return table.frame(
+            self.unedited, methods, self.languages, halves=self.halves, judge=judge, meanings=self.meanings
+        )
 
     @checked
     def wins(self, ratio: float, judge: str | None = None) -> pd.DataFrame:
@@ -280,9 +282,10 @@ class Frontier:
         judge = self.judge_of(judge)
         before, rows = self.unedited.toxicity[judge], []
         for method in self._at(ratio, judge):
-            strength = method.strength(ALL)
-            fields = {"source": self.source_language, "meanings": self.meanings}
-            rows += crossing.rows(method.curve.name, strength, before, method.together, **fields)
+            name, strength = method.curve.name, method.strength(ALL)
+            rows += crossing.rows(
+                name, strength, before, method.together, source=self.source_language, meanings=self.meanings
+            )
         return pd.DataFrame(rows, columns=list(crossing.COLUMNS))
 
     def costs(self) -> pd.DataFrame:

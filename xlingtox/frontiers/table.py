@@ -67,17 +67,19 @@ def at_budget(
         stays: whether text stays sound at each point, as `budget.soundness` gives it.
     """
     stops = budget.stops(unedited, curve, stays, ratio, halves)
-    toxicity: list[dict[str, PerPrompt]] = []
     degenerate: dict[str, float] = {}
     sound: dict[str, bool] = {}
     for where, places in ((_alone(stops), list(unedited.degenerate)), (_together(stops), [ALL])):
-        toxicity.append(budget.at_stops(unedited, curve, where, halves, lambda point: point.toxicity[judge]))
         shares = budget.at_stops(unedited, curve, where, halves, lambda point: point.degenerate)
         known = {code: values for code, values in shares.items() if np.isfinite(values).all()}
         is_sound = budget.as_sound({code: unedited.degenerate[code] for code in known}, known, _of(meanings, known))
         degenerate |= {place: mean_of(shares, place) for place in places}
         sound |= {place: is_sound.get(place, False) for place in places}
-    return AtBudget(curve, stops, *toxicity, degenerate, sound)
+    alone, together = (
+        budget.at_stops(unedited, curve, where, halves, lambda point: point.toxicity[judge])
+        for where in (_alone(stops), _together(stops))
+    )
+    return AtBudget(curve, stops, alone, together, degenerate, sound)
 
 
 def frame(

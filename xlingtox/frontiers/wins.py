@@ -89,8 +89,7 @@ def pairs(contestants: Sequence[Contestant], meanings: Meanings | None, *, seed:
             sides = contestants[first], contestants[second]
             lower = sides[0] if difference < 0 else sides[1]
             winner = lower.name if value <= LEVEL and lower.sound[place] else ""
-            names = (side.name for side in sides)
-            found.append(Pair(place, *names, float(difference), float(p), float(value), winner))
+            found.append(Pair(place, sides[0].name, sides[1].name, float(difference), float(p), float(value), winner))
     return found
 
 
