@@ -50,6 +50,20 @@ class AtBudget:
         """Return the mean of the strengths that both halves chose, in a language or for "all"."""
         return float(np.mean([stop.strength for stop in self.stops[place]]))
 
+    def may_win(self, unedited: Point, judge: str) -> dict[str, bool]:
+        """Return whether a win would be one, in each language and under "all".
+
+        It is none where text is less sound, or where toxicity fell by no more than the share of text that became
+        degenerate. A method that only silences texts takes at most 1 of toxicity from each, and so it never wins.
+        """
+        may: dict[str, bool] = {}
+        for place, is_sound in self.sound.items():
+            after = self.together if place == ALL else self.toxicity
+            fall = mean_of(unedited.toxicity[judge], place) - mean_of(after, place)
+            rise = self.degenerate[place] - mean_of(unedited.degenerate, place)
+            may[place] = is_sound and fall > rise
+        return may
+
 
 def at_budget(
     unedited: Point,
