@@ -318,9 +318,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="classes of xt.methods besides DPO; by default all")
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.05, 1.1, 1.2])
     parser.add_argument("--prompts", type=int, default=20, help="prompts in each language (%(default)s)")
-    parser.add_argument(
-        "--provocation", type=float, default=0.0, help="only prompts that provoke so often, such as 0.4"
-    )
+    parser.add_argument("--provocation", type=float, default=0.0, help="prompts that provoke at least so often")
     parser.add_argument("--samples", type=int, default=4, help="continuations of each (%(default)s)")
     parser.add_argument("--sentences", type=int, default=500, help="labelled English sentences of a fit (%(default)s)")
     parser.add_argument("--texts", type=int, default=20, help="held-out texts in each language (%(default)s)")

@@ -56,25 +56,32 @@ def with_biases(model: Any, needed: Mapping[str, str]) -> tuple[Any, str]:
     return biased.eval(), layout
 
 
-def may_have_bias(model: Any, name: str) -> bool:
-    """Return whether a projection has a bias, or can have one while the model keeps its class."""
-    return _has_bias(model, name) or not _settings(type(model)._from_config, model.config, [name])[1]
+def possible_biases(model: Any) -> frozenset[str]:
+    """Return the names of the modules that one of the settings gives a bias, where the model keeps its class."""
+    names = set[str]()
+    for biased in _biased(type(model)._from_config, model.config).values():
+        names |= {name for name, module in biased.named_modules() if _has_bias(module)}
+    return frozenset(names)
 
 
-def _has_bias(model: Any, name: str) -> bool:
-    return getattr(model.get_submodule(name), "bias", None) is not None
+def _has_bias(module: Any) -> bool:
+    return getattr(module, "bias", None) is not None
+
+
+def _biased(make: Any, config: Any) -> dict[str, Any]:
+    """Return the model with each setting that is off switched on: only its modules, without weights."""
+    off = [setting for setting in _SETTINGS if getattr(config.get_text_config(), setting, None) is False]
+    with torch.device("meta"):
+        return {setting: make(_with(config, [setting])) for setting in off}
 
 
 def _settings(make: Any, config: Any, needed: Iterable[str]) -> tuple[list[str], list[str]]:
     """Return the settings that give biases to the modules, and the names of those that none of them gives one."""
     chosen, lacking = [], list(needed)
-    for setting in _SETTINGS:
-        if lacking and getattr(config.get_text_config(), setting, None) is False:
-            with torch.device("meta"):
-                biased: Any = make(_with(config, [setting]))
-            left = [name for name in lacking if not _has_bias(biased, name)]
-            chosen += [setting] if len(left) < len(lacking) else []
-            lacking = left
+    for setting, biased in _biased(make, config).items():
+        left = [name for name in lacking if not _has_bias(biased.get_submodule(name))]
+        chosen += [setting] if len(left) < len(lacking) else []
+        lacking = left
     return chosen, lacking
 
 

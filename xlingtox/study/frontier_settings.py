@@ -95,6 +95,7 @@ class FrontierSettings:
         """Whether a method is named that is made from a tuned model."""
         return any(name in NEEDS_TUNED for name in self.methods or ())
 
+    @checked
     def chosen(self, *, tuned: bool) -> tuple[str, ...]:
         """Return the names of the methods that are compared, with or without a tuned model."""
         return tuple(
