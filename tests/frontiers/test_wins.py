@@ -93,7 +93,7 @@ def test_a_method_whose_text_is_less_sound_on_all_prompts_wins_nothing():
 
 
 def test_a_fall_that_silence_explains_is_no_win():
-    """Text is as sound as it was by every test. But no more toxicity is gone than text that might have been toxic."""
+    """Text is as sound as it was by every test. But 0.8 % of it is gone, and with that 0.004 of a toxicity of 0.5."""
     silent = {"en": [0.0] * 9 + [0.08]}
     for fall, expected in ((0.007, 0), (0.009, 1)):
         at = point(1, {"en": 0.5 - fall}, empty=silent, n_prompts=10)

@@ -71,7 +71,7 @@ def test_loss_and_gradient_are_those_of_plain_hooks(family):
     loss.backward()
     # Norms of Llama and Cohere compute in 32 bits.
     step, tolerance = (1e-6, 1e-4) if name == "gpt2" else (2e-3, 2e-2)
-    for place, kind, column in [(("ln1", 0), 0, 3), (("ln1", 0), 1, 5), (("ln1", 2), 0, 7)]:
+    for place, kind, column in [(("ln1", 0), 0, 3), (("ln1", 1), 1, 5)]:
         ends = []
         for sign in (1, -1):
             nudged = copy.deepcopy(maps)
@@ -97,7 +97,7 @@ def test_steps_are_those_of_gradient_descent_through_plain_hooks(family):
     ids, mask = lm.encode(["the cat sat on"])
     with torch.no_grad():
         unedited = model(input_ids=ids).logits
-        for strength in (0.5, 1.0):
+        for strength in (0.5,):
             partial = {place: (1 + strength * (gain - 1), strength * shift) for place, (gain, shift) in numbers.items()}
             with mapped(model, name, partial):
                 expected = model(input_ids=ids).logits
