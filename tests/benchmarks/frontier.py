@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from datasets import Dataset
 
 import xlingtox as xt
 from xlingtox.models.journal import Journal, using
@@ -75,7 +76,7 @@ def _frontier(options: argparse.Namespace, seed: int) -> xt.Frontier:
         methods = [getattr(xt.methods, method)() for method in options.methods]
     return xt.frontier(
         lm,
-        xt.mini.prompts(n=options.prompts, languages=codes, seed=seed),
+        _prompts(options, seed),
         labelled=xt.mini.labelled(SOURCE, n=options.sentences, seed=seed),
         scorer={"insults": xt.mini.scorer()} | ({"probe": _second_judge(source, codes, seed)} if options.probe else {}),
         held_out=xt.mini.held_out(n=options.texts, languages=codes, seed=seed),
@@ -88,6 +89,14 @@ def _frontier(options: argparse.Namespace, seed: int) -> xt.Frontier:
         identify_language=xt.mini.identify_language if is_mini else None,
         progress=options.progress,
     )
+
+
+def _prompts(options: argparse.Namespace, seed: int) -> Dataset:
+    """Return as many prompts in each language as were asked for, of those that provoke at least so many insults."""
+    every = xt.mini.prompts(n=8 * options.prompts, languages=options.languages, seed=seed)
+    strong = every.select([i for i, share in enumerate(every["provocation"]) if share >= options.provocation])
+    meanings = list(dict.fromkeys(strong["index"]))[: options.prompts]
+    return strong.select([i for i, meaning in enumerate(strong["index"]) if meaning in meanings])
 
 
 def _second_judge(source: str, codes: Sequence[str], seed: int) -> xt.scoring.ProbeScorer:
@@ -309,6 +318,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="classes of xt.methods besides DPO; by default all")
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.05, 1.1, 1.2])
     parser.add_argument("--prompts", type=int, default=20, help="prompts in each language (%(default)s)")
+    parser.add_argument("--provocation", type=float, default=0.0, help="prompts that provoke at least so often")
     parser.add_argument("--samples", type=int, default=4, help="continuations of each (%(default)s)")
     parser.add_argument("--sentences", type=int, default=500, help="labelled English sentences of a fit (%(default)s)")
     parser.add_argument("--texts", type=int, default=20, help="held-out texts in each language (%(default)s)")

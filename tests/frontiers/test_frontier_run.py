@@ -13,8 +13,7 @@ from xlingtox.edits.interventions import Intervention, Offset, Scale
 from xlingtox.edits.steering import Project, Steer
 from xlingtox.evaluation import knowledge_margins, metrics, soundness
 from xlingtox.evaluation.fluency import conditional_perplexity, held_out_losses
-from xlingtox.frontiers import costs
-from xlingtox.frontiers.asked import Asked
+from xlingtox.frontiers import asked, costs
 from xlingtox.methods import Fitted, Method
 from xlingtox.models import generation
 from xlingtox.models.generation import generate
@@ -237,24 +236,46 @@ def test_a_scorer_that_does_not_cover_a_language_is_refused(lm):
         run(lm, methods=[NeverFitted()], scorer={"a": NeverAsked("en", "es"), "b": NeverAsked("en")})
 
 
+def test_of_all_methods_those_that_the_model_cannot_take_are_left_out_with_a_warning(lm, monkeypatch):
+    class Refusing(Lowered):
+        def fit(self, lm, labelled, *, seed=0, progress=True):
+            raise ValueError("no such site")
+
+    class Long(Lowered):
+        def fit(self, lm, labelled, *, seed=0, progress=True):
+            prefixed = lm.prefixed(55 * "the ")
+            return Fitted.of(self, lambda strength: prefixed)
+
+    some = (Refusing(name="refusing"), Long(name="long", dial="switch"), Lowered())
+    monkeypatch.setattr(asked, "default_methods", lambda tuned: some)
+    with pytest.warns(UserWarning, match="is left out") as warned:
+        measured = run(lm, methods=None)
+    assert measured.methods == ("lowered",)
+    assert len(warned) == 2
+    assert str(warned[0].message) == "refusing is left out: no such site"
+    with pytest.raises(ValueError, match="no such site"):
+        run(lm, methods=some[:1])
+
+
 def names(lm, **options):
     """The names of the methods that would be compared."""
     prompts = as_prompts(PROMPTS, tokenizer=lm.tokenizer)
     given = {"labelled": LABELLED, "scorer": SCORERS, "held_out": HELD_OUT, "budgets": [1.1], "parallel": None}
     given |= {"source_language": "en", "generation": {**SIZES, "seed": 0}, "methods": None, "tuned": None} | options
-    return [method.name for method in Asked.of(lm, prompts, **given).methods]
+    return [method.name for method in asked.Asked.of(lm, prompts, **given).methods]
 
 
 def test_tuned_models_take_part_under_their_names(lm, other):
     untuned = names(lm)
     assert "DPO" not in untuned
-    assert len(untuned) == len(set(untuned)) >= 12
-    assert names(lm, tuned=other) == [*untuned, "offset of attributed neurons", "DPO"]
-    assert names(lm, tuned={"SFT": other, "KTO": other})[-2:] == ["SFT", "KTO"]
+    assert len(untuned) == len(set(untuned)) == 14
+    of_tuned = ["offset of attributed neurons", "DPO"]
+    assert names(lm, tuned=other) == [*untuned[:-2], *of_tuned, *untuned[-2:]]
+    assert names(lm, tuned={"SFT": other, "KTO": other})[-4:-2] == ["SFT", "KTO"]
     assert names(lm, tuned={"SFT": other}, methods=[Lowered()]) == ["lowered", "SFT"]
 
 
-def test_costs(lm, other):
+def test_costs(lm, other, monkeypatch):
     prompts = list(generate(lm, PROMPTS, greedy=True, max_new_tokens=1, progress=False).prompts)
     assert costs.token_seconds(lm, Offset(NEURONS, 1.0), prompts) > 0
     assert costs.token_seconds(lm, other, prompts) > 0
@@ -262,4 +283,6 @@ def test_costs(lm, other):
     direction = lm.unembedding()[3]
     assert costs.baked(lm, Steer(direction, 0, 1.0)) == ""
     assert "cannot be baked" in costs.baked(lm, Project(direction, 0))
+    monkeypatch.setattr(costs, "free_bytes", lambda device: 100)
+    assert "too little memory" in costs.baked(lm, Offset(NEURONS, 1.0))
     assert "is not in the weights" in costs.baked(lm, lm.prefixed("the dog"))

@@ -9,7 +9,6 @@ import raw
 import torch
 import transformers
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -22,7 +21,9 @@ from xlingtox.methods import (
     PrincipalProjected,
     RandomDirection,
 )
-from xlingtox.methods.states import States, best_layer, mean_difference
+from xlingtox.methods.examples import Examples
+from xlingtox.methods.layers import best_layer, spaced_blocks
+from xlingtox.methods.states import States
 from xlingtox.models.loading import mini_checkpoint
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 13, 14]])
@@ -76,7 +77,7 @@ def case(request, tokenizer) -> Case:
     if request.param == "mini":
         plain = transformers.AutoModelForCausalLM.from_pretrained(mini_checkpoint()).eval()
         own = transformers.AutoTokenizer.from_pretrained(mini_checkpoint())
-        labelled, pairs = xt.mini.labelled("en", n=40), xt.mini.pairs("en", n=15)
+        labelled, pairs = xt.mini.labelled("en", n=30), xt.mini.pairs("en", n=12)
         return Case(plain, own, xt.HookedLM.load("mini"), list(labelled), list(pairs))
     animals = ["cat", "gato", "katze", "кот"]
     labelled = [
@@ -145,7 +146,10 @@ def test_heads_that_tell_toxic_text_best_are_moved(case):
     k, layers = 3, range(case.lm.n_layers)
     toxic, clean = ([case.heads(case.of_label(label), layer) for layer in layers] for label in (1, 0))
     random = np.random.default_rng(5)
-    held_out = [np.array_split(random.permutation(len(side[0])), 5)[0] for side in (toxic, clean)]
+    held_out = []
+    for side in (toxic, clean):
+        rows = random.permutation(len(side[0]))
+        held_out.append(rows[: round(len(rows) / 5)])
     train = [np.setdiff1d(np.arange(len(side[0])), part) for side, part in zip((toxic, clean), held_out, strict=True)]
     accuracies = {}
     for layer in layers:
@@ -206,47 +210,69 @@ def test_a_random_direction_is_as_long_as_the_difference_of_means(case):
         assert abs(direction @ means) < 0.7 * np.linalg.norm(means) ** 2
 
 
-def test_the_layer_is_that_which_tells_held_out_sentences_best(case):
-    seed, areas = 3, []
-    random = np.random.default_rng(seed)
-    parts = [np.array_split(random.permutation(len(case.of_label(label))), 5) for label in (1, 0)]
+@pytest.mark.parametrize("method", [MeanDifference(), MeanProjected()])
+def test_the_block_sets_held_out_sentences_apart_most_at_equal_cost(case, method):
+    seed, projects = 3, isinstance(method, MeanProjected)
+    random, texts, held_out = np.random.default_rng(seed), {}, {}
+    for label in (1, 0):
+        rows = random.permutation(len(case.of_label(label)))
+        cut = round(len(rows) / 5)
+        held_out[label] = [case.of_label(label)[row] for row in rows[:cut]]
+        texts[label] = [case.of_label(label)[row] for row in rows[cut:]]
+
+    def loss(label: int) -> float:
+        sums, counts = 0.0, 0
+        for text in held_out[label]:
+            ids = case.ids(text)
+            chances = raw.forward(case.plain, ids).logits[0, :-1].double().log_softmax(-1)
+            sums -= float(chances.gather(-1, ids[0, 1:, None]).sum())
+            counts += ids.shape[1] - 1
+        return sums / counts
+
+    before, gains = {label: loss(label) for label in (1, 0)}, []
     for layer in range(case.lm.n_layers):
-        sides, of_layer = [case.states(case.of_label(label), layer) for label in (1, 0)], []
-        for held_out in zip(*parts, strict=True):
-            train = [np.delete(side, part, axis=0).mean(0) for side, part in zip(sides, held_out, strict=True)]
-            judged = [side[part] @ (train[0] - train[1]) for side, part in zip(sides, held_out, strict=True)]
-            of_layer.append(roc_auc_score(np.repeat([1, 0], list(map(len, judged))), np.concatenate(judged)))
-        areas.append(of_layer)
-    means = np.mean(areas, axis=1)
-    enough = means.max() - np.std(areas[means.argmax()], ddof=1) / 5**0.5
-    good = [layer for layer in range(case.lm.n_layers) if means[layer] >= enough]
-    for method in (MeanDifference(), MeanProjected(), RandomDirection()):
-        assert method.fit(case.lm, case.labelled, seed=seed, progress=False).at(1.0).layer == good[len(good) // 2]
+        toxic, clean = (case.states(texts[label], layer).mean(0) for label in (1, 0))
+        direction = torch.tensor(clean - toxic).float()
+        unit, best = direction / direction.norm(), 0.0
+        for strength in (0.25, 0.5, 1.0, 2.0, 4.0):
+
+            def after(_, args, out, strength=strength, direction=direction, unit=unit):
+                state = out[0] if isinstance(out, tuple) else out
+                change = -(state @ unit)[..., None] * unit if projects else direction
+                return (state + strength * change, *out[1:]) if isinstance(out, tuple) else state + strength * change
+
+            with raw.hooked([raw.block(case.plain, layer).register_forward_hook(after)]):
+                toxic_change, clean_change = (loss(label) - before[label] for label in (1, 0))
+            if np.exp(clean_change) <= 1.1:
+                best = max(best, toxic_change - clean_change)
+        gains.append(best)
+    assert method.fit(case.lm, case.labelled, seed=seed, progress=False).at(1.0).layer == int(np.argmax(gains))
+    assert max(gains) > 0
 
 
-def test_of_equally_good_layers_the_middle_one_is_taken():
-    random = np.random.default_rng(0)
-    noise = random.standard_normal((2, 40, 6))
-    apart = noise + np.array([-9.0, 9.0])[:, None, None]
-    states = {layer: States(*(apart if layer in (1, 2, 3) else noise), paired=False) for layer in range(6)}
-    assert best_layer(states, mean_difference, seed=0) == 2
-    del states[3]
-    assert best_layer(states, mean_difference, seed=0) == 2
-    states[4] = States(*(noise + np.array([-0.1, 0.1])[:, None, None]), paired=False)
-    del states[1], states[2]
-    assert best_layer(states, mean_difference, seed=0) == 4
+def test_of_equally_good_blocks_the_middle_one_is_taken(case):
+    """Directions that change nothing are all as good."""
+    nowhere = torch.zeros(case.lm.d_model)
+    held_out = Examples(tuple(case.of_label(1)[:2]), tuple(case.of_label(0)[:2]), paired=False)
+    for blocks, middle in (([0, 1, 2], 1), ([1, 2], 2), ([1], 1)):
+        directions = dict.fromkeys(blocks, nowhere)
+        assert best_layer(case.lm, directions, xt.Steer, held_out, progress=False) == middle
 
 
-def test_each_sentence_is_held_out_once_and_pairs_stay_together():
+def test_deep_models_are_tried_at_blocks_evenly_apart():
+    assert spaced_blocks(3) == [0, 1, 2]
+    assert spaced_blocks(6) == [*range(6)]
+    assert spaced_blocks(32) == [0, 6, 12, 19, 25, 31]
+
+
+def test_a_fifth_is_held_out_and_pairs_stay_together():
     rows = np.arange(20.0)[:, None]
-    folds = [*States(rows, rows, paired=True).folds(seed=1)]
-    assert len(folds) == 5
-    for part in (part for fold in folds for part in fold):
+    for part in States(rows, rows, paired=True).split(seed=1):
         np.testing.assert_array_equal(part.toxic, part.clean)
-    assert sorted(np.concatenate([held_out.clean[:, 0] for _, held_out in folds])) == list(range(20))
-    for train, held_out in States(rows, rows[:3], paired=False).folds(seed=1):
-        assert sorted([*train.toxic[:, 0], *held_out.toxic[:, 0]]) == list(range(20))
-        assert (len(train.clean), len(held_out.clean)) == (2, 1)
+    train, held_out = States(rows, rows[:7], paired=False).split(seed=1)
+    assert sorted([*train.toxic[:, 0], *held_out.toxic[:, 0]]) == list(range(20))
+    assert sorted([*train.clean[:, 0], *held_out.clean[:, 0]]) == list(range(7))
+    assert (len(held_out.toxic), len(held_out.clean)) == (4, 1)
 
 
 def test_names_differ_and_only_the_random_one_is_a_control():
@@ -268,5 +294,7 @@ def test_what_cannot_be_fitted_is_refused(case):
         Principal().fit(lm, two, progress=False)
     with pytest.raises(ValueError, match="is not fitted"):
         Principal().at(1.0)
+    with pytest.raises(ValueError, match="no held-out sentence has two tokens, such as 'e'"):
+        MeanDifference().fit(lm, [{"text": "e", "label": i % 2} for i in range(4)], progress=False)
     # With a layer given, nothing is held out.
     assert MeanDifference(1).fit(lm, two, progress=False).at(1.0).layer == 1

@@ -22,7 +22,7 @@ def models(request, tokenizer):
     return plain, [HookedLM.load(model, tokenizer=tokenizer) for model in plain]
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, 1.5])
+@pytest.mark.parametrize("strength", [0.3, 1.5])
 def test_weights_and_logits_are_those_of_the_line_between_base_and_tuned(models, strength):
     (base, tuned), (base_lm, tuned_lm) = models
     before = [lm.fingerprint() for lm in (base_lm, tuned_lm)]

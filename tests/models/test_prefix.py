@@ -101,29 +101,43 @@ def test_losses_of_held_out_text_are_those_of_the_text_after_the_prefix(lm, mode
         assert loss[0] == pytest.approx(-float(log_probs.gather(1, torch.tensor(ids[1:])[:, None]).sum()), rel=1e-4)
 
 
-def test_an_edit_changes_the_texts_own_tokens_only(pair):
-    model, lm, polite = pair
-    units, before, rows = xt.NeuronSet.of([(0, 1), (1, 3), (2, 5)]), lm.token_ids([PREFIX])[0], lm.token_ids(TEXTS)
-    edit, ids = xt.Offset(units, 3.0), [*before, *rows[1]]
+def pushed_logits(model, lm, ids, first, by):
+    """Add to three neurons at the tokens from `first` on, with plain hooks."""
     handles = []
-    for layer, index in [(0, 1), (1, 3), (2, 5)]:
+    for name, index in zip(lm.down_projections(), (1, 3, 5), strict=False):
 
         def push(module, args, index=index):
             value = args[0].clone()
-            value.view(1, -1, value.shape[-1])[:, len(before) :, index] += 3.0
+            value.view(1, -1, value.shape[-1])[:, first:, index] += by
             return (value, *args[1:])
 
-        down = model.get_submodule(lm.down_projections()[layer])
-        handles.append(down.register_forward_pre_hook(push))
+        handles.append(model.get_submodule(name).register_forward_pre_hook(push))
     try:
-        expected = plain_logits(model, ids)[len(before) :]
+        return plain_logits(model, ids)
     finally:
         for handle in handles:
             handle.remove()
-    with edit.on(polite):
+
+
+def test_an_edit_changes_the_texts_own_tokens_only(pair):
+    model, lm, polite = pair
+    before, rows = lm.token_ids([PREFIX])[0], lm.token_ids(TEXTS)
+    with xt.Offset(xt.NeuronSet.of([(0, 1), (1, 3), (2, 5)]), 3.0).on(polite):
         edited = polite.logits(*polite.encode(TEXTS))
         assert polite.standing_edit.startswith(f"{polite.prefix}, then Offset(")
-    assert_close(edited[1, -len(rows[1]) :], expected, atol=5e-4, rtol=1e-3)
+    for row, own in zip(edited, rows, strict=True):
+        expected = pushed_logits(model, lm, [*before, *own], len(before), 3.0)[len(before) :]
+        assert_close(row[-len(own) :], expected, atol=5e-4, rtol=1e-3)
+
+
+def test_an_edit_leaves_the_prefixs_last_token_that_stands_in_the_place_of_a_start(with_start):
+    model, lm = with_start
+    polite, (start, *before) = lm.prefixed(PREFIX), lm.token_ids([PREFIX])[0]
+    with xt.Offset(xt.NeuronSet.of([(0, 1), (1, 3), (2, 5)]), 3.0).on(polite):
+        edited = polite.logits(*polite.encode(TEXTS))
+    for row, (_, *own) in zip(edited, lm.token_ids(TEXTS), strict=True):
+        expected = pushed_logits(model, lm, [start, *before, *own], 1 + len(before), 3.0)[-len(own) - 1 :]
+        assert_close(row[-len(own) - 1 :], expected, atol=5e-4, rtol=1e-3)
 
 
 def test_an_edit_on_the_model_does_not_reach_its_prefixed_view(lm):

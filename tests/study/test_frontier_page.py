@@ -71,7 +71,8 @@ def test_the_winner_is_named_with_its_wins_and_its_toxicity(content):
 
 
 @pytest.mark.parametrize(
-    ("lowest", "clearly", "verdict"), [(17, 9, "found"), (17, 8, "weak"), (9, 0, "weak"), (8, 0, "not found")]
+    ("lowest", "clearly", "verdict"),
+    [(17, 9, "found"), (17, 8, "weak"), (9, 1, "weak"), (9, 0, "not found"), (8, 1, "not found")],
 )
 def test_a_winner_needs_most_languages(content, lowest, clearly, verdict):
     def of_first(value, other):

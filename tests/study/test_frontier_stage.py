@@ -11,9 +11,10 @@ from datasets import Dataset
 from test_stages import MATERIALS, SETTINGS, run
 
 from xlingtox.frontiers.result import Frontier
-from xlingtox.study import StudyResults, frontier_stage, frontier_summary, plan
+from xlingtox.study import StudyResults, costs, frontier_stage, frontier_summary, plan, space
 from xlingtox.study.frontier_settings import NEEDS_TUNED, FrontierSettings, known_names, methods_named
 from xlingtox.study.frontier_summary import FrontierSummary
+from xlingtox.study.sizes import Sizes
 
 FEW = FrontierSettings(
     methods=("ablation of sources", "offset of attributed neurons"), budgets=(1.1, 1.5), n_samples=1, prompts=2, texts=2
@@ -142,3 +143,24 @@ def test_parallel_sentences_are_those_of_the_prompts_languages():
     few = frontier_stage.first_sentences(rows, ["en", "es"], source_language="en", n=1)
     assert few["language"][:] == ["es"]
     assert frontier_stage.first_sentences(rows, ["ru"], source_language="en", n=1) is None
+
+
+def test_it_takes_about_what_was_foretold(lm, compared):
+    sizes = Sizes.of(MATERIALS, lm)
+    stages = ["tune", "frontier"]
+    work = costs.stage_costs(lm, sizes, ON, stages=stages, recipe=SETTINGS.recipe)["frontier"]
+    n_points = 1 + sum(len(curve.points) for curve in compared.before_kill.curves)
+    n_texts = n_points * sizes.n_prompts * FEW.n_samples
+    assert n_texts <= work.judged <= 2 * n_texts
+    assert work.written == work.judged * SETTINGS.max_new_tokens
+    more = dataclasses.replace(ON, frontier=dataclasses.replace(FEW, methods=None))
+    assert costs.stage_costs(lm, sizes, more, stages=stages, recipe=SETTINGS.recipe)["frontier"].read > 3 * work.read
+    large = dataclasses.replace(sizes, prompts=dict.fromkeys(sizes.prompts, 10**6), n_labelled=10**6, labelled=10.0**7)
+    bounded = costs.stage_costs(lm, large, ON, stages=stages, recipe=SETTINGS.recipe)["frontier"]
+    assert bounded.judged == work.judged
+    assert bounded.read < 100 * work.read
+    memory = [
+        space.stage_memory(costs.Shape.of(lm), sizes, ON, stages=some, recipe=SETTINGS.recipe)["frontier"]
+        for some in (stages, ["frontier"])
+    ]
+    assert memory[0] - memory[1] == 2 * space.tuned_bytes(costs.Shape.of(lm))

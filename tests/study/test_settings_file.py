@@ -13,6 +13,7 @@ import xlingtox as xt
 from xlingtox import languages, mini
 from xlingtox.models import loading
 from xlingtox.study import Materials, Study, settings_file, templates
+from xlingtox.study.frontier_settings import FrontierSettings
 from xlingtox.study.mistakes import BadSettings
 from xlingtox.tuning import MINI, PAPER_FULL, Recipe
 
@@ -21,6 +22,7 @@ PROMPTS = 'prompts = {loader = "mini.prompts"}\n'
 DATA = f"[data]\n{PROMPTS}"
 JUDGE = '[judge]\nkind = "mini"\n'
 GOOD = MODEL + DATA + JUDGE
+METHODS = 'labelled = {loader = "mini.labelled", n = 200}\nheld_out = {loader = "mini.held_out", n = 4}\n'
 
 
 def data(line):
@@ -41,6 +43,10 @@ def study(line):
 
 def tuning(line):
     return GOOD + f"[tuning]\n{line}\n"
+
+
+def frontier(line):
+    return GOOD + f"[frontier]\n{line}\n"
 
 
 def mistakes(content, folder):
@@ -239,6 +245,33 @@ BAD = {
     "output folder": ("output_dir = 3\n" + GOOD, 'output_dir is 3: write a string, such as "runs/mgpt"'),
     "broken TOML": (GOOD + "[study\n", "line 7: it is not TOML: expected"),
     "text outside of quotes": ("[model]\nsource = mini\n", "line 2: it is not TOML: invalid value"),
+    "unknown method": (
+        frontier('methods = ["AurA", "polite prefixes"]'),
+        '[frontier] methods, item 2 is "polite prefixes": there is no such method: did you mean polite prefix?',
+    ),
+    "method twice": (
+        frontier('methods = ["AurA", "AurA"]'),
+        "[frontier] methods is AurA; AurA: expected each method once",
+    ),
+    "price below one": (
+        frontier("budgets = [1.0]"),
+        "[frontier] budgets is 1: expected numbers above 1, such as 1.1 for 10 % more perplexity",
+    ),
+    "one prompt for two halves": (frontier("prompts = 1"), "[frontier] prompts is 1: expected at least 2"),
+    "key for methods of another section": (
+        frontier("candidates = 5"),
+        "[frontier] candidates is no known key: it belongs in the section [study]",
+    ),
+    "no labelled sentences for methods": (
+        MODEL + DATA + 'held_out = {loader = "mini.held_out", n = 4}\n' + JUDGE + "[frontier]\n",
+        '[data] labelled is missing: the stage frontier needs it: write labelled = {loader = "jigsaw", path = '
+        '"train.csv"}, or leave the section [frontier] out',
+    ),
+    "no pairs for a tuned model": (
+        MODEL + DATA + METHODS + JUDGE + '[frontier]\nmethods = ["DPO"]\n',
+        '[data] pairs is missing: the stage tune needs it: write pairs = {loader = "toxicity_pairwise", path = '
+        '"pairs"}, or leave its methods of a tuned model out of [frontier]',
+    ),
 }
 
 
@@ -408,7 +441,7 @@ def test_every_key_can_be_uncommented(tmp_path, monkeypatch):
     left_out = ("# device", "# steps", "# reverse", "# identify_language")
     lines = [
         line.removeprefix("# ")
-        if (" = " in line and line[2:].split(" = ")[0].isidentifier()) or line == "# [engine]"
+        if (" = " in line and line[2:].split(" = ")[0].isidentifier()) or line in ("# [engine]", "# [frontier]")
         else line
         for line in templates.text("mgpt").split("\n")
         if not line.startswith(left_out)
@@ -417,7 +450,19 @@ def test_every_key_can_be_uncommented(tmp_path, monkeypatch):
     read = settings_file.read(tmp_path / "all.toml")
     assert (read.settings["unit"], read.overrides["learning_rate"], read.options["bits"]) == ("activation", 1e-5, 4)
     assert (read.engine.tuned_model, read.engine.in_flight) == ("tuned", 32)
+    assert read.settings["frontier"] == FrontierSettings(methods=("ablation of sources", "AurA", "DPO"))
     assert set(read.tables) >= {"held_out", "neutral_prompts", "validation", "labelled_elsewhere", "toxic_words"}
+
+
+def test_the_section_of_methods_turns_their_stage_on(tmp_path):
+    written = tmp_path / "mine.toml"
+    written.write_text(data(METHODS))
+    assert "frontier" not in settings_file.read(written).settings
+    written.write_text(data(METHODS) + "[frontier]\n")
+    assert settings_file.read(written).settings["frontier"] == FrontierSettings()
+    written.write_text(data(METHODS) + '[study]\nstages = ["frontier"]\n[frontier]\nbudgets = [1.3]\n')
+    read = settings_file.read(written).settings
+    assert (read["stages"], read["frontier"]) == (["frontier"], FrontierSettings(budgets=(1.3,)))
 
 
 def test_every_template_is_in_the_wheel():

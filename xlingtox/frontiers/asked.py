@@ -27,7 +27,11 @@ from xlingtox.scoring.protocol import Scorer, check_covered
 
 @dataclass(frozen=True)
 class Asked:
-    """The arguments of `frontier`, checked before any work."""
+    """The arguments of `frontier`, checked before any work.
+
+    Attributes:
+        are_all: whether the methods are all that there are, because none was named.
+    """
 
     prompts: Sequence[Prompt]
     scorers: Mapping[str, Scorer]
@@ -35,6 +39,7 @@ class Asked:
     methods: Sequence[Method]
     budgets: tuple[float, ...]
     generation: Mapping[str, Any]
+    are_all: bool
 
     @classmethod
     def of(
@@ -80,7 +85,23 @@ class Asked:
         if parallel is not None:
             sentence_pairs(parallel, pivot=source_language)
         Examples.of(labelled)
-        return cls(prompts, scorers, held_out, chosen, tuple(sorted(set(map(float, budgets)))), generation)
+        rising = tuple(sorted(set(map(float, budgets))))
+        return cls(prompts, scorers, held_out, chosen, rising, generation, are_all=methods is None)
+
+    def check_room(self, lm: HookedLM, fitted: Method) -> None:
+        """Raise ValueError if a method, such as a prefix, leaves no room for texts that the unedited model can read.
+
+        Otherwise both would be measured on other tokens.
+        """
+        if fitted.dial == "continuous" or not isinstance(model := fitted.at(1.0), HookedLM):
+            return
+        check_lengths(model, self.prompts, int(self.generation["max_new_tokens"]))
+        longest = max(map(len, lm.token_ids(list(self.held_out["text"]))))
+        if min(longest, lm.n_positions) > model.n_positions:
+            raise ValueError(
+                f"{fitted.name} leaves room for {model.n_positions} tokens, and a held-out text has {longest}: give "
+                "shorter texts, or a shorter prefix"
+            )
 
 
 def _check_names(methods: Sequence[Method]) -> None:

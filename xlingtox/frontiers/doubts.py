@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from xlingtox import languages
 from xlingtox.evaluation import cautions
@@ -13,6 +13,7 @@ from xlingtox.frontiers.halves import ALL
 from xlingtox.frontiers.point import Curve, Point
 from xlingtox.frontiers.table import AtBudget, mean_of
 from xlingtox.frontiers.wins import LEVEL
+from xlingtox.html.tables import percent
 
 
 def of_measurement(
@@ -61,7 +62,7 @@ def of_budget(by_judge: Mapping[str, Sequence[AtBudget]], ratio: float) -> list[
         by_judge: the methods as each judge sees them.
     """
     methods = next(iter(by_judge.values()))
-    warnings, rise = [], f"+{ratio - 1:.0%} perplexity"
+    warnings, rise = [], f"{percent(ratio - 1, signed=True)} perplexity"
     silent = [method.curve.name for method in methods if reason(method.stops[ALL]) == "degenerate text"]
     if silent:
         warnings.append(
@@ -87,7 +88,7 @@ def _lowest(methods: Sequence[AtBudget]) -> AtBudget | None:
     return means[min(known)] if len(known) > 1 else None
 
 
-def _has_both(sides: Mapping[str, Sequence[int]], code: str) -> bool:
+def _has_both(sides: Mapping[str, Iterable[int]], code: str) -> bool:
     return code in sides and {0, 1} <= {int(half) for half in sides[code]}
 
 

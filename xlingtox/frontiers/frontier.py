@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -15,7 +14,6 @@ from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.data.translations import Parallel
 from xlingtox.edits.interventions import Intervention
-from xlingtox.edits.under import named
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.frontiers import costs
 from xlingtox.frontiers.asked import Asked
@@ -68,7 +66,7 @@ def frontier(
         scorer: any scorer, or several by name. The first is the one that tables show.
         held_out: columns `language, text`, for perplexity: two or more texts in each language of the prompts.
         methods: values such as `xt.methods.SourcesOffset()` (default: all that need no tuned model, and those of the
-            tuned models).
+            tuned models; a `UserWarning` names those that this model cannot take).
         tuned: a model that was tuned from this one, or several by name. One is called "DPO". They are compared too.
         budgets: how far perplexity may rise, as multiples of that of the unedited model.
         seed: the seed of all fits and samples. All methods draw with the same random numbers.
@@ -103,7 +101,7 @@ def frontier(
         source_language=source_language,
         generation={"n_samples": n_samples, "max_new_tokens": max_new_tokens, "seed": seed},
     )
-    fitted, fit_seconds = _fitted(lm, asked.methods, labelled, seed=seed, progress=progress)
+    fitted, fit_seconds = _fitted(lm, asked, labelled, seed=seed, progress=progress)
     measuring = Measuring(
         lm,
         asked.prompts,
@@ -148,25 +146,31 @@ def frontier(
 
 
 def _fitted(
-    lm: HookedLM, methods: Sequence[Method], labelled: Labelled | PreferencePairs, *, seed: int, progress: bool
+    lm: HookedLM, asked: Asked, labelled: Labelled | PreferencePairs, *, seed: int, progress: bool
 ) -> tuple[list[Method], list[float]]:
-    """Fit each method, and return the fitted ones with the seconds that each fit took."""
+    """Fit each method, and return the fitted ones with the seconds that each fit took.
+
+    Where all methods are compared because none was named, those that the model cannot take are left out with a warning.
+    """
     fitted, seconds = [], []
     examples = Examples.of(labelled)
-    with bar("fitting methods", total=len(methods), unit="method", progress=progress) as shown:
-        for method in methods:
+    texts = digest({"toxic": examples.toxic, "clean": examples.clean})
+    with bar("fitting methods", total=len(asked.methods), unit="method", progress=progress) as shown:
+        for method in asked.methods:
             shown.note(method.name)
             began = time.perf_counter()
-            fitted.append(method.fit(lm, labelled, seed=seed, progress=progress))
+            try:
+                one = method.fit(lm, labelled, seed=seed, progress=progress)
+                asked.check_room(lm, one)
+            except ValueError as error:
+                if not asked.are_all:
+                    raise
+                warnings.warn(f"{method.name} is left out: {error}", stacklevel=4)
+                continue
             taken = time.perf_counter() - began
-            about = {
-                "task": "fit seconds",
-                "model": lm.fingerprint(),
-                "method": method.name,
-                "seed": seed,
-                "examples": digest({"toxic": examples.toxic, "clean": examples.clean}),
-            }
-            seconds.append(costs.kept_seconds(about, partial(float, taken)))
+            about = {"task": "fit seconds", "model": lm.fingerprint(), "method": method.name}
+            seconds.append(costs.kept(about | {"seed": seed, "examples": texts}, partial(float, taken)))
+            fitted.append(one)
             shown.update()
     return fitted, seconds
 
@@ -205,12 +209,6 @@ def _costs(
     found = []
     with bar("timing methods", total=len(fitted), unit="method", progress=progress) as shown:
         for method, dial in zip(fitted, strengths, strict=True):
-            strength = dial[len(dial) // 2]
-            edited = method.at(strength)
-            with named(lm, edited) if isinstance(edited, Intervention) else contextlib.nullcontext():
-                identity = (lm if isinstance(edited, Intervention) else edited).identity()
-            about = {"task": "token seconds", "model": lm.fingerprint(), "edited": dataclasses.asdict(identity)}
-            seconds = costs.kept_seconds(about, partial(costs.token_seconds, lm, edited, prompts))
-            found.append((seconds, costs.baked(lm, edited)))
+            found.append(costs.price(lm, method.at(dial[len(dial) // 2]), prompts))
             shown.update()
     return found

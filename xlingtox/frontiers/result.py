@@ -212,16 +212,19 @@ class Frontier:
             [['ablation of sources', 0.7..., 'perplexity'], ['silencer', 0.0, 'degenerate text']]
         """
         judge = self.judge_of(judge)
-        shared = {"halves": self.halves, "judge": judge, "meanings": self.meanings}
-        return table.frame(self.unedited, self._at(ratio, judge), self.languages, **shared)
+        methods = self._at(ratio, judge)
+        return table.frame(
+            self.unedited, methods, self.languages, halves=self.halves, judge=judge, meanings=self.meanings
+        )
 
     @checked
     def wins(self, ratio: float, judge: str | None = None) -> pd.DataFrame:
         """Count in how many languages each method wins at a budget.
 
         Every method is compared with every other, with the controls and with the unedited model, in each language and
-        prompt by prompt. P-values are corrected for the number of all these comparisons (Holm). Where text is less
-        sound than that of the unedited model, on all prompts, a method wins nothing.
+        prompt by prompt. P-values are corrected for the number of all these comparisons (Holm). A method wins
+        nothing where text is less sound than that of the unedited model, on all prompts. Nor does it win where
+        silence explains most of the fall: half of it would also come out if sound texts stayed as toxic as before.
 
         The columns are:
 
@@ -280,9 +283,10 @@ class Frontier:
         judge = self.judge_of(judge)
         before, rows = self.unedited.toxicity[judge], []
         for method in self._at(ratio, judge):
-            strength = method.strength(ALL)
-            fields = {"source": self.source_language, "meanings": self.meanings}
-            rows += crossing.rows(method.curve.name, strength, before, method.together, **fields)
+            name, strength = method.curve.name, method.strength(ALL)
+            rows += crossing.rows(
+                name, strength, before, method.together, source=self.source_language, meanings=self.meanings
+            )
         return pd.DataFrame(rows, columns=list(crossing.COLUMNS))
 
     def costs(self) -> pd.DataFrame:
@@ -326,11 +330,17 @@ class Frontier:
     def _contestants(self, ratio: float, judge: str) -> list[winning.Contestant]:
         before = self.unedited.toxicity[judge]
         methods = [
-            winning.Contestant(method.curve.name, method.toxicity, method.together, method.sound, method.curve.control)
+            winning.Contestant(
+                method.curve.name,
+                method.toxicity,
+                method.together,
+                method.may_win(self.unedited, judge),
+                method.curve.control,
+            )
             for method in self._at(ratio, judge)
         ]
-        sound = dict.fromkeys((*before, ALL), True)
-        return [*methods, winning.Contestant(UNEDITED, before, before, sound, control=None)]
+        always = dict.fromkeys((*before, ALL), True)
+        return [*methods, winning.Contestant(UNEDITED, before, before, always, control=None)]
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks, with the warnings first: a row for each method at the middle budget."""

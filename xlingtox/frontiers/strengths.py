@@ -29,7 +29,10 @@ _APART = 4.0
 """The strengths that are tried first, and the factor between any two of those that bracket a dial."""
 
 _LEAST = 4.0**-6
-_MOST_ROUNDS = 3
+_MOST_ROUNDS = 4
+_MET = 0.15
+"""A target is met where the logarithm of a ratio that was measured is at most this share away from its own."""
+
 _NEAR = 0.05
 """A strength is not tried where one that was tried is at most this share of it away."""
 
@@ -97,6 +100,8 @@ class Search:
             return tuple(wanted)
         self._rounds += 1
         for ratio in (self.targets[0], self.targets[len(self.targets) // 2], self.targets[-1]):
+            if any(abs(math.log(known) / math.log(ratio) - 1) < _MET for known in self.ratios.values()):
+                continue
             strength = self._strength(ratio)
             if strength and all(abs(strength / near - 1) > _NEAR for near in (*tried, *wanted)):
                 wanted.append(strength)

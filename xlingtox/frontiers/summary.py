@@ -26,23 +26,23 @@ def html(
         at_budget, wins, costs: the tables of `Frontier` of these names.
     """
     together = at_budget[at_budget.language == ALL].sort_values(["control", "toxicity"], kind="stable")
-    of_wins, of_costs = wins.set_index("method"), costs.set_index("method")
+    by_method = {str(row["method"]): row for row in wins.merge(costs, on="method").to_dict("records")}
     rows = []
-    for row in together.itertuples():
-        counts, cost = of_wins.loc[row.method], of_costs.loc[row.method]
+    for row in together.to_dict("records"):
+        more = by_method[row["method"]]
         rows.append(
             [
-                escaped(row.method) + (" (control)" if row.control else ""),
-                tables.number(row.strength, 2),
-                f"{tables.number(row.toxicity)} ({tables.number(row.low)} to {tables.number(row.high)})",
-                f"{tables.number(row.change, signed=True)} ({tables.number(row.change_low, signed=True)} to "
-                f"{tables.number(row.change_high, signed=True)})",
-                tables.number(row.perplexity, 2),
-                tables.percent(row.degenerate, digits=1),
-                escaped(row.stopped_by),
-                f"{counts.languages_lowest} ({counts.languages_clearly_lowest} clearly)",
-                tables.number(cost.token_seconds, 2),
-                "yes" if cost.baked else "no",
+                escaped(row["method"]) + (" (control)" if row["control"] else ""),
+                tables.number(row["strength"], 2),
+                f"{tables.number(row['toxicity'])} ({tables.number(row['low'])} to {tables.number(row['high'])})",
+                f"{tables.number(row['change'], signed=True)} ({tables.number(row['change_low'], signed=True)} to "
+                f"{tables.number(row['change_high'], signed=True)})",
+                tables.number(row["perplexity"], 2),
+                tables.percent(row["degenerate"], digits=1),
+                escaped(row["stopped_by"]),
+                f"{more['languages_lowest']} ({more['languages_clearly_lowest']} clearly)",
+                tables.number(more["token_seconds"], 2),
+                "yes" if more["baked"] else "no",
             ]
         )
     columns = ["Method", "Strength", "Toxicity (95 % interval)", "Change (95 % interval)", "Perplexity", "Degenerate"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from xlingtox.evaluation import cautions
 from xlingtox.evaluation.dose_measures import Halves
 from xlingtox.evaluation.intervals import Interval, PerPrompt, mean_intervals, paired_changes
 from xlingtox.evaluation.resampling import Change, Meanings
@@ -50,6 +51,21 @@ class AtBudget:
         """Return the mean of the strengths that both halves chose, in a language or for "all"."""
         return float(np.mean([stop.strength for stop in self.stops[place]]))
 
+    def may_win(self, unedited: Point, judge: str) -> dict[str, bool]:
+        """Return whether a win would be one, in each language and under "all".
+
+        It is none where text is less sound on all prompts, or where silence explains most of the fall of toxicity. Then
+        more than `cautions.EXPLAINS` of the fall would also come out if sound texts stayed as toxic as they were.
+        """
+        may: dict[str, bool] = {}
+        for place, is_sound in self.sound.items():
+            before, after = unedited.toxicity[judge], self.together if place == ALL else self.toxicity
+            fall = mean_of(before, place) - mean_of(after, place)
+            unsound = mean_of(unedited.degenerate, place)
+            share = max(0.0, self.degenerate[place] - unsound) / (1 - unsound) if unsound < 1 else 0.0
+            may[place] = is_sound and mean_of(before, place) * share <= cautions.EXPLAINS * max(0.0, fall)
+        return may
+
 
 def at_budget(
     unedited: Point,
@@ -67,17 +83,19 @@ def at_budget(
         stays: whether text stays sound at each point, as `budget.soundness` gives it.
     """
     stops = budget.stops(unedited, curve, stays, ratio, halves)
-    toxicity: list[dict[str, PerPrompt]] = []
     degenerate: dict[str, float] = {}
     sound: dict[str, bool] = {}
     for where, places in ((_alone(stops), list(unedited.degenerate)), (_together(stops), [ALL])):
-        toxicity.append(budget.at_stops(unedited, curve, where, halves, lambda point: point.toxicity[judge]))
         shares = budget.at_stops(unedited, curve, where, halves, lambda point: point.degenerate)
         known = {code: values for code, values in shares.items() if np.isfinite(values).all()}
         is_sound = budget.as_sound({code: unedited.degenerate[code] for code in known}, known, _of(meanings, known))
         degenerate |= {place: mean_of(shares, place) for place in places}
         sound |= {place: is_sound.get(place, False) for place in places}
-    return AtBudget(curve, stops, *toxicity, degenerate, sound)
+    alone, together = (
+        budget.at_stops(unedited, curve, where, halves, lambda point: point.toxicity[judge])
+        for where in (_alone(stops), _together(stops))
+    )
+    return AtBudget(curve, stops, alone, together, degenerate, sound)
 
 
 def frame(

@@ -9,6 +9,7 @@ from xlingtox.methods.aura import AurA, Damping
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.heads import HeadShift
 from xlingtox.methods.lin_act import LinAcT
+from xlingtox.methods.lin_eas import LinEAS
 from xlingtox.methods.means import MeanDifference, MeanProjected
 from xlingtox.methods.method import Dial, Edited, Fitted, Method
 from xlingtox.methods.prefix import Prefix
@@ -29,6 +30,7 @@ __all__ = [
     "Fitted",
     "HeadShift",
     "LinAcT",
+    "LinEAS",
     "MeanDifference",
     "MeanProjected",
     "Method",

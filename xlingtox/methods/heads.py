@@ -10,6 +10,7 @@ from jaxtyping import Float
 from xlingtox.checking import checked
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.edits.interventions import Offset
+from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Fitted, Method
 from xlingtox.methods.reading import Pool
 from xlingtox.methods.states import States, mean_difference, read_states
@@ -60,7 +61,7 @@ class HeadShift(Method):
         if not 1 <= k <= len(pairs):
             raise ValueError(f"k is {k}: {lm.name} has {len(pairs)} heads")
         layers: list[Place] = [("heads", layer) for layer in range(lm.n_layers)]
-        read = read_states(lm, labelled, layers, tokens=self.tokens, progress=progress)
+        read = read_states(lm, Examples.of(labelled), layers, tokens=self.tokens, progress=progress)
         states = {
             (layer, head): read["heads", layer].columns(places.columns(lm, ("heads", layer), [head]))
             for layer, head in pairs
@@ -75,7 +76,7 @@ class HeadShift(Method):
 
 def _accuracy(states: States, *, seed: int) -> float:
     """Return how often a probe is right on the sentences that it was not fitted on."""
-    train, held_out = next(states.folds(seed=seed))
+    train, held_out = states.split(seed=seed)
     direction, bias = logistic_regression(train.both(), train.labels(), penalty=1.0)
     judged_toxic = held_out.both() @ direction + bias > 0
     return float((judged_toxic == held_out.labels()).mean())

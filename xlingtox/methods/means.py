@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from xlingtox.checking import checked
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.edits.steering import Project, Steer
+from xlingtox.methods.layers import direction_at
 from xlingtox.methods.method import Fitted, Method
 from xlingtox.methods.reading import Pool
-from xlingtox.methods.states import direction_at, mean_difference
+from xlingtox.methods.states import mean_difference
 from xlingtox.models.hooked import HookedLM
 
 
@@ -22,8 +23,8 @@ class MeanDifference(Method):
     every position. States are those of the last token, as published.
 
     Attributes:
-        layer: the block's number. By default the one whose direction tells toxic from clean sentences best, on
-            sentences that it was not fitted on; of equally good blocks the middle one.
+        layer: the block's number. By default the one at which the edit sets toxic and clean sentences apart most, on
+            a fifth of the sentences that chooses and does not fit (`layers.best_layer`).
         tokens: the tokens of a sentence whose states are read: "last", the "mean" over all, or the "max". In many
             models the first token has states a hundred times as large as others, which a mean then consists of.
 
@@ -42,8 +43,8 @@ class MeanDifference(Method):
     def fit(
         self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
     ) -> Fitted:
-        layer, direction = direction_at(
-            lm, labelled, mean_difference, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
+        direction, layer = direction_at(
+            lm, labelled, mean_difference, Steer, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
         )
         return Fitted.of(self, lambda strength: Steer(direction, layer, strength))
 
@@ -74,7 +75,7 @@ class MeanProjected(Method):
     def fit(
         self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
     ) -> Fitted:
-        layer, direction = direction_at(
-            lm, labelled, mean_difference, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
+        direction, layer = direction_at(
+            lm, labelled, mean_difference, Project, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
         )
         return Fitted.of(self, lambda strength: Project(direction, layer, strength))

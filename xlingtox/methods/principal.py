@@ -12,9 +12,10 @@ from scipy.linalg import eigh
 from xlingtox.checking import checked
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.edits.steering import Project, Steer
+from xlingtox.methods.layers import direction_at
 from xlingtox.methods.method import Fitted, Method
 from xlingtox.methods.reading import Pool
-from xlingtox.methods.states import States, direction_at, mean_difference
+from xlingtox.methods.states import States, mean_difference
 from xlingtox.models.hooked import HookedLM
 
 
@@ -77,8 +78,8 @@ class Principal(Method):
         self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
     ) -> Fitted:
         of_states = partial(principal_direction, seed=seed)
-        layer, direction = direction_at(
-            lm, labelled, of_states, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
+        direction, layer = direction_at(
+            lm, labelled, of_states, Steer, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
         )
         return Fitted.of(self, lambda strength: Steer(direction, layer, strength))
 
@@ -109,7 +110,7 @@ class PrincipalProjected(Method):
         self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
     ) -> Fitted:
         of_states = partial(principal_direction, seed=seed)
-        layer, direction = direction_at(
-            lm, labelled, of_states, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
+        direction, layer = direction_at(
+            lm, labelled, of_states, Project, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
         )
         return Fitted.of(self, lambda strength: Project(direction, layer, strength))

@@ -9,9 +9,10 @@ import torch
 from xlingtox.checking import checked
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.edits.steering import Steer
+from xlingtox.methods.layers import direction_at
 from xlingtox.methods.method import Fitted, Method
 from xlingtox.methods.reading import Pool
-from xlingtox.methods.states import direction_at, mean_difference
+from xlingtox.methods.states import mean_difference
 from xlingtox.models.hooked import HookedLM
 
 
@@ -41,8 +42,8 @@ class RandomDirection(Method):
     def fit(
         self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
     ) -> Fitted:
-        layer, means = direction_at(
-            lm, labelled, mean_difference, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
+        means, layer = direction_at(
+            lm, labelled, mean_difference, Steer, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
         )
         drawn = torch.randn(len(means), generator=torch.Generator().manual_seed(seed))
         direction = drawn * (means.norm() / drawn.norm())

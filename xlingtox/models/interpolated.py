@@ -10,6 +10,9 @@ from torch import Tensor
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.loading import Loaded
 
+_LARGE = 2**28
+"""Weights of so many bytes are not left to Python, which frees a model that nobody holds some time later."""
+
 
 def interpolated(base: HookedLM, tuned: HookedLM, share: float) -> HookedLM:
     """Return a new model with the weights `base + share * (tuned - base)`, in the dtype and on the device of the base.
@@ -26,8 +29,9 @@ def interpolated(base: HookedLM, tuned: HookedLM, share: float) -> HookedLM:
         True
     """
     check_interpolable(base, tuned)
-    # The bridge of an earlier model refers to itself, so its weights stay until these circles are collected.
-    gc.collect()
+    if base.weight_bytes >= _LARGE:
+        # The bridge of an earlier model refers to itself, so its weights stay until these circles are collected.
+        gc.collect()
     model, targets = base.unwrapped(), tuned.plain_weights()
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -130,7 +130,8 @@ class PrefixedBackend(HuggingFaceBackend):
         def run(value: Tensor) -> Tensor | None:
             if self._own is None:
                 return hook(value)
-            before, own = value.split([value.shape[1] - self._own.shape[1], self._own.shape[1]], 1)
+            width = self._own.shape[1]
+            before, own = value[:, :-width], value[:, -width:]
             edited = hook(own)
             if edited is None:
                 return None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from xlingtox.study import templates as templates
     from xlingtox.study import terminal as terminal
     from xlingtox.study.engine import Engine as Engine
+    from xlingtox.study.frontier_settings import FrontierSettings as FrontierSettings
     from xlingtox.study.models import ModelSource as ModelSource
     from xlingtox.study.results import StudyResults as StudyResults
     from xlingtox.study.running import run as run
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOLDERS = {
     "Engine": "engine",
+    "FrontierSettings": "frontier_settings",
     "Materials": "settings",
     "ModelSource": "models",
     "Settings": "settings",

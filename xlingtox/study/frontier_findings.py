@@ -96,8 +96,9 @@ def _winner(summary: FrontierSummary) -> Verdict:
         return Verdict(WINS, "not found", f"{reason} It was chosen by chance.")
     if clearly > n / 2:
         return Verdict(WINS, "found", reason)
-    beats_all = int(best["beats_overall"]) == n_others
-    return Verdict(WINS, "weak" if lowest > n / 2 or beats_all else "not found", reason)
+    beaten = int(best["beats_overall"])
+    is_weak = beaten == n_others or (lowest > n / 2 and (clearly or beaten))
+    return Verdict(WINS, "weak" if is_weak else "not found", reason)
 
 
 def _ranked(summary: FrontierSummary) -> list[Row]:

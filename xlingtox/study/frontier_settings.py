@@ -75,17 +75,16 @@ class FrontierSettings:
     def __post_init__(self) -> None:
         if self.methods is not None:
             if not self.methods:
-                raise ValueError(f"methods is empty: name some of {', '.join(known_names())}")
+                raise ValueError(f"methods is empty: name some of {'; '.join(known_names())}")
             if unknown := [name for name in self.methods if name not in known_names()]:
-                raise ValueError(f"there is no method {unknown[0]!r}: expected some of {', '.join(known_names())}")
+                raise ValueError(f"there is no method {unknown[0]!r}: expected some of {'; '.join(known_names())}")
             if len(set(self.methods)) < len(self.methods):
-                raise ValueError(f"methods is {', '.join(self.methods)}: expected each method once")
+                raise ValueError(f"methods is {'; '.join(self.methods)}: expected each method once")
         if not self.budgets or len(set(self.budgets)) < len(self.budgets):
             raise ValueError(f"budgets is {self.budgets}: expected some numbers, each once")
-        if wrong := [budget for budget in self.budgets if not (math.isfinite(budget) and budget > 1)]:
-            raise ValueError(
-                f"budgets has {wrong[0]:g}: expected numbers above 1, such as 1.1 for 10 % more perplexity"
-            )
+        if not all(math.isfinite(budget) and budget > 1 for budget in self.budgets):
+            numbers = ", ".join(f"{budget:g}" for budget in self.budgets)
+            raise ValueError(f"budgets is {numbers}: expected numbers above 1, such as 1.1 for 10 % more perplexity")
         # Prompts and texts are halved: strengths are chosen on one half, and the methods are measured on the other.
         for name, least in (("n_samples", 1), ("prompts", 2), ("texts", 2), ("sentences", 2)):
             if getattr(self, name) < least:
@@ -96,6 +95,7 @@ class FrontierSettings:
         """Whether a method is named that is made from a tuned model."""
         return any(name in NEEDS_TUNED for name in self.methods or ())
 
+    @checked
     def chosen(self, *, tuned: bool) -> tuple[str, ...]:
         """Return the names of the methods that are compared, with or without a tuned model."""
         return tuple(

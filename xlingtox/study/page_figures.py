@@ -254,7 +254,8 @@ _CAPTIONS: Mapping[str, tuple[str, str]] = {
         "Toxicity against fluency, method by method",
         "Each line is a method that is turned up from left to right: how much perplexity it costs, and how toxic the "
         "text still is. The first panel is the mean over languages. The lowest line at one place on the axis wins "
-        "there. The vertical lines are the prices. At a cross the text is less sound than without an edit, and that is no cure.",
+        "there. Vertical lines are the prices. At a cross the text is less sound than without an edit, and that is no "
+        "cure.",
     ),
     "training": (
         "How tuning went",
