@@ -144,19 +144,6 @@ def test_the_result_says_what_was_asked(lm, measured):
     assert (single.judges, single.budgets) == (("hash",), (1.02, 1.3))
 
 
-def test_texts_that_report_do_not_choose_strengths(lm, measured):
-    """Strengths follow from every second held-out text of each language alone."""
-    texts = list(HELD_OUT["text"])
-    for i in range(3, 6):
-        texts[i] = "kot kot"
-    changed = run(lm, held_out=Dataset.from_dict({"language": HELD_OUT["language"], "text": texts}))
-    strengths = [[point.strength for point in one.curves[0].points] for one in (changed, measured)]
-    assert strengths[0] == strengths[1]
-    texts[0] = "kot kot"
-    changed = run(lm, held_out=Dataset.from_dict({"language": HELD_OUT["language"], "text": texts}))
-    assert [point.strength for point in changed.curves[0].points] != strengths[1]
-
-
 def test_a_killed_call_goes_on_to_an_identical_result(lm, other, tmp_path, monkeypatch):
     methods = [Lowered(), Other(other)]
     decode, n_batches, most = generation.decode, [0], [math.inf]
