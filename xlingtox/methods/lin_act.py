@@ -45,7 +45,7 @@ class LinAcT(Method):
     """
 
     sites: tuple[Site, ...] = ("ln1", "ln2")
-    n_texts: int = 256
+    n_texts: int = 128
     incremental: bool = True
     name: str = field(default="Lin-AcT", kw_only=True)
     citation: str = field(default="Rodriguez et al. 2025", kw_only=True)
