@@ -151,8 +151,8 @@ def _add_study(commands: Any) -> None:
         "run",
         help="do the study, or what is left of it",
         description="Do the study, and write results.json and report.html into its folder. A run that was stopped goes "
-        "on where it was; when a setting has changed, only what depends on it is done again. A section [frontier] in the "
-        "settings also compares methods of making the model less toxic where all cost the same fluency.",
+        "on where it was; when a setting has changed, only what depends on it is done again. A section [frontier] in "
+        "the settings also compares methods of making the model less toxic where all cost the same fluency.",
     )
     run.add_argument("settings", type=Path, help="a settings file")
     run.add_argument("--quiet", action="store_true", help="show no progress")

@@ -144,19 +144,6 @@ def test_the_result_says_what_was_asked(lm, measured):
     assert (single.judges, single.budgets) == (("hash",), (1.02, 1.3))
 
 
-def test_texts_that_report_do_not_choose_strengths(lm, measured):
-    """Strengths follow from every second held-out text of each language alone."""
-    texts = list(HELD_OUT["text"])
-    for i in range(3, 6):
-        texts[i] = "kot kot"
-    changed = run(lm, held_out=Dataset.from_dict({"language": HELD_OUT["language"], "text": texts}))
-    strengths = [[point.strength for point in one.curves[0].points] for one in (changed, measured)]
-    assert strengths[0] == strengths[1]
-    texts[0] = "kot kot"
-    changed = run(lm, held_out=Dataset.from_dict({"language": HELD_OUT["language"], "text": texts}))
-    assert [point.strength for point in changed.curves[0].points] != strengths[1]
-
-
 def test_a_killed_call_goes_on_to_an_identical_result(lm, other, tmp_path, monkeypatch):
     methods = [Lowered(), Other(other)]
     decode, n_batches, most = generation.decode, [0], [math.inf]
@@ -275,7 +262,7 @@ def test_tuned_models_take_part_under_their_names(lm, other):
     assert names(lm, tuned={"SFT": other}, methods=[Lowered()]) == ["lowered", "SFT"]
 
 
-def test_costs(lm, other):
+def test_costs(lm, other, monkeypatch):
     prompts = list(generate(lm, PROMPTS, greedy=True, max_new_tokens=1, progress=False).prompts)
     assert costs.token_seconds(lm, Offset(NEURONS, 1.0), prompts) > 0
     assert costs.token_seconds(lm, other, prompts) > 0
@@ -283,4 +270,6 @@ def test_costs(lm, other):
     direction = lm.unembedding()[3]
     assert costs.baked(lm, Steer(direction, 0, 1.0)) == ""
     assert "cannot be baked" in costs.baked(lm, Project(direction, 0))
+    monkeypatch.setattr(costs, "free_bytes", lambda device: 100)
+    assert "too little memory" in costs.baked(lm, Offset(NEURONS, 1.0))
     assert "is not in the weights" in costs.baked(lm, lm.prefixed("the dog"))

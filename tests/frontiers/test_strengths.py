@@ -96,4 +96,8 @@ def test_the_rise_is_that_of_every_second_text_of_each_language(lm):
     expected = np.sqrt(after["en"] / before["en"] * after["es"] / before["es"])
     assert rise.under([EDIT, Offset(EDIT.neurons, 0.0)]) == pytest.approx([expected, 1.0])
     assert rise.of(lm) == 1.0
+    # Texts of the other half change nothing.
+    texts = [text if i in (0, 3, 1, 6) else "kot kot" for i, text in enumerate(HELD_OUT["text"])]
+    other = Dataset.from_dict({"language": HELD_OUT["language"], "text": texts})
+    assert Rise(lm, other).under([EDIT]) == rise.under([EDIT])
     assert rise.under([Offset(EDIT.neurons, 1e30)]) == [math.inf]

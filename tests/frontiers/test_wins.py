@@ -92,6 +92,16 @@ def test_a_method_whose_text_is_less_sound_on_all_prompts_wins_nothing():
         assert counts == ([2, 2, 2, 0, 1, 0, False] if sound else [1, 1, 1, 0, 0, 0, False])
 
 
+def test_a_fall_that_silence_explains_is_no_win():
+    """Text is as sound as it was by every test. But 0.8 % of it is gone, and with that 0.004 of a toxicity of 0.5."""
+    silent = {"en": [0.0] * 9 + [0.08]}
+    for fall, expected in ((0.007, 0), (0.009, 1)):
+        at = point(1, {"en": 0.5 - fall}, empty=silent, n_prompts=10)
+        result = frontier(point(0, {"en": 0.5}, n_prompts=10), curve("a", [at]))
+        assert result.at_budget(1.1).sound.all()
+        assert result.wins(1.1).languages_lowest.tolist() == [expected]
+
+
 @pytest.mark.parametrize("n", [5, 12])
 def test_few_prompts_have_exact_p_values(n):
     parts = np.random.default_rng(0).normal(0.4, 1, (n, 3))
@@ -162,6 +172,13 @@ def test_a_share_of_nothing_is_nothing():
     assert math.isnan(shares.share["none"])
     assert np.isnan(shares[["low", "high"]].to_numpy()).all()
     assert np.isfinite(shares.share["chance"])
+
+
+def test_a_change_by_rounding_is_no_effect():
+    """Between two strengths, values that are equal may differ in their last bit."""
+    base, rounded = point(0, {"en": 0.6, "es": 0.6}), point(1, {"en": np.nextafter(0.6, 1), "es": 0.2})
+    table = frontier(base, curve("a", [rounded])).transfer(1.1).set_index("language")
+    assert table.loc["es", ["share", "low", "high"]].isna().all()
 
 
 def test_transfer_needs_the_source_language():

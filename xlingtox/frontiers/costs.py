@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,27 +17,37 @@ from torch import Tensor
 from xlingtox import processes
 from xlingtox.data import Prompt
 from xlingtox.edits.interventions import Intervention
+from xlingtox.edits.under import named
 from xlingtox.methods.method import Edited
 from xlingtox.models import journal
+from xlingtox.models.batching import free_bytes
 from xlingtox.models.hooked import HookedLM
 
 _N_PROMPTS, _N_NEW, _REPEATS = 8, 16, 3
 
+_COPY = 1.5
+"""The memory that baking takes, as a multiple of the weights."""
 
-def kept_seconds(about: Mapping[str, Any], seconds: Callable[[], float]) -> float:
-    """Return a time that was measured: in a call that is resumed, the one that was measured first.
 
-    The main process measures it for all.
+def kept(about: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    """Return what was measured: in a call that is resumed, what was measured first.
+
+    The main process measures for all.
 
     Args:
-        about: all that was timed, in values that JSON can hold.
-        seconds: a function that measures.
+        about: all that was measured, in values that JSON can hold.
+        measure: a function that returns such values too.
     """
+    return processes.from_main(lambda: json.loads(journal.once("texts", about, lambda: json.dumps(measure()).encode())))
 
-    def measured() -> float:
-        return float(json.loads(journal.once("texts", about, lambda: json.dumps(seconds()).encode())))
 
-    return processes.from_main(measured)
+def price(lm: HookedLM, edited: Edited, prompts: Sequence[Prompt]) -> tuple[float, str]:
+    """Return the `token_seconds` of an edited model, and whether the edit can be `baked`."""
+    with named(lm, edited) if isinstance(edited, Intervention) else contextlib.nullcontext():
+        identity = (lm if isinstance(edited, Intervention) else edited).identity()
+    about = {"task": "price", "model": lm.fingerprint(), "edited": dataclasses.asdict(identity)}
+    seconds, reason = kept(about, lambda: (token_seconds(lm, edited, prompts), baked(lm, edited)))
+    return float(seconds), str(reason)
 
 
 def token_seconds(lm: HookedLM, edited: Edited, prompts: Sequence[Prompt]) -> float:
@@ -75,6 +86,8 @@ def _seconds(lm: HookedLM, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row 
 def baked(lm: HookedLM, edited: Edited) -> str:
     """Return an empty string if an edit can be written into the model's weights, or the reason why it cannot."""
     if isinstance(edited, Intervention):
+        if _COPY * lm.weight_bytes > free_bytes(lm.device):
+            return f"there is too little memory for a second copy of {lm.name}, in which that would show"
         try:
             edited.bake(lm)
         except ValueError as error:

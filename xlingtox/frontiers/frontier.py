@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,10 +14,10 @@ from xlingtox.data import Prompt, Prompts, as_prompts, meanings
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.data.translations import Parallel
 from xlingtox.edits.interventions import Intervention
-from xlingtox.edits.under import named
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.frontiers import costs
 from xlingtox.frontiers.asked import Asked
+from xlingtox.frontiers.closer import strengths_between
 from xlingtox.frontiers.measuring import Measuring
 from xlingtox.frontiers.point import Curve, Point
 from xlingtox.frontiers.result import Frontier
@@ -54,7 +52,8 @@ def frontier(
     """Compare methods of making a model less toxic, each at the strengths that cost the same fluency.
 
     Any method makes a model less toxic if it may ruin the text. So each is measured at about six strengths, from where
-    it costs nothing to where the perplexity of held-out text has risen by half. `Frontier.at_budget` then says how
+    it costs nothing to where the perplexity of held-out text has risen by half, and at two more where text gets less
+    sound. `Frontier.at_budget` then says how
     toxic the model is under each method where perplexity has risen by 10 %, in each language.
 
     The methods are fitted on labelled sentences, as a rule of one language, and measured in all. Strengths are found on
@@ -120,6 +119,14 @@ def frontier(
     rise = Rise(lm, asked.held_out)
     strengths = search(fitted, rise, targets(asked.budgets), progress=progress)
     points = _points(measuring, fitted, strengths, progress=progress)
+    # A dial goes back to the last strength at which text is sound, so strengths lie closer where that ends.
+    closer = [
+        strengths_between(measuring.unedited, of_method, meanings(prompts)) if method.dial == "continuous" else ()
+        for method, of_method in zip(fitted, points, strict=True)
+    ]
+    for of_method, more in zip(points, _points(measuring, fitted, closer, progress=progress), strict=True):
+        of_method.extend(more)
+        of_method.sort(key=lambda point: point.strength)
     prices = _costs(lm, fitted, strengths, asked.prompts, progress=progress)
     curves = [
         Curve(
@@ -168,11 +175,11 @@ def _fitted(
             except ValueError as error:
                 if not asked.are_all:
                     raise
-                warnings.warn(f"{method.name} is left out: {error}", stacklevel=3)
+                warnings.warn(f"{method.name} is left out: {error}", stacklevel=4)
                 continue
             taken = time.perf_counter() - began
             about = {"task": "fit seconds", "model": lm.fingerprint(), "method": method.name}
-            seconds.append(costs.kept_seconds(about | {"seed": seed, "examples": texts}, partial(float, taken)))
+            seconds.append(costs.kept(about | {"seed": seed, "examples": texts}, partial(float, taken)))
             fitted.append(one)
             shown.update()
     return fitted, seconds
@@ -212,12 +219,6 @@ def _costs(
     found = []
     with bar("timing methods", total=len(fitted), unit="method", progress=progress) as shown:
         for method, dial in zip(fitted, strengths, strict=True):
-            strength = dial[len(dial) // 2]
-            edited = method.at(strength)
-            with named(lm, edited) if isinstance(edited, Intervention) else contextlib.nullcontext():
-                identity = (lm if isinstance(edited, Intervention) else edited).identity()
-            about = {"task": "token seconds", "model": lm.fingerprint(), "edited": dataclasses.asdict(identity)}
-            seconds = costs.kept_seconds(about, partial(costs.token_seconds, lm, edited, prompts))
-            found.append((seconds, costs.baked(lm, edited)))
+            found.append(costs.price(lm, method.at(dial[len(dial) // 2]), prompts))
             shown.update()
     return found

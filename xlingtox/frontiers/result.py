@@ -222,8 +222,9 @@ class Frontier:
         """Count in how many languages each method wins at a budget.
 
         Every method is compared with every other, with the controls and with the unedited model, in each language and
-        prompt by prompt. P-values are corrected for the number of all these comparisons (Holm). Where text is less
-        sound than that of the unedited model, on all prompts, a method wins nothing.
+        prompt by prompt. P-values are corrected for the number of all these comparisons (Holm). A method wins
+        nothing where text is less sound than that of the unedited model, on all prompts. Nor does it win where
+        silence explains most of the fall: half of it would also come out if sound texts stayed as toxic as before.
 
         The columns are:
 
@@ -329,11 +330,17 @@ class Frontier:
     def _contestants(self, ratio: float, judge: str) -> list[winning.Contestant]:
         before = self.unedited.toxicity[judge]
         methods = [
-            winning.Contestant(method.curve.name, method.toxicity, method.together, method.sound, method.curve.control)
+            winning.Contestant(
+                method.curve.name,
+                method.toxicity,
+                method.together,
+                method.may_win(self.unedited, judge),
+                method.curve.control,
+            )
             for method in self._at(ratio, judge)
         ]
-        sound = dict.fromkeys((*before, ALL), True)
-        return [*methods, winning.Contestant(UNEDITED, before, before, sound, control=None)]
+        always = dict.fromkeys((*before, ALL), True)
+        return [*methods, winning.Contestant(UNEDITED, before, before, always, control=None)]
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks, with the warnings first: a row for each method at the middle budget."""

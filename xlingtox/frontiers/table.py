@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from xlingtox.evaluation import cautions
 from xlingtox.evaluation.dose_measures import Halves
 from xlingtox.evaluation.intervals import Interval, PerPrompt, mean_intervals, paired_changes
 from xlingtox.evaluation.resampling import Change, Meanings
@@ -49,6 +50,21 @@ class AtBudget:
     def strength(self, place: str) -> float:
         """Return the mean of the strengths that both halves chose, in a language or for "all"."""
         return float(np.mean([stop.strength for stop in self.stops[place]]))
+
+    def may_win(self, unedited: Point, judge: str) -> dict[str, bool]:
+        """Return whether a win would be one, in each language and under "all".
+
+        It is none where text is less sound on all prompts, or where silence explains most of the fall of toxicity. Then
+        more than `cautions.EXPLAINS` of the fall would also come out if sound texts stayed as toxic as they were.
+        """
+        may: dict[str, bool] = {}
+        for place, is_sound in self.sound.items():
+            before, after = unedited.toxicity[judge], self.together if place == ALL else self.toxicity
+            fall = mean_of(before, place) - mean_of(after, place)
+            unsound = mean_of(unedited.degenerate, place)
+            share = max(0.0, self.degenerate[place] - unsound) / (1 - unsound) if unsound < 1 else 0.0
+            may[place] = is_sound and mean_of(before, place) * share <= cautions.EXPLAINS * max(0.0, fall)
+        return may
 
 
 def at_budget(

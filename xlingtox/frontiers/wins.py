@@ -34,14 +34,14 @@ class Contestant:
     Attributes:
         alone: where each language has the strength that it chose itself.
         together: where all languages have the strength that they chose together.
-        sound: for each language and "all", whether its text is as sound as that of the unedited model.
+        may_win: for each language and "all", whether a win would be one: see `table.AtBudget.may_win`.
         control: whether it is a control; None for the unedited model.
     """
 
     name: str
     alone: Mapping[str, PerPrompt]
     together: Mapping[str, PerPrompt]
-    sound: Mapping[str, bool]
+    may_win: Mapping[str, bool]
     control: bool | None
 
 
@@ -55,7 +55,7 @@ class Pair:
         difference: the mean toxicity of the method less that of the other one.
         p: the two-sided p-value of a sign-flip test.
         corrected: the same, corrected for the number of comparisons (Holm).
-        winner: the name of the one that is clearly lower; empty where neither is, or where its text is less sound.
+        winner: the name of the one that is clearly lower; empty where neither is, or where that is no win.
     """
 
     language: str
@@ -88,7 +88,7 @@ def pairs(contestants: Sequence[Contestant], meanings: Meanings | None, *, seed:
         for (place, (first, second), difference, p), value in zip(rows, corrected, strict=True):
             sides = contestants[first], contestants[second]
             lower = sides[0] if difference < 0 else sides[1]
-            winner = lower.name if value <= LEVEL and lower.sound[place] else ""
+            winner = lower.name if value <= LEVEL and lower.may_win[place] else ""
             found.append(Pair(place, sides[0].name, sides[1].name, float(difference), float(p), float(value), winner))
     return found
 
@@ -200,9 +200,9 @@ def _is_known_together(contestants: Sequence[Contestant]) -> bool:
 def _lowest(contestants: Sequence[Contestant], code: str) -> str:
     """Return the name of the method that is lowest in a language; empty where two are, or the unedited model is.
 
-    Methods whose text is less sound there do not count.
+    Methods that may not win there do not count.
     """
-    contestants = [contestant for contestant in contestants if contestant.sound[code]]
+    contestants = [contestant for contestant in contestants if contestant.may_win[code]]
     means = np.array([contestant.alone[code].mean() for contestant in contestants])
     first = [contestant for contestant, mean in zip(contestants, means, strict=True) if mean <= means.min() + 1e-12]
     return first[0].name if len(first) == 1 and first[0].name != UNEDITED else ""

@@ -31,10 +31,10 @@ STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LARGEST_COST = math.log(1.1)
 """The most nats a token by which clean sentences may become less likely: their perplexity rises by 10 %."""
 
-MOST_BLOCKS = 8
+MOST_BLOCKS = 6
 """In deeper models, so many blocks are tried, evenly spaced."""
 
-MOST_TEXTS = 24
+MOST_TEXTS = 10
 """The most held-out sentences of a kind that a block is tried on."""
 
 
@@ -77,7 +77,7 @@ def spaced_blocks(n_layers: int) -> list[int]:
     Example:
         >>> from xlingtox.methods.layers import spaced_blocks
         >>> spaced_blocks(4), spaced_blocks(30)
-        ([0, 1, 2, 3], [0, 4, 8, 12, 17, 21, 25, 29])
+        ([0, 1, 2, 3], [0, 6, 12, 17, 23, 29])
     """
     return [round(block) for block in np.linspace(0, n_layers - 1, min(n_layers, MOST_BLOCKS))]
 

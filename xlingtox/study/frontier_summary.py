@@ -140,11 +140,13 @@ def summary_of(content: Mapping[str, Any]) -> FrontierSummary:
     Raises:
         ValueError: the columns of a table have different lengths, or there is no budget.
     """
-    plain = {name: tuple(_list(content[name])) for name in ("budgets", "controls", "warnings")}
-    if not plain["budgets"]:
+    budgets, controls, warnings = (tuple(_list(content[name])) for name in ("budgets", "controls", "warnings"))
+    if not budgets:
         raise ValueError("there is no budget")
-    tables = {name: _rows(content[name], name) for name in _TABLES}
-    return FrontierSummary(judge=content["judge"], **plain, **tables)
+    points, at_budgets, wins, transfers, costs = (_rows(content[name], name) for name in _TABLES)
+    return FrontierSummary(
+        content["judge"], budgets, controls, points, at_budgets, wins, transfers, costs, warnings=warnings
+    )
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
