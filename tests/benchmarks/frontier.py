@@ -215,15 +215,14 @@ def transfer(run: Measured) -> Iterator[dict[str, str]]:
     ratio = run.frontier.shown_budget
     for method, rows in run.frontier.transfer(ratio).groupby("method", sort=False):
         english, others = (rows[rows.language == code].iloc[0] for code in (SOURCE, "others"))
-        share = f"{others.share:.0%} ({others.low:.0%} to {others.high:.0%})".replace("%", " %").replace("-", "−")
-        # A share of next to nothing says nothing.
-        known = np.isfinite([others.share, others.low, others.high]).all() and abs(english.effect) > 1e-6
+        share, low, high = (f"{100 * end:z.0f}".replace("-", "−") for end in others[["share", "low", "high"]])
+        known = np.isfinite([others.share, others.low, others.high]).all()
         yield {
             "Budget": rise(ratio),
             "Method": method,
             "English": number(english.effect, sign="+"),
             "Others": number(others.effect, sign="+"),
-            "Share (95 %)": share if known else "–",
+            "Share (95 %)": f"{share} % ({low} to {high})" if known else "–",
         }
 
 

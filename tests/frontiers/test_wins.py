@@ -174,6 +174,13 @@ def test_a_share_of_nothing_is_nothing():
     assert np.isfinite(shares.share["chance"])
 
 
+def test_a_change_by_rounding_is_no_effect():
+    """Between two strengths, values that are equal may differ in their last bit."""
+    base, rounded = point(0, {"en": 0.6, "es": 0.6}), point(1, {"en": np.nextafter(0.6, 1), "es": 0.2})
+    table = frontier(base, curve("a", [rounded])).transfer(1.1).set_index("language")
+    assert table.loc["es", ["share", "low", "high"]].isna().all()
+
+
 def test_transfer_needs_the_source_language():
     result = frontier(point(0, {"es": 0.6}), curve("a", [point(1, {"es": 0.5})]))
     with pytest.raises(ValueError, match="no prompts in en, the language that methods are fitted on"):

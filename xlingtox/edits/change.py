@@ -40,7 +40,7 @@ class Change:
     write: Float[Tensor, "*row column"] | None = None
 
     def apply(self, activation: Float[Tensor, "batch pos column"]) -> Tensor:
-        """Return the edited activations."""
+        """Return the edited activations, in memory of their own."""
         edited = activation
         if self.gain is not None:
             edited = edited * self.gain
@@ -50,7 +50,7 @@ class Change:
             edited = edited + (edited * self.read).sum(-1, keepdim=True) * self.write
         if self.value is not None:
             value = self.value.expand_as(edited)
-            edited = value if self.is_set is None else torch.where(self.is_set, value, edited)
+            edited = value.clone() if self.is_set is None else torch.where(self.is_set, value, edited)
         return edited
 
     def after(self, gain: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

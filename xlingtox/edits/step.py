@@ -42,6 +42,10 @@ class Columns(NamedTuple):
     indices: list[int]
     numbers: list[int]
 
+    def are_all(self, lm: HookedLM, place: Place) -> bool:
+        """Return whether these are all columns of the place, in their order."""
+        return self.indices == list(range(places.n_columns(lm, place)))
+
 
 class Step:
     """A single edit at some places of a model, at all positions or some: an `Offset`, a `Patch`, a `Steer`, ...
@@ -215,21 +219,27 @@ def hooks_of(
     Args:
         idle: steps that have not acted yet, by `id`. The hooks remove a step when it acts.
     """
-    edits_by_place: dict[Place, list[tuple[Step, Tensor, Callable[[Tensor], Tensor]]]] = {}
+    edits_by_place: dict[Place, list[tuple[Step, Tensor | None, Callable[[Tensor], Tensor]]]] = {}
     for step in steps:
         for place, columns in step.by_place(lm).items():
             edited_columns = step.editor(lm, place, columns, source_activations=source_activations)
-            indices = torch.tensor(columns.indices, device=lm.device_of(place[1]))
+            # A change of all columns makes a tensor of its own, so none has to be copied for it.
+            is_whole = columns.are_all(lm, place) and step.change(place, columns) is not None
+            indices = None if is_whole else torch.tensor(columns.indices, device=lm.device_of(place[1]))
             edits_by_place.setdefault(place, []).append((step, indices, edited_columns))
 
-    def hook(edits: list[tuple[Step, Tensor, Callable[[Tensor], Tensor]]]) -> Hook:
+    def hook(edits: list[tuple[Step, Tensor | None, Callable[[Tensor], Tensor]]]) -> Hook:
         def edit(value: Tensor) -> Tensor | None:
             edited = None
             for step, indices, edited_columns in edits:
-                if step.acts(lm):
+                if not step.acts(lm):
+                    continue
+                if indices is None:
+                    edited = edited_columns(value if edited is None else edited)
+                else:
                     edited = value.clone() if edited is None else edited
                     edited[..., indices] = edited_columns(edited[..., indices])
-                    idle.pop(id(step), None)
+                idle.pop(id(step), None)
             return edited
 
         return edit

@@ -105,22 +105,21 @@ class _Table:
     A step of fewer columns than others repeats one of its own. Where an edit has no step, a column is left as it is.
 
     Attributes:
-        columns: the indices of the columns.
+        columns: the indices of the columns; None for all of them.
         change: what steps that do the same in every pass make of them.
         copied: the activations of other models by place, which replace these where the mask says so.
         others: steps whose numbers are not known in advance, each with its columns, its reader and a mask of the rows.
     """
 
-    columns: Int[Tensor, "row 1 column"]
+    columns: Int[Tensor, "row 1 column"] | None
     change: Change
     copied: Sequence[tuple[Mapping[Place, Tensor], Bool[Tensor, "row 1 column"]]]
     others: Sequence[tuple[Step, Int[Tensor, "column"], Reader, Bool[Tensor, "row"]]]
 
     def of_rows(self, numbers: Int[Tensor, "row"]) -> _Table:
         """Return the table with a row for each text, from the numbers of the texts' edits."""
-        numbers = numbers.to(self.columns.device)
         return _Table(
-            self.columns[numbers],
+            None if self.columns is None else self.columns[numbers],
             self.change.of_rows(numbers),
             [(by_place, mask[numbers]) for by_place, mask in self.copied],
             [(step, columns, read, mask[numbers]) for step, columns, read, mask in self.others],
@@ -128,12 +127,15 @@ class _Table:
 
     def apply(self, place: Place, activations: Float[Tensor, "row pos column"]) -> None:
         """Edit the activations in place. Each row is edited by the same arithmetic as under its edit alone."""
-        indices = self.columns.expand(-1, activations.shape[1], -1)
-        edited = self.change.apply(activations.gather(-1, indices))
+        indices = None if self.columns is None else self.columns.expand(-1, activations.shape[1], -1)
+        edited = self.change.apply(activations if indices is None else activations.gather(-1, indices))
         for by_place, is_copied in self.copied:
-            copied = by_place[place].to(activations).gather(-1, indices)
-            edited = torch.where(is_copied, copied, edited)
-        activations.scatter_(-1, indices, edited)
+            values = by_place[place].to(activations)
+            edited = torch.where(is_copied, values if indices is None else values.gather(-1, indices), edited)
+        if indices is None:
+            activations.copy_(edited)
+        else:
+            activations.scatter_(-1, indices, edited)
         for step, columns, read, is_chosen in self.others:
             rows = is_chosen.nonzero().squeeze(-1)
             if not len(rows):
@@ -168,7 +170,8 @@ def _hook(lm: HookedLM, place: Place, tables: Mapping[bool, Sequence[_Table]], m
             numbers_before, of_rows = numbers, {}
         if continuing not in of_rows:
             met.add(numbers, continuing)
-            of_rows[continuing] = [table.of_rows(numbers) for table in tables[continuing]]
+            on_device = numbers.to(activations.device)
+            of_rows[continuing] = [table.of_rows(on_device) for table in tables[continuing]]
         if not of_rows[continuing]:
             return None
         edited = activations.clone()
@@ -242,8 +245,9 @@ def _table(
             others.append((step, indices.to(device), read, torch.arange(n_edits, device=device) == number))
             continue
         chosen_columns[number] = indices[filled]
+    partial = [number for number, (_, columns) in steps.items() if not columns.are_all(lm, place)]
     return _Table(
-        chosen_columns[:, None].to(device),
+        chosen_columns[:, None].to(device) if partial else None,
         Change.stacked(changes, n_edits, width).to(lm.dtype, device),
         [(source_activations[source], mask.to(device)) for source, mask in copied.items()],
         others,

@@ -191,6 +191,8 @@ def _method(
         axes: the axes of the panel.
     """
     colour, dash, symbol = look
+    # The single mark of a switch must be seen among lines.
+    size = _SIZE if len(rows) > 1 else 10
     label = escaped_for_plotly(name)
     shared = {
         "mode": "markers" if len(rows) == 1 else "lines+markers",
@@ -210,7 +212,7 @@ def _method(
         y=drawable([unedited, *rows.toxicity]),
         marker={
             "color": colour,
-            "size": [0, *(_SIZE if is_sound else 8 for is_sound in sound)],
+            "size": [0, *(size if is_sound else 8 for is_sound in sound)],
             "symbol": ["circle", *(symbol if is_sound else "x-thin" for is_sound in sound)],
             "line": {"color": colour, "width": [0, *(0 if is_sound else 2 for is_sound in sound)]},
             "opacity": 1,
@@ -224,7 +226,7 @@ def _method(
         **shared,
     )
     # The marks of a line may be crosses, and the legend shows the first: it gets a line of its own.
-    in_legend = go.Scatter(x=[None], y=[None], marker={"color": colour, "symbol": symbol, "size": _SIZE}, **shared)
+    in_legend = go.Scatter(x=[None], y=[None], marker={"color": colour, "symbol": symbol, "size": size}, **shared)
     return [line, in_legend] if is_named else [line]
 
 

@@ -17,6 +17,7 @@ from xlingtox.edits.interventions import Intervention
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.frontiers import costs
 from xlingtox.frontiers.asked import Asked
+from xlingtox.frontiers.closer import strengths_between
 from xlingtox.frontiers.measuring import Measuring
 from xlingtox.frontiers.point import Curve, Point
 from xlingtox.frontiers.result import Frontier
@@ -51,7 +52,8 @@ def frontier(
     """Compare methods of making a model less toxic, each at the strengths that cost the same fluency.
 
     Any method makes a model less toxic if it may ruin the text. So each is measured at about six strengths, from where
-    it costs nothing to where the perplexity of held-out text has risen by half. `Frontier.at_budget` then says how
+    it costs nothing to where the perplexity of held-out text has risen by half, and at two more where text gets less
+    sound. `Frontier.at_budget` then says how
     toxic the model is under each method where perplexity has risen by 10 %, in each language.
 
     The methods are fitted on labelled sentences, as a rule of one language, and measured in all. Strengths are found on
@@ -117,6 +119,14 @@ def frontier(
     rise = Rise(lm, asked.held_out)
     strengths = search(fitted, rise, targets(asked.budgets), progress=progress)
     points = _points(measuring, fitted, strengths, progress=progress)
+    # A dial goes back to the last strength at which text is sound, so strengths lie closer where that ends.
+    closer = [
+        strengths_between(measuring.unedited, of_method, meanings(prompts)) if method.dial == "continuous" else ()
+        for method, of_method in zip(fitted, points, strict=True)
+    ]
+    for of_method, more in zip(points, _points(measuring, fitted, closer, progress=progress), strict=True):
+        of_method.extend(more)
+        of_method.sort(key=lambda point: point.strength)
     prices = _costs(lm, fitted, strengths, asked.prompts, progress=progress)
     curves = [
         Curve(

@@ -120,14 +120,14 @@ class Search:
             steps = [LIMIT / _APART**i for i in range(N_STRENGTHS)]
             found += [step for step in steps if step > last][: len(self.targets) - len(found)]
         published = max(found) > 1.0 and all(abs(strength - 1) > _NEAR for strength in found)
-        return tuple(sorted({*found, 1.0 if published else _rounded(min(found) / 2)}))
+        return tuple(sorted({*found, 1.0 if published else rounded(min(found) / 2)}))
 
     def _strength(self, ratio: float) -> float | None:
         """Return the least strength at which perplexity has risen so far, to three digits; None where none has."""
         below = 0.0
         for strength in sorted(self.ratios):
             if self.ratios[strength] >= ratio:
-                return _rounded(_between(below, self.ratios.get(below, 1.0), strength, self.ratios[strength], ratio))
+                return rounded(_between(below, self.ratios.get(below, 1.0), strength, self.ratios[strength], ratio))
             below = strength
         return None
 
@@ -142,7 +142,7 @@ def _between(below: float, ratio_below: float, above: float, ratio_above: float,
     return below + (above - below) * share
 
 
-def _rounded(strength: float) -> float:
+def rounded(strength: float) -> float:
     """Round to three significant digits."""
     return float(f"{strength:.2e}")
 
