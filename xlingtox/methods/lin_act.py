@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 
 import torch
@@ -70,7 +69,7 @@ class LinAcT(Method):
         with bar("fitting maps", total=len(places), unit="place", progress=progress) as shown:
             for group in groups:
                 # The model runs under the maps of all earlier places.
-                with Maps(gains, shifts).edit(lm, 1.0).on(lm) if gains else contextlib.nullcontext():
+                with Maps(gains, shifts).on(lm):
                     sources = read_pooled(lm, toxic, group, pool="mean", progress=False)
                 for place in group:
                     gains[place], shifts[place] = line(sources[place], targets[place])
