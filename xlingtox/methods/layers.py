@@ -35,7 +35,7 @@ LARGEST_COST = math.log(1.1)
 MOST_BLOCKS = 6
 """In deeper models, so many blocks are tried, evenly spaced."""
 
-MOST_TEXTS = 10
+MOST_TEXTS = 16
 """The most held-out sentences of a kind that a block is tried on."""
 
 
