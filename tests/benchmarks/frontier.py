@@ -15,6 +15,7 @@ Each seed's frontier is kept in the work folder and not measured again. A run th
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -284,26 +285,31 @@ def percent(share: float) -> str:
 
 # --- picture
 
+_WIDTH = 860
+"""The width of a picture, in pixels of the page; as in the notebooks."""
+
 
 def draw(run: Measured, file: Path) -> None:
-    """Draw a frontier in the browser that takes pictures of studies."""
+    """Draw a frontier in the browser that takes pictures of studies, in few colours."""
+    from PIL import Image
     from playwright.sync_api import sync_playwright
     from plotly.offline import get_plotlyjs
 
     from xlingtox.study import picture
 
-    figure = xt.plot(run.frontier).update_layout(width=1100)
+    figure = xt.plot(run.frontier)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=picture.browser(), args=["--no-sandbox"])
-        page = browser.new_page(device_scale_factor=1.5, viewport={"width": 1100, "height": 900})
-        page.set_content('<body style="margin: 0"><div id="shown"></div>')
+        page = browser.new_page(device_scale_factor=1.5, viewport={"width": _WIDTH, "height": figure.layout.height})
+        page.set_content(f'<body style="margin: 0"><div id="shown" style="width: {_WIDTH}px"></div>')
         page.add_script_tag(content=get_plotlyjs())
         page.evaluate(
             "(figure) => Plotly.newPlot('shown', figure.data, figure.layout, {staticPlot: true})",
             json.loads(figure.to_json()),
         )
-        page.locator("#shown").screenshot(path=str(file))
+        taken = Image.open(io.BytesIO(page.locator("#shown").screenshot())).convert("RGB")
         browser.close()
+    taken.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
 
 
 def main() -> None:

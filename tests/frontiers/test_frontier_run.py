@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ LABELLED = [{"text": "the dog", "label": 1}, {"text": "the house", "label": 0}]
 PARALLEL = {"en": ["the cat sat", "the dog ran", "a house"], "es": ["el gato duerme", "un perro", "la casa es"]}
 NEURONS = NeuronSet.of([(0, 3), (0, 9), (1, 5)])
 SCORERS = {"first": HashScorer("en", "es"), "second": HashScorer("en", "es", "de")}
+token_seconds, baked = costs.token_seconds, costs.baked
 SIZES = {"n_samples": 2, "max_new_tokens": 5}
 
 
@@ -73,6 +75,16 @@ class NeverFitted(Lowered):
 def run(lm, **options):
     given = {"labelled": LABELLED, "scorer": SCORERS, "held_out": HELD_OUT, "methods": [Lowered()], **SIZES, **options}
     return frontier(lm, given.pop("prompts", PROMPTS), progress=False, **given)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Let no run time and bake: each price is another one. `test_costs` asks for both by itself."""
+    with pytest.MonkeyPatch.context() as patched:
+        numbers = itertools.count(1)
+        patched.setattr(costs, "token_seconds", lambda *arguments: float(next(numbers)))
+        patched.setattr(costs, "baked", lambda *arguments: "")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +135,8 @@ def test_points_equal_calls_of_each_edit_alone(lm, measured):
 
 def test_another_model_is_measured_as_itself_and_judged_by_the_unedited_one(lm, other, measured):
     curve = measured.curves[1]
-    assert (curve.name, curve.dial, curve.citation) == ("other", "switch", "nobody")
+    assert (curve.name, curve.dial, curve.citation, curve.baked) == ("other", "switch", "nobody", "")
+    assert curve.token_seconds != measured.curves[0].token_seconds
     (point,) = curve.points
     assert point.strength == 1
     by_hand(lm, other, point)
@@ -264,12 +277,12 @@ def test_tuned_models_take_part_under_their_names(lm, other):
 
 def test_costs(lm, other, monkeypatch):
     prompts = list(generate(lm, PROMPTS, greedy=True, max_new_tokens=1, progress=False).prompts)
-    assert costs.token_seconds(lm, Offset(NEURONS, 1.0), prompts) > 0
-    assert costs.token_seconds(lm, other, prompts) > 0
-    assert costs.baked(lm, Offset(NEURONS, 1.0)) == costs.baked(lm, other) == ""
+    assert token_seconds(lm, Offset(NEURONS, 1.0), prompts) > 0
+    assert token_seconds(lm, other, prompts) > 0
+    assert baked(lm, Offset(NEURONS, 1.0)) == baked(lm, other) == ""
     direction = lm.unembedding()[3]
-    assert costs.baked(lm, Steer(direction, 0, 1.0)) == ""
-    assert "cannot be baked" in costs.baked(lm, Project(direction, 0))
+    assert baked(lm, Steer(direction, 0, 1.0)) == ""
+    assert "cannot be baked" in baked(lm, Project(direction, 0))
     monkeypatch.setattr(costs, "free_bytes", lambda device: 100)
-    assert "too little memory" in costs.baked(lm, Offset(NEURONS, 1.0))
-    assert "is not in the weights" in costs.baked(lm, lm.prefixed("the dog"))
+    assert "too little memory" in baked(lm, Offset(NEURONS, 1.0))
+    assert "is not in the weights" in baked(lm, lm.prefixed("the dog"))

@@ -252,7 +252,7 @@ def test_the_block_sets_held_out_sentences_apart_most_at_equal_cost(case, method
 
 def test_of_equally_good_blocks_the_middle_one_is_taken(case):
     """Directions that change nothing are all as good."""
-    nowhere = torch.zeros(case.lm.d_model)
+    nowhere = (0.0,) * case.lm.d_model
     held_out = Examples(tuple(case.of_label(1)[:2]), tuple(case.of_label(0)[:2]), paired=False)
     for blocks, middle in (([0, 1, 2], 1), ([1, 2], 2), ([1], 1)):
         directions = dict.fromkeys(blocks, nowhere)

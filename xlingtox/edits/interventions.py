@@ -304,8 +304,9 @@ class Offset(_Numbers):
 
     def amounts(self) -> Sequence[float]:
         """Return the numbers that are added: each value times its unit's weight."""
-        per_unit = self._numbers_per_unit()
-        return [value * self.neurons.amounts[i // per_unit] for i, value in enumerate(self.values())]
+        # Read once: a set without weights makes its amounts anew each time.
+        per_unit, amounts = self._numbers_per_unit(), self.neurons.amounts
+        return [value * amounts[i // per_unit] for i, value in enumerate(self.values())]
 
     def _change(self, numbers: Tensor) -> Change:
         return Change(shift=numbers)

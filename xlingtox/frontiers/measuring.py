@@ -54,7 +54,8 @@ class Measuring:
         progress: bool,
     ) -> None:
         self._lm, self._scorers = lm, scorers
-        self._parallel, self._asking = parallel, {"source_language": source_language, "progress": progress}
+        self._parallel = parallel
+        self._asking: dict[str, Any] = {"source_language": source_language, "progress": progress}
         self._trials = Trials(
             lm,
             prompts,

@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.edits.interventions import Intervention
@@ -22,7 +20,10 @@ from xlingtox.models.sites import Place
 DirectionOf = Callable[[States], Float[np.ndarray, "column"]]
 """A function from the states at one place to a direction there, from toxic towards clean."""
 
-EditOf = Callable[[Float[Tensor, "column"], int, float], Intervention]
+Numbers = tuple[float, ...]
+"""A direction as edits hold it."""
+
+EditOf = Callable[[Numbers, int, float], Intervention]
 """A function from a direction, a block's number and a strength to an edit, such as `Steer`."""
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -48,7 +49,7 @@ def direction_at(
     tokens: Pool,
     seed: int,
     progress: bool,
-) -> tuple[Float[Tensor, "d_model"], int]:
+) -> tuple[Numbers, int]:
     """Return a direction in the residual stream, fitted on all sentences, and the block behind which it acts.
 
     Args:
@@ -66,9 +67,9 @@ def direction_at(
     read = read_states(lm, examples, places, tokens=tokens, progress=progress)
     states = {block: read["residual", block] for block in blocks}
     if layer is None:
-        directions = {block: _tensor(direction_of(of_block.split(seed=seed)[0])) for block, of_block in states.items()}
+        directions = {block: _numbers(direction_of(of_block.split(seed=seed)[0])) for block, of_block in states.items()}
         layer = best_layer(lm, directions, edit_of, _held_out(examples, seed=seed), progress=progress)
-    return _tensor(direction_of(states[layer])), layer
+    return _numbers(direction_of(states[layer])), layer
 
 
 def spaced_blocks(n_layers: int) -> list[int]:
@@ -84,7 +85,7 @@ def spaced_blocks(n_layers: int) -> list[int]:
 
 def best_layer(
     lm: HookedLM,
-    directions: Mapping[int, Float[Tensor, "d_model"]],
+    directions: Mapping[int, Numbers],
     edit_of: EditOf,
     held_out: Examples,
     *,
@@ -136,5 +137,5 @@ def _rows(lm: HookedLM, texts: Sequence[str]) -> list[Row]:
     return rows
 
 
-def _tensor(direction: Float[np.ndarray, "column"]) -> Float[Tensor, "column"]:
-    return torch.from_numpy(direction).float()
+def _numbers(direction: Float[np.ndarray, "column"]) -> Numbers:
+    return tuple(direction.tolist())

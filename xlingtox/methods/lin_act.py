@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 
 import torch
@@ -46,7 +45,7 @@ class LinAcT(Method):
     """
 
     sites: tuple[Site, ...] = ("ln1", "ln2")
-    n_texts: int = 256
+    n_texts: int = 128
     incremental: bool = True
     name: str = field(default="Lin-AcT", kw_only=True)
     citation: str = field(default="Rodriguez et al. 2025", kw_only=True)
@@ -70,7 +69,7 @@ class LinAcT(Method):
         with bar("fitting maps", total=len(places), unit="place", progress=progress) as shown:
             for group in groups:
                 # The model runs under the maps of all earlier places.
-                with Maps(gains, shifts).edit(lm, 1.0).on(lm) if gains else contextlib.nullcontext():
+                with Maps(gains, shifts).on(lm):
                     sources = read_pooled(lm, toxic, group, pool="mean", progress=False)
                 for place in group:
                     gains[place], shifts[place] = line(sources[place], targets[place])

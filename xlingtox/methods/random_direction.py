@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
 
 from xlingtox.checking import checked
 from xlingtox.data.columns import Labelled, PreferencePairs
@@ -45,6 +45,6 @@ class RandomDirection(Method):
         means, layer = direction_at(
             lm, labelled, mean_difference, Steer, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
         )
-        drawn = torch.randn(len(means), generator=torch.Generator().manual_seed(seed))
-        direction = drawn * (means.norm() / drawn.norm())
+        drawn = np.random.default_rng(seed).standard_normal(len(means))
+        direction = tuple((drawn * np.linalg.norm(means) / np.linalg.norm(drawn)).tolist())
         return Fitted.of(self, lambda strength: Steer(direction, layer, strength))

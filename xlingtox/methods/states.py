@@ -39,11 +39,9 @@ class States(NamedTuple):
 
     def split(self, *, seed: int) -> tuple[States, States]:
         """Return the states of the sentences to fit on, and of those that `held_out_rows` holds out."""
-        sides = self.toxic, self.clean
-        held_out = held_out_rows(len(self.toxic), len(self.clean), paired=self.paired, seed=seed)
-        train = [np.delete(side, rows, axis=0) for side, rows in zip(sides, held_out, strict=True)]
-        rest = [side[rows] for side, rows in zip(sides, held_out, strict=True)]
-        return States(*train, self.paired), States(*rest, self.paired)
+        toxic, clean = held_out_rows(len(self.toxic), len(self.clean), paired=self.paired, seed=seed)
+        train = States(np.delete(self.toxic, toxic, axis=0), np.delete(self.clean, clean, axis=0), self.paired)
+        return train, States(self.toxic[toxic], self.clean[clean], self.paired)
 
     def columns(self, columns: Sequence[int]) -> States:
         """Return some columns of the states, such as those of one head."""
@@ -88,8 +86,5 @@ def read_states(
     """
     texts = [*examples.toxic, *examples.clean]
     states = read_pooled(lm, texts, places, pool=tokens, progress=progress)
-    n_toxic = len(examples.toxic)
-    return {
-        place: States(*np.split(of_place.double().numpy(), [n_toxic]), paired=examples.paired)
-        for place, of_place in states.items()
-    }
+    n_toxic, in_full = len(examples.toxic), {place: of_place.double().numpy() for place, of_place in states.items()}
+    return {place: States(rows[:n_toxic], rows[n_toxic:], examples.paired) for place, rows in in_full.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from xlingtox.edits.interventions import Intervention, Offset, Scale
 from xlingtox.methods.examples import Examples
+from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.sites import SITES, Place, Site
 from xlingtox.neurons.neuron_set import NeuronSet
@@ -40,6 +42,17 @@ class Maps:
 
     gains: Mapping[Place, Float[Tensor, "column"]]
     shifts: Mapping[Place, Float[Tensor, "column"]]
+
+    @contextlib.contextmanager
+    def on(self, lm: HookedLM) -> Iterator[None]:
+        """Run the model under the whole maps, without an edit, which takes long to make of many units."""
+
+        def hook_of(gain: Tensor, shift: Tensor) -> Hook:
+            return lambda value: (value * gain.to(value.device) + shift.to(value.device)).to(value)
+
+        hooks = {place: hook_of(gain, self.shifts[place]) for place, gain in self.gains.items()}
+        with lm.hooks(at=hooks, edit="maps that are fitted"):
+            yield
 
     def edit(self, lm: HookedLM, strength: float) -> Intervention:
         """Return the edit that takes each column so far on its way: `(1 - strength) x + strength (gain x + shift)`."""
