@@ -85,6 +85,16 @@ def test_a_winner_needs_most_languages(content, lowest, clearly, verdict):
     assert overall.verdicts[0].verdict == ("weak" if verdict == "not found" else verdict)
 
 
+def test_where_nobody_wins_nobody_is_named(content):
+    nobody = changed(
+        content, "wins", **dict.fromkeys(("languages_lowest", "languages_clearly_lowest", "beats_overall"), lambda _: 0)
+    )
+    results = judged(changed(nobody, "at_budgets", p=lambda _: 1.0))
+    assert said(results, "Which method,")[0].endswith("no method is lower than all others in any language.")
+    assert said(results, "Which methods cross")[0].endswith("No method is shown to lower toxicity in any of 16 others.")
+    assert {verdict.verdict for verdict in results.verdicts} == {"not found"}
+
+
 def test_a_control_that_is_lowest_is_no_winner(content):
     def first(row):
         return 17 if row["method"] == "random neurons" else 0

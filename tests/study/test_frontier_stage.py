@@ -91,7 +91,8 @@ def test_methods_of_a_tuned_model_bring_the_stage_that_tunes():
         return plan.planned(materials, dataclasses.replace(SETTINGS, stages=stages, frontier=frontier))
 
     assert planned(MATERIALS, FEW) == ["tune", "frontier"]
-    assert planned(MATERIALS, untuned) == planned(MATERIALS, None) == ["frontier"]
+    assert planned(MATERIALS, untuned) == planned(without, None) == ["frontier"]
+    assert planned(MATERIALS, None) == ["tune", "frontier"]
     assert planned(without, untuned, None)[-1] == "frontier"
     for stages in (None, ("frontier",)):
         with pytest.raises(ValueError, match="the stage tune needs the materials pairs"):

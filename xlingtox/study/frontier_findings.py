@@ -65,7 +65,9 @@ def methods(results: StudyResults) -> list[Finding]:
         return findings
     fell = _falls(summary, others)
     best = [name for name in _by_count(fell) if name not in summary.controls][:_NAMED]
-    words = f"{stress(seen(best[0]))} lowers toxicity in {fell[best[0]]} of {len(others)} others." if best else ""
+    words = f"No method is shown to lower toxicity in any of {len(others)} others."
+    if best and fell[best[0]]:
+        words = f"{stress(seen(best[0]))} lowers toxicity in {fell[best[0]]} of {len(others)} others."
     verdict = verdict_on(results.verdicts, crosses(results.source_language))
     counts = [f"{seen(name)} {fell[name]} of {len(others)}" for name in [*best, *_controls_of(summary, fell)[:1]]]
     details = [seen(verdict.reason) if verdict else "", _reach(summary, best)]
@@ -104,7 +106,8 @@ def _winner(summary: FrontierSummary) -> Verdict:
 def _ranked(summary: FrontierSummary) -> list[Row]:
     """Return the rows of wins, the method that is lowest in most languages first."""
     rows = summary.wins_at(summary.main_budget)
-    return sorted(rows, key=lambda row: (-row["languages_lowest"], -row["languages_clearly_lowest"]))
+    columns = ("languages_lowest", "languages_clearly_lowest", "beats_overall")
+    return sorted(rows, key=lambda row: tuple(-row[column] for column in columns))
 
 
 def _in_most(summary: FrontierSummary, unedited: float) -> str:
@@ -115,6 +118,8 @@ def _in_most(summary: FrontierSummary, unedited: float) -> str:
     if not ranked:
         return "Nothing was compared."
     best, n = ranked[0], len(summary.languages)
+    if not best["languages_lowest"]:
+        return f"At {in_words(summary.main_budget)} perplexity, no method is lower than all others in any language."
     return (
         f"At {in_words(summary.main_budget)} perplexity, {stress(seen(best['method']))} is lowest in "
         f"{int(best['languages_lowest'])} of {n} languages, clearly in {int(best['languages_clearly_lowest'])}."

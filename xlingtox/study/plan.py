@@ -117,9 +117,11 @@ def planned(materials: Materials, settings: Settings, *, both_fit: bool = True) 
     Raises:
         ValueError: a stage was asked for, and the materials for it or for one that it needs are missing.
     """
-    asked = wanted(settings)
+    asked, frontier = wanted(settings), settings.frontier
+    if "frontier" in asked and frontier is not None and frontier.methods is None and materials.pairs is not None:
+        asked = with_needs([*asked, "tune"])  # all methods are compared, those of a tuned model too
     if settings.stages is None:
-        required = [] if settings.frontier is None else with_needs(["frontier"], frontier=settings.frontier)
+        required = [] if frontier is None else with_needs(["frontier"], frontier=frontier)
         fitting = [name for name in asked if name != "attribute" or both_fit]
         asked = [name for name in fitting if name in required or not lacking(name, materials)]
     for name in asked:
