@@ -143,7 +143,7 @@ def _columns(lm: HookedLM, group: NeuronSet | Sequence[NeuronSet], components: C
     for neurons in [group] if isinstance(group, NeuronSet) else group:
         neurons.check(lm, sites=("neurons", "heads"))
         for layer, (indices, _) in neurons.by_layer().items():
-            place: Place = (neurons.site, layer)
+            place: Place = ("heads" if neurons.site == "heads" else "neurons", layer)
             if place not in components.units:
                 raise ValueError(
                     f"a group holds {neurons.site}, which are not among the components that were asked for"

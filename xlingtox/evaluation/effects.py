@@ -22,9 +22,9 @@ from xlingtox.evaluation.components import Component, Components, Place, Swap
 from xlingtox.evaluation.continuation_rows import WeightedRow
 from xlingtox.evaluation.row_measures import Reading, RowMeasure, wide
 from xlingtox.evaluation.text_losses import counted_columns
+from xlingtox.models import sites
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.sites import SITES
 
 STEPS = (2, 4, 8, 16, 32, 64)
 """The numbers of points on the path that are tried, one after the other, where no number was asked for."""
@@ -219,7 +219,9 @@ class Path:
 
         residual: dict[int, Hook] = {0: begin}
         residual |= {layer + 1: added_by(layer) for kind, layer in places if kind == "layers"}
-        at_sites = {(site, layer): seen((site, layer)) for site in SITES for kind, layer in places if kind == site}
+        at_sites: dict[sites.Place, Hook] = {
+            (site, layer): seen((site, layer)) for site in sites.SITES for kind, layer in places if kind == site
+        }
         with lm.hooks(at=at_sites, residual=residual, edit=None):
             yield
 

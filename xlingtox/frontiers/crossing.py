@@ -48,7 +48,8 @@ def rows(
         drawn[OTHERS] = np.mean([drawn[code] for code in others], axis=0)
         single[OTHERS] = all(single[code] for code in others)
     # What is left of opposite changes by rounding is no effect.
-    effects, drawn = ({code: np.round(of[code], _DIGITS) for code in of} for of in (effects, drawn))
+    effects = {code: round(effect, _DIGITS) for code, effect in effects.items()}
+    drawn = {code: np.round(values, _DIGITS) for code, values in drawn.items()}
     least, most = np.quantile(drawn[source], _QUANTILES)
     table = []
     for code in (source, *([OTHERS] if others else []), *others):
@@ -56,7 +57,7 @@ def rows(
         low = high = math.nan
         if least * most > 0 and not (single[source] or single[code]):
             low, high = (float(end) for end in np.quantile(drawn[code] / drawn[source], _QUANTILES))
-        table.append((name, code, strength, float(effects[code]), share, low, high))
+        table.append((name, code, strength, effects[code], share, low, high))
     return table
 
 
