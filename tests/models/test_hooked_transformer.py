@@ -8,9 +8,10 @@ import torch
 import transformer_lens
 from torch.testing import assert_close
 
-from xlingtox.edits.interventions import Offset
+from xlingtox.edits.interventions import Offset, Scale
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
+from xlingtox.models.sites import SITES
 from xlingtox.neurons.activations import collect_activations
 from xlingtox.neurons.neuron_set import NeuronSet
 
@@ -95,3 +96,19 @@ def test_activations_and_edits(both):
 def test_processed_weights_are_refused(hf, tokenizer, settings):
     with pytest.raises(ValueError, match=r"processed|centred"):
         HookedLM.load(converted(hf, **settings), tokenizer=tokenizer)
+
+
+def test_every_site(both):
+    plain = both[1]
+    ids, mask = plain.encode(TEXTS)
+    for site in SITES:
+        if not plain.layers_of(site):
+            assert site in ("ln1_post", "ln2_post")
+            continue
+        logits = []
+        for lm in both:
+            assert lm.layers_of(site) == plain.layers_of(site)
+            edit = Scale(NeuronSet.all(lm, site=site), 0.75) + Offset(NeuronSet.all(lm, site=site), 0.1)
+            with edit.on(lm):
+                logits.append(lm.logits(ids, mask)[mask])
+        assert_close(*logits, atol=1e-3, rtol=1e-3, msg=site)
