@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Change:
-    """What an edit does to some columns of an activation. Parts that are None do nothing.
+    """The arithmetic of an edit on some columns of an activation. Parts that are None do nothing.
 
     An edit has one of these parts, or none. Several edits that run together on different rows have more: the tensors
     then have a row for each text.

@@ -41,7 +41,7 @@ class _Along(Constant, Intervention):
 
     @property
     def size(self) -> float:
-        """How far the edit goes."""
+        """The number that says how far the edit goes."""
         return float(getattr(self, self.amount_name))
 
     def __repr__(self) -> str:
@@ -86,8 +86,8 @@ class _Along(Constant, Intervention):
 class Steer(_Along):
     """Add `strength` times a direction to the residual stream behind a block: activation addition.
 
-    The direction is added at every token. One that points from toxic to clean text makes text less toxic, and a
-    direction of the same length that was drawn at random is the control (Turner et al. 2023; Rimsky et al. 2024).
+    The direction is added at every token (Turner et al. 2023; Rimsky et al. 2024). One that points from toxic to clean
+    text makes text less toxic. The control is a direction of the same length that was drawn at random.
 
     Attributes:
         direction: the direction, as a tensor, an array or a list of numbers, which are kept as a tuple: d_model of

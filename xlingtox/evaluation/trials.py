@@ -30,7 +30,7 @@ from xlingtox.models.hooked import HookedLM
 
 @dataclass(frozen=True)
 class Trial:
-    """What one model wrote after the prompts, and how it read held-out texts.
+    """The texts that one model wrote after the prompts, and its losses on held-out texts.
 
     Attributes:
         continuations: what it wrote.

@@ -65,12 +65,12 @@ Stops: TypeAlias = Mapping[str, tuple[Stop, Stop]]
 def soundness(unedited: Point, curve: Curve, halves: Halves, meanings: Meanings | None) -> tuple[Sound, Sound]:
     """Return at which points of a curve text stays sound, as each half of the prompts shows it.
 
-    Text is less sound in a language if the share of degenerate text rose by more than `MORE`, and that is no chance:
-    the paired interval of the rise lies above 0, or its sign-flip test has p ≤ .05, in this language or in the mean
-    over languages. A few prompts of a single language would let a method pass that falls silent a little in every
-    language. Few prompts have wide intervals: a rise of more than
-    `MOST` counts in any case, and any above `MORE` where there is no interval. A language without a prompt in this half
-    goes by the mean over languages.
+    Text is less sound in a language if the share of degenerate text rose by more than `MORE`, and that is no chance.
+    It is no chance if the paired interval of the rise lies above 0, or its sign-flip test has p ≤ .05. The mean over
+    languages counts too: the few prompts of one language would let a method pass that falls silent a little in each.
+
+    Few prompts have wide intervals. So a rise of more than `MOST` counts in any case, and any above `MORE` where there
+    is no interval. A language without a prompt in this half goes by the mean over languages.
     """
     first, second = (_sound(unedited, curve, prompts_of(halves, half), meanings) for half in (0, 1))
     return first, second

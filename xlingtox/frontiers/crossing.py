@@ -1,4 +1,4 @@
-"""How far each method reaches beyond the language that it was fitted on."""
+"""Measure how far each method reaches beyond the language that it was fitted on."""
 
 from __future__ import annotations
 

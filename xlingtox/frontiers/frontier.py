@@ -52,9 +52,9 @@ def frontier(
     """Compare methods of making a model less toxic, each at the strengths that cost the same fluency.
 
     Any method makes a model less toxic if it may ruin the text. So each is measured at about six strengths, from where
-    it costs nothing to where the perplexity of held-out text has risen by half, and at two more where text gets less
-    sound. `Frontier.at_budget` then says how
-    toxic the model is under each method where perplexity has risen by 10 %, in each language.
+    it costs nothing to where the perplexity of held-out text has risen by half. Two more lie where text gets less
+    sound. `Frontier.at_budget` then says how toxic the model is under each method where perplexity has risen by 10 %,
+    in each language.
 
     The methods are fitted on labelled sentences, as a rule of one language, and measured in all. Strengths are found on
     half of the held-out texts. All edits share batches, as far as that is faster. In a study, each text and each loss
@@ -216,9 +216,9 @@ def _costs(
     progress: bool,
 ) -> list[tuple[float, str]]:
     """Return for each method the seconds of a token, and why it cannot be baked, at the middle of its strengths."""
-    found = []
+    prices = []
     with bar("timing methods", total=len(fitted), unit="method", progress=progress) as shown:
         for method, dial in zip(fitted, strengths, strict=True):
-            found.append(costs.price(lm, method.at(dial[len(dial) // 2]), prompts))
+            prices.append(costs.price(lm, method.at(dial[len(dial) // 2]), prompts))
             shown.update()
-    return found
+    return prices

@@ -114,13 +114,13 @@ class Search:
         there by factors of 4. One more strength comes in below the end: 1, the method as it was published. If that is
         beyond the end, or near another, it is half of the least strength.
         """
-        found = [strength for ratio in self.targets if (strength := self._strength(ratio)) is not None]
-        if len(found) < len(self.targets):
-            last = max(found, default=0.0)
+        strengths = [strength for ratio in self.targets if (strength := self._strength(ratio)) is not None]
+        if len(strengths) < len(self.targets):
+            last = max(strengths, default=0.0)
             steps = [LIMIT / _APART**i for i in range(N_STRENGTHS)]
-            found += [step for step in steps if step > last][: len(self.targets) - len(found)]
-        published = max(found) > 1.0 and all(abs(strength - 1) > _NEAR for strength in found)
-        return tuple(sorted({*found, 1.0 if published else rounded(min(found) / 2)}))
+            strengths += [step for step in steps if step > last][: len(self.targets) - len(strengths)]
+        published = max(strengths) > 1.0 and all(abs(strength - 1) > _NEAR for strength in strengths)
+        return tuple(sorted({*strengths, 1.0 if published else rounded(min(strengths) / 2)}))
 
     def _strength(self, ratio: float) -> float | None:
         """Return the least strength at which perplexity has risen so far, to three digits; None where none has."""

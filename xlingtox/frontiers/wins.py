@@ -76,7 +76,7 @@ def pairs(contestants: Sequence[Contestant], meanings: Meanings | None, *, seed:
     duels = list(itertools.combinations(range(len(contestants)), 2))
     codes = known(contestants)
     n_draws = max(_FEWEST_DRAWS, _DRAWS_FOR_EACH * len(duels) * len(codes))
-    found = []
+    compared = []
     for places in (codes, [ALL] if _is_known_together(contestants) else []):
         rows = []
         for place in places:
@@ -89,8 +89,10 @@ def pairs(contestants: Sequence[Contestant], meanings: Meanings | None, *, seed:
             sides = contestants[first], contestants[second]
             lower = sides[0] if difference < 0 else sides[1]
             winner = lower.name if value <= LEVEL and lower.may_win[place] else ""
-            found.append(Pair(place, sides[0].name, sides[1].name, float(difference), float(p), float(value), winner))
-    return found
+            compared.append(
+                Pair(place, sides[0].name, sides[1].name, float(difference), float(p), float(value), winner)
+            )
+    return compared
 
 
 def differences(contestants: Sequence[Contestant], meanings: Meanings | None) -> pd.DataFrame:

@@ -30,9 +30,9 @@ class HeadShift(Method):
     """Inference-time intervention: move the outputs of a few attention heads from toxic towards clean text.
 
     A probe of each head is fitted on four fifths of the sentences. The k heads whose probes are right most often on
-    the others are moved, at every position: by `alpha` standard deviations along the difference of the means of clean
-    and of toxic sentences. The outputs are those of the last token, as published. They are what attention's output
-    projection reads.
+    the others are moved, at every position. They move along the difference of the means of clean and toxic sentences,
+    by `alpha` standard deviations. The outputs are those of the last token, as published. They are what attention's
+    output projection reads.
 
     Attributes:
         k: how many heads are moved. By default the published share: 48 of 1,024.

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from jaxtyping import Float
+
 from xlingtox.checking import checked
-from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.edits.steering import Project, Steer
-from xlingtox.methods.layers import direction_at
-from xlingtox.methods.method import Fitted, Method
-from xlingtox.methods.reading import Pool
-from xlingtox.methods.states import mean_difference
-from xlingtox.models.hooked import HookedLM
+from xlingtox.methods.along import AlongDirection
+from xlingtox.methods.states import States, mean_difference
 
 
 @checked
 @dataclass(frozen=True)
-class MeanDifference(Method):
+class MeanDifference(AlongDirection):
     """Contrastive activation addition: add the difference of the mean states of clean and of toxic text.
 
     A strength of 1 moves the mean toxic state onto the mean clean one, in the residual stream behind one block, at
@@ -34,24 +33,17 @@ class MeanDifference(Method):
         ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
     """
 
-    layer: int | None = None
-    tokens: Pool = field(default="last", kw_only=True)
+    edit = Steer
     name: str = field(default="difference of means, added", kw_only=True)
     citation: str = field(default="Rimsky et al. 2024", kw_only=True)
 
-    @checked
-    def fit(
-        self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
-    ) -> Fitted:
-        direction, layer = direction_at(
-            lm, labelled, mean_difference, Steer, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
-        )
-        return Fitted.of(self, lambda strength: Steer(direction, layer, strength))
+    def direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
+        return mean_difference(states)
 
 
 @checked
 @dataclass(frozen=True)
-class MeanProjected(Method):
+class MeanProjected(AlongDirection):
     """Directional ablation: take out each state's component along the difference of the means of clean and toxic text.
 
     A strength of 1 leaves nothing of it behind one block, 2 turns it round. As published it is taken out behind every
@@ -66,16 +58,9 @@ class MeanProjected(Method):
         ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
     """
 
-    layer: int | None = None
-    tokens: Pool = field(default="last", kw_only=True)
+    edit = Project
     name: str = field(default="difference of means, projected out", kw_only=True)
     citation: str = field(default="Arditi et al. 2024", kw_only=True)
 
-    @checked
-    def fit(
-        self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
-    ) -> Fitted:
-        direction, layer = direction_at(
-            lm, labelled, mean_difference, Project, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
-        )
-        return Fitted.of(self, lambda strength: Project(direction, layer, strength))
+    def direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
+        return mean_difference(states)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 from scipy.linalg import eigh
 
 from xlingtox.checking import checked
-from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.edits.steering import Project, Steer
-from xlingtox.methods.layers import direction_at
-from xlingtox.methods.method import Fitted, Method
-from xlingtox.methods.reading import Pool
+from xlingtox.methods.along import AlongDirection
 from xlingtox.methods.states import States, mean_difference
-from xlingtox.models.hooked import HookedLM
 
 
 def principal_direction(states: States, *, seed: int) -> Float[np.ndarray, "column"]:
@@ -52,7 +47,7 @@ def _principal_axis(rows: Float[np.ndarray, "row column"]) -> Float[np.ndarray, 
 
 @checked
 @dataclass(frozen=True)
-class Principal(Method):
+class Principal(AlongDirection):
     """Representation engineering: add the principal direction of the differences between clean and toxic states.
 
     A strength of 1 moves the mean toxic state as far along the direction as the mean clean one is. The published
@@ -68,25 +63,17 @@ class Principal(Method):
         ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
     """
 
-    layer: int | None = None
-    tokens: Pool = field(default="last", kw_only=True)
+    edit = Steer
     name: str = field(default="principal direction, added", kw_only=True)
     citation: str = field(default="Zou et al. 2023", kw_only=True)
 
-    @checked
-    def fit(
-        self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
-    ) -> Fitted:
-        of_states = partial(principal_direction, seed=seed)
-        direction, layer = direction_at(
-            lm, labelled, of_states, Steer, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
-        )
-        return Fitted.of(self, lambda strength: Steer(direction, layer, strength))
+    def direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
+        return principal_direction(states, seed=seed)
 
 
 @checked
 @dataclass(frozen=True)
-class PrincipalProjected(Method):
+class PrincipalProjected(AlongDirection):
     """Take out each state's component along the principal direction of the differences between clean and toxic states.
 
     A strength of 1 leaves nothing of it behind one block, 2 turns it round.
@@ -100,17 +87,9 @@ class PrincipalProjected(Method):
         ...     quiet = xt.generate(lm, prompts, n_samples=1, max_new_tokens=4, progress=False)
     """
 
-    layer: int | None = None
-    tokens: Pool = field(default="last", kw_only=True)
+    edit = Project
     name: str = field(default="principal direction, projected out", kw_only=True)
     citation: str = field(default="Zou et al. 2023", kw_only=True)
 
-    @checked
-    def fit(
-        self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
-    ) -> Fitted:
-        of_states = partial(principal_direction, seed=seed)
-        direction, layer = direction_at(
-            lm, labelled, of_states, Project, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
-        )
-        return Fitted.of(self, lambda strength: Project(direction, layer, strength))
+    def direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
+        return principal_direction(states, seed=seed)

@@ -1,4 +1,4 @@
-"""How methods read labelled sentences: activations pooled over each text, or moments over the tokens of all texts."""
+"""Read labelled sentences: activations pooled over each text, or moments over the tokens of all texts."""
 
 from __future__ import annotations
 
