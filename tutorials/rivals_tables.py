@@ -116,8 +116,8 @@ def costs(name: str) -> Table:
 
 
 def minutes(name: str) -> str:
-    """Return how long one seed took, at most."""
-    seconds = max(float(row["Seconds"].split()[0]) for row in _rows(name, "seconds"))
+    """Return how much processor time one seed took, at most."""
+    seconds = max(float(row["Processor seconds"]) for row in _rows(name, "seconds"))
     return f"{max(1, round(seconds / 60))} minutes"
 
 
@@ -125,7 +125,7 @@ TABLES: Mapping[str, Callable[[str], Table]] = {
     "budgets": budgets,
     "ten": at_ten,
     "kept": kept,
-    "wins": by_seed("wins", ["Lowest in", "Clearly lowest in", "Beats", "Loses"]),
+    "wins": by_seed("wins", ["Lowest in", "Clearly lowest in", "Beats in the mean", "Loses in the mean"]),
     "transfer": by_seed("transfer", ["English", "Others", "Share (95 %)"]),
     "languages": by_language,
     "costs": costs,

@@ -209,6 +209,8 @@ def wins(run: Measured) -> Iterator[dict[str, str]]:
             "Clearly lowest in": f"{row.languages_clearly_lowest}",
             "Beats": f"{row.beats}",
             "Loses": f"{row.loses}",
+            "Beats in the mean": f"{row.beats_overall}",
+            "Loses in the mean": f"{row.loses_overall}",
         }
 
 

@@ -15,10 +15,11 @@ from scipy import stats
 from studies import HOSTILE
 
 from xlingtox import data, files
+from xlingtox.data import translations
 from xlingtox.languages import CODES
 from xlingtox.measures import RETRIEVAL
 from xlingtox.models.identity import Identity
-from xlingtox.transfer import parallel, retrieval
+from xlingtox.transfer import retrieval
 from xlingtox.transfer.retrieval import Retrieval
 
 SENTENCES = {
@@ -248,7 +249,7 @@ def angle(degrees):
 def test_a_candidate_is_right_by_its_text_alone(lm, monkeypatch):
     """`Bonjour` is a translation of `Hello`: so it is where it stands beside another sentence."""
     english, french = ["Hello", "Hello", "Good morning", "Good night"], ["Salut", "Bonjour", "Bonjour", "Bonne nuit"]
-    assert parallel.translations(english, french).int().tolist() == [
+    assert translations.translations(english, french).int().tolist() == [
         [1, 1, 1, 0],
         [1, 1, 1, 0],
         [0, 1, 1, 0],

@@ -182,7 +182,7 @@ def _content(
     return {
         "model": [model.fingerprint, model.dtype],
         "materials": {table: digests[table] for table in (*stage.tables, *stage.also, *judges)},
-        "settings": {name: values[name] for name in stage.settings},
+        "settings": {name: values.get(name) for name in stage.settings},
         **({"writer": "server"} if stage.served and values["engine"] is not None else {}),
     }
 
