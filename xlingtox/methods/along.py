@@ -30,7 +30,7 @@ class AlongDirection(Method):
     layer: int | None = None
     tokens: Pool = field(default="last", kw_only=True)
 
-    def direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
+    def _direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
         """Return the direction that is fitted to states, from toxic towards clean."""
         raise NotImplementedError
 
@@ -38,13 +38,13 @@ class AlongDirection(Method):
     def fit(
         self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
     ) -> Fitted:
-        of_states = partial(self.direction_of, seed=seed)
+        of_states = partial(self._direction_of, seed=seed)
         direction, layer = direction_at(
             lm, labelled, of_states, self.edit, layer=self.layer, tokens=self.tokens, seed=seed, progress=progress
         )
-        direction = self.turned(direction, seed=seed)
+        direction = self._turned(direction, seed=seed)
         return Fitted.of(self, lambda strength: self.edit(direction, layer, strength))
 
-    def turned(self, direction: tuple[float, ...], *, seed: int) -> tuple[float, ...]:
+    def _turned(self, direction: tuple[float, ...], *, seed: int) -> tuple[float, ...]:
         """Return the direction along which the edit acts: the fitted one, but in controls."""
         return direction

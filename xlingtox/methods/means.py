@@ -37,7 +37,7 @@ class MeanDifference(AlongDirection):
     name: str = field(default="difference of means, added", kw_only=True)
     citation: str = field(default="Rimsky et al. 2024", kw_only=True)
 
-    def direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
+    def _direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
         return mean_difference(states)
 
 
@@ -62,5 +62,5 @@ class MeanProjected(AlongDirection):
     name: str = field(default="difference of means, projected out", kw_only=True)
     citation: str = field(default="Arditi et al. 2024", kw_only=True)
 
-    def direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
+    def _direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
         return mean_difference(states)

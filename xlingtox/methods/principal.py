@@ -67,7 +67,7 @@ class Principal(AlongDirection):
     name: str = field(default="principal direction, added", kw_only=True)
     citation: str = field(default="Zou et al. 2023", kw_only=True)
 
-    def direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
+    def _direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
         return principal_direction(states, seed=seed)
 
 
@@ -91,5 +91,5 @@ class PrincipalProjected(AlongDirection):
     name: str = field(default="principal direction, projected out", kw_only=True)
     citation: str = field(default="Zou et al. 2023", kw_only=True)
 
-    def direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
+    def _direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
         return principal_direction(states, seed=seed)

@@ -34,9 +34,9 @@ class RandomDirection(AlongDirection):
     citation: str = field(default="this library", kw_only=True)
     control: bool = field(default=True, kw_only=True)
 
-    def direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
+    def _direction_of(self, states: States, *, seed: int) -> Float[np.ndarray, "column"]:
         return mean_difference(states)
 
-    def turned(self, direction: tuple[float, ...], *, seed: int) -> tuple[float, ...]:
+    def _turned(self, direction: tuple[float, ...], *, seed: int) -> tuple[float, ...]:
         drawn = np.random.default_rng(seed).standard_normal(len(direction))
         return tuple((drawn * np.linalg.norm(direction) / np.linalg.norm(drawn)).tolist())
