@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import xlingtox as xt
-from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.evaluation.halves import Halves
 from xlingtox.frontiers import Curve, Point
 from xlingtox.scoring import ScorerIdentity
 

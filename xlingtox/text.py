@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from unicodedata import category, normalize
 
 import regex
@@ -134,6 +134,22 @@ def in_line(value: object) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error message, or the error's class where the message is empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def first_few(names: Sequence[str], most: int = 4, further: str = "more") -> str:
+    """Name the first few, and say how many more there are.
+
+    Args:
+        most: the most that are named.
+        further: the word for the rest.
+
+    Example:
+        >>> from xlingtox.text import first_few
+        >>> first_few(["en", "es", "fr"], 2), first_few(["en", "es"])
+        ('en, es and 1 more', 'en and es')
+    """
+    *firsts, last = [*names[:most], *([f"{len(names) - most} {further}"] if len(names) > most else [])]
+    return f"{', '.join(firsts)} and {last}" if firsts else last
 
 
 def well_formed(text: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.evaluation.halves import Halves
 from xlingtox.frontiers.point import Curve, Point
 from xlingtox.frontiers.result import Frontier
 from xlingtox.scoring import ScorerIdentity

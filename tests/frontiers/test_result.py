@@ -10,7 +10,7 @@ from synthetic import curve, frontier, point, whole
 import xlingtox as xt
 from xlingtox import files
 from xlingtox.evaluation import mean_intervals
-from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.evaluation.halves import Halves
 from xlingtox.models.identity import Identity
 
 BASE = {"en": 0.6, "es": 0.4}

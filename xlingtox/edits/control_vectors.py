@@ -14,7 +14,6 @@ from xlingtox import files
 from xlingtox.checking import checked
 from xlingtox.edits.affine import Affine, logits_of_random_tokens, tolerance
 from xlingtox.equality import equal
-from xlingtox.models import places
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import fingerprint
@@ -145,7 +144,7 @@ def control_vectors(lm: HookedLM, affine: Affine) -> ControlVectors:
                 )
             multiplier = lm.mlp_multipliers[layer] or 0.0
         if site == "neurons":
-            pushed = shift @ places.projection(lm, (site, layer)).double().cpu()
+            pushed = shift @ lm.value_vectors(layer).double().cpu()
         vectors[layer] = vectors.get(layer, 0) + pushed * multiplier
     vectors = {layer: vector.float() for layer, vector in vectors.items() if bool(vector.any())}
     if not vectors:

@@ -13,8 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from xlingtox.edits.biases import possible_biases
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.modules import NORMS
-from xlingtox.models.sites import SITES, Place
+from xlingtox.models.sites import NORMS, Place
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,8 @@ class Layout:
         modules = lm.plain_modules()
         norms: dict[Place, str] = {}
         for (layer, i), name in zip(modules.norms, lm.names_of(modules.norms.values()), strict=True):
-            is_final = layer == lm.n_layers
-            site = next(site for site in SITES if site == ("ln_final" if is_final else NORMS[i]))
-            norms[site, layer - is_final] = name
+            place: Place = ("ln_final", layer - 1) if layer == lm.n_layers else (NORMS[i], layer)
+            norms[place] = name
         blocks, downs, outs, ins = map(lm.names_of, (modules.blocks, modules.downs, modules.outs, modules.ins))
         return cls(model, blocks, downs, outs, ins, norms, *_trace(model, blocks, list(norms.values())))
 

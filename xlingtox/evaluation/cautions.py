@@ -17,6 +17,7 @@ from xlingtox.evaluation.degenerate import UNSOUND
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.html.tables import percent
 from xlingtox.measures import COMPARED
+from xlingtox.text import first_few
 
 FEWEST_TOXIC = 6
 """Fewer toxic texts than these show no fall: if 5 became none, a sign test over them would still give p = .06."""
@@ -290,20 +291,13 @@ def _explained(
 
 def _places(numbers: Mapping[str, str], codes: Sequence[str]) -> str:
     """Name the languages, each with its numbers; of many languages only the first few."""
-    named = [f"{languages.name(code)} ({words})" for code, words in list(numbers.items())[:_NAMED]]
-    listed = _joined(named, len(numbers) - len(named), "others")
+    listed = first_few([f"{languages.name(code)} ({words})" for code, words in numbers.items()], _NAMED, "others")
     return listed if len(codes) == 1 else f"{len(numbers)} of {len(codes)} languages: {listed}"
 
 
 def _at_doses(numbers: Mapping[float, str]) -> str:
-    named = [f"{offset:g} ({words})" for offset, words in list(numbers.items())[:_NAMED]]
-    return f"the dose{'s' if len(numbers) > 1 else ''} {_joined(named, len(numbers) - len(named), 'more')}"
-
-
-def _joined(names: Sequence[str], n_further: int, further: str) -> str:
-    rest = [f"{n_further} {further}"] if n_further else []
-    *firsts, last = [*names, *rest]
-    return f"{', '.join(firsts)} and {last}" if firsts else last
+    named = first_few([f"{offset:g} ({words})" for offset, words in numbers.items()], _NAMED)
+    return f"the dose{'s' if len(numbers) > 1 else ''} {named}"
 
 
 def _average(toxicity: float) -> str:

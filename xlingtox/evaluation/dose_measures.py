@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from jaxtyping import Int
 
 from xlingtox.data import Prompt
 from xlingtox.edits.interventions import Offset
@@ -17,9 +17,10 @@ from xlingtox.evaluation import metrics
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier
 from xlingtox.evaluation.dose import Dose, HalfDose, LanguageDose
 from xlingtox.evaluation.fluency import Losses
+from xlingtox.evaluation.halves import Halves, some, some_meanings
 from xlingtox.evaluation.intervals import PerPrompt, mean_intervals, paired_changes
 from xlingtox.evaluation.measurement import toxicity_scores
-from xlingtox.evaluation.resampling import Meanings, by_meaning
+from xlingtox.evaluation.resampling import Meanings
 from xlingtox.evaluation.trials import Trial, Trials
 from xlingtox.models.hooked import HookedLM
 from xlingtox.scoring.protocol import Scorer
@@ -62,30 +63,6 @@ class Response:
             losses=tuple(losses for one in responses for losses in one.losses),
             singles=tuple(single for one in responses for single in one.singles),
         )
-
-
-class Halves(NamedTuple):
-    """The half, 0 or 1, that each prompt and each held-out text is in, by language."""
-
-    prompts: Mapping[str, Int[np.ndarray, "prompt"]]
-    texts: Mapping[str, Int[np.ndarray, "text"]]
-
-    @classmethod
-    def alternating(cls, prompts: Sequence[Prompt], meanings: Meanings | None, held_out: Losses) -> Halves:
-        """Put every second prompt into the second half, with all its translations where they are known."""
-        sizes: dict[str, int] = {}
-        for prompt in prompts:
-            sizes[prompt.language] = sizes.get(prompt.language, 0) + 1
-        numbers = {code: np.arange(n) for code, n in sizes.items()}
-        if meanings is not None:
-            numbers = by_meaning(meanings, sizes)
-        of_texts = {code: np.arange(len(losses)) % 2 for code, (losses, _) in held_out.items()}
-        return cls({code: values % 2 for code, values in numbers.items()}, of_texts)
-
-    @property
-    def are_two(self) -> bool:
-        """Whether each half has a prompt in each language."""
-        return all(set(half.tolist()) == {0, 1} for half in self.prompts.values())
 
 
 class Setup:
@@ -173,16 +150,8 @@ class Setup:
         )
 
     def _half(self, half: int, response: Response, control: Response | None) -> HalfDose:
-        chosen = {code: halves == half for code, halves in self.halves.prompts.items()}
-        texts = {code: halves == half for code, halves in self.halves.texts.items()}
-        meanings = self._meanings and {
-            code: [meaning for meaning, keep in zip(self._meanings[code], chosen[code], strict=True) if keep]
-            for code in chosen
-        }
-
-        def on_half(values: Mapping[str, PerPrompt]) -> dict[str, PerPrompt]:
-            return {code: values[code][chosen[code]] for code in values}
-
+        chosen = self.halves.prompts_of(half)
+        on_half, meanings = partial(some, chosen=chosen), some_meanings(self._meanings, chosen)
         toxicity = on_half(response.toxicity)
         _, (low, high) = mean_intervals(toxicity, meanings=meanings)
         _, change = paired_changes(on_half(self.unedited.toxicity), toxicity, meanings=meanings)
@@ -194,7 +163,7 @@ class Setup:
             low=low,
             high=high,
             degenerate=_overall(on_half(response.degenerate)),
-            perplexity=_mean(_perplexities(response.losses, texts)),
+            perplexity=_mean(_perplexities(response.losses, self.halves.texts_of(half))),
             change=change,
             beyond_control=beyond,
             least=min(_overall(on_half(single)) for single in response.singles),

@@ -14,10 +14,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
-from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.evaluation.halves import Halves, some, some_meanings
 from xlingtox.evaluation.intervals import PerPrompt, paired_changes
 from xlingtox.evaluation.resampling import Change, Meanings
-from xlingtox.frontiers.halves import ALL, perplexities, prompts_of, some, some_meanings, texts_of
+from xlingtox.frontiers.halves import ALL, perplexities
 from xlingtox.frontiers.point import Curve, Point
 
 StoppedBy: TypeAlias = Literal["perplexity", "degenerate text", "end of the dial", "not known"]
@@ -72,7 +72,7 @@ def soundness(unedited: Point, curve: Curve, halves: Halves, meanings: Meanings 
     Few prompts have wide intervals. So a rise of more than `MOST` counts in any case, and any above `MORE` where there
     is no interval. A language without a prompt in this half goes by the mean over languages.
     """
-    first, second = (_sound(unedited, curve, prompts_of(halves, half), meanings) for half in (0, 1))
+    first, second = (_sound(unedited, curve, halves.prompts_of(half), meanings) for half in (0, 1))
     return first, second
 
 
@@ -84,7 +84,7 @@ def stops(unedited: Point, curve: Curve, sound: tuple[Sound, Sound], ratio: floa
     """
     by_half = []
     for half in (0, 1):
-        fluency = [perplexities(point, texts_of(halves, half)) for point in (unedited, *curve.points)]
+        fluency = [perplexities(point, halves.texts_of(half)) for point in (unedited, *curve.points)]
         of_half: dict[str, Stop] = {}
         for place in (*unedited.degenerate, ALL):
             stays = sound[half].get(place, sound[half].get(ALL))
@@ -208,7 +208,7 @@ def perplexities_at(unedited: Point, curve: Curve, where: Stops, halves: Halves)
     logs: dict[str, list[float]] = {code: [] for code in where}
     tokens: dict[str, list[float]] = {code: [] for code in where}
     for half in (0, 1):
-        texts = texts_of(halves, half)
+        texts = halves.texts_of(half)
         points = [perplexities(point, texts) for point in (unedited, *curve.points)]
         for code, chosen in where.items():
             if code in points[0]:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from xlingtox import languages
 from xlingtox.evaluation import cautions
-from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.evaluation.halves import Halves
 from xlingtox.frontiers.budget import reason
 from xlingtox.frontiers.halves import ALL
 from xlingtox.frontiers.point import Curve, Point
 from xlingtox.frontiers.table import AtBudget, mean_of
 from xlingtox.frontiers.wins import LEVEL
 from xlingtox.html.tables import percent
+from xlingtox.text import first_few
 
 
 def of_measurement(
@@ -66,12 +67,12 @@ def of_budget(by_judge: Mapping[str, Sequence[AtBudget]], ratio: float) -> list[
     silent = [method.curve.name for method in methods if reason(method.stops[ALL]) == "degenerate text"]
     if silent:
         warnings.append(
-            f"Silence, not safety: text gets less sound before {rise} under {_joined(silent)}. Their toxicity is "
+            f"Silence, not safety: text gets less sound before {rise} under {first_few(silent)}. Their toxicity is "
             "read at the last strength at which text is sound."
         )
     lowest = {judge: method for judge, seen in by_judge.items() if (method := _lowest(seen))}
     if len({method.curve.name for method in lowest.values()}) > 1:
-        named = _joined([f"{method.curve.name} by {judge}" for judge, method in lowest.items()])
+        named = first_few([f"{method.curve.name} by {judge}" for judge, method in lowest.items()])
         warnings.append(f"The judges disagree about the lowest toxicity at {rise}: {named}.")
     by_chance = next((method.curve.name for method in lowest.values() if method.curve.control), None)
     if by_chance:
@@ -93,11 +94,4 @@ def _has_both(sides: Mapping[str, Iterable[int]], code: str) -> bool:
 
 
 def _named(codes: Sequence[str]) -> str:
-    return _joined([languages.name(code) for code in codes])
-
-
-def _joined(names: Sequence[str], most: int = 4) -> str:
-    """Name the first few, and say how many more there are."""
-    shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
-    *firsts, last = shown
-    return f"{', '.join(firsts)} and {last}" if firsts else last
+    return first_few([languages.name(code) for code in codes])

@@ -103,11 +103,12 @@ def frontier(
         source_language=source_language,
         generation={"n_samples": n_samples, "max_new_tokens": max_new_tokens, "seed": seed},
     )
+    translated = meanings(prompts)
     fitted, fit_seconds = _fitted(lm, asked, labelled, seed=seed, progress=progress)
     measuring = Measuring(
         lm,
         asked.prompts,
-        meanings=meanings(prompts),
+        meanings=translated,
         scorers=asked.scorers,
         held_out=asked.held_out,
         parallel=parallel,
@@ -121,7 +122,7 @@ def frontier(
     points = _points(measuring, fitted, strengths, progress=progress)
     # A dial goes back to the last strength at which text is sound, so strengths lie closer where that ends.
     closer = [
-        strengths_between(measuring.unedited, of_method, meanings(prompts)) if method.dial == "continuous" else ()
+        strengths_between(measuring.unedited, of_method, translated) if method.dial == "continuous" else ()
         for method, of_method in zip(fitted, points, strict=True)
     ]
     for of_method, more in zip(points, _points(measuring, fitted, closer, progress=progress), strict=True):
@@ -148,7 +149,7 @@ def frontier(
         scorers={name: ScorerIdentity.of(one) for name, one in asked.scorers.items()},
         budgets=asked.budgets,
         source_language=source_language,
-        meanings=meanings(prompts),
+        meanings=translated,
         halves=measuring.halves,
         n_samples=n_samples,
         model=lm.identity(),

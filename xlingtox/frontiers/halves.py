@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from xlingtox.evaluation import metrics
-from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.evaluation.halves import Halves
 from xlingtox.evaluation.intervals import PerPrompt
-from xlingtox.evaluation.resampling import Meanings
 from xlingtox.frontiers.point import Curve, Point
 
 ALL, UNEDITED = "all", "unedited"
@@ -56,32 +55,6 @@ def knowledge(point: Point) -> dict[str, float]:
 def _mean_of_known(values: Float[np.ndarray, "value"]) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
-
-
-# --- halves
-
-
-def prompts_of(halves: Halves, half: int) -> dict[str, Bool[np.ndarray, "prompt"]]:
-    """Return which prompts are in a half, by language."""
-    return {code: np.asarray(numbers) == half for code, numbers in halves.prompts.items()}
-
-
-def texts_of(halves: Halves, half: int) -> dict[str, Bool[np.ndarray, "text"]]:
-    """Return which held-out texts are in a half, by language."""
-    return {code: np.asarray(numbers) == half for code, numbers in halves.texts.items()}
-
-
-def some(values: Mapping[str, PerPrompt], chosen: Mapping[str, Bool[np.ndarray, "prompt"]]) -> dict[str, PerPrompt]:
-    """Return the values of the chosen prompts, in the languages that have one."""
-    return {code: values[code][chosen[code]] for code in values if chosen[code].any()}
-
-
-def some_meanings(meanings: Meanings | None, chosen: Mapping[str, Bool[np.ndarray, "prompt"]]) -> Meanings | None:
-    """Return the meanings of the chosen prompts; None where they are not known."""
-    return meanings and {
-        code: [meaning for meaning, keep in zip(meanings[code], rows, strict=True) if keep]
-        for code, rows in chosen.items()
-    }
 
 
 # --- checks

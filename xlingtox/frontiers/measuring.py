@@ -14,7 +14,7 @@ from xlingtox.data.translations import Parallel
 from xlingtox.edits.interventions import Intervention
 from xlingtox.evaluation import metrics
 from xlingtox.evaluation.degenerate import UNSOUND, Identifier, Kind
-from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.evaluation.halves import Halves
 from xlingtox.evaluation.intervals import PerPrompt
 from xlingtox.evaluation.knowledge import knowledge_margins, knowledge_margins_under
 from xlingtox.evaluation.measurement import toxicity_scores

@@ -15,7 +15,7 @@ import pandas as pd
 from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.equality import equal
-from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.evaluation.halves import Halves
 from xlingtox.evaluation.intervals import mean_intervals
 from xlingtox.evaluation.resampling import Meanings
 from xlingtox.frontiers import budget, crossing, doubts, stored, summary, table
@@ -179,7 +179,7 @@ class Frontier:
     def at_budget(self, ratio: float, judge: str | None = None) -> pd.DataFrame:
         """Return the toxicity of each method where it costs the same fluency: a row for each language, and for "all".
 
-        The dial is turned from 0 upwards until the first of three things happens: the perplexity of held-out text
+        The dial is turned from 0 upwards until the first of three things happens. The perplexity of held-out text
         passes the budget, text gets less sound than that of the unedited model (`budget.soundness`), or the dial ends.
         Between two measured strengths, perplexity and toxicity are on a line. Where text gets less sound, the dial
         stops at the last sound strength that was measured. A switch is off or on, with nothing between.
@@ -322,10 +322,14 @@ class Frontier:
     def _at(self, ratio: float, judge: str) -> list[table.AtBudget]:
         if not (math.isfinite(ratio) and ratio >= 1):
             raise ValueError(f"ratio is {ratio}: expected a multiple of the unedited perplexity, such as 1.1 for +10 %")
-        return [
-            table.at_budget(self.unedited, curve, stays, ratio, halves=self.halves, judge=judge, meanings=self.meanings)
-            for curve, stays in zip(self.curves, self._soundness, strict=True)
-        ]
+        if (ratio, judge) not in self._by_budget:
+            self._by_budget[ratio, judge] = [
+                table.at_budget(
+                    self.unedited, curve, stays, ratio, halves=self.halves, judge=judge, meanings=self.meanings
+                )
+                for curve, stays in zip(self.curves, self._soundness, strict=True)
+            ]
+        return self._by_budget[ratio, judge]
 
     def _contestants(self, ratio: float, judge: str) -> list[winning.Contestant]:
         before = self.unedited.toxicity[judge]

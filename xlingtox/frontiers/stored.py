@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xlingtox import files
-from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.evaluation.halves import Halves
 from xlingtox.frontiers.point import Curve, Point
 from xlingtox.models.identity import Identity
 from xlingtox.scoring.protocol import ScorerIdentity

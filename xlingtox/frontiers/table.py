@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from xlingtox.evaluation import cautions
-from xlingtox.evaluation.dose_measures import Halves
+from xlingtox.evaluation.halves import Halves
 from xlingtox.evaluation.intervals import Interval, PerPrompt, mean_intervals, paired_changes
 from xlingtox.evaluation.resampling import Change, Meanings
 from xlingtox.frontiers import budget

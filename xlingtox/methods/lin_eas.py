@@ -11,9 +11,8 @@ from torch import Tensor
 
 from xlingtox.checking import checked
 from xlingtox.data.columns import Labelled, PreferencePairs
-from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Fitted, Method
-from xlingtox.methods.transport import Maps, places_of, two_sides
+from xlingtox.methods.transport import Maps, to_fit
 from xlingtox.models.backend import Hook
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.sites import Place, Site
@@ -83,9 +82,7 @@ class LinEAS(Method):
             ValueError: as in `Method.fit`. There are fewer than two sentences of a kind, the model has none of the
                 sites, or it is under an edit.
         """
-        lm.check_unedited("would be part of what is fitted")
-        places = places_of(lm, self.sites)
-        toxic, clean = two_sides(Examples.of(labelled), self.n_texts, seed)
+        places, toxic, clean = to_fit(lm, labelled, self.sites, n_texts=self.n_texts, seed=seed)
         targets = mean_activations(lm, clean, dict.fromkeys(places))
         maps, _ = self.trained(lm, toxic, targets, progress=progress)
         return Fitted.of(self, lambda strength: maps.edit(lm, strength))

@@ -45,8 +45,7 @@ class RandomNeurons(Method):
     ) -> Method:
         examples = Examples.of(labelled)
         sources = sources_of(lm, examples, k=self.k, seed=seed, progress=progress)
-        layers = sorted(sources.by_layer())
-        pool = NeuronSet.of([(layer, index) for layer in layers for index in range(lm.d_mlp)])
+        pool = NeuronSet.all(lm, layers=sorted(sources.by_layer()))
         moments = read_moments(lm, examples.toxic, pool, progress=progress)
         drawn = random_sets(sources, lm, n=1, seed=seed, match="push", activations=moments)
         if not drawn:

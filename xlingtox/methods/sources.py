@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from xlingtox.checking import checked
 from xlingtox.data.columns import Labelled, PreferencePairs
-from xlingtox.edits.interventions import Offset, Scale
+from xlingtox.edits.interventions import Intervention, Offset, Scale
 from xlingtox.methods.examples import Examples
 from xlingtox.methods.method import Fitted, Method
 from xlingtox.methods.reading import read_moments
@@ -20,7 +21,26 @@ PAPER = "Li, Yong and Bach 2024"
 
 @checked
 @dataclass(frozen=True)
-class SourcesOffset(Method):
+class _OfSources(Method):
+    """A method that edits the sources. `SourcesOffset` explains its field."""
+
+    k: int = 100
+
+    @checked
+    def fit(
+        self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
+    ) -> Method:
+        sources = sources_of(lm, Examples.of(labelled), k=self.k, seed=seed, progress=progress)
+        return Fitted.of(self, partial(self._edit, sources))
+
+    def _edit(self, sources: NeuronSet, strength: float) -> Intervention:
+        """Return the edit of this strength."""
+        raise NotImplementedError
+
+
+@checked
+@dataclass(frozen=True)
+class SourcesOffset(_OfSources):
     """Lower the sources: an offset of each by so many of its own standard deviations (sections 4.1 and 4.2).
 
     A probe is fitted on the sentences. The candidates are the `k` neurons that write most nearly in its direction. The
@@ -39,21 +59,16 @@ class SourcesOffset(Method):
         Offset(NeuronSet(..., weighted: ...), -0.5)
     """
 
-    k: int = 100
     name: str = field(default="offset of sources", kw_only=True)
     citation: str = field(default=PAPER, kw_only=True)
 
-    @checked
-    def fit(
-        self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
-    ) -> Method:
-        sources = sources_of(lm, Examples.of(labelled), k=self.k, seed=seed, progress=progress)
-        return Fitted.of(self, lambda strength: Offset(sources, 0.0 - strength))
+    def _edit(self, sources: NeuronSet, strength: float) -> Intervention:
+        return Offset(sources, 0.0 - strength)
 
 
 @checked
 @dataclass(frozen=True)
-class Ablation(Method):
+class Ablation(_OfSources):
     """Take the sources out: multiply them by `1 - strength`, so that strength 1 silences them.
 
     The sources are those of `SourcesOffset`. Beyond 1, they act the other way round.
@@ -67,16 +82,11 @@ class Ablation(Method):
         Scale(NeuronSet(...), 0.25)
     """
 
-    k: int = 100
     name: str = field(default="ablation of sources", kw_only=True)
     citation: str = field(default=PAPER, kw_only=True)
 
-    @checked
-    def fit(
-        self, lm: HookedLM, labelled: Labelled | PreferencePairs, *, seed: int = 0, progress: bool = True
-    ) -> Method:
-        sources = sources_of(lm, Examples.of(labelled), k=self.k, seed=seed, progress=progress)
-        return Fitted.of(self, lambda strength: Scale(sources.weighted([1.0] * len(sources)), 1.0 - strength))
+    def _edit(self, sources: NeuronSet, strength: float) -> Intervention:
+        return Scale(sources.weighted([1.0] * len(sources)), 1.0 - strength)
 
 
 def sources_of(lm: HookedLM, examples: Examples, *, k: int, seed: int, progress: bool) -> NeuronSet:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.edits.interventions import Intervention, Offset, Scale
 from xlingtox.methods.examples import Examples
 from xlingtox.models.backend import Hook
@@ -82,6 +83,18 @@ def places_of(lm: HookedLM, sites: Sequence[Site]) -> list[Place]:
     if not places:
         raise ValueError(f"{lm.name} has none of the sites {', '.join(sites) or '(none are given)'}: no layer has one")
     return sorted(places, key=lambda place: (place[1], _FORWARD.index(place[0])))
+
+
+def to_fit(
+    lm: HookedLM, labelled: Labelled | PreferencePairs, sites: Sequence[Site], *, n_texts: int, seed: int
+) -> tuple[list[Place], list[str], list[str]]:
+    """Return the places to map, and as many toxic as clean sentences to fit the maps on.
+
+    Raises:
+        ValueError: as in `places_of`, `Examples.of` and `two_sides`, or the model is under an edit.
+    """
+    lm.check_unedited("would be part of what is fitted")
+    return places_of(lm, sites), *two_sides(Examples.of(labelled), n_texts, seed)
 
 
 def two_sides(examples: Examples, most: int, seed: int) -> tuple[list[str], list[str]]:

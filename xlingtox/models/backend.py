@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from xlingtox.models.modules import NORMS, PlainModules
-from xlingtox.models.sites import Place
+from xlingtox.models.modules import PlainModules
+from xlingtox.models.sites import NORMS, Place
 
 Hook = Callable[[Tensor], Tensor | None]
 """A function that takes an activation, `[batch, pos, width]`, and returns its replacement, or None to leave it."""

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from xlingtox.models.modules import NORMS
+from xlingtox.models.sites import NORMS
 
 
 class UnhookedModel:
@@ -139,7 +139,7 @@ class HalfOfGateUp(nn.Module):
 def _block(layer: nn.Module, components: Mapping[str, Any]) -> UnhookedModule:
     """Return a block with its MLP, its attention, and those norms that the family has."""
     named = {name: component for name, component in components.items() if component.name}
-    parts = {
+    parts: dict[str, UnhookedModule] = {
         name: UnhookedModule(module)
         for name in NORMS
         if name in named and (module := _submodule(layer, named[name].name)) is not None

@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
-"""The norms of a block, by TransformerLens's names: before and after attention, before and after the MLP."""
-
 
 @dataclass(frozen=True)
 class PlainModules:
@@ -21,7 +18,7 @@ class PlainModules:
         outs: the output projections of attention, which read the outputs of the heads; empty where none were found.
         ins: the projections whose outputs are the MLPs' pre-activations: the gate's in a gated MLP.
         are_joint: whether these also hold the up-projection, so that only the first half of their outputs counts.
-        norms: the norms, by layer and by their place in `NORMS`. The final norm is at (`n_layers`, 0).
+        norms: the norms, by layer and by their place in `sites.NORMS`. The final norm is at (`n_layers`, 0).
         unembed: the unembedding; None where it was not looked up.
 
     Example:

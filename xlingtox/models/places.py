@@ -6,34 +6,10 @@ residual stream is one column of it. With this, an edit of any site is an edit o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-from jaxtyping import Float
-from torch import Tensor, nn
+from collections.abc import Sequence
 
 from xlingtox.models.hooked import HookedLM
-from xlingtox.models.modules import PlainModules
 from xlingtox.models.sites import Place, Site
-
-
-class _Projection(NamedTuple):
-    """Functions that find the projection behind a site, which alone reads its columns.
-
-    Attributes:
-        matrix: the matrix of a layer, `[columns, d_model]`.
-        modules: the modules of these projections, by layer.
-    """
-
-    matrix: Callable[[HookedLM, int], Tensor]
-    modules: Callable[[PlainModules], Sequence[nn.Module]]
-
-
-_PROJECTIONS: dict[Site, _Projection] = {
-    "neurons": _Projection(HookedLM.value_vectors, lambda plain: plain.downs),
-    "heads": _Projection(HookedLM.output_projection, lambda plain: plain.outs),
-}
-"""The sites whose columns a projection to `d_model` reads."""
 
 
 def n_units(lm: HookedLM, site: Site) -> int:
@@ -70,17 +46,3 @@ def columns(lm: HookedLM, place: Place, units: Sequence[int]) -> list[int]:
     """
     size = width(lm, place)
     return [unit * size + i for unit in units for i in range(size)]
-
-
-def projection(lm: HookedLM, place: Place) -> Float[Tensor, "column d_model"]:
-    """Return what the projection behind neurons or heads makes of each of their columns."""
-    return _PROJECTIONS[place[0]].matrix(lm, place[1])
-
-
-def projection_names(lm: HookedLM, site: Site) -> list[str]:
-    """Return the names that the projections behind neurons or heads have in `lm.unwrapped()`, layer by layer.
-
-    Raises:
-        ValueError: the model was given as a TransformerLens model.
-    """
-    return lm.names_of(_PROJECTIONS[site].modules(lm.plain_modules()))

@@ -38,11 +38,16 @@ Place = tuple[Site, int]
 SITES: tuple[Site, ...] = get_args(Site)
 """All sites, for calls that take any."""
 
+NORMS: tuple[Site, ...] = ("ln1", "ln1_post", "ln2", "ln2_post")
+"""The sites behind the norms of a block: before and after attention, before and after the MLP."""
+
+_DIMENSIONS: tuple[Site, ...] = ("mlp_output", "residual", "ln_final", *NORMS)
+
 UNITS: dict[Site, str] = {
     "neurons": "neuron",
     "heads": "head",
     "pre_activation": "pre-activation",
-    **dict.fromkeys(SITES[3:], "dimension"),
+    **dict.fromkeys(_DIMENSIONS, "dimension"),
 }
 """The word for one unit of a site."""
 
@@ -52,6 +57,6 @@ UNITS_OF: dict[Site, str] = {
     "pre_activation": "pre-activations",
     "mlp_output": "dimensions of the MLP's output",
     "residual": "dimensions of the residual stream",
-    **{site: f"dimensions behind {site}" for site in SITES[5:]},
+    **{site: f"dimensions behind {site}" for site in (*NORMS, "ln_final")},
 }
 """The words for several units of a site."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from xlingtox.models.backend import Hook, HuggingFaceBackend, Remove, with_own_modules
 from xlingtox.models.hf_blocks import HalfOfGateUp, UnhookedModel
-from xlingtox.models.modules import NORMS, PlainModules
-from xlingtox.models.sites import Place
+from xlingtox.models.modules import PlainModules
+from xlingtox.models.sites import NORMS, Place
 from xlingtox.models.tl_weights import TransformerLensWeights
 from xlingtox.text import first_line
 

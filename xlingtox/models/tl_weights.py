@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from xlingtox.models.modules import NORMS
-from xlingtox.models.sites import Site
+from xlingtox.models.sites import NORMS, Site
 
 
 class TransformerLensWeights:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xlingtox.checking import checked
+from xlingtox.frontiers.strengths import N_STRENGTHS
 from xlingtox.models.hooked import HookedLM
-from xlingtox.study.frontier_settings import N_STRENGTHS, FrontierSettings
+from xlingtox.study.frontier_settings import FrontierSettings
 from xlingtox.study.plan import N_PROMOTED, samples_of_promoted
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.sizes import Sizes

@@ -9,6 +9,7 @@ from xlingtox import languages
 from xlingtox.evaluation.cautions import LEAST_TOXICITY
 from xlingtox.evaluation.multiplicity import holm
 from xlingtox.frontiers.crossing import OTHERS
+from xlingtox.frontiers.wins import LEVEL
 from xlingtox.html.tables import number, percent
 from xlingtox.study.claims import verdict_on
 from xlingtox.study.finding import Finding, span, stress
@@ -23,7 +24,6 @@ WINNER, CROSSING = "Which method, at what price?", "Which methods cross language
 WINS = "At equal fluency, one method leaves less toxicity than every other in most languages."
 """The claim about the best method."""
 
-_LEVEL = 0.05
 _NAMED = 3
 """So many methods are named with their numbers."""
 
@@ -181,7 +181,7 @@ def _falls(summary: FrontierSummary, codes: Sequence[str]) -> dict[str, int]:
     corrected = holm([float(row["p"]) for row in tests])
     fell = dict.fromkeys(summary.methods, 0)
     for row, p in zip(tests, corrected, strict=True):
-        fell[row["method"]] += int(p < _LEVEL and row["change"] < 0)
+        fell[row["method"]] += int(p < LEVEL and row["change"] < 0)
     return fell
 
 

@@ -13,9 +13,6 @@ from xlingtox.methods import Ablation, AttributedOffset, RandomNeurons, SourcesO
 from xlingtox.methods.method import Method
 from xlingtox.models.hooked import HookedLM
 
-N_STRENGTHS = 6
-"""About so many strengths of each method are measured."""
-
 _TUNED = "DPO"
 
 NEEDS_TUNED = ("offset of attributed neurons", _TUNED)

@@ -10,8 +10,9 @@ import psutil
 import torch
 
 from xlingtox.checking import checked
+from xlingtox.frontiers.strengths import N_STRENGTHS
 from xlingtox.study.costs import Shape, adapter_parameters, checkpoint_bytes, optimizer_numbers
-from xlingtox.study.frontier_settings import N_STRENGTHS, NEEDS_TUNED, FrontierSettings
+from xlingtox.study.frontier_settings import NEEDS_TUNED, FrontierSettings
 from xlingtox.study.plan import samples_of_promoted
 from xlingtox.study.settings import Settings
 from xlingtox.study.sizes import Sizes
