@@ -1,82 +1,95 @@
-"""Cells: the measurements of one model in one language, each in a file of its own, and the runs that they come from."""
+"""The cells of a transfer matrix: what each tuned model does in each target language, from the values of prompts.
+
+A cell pairs a tuned model with the base on the same prompts. Only prompts that have a value in both count.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from xlingtox import files
-
-Kind: TypeAlias = Literal["base", "tuned", "shuffled"]
-"""The model as it is, tuned on a language's pairs, or tuned on them with sides that a coin has exchanged."""
+from xlingtox.evaluation.intervals import paired_changes
+from xlingtox.measures import COMPARED
 
 
-class Run(NamedTuple):
-    """One model of a matrix, which is measured in all targets.
+class Cells(NamedTuple):
+    """The means of a measure over prompts, for each tuned run and target; NaN where a cell has no prompt.
 
     Attributes:
-        source: the language that it was tuned on; empty for the base.
+        before, after: of the base, and of the run.
+        n: how many prompts count.
     """
 
-    kind: Kind
-    source: str = ""
+    before: Float[np.ndarray, "run target"]
+    after: Float[np.ndarray, "run target"]
+    n: Float[np.ndarray, "run target"]
 
     @property
-    def name(self) -> str:
-        """The run's name in the names of files."""
-        return f"{self.kind}-{self.source}" if self.source else self.kind
+    def drops(self) -> Float[np.ndarray, "run target"]:
+        """The relative drops, (before - after) / before; NaN where the base has nothing that could drop."""
+        can_drop = self.before > 0
+        return np.where(can_drop, (self.before - self.after) / np.where(can_drop, self.before, 1.0), math.nan)
 
 
-def runs(sources: Sequence[str], *, shuffled: bool) -> list[Run]:
-    """Return the runs of a matrix in the order of its rows: the base, each source, and each source shuffled."""
-    kinds: tuple[Kind, ...] = ("tuned", "shuffled") if shuffled else ("tuned",)
-    return [Run("base"), *(Run(kind, source) for kind in kinds for source in sources)]
+def known(values: Float[np.ndarray, "run target prompt"]) -> Bool[np.ndarray, "tuned target prompt"]:
+    """Return which prompts have a value in the base and in each other run."""
+    return np.isfinite(values[1:]) & np.isfinite(values[:1])
 
 
-@dataclass(frozen=True)
-class Cell:
-    """The measurements of one model in one target language.
-
-    Attributes:
-        values: for each measure, one value a prompt.
-        perplexity: that of held-out text; NaN without it.
-    """
-
-    values: Mapping[str, Float[np.ndarray, "prompt"]]
-    perplexity: float
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file."""
-        tensors = {name: torch.from_numpy(np.array(values, dtype=np.float64)) for name, values in self.values.items()}
-        files.write_tensors(path, tensors, {"perplexity": self.perplexity})
-
-    @classmethod
-    def load(cls, path: Path) -> Cell:
-        """Read a file that `save` wrote; raise ValueError, with the path, where it holds no cell."""
-        remedy = "delete it, and it is measured again"
-        tensors, about = files.read_tensors(path, remedy)
-        with files.understood(path, "cell", remedy):
-            return cls({name: tensor.numpy() for name, tensor in tensors.items()}, float(about["perplexity"]))
+def cells(values: Float[np.ndarray, "run target prompt"]) -> Cells:
+    """Return the cells of all runs but the base, which is run 0."""
+    counts = known(values)
+    n = counts.sum(-1).astype(np.float64)
+    before, after = (
+        np.where(n > 0, np.where(counts, side, 0.0).sum(-1) / np.maximum(n, 1), math.nan)
+        for side in (np.broadcast_to(values[:1], counts.shape), values[1:])
+    )
+    return Cells(before, after, n)
 
 
-def stacked(
-    cells: Sequence[Sequence[Cell]],
-) -> tuple[dict[str, Float[np.ndarray, "run target prompt"]], Float[np.ndarray, "run target"]]:
-    """Return the values of each measure, and the perplexities, of cells by run and target.
+def perplexity_cells(perplexity: Float[np.ndarray, "run target"]) -> Cells:
+    """Return the cells of a number that each language has once."""
+    before = np.broadcast_to(perplexity[:1], perplexity[1:].shape)
+    return Cells(before, perplexity[1:], np.isfinite(before).astype(np.float64))
 
-    Targets with fewer prompts than another end in NaN.
-    """
-    n_prompts = [len(next(iter(cell.values.values()))) for cell in cells[0]]
-    shape = len(cells), len(n_prompts), max(n_prompts)
-    values = {name: np.full(shape, np.nan) for name in cells[0][0].values}
-    for run, row in enumerate(cells):
-        for target, cell in enumerate(row):
-            for name, of_prompts in cell.values.items():
-                values[name][run, target, : len(of_prompts)] = of_prompts
-    return values, np.array([[cell.perplexity for cell in row] for row in cells])
+
+def intervals(
+    values: Float[np.ndarray, "run target prompt"], measure: str, targets: Sequence[str]
+) -> tuple[Float[np.ndarray, "tuned target"], Float[np.ndarray, "tuned target"]]:
+    """Return both ends of the 95 % interval of each cell's change, after - before, over prompts."""
+    counts = known(values)
+    ends = np.full((2, *counts.shape[:2]), math.nan)
+    about = COMPARED.get(measure)
+    bounds = (about.least, about.most) if about else (-math.inf, math.inf)
+    for run in range(len(counts)):
+        sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+        for j, code in enumerate(targets):
+            if counts[run, j].any():
+                for side, row in zip(sides, (values[0, j], values[run + 1, j]), strict=True):
+                    side[code] = row[counts[run, j]]
+        if sides[0]:
+            changes, _ = paired_changes(*sides, bounds=bounds)
+            for code, change in changes.items():
+                ends[:, run, targets.index(code)] = change.low, change.high
+    return ends[0], ends[1]
+
+
+def own(sources: Sequence[str], targets: Sequence[str]) -> Bool[np.ndarray, "source target"]:
+    """Return which cells are of a language's own tuning: the diagonal, if the languages are the same."""
+    return np.array([[source == target for target in targets] for source in sources])
+
+
+def off_diagonal(
+    drops: Float[np.ndarray, "source target"], sources: Sequence[str], targets: Sequence[str]
+) -> Bool[np.ndarray, "source target"]:
+    """Return which cells show transfer: their languages differ, and their drop is known."""
+    return ~own(sources, targets) & np.isfinite(drops)
+
+
+def as_arrays(properties: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, "source target"]]:
+    """Return each property of pairs of languages as numbers."""
+    return {name: np.asarray(values, dtype=np.float64) for name, values in properties.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xlingtox import files, processes
-from xlingtox.matrix.cells import Cell, Run
+from xlingtox.matrix.runs import Cell, Run
 from xlingtox.models.journal import Journal, using
 
 _KEPT = frozenset({"recipe.json", "log.json"})

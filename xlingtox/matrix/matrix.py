@@ -18,7 +18,7 @@ from xlingtox.data.sides import ordered_pairs
 from xlingtox.data.translations import Parallel
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.matrix.asked import Asked
-from xlingtox.matrix.cells import Cell, Run, runs, stacked
+from xlingtox.matrix.runs import Cell, Run, runs, stacked
 from xlingtox.matrix.folder import MatrixFolder
 from xlingtox.matrix.measuring import Measuring
 from xlingtox.matrix.result import TransferMatrix

@@ -14,7 +14,7 @@ from xlingtox.evaluation.named_sets import all_of_layers
 from xlingtox.evaluation.same_text import means_by_prompt
 from xlingtox.evaluation.trials import Trial, Trials
 from xlingtox.matrix.asked import Asked
-from xlingtox.matrix.cells import Cell
+from xlingtox.matrix.runs import Cell
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import Activations, collect_together
 from xlingtox.neurons.controls import random_sets
