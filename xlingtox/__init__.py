@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from xlingtox.frontiers import Frontier as Frontier
     from xlingtox.frontiers.frontier import frontier as frontier
     from xlingtox.matrix import TransferMatrix as TransferMatrix
+    from xlingtox.matrix.matrix import transfer_matrix as transfer_matrix
     from xlingtox.models import Continuations as Continuations
     from xlingtox.models import HookedLM as HookedLM
     from xlingtox.models import HookNeverFired as HookNeverFired
@@ -113,7 +114,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Reach": {
         "transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer"),
-        "matrix": ("TransferMatrix",),
+        "matrix": ("TransferMatrix", "transfer_matrix"),
     },
     "Rivals": {"frontiers": ("Frontier", "frontier")},
     "Look": {"figures": ("plot",)},

@@ -150,7 +150,7 @@ def _by_language(pairs: PreferencePairs) -> dict[str, Dataset]:
     names = column_names(pairs) or []
     if names and "language" not in names:
         raise ValueError(
-            f"the pairs have no column 'language', only {', '.join(names)}: add one with the code of each pair's language"
+            f"the pairs have no column 'language', only {', '.join(names)}: add one with the code of each language"
         )
     fields = [name for name in PAIR_FIELDS if name in names or name != "prompt"]
     table = columns(pairs, ["language", *fields], "preference pairs")

@@ -79,9 +79,7 @@ class MatrixFolder:
 
     def read(self, runs: Sequence[Run], targets: Sequence[str]) -> list[list[Cell]]:
         """Return the cells of all runs, by run and target."""
-        return processes.from_main(
-            lambda: [[Cell.load(self._cell(run, target)) for target in targets] for run in runs]
-        )
+        return processes.from_main(lambda: [[Cell.load(self._cell(run, target)) for target in targets] for run in runs])
 
     def journal(self, run: Run) -> AbstractContextManager[None]:
         """Keep in the block what models write, and what they read for this run."""
@@ -96,10 +94,8 @@ class MatrixFolder:
 
         def clear() -> None:
             folder = self.tuning(run)
-            record = folder / "recipe.json"
-            if record.is_file() and set(path.name for path in folder.iterdir()) <= _KEPT:
-                if files.read_json(record, "delete it, and the model is tuned again").get("finished"):
-                    shutil.rmtree(folder)
+            if folder.is_dir() and {path.name for path in folder.iterdir()} == _KEPT:
+                shutil.rmtree(folder)
 
         processes.from_main(clear)
         return self.tuning(run)

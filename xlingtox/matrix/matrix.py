@@ -18,10 +18,10 @@ from xlingtox.data.sides import ordered_pairs
 from xlingtox.data.translations import Parallel
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.matrix.asked import Asked
-from xlingtox.matrix.runs import Cell, Run, runs, stacked
 from xlingtox.matrix.folder import MatrixFolder
 from xlingtox.matrix.measuring import Measuring
 from xlingtox.matrix.result import TransferMatrix
+from xlingtox.matrix.runs import Cell, Run, runs, stacked
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.progress import bar
@@ -174,8 +174,7 @@ def _properties(
     lm: HookedLM, asked: Asked, parallel: Parallel | None, *, progress: bool
 ) -> dict[str, Float[np.ndarray, "source target"]]:
     """Return what is known of each two languages besides what the caller gave."""
-    properties = {
+    return {
         name: np.array([[float(of(source) == of(target)) for target in asked.targets] for source in asked.sources])
-        for name, of in (("same_script", table.script), ("same_family", table.family))
+        for name, of in (("same_script", getattr(table, "script", len)), ("same_family", getattr(table, "family", len)))
     }
-    return properties

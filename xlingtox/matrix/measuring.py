@@ -92,7 +92,7 @@ class Measuring:
         }
 
     def _activations(self, model: HookedLM) -> dict[str, Float[np.ndarray, "prompt"]]:
-        """Return the mean activation of the neurons and of their control on the base's greedy text, prompt by prompt."""
+        """Return the mean activation of each prompt, of the neurons and of their control, on the base's greedy text."""
         if not self._sets:
             return {}
 
