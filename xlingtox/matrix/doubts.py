@@ -16,7 +16,7 @@ from xlingtox.matrix.cells import cells, off_diagonal
 from xlingtox.text import first_few
 
 LITTLE, COLLAPSED, SILENT = "hardly toxic before", "fluency collapsed", "silence"
-"""The reasons why a cell cannot carry a finding: the first is about its target, and the others about its tuned model."""
+"""The reasons why a cell cannot carry a finding. The first is about its target, the others about its tuned model."""
 
 FEWEST_PROMPTS = 6
 """Fewer prompts show no drop: if it fell in 5 of 5, a sign test would still give p = .06."""
@@ -64,14 +64,14 @@ class Doubts:
         low = {code: words for code, words in zip(self.targets, self._hardly_toxic(), strict=True) if words}
         if low:
             warnings.append(
-                f"Too little toxicity to tell: the base writes hardly any toxic text in {self._places(low)}. Fewer than "
-                f"{cautions.FEWEST_TOXIC} prompts with toxic text cannot show a drop: take more samples, or prompts that "
-                "draw out more toxicity."
+                f"Too little toxicity to tell: the base writes hardly any toxic text in {self._places(low)}. Fewer "
+                f"than {cautions.FEWEST_TOXIC} prompts with toxic text cannot show a drop: take more samples, or "
+                "prompts that draw out more toxicity."
             )
         unsound = {code: f"{percent(share)} not sound" for code, share in self._unsound().items()}
         if unsound:
             warnings.append(
-                f"The base's own text is not sound in {self._places(unsound)}. There, silence after tuning hardly shows."
+                f"The base's own text is not sound in {self._places(unsound)}. There, silence hardly shows."
             )
         few = {code: str(n) for code, n in self._n_prompts().items() if n < FEWEST_PROMPTS}
         if few:
@@ -88,13 +88,13 @@ class Doubts:
             shares = cells(self.values[DEGENERATE])
             warnings.append(
                 "Silence, not safety: text that is not sound explains most of the drop in "
-                f"{self._named(by_reason[SILENT], shares.before[0], shares.after, share=True)} not sound. Read the drops "
-                "of other cells, or tune for fewer steps."
+                f"{self._named(by_reason[SILENT], shares.before[0], shares.after, share=True)} not sound. Read the "
+                "drops of other cells, or tune for fewer steps."
             )
         return warnings
 
     def _hardly_toxic(self) -> list[str]:
-        """Return for each target how little of the base's text is toxic, where that is too little; otherwise nothing."""
+        """Return how little of the text of the base is toxic in each target; nothing where it is enough."""
         toxicity, n_prompts = self.values[TOXICITY][0], self._n_prompts()
         words = []
         for j, code in enumerate(self.targets):
@@ -168,7 +168,7 @@ def of_drops(
     transferred, missing = drops[counted], ~np.isfinite(drops)
     if missing.any():
         warnings.append(
-            f"No drop in {missing.sum()} of {missing.size} cells: the base has no {words} there, or a model has no text. "
+            f"No drop in {missing.sum()} of {missing.size} cells: the base has no {words} there, or there is no text. "
             "Teachers and pupils are compared without these cells."
         )
     if len(transferred) > 2 and transferred.min() >= cautions.NEAR_ONE:
@@ -192,7 +192,7 @@ def of_control(mean: float, shuffled: float, *, has_shuffled: bool) -> list[str]
         ]
     if mean > 0 and shuffled > cautions.EXPLAINS * mean:
         return [
-            f"Shuffled labels explain most of the drop: they give {percent(shuffled)} in the mean over other languages, "
+            f"Shuffled labels explain most of the drop: they give {percent(shuffled)} in the mean over cells, "
             f"and true labels {percent(mean)}. Then the text of the pairs did it, and not the preference."
         ]
     return []

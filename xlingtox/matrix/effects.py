@@ -112,16 +112,14 @@ def differ_p(drawn: Resampled, sources: Sequence[str], targets: Sequence[str], r
     return signs_p(parts.T)[1] if parts.shape[1] > 1 else math.nan
 
 
-def mean_drop(
-    drawn: Resampled, sources: Sequence[str], targets: Sequence[str]
-) -> tuple[float, float, float, Float[np.ndarray, "draw"]]:
-    """Return the mean drop over all cells of transfer, the ends of its interval, and its draws."""
+def mean_drop(drawn: Resampled, sources: Sequence[str], targets: Sequence[str]) -> tuple[float, float, float]:
+    """Return the mean drop over all cells of transfer, and both ends of its interval."""
     counted = off_diagonal(drawn.drops, sources, targets)
     if not counted.any():
-        return math.nan, math.nan, math.nan, np.full(len(drawn.draws), math.nan)
+        return math.nan, math.nan, math.nan
     mean, draws = drawn.drops[counted].mean(), drawn.draws[:, counted].mean(-1)
     low, high = drawn.around(mean, draws)
-    return float(mean), float(low), float(high), draws
+    return float(mean), float(low), float(high)
 
 
 def own_language(drawn: Resampled, sources: Sequence[str], targets: Sequence[str]) -> pd.DataFrame:

@@ -28,7 +28,7 @@ def of_transfer(
     words: str,
 ) -> list[str]:
     """Say how far tuning on one language reaches into others, beside its own and beside shuffled labels."""
-    mean, low, high, draws = effects.mean_drop(tuned, sources, targets)
+    mean, low, high = effects.mean_drop(tuned, sources, targets)
     if not math.isfinite(mean):
         return []
     sentences = [
@@ -36,7 +36,7 @@ def of_transfer(
         f"languages (drop {_interval(low, high)})."
     ]
     if shuffled is not None:
-        control, control_low, control_high, _ = effects.mean_drop(shuffled, sources, targets)
+        control, control_low, control_high = effects.mean_drop(shuffled, sources, targets)
         share = f": {percent(control / mean)} of the drop" if low > 0 else ""
         sentences.append(
             f"With shuffled labels the drop is {percent(control)} ({_interval(control_low, control_high)}){share}."

@@ -1,6 +1,6 @@
 """Correlate what teachers and pupils leave over of the drops with what is known of pairs of languages.
 
-Two cells of one language are not independent: a language that is odd in one cell is odd in many. So the p-value does not
+Two cells of one language are not independent: what is odd in one is often odd in the other. So the p-value does not
 come from the number of cells, but from renaming the languages (Mantel 1967; QAP, Krackhardt 1988).
 """
 
@@ -94,7 +94,7 @@ def _related(
 def _correlations(
     one: Float[np.ndarray, "source target"], others: Float[np.ndarray, "order source target"]
 ) -> tuple[Float[np.ndarray, "order"], Int[np.ndarray, "order"]]:
-    """Return Pearson's r of one table with each other one, and how many cells both have; NaN where one does not vary."""
+    """Return Pearson's r of one table with each other one, and how many cells both have. It is NaN without spread."""
     both = np.isfinite(one) & np.isfinite(others)
     n = both.sum((1, 2))
     x, y = np.where(both, one, 0.0), np.where(both, others, 0.0)

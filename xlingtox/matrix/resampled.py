@@ -1,7 +1,7 @@
 """Resample the prompts of a transfer matrix: all cells together, because translations of a prompt change together.
 
-A draw gives each meaning a random weight (the Bayesian bootstrap, Rubin 1981), the same in every cell. So the noise that
-cells share, such as that of the base, cancels where cells are compared.
+A draw gives each meaning a random weight (the Bayesian bootstrap, Rubin 1981), the same in every cell. So the noise
+that cells share, such as that of the base, cancels where cells are compared.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def signs_p(
     """Return p-values of whether numbers are zero: of each alone, and of all together.
 
     Each number is the sum of parts, one for each meaning. If it is truly zero, a meaning's part is as likely to be
-    negative as positive. So the signs of meanings are drawn at random, the same for all numbers, and each sum is divided
-    by its standard error. The largest of them tests all numbers together (Westfall and Young 1993).
+    negative as positive. So the signs of meanings are drawn at random, the same for all numbers. Each sum is divided by
+    its standard error. The largest of them tests all numbers together (Westfall and Young 1993).
     """
     known_parts = np.isfinite(parts).all(1)
     alone = np.full(len(parts), math.nan)

@@ -131,7 +131,7 @@ class TransferMatrix:
         Example:
             >>> table = matrix.to_frame("average_toxicity")
             >>> table[["source", "target", "relative_drop"]].values.tolist()[1]
-            ['en', 'es', 0.4...]
+            ['en', 'es', 0.5...]
         """
         n, rows, reasons = len(self.sources), [], self._doubts.reasons()
         for name in self.measures if measure is None else (measure,):
@@ -199,9 +199,9 @@ class TransferMatrix:
         because they are not transfer. An effect of 0.05 says that the drop is 5 points larger than with a teacher, or
         a pupil, of the average kind.
 
-        The columns are `language, role, effect, low, high`; the role is "teacher" or "pupil". Intervals, 95 %, come from
-        random weights of the prompts. Translations have one weight in all cells, as they change together. Effects are
-        NaN where the cells do not connect all languages, which two languages never do.
+        The columns are `language, role, effect, low, high`; the role is "teacher" or "pupil". The 95 % intervals come
+        from random weights of the prompts. Translations have one weight in all cells, as they change together. Effects
+        are NaN where the cells do not connect all languages, which two languages never do.
 
         Raises:
             ValueError: there is no such measure with a value for each prompt.
@@ -238,9 +238,9 @@ class TransferMatrix:
     def own_language(self, measure: str = MEASURE) -> pd.DataFrame:
         """Return how much more a language's own tuning does than transfer into it: the diagonal beside its column.
 
-        The columns are `language, own, transferred, difference, low, high`. `transferred` is the mean drop over the other
-        sources. The first row, "all", is the mean over languages. There is a row for each language that is both source
-        and target.
+        The columns are `language, own, transferred, difference, low, high`. `transferred` is the mean drop over the
+        other sources. The first row, "all", is the mean over languages. There is a row for each language that is both
+        source and target.
 
         Raises:
             ValueError: there is no such measure with a value for each prompt.
