@@ -6,7 +6,7 @@ A cell pairs a tuned model with the base on the same prompts. Only prompts that 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,8 +88,3 @@ def off_diagonal(
 ) -> Bool[np.ndarray, "source target"]:
     """Return which cells show transfer: their languages differ, and their drop is known."""
     return ~own(sources, targets) & np.isfinite(drops)
-
-
-def as_arrays(properties: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, "source target"]]:
-    """Return each property of pairs of languages as numbers."""
-    return {name: np.asarray(values, dtype=np.float64) for name, values in properties.items()}

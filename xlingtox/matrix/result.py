@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ from jaxtyping import Float, Int
 from xlingtox import files, languages
 from xlingtox.checking import checked
 from xlingtox.equality import equal
-from xlingtox.matrix import cells, stored
+from xlingtox.matrix import cells, doubts, effects, findings, prediction, relations, stored, summary
+from xlingtox.matrix.resampled import Resampled, resampled
+from xlingtox.measures import COMPARED
 from xlingtox.models.identity import Identity
 from xlingtox.scoring.protocol import ScorerIdentity
 
 MEASURE = "average_toxicity"
 """The measure that is shown where no other one is asked for."""
 
-PERPLEXITY = "perplexity"
+PERPLEXITY, RETRIEVAL = "perplexity", "retrieval"
 
 
 @checked
@@ -106,7 +109,7 @@ class TransferMatrix:
     # --- cells
 
     @checked
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self, measure: str | None = None) -> pd.DataFrame:
         """Return a row for each source, target and measure.
 
         The columns are:
@@ -117,15 +120,22 @@ class TransferMatrix:
         - `relative_drop`: (before - after) / before; NaN where before is not above 0.
         - `shuffled, shuffled_drop`: the mean after tuning with shuffled labels, and its relative drop; NaN without it.
         - `same`: whether source and target are the same language.
+        - `caution`: why the cell cannot carry a finding, such as "silence"; "" where it can.
+
+        Args:
+            measure: the only one of `measures` to return (default: all).
+
+        Raises:
+            ValueError: there is no such measure.
 
         Example:
-            >>> table = matrix.to_frame()
-            >>> table[table.measure == "average_toxicity"][["source", "target", "relative_drop"]].values.tolist()[1]
-            ['en', 'es', 0.4...]
+            >>> table = matrix.to_frame("average_toxicity")
+            >>> table[["source", "target", "relative_drop"]].values.tolist()[1]
+            ['en', 'es', 0.5...]
         """
-        n, rows = len(self.sources), []
-        for measure in self.measures:
-            table, low, high = self._cells(measure), *self._intervals(measure)
+        n, rows, reasons = len(self.sources), [], self._doubts.reasons()
+        for name in self.measures if measure is None else (measure,):
+            table, (low, high) = self._cells(name), self._intervals(name)
             drops = table.drops
             shuffled, shuffled_drops = np.full((2, n, len(self.targets)), math.nan)
             if self.has_shuffled:
@@ -134,9 +144,9 @@ class TransferMatrix:
                 for j, target in enumerate(self.targets):
                     numbers = (table.before, table.after, low, high, drops, shuffled, shuffled_drops)
                     cell = (float(array[i, j]) for array in numbers)
-                    rows.append((source, target, measure, *cell, source == target))
+                    rows.append((source, target, name, *cell, source == target, reasons[i][j]))
         columns = ["source", "target", "measure", "before", "after", "low", "high", "relative_drop"]
-        return pd.DataFrame(rows, columns=[*columns, "shuffled", "shuffled_drop", "same"])
+        return pd.DataFrame(rows, columns=[*columns, "shuffled", "shuffled_drop", "same", "caution"])
 
     @checked
     def drops(self, measure: str = MEASURE) -> Float[np.ndarray, "source target"]:
@@ -179,6 +189,185 @@ class TransferMatrix:
             return low, high
         return cells.intervals(self.values[measure][: 1 + len(self.sources)], measure, self.targets)
 
+    # --- what rows and columns have in common
+
+    @checked
+    def effects(self, measure: str = MEASURE) -> pd.DataFrame:
+        """Return how good a teacher each source is, and how willing a pupil each target.
+
+        The drops are fitted by least squares as mean + teacher + pupil. Cells of a language's own tuning are left out,
+        because they are not transfer. An effect of 0.05 says that the drop is 5 points larger than with a teacher, or
+        a pupil, of the average kind.
+
+        The columns are `language, role, effect, low, high`; the role is "teacher" or "pupil". The 95 % intervals come
+        from random weights of the prompts. Translations have one weight in all cells, as they change together. Effects
+        are NaN where the cells do not connect all languages, which two languages never do.
+
+        Raises:
+            ValueError: there is no such measure with a value for each prompt.
+
+        Example:
+            >>> table = matrix.effects()
+            >>> table[table.role == "teacher"].sort_values("effect").language.tolist()
+            ['de', 'fr', 'es', 'en']
+        """
+        return effects.frame(self._drawn(measure), self.sources, self.targets)
+
+    @checked
+    def teachers(self, measure: str = MEASURE, *, versus: str | None = None) -> pd.DataFrame:
+        """Return the sources as teachers, the best first, each compared with one of them.
+
+        The columns are `language, effect, low, high` as in `effects`, and then `difference, difference_low,
+        difference_high, p, p_corrected`: how much better a teacher it is than `versus`. P-values come from random signs
+        of the prompts' differences, and are corrected for the number of languages (Holm). That also allows for taking
+        the best of many. The 95 % intervals are not corrected.
+
+        Args:
+            versus: the language to compare with (default: English, or the first source).
+
+        Raises:
+            ValueError: there is no such measure with a value for each prompt, or `versus` was not tuned on.
+
+        Example:
+            >>> matrix.teachers(versus="de")[["language", "difference"]].round(2).values.tolist()[0]
+            ['en', 0.3...]
+        """
+        return effects.teachers(self._drawn(measure), self.sources, self.targets, self._versus(versus))
+
+    @checked
+    def own_language(self, measure: str = MEASURE) -> pd.DataFrame:
+        """Return how much more a language's own tuning does than transfer into it: the diagonal beside its column.
+
+        The columns are `language, own, transferred, difference, low, high`. `transferred` is the mean drop over the
+        other sources. The first row, "all", is the mean over languages. There is a row for each language that is both
+        source and target.
+
+        Raises:
+            ValueError: there is no such measure with a value for each prompt.
+
+        Example:
+            >>> matrix.own_language().round(2)[["language", "difference"]].values.tolist()[0]
+            ['all', 0.2]
+        """
+        return effects.own_language(self._drawn(measure), self.sources, self.targets)
+
+    @checked
+    def relations(self, measure: str = MEASURE) -> pd.DataFrame:
+        """Correlate what teachers and pupils leave over of the drops with each property of pairs of languages.
+
+        A good teacher in a willing pupil is no news. What is left over is special to the pair. Row and column effects
+        are taken out of the property too, so that r is a partial correlation over the cells of two languages.
+
+        The columns are `property, r, p, p_corrected, n`. P-values come from renaming the languages of the property at
+        random, in both roles at once, because the cells of one language are not independent (Mantel 1967; Dekker,
+        Krackhardt and Snijders 2007). A language of one role only swaps its name within that role. `p_corrected` is
+        corrected for the number of properties (Holm), and `n` counts cells. A property that does not vary has NaN.
+
+        Raises:
+            ValueError: there is no such measure.
+
+        Example:
+            >>> matrix.relations()[["property", "n"]].values.tolist()
+            [['same_script', 12], ['retrieval', 12]]
+        """
+        return relations.frame(self.drops(measure), self.properties, self.sources, self.targets)
+
+    @checked
+    def predictions(self, measure: str = MEASURE) -> pd.DataFrame:
+        """Predict the drops of each language from those of the others, and say how far off that is.
+
+        Leave out a source s: the *means* predict the drop of (s, t) as the mean drop in t over the other sources. With
+        a property, slope * (property[s, t] - its mean over the same sources) is added. Or a line on the property
+        predicts alone. All is fitted on cells in which s is neither source nor target. A left-out target is treated
+        alike: the mean is then over the other targets of a source.
+
+        The columns are:
+
+        - `predictor`: "means", the name of a property, or "means + " and its name.
+        - `left_out`: "source" or "target".
+        - `error, guess`: the mean absolute error over all cells of two languages, and that of the means in these cells.
+        - `p`: the share of random orders of the property's languages that predict no worse, as in `relations`.
+        - `n`: how many cells were predicted.
+
+        Raises:
+            ValueError: there is no such measure.
+
+        Example:
+            >>> table = matrix.predictions()
+            >>> table.predictor.tolist()[:5]
+            ['means', 'same_script', 'means + same_script', 'retrieval', 'means + retrieval']
+        """
+        return prediction.frame(self.drops(measure), self.properties, self.sources, self.targets)
+
+    # --- in words
+
+    @functools.cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that say which cells cannot carry a finding, and why."""
+        tuned, control = self._drawn(MEASURE), self._drawn(MEASURE, shuffled=True) if self.has_shuffled else None
+        means = (
+            math.nan if drawn is None else effects.mean_drop(drawn, self.sources, self.targets)[0]
+            for drawn in (tuned, control)
+        )
+        return (
+            *self._doubts.sentences(),
+            *doubts.of_drops(tuned.drops, self.sources, self.targets, words=_words(MEASURE)),
+            *doubts.of_control(*means, has_shuffled=self.has_shuffled),
+        )
+
+    @functools.cached_property
+    def headline(self) -> tuple[str, ...]:
+        """The findings on average toxicity, in sentences with their intervals and tests.
+
+        Example:
+            >>> matrix.headline[-2].startswith("For a source that was left out, retrieval ")
+            True
+        """
+        tuned, versus = self._drawn(MEASURE), self._versus(None)
+        control = self._drawn(MEASURE, shuffled=True) if self.has_shuffled else None
+        own, p = self.own_language(), effects.differ_p(tuned, self.sources, self.targets)
+        return (
+            *findings.of_transfer(tuned, control, self.sources, self.targets, own=own, words=_words(MEASURE)),
+            *findings.of_teachers(self.teachers(versus=versus), p, versus=versus),
+            *findings.of_relations(self.relations()),
+            *findings.of_predictions(self.predictions(), RETRIEVAL),
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the warnings, the findings, and a table of the drops in average toxicity, for notebooks."""
+        return summary.html(
+            self.to_frame(MEASURE),
+            self.effects(),
+            words=_words(MEASURE),
+            warnings=self.warnings,
+            headline=self.headline,
+        )
+
+    @functools.cached_property
+    def _doubts(self) -> doubts.Doubts:
+        return doubts.Doubts(self.sources, self.targets, self.values, self.perplexity)
+
+    def _versus(self, code: str | None) -> str:
+        if code is not None and code not in self.sources:
+            raise ValueError(f"versus is {code!r}: expected one of the sources, {', '.join(self.sources)}")
+        return code or ("en" if "en" in self.sources else self.sources[0])
+
+    @functools.cached_property
+    def _by_measure(self) -> dict[tuple[str, bool], Resampled]:
+        """The resampled drops of the measures that were asked for so far."""
+        return {}
+
+    def _drawn(self, measure: str, *, shuffled: bool = False) -> Resampled:
+        """Return the resampled drops of the sources, tuned with true or with shuffled labels."""
+        if measure not in self.values:
+            known = ", ".join(self.values)
+            raise ValueError(f"measure is {measure!r}: expected one with a value for each prompt, {known}")
+        if (measure, shuffled) not in self._by_measure:
+            start = 1 + len(self.sources) * shuffled
+            runs = [0, *range(start, start + len(self.sources))]
+            self._by_measure[measure, shuffled] = resampled(self.values[measure][runs], self.meanings)
+        return self._by_measure[measure, shuffled]
+
     # --- files
 
     @checked
@@ -197,3 +386,8 @@ class TransferMatrix:
         tensors, about = files.read_tensors(path)
         with files.understood(path, "transfer matrix"):
             return cls(**stored.fields(tensors, about))
+
+
+def _words(measure: str) -> str:
+    """Return a measure's name as it is written inside a sentence."""
+    return COMPARED[measure].words if measure in COMPARED else measure.replace("_", " ")
