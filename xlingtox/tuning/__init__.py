@@ -1,9 +1,9 @@
 """Tune a model on preference pairs in one language, with TRL.
 
-`tune` takes pairs of a chosen and a rejected continuation, and returns the tuned model as a `HookedLM`. A `Recipe` holds
-every setting, also the method. `PAPER_FULL`, `PAPER_QLORA` and `MINI` are recipes of DPO, and `tune_dpo` takes these only.
-`SFT`, `KTO`, `ORPO`, `SIMPO` and `DPO_SFT` are recipes of the other methods. TRL, PEFT and transformers' trainer are
-imported when they are first needed.
+`tune` takes pairs of a chosen and a rejected continuation, and returns the tuned model as a `HookedLM`. A `Recipe`
+holds every setting, also the method. `PAPER_FULL`, `PAPER_QLORA`, `MINI` and `DPO_SFT` are recipes of DPO, and
+`tune_dpo` takes only these. `SFT`, `KTO`, `ORPO` and `SIMPO` are those of the other methods. TRL, PEFT and transformers'
+trainer are imported when they are first needed.
 """
 
 from xlingtox.tuning.dpo import tune_dpo

@@ -64,8 +64,8 @@ def check_together(lm: HookedLM, recipe: Recipe) -> None:
         return
     if recipe.method != "dpo":
         raise ValueError(
-            f"method {recipe.method!r} cannot tune sharded weights, only dpo can: start without --use_fsdp, and the main "
-            "process tunes alone"
+            f"method {recipe.method!r} cannot tune sharded weights, only dpo can: start "
+            "without --use_fsdp, and the main process tunes alone"
         )
     shared_out(recipe.batch_size, recipe.accumulation, processes.count())
     if len(set(processes.gathered(lm.fingerprint()))) > 1:

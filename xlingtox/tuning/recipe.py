@@ -71,18 +71,18 @@ class Lora:
 class Recipe:
     """Every setting of a tuning run. Vary a recipe with `dataclasses.replace`.
 
-    `PAPER_FULL` and `PAPER_QLORA` are the paper's recipes. `MINI`, `SFT`, `KTO`, `ORPO`, `SIMPO` and `DPO_SFT` are for the
-    shipped miniature, one for each method.
+    `PAPER_FULL` and `PAPER_QLORA` are the paper's recipes. `MINI`, `SFT`, `KTO`, `ORPO`, `SIMPO` and `DPO_SFT` are for
+    the shipped miniature, one for each method.
 
     Attributes:
-        batch_size: pairs in one forward pass. KTO reads both sides of as many pairs, so twice as many examples, and needs
-            at least 2. Under FSDP the processes share the pairs of a step, which stay as many.
+        batch_size: pairs in one forward pass. KTO reads both sides of them by themselves, so twice as many examples,
+            and needs at least 2. Under FSDP the processes share the pairs of a step, which stay as many.
         learning_rate: the peak of the learning rate. It is reached after `warm_up` steps and then held.
         steps, epochs: the length of the run; give one of them. Steps are optimizer steps, epochs are passes over the
             pairs.
         accumulation: forward passes in one step.
-        method: how the pairs are learnt. `dpo` is direct preference optimisation, `sft` teaches the chosen continuations
-            alone, `kto` each side by itself as good or bad, `orpo` and `simpo` pairs without a reference.
+        method: how the pairs are learnt. `dpo` is direct preference optimisation. `sft` teaches only the chosen
+            continuations. `kto` takes each side by itself, as good or bad. `orpo` and `simpo` need no reference.
         beta: how strongly the tuned model is pulled to the reference in DPO and KTO (paper, appendix: 0.1). ORPO weighs
             the odds ratio with it, and SimPO multiplies the reward. SFT has none.
         loss_type: TRL's name of DPO's loss; `sigmoid` is the one of its paper.

@@ -45,9 +45,9 @@ def tune(
 ) -> HookedLM:
     """Tune a model on preference pairs by the method of the recipe, with TRL, and return the tuned model.
 
-    All methods learn from the same pairs. `xt.tuning.MINI` is DPO; `SFT`, `KTO`, `ORPO`, `SIMPO` and `DPO_SFT` beside it
-    are the others. DPO and KTO compare the tuned model with a reference, which is the model before tuning. Its
-    log-probabilities are computed before the first step, so that only one model is in memory during training.
+    All methods learn from the same pairs. `xt.tuning.MINI` is a recipe of DPO; `SFT`, `KTO`, `ORPO`, `SIMPO` and
+    `DPO_SFT` are those of the others. DPO and KTO compare the tuned model with a reference, which is the model before
+    tuning. Its log-probabilities are computed before the first step, so that one model is in memory during training.
 
     The folder becomes an ordinary checkpoint with its tokenizer. `recipe.json` records the recipe, all settings that
     TRL got, the package versions and a hash of the pairs. It also says whether the end of text was preferred and why,
