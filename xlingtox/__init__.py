@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from xlingtox.transfer import Transfer as Transfer
     from xlingtox.transfer import bilingual_retrieval as bilingual_retrieval
     from xlingtox.transfer import predict_transfer as predict_transfer
+    from xlingtox.tuning import tune as tune
     from xlingtox.tuning import tune_dpo as tune_dpo
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -109,7 +110,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "Tuning": {
-        "tuning": ("tune_dpo",),
+        "tuning": ("tune", "tune_dpo"),
         "evaluation": ("Attribution", "attribute", "WeightDrift", "weight_drift"),
     },
     "Reach": {
