@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -106,11 +107,7 @@ class Asked:
             held_out = _held_out(lm, held_out, targets)
         check_recipe(lm, recipe)
         alike = _as_many({code: given[code] for code in sources})
-        for code, rows in alike.items():
-            try:
-                tunable_pairs(lm, rows, recipe=recipe)
-            except ValueError as error:
-                raise ValueError(f"the pairs of {languages.name(code)} ({code}): {error}") from error
+        _check_pairs(lm, alike, recipe)
         return cls(
             sources,
             targets,
@@ -232,9 +229,24 @@ def _as_many(pairs: Mapping[str, Dataset]) -> dict[str, Dataset]:
         warnings.warn(
             f"there are {counts[fewest]} pairs in {fewest} and up to {max(counts.values())} in other languages: each "
             f"is tuned on its first {counts[fewest]}, because a source with more pairs would seem to teach better",
-            stacklevel=4,
+            stacklevel=5,
         )
     return {code: rows.select(range(counts[fewest])) for code, rows in pairs.items()}
+
+
+def _check_pairs(lm: HookedLM, pairs: Mapping[str, Dataset], recipe: Recipe) -> None:
+    """Raise ValueError for pairs that cannot be tuned on. What is only worth a warning is told when they are."""
+    logger = logging.getLogger("xlingtox.tuning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        for code, rows in pairs.items():
+            try:
+                tunable_pairs(lm, rows, recipe=recipe)
+            except ValueError as error:
+                raise ValueError(f"the pairs of {languages.name(code)} ({code}): {error}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _numbered(
