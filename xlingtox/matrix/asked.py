@@ -91,9 +91,9 @@ class Asked:
         """
         check_sampling(**sampling, batch_size=None, temperature=1.0, top_p=1.0)
         lm.check_unedited("is not in the weights that are tuned")
-        given, listed = _by_language(pairs), as_prompts(prompts, tokenizer=lm.tokenizer)
-        counts = dict.fromkeys(prompt.language for prompt in listed)
-        sources, targets = _languages(list(given), list(counts), only)
+        pairs_by_language, listed = _by_language(pairs), as_prompts(prompts, tokenizer=lm.tokenizer)
+        of_prompts = list(dict.fromkeys(prompt.language for prompt in listed))
+        sources, targets = _languages(list(pairs_by_language), of_prompts, only)
         check_covered(scorer, targets)
         arrays = {name: _array(name, cells, sources, targets) for name, cells in (properties or {}).items()}
         sentences = None if parallel is None else _parallel(parallel, {*sources, *targets})
@@ -106,7 +106,7 @@ class Asked:
         if held_out is not None:
             held_out = _held_out(lm, held_out, targets)
         check_recipe(lm, recipe)
-        alike = _as_many({code: given[code] for code in sources})
+        alike = _as_many({code: pairs_by_language[code] for code in sources})
         _check_pairs(lm, alike, recipe)
         return cls(
             sources,
