@@ -257,7 +257,7 @@ def _numbered(
     numbers: dict[Hashable, int] = {}
     meanings = np.full((len(targets), max(n_prompts)), -1)
     for row, (code, n) in enumerate(zip(targets, n_prompts, strict=True)):
-        of_language = [None] * n if ids is None else ids[code]
+        of_language: Sequence[Hashable] = [None] * n if ids is None else ids[code]
         for place, meaning in enumerate(of_language):
             key = (row, place) if meaning is None or meaning != meaning else (meaning,)
             meanings[row, place] = numbers.setdefault(key, len(numbers))

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from xlingtox import languages as table
 from xlingtox.checking import checked
 from xlingtox.data import PreferencePairs, Prompts
-from xlingtox.data.sides import ordered_pairs
+from xlingtox.data.sides import PairsOrder, ordered_pairs
 from xlingtox.data.translations import Parallel
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.matrix.asked import Asked
@@ -153,7 +153,7 @@ def _measure(
                     with folder.journal(Run("base")):
                         measuring = Measuring(lm, asked, progress=progress)
                 with folder.journal(run):
-                    cells = measuring.base() if run.kind == "base" else _tuned_cells(lm, run, measuring, asked, folder)
+                    cells = measuring.base() if run.kind == "base" else _tuned_cells(run, measuring, folder)
                 folder.write(run, cells)
                 collect()
             if run.source:
@@ -164,12 +164,13 @@ def _measure(
     folder.forget(Run("base"))
 
 
-def _tuned_cells(lm: HookedLM, run: Run, measuring: Measuring, asked: Asked, folder: MatrixFolder) -> dict[str, Cell]:
+def _tuned_cells(run: Run, measuring: Measuring, folder: MatrixFolder) -> dict[str, Cell]:
     """Tune the model of a run, or load it where it is tuned, and measure it in all targets."""
-    order = "shuffled" if run.kind == "shuffled" else "given"
+    asked, progress = measuring.asked, measuring.progress
+    order: PairsOrder = "shuffled" if run.kind == "shuffled" else "given"
     pairs = ordered_pairs(asked.pairs[run.source], order, seed=asked.sampling["seed"])
-    tuned = tune(lm, pairs, output_dir=folder.ready_to_tune(run), recipe=asked.recipe, progress=measuring.progress)
-    return measuring.of(tuned)
+    place = folder.ready_to_tune(run)
+    return measuring.of(tune(measuring.lm, pairs, output_dir=place, recipe=asked.recipe, progress=progress))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -32,11 +33,16 @@ class Measuring:
 
     Its sampled texts show what sound text is. Its greedy texts are read by every model, because neurons answer to the
     text. Random neurons that are as active there are the control.
+
+    Attributes:
+        lm: the base.
+        asked: the arguments.
+        progress: whether progress is shown.
     """
 
     def __init__(self, lm: HookedLM, asked: Asked, *, progress: bool) -> None:
         """Let the base write and read, or look that up in the journal in use."""
-        self._asked, self.progress = asked, progress
+        self.lm, self.asked, self.progress = lm, asked, progress
         self._trials = Trials(
             lm,
             asked.prompts,
@@ -60,15 +66,14 @@ class Measuring:
                 activations=of_layers,
             )
             self._sets = {ACTIVATION: [asked.neurons], CONTROL: drawn}
-        self._base = lm
 
     @property
-    def _reading(self) -> dict[str, int | bool]:
-        return {"max_new_tokens": self._asked.sampling["max_new_tokens"], "progress": self.progress}
+    def _reading(self) -> dict[str, Any]:
+        return {"max_new_tokens": self.asked.sampling["max_new_tokens"], "progress": self.progress}
 
     def base(self) -> dict[str, Cell]:
         """Return the cells of the base, by target."""
-        return self._cells(self._base, self._trials.unedited)
+        return self._cells(self.lm, self._trials.unedited)
 
     def of(self, model: HookedLM) -> dict[str, Cell]:
         """Return the cells of a tuned model, by target."""
@@ -76,9 +81,9 @@ class Measuring:
 
     def _cells(self, model: HookedLM, trial: Trial) -> dict[str, Cell]:
         activations = self._activations(model)
-        scores = toxicity_scores(trial.continuations, self._asked.scorer)
+        scores = toxicity_scores(trial.continuations, self.asked.scorer)
         unsound = trial.share(*UNSOUND)
-        codes = np.array([prompt.language for prompt in self._asked.prompts])
+        codes = np.array([prompt.language for prompt in self.asked.prompts])
         return {
             code: Cell(
                 {
@@ -88,7 +93,7 @@ class Measuring:
                 },
                 metrics.perplexity(*trial.losses[code]) if code in trial.losses else math.nan,
             )
-            for code in self._asked.targets
+            for code in self.asked.targets
         }
 
     def _activations(self, model: HookedLM) -> dict[str, Float[np.ndarray, "prompt"]]:
@@ -97,9 +102,9 @@ class Measuring:
             return {}
 
         def read(neurons: NeuronSet) -> Activations:
-            return collect_together(model, self._asked.prompts, [neurons], writer=self._greedy, **self._reading)[0][0]
+            return collect_together(model, self.asked.prompts, [neurons], writer=self._greedy, **self._reading)[0][0]
 
-        n_prompts = len(self._asked.prompts)
-        means = means_by_prompt(self._sets, n_prompts, self._asked.sampling["max_new_tokens"], read)
+        n_prompts = len(self.asked.prompts)
+        means = means_by_prompt(self._sets, n_prompts, self.asked.sampling["max_new_tokens"], read)
         # Neurons that fill their layers have no control.
         return {name: np.mean(of_sets, 0) if of_sets else np.full(n_prompts, np.nan) for name, of_sets in means.items()}
