@@ -19,7 +19,9 @@ from xlingtox.models import loading
 from xlingtox.models.batching import out_of_memory
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.precision import multiplies_bfloat16
+from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.tuning import launch
+from xlingtox.tuning.part import TrainedPart, check_part, trained_part
 from xlingtox.tuning.preference_pairs import tunable_pairs
 from xlingtox.tuning.recipe import MINI, Recipe
 from xlingtox.tuning.run import Run
@@ -37,6 +39,8 @@ def tune_dpo(
     output_dir: str | Path,
     recipe: Recipe = MINI,
     validation: PreferencePairs | None = None,
+    only: NeuronSet | None = None,
+    frozen: NeuronSet | None = None,
     progress: bool = True,
 ) -> HookedLM:
     """Tune a model on preference pairs with TRL's `DPOTrainer`, and return the tuned model (paper, section 3).
@@ -69,6 +73,8 @@ def tune_dpo(
         output_dir: the folder of the run, made if it does not exist.
         recipe: the settings; see `Recipe`.
         validation: pairs for the validation loss (default: the recipe's `validation_share` of `pairs`).
+        only: tune these neurons alone: their key and value vectors and the biases of their projections.
+        frozen: tune all but these neurons.
         progress: show a progress bar.
 
     Raises:
@@ -91,10 +97,14 @@ def tune_dpo(
         >>> tuned.fingerprint() == lm.fingerprint()
         False
     """
+    part = trained_part(only, frozen)
+    check_part(part, recipe)
     _check_packages(recipe)
 
     def tune() -> HookedLM:
-        return _tune(lm, pairs, output_dir=output_dir, recipe=recipe, validation=validation, progress=progress)
+        return _tune(
+            lm, pairs, output_dir=output_dir, recipe=recipe, validation=validation, part=part, progress=progress
+        )
 
     with random_state_kept():
         if launch.sharded():
@@ -121,10 +131,11 @@ def _tune(
     output_dir: str | Path,
     recipe: Recipe,
     validation: PreferencePairs | None,
+    part: TrainedPart | None,
     progress: bool,
 ) -> HookedLM:
     """Tune in this process, or in all processes together where the weights are sharded."""
-    run, hooked = _prepared(lm, pairs, recipe=recipe, validation=validation, output_dir=output_dir)
+    run, hooked = _prepared(lm, pairs, recipe=recipe, validation=validation, part=part, output_dir=output_dir)
     launch.check_together(hooked, recipe)
     # The first call decides on the device.
     PartialState(cpu=run.device.type == "cpu")
@@ -172,6 +183,7 @@ def _prepared(
     *,
     recipe: Recipe,
     validation: PreferencePairs | None,
+    part: TrainedPart | None,
     output_dir: str | Path,
 ) -> tuple[Run, HookedLM]:
     """Check model and pairs, and return the run and the loaded model; a name or a folder is loaded first."""
@@ -186,7 +198,8 @@ def _prepared(
     _check_tunable(hooked, recipe)
     tunable = tunable_pairs(hooked, pairs, recipe=recipe, validation=validation)
     plain_model = None if loaded is None else loaded.model
-    return Run(lm, hooked, tunable, recipe=recipe, output_dir=output_dir, plain_model=plain_model), hooked
+    run = Run(lm, hooked, tunable, recipe=recipe, output_dir=output_dir, plain_model=plain_model, part=part)
+    return run, hooked
 
 
 def _train(run: Run, progress: bool) -> None:
