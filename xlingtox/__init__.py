@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from xlingtox.transfer import Transfer as Transfer
     from xlingtox.transfer import bilingual_retrieval as bilingual_retrieval
     from xlingtox.transfer import predict_transfer as predict_transfer
+    from xlingtox.tuning import tune as tune
     from xlingtox.tuning import tune_dpo as tune_dpo
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -106,7 +107,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "Tuning": {
-        "tuning": ("tune_dpo",),
+        "tuning": ("tune", "tune_dpo"),
         "evaluation": ("Attribution", "attribute", "WeightDrift", "weight_drift"),
     },
     "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.tuning import Lora, Recipe, part, tune_dpo
+from xlingtox.tuning import Lora, Recipe, part, tune
 from xlingtox.tuning.part import TrainedPart, check_part, mask_gradients, trained_part
 from xlingtox.tuning.run_folder import RunFolder
 
@@ -113,7 +113,7 @@ def test_one_step_is_that_of_a_hand_masked_loop(lms, tokenizer, tmp_path, name, 
     """The norm to which gradients are clipped is that of the part: it is far below the norm of the whole here."""
     lm = lms[name]
     neurons = {"only": "only", "all but": "frozen"}[kind]
-    tune_dpo(lm, PAIRS, output_dir=tmp_path, recipe=ONE_STEP, progress=False, **{neurons: NEURONS})
+    tune(lm, PAIRS, output_dir=tmp_path, recipe=ONE_STEP, progress=False, **{neurons: NEURONS})
     model, masks = lm.unwrapped(), by_hand(name, lm.unwrapped())
     loss_by_hand(model, lm.unwrapped(), tokenizer).backward()
     trained = {weight: mask if kind == "only" else ~mask for weight, mask in masks.items()}
@@ -130,16 +130,18 @@ def test_one_step_is_that_of_a_hand_masked_loop(lms, tokenizer, tmp_path, name, 
 def test_a_run_of_a_part_resumes_and_refuses_another_part(lms, tmp_path, monkeypatch):
     lm, recipe = (
         lms["llama"],
-        dataclasses.replace(RECIPE, steps=3, save_every=1, gradient_checkpointing=True, optimizer="adamw_torch"),
+        dataclasses.replace(
+            RECIPE, steps=3, save_every=1, method="kto", gradient_checkpointing=True, optimizer="adamw_torch"
+        ),
     )
     how = {"recipe": recipe, "progress": False}
-    whole = tune_dpo(lm, PAIRS, output_dir=tmp_path / "whole", only=NEURONS, **how)
+    whole = tune(lm, PAIRS, output_dir=tmp_path / "whole", only=NEURONS, **how)
     with monkeypatch.context() as patched:
         interrupt(patched, 2)
         with pytest.raises(Interrupted):
-            tune_dpo(lm, PAIRS, output_dir=tmp_path / "cut", only=NEURONS, **how)
+            tune(lm, PAIRS, output_dir=tmp_path / "cut", only=NEURONS, **how)
     same = NeuronSet.of(reversed(NEURONS.neurons), scores=[0.5] * len(NEURONS))
-    resumed = tune_dpo(lm, PAIRS, output_dir=tmp_path / "cut", only=same, **how)
+    resumed = tune(lm, PAIRS, output_dir=tmp_path / "cut", only=same, **how)
     assert resumed.fingerprint() == whole.fingerprint() != lm.fingerprint()
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert files[0] == files[1]
@@ -148,7 +150,7 @@ def test_a_run_of_a_part_resumes_and_refuses_another_part(lms, tmp_path, monkeyp
     )
     for other in ({"only": NEURONS - NeuronSet.of([(2, 39)])}, {"frozen": NEURONS}, {}):
         with pytest.raises(ValueError, match=r"another run \(other trained_part\)"):
-            tune_dpo(lm, PAIRS, output_dir=tmp_path / "cut", **other, **how)
+            tune(lm, PAIRS, output_dir=tmp_path / "cut", **other, **how)
 
 
 def test_an_older_record_is_one_of_all_weights(tmp_path):
@@ -179,7 +181,7 @@ EMPTY = NeuronSet.of([])
 def test_what_cannot_be_exact_is_refused_before_any_work(lms, tmp_path, sets, recipe, words):
     recipe = dataclasses.replace(RECIPE, **recipe)
     with pytest.raises(ValueError, match=words) as refusal:
-        tune_dpo(lms["gpt2"], PAIRS, output_dir=tmp_path / "out", recipe=recipe, progress=False, **sets)
+        tune(lms["gpt2"], PAIRS, output_dir=tmp_path / "out", recipe=recipe, progress=False, **sets)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
 

@@ -37,6 +37,7 @@ class Run:
     Attributes:
         source: the model as the caller gave it.
         recipe, pairs, tokenizer: what the model is tuned with.
+        parts: the names of the tables of pairs.
         room: the most tokens of prompt and continuation together.
         folder: the folder of the run.
         record: the content of `recipe.json`.
@@ -64,8 +65,8 @@ class Run:
         """
         self._plain_model = plain_model
         self.source, self.recipe, self.room, self.pairs = source, recipe, max_tokens(lm, recipe), pairs
-        parts: tuple[Part, ...] = ("train",) if pairs.validation is None else ("train", "validation")
-        self._ids = {part: pairs.tokenized(part, lm) for part in parts}
+        self.parts: tuple[Part, ...] = ("train",) if pairs.validation is None else ("train", "validation")
+        self._ids = {part: pairs.tokenized(part, lm) for part in self.parts}
         self.dtype, self.stored_dtype, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer
         self.remote_code = lm.remote_code
         self._part, self._places = part, {} if part is None else part.places(lm)
@@ -103,18 +104,19 @@ class Run:
         self.folder.finish(self.record)
 
     def tokens(self, part: Part) -> Dataset:
-        """Return the tokens of the pairs, with the columns that TRL expects."""
+        """Return the tokens of the pairs; columns `prompt_ids, chosen_ids, rejected_ids`."""
         return self._ids[part]
 
-    def visited(self, arguments: Mapping[str, Any], n_processes: int) -> set[int]:
-        """Return the numbers of the pairs that training with these settings of TRL visits."""
+    def visited(self, arguments: Mapping[str, Any], n_rows: int, n_processes: int, *, in_order: bool) -> set[int]:
+        """Return the numbers of the rows that training with these settings of TRL visits, of a table of `n_rows`."""
         return visited(
-            len(self.pairs.train),
+            n_rows,
             per_pass=arguments["per_device_train_batch_size"] * n_processes,
             accumulation=arguments["gradient_accumulation_steps"],
             steps=self.recipe.steps,
             epochs=self.recipe.epochs,
             seed=self.recipe.seed,
+            in_order=in_order,
         )
 
     def take_model(self) -> Any:
