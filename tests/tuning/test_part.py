@@ -128,12 +128,8 @@ def test_one_step_is_that_of_a_hand_masked_loop(lms, tokenizer, tmp_path, name, 
 
 
 def test_a_run_of_a_part_resumes_and_refuses_another_part(lms, tmp_path, monkeypatch):
-    lm, recipe = (
-        lms["llama"],
-        dataclasses.replace(
-            RECIPE, steps=3, save_every=1, method="kto", gradient_checkpointing=True, optimizer="adamw_torch"
-        ),
-    )
+    lm, recipe = lms["llama"], dataclasses.replace(RECIPE, steps=3, save_every=1, method="kto")
+    recipe = dataclasses.replace(recipe, gradient_checkpointing=True, optimizer="adamw_torch")
     how = {"recipe": recipe, "progress": False}
     whole = tune(lm, PAIRS, output_dir=tmp_path / "whole", only=NEURONS, **how)
     with monkeypatch.context() as patched:
