@@ -20,6 +20,7 @@ from xlingtox.models.ending import first_token_ends
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.precision import cast
 from xlingtox.models.tokenizer import tokenizer_rules
+from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.tuning.ends import mean_with_interval, prompt_sample
 from xlingtox.tuning.preference_pairs import Pairs, Part, max_tokens
 from xlingtox.tuning.recipe import Recipe
@@ -36,6 +37,8 @@ class Run:
     Attributes:
         source: the model as the caller gave it.
         recipe, pairs, tokenizer: what the model is tuned with.
+        parts: the names of the tables of pairs.
+        only, frozen: the neurons that are trained alone, and those that are not trained; None for all.
         room: the most tokens of prompt and continuation together.
         folder: the folder of the run.
         record: the content of `recipe.json`.
@@ -50,6 +53,8 @@ class Run:
         *,
         recipe: Recipe,
         output_dir: str | Path,
+        only: NeuronSet | None = None,
+        frozen: NeuronSet | None = None,
         plain_model: Any = None,
     ) -> None:
         """Turn the pairs into tokens, and prepare the record and the folder.
@@ -57,12 +62,15 @@ class Run:
         Args:
             source: the model as the caller gave it.
             lm: the same model, loaded. It is read here and not kept.
+            only, frozen: the neurons that are trained alone, and those that are not trained; None for all.
             plain_model: the Hugging Face model, if it was loaded for this run only. Nobody else must hold it.
         """
-        self._plain_model = plain_model
+        if only is not None or frozen is not None:
+            raise ValueError("only= and frozen= cannot be used yet: leave them out")
+        self._plain_model, self.only, self.frozen = plain_model, only, frozen
         self.source, self.recipe, self.room, self.pairs = source, recipe, max_tokens(lm, recipe), pairs
-        parts: tuple[Part, ...] = ("train",) if pairs.validation is None else ("train", "validation")
-        self._ids = {part: pairs.tokenized(part, lm) for part in parts}
+        self.parts: tuple[Part, ...] = ("train",) if pairs.validation is None else ("train", "validation")
+        self._ids = {part: pairs.tokenized(part, lm) for part in self.parts}
         self.dtype, self.stored_dtype, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer
         self.remote_code = lm.remote_code
         self.record: dict[str, Any] = {
@@ -98,18 +106,19 @@ class Run:
         self.folder.finish(self.record)
 
     def tokens(self, part: Part) -> Dataset:
-        """Return the tokens of the pairs, with the columns that TRL expects."""
+        """Return the tokens of the pairs; columns `prompt_ids, chosen_ids, rejected_ids`."""
         return self._ids[part]
 
-    def visited(self, arguments: Mapping[str, Any], n_processes: int) -> set[int]:
-        """Return the numbers of the pairs that training with these settings of TRL visits."""
+    def visited(self, arguments: Mapping[str, Any], n_rows: int, n_processes: int, *, in_order: bool) -> set[int]:
+        """Return the numbers of the rows that training with these settings of TRL visits, of a table of `n_rows`."""
         return visited(
-            len(self.pairs.train),
+            n_rows,
             per_pass=arguments["per_device_train_batch_size"] * n_processes,
             accumulation=arguments["gradient_accumulation_steps"],
             steps=self.recipe.steps,
             epochs=self.recipe.epochs,
             seed=self.recipe.seed,
+            in_order=in_order,
         )
 
     def take_model(self) -> Any:
