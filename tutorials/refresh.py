@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matrix_tables
+import methods_tables
 import rivals_tables
 from drawing import drawing
 from stored_results import BY_LANGUAGE, RESULTS, store, stored
@@ -547,6 +549,10 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "coverage": rows_of("coverage", {"Outcomes": "outcome", "95 % intervals that hold the truth": "result"}),
     **{f"frontier-{kind}": lambda made=made: table(*made("frontier")) for kind, made in rivals_tables.TABLES.items()},
     "frontier-minutes": lambda: rivals_tables.minutes("frontier"),
+    **{f"matrix-{kind}": lambda made=made: table(*made()) for kind, made in matrix_tables.TABLES.items()},
+    "matrix-minutes": matrix_tables.minutes,
+    **{f"tuning-methods-{kind}": lambda made=made: table(*made()) for kind, made in methods_tables.TABLES.items()},
+    "tuning-methods-minutes": methods_tables.minutes,
     "demo-minutes": demo_minutes,
     "share-of-all-pairs": share_of_all_pairs,
     "r-interval": r_interval,
