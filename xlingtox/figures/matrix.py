@@ -20,11 +20,17 @@ UNCLEAR, DOUBTFUL = "○", "×"
 _MOST_LABELLED = 8
 """Cells hold their numbers if there are no more targets than so many."""
 
-_CELL, _FEW_CELL, _STRIP, _GAP, _BAR = 22, 34, 84, 14, 78
+_MOST_LEVEL = 4
+"""Names of targets are level if there are no more than so many. Else they stand upright."""
+
+_CELL, _FEW_CELL, _STRIP, _GAP, _BAR = 22, 34, 84, 14, 46
 """The height of a row of many and of few, of the strip of pupils, the gap below it, and the colour bar, in pixels."""
 
 _MAP = 0.76
 """The heat map has this share of the width."""
+
+_FRAME = ({"color": "#222222", "width": 4}, {"color": "#FFFFFF", "width": 1.5})
+"""The lines of a frame."""
 
 _LETTER = 7
 """About so wide is a letter of a tick label, in pixels."""
@@ -57,7 +63,8 @@ def transfer_matrix(result: TransferMatrix, *, measure: str = "average_toxicity"
     n_rows, n_columns = len(result.sources), len(result.targets)
     rows, columns = list(range(n_rows)), list(range(n_columns))
     labels = [language_label(code) for code in result.targets]
-    below = 34 + _LETTER * max(map(len, labels))
+    is_narrow = n_columns > _MOST_LEVEL
+    below = 44 + (_LETTER * max(map(len, labels)) if is_narrow else 14)
     height = n_rows * (_CELL if n_rows > _MOST_LABELLED else _FEW_CELL)
     top = height / (height + _GAP + _STRIP)
     records = [cells[cells.source == code].to_dict("records") for code in result.sources]
@@ -87,25 +94,38 @@ def transfer_matrix(result: TransferMatrix, *, measure: str = "average_toxicity"
     for code in (code for code in result.sources if code in result.targets):
         i, j = result.sources.index(code), result.targets.index(code)
         corners = {"x0": j - 0.5, "x1": j + 0.5, "y0": i - 0.5, "y1": i + 0.5}
-        figure.add_shape(type="rect", line={"color": CONTROL, "width": 2}, **corners)
-    zero = {"zeroline": True, "showgrid": True, "nticks": 4, "tickformat": "+"}
-    map_x = {"range": [-0.5, n_columns - 0.5], "domain": [0, _MAP], "showgrid": False}
-    map_y = {"range": [n_rows - 0.5, -0.5], "domain": [0, top], "showgrid": False}
+        # A dark frame with a light line in it is seen on every colour.
+        for look in _FRAME:
+            figure.add_shape(type="rect", line=look, **corners)
+    zero = {"zeroline": True, "showgrid": True, "nticks": 4, "title_font_size": 12, "title_standoff": 6}
+    map_x = {
+        "title_font_size": 12,
+        "title_standoff": 6,
+        "range": [-0.5, n_columns - 0.5],
+        "domain": [0, _MAP],
+        "showgrid": False,
+    }
+    map_y = {
+        "title_font_size": 12,
+        "title_standoff": 6,
+        "range": [n_rows - 0.5, -0.5],
+        "domain": [0, top],
+        "showgrid": False,
+    }
     side, above = [_MAP + 0.02, 1], [(height + _GAP) / (height + _GAP + _STRIP), 1]
     figure.update_layout(
-        xaxis={**map_x, "tickvals": columns, "ticktext": labels, "tickangle": -90, "title": {"text": "evaluated in"}},
-        yaxis={**map_y, "tickvals": rows, "ticktext": list(map(language_label, result.sources))},
-        xaxis2={**zero, "domain": side, "anchor": "y2", "title": {"text": "as a teacher,<br>points"}},
+        xaxis={**map_x, **_named(result.targets), "tickangle": -90 if is_narrow else 0, "title_text": "evaluated in"},
+        yaxis={**map_y, **_named(result.sources), "title_text": "tuned on"},
+        xaxis2={**zero, "domain": side, "anchor": "y2", "title_text": "as a teacher,<br>in points"},
         yaxis2={**map_y, "anchor": "x2", "showticklabels": False},
         xaxis3={**map_x, "anchor": "y3", "showticklabels": False},
-        yaxis3={**zero, "domain": above, "anchor": "x3", "title": {"text": "as a pupil,<br>points"}},
+        yaxis3={**zero, "domain": above, "anchor": "x3", "title_text": "as a pupil,<br>in points"},
     )
     most = min(1.0, limit(drop for line in drops for drop in line))
     bar = {"orientation": "h", "thickness": 12, "tickformat": ".0%", "lenmode": "fraction", "len": _MAP}
     bar |= {"x": 0, "xanchor": "left", "yref": "container", "y": 0.0, "yanchor": "bottom", "ypad": 6}
-    bar |= {"title": {"text": "relative drop", "side": "top"}}
     words = COMPARED[measure].words if measure in COMPARED else measure.replace("_", " ")
-    marks = f"{UNCLEAR} the interval holds zero, {DOUBTFUL} no finding; framed: own language"
+    marks = f"{UNCLEAR} the interval holds zero, {DOUBTFUL} cannot carry a finding; framed: own language"
     return styled(figure, height=112 + _STRIP + _GAP + height + below + _BAR).update_layout(
         title=heading(f"Relative drop in {words}, by source and target", marks),
         coloraxis={"cmin": -most, "cmax": most, "colorbar": bar},
@@ -114,13 +134,18 @@ def transfer_matrix(result: TransferMatrix, *, measure: str = "average_toxicity"
     )
 
 
+def _named(codes: Sequence[str]) -> dict[str, object]:
+    """Return the ticks of an axis of languages."""
+    return {"tickvals": list(range(len(codes))), "ticktext": list(map(language_label, codes))}
+
+
 def _text(row: dict[str, object], *, labelled: bool) -> str:
-    """Return the text of a cell: its drop, where there is room for it, and its marks."""
+    """Return the text of a cell: its drop, where there is room for it, and its mark."""
     drop, low, high = (float(str(row[name])) for name in ("relative_drop", "low", "high"))
-    marks = (UNCLEAR if low <= 0 <= high else "") + (DOUBTFUL if row["caution"] else "")
+    mark = DOUBTFUL if row["caution"] else UNCLEAR if low <= 0 <= high else ""
     if labelled and math.isfinite(drop):
-        return " ".join(filter(None, [f"{drop:.0%}", marks]))
-    return marks
+        return " ".join(filter(None, [f"{drop:.0%}".replace("-", "−"), mark]))
+    return mark
 
 
 def _details(row: dict[str, object]) -> str:
