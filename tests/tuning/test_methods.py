@@ -111,8 +111,8 @@ def rows_of(folder):
 def test_the_loss_is_that_of_the_papers(name, adapter, model, tokenizer, tmp_path):
     """Before the first step by the model, and after it by the tuned checkpoint, both in plain torch."""
     weighted = {"desirable_weight": 1.5, "undesirable_weight": 0.5} if name == "kto" else {}
-    changes = {"steps": 1, "batch_size": 4, "warm_up": 0, "evaluate_every": 1, **weighted}
-    recipe = adapted(name, **changes) if adapter else small(name, **changes)
+    changes = {"steps": 1, "batch_size": 4, "warm_up": 0, "evaluate_every": 1, "optimizer": "adamw_torch", **weighted}
+    recipe = (adapted if adapter else small)(name, **changes)
     source = tiny("llama") if adapter else model
     lm = HookedLM.load(source, tokenizer=tokenizer)
     after = xt.tune(lm, PAIRS, output_dir=tmp_path, recipe=recipe, validation=PAIRS, progress=False)
@@ -124,7 +124,8 @@ def test_the_loss_is_that_of_the_papers(name, adapter, model, tokenizer, tmp_pat
     before, tuned = (float(getattr(Sides(mine, source, tokenizer), name)(recipe)) for mine in (source, plain))
     assert logged["loss"] == pytest.approx(before, abs=2e-5)
     assert logged["eval_loss"] == pytest.approx(tuned, abs=2e-4 if adapter else 2e-5)
-    assert tuned < before
+    # KTO's loss may rise, because it follows how far the model moved on other continuations.
+    assert tuned != before if name == "kto" else tuned < before
     assert (tmp_path / "adapter").is_dir() == adapter
 
 

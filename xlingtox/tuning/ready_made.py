@@ -26,7 +26,7 @@ MINI = Recipe(steps=10, batch_size=16, learning_rate=1e-4, optimizer="adamw_torc
 """The recipe for the shipped miniature. AdamW replaces the paper's RMSprop, because AdamW harms the English of so
 small a model less."""
 
-SFT = replace(MINI, method="sft")
+SFT = replace(MINI, method="sft", steps=40)
 """Supervised fine-tuning of the miniature on the chosen continuations."""
 
 KTO = replace(MINI, method="kto")
