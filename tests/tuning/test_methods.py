@@ -1,5 +1,6 @@
 """The methods beside DPO: their losses by hand, the tokens that they see, and what `tune` promises for each."""
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -28,8 +29,8 @@ OWN = ("method", "beta", "sft_weight", "simpo_gamma", "desirable_weight", "undes
 
 def small(name, **changes):
     """The method of a ready-made recipe on four pairs, in steps large enough to be seen."""
-    own = {field: getattr(READY_MADE[name], field) for field in OWN}
-    return dataclasses.replace(RECIPE, **own, **changes)
+    settings = {field: getattr(READY_MADE[name], field) for field in OWN}
+    return dataclasses.replace(RECIPE, **settings, **changes)
 
 
 def adapted(name, **changes):
@@ -45,11 +46,11 @@ class LogProbs(NamedTuple):
 
 @torch.no_grad()
 def log_probs(model, tokenizer, prompt, continuation):
-    """By the raw model, with the end of text that the recipe asks for."""
+    """Return them by the raw model, with the end of text that the recipe asks for."""
     ids = torch.tensor(tokenizer(prompt + continuation)["input_ids"] + [tokenizer.eos_token_id])
     by_position = model(ids[None]).logits[0, :-1].log_softmax(-1)
-    each = by_position.gather(1, ids[1:, None])[:, 0]
-    return LogProbs(each[len(tokenizer(prompt)["input_ids"]) - 1 :], each)
+    values = by_position.gather(1, ids[1:, None])[:, 0]
+    return LogProbs(values[len(tokenizer(prompt)["input_ids"]) - 1 :], values)
 
 
 class Sides:
@@ -64,7 +65,7 @@ class Sides:
         return [log_probs(self.models[which], self.tokenizer, *row) for row in rows]
 
     def gain(self, prompts, continuations):
-        """How much likelier each continuation is than for the reference."""
+        """Return how much likelier each continuation is than for the reference."""
         now, before = (self.of(prompts, continuations, which) for which in (0, 1))
         return torch.stack([mine.side.sum() - theirs.side.sum() for mine, theirs in zip(now, before, strict=True)])
 
@@ -131,7 +132,7 @@ def test_the_loss_is_that_of_the_papers(name, adapter, model, tokenizer, tmp_pat
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the losses are computed from, and the dropout that is left in the model."""
+    """Return the inputs of all steps, and the dropout that is left in the model."""
     inputs_seen, dropout, real = [], set(), transformers.Trainer.training_step
 
     def training_step(self, model, inputs, *rest):
@@ -146,7 +147,7 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("name", NEW)
 def test_the_tokens_are_those_of_the_pairs(name, tokenizer, tmp_path, seen):
     """A tokenizer that begins each text, where TRL would begin it twice; and no end of text, which TRL would add."""
-    beginning = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>", pad_token="<pad>")
+    beginning = copy.deepcopy(tokenizer)
     begin = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 7)])
     beginning.backend_tokenizer.post_processor = begin
     lm = HookedLM.load(tiny("llama"), tokenizer=beginning)
@@ -169,9 +170,12 @@ def test_the_tokens_are_those_of_the_pairs(name, tokenizer, tmp_path, seen):
         assert rows("input_ids", "attention_mask") == sorted(chosen)
     elif name == "kto":
         assert rows("input_ids", "attention_mask") == sorted(chosen + rejected)
-        others = rows("KL_input_ids", "KL_attention_mask")
-        assert len(others) == 8
-        assert not any(tokens in chosen + rejected for tokens in others)
+        order = torch.randperm(4, generator=torch.Generator().manual_seed(short.seed)).tolist()
+        prompts = [beginning(PAIRS["prompt"][number])["input_ids"] for number in order] * 2
+        whole = [PAIRS["prompt"][number] + PAIRS[side][number] for side in ("chosen", "rejected") for number in order]
+        sides = [beginning(text)["input_ids"][len(ids) :] for ids, text in zip(prompts, whole, strict=True)]
+        moved = [(ids + side)[:9] for ids, side in zip(prompts, [sides[-1], *sides[:-1]], strict=True)]
+        assert rows("KL_input_ids", "KL_attention_mask") == sorted(moved)
         assert inputs["label"].tolist() == [True] * 4 + [False] * 4
     else:
         assert rows("chosen_input_ids", "chosen_attention_mask") == sorted(chosen)
@@ -183,7 +187,7 @@ IMPATIENT = {"steps": 9, "evaluate_every": 2, "patience": 2, "optimizer": "adamw
 
 @pytest.mark.parametrize("name", NEW)
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(name, lm, tmp_path, monkeypatch):
-    """After three passes over the pairs and a half, with validation pairs that ask for the opposite."""
+    """It is broken off after its third step, and its validation pairs ask for the opposite."""
     recipe, real = small(name, **IMPATIENT), callback.TrainingMonitor.on_step_end
 
     def tune(folder):
@@ -207,7 +211,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(name, lm, tmp_pat
     ]
     assert logs[0] == logs[1]
     curve = [(row["eval_loss"], row["step"]) for row in logs[0] if "eval_loss" in row]
-    assert curve[-1][1] in (8, min(curve)[1] + 4)
+    assert curve[-1][1] in (9, min(curve)[1] + 4)
     assert not (tmp_path / "cut" / "checkpoints").exists()
     monkeypatch.setattr("trl.KTOTrainer", None)
     monkeypatch.setattr("trl.SFTTrainer", None)
@@ -242,8 +246,6 @@ def test_a_last_batch_of_one_pair_is_compared_with_another_prompt(lm, tmp_path, 
     xt.tune(lm, PAIRS, output_dir=tmp_path, recipe=recipe, progress=False)
     inputs = seen[0][1]
     assert inputs["label"].tolist() == [True, False]
-    for own, other in zip(inputs["input_ids"], inputs["KL_input_ids"], strict=True):
-        assert own.tolist() != other.tolist()
     sides = [inputs["input_ids"], inputs["KL_input_ids"]]
     texts = [[lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows] for rows in sides]
     assert {text in [row["prompt"] + row["chosen"] for row in PAIRS] for text in texts[1]} == {False}
