@@ -193,7 +193,7 @@ def _tune(study: InProgress) -> dict[str, Any]:
     recipe, folder = settings.seeded_recipe(), study.tuned_folder
     assert materials.pairs is not None
     order, validation = settings.pairs_order, materials.validation
-    tuned = tuning.tune_dpo(
+    tuned = tuning.tune(
         study.models.to_tune(),
         ordered_pairs(materials.pairs, order, seed=settings.seed),
         output_dir=folder,
