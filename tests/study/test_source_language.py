@@ -48,7 +48,16 @@ MATERIALS = dataclasses.replace(
     toxic_words={"de": ["ran"], "es": ["no"]},
     mixing={},
 )
-SETTINGS = dataclasses.replace(test_stages.SETTINGS, source_language="de", amplifications=(0.0, 1.0), n_random=1)
+SETTINGS = dataclasses.replace(
+    test_stages.SETTINGS,
+    source_language="de",
+    k=6,
+    n_null=39,
+    offsets=(0.0, -1.0),
+    n_random=1,
+    n_random_amplified=1,
+    attribution_prompts=2,
+)
 
 
 @pytest.fixture(scope="module")
