@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xlingtox import figures as figures
     from xlingtox import frontiers as frontiers
     from xlingtox import languages as languages
+    from xlingtox import matrix as matrix
     from xlingtox import measures as measures
     from xlingtox import methods as methods
     from xlingtox import mini as mini
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from xlingtox.figures.plot import plot as plot
     from xlingtox.frontiers import Frontier as Frontier
     from xlingtox.frontiers.frontier import frontier as frontier
+    from xlingtox.matrix import TransferMatrix as TransferMatrix
+    from xlingtox.matrix.matrix import transfer_matrix as transfer_matrix
     from xlingtox.models import Continuations as Continuations
     from xlingtox.models import HookedLM as HookedLM
     from xlingtox.models import HookNeverFired as HookNeverFired
@@ -110,7 +113,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "tuning": ("tune", "tune_dpo"),
         "evaluation": ("Attribution", "attribute", "WeightDrift", "weight_drift"),
     },
-    "Reach": {"transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer")},
+    "Reach": {
+        "transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer"),
+        "matrix": ("TransferMatrix", "transfer_matrix"),
+    },
     "Rivals": {"frontiers": ("Frontier", "frontier")},
     "Look": {"figures": ("plot",)},
     "Study": {"study": ("Study", "StudyResults")},
@@ -119,7 +125,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 
 FOLDERS = (
     *("data", "models", "neurons", "edits", "tuning", "scoring", "evaluation", "transfer", "paper"),
-    *("methods", "frontiers"),
+    *("methods", "frontiers", "matrix"),
     *("figures", "study", "mini"),
     *("languages", "measures"),
 )

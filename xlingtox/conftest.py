@@ -9,6 +9,7 @@ import pytest
 import xlingtox as xt
 from xlingtox.evaluation.halves import Halves
 from xlingtox.frontiers import Curve, Point
+from xlingtox.models.identity import Identity
 from xlingtox.scoring import ScorerIdentity
 
 
@@ -20,8 +21,8 @@ def example_values() -> dict[str, Any]:
     candidates = xt.localize.by_cosine(lm, probe, k=100)
     activations = xt.collect_activations(lm, prompts, candidates, max_new_tokens=8, progress=False)
     sources = candidates.where(activations.mean(language="en") > 0)
-    frontier = made_up_frontier()
-    names = ("lm", "prompts", "probe", "candidates", "activations", "sources", "frontier")
+    frontier, matrix = made_up_frontier(), made_up_matrix()
+    names = ("lm", "prompts", "probe", "candidates", "activations", "sources", "frontier", "matrix")
     return {"xt": xt} | {name: value for name, value in locals().items() if name in names}
 
 
@@ -58,6 +59,34 @@ def made_up_frontier() -> xt.Frontier:
         meanings={code: list(range(8)) for code in half},
         halves=Halves(half, {code: numbers[:4] for code, numbers in half.items()}),
         n_samples=4,
+    )
+
+
+def made_up_matrix() -> xt.TransferMatrix:
+    """Return four languages: English teaches best, French learns best, and German keeps most of its toxicity."""
+    codes = ("en", "es", "fr", "de")
+    teacher, pupil = np.array([0.5, 0.4, 0.3, 0.2]), np.array([0.0, 0.0, 0.1, -0.1])
+    drops = teacher[:, None] + pupil + 0.2 * np.eye(4) + 0.03 * np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0] * 4, [0] * 4])
+    base = 0.5 + np.arange(12) / 40 + np.zeros((4, 1))
+    noise = 0.05 * np.sin(np.arange(4 * 4 * 12)).reshape(4, 4, 12)
+    tuned = base * (1 - drops[..., None] + noise)
+    values = np.stack([base, *tuned, *(base * (0.97 + noise))])
+    same_script = np.ones((4, 4))
+    return xt.TransferMatrix(
+        sources=codes,
+        targets=codes,
+        values={"average_toxicity": values, "degenerate": np.zeros_like(values)},
+        perplexity=np.full((9, 4), 8.0) * np.linspace(1, 1.1, 9)[:, None],
+        meanings=np.tile(np.arange(12), (4, 1)),
+        properties={
+            "same_script": same_script,
+            "retrieval": np.array([[1, 0.9, 0.6, 0.5], [0.9, 1, 0.6, 0.4], [0.6, 0.6, 1, 0.5], [0.5, 0.4, 0.5, 1]]),
+        },
+        scorer=ScorerIdentity("wordlist", "1", codes),
+        model=Identity("mini", None, "float32", "abc", None),
+        recipe={"method": "dpo", "max_steps": 100},
+        has_shuffled=True,
+        seconds={"tuning": 4.0},
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from xlingtox import files, languages, processes, tuning
 from xlingtox.checking import checked
 from xlingtox.data import as_prompts
 from xlingtox.data.columns import by_language
+from xlingtox.data.sides import ordered_pairs
 from xlingtox.evaluation.compare_models import compare_in_turn
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
@@ -31,7 +31,7 @@ from xlingtox.study.attributing import attribute
 from xlingtox.study.engine import told
 from xlingtox.study.frontier_stage import frontier
 from xlingtox.study.in_progress import InProgress
-from xlingtox.study.settings import PairsOrder, first_rows, pivot_of
+from xlingtox.study.settings import first_rows, pivot_of
 from xlingtox.transfer import prediction, retrieval
 from xlingtox.verdicts import Verdict
 
@@ -207,19 +207,6 @@ def _tune(study: InProgress) -> dict[str, Any]:
         lambda: [files.read_results(folder / name, remedy) for name in ("log.json", "recipe.json")]
     )
     return {"recipe": dataclasses.asdict(recipe), "training": _curves(log), "end_token": record["end_token"]}
-
-
-def ordered_pairs(pairs: Dataset, order: PairsOrder, *, seed: int) -> Dataset:
-    """Return the pairs with the side that is to be preferred as their chosen one."""
-    if order == "given":
-        return pairs
-    coin = random.Random(seed)
-    exchanged = [order == "reversed" or coin.random() < 0.5 for _ in range(len(pairs))]
-    rows = pairs.to_list()
-    for row, is_exchanged in zip(rows, exchanged, strict=True):
-        if is_exchanged:
-            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-    return Dataset.from_list(rows)
 
 
 def _curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

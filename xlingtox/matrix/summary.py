@@ -1,0 +1,73 @@
+"""The table that a notebook shows for a transfer matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from xlingtox.html import tables
+from xlingtox.html.escaping import escaped
+
+UNCLEAR, DOUBTFUL = "°", "†"
+"""The marks of a cell whose interval holds zero, and of one that cannot carry a finding."""
+
+
+def html(
+    cells: pd.DataFrame,
+    effects: pd.DataFrame,
+    *,
+    words: str,
+    warnings: Sequence[str],
+    headline: Sequence[str],
+) -> str:
+    """Return the warnings, the findings, and a table with a row for each source and a column for each target.
+
+    Args:
+        cells: the rows of `TransferMatrix.to_frame` of one measure.
+        effects: the rows of `TransferMatrix.effects`.
+        words: the measure, in words.
+    """
+    sources, targets = (list(dict.fromkeys(cells[side])) for side in ("source", "target"))
+    by_pair = {(row["source"], row["target"]): row for row in cells.to_dict("records")}
+    by_language = {(row["role"], row["language"]): row for row in effects.to_dict("records")}
+
+    def effect(role: str, code: str, *, interval: bool = False) -> str:
+        row = by_language[role, code]
+        if not math.isfinite(row["effect"]):
+            return "–"
+        text = _points(row["effect"])
+        return f"{text} ({_points(row['low'])} to {_points(row['high'])})" if interval else text
+
+    rows = [
+        [
+            tables.language_name(source),
+            *(_cell(by_pair[source, target]) for target in targets),
+            effect("teacher", source, interval=True),
+        ]
+        for source in sources
+    ]
+    rows.append(["as a pupil, in points", *(effect("pupil", target) for target in targets), "–"])
+    columns = ["Tuned on", *map(tables.language_name, targets), "As a teacher, in points (95 % interval)"]
+    caption = (
+        f"Relative drop in {escaped(words)}; own language in bold. {UNCLEAR} the interval holds zero, {DOUBTFUL} the "
+        "cell cannot carry a finding"
+    )
+    findings = "".join(f"<li>{escaped(sentence)}</li>" for sentence in headline)
+    return (
+        tables.warnings(warnings) + (f"<ul>{findings}</ul>" if findings else "") + tables.table(caption, columns, rows)
+    )
+
+
+def _cell(row: dict[str, object]) -> str:
+    drop, low, high = (float(str(row[name])) for name in ("relative_drop", "low", "high"))
+    if not math.isfinite(drop):
+        return "–"
+    marks = (UNCLEAR if low <= 0 <= high else "") + (DOUBTFUL if row["caution"] else "")
+    text = tables.percent(drop) + marks
+    return f"<b>{text}</b>" if row["same"] else text
+
+
+def _points(share: float) -> str:
+    return tables.number(100 * share, 1, signed=True)
