@@ -9,6 +9,7 @@ from test_report import Page
 from toys import strict_json
 
 from xlingtox import mini
+from xlingtox.paper import beside
 from xlingtox.study import StudyResults, findings, report, templates
 from xlingtox.study.study import Study
 
@@ -48,7 +49,16 @@ MATERIALS = dataclasses.replace(
     toxic_words={"de": ["ran"], "es": ["no"]},
     mixing={},
 )
-SETTINGS = dataclasses.replace(test_stages.SETTINGS, source_language="de", amplifications=(0.0, 1.0), n_random=1)
+SETTINGS = dataclasses.replace(
+    test_stages.SETTINGS,
+    source_language="de",
+    k=6,
+    n_null=39,
+    offsets=(0.0, -1.0),
+    n_random=1,
+    n_random_amplified=1,
+    attribution_prompts=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +82,8 @@ def test_a_german_study_never_says_english(results):
     assert results.untuned_languages == ("es", "fr", "ru")
     assert set(results.retrieval) == {"es", "fr", "ru"} == set(results.transfer.drop)
     assert results.transfer.pivot == results.pivot == "de"
+    reasons = [row.why_not for row in beside(results).rows]
+    assert all("probed and tuned in German, and the paper in English" in reason for reason in reasons)
 
 
 def test_rows_with_english_translations_are_retrieved_from_english(lm, tmp_path):

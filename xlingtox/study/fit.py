@@ -75,13 +75,13 @@ def _check_in_source(table: Dataset | None, name: str, source_language: str) -> 
     """Raise ValueError where a table names its languages, and has others than the source language."""
     if table is None or "language" not in table.column_names:
         return
-    source, found = languages.name(source_language), languages.in_order(table["language"])
-    if source_language not in found:
+    source, codes = languages.name(source_language), languages.in_order(table["language"])
+    if source_language not in codes:
         raise ValueError(
             f"the materials' {name} has nothing in {source}, the source language: give rows of it, or set "
-            f"source_language to one of {', '.join(found)}"
+            f"source_language to one of {', '.join(codes)}"
         )
-    if others := [code for code in found if code != source_language]:
+    if others := [code for code in codes if code != source_language]:
         raise ValueError(
             f"the materials' {name} has rows in {', '.join(others)} besides {source}, the source language: "
             "leave them out"

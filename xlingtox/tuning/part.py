@@ -77,18 +77,18 @@ class TrainedPart:
         if lm.quantised:
             raise ValueError(f"{lm.name} is quantised: single neurons cannot be tuned in it, load it without bits=")
         modules = lm.plain_modules()
-        downs, ins, ups = (lm.names_of(found) for found in (modules.downs, modules.ins, modules.ups))
+        downs, ins, ups = map(lm.names_of, (modules.downs, modules.ins, modules.ups))
         if len(downs) != lm.n_layers or len(ins) != lm.n_layers:
             raise ValueError(f"{lm.name}: the projections of its MLPs are not known by name, so no part can be tuned")
         places: dict[str, Place] = {}
-        for layer, (indices, _) in self.neurons.by_layer().items():
-            own = tuple(sorted(indices))
+        for layer, (unsorted, _) in self.neurons.by_layer().items():
+            indices = tuple(sorted(unsorted))
             # Where one projection holds both, the gate comes first, and then the up-projection.
-            both = (*own, *(index + lm.d_mlp for index in own))
-            places |= _of_reader(ins[layer], modules.ins[layer], both if modules.are_joint else own)
+            both = (*indices, *(index + lm.d_mlp for index in indices))
+            places |= _of_reader(ins[layer], modules.ins[layer], both if modules.are_joint else indices)
             if ups:
-                places |= _of_reader(ups[layer], modules.ups[layer], own)
-            places[f"{downs[layer]}.weight"] = Place(0 if isinstance(modules.downs[layer], Conv1D) else 1, own)
+                places |= _of_reader(ups[layer], modules.ups[layer], indices)
+            places[f"{downs[layer]}.weight"] = Place(0 if isinstance(modules.downs[layer], Conv1D) else 1, indices)
         return places
 
 
