@@ -137,7 +137,8 @@ def own_language(drawn: Resampled, sources: Sequence[str], targets: Sequence[str
         all_draws.append(draws)
     if rows:
         rows.insert(0, _row(drawn, "all", *np.mean(differences, axis=0).tolist(), np.mean(all_draws, axis=0)))
-    return pd.DataFrame(rows, columns=["language", "own", "transferred", "difference", "low", "high"])
+    numbers = ("own", "transferred", "difference", "low", "high")
+    return pd.DataFrame(rows, columns=["language", *numbers]).astype(dict.fromkeys(numbers, float))
 
 
 def _row(

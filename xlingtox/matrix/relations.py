@@ -39,7 +39,7 @@ def frame(
     ]
     corrected = holm([p for _, _, p, _ in rows])
     table = [(name, r, p, float(more), n) for (name, r, p, n), more in zip(rows, corrected, strict=True)]
-    return pd.DataFrame(table, columns=list(COLUMNS))
+    return pd.DataFrame(table, columns=list(COLUMNS)).astype(dict.fromkeys(COLUMNS[1:4], float))
 
 
 def left_over(

@@ -2,8 +2,8 @@
 
 `tune` takes pairs of a chosen and a rejected continuation, and returns the tuned model as a `HookedLM`. A `Recipe`
 holds every setting, also the method. `PAPER_FULL`, `PAPER_QLORA`, `MINI` and `DPO_SFT` are recipes of DPO, and
-`tune_dpo` takes only these. `SFT`, `KTO`, `ORPO` and `SIMPO` are those of the other methods. TRL, PEFT and transformers'
-trainer are imported when they are first needed.
+`tune_dpo` takes only these. `SFT`, `KTO`, `ORPO` and `SIMPO` are those of the other methods. TRL, PEFT and
+transformers' trainer are imported when they are first needed.
 """
 
 from xlingtox.tuning.dpo import tune_dpo

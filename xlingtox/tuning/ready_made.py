@@ -26,13 +26,14 @@ MINI = Recipe(steps=10, batch_size=16, learning_rate=1e-4, optimizer="adamw_torc
 """The recipe for the shipped miniature. AdamW replaces the paper's RMSprop, because AdamW harms the English of so
 small a model less."""
 
-SFT = replace(MINI, method="sft")
-"""Supervised fine-tuning of the miniature on the chosen continuations."""
+SFT = replace(MINI, method="sft", steps=40)
+"""Supervised fine-tuning of the miniature on the chosen continuations. Ten steps would leave an eighth of the English
+toxicity, and forty leave none; so it takes forty, as ORPO does."""
 
 KTO = replace(MINI, method="kto")
 """KTO for the miniature. Ethayarajh et al. 2024 use a beta of 0.1 and equal weights too."""
 
-ORPO = replace(MINI, method="orpo")
+ORPO = replace(MINI, method="orpo", steps=40)
 """ORPO for the miniature. Hong et al. 2024 weigh the odds ratio by 0.1 for Mistral too, and by 0.2 for Llama-2."""
 
 SIMPO = replace(MINI, method="simpo", beta=2.0, simpo_gamma=1.0)

@@ -1,4 +1,4 @@
-"""How TRL does each method: its trainer and configuration, and the table of tokens that the trainer reads.
+"""Name TRL's trainer and configuration of each method, and make the table of tokens that the trainer reads.
 
 TRL's own tokenization could add a second beginning of sequence, or an end that the pairs do not have. So the tables are
 made here from the pairs' tokens, and `on_tokens` lets a trainer take its table as it is.
@@ -23,7 +23,7 @@ from xlingtox.tuning.reference import Columns
 
 @dataclass(frozen=True)
 class Trained:
-    """How TRL does one method.
+    """The way in which TRL does one method.
 
     Attributes:
         classes: returns TRL's trainer and its configuration.
