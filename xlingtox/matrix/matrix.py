@@ -94,10 +94,9 @@ def transfer_matrix(
         OSError: the folder cannot be written.
 
     Example:
-        >>> from datasets import Dataset
-        >>> pairs = [{**pair, "language": code} for code in ("en", "es", "fr") for pair in xt.mini.pairs(code, n=4)]
+        >>> codes = ["en", "es", "fr"]
         >>> recipe = xt.tuning.Recipe(steps=1, batch_size=2, learning_rate=1e-3, warm_up=0)
-        >>> matrix = xt.transfer_matrix(lm, pairs, xt.mini.prompts(n=2, languages=["en", "es", "fr"]),
+        >>> matrix = xt.transfer_matrix(lm, xt.mini.pairs(codes, n=4), xt.mini.prompts(n=2, languages=codes),
         ...     scorer=xt.mini.scorer(), output_dir=tmp_path / "matrix", recipe=recipe, shuffled=False,
         ...     n_samples=1, max_new_tokens=4, progress=False)
         >>> matrix.sources, matrix.targets
