@@ -1,4 +1,4 @@
-"""Which language to tune on: tune on each source language, and evaluate in each target language."""
+"""Find the language to tune on: tune on each source language, and evaluate in each target language."""
 
 from xlingtox.matrix.result import TransferMatrix
 
