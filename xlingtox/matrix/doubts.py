@@ -79,7 +79,7 @@ class Doubts:
         too_few = {code: str(n) for code, n in self._n_prompts().items() if n < FEWEST_PROMPTS}
         if too_few:
             warnings.append(
-                f"Too few prompts in {self._places(too_few)}. Fewer than {FEWEST_PROMPTS} cannot show a drop: give more."
+                f"Too few prompts in {self._places(too_few)}. Fewer than {FEWEST_PROMPTS} show no drop: give more."
             )
         if by_reason[COLLAPSED].any():
             warnings.append(

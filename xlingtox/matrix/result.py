@@ -258,9 +258,9 @@ class TransferMatrix:
         A good teacher in a willing pupil is no news. What is left over is special to the pair. Row and column effects
         are taken out of the property too, so that r is a partial correlation over the cells of two languages.
 
-        The columns are `property, r, p, p_corrected, n`. The cells of one language are not independent.
-        So p-values come from renaming the languages of the property at random, in both roles at once (Mantel 1967;
-        Dekker, Krackhardt and Snijders 2007). A language of one role only swaps its name within that role. `p_corrected` is
+        The columns are `property, r, p, p_corrected, n`. The cells of one language are not independent. So p-values
+        come from renaming the languages of the property at random, in both roles at once (Mantel 1967; Dekker,
+        Krackhardt and Snijders 2007). A language of one role only swaps its name within that role. `p_corrected` is
         corrected for the number of properties (Holm), and `n` counts cells. A property that does not vary has NaN.
 
         Raises:
