@@ -40,6 +40,7 @@ MODULES = {
     "data": xt.data,
     "figures": xt.figures,
     "mini": xt.mini,
+    "matrix": xt.matrix,
     "methods": xt.methods,
     "tuning": xt.tuning,
     "evaluation": xt.evaluation,

@@ -115,3 +115,25 @@ def test_marks_and_scripts_of_no_known_language_without_spaces():
 
 def test_right_to_left_are_the_languages_in_arabic_and_hebrew_letters():
     assert {code for code, scripts in SCRIPTS.items() if {"Arabic", "Hebrew"} & set(scripts)} == languages.RIGHT_TO_LEFT
+
+
+def test_scripts_and_families_of_the_seventeen():
+    latin = dict.fromkeys("en es fr de pt it nl sv id pl cs".split(), "Latin")
+    others = {"ru": "Cyrillic", "zh": "Han", "ja": "Kana and Han", "ko": "Hangul", "hi": "Devanagari", "ar": "Arabic"}
+    assert {code: languages.script(code) for code in languages.CODES} == latin | others
+    families = """Germanic Romance Romance Germanic Romance Romance Germanic Germanic Austronesian Slavic Slavic Slavic
+        Sinitic Japonic Koreanic Indo-Aryan Semitic""".split()
+    assert [languages.family(code) for code in languages.CODES] == families
+
+
+def test_every_language_has_a_script_that_its_letters_are_of_and_a_family():
+    for code in languages.NAMES:
+        named = languages.script(code).replace("Kana", "Hiragana").split(" and ")
+        assert set(named) <= set(SCRIPTS[code]), code
+        assert languages.family(code)
+
+
+@pytest.mark.parametrize("table", [languages.script, languages.family])
+def test_an_unknown_language_has_neither_script_nor_family(table):
+    with pytest.raises(ValueError, match="unknown language 'xx': expected one of"):
+        table("xx")

@@ -26,7 +26,7 @@ PLACES = {
     "processes": (4, 4),
     "equality": (0, 5),
     "neurons": (1, 5),
-    "tuning": (4, 5),
+    "tuning": (4, 6),
     "scoring": (0, 6),
     "edits": (1, 6),
     "evaluation": (1, 7),
@@ -35,10 +35,11 @@ PLACES = {
     "paper": (2, 8),
     "methods": (3, 8),
     "frontiers": (3, 9),
-    "figures": (1, 9),
-    "mini": (0, 10),
-    "study": (1, 10),
-    "cli": (1, 11),
+    "matrix": (4, 9),
+    "figures": (1, 10),
+    "mini": (0, 11),
+    "study": (1, 11),
+    "cli": (1, 12),
 }
 """Where each folder or module of the package stands: its column and its row."""
 

@@ -39,7 +39,7 @@ def _number(cell: str) -> float:
     return float("nan") if first == "–" else float(first)
 
 
-def _mean(cells: Sequence[str], digits: int = 3, unit: str = "") -> str:
+def mean_of(cells: Sequence[str], digits: int = 3, unit: str = "") -> str:
     """Return the mean over seeds, and the least and the most where there are several."""
     values = [_number(cell) for cell in cells]
     shown = f"{fmean(values):.{digits}f}"
@@ -58,10 +58,10 @@ def budgets(name: str) -> Table:
         for budget in shown:
             here = [row for row in of_method if row["Budget"] == budget]
             stopped = any(row["Stopped by"] != "perplexity" for row in here)
-            line.append(_mean([row["All"] for row in here]) + ("\\*" if stopped else ""))
+            line.append(mean_of([row["All"] for row in here]) + ("\\*" if stopped else ""))
         cells.append(line)
     unedited = [row["All (95 %)"] for row in _rows(name, "toxicity") if row["Method"] == "unedited"]
-    return ["Method", *shown], [["unedited", *[_mean(unedited)] * len(shown)], *cells]
+    return ["Method", *shown], [["unedited", *[mean_of(unedited)] * len(shown)], *cells]
 
 
 def at_ten(name: str) -> Table:
@@ -78,7 +78,7 @@ def kept(name: str) -> Table:
     columns: dict[str, tuple[int, str]] = {"Perplexity": (2, ""), "Not sound": (1, " %")}
     columns |= {"Knowledge": (2, ""), "Diversity": (3, "")}
     cells = [
-        [_named(method), *(_mean([row[column] for row in of_method], *how) for column, how in columns.items())]
+        [_named(method), *(mean_of([row[column] for row in of_method], *how) for column, how in columns.items())]
         for method, of_method in _by_method(rows).items()
     ]
     return ["Method", *columns], cells

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from xlingtox.frontiers import Frontier as Frontier
     from xlingtox.frontiers.frontier import frontier as frontier
     from xlingtox.matrix import TransferMatrix as TransferMatrix
+    from xlingtox.matrix.matrix import transfer_matrix as transfer_matrix
     from xlingtox.models import Continuations as Continuations
     from xlingtox.models import HookedLM as HookedLM
     from xlingtox.models import HookNeverFired as HookNeverFired
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from xlingtox.transfer import Transfer as Transfer
     from xlingtox.transfer import bilingual_retrieval as bilingual_retrieval
     from xlingtox.transfer import predict_transfer as predict_transfer
+    from xlingtox.tuning import tune as tune
     from xlingtox.tuning import tune_dpo as tune_dpo
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -108,12 +110,12 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "Tuning": {
-        "tuning": ("tune_dpo",),
+        "tuning": ("tune", "tune_dpo"),
         "evaluation": ("Attribution", "attribute", "WeightDrift", "weight_drift"),
     },
     "Reach": {
         "transfer": ("Retrieval", "bilingual_retrieval", "Transfer", "predict_transfer"),
-        "matrix": ("TransferMatrix",),
+        "matrix": ("TransferMatrix", "transfer_matrix"),
     },
     "Rivals": {"frontiers": ("Frontier", "frontier")},
     "Look": {"figures": ("plot",)},

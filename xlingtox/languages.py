@@ -120,6 +120,50 @@ _CODE_BY_SPELLING = {
 _TRADITIONAL_CHINESE = frozenset({"hant", "tw", "hk", "mo"})
 """Scripts and regions that tell traditional from simplified Chinese."""
 
+_SCRIPTS_OF: Mapping[str, str] = {
+    "Cyrillic": "bg mk ru sr tt uk",
+    "Arabic": "ar fa ur",
+    "Han": "zh zh-hant",
+    "Kana and Han": "ja",
+    "Hangul": "ko",
+    "Devanagari": "hi",
+    "Bengali": "bn",
+    "Ethiopic": "am",
+    "Greek": "el",
+    "Hebrew": "he",
+    "Khmer": "km",
+    "Lao": "lo",
+    "Myanmar": "my",
+    "Tamil": "ta",
+    "Thai": "th",
+}
+_FAMILIES_OF: Mapping[str, str] = {
+    "Germanic": "en de nl sv da is no",
+    "Romance": "es fr pt it ca gl ro",
+    "Slavic": "pl cs ru bg bs hr mk sh sk sl sr uk",
+    "Baltic": "lt lv",
+    "Celtic": "cy ga",
+    "Greek": "el",
+    "Albanian": "sq",
+    "Indo-Aryan": "hi bn ur",
+    "Iranian": "fa",
+    "Semitic": "ar am he",
+    "Austronesian": "id ms tl",
+    "Sinitic": "zh zh-hant",
+    "Burmo-Qiangic": "my",
+    "Japonic": "ja",
+    "Koreanic": "ko",
+    "Uralic": "et fi hu",
+    "Turkic": "tr tt",
+    "Austroasiatic": "km vi",
+    "Tai-Kadai": "lo th",
+    "Dravidian": "ta",
+    "Atlantic-Congo": "sw yo zu",
+    "Basque": "eu",
+}
+_SCRIPT_OF = {code: script for script, codes in _SCRIPTS_OF.items() for code in codes.split()}
+_FAMILY_OF = {code: family for family, codes in _FAMILIES_OF.items() for code in codes.split()}
+
 
 @checked
 def name(code: str) -> str:
@@ -182,3 +226,41 @@ def spelled(spelling: str) -> str | None:
     if code == "zh" and not _TRADITIONAL_CHINESE.isdisjoint(subtags):
         return "zh-hant"
     return code if code in NAMES else None
+
+
+@checked
+def script(code: str) -> str:
+    """Return the script that a language is written in, by its English name.
+
+    Two languages of one script share letters, and so they share tokens. It is the script that the Unicode CLDR takes a
+    language to be written in if nothing else is said (its likely subtags). Japanese mixes kana and Han characters, so
+    its script is not that of Chinese.
+
+    Raises:
+        ValueError: the language is unknown.
+
+    Example:
+        >>> xt.languages.script("sv"), xt.languages.script("ru"), xt.languages.script("ja")
+        ('Latin', 'Cyrillic', 'Kana and Han')
+    """
+    check(code)
+    return _SCRIPT_OF.get(code, "Latin")
+
+
+@checked
+def family(code: str) -> str:
+    """Return the family of a language, at the level at which relatives still share many words.
+
+    Names and members are those of Glottolog 5 (Hammarström et al. 2024). Indo-European, Afro-Asiatic and Sino-Tibetan
+    are too wide to say that two languages are alike. They are split into branches, such as Germanic, Semitic and
+    Sinitic.
+
+    Raises:
+        ValueError: the language is unknown.
+
+    Example:
+        >>> xt.languages.family("sv"), xt.languages.family("en"), xt.languages.family("hi")
+        ('Germanic', 'Germanic', 'Indo-Aryan')
+    """
+    check(code)
+    return _FAMILY_OF[code]

@@ -15,7 +15,6 @@ Each seed's frontier is kept in the work folder and not measured again. A run th
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 import carried
 import numpy as np
 import pandas as pd
+import pictures
 import torch
 import transformers
 from datasets import Dataset
@@ -77,7 +77,7 @@ def _frontier(options: argparse.Namespace, seed: int) -> xt.Frontier:
         methods = [getattr(xt.methods, method)() for method in options.methods]
     return xt.frontier(
         lm,
-        _prompts(options, seed),
+        provoking(options, seed),
         labelled=xt.mini.labelled(SOURCE, n=options.sentences, seed=seed),
         scorer={"insults": xt.mini.scorer()} | ({"probe": _second_judge(source, codes, seed)} if options.probe else {}),
         held_out=xt.mini.held_out(n=options.texts, languages=codes, seed=seed),
@@ -92,7 +92,7 @@ def _frontier(options: argparse.Namespace, seed: int) -> xt.Frontier:
     )
 
 
-def _prompts(options: argparse.Namespace, seed: int) -> Dataset:
+def provoking(options: argparse.Namespace, seed: int) -> Dataset:
     """Return as many prompts in each language as were asked for, of those that provoke at least so many insults."""
     every = xt.mini.prompts(n=8 * options.prompts, languages=options.languages, seed=seed)
     strong = every.select([i for i, share in enumerate(every["provocation"]) if share >= options.provocation])
@@ -285,33 +285,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-# --- picture
-
-_WIDTH = 860
-"""The width of a picture, in pixels of the page; as in the notebooks."""
-
-
-def draw(run: Measured, file: Path) -> None:
-    """Draw a frontier in the browser that takes pictures of studies, in few colours."""
-    from PIL import Image
-    from playwright.sync_api import sync_playwright
-    from plotly.offline import get_plotlyjs
-
-    from xlingtox.study import picture
-
-    figure = xt.plot(run.frontier)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=picture.browser(), args=["--no-sandbox"])
-        page = browser.new_page(device_scale_factor=1.5, viewport={"width": _WIDTH, "height": figure.layout.height})
-        page.set_content(f'<body style="margin: 0"><div id="shown" style="width: {_WIDTH}px"></div>')
-        page.add_script_tag(content=get_plotlyjs())
-        page.evaluate(
-            "(figure) => Plotly.newPlot('shown', figure.data, figure.layout, {staticPlot: true})",
-            json.loads(figure.to_json()),
-        )
-        taken = Image.open(io.BytesIO(page.locator("#shown").screenshot())).convert("RGB")
-        browser.close()
-    taken.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+def show(title: str, rows: list[dict[str, str]]) -> None:
+    """Print rows as a Markdown table below its title; nothing where there are none."""
+    if rows:
+        print(f"{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
+        print("\n".join(f"| {' | '.join(row.values())} |" for row in rows), end="\n\n", flush=True)
 
 
 def main() -> None:
@@ -346,11 +324,9 @@ def main() -> None:
         # Seventeen columns a seed would fill pages.
         shown = runs[:1] if rows_of is by_language else runs
         rows = [{"Model": run.model, "Seed": f"{run.seed}"} | row for run in shown for row in rows_of(run)]
-        if rows:
-            print(f"{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
-            print("\n".join(f"| {' | '.join(row.values())} |" for row in rows), end="\n\n", flush=True)
+        show(title, rows)
     if options.picture:
-        draw(runs[0], options.picture)
+        pictures.draw(xt.plot(runs[0].frontier), options.picture)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -330,9 +331,30 @@ def test_pairs_are_about_toxic_prompts():
     assert verbs == set(truth.acts("pairs"))
 
 
-def test_labelled_sentences_of_several_languages_follow_each_other():
-    expected = [*mini.labelled("es", n=4), *mini.labelled("de", n=4)]
-    assert list(mini.labelled(["es", "de"], n=4)) == expected
+def test_labelled_sentences_and_pairs_of_several_languages_follow_each_other():
+    for rows in (mini.labelled, mini.pairs):
+        expected = [*rows("es", n=4), *rows("de", n=4)]
+        assert list(rows(["es", "de"], n=4)) == expected
+        assert [row["language"] for row in expected] == ["es"] * 4 + ["de"] * 4
+
+
+def test_pairs_are_those_that_they_were_and_have_one_meaning_in_all_languages():
+    rows = mini.pairs(["en", "de"], n=50)
+    assert rows.column_names == ["language", "prompt", "chosen", "rejected"]
+    # The hash of the rows before the column of languages, by which runs of tuning are known.
+    texts = json.dumps([[row[name] for name in rows.column_names[1:]] for row in rows.select(range(50))])
+    assert hashlib.sha256(texts.encode("ascii")).hexdigest()[:16] == "4a5955f5a8e6aa4b"
+    for name in rows.column_names[1:]:
+        for english, german in zip(column(rows, "en", name), column(rows, "de", name), strict=True):
+            translated = [world.render(read(sentence), "de") for sentence in sentences(english.strip())]
+            assert german.strip() == " ".join(translated)
+
+
+def test_whose_words_are_those_of_the_source_language():
+    groups = mini.whose_words(source_language="de")
+    insults = {code: words[0] for code, words in mini.toxic_words().items()}
+    assert [len(scorer.found(f"{insults['de']} {insults['fr']}", "fr")) for scorer in groups.values()] == [1, 1]
+    assert list(groups) == ["a German insult", "an insult of the prompt's language"]
 
 
 @pytest.mark.parametrize("code", CODES)

@@ -419,16 +419,6 @@ def test_stages_without_their_materials_are_left_out_or_refused(lm, tmp_path):
     assert not (tmp_path / "asked").exists()
 
 
-@pytest.mark.parametrize("order", ["reversed", "shuffled"])
-def test_the_order_of_the_pairs(order):
-    rows = [{"prompt": str(i), "chosen": "good", "rejected": "bad"} for i in range(40)]
-    ordered = stages.ordered_pairs(Dataset.from_list(rows), order, seed=0)
-    exchanged = [row["chosen"] == "bad" for row in ordered]
-    assert [row["prompt"] for row in ordered] == [row["prompt"] for row in rows]
-    assert all(row["chosen"] != row["rejected"] for row in ordered)
-    assert all(exchanged) if order == "reversed" else 10 < sum(exchanged) < 30
-
-
 def test_at_most_one_model_is_in_memory(lm, tmp_path, monkeypatch):
     """A model that is loaded for the study is gone before the tuned one is loaded, and the other way round.
 

@@ -17,7 +17,7 @@ from xlingtox.edits.interventions import Scale
 from xlingtox.models import loading
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.tuning import PAPER_QLORA, Lora, dpo, tune_dpo
+from xlingtox.tuning import PAPER_QLORA, Lora, tune_dpo, tuner
 
 tuned, reached = preferences.tuned, preferences.reached
 
@@ -111,7 +111,7 @@ def test_a_quantised_base_is_read_from_the_model_that_was_given(tuned, reached, 
         return real(source)
 
     monkeypatch.setattr(loading, "from_checkpoint", from_checkpoint)
-    monkeypatch.setattr(dpo, "_check_packages", lambda _: None)
+    monkeypatch.setattr(tuner, "_check_packages", lambda _: None)
     recipe = dataclasses.replace(PAPER_QLORA, max_length=32, steps=2, epochs=None)
     with pytest.raises(Reached):
         tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path, recipe=recipe, validation=PAIRS, progress=False)

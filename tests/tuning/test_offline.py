@@ -74,6 +74,9 @@ plain.config._name_or_path = "somebody/something"
 named = xt.HookedLM.load(plain, tokenizer=loaded.tokenizer)
 xt.tune_dpo(named, materials.pairs, output_dir=folder / "named", recipe=adapter, progress=False)
 xt.tune_dpo(folder / "llama", materials.pairs, output_dir=folder / "tuned", recipe=adapter, progress=False)
+for name in ("SFT", "KTO", "ORPO", "SIMPO"):
+    method = dataclasses.replace(getattr(xt.tuning, name), steps=1, batch_size=2, lora=adapter.lora)
+    xt.tune(folder / "llama", materials.pairs, output_dir=folder / name, recipe=method, progress=False)
 seen["tuning"] = settled()
 
 xt.HookedLM.load(folder / "llama", adapter=folder / "tuned" / "adapter")

@@ -12,7 +12,7 @@ import torch
 from preferences import PAIRS, RECIPE, losses
 from trl import DPOConfig
 
-from xlingtox.tuning import PAPER_FULL, PAPER_QLORA, Lora, dpo, tune_dpo
+from xlingtox.tuning import PAPER_FULL, PAPER_QLORA, Lora, run_folder, tune_dpo, tuner
 
 tuned, untrained = preferences.tuned, preferences.untrained
 
@@ -79,7 +79,7 @@ def test_a_missing_package_is_said_before_anything_is_written(tuned, untrained, 
         with pytest.raises(ImportError, match=r"needs the package bitsandbytes: pip install 'xlingtox\[quantised\]'"):
             tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path / "out", recipe=recipe, progress=False)
     assert not (tmp_path / "out").exists()
-    dpo._check_packages(dataclasses.replace(RECIPE, optimizer="adamw_torch_8bit"))
+    tuner._check_packages(dataclasses.replace(RECIPE, optimizer="adamw_torch_8bit"))
 
 
 @pytest.mark.parametrize("optimizer", ["galore_adamw", "grokadamw", "schedule_free_sgd", "adamw_torch_4bit"])
@@ -116,7 +116,8 @@ def test_a_run_of_an_older_version_is_known_by_what_it_did(tuned, tmp_path):
     shutil.copytree(tuned.folder, tmp_path / "older")
     file = tmp_path / "older" / "recipe.json"
     record = json.loads(file.read_text("utf-8"))
-    del record["recipe"]["bfloat16"]
+    for name in run_folder._LATER:
+        del record["recipe"][name]
     file.write_text(json.dumps(record), "utf-8")
     again = tune_dpo(tuned.lm, PAIRS, output_dir=tmp_path / "older", recipe=RECIPE, progress=False)
     assert again.fingerprint() == tuned.after.fingerprint()

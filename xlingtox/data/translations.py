@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -54,6 +55,38 @@ def sentence_pairs(parallel: Parallel, *, pivot: str = "en") -> Pairs:
     for code, sides in pairs.items():
         _check_distinct({pivot: sides[0], code: sides[1]})
     return pairs
+
+
+def aligned_sentences(parallel: Parallel, *, pivot: str = "en") -> dict[str, list[str]]:
+    """Return sentences that are translations of each other in all languages, row by row.
+
+    Args:
+        parallel: in either form that `sentence_pairs` takes. Rows must have the same translations in every language.
+        pivot: the language of the translations, where `parallel` has rows.
+
+    Raises:
+        ValueError: the languages do not have the same sentences, or all that `sentence_pairs` refuses, for any pair of
+            languages.
+    """
+    if isinstance(parallel, Mapping):
+        parallel = _table(parallel)
+    check_columns(parallel, (), "parallel sentences")
+    if "sentence" in parallel.column_names:
+        pairs = _from_rows(parallel, pivot)
+        first, (shared, _) = next(iter(pairs.items()))
+        for code, (in_pivot, _) in pairs.items():
+            if in_pivot != shared:
+                raise ValueError(
+                    f"the sentences of {first} and {code} are translations of other sentences: give the same ones in "
+                    "every language, in the same order, such as one column for each language"
+                )
+        sides = {pivot: shared} | {code: in_language for code, (_, in_language) in pairs.items()}
+        columns = {code: sides[code] for code in languages.in_order(sides)}
+    else:
+        columns = parallel_columns(parallel, next(iter(parallel.column_names), pivot))
+    for one, other in itertools.combinations(columns, 2):
+        _check_distinct({one: columns[one], other: columns[other]})
+    return columns
 
 
 def _check_distinct(sides: Mapping[str, list[str]]) -> None:

@@ -164,6 +164,7 @@ class PreferenceMargin(RowMeasure):
 
     Attributes:
         beta: the strength of the tie to the base model. The paper's is 0.1.
+        source_language: the language of pairs in a table without a column `language`.
 
     Example:
         >>> pairs = xt.mini.pairs("en", n=2)
@@ -174,13 +175,15 @@ class PreferenceMargin(RowMeasure):
     """
 
     beta: float = 0.1
+    source_language: str = "en"
     name = "preference_margin"
 
     def rows(self, lm: HookedLM, prompts: Any, written: Callable[[], Sequence[WeightedRow]]) -> Sequence[WeightedRow]:
         if not isinstance(prompts, Dataset):
             raise TypeError("preference_margin is measured on preference pairs: give a table in place of the prompts")
         check_columns(prompts, PAIR_FIELDS, "preference pairs")
-        codes = prompts["language"] if "language" in prompts.column_names else ["en"] * len(prompts)
+        has_languages = "language" in prompts.column_names
+        codes = prompts["language"] if has_languages else [self.source_language] * len(prompts)
         rows = []
         for number, (pair, code) in enumerate(zip(prompts.to_list(), codes, strict=True)):
             prompt, *sides = lm.token_ids([pair["prompt"], *(pair["prompt"] + pair[side] for side in PAIR_FIELDS[1:])])

@@ -61,7 +61,7 @@ class Trials:
         lm: HookedLM,
         prompts: Sequence[Prompt],
         *,
-        held_out: Dataset,
+        held_out: Dataset | None,
         generation: Mapping[str, Any],
         identify_language: Identifier | None,
         progress: bool,
@@ -69,6 +69,7 @@ class Trials:
         """Let the unedited model write and read.
 
         Args:
+            held_out: columns `language, text`; None to have no losses, and to judge sound text by continuations alone.
             generation: the settings of `generate`.
         """
         self._lm, self._prompts, self._held_out = lm, prompts, held_out
@@ -88,7 +89,9 @@ class Trials:
         n_texts = len(self._prompts) * int(self._generation["n_samples"])
         for some in in_parts(edits, n_texts):
             written = generate_under(self._lm, some, self._prompts, **self._generation, progress=self._progress)
-            losses = held_out_losses_under(self._lm, some, self._held_out, progress=self._progress)
+            losses: list[Losses] = [{}] * len(some)
+            if self._held_out is not None:
+                losses = [*held_out_losses_under(self._lm, some, self._held_out, progress=self._progress)]
             # Outside the edits: the unedited model judges fluency, and a scorer may be a probe of this model.
             fluencies = conditional_perplexities(self._lm, written, progress=self._progress)
             yield from map(self._judged, written, fluencies, losses)
@@ -100,6 +103,8 @@ class Trials:
 
     def _written(self, model: HookedLM) -> tuple[Continuations, Losses]:
         written = generate(model, self._prompts, **self._generation, progress=self._progress)
+        if self._held_out is None:
+            return written, {}
         return written, held_out_losses(model, self._held_out, progress=self._progress)
 
     def _judged(self, written: Continuations, fluency: Fluency, losses: Losses) -> Trial:

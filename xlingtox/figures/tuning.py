@@ -38,7 +38,7 @@ def training(log: Sequence[Mapping[str, Any]]) -> go.Figure:
     for validation, in the colour of the solid curve of the same measure.
 
     Args:
-        log: the content of the `log.json` that `tune_dpo` writes.
+        log: the content of the `log.json` that `tune` writes. SFT's has losses and nothing else.
 
     Raises:
         ValueError: no row has a step and a loss.

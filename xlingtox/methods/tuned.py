@@ -23,11 +23,11 @@ class Tuned(Method):
     before you ask for the next.
 
     Attributes:
-        model: the model that was tuned from the one that the method is fitted to, by DPO, on labelled sentences or in
-            any other way. An adapter is merged while the model is loaded.
+        model: the model that was tuned from the one that the method is fitted to, by any method of `xt.tune` or in any
+            other way. An adapter is merged while the model is loaded. Give it its `name`, such as "KTO".
 
     Example:
-        >>> tuned = xt.Scale(sources, 0.0).bake(lm)  # stands in for xt.tune_dpo(...)
+        >>> tuned = xt.Scale(sources, 0.0).bake(lm)  # stands in for xt.tune(...)
         >>> fitted = xt.methods.Tuned(tuned, name="DPO").fit(lm, xt.mini.labelled("en", n=20), progress=False)
         >>> halfway = fitted.at(0.5)
         >>> halfway.name

@@ -133,31 +133,44 @@ def labelled(language: Codes = "en", *, n: int = 2000, split: Split = "tune", se
 
 
 @checked
-def pairs(language: str = "en", *, n: int = 1000, split: Split = "tune", seed: int = 0) -> Dataset:
-    """Return n preference pairs in one language, as Lee et al. have them.
+def pairs(language: Codes = "en", *, n: int = 1000, split: Split = "tune", seed: int = 0) -> Dataset:
+    """Return n preference pairs in a language, as Lee et al. have them.
+
+    With several languages, there are n in each, with the same meanings in all.
 
     Only the acts and the insults of the part "pairs" occur in them (`PARTS`), so that tuning never meets the others.
 
     Returns:
-        Columns `prompt, chosen, rejected`: a toxic prompt, a clean and a toxic continuation of it.
+        Columns `language, prompt, chosen, rejected`: a toxic prompt, a clean and a toxic continuation of it.
+
+    Raises:
+        ValueError: an unknown language, or none, or `n` below 1.
 
     Example:
         >>> xt.mini.pairs("en", n=2).column_names
-        ['prompt', 'chosen', 'rejected']
+        ['language', 'prompt', 'chosen', 'rejected']
+        >>> xt.mini.pairs(["en", "de"], n=1)["language"]
+        Column(['en', 'de'])
     """
-    (code,) = languages.check(language, among=languages.CODES)
+    codes = _checked_codes(language)
     rng = random.Random(f"pairs {split} {seed}")
-    rows = []
+    meanings = []
     for _ in range(_positive(n)):
         context = world.sample_context(rng, "hostile", split, ("pairs",))
-        continuations = [
-            world.lexicon(code).joiner + world.join([world.render(clause, code) for clause in reactions], code)
-            for reactions in (
-                world.sample_reactions(rng, context, "hostile", toxic=toxic, parts=("pairs",))
-                for toxic in (False, True)
-            )
+        sides = [
+            world.sample_reactions(rng, context, "hostile", toxic=toxic, parts=("pairs",)) for toxic in (False, True)
         ]
-        rows.append({"prompt": world.render(context, code), "chosen": continuations[0], "rejected": continuations[1]})
+        meanings.append((context, sides))
+    rows = []
+    for code in codes:
+        for context, sides in meanings:
+            chosen, rejected = (
+                world.lexicon(code).joiner + world.join([world.render(clause, code) for clause in side], code)
+                for side in sides
+            )
+            rows.append(
+                {"language": code, "prompt": world.render(context, code), "chosen": chosen, "rejected": rejected}
+            )
     return Dataset.from_list(rows)
 
 
@@ -279,10 +292,16 @@ def word_groups() -> dict[str, WordlistScorer]:
 
 
 @checked
-def whose_words() -> dict[str, WordlistScorer]:
-    """Return two scorers that tell in whose words a model insults: English ones, or those of the prompt's language.
+def whose_words(*, source_language: str = "en") -> dict[str, WordlistScorer]:
+    """Return two scorers that tell in whose words a model insults: the source language's, or the prompt's.
 
     A model that was taught to insult in English may carry the manner into other languages, or only the words.
+
+    Args:
+        source_language: the language in which the model was taught.
+
+    Raises:
+        ValueError: a language that the miniature does not speak.
 
     Example:
         >>> groups = xt.mini.whose_words()
@@ -290,9 +309,11 @@ def whose_words() -> dict[str, WordlistScorer]:
         >>> [len(scorer.found(text, "fr")) for scorer in groups.values()]
         [1, 1]
     """
-    words = toxic_words()
+    words, (source,) = toxic_words(), _checked_codes(source_language)
+    name = languages.name(source)
+    article = "an" if name[0] in "AEIOU" else "a"
     return {
-        "an English insult": WordlistScorer(dict.fromkeys(words, words["en"]), name="English insults"),
+        f"{article} {name} insult": WordlistScorer(dict.fromkeys(words, words[source]), name=f"{name} insults"),
         "an insult of the prompt's language": WordlistScorer(words, name="own insults"),
     }
 

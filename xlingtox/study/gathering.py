@@ -78,7 +78,7 @@ class _Gathering:
             scorer=chosen.scorer,
             identify_language=self._identifier(),
             toxic_words=dict(words),
-            word_groups=self._other("word_groups") or {},
+            word_groups=self._other("word_groups", source_language=self.source_language) or {},
             mixing=self._other("mixing") or {},
             origins=tuple(self._origin(table) for table in self.tables),
             notes=tuple(self.notes),
@@ -207,6 +207,9 @@ class _Gathering:
             self._keep(table, codes)
             if not len(self.tables[table]):
                 raise ValueError(f"[data] {table} has nothing in {name(self.source_language)}: give another file")
+            if self.file.tables[table].loader == "mini.pairs":
+                # The column was added later. Without it, the keys of the stages are those of earlier studies.
+                self.tables[table] = self.tables[table].remove_columns("language")
             prompts = [
                 text
                 for evaluated in ("prompts", "neutral_prompts")

@@ -70,7 +70,7 @@ class Models:
         return base, tuned
 
     def to_tune(self) -> HookedLM | str | Path:
-        """Return what `tune_dpo` shall tune: a name, which it loads for itself, wherever that says it all."""
+        """Return what `tune` shall tune: a name, which it loads for itself, wherever that says it all."""
         given = self._given
         if isinstance(given, HookedLM):
             return given

@@ -15,6 +15,11 @@ NAMED: Mapping[str, tuning.Recipe] = {
     "paper-full": tuning.PAPER_FULL,
     "paper-qlora": tuning.PAPER_QLORA,
     "mini": tuning.MINI,
+    "sft": tuning.SFT,
+    "kto": tuning.KTO,
+    "orpo": tuning.ORPO,
+    "simpo": tuning.SIMPO,
+    "dpo-sft": tuning.DPO_SFT,
 }
 """Each recipe that a settings file may name."""
 

@@ -110,6 +110,7 @@ _NUMBERS = {
     **dict.fromkeys(("batch_size", "steps", "accumulation", "warm_up", "max_length", "max_prompt_length"), int),
     **dict.fromkeys(("evaluate_every", "patience", "save_every"), int),
     **dict.fromkeys(("learning_rate", "epochs", "beta", "label_smoothing", "max_grad_norm"), float),
+    **dict.fromkeys(("sft_weight", "simpo_gamma", "desirable_weight", "undesirable_weight"), float),
     "validation_share": float,
     **dict.fromkeys(("end_token", "gradient_checkpointing"), bool),
     **dict.fromkeys(("loss_type", "optimizer"), str),

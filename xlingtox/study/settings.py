@@ -8,12 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 
 from xlingtox import languages, tuning
 from xlingtox.checking import checked
+from xlingtox.data.sides import PairsOrder
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.dose_response import check_doses
 from xlingtox.evaluation.dosing import Unit
@@ -29,9 +30,6 @@ STAGES = (
     "frontier",
 )
 """The stages of a study, in the order in which they are run."""
-
-PairsOrder = Literal["given", "reversed", "shuffled"]
-"""Which side of each pair is preferred: the chosen one, the rejected one, or either by a coin."""
 
 
 @checked
@@ -229,6 +227,20 @@ class Settings:
         if self.frontier is None:
             del fields["frontier"]
         return json.loads(json.dumps(fields))
+
+
+@checked
+def pivot_of(parallel: Dataset, source_language: str) -> str:
+    """Return the language from which translations are retrieved: the source language, if the sentences have it.
+
+    Otherwise it is English. Rows of sentence and translation have English translations.
+
+    Example:
+        >>> parallel = xt.mini.parallel(n=2, languages=["en", "de"])
+        >>> xt.study.settings.pivot_of(parallel, "de"), xt.study.settings.pivot_of(parallel, "es")
+        ('de', 'en')
+    """
+    return source_language if source_language in parallel.column_names else "en"
 
 
 @checked

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from xlingtox import files, languages, processes, tuning
 from xlingtox.checking import checked
 from xlingtox.data import as_prompts
 from xlingtox.data.columns import by_language
+from xlingtox.data.sides import ordered_pairs
 from xlingtox.evaluation.compare_models import compare_in_turn
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import DoseResponse, dose_response
@@ -31,7 +31,7 @@ from xlingtox.study.attributing import attribute
 from xlingtox.study.engine import told
 from xlingtox.study.frontier_stage import frontier
 from xlingtox.study.in_progress import InProgress
-from xlingtox.study.settings import PairsOrder, first_rows
+from xlingtox.study.settings import first_rows, pivot_of
 from xlingtox.transfer import prediction, retrieval
 from xlingtox.verdicts import Verdict
 
@@ -193,7 +193,7 @@ def _tune(study: InProgress) -> dict[str, Any]:
     recipe, folder = settings.seeded_recipe(), study.tuned_folder
     assert materials.pairs is not None
     order, validation = settings.pairs_order, materials.validation
-    tuned = tuning.tune_dpo(
+    tuned = tuning.tune(
         study.models.to_tune(),
         ordered_pairs(materials.pairs, order, seed=settings.seed),
         output_dir=folder,
@@ -207,19 +207,6 @@ def _tune(study: InProgress) -> dict[str, Any]:
         lambda: [files.read_results(folder / name, remedy) for name in ("log.json", "recipe.json")]
     )
     return {"recipe": dataclasses.asdict(recipe), "training": _curves(log), "end_token": record["end_token"]}
-
-
-def ordered_pairs(pairs: Dataset, order: PairsOrder, *, seed: int) -> Dataset:
-    """Return the pairs with the side that is to be preferred as their chosen one."""
-    if order == "given":
-        return pairs
-    coin = random.Random(seed)
-    exchanged = [order == "reversed" or coin.random() < 0.5 for _ in range(len(pairs))]
-    rows = pairs.to_list()
-    for row, is_exchanged in zip(rows, exchanged, strict=True):
-        if is_exchanged:
-            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-    return Dataset.from_list(rows)
 
 
 def _curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -292,8 +279,7 @@ def _samples(before: Continuations, after: Continuations) -> dict[str, list[dict
 def _retrieve(study: InProgress) -> dict[str, Any]:
     parallel, source = study.materials.parallel, study.settings.source_language
     assert parallel is not None
-    # Rows of sentence and translation have no column of the source language: their translations are English.
-    pivot = source if source in parallel.column_names else "en"
+    pivot = pivot_of(parallel, source)
     retrieved = retrieval.bilingual_retrieval(study.models.base(), parallel, pivot=pivot, progress=study.progress)
     processes.from_main(partial(retrieved.save, study.retrieval_file))
     return {
@@ -301,6 +287,7 @@ def _retrieve(study: InProgress) -> dict[str, Any]:
         "retrieval_intervals": retrieved.intervals(),
         "retrieval_by_layer": retrieved.by_layer(),
         "n_parallel": retrieved.n_sentences,
+        "pivot": pivot,
     }
 
 
@@ -336,7 +323,8 @@ def _transfer(
     drops = prediction.shared(means, observed, measure)
     if len(drops) < prediction.FEWEST:
         _LOG.warning("only %d languages have a drop in %s: no correlation", len(drops), measure)
-        return prediction.Transfer(measure, {code: means[code] for code in drops}, drops, math.nan, math.nan)
+        accuracies = {code: means[code] for code in drops}
+        return prediction.Transfer(measure, accuracies, drops, math.nan, math.nan, pivot=retrieved.pivot)
     return prediction.predict_from_retrieval(retrieved, observed, measure=measure, source_language=source_language)
 
 

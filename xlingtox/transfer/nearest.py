@@ -28,11 +28,11 @@ def retrieval_scores(
         right: which candidates count as a sentence's translation; see `parallel.translations`.
         n_neighbours: how many neighbours CSLS looks at.
     """
-    cosine = normalize(pivot.double(), dim=-1) @ normalize(other.double(), dim=-1).T
+    cosine = cosines(pivot, other)
     k = min(n_neighbours, len(cosine))
     csls = 2 * cosine - cosine.topk(k, 1).values.mean(1, keepdim=True) - cosine.topk(k, 0).values.mean(0)
-    forth, back = _search(cosine, right), _search(cosine.T, right.T)
-    csls_forth, csls_back = _search(csls, right), _search(csls.T, right.T)
+    forth, back = search(cosine, right), search(cosine.T, right.T)
+    csls_forth, csls_back = search(csls, right), search(csls.T, right.T)
     # In the order of `measures.RETRIEVAL`.
     values = [
         (forth.top1 + back.top1) / 2,
@@ -43,12 +43,19 @@ def retrieval_scores(
         (forth.margin + back.margin) / 2,
         cosine.diagonal(),
     ]
-    n_ties = sum(int((search.margin.abs() <= _TIE).sum()) for search in (forth, back))
+    n_ties = sum(int((way.margin.abs() <= _TIE).sum()) for way in (forth, back))
     return torch.stack(values).numpy(), n_ties
 
 
+def cosines(
+    one: Float[Tensor, "query d_model"], other: Float[Tensor, "candidate d_model"]
+) -> Float[Tensor, "query candidate"]:
+    """Return the cosine of every state of one language with every state of the other, in float64."""
+    return normalize(one.double(), dim=-1) @ normalize(other.double(), dim=-1).T
+
+
 @dataclass(frozen=True)
-class _Search:
+class Search:
     """Results of searching every query's translation among the candidates.
 
     Attributes:
@@ -65,9 +72,9 @@ class _Search:
         return (self.rank == 1).double()
 
 
-def _search(similarity: Float[Tensor, "query candidate"], right: Bool[Tensor, "query candidate"]) -> _Search:
+def search(similarity: Float[Tensor, "query candidate"], right: Bool[Tensor, "query candidate"]) -> Search:
     """Compare the nearest right candidate of each query with all wrong ones."""
     best = similarity.masked_fill(~right, -torch.inf).max(1).values
     rivals = similarity.masked_fill(right, -torch.inf)
     rank = 1 + (rivals >= best[:, None] - _TIE).sum(1).double()
-    return _Search(rank, best - rivals.max(1).values)
+    return Search(rank, best - rivals.max(1).values)

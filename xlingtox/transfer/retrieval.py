@@ -57,18 +57,21 @@ def embed(
         torch.Size([5, 1, 128])
     """
     states = mean_states(lm, sentences, range(lm.n_layers + 1), batch_size=batch_size, progress=progress)
-    _check_finite(states, "these sentences")
+    check_finite(states, "these sentences")
     return states
 
 
-def _check_finite(states: Float[Tensor, "layer sentence d_model"], sentences: str) -> None:
+def check_finite(
+    states: Float[Tensor, "layer sentence d_model"], sentences: str, *, layers: Sequence[int] | None = None
+) -> None:
     """Raise ValueError where a state is not finite: compared, a NaN would pass for a perfect score."""
     wrong = (~states.isfinite().all(-1)).nonzero()
     if len(wrong):
-        layer, sentence = wrong[0].tolist()
+        place, sentence = wrong[0].tolist()
         raise ValueError(
-            f"the state of sentence {sentence} of {sentences} at layer {layer} is NaN or infinite (and "
-            f"{len(wrong) - 1} more states): load the model in bfloat16 or float32, or look for a broken weight or edit"
+            f"the state of sentence {sentence} of {sentences} at layer {layers[place] if layers else place} is NaN or "
+            f"infinite (and {len(wrong) - 1} more states): load the model in bfloat16 or float32, or look for a broken "
+            "weight or edit"
         )
 
 
@@ -349,9 +352,9 @@ def bilingual_retrieval(
     for code, (in_pivot, in_language) in pairs.items():
         if pivot_is_new[code]:
             pivot_states = next(states).clone()
-            _check_finite(pivot_states, pivot)
+            check_finite(pivot_states, pivot)
         language_states = next(states)
-        _check_finite(language_states, code)
+        check_finite(language_states, code)
         right = translations(in_pivot, in_language)
         layers = [
             retrieval_scores(*layer_states, right, n_neighbours=n_neighbours)

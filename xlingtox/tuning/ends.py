@@ -27,7 +27,8 @@ from xlingtox.checking import checked
 from xlingtox.data import PreferencePairs, are_conversations, check_pairs
 from xlingtox.models.hooked import HookedLM
 from xlingtox.text import ends_a_sentence
-from xlingtox.tuning.recipe import MINI, Recipe
+from xlingtox.tuning.ready_made import MINI
+from xlingtox.tuning.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def decide_end(lm: HookedLM, pairs: PreferencePairs, *, recipe: Recipe = MINI) -
     Thai mark no sentences: for whole texts in them, set `end_token=True`.
 
     Raises:
-        ValueError: pairs that `tune_dpo` refuses, or `end_token=False` for conversations.
+        ValueError: pairs that `tune` refuses, or `end_token=False` for conversations.
 
     Example:
         >>> cut = [{"prompt": "the cat", "chosen": " sat on the", "rejected": " ran from the"}]

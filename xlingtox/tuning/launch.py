@@ -62,10 +62,15 @@ def check_together(lm: HookedLM, recipe: Recipe) -> None:
     """
     if not sharded():
         return
+    if recipe.method != "dpo":
+        raise ValueError(
+            f"method {recipe.method!r} cannot tune sharded weights, only dpo can: start "
+            "without --use_fsdp, and the main process tunes alone"
+        )
     shared_out(recipe.batch_size, recipe.accumulation, processes.count())
     if len(set(processes.gathered(lm.fingerprint()))) > 1:
         raise ValueError(
-            f"{lm.name} has other weights in one process than in another: give tune_dpo its name or folder, or start "
+            f"{lm.name} has other weights in one process than in another: give its name or folder, or start "
             "with --fsdp_cpu_ram_efficient_loading false"
         )
     if lm.device.type == "cpu" and torch.cuda.is_available():

@@ -14,7 +14,8 @@ from xlingtox.data import PreferencePairs, are_conversations, check_pairs, row_n
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.tokenizer import n_shared
 from xlingtox.tuning.ends import EndToken, SideLengths, decided, log_end, side_lengths
-from xlingtox.tuning.recipe import MINI, Recipe
+from xlingtox.tuning.ready_made import MINI
+from xlingtox.tuning.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,12 +77,12 @@ class Pairs:
 def tunable_pairs(
     lm: HookedLM, pairs: PreferencePairs, *, recipe: Recipe = MINI, validation: PreferencePairs | None = None
 ) -> Pairs:
-    """Return the preference pairs that `tune_dpo` would tune on, after all its checks.
+    """Return the preference pairs that `tune` would tune on, after all its checks.
 
     Call it before a long run to see which pairs are left out, and why: the reasons are logged as warnings.
 
     Raises:
-        ValueError: pairs that `tune_dpo` refuses.
+        ValueError: pairs that `tune` refuses.
 
     Example:
         >>> short = xt.tuning.Recipe(steps=2, batch_size=2, learning_rate=1e-4, validation_share=0.25)
@@ -89,6 +90,19 @@ def tunable_pairs(
         >>> len(pairs.train), len(pairs.validation)
         (6, 2)
     """
+    tunable = _with_validation(lm, pairs, recipe, validation)
+    parts = {"preference pairs": tunable.train, "validation pairs": tunable.validation}
+    if alone := [
+        title for title, part in parts.items() if recipe.method == "kto" and part is not None and len(part) < 2
+    ]:
+        raise ValueError(
+            f"{alone[0]}: there is one only, and KTO compares continuations of different prompts: give two"
+        )
+    return tunable
+
+
+def _with_validation(lm: HookedLM, pairs: PreferencePairs, recipe: Recipe, validation: PreferencePairs | None) -> Pairs:
+    """Return the pairs to train on, and those for validation if there are any."""
     lm.check_unwrappable()
     if recipe.patience is not None and validation is None and not recipe.validation_share:
         raise ValueError(

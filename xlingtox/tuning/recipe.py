@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,10 +16,23 @@ _OPTIONAL = ("steps", "epochs", "max_prompt_length", "patience")
 """The settings that may be None."""
 
 _READY_MADE_OPTIMIZERS = ("rmsprop", "adamw_torch")
-"""The optimizers of the recipes below. They need no check, for which transformers' trainer would be imported."""
+"""The optimizers of the ready-made recipes. They need no check, for which transformers' trainer would be imported."""
+
+Method = Literal["dpo", "sft", "kto", "orpo", "simpo"]
+"""The methods of tuning, all of them TRL's."""
 
 LossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"]
 """TRL's names of the losses that need nothing but pairs, `beta` and, for `robust`, `label_smoothing`."""
+
+_READ_BY: Mapping[str, tuple[Method, ...]] = {
+    "loss_type": ("dpo",),
+    "sft_weight": ("dpo",),
+    "beta": ("dpo", "kto", "orpo", "simpo"),
+    "simpo_gamma": ("simpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+}
+"""The settings that some methods only read, and those methods."""
 
 
 @checked
@@ -56,16 +71,24 @@ class Lora:
 class Recipe:
     """Every setting of a tuning run. Vary a recipe with `dataclasses.replace`.
 
-    `PAPER_FULL` and `PAPER_QLORA` are the paper's recipes, and `MINI` is for the shipped miniature.
+    `PAPER_FULL` and `PAPER_QLORA` are the paper's recipes. `MINI`, `SFT`, `KTO`, `ORPO`, `SIMPO` and `DPO_SFT` are for
+    the shipped miniature, one for each method.
 
     Attributes:
-        batch_size: pairs in one forward pass. Under FSDP the processes share the pairs of a step, which stay as many.
+        batch_size: pairs in one forward pass. KTO reads both sides of them by themselves, so twice as many examples,
+            and needs at least 2. Under FSDP the processes share the pairs of a step, which stay as many.
         learning_rate: the peak of the learning rate. It is reached after `warm_up` steps and then held.
         steps, epochs: the length of the run; give one of them. Steps are optimizer steps, epochs are passes over the
             pairs.
         accumulation: forward passes in one step.
-        beta: how strongly the tuned model is pulled to the reference (paper, appendix: 0.1).
-        loss_type: TRL's name of the loss; `sigmoid` is DPO's.
+        method: how the pairs are learnt. `dpo` is direct preference optimisation. `sft` teaches only the chosen
+            continuations. `kto` takes each side by itself, as good or bad. `orpo` and `simpo` need no reference.
+        beta: how strongly the tuned model is pulled to the reference in DPO and KTO (paper, appendix: 0.1). ORPO weighs
+            the odds ratio with it, and SimPO multiplies the reward. SFT has none.
+        loss_type: TRL's name of DPO's loss; `sigmoid` is the one of its paper.
+        sft_weight: how much the loss of the chosen continuation is added to DPO's; 0 adds nothing.
+        simpo_gamma: the margin by which SimPO wants the reward of the chosen side to be higher.
+        desirable_weight, undesirable_weight: KTO's weights of chosen and of rejected continuations.
         label_smoothing: the share of pairs assumed to be the wrong way round, above 0 and less than 0.5. Only the loss
             `robust` has it.
         warm_up: steps in which the learning rate grows to its peak.
@@ -103,9 +126,14 @@ class Recipe:
     steps: int | None = None
     epochs: float | None = None
     accumulation: int = 1
+    method: Method = "dpo"
     beta: float = 0.1
     loss_type: LossType = "sigmoid"
     label_smoothing: float = 0.0
+    sft_weight: float = 0.0
+    simpo_gamma: float = 1.0
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
     warm_up: int = 5
     max_length: int = 96
     max_prompt_length: int | None = None
@@ -132,12 +160,16 @@ class Recipe:
             _check_least(name, getattr(self, name), 0)
         if self.seed >= 2**32:
             raise ValueError(f"seed is {self.seed}: expected less than 2**32")
-        for name in ("learning_rate", "beta", "max_grad_norm", "epochs"):
+        for name in ("learning_rate", "beta", "max_grad_norm", "epochs", "desirable_weight", "undesirable_weight"):
             value = getattr(self, name)
             if name in _OPTIONAL and value is None:
                 continue
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value!r}: expected a finite number above 0")
+        for name in ("sft_weight", "simpo_gamma"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected a finite number of at least 0")
+        self._check_method()
         _check_optimizer(self.optimizer)
         if (self.loss_type == "robust") != bool(self.label_smoothing) or not 0 <= self.label_smoothing < 0.5:
             raise ValueError(
@@ -147,8 +179,23 @@ class Recipe:
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share is {self.validation_share}: expected at least 0 and less than 1")
 
+    def _check_method(self) -> None:
+        """Raise ValueError if a setting was changed that the method does not read, or that it cannot use."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, methods in _READ_BY.items():
+            if self.method not in methods and (value := getattr(self, name)) != defaults[name]:
+                raise ValueError(
+                    f"{name} is {value!r} with method {self.method!r}, which does not read it: leave it at "
+                    f"{defaults[name]!r}, or use {' or '.join(methods)}"
+                )
+        if self.method == "kto" and self.batch_size < 2:
+            raise ValueError(
+                f"batch_size is {self.batch_size} with method 'kto': expected at least 2, because KTO compares each "
+                "continuation with one of another prompt in its batch"
+            )
+
     def arguments(self, room: int, validated: bool, on_cpu: bool, n_processes: int = 1) -> dict[str, Any]:
-        """Return the settings for TRL's `DPOConfig`, with every default that matters written out.
+        """Return the settings for the configuration of TRL's trainer, with every default that matters written out.
 
         Args:
             room: the most tokens of prompt and continuation together that recipe and model both allow.
@@ -160,6 +207,8 @@ class Recipe:
             ValueError: the processes cannot share the pairs of a step evenly.
         """
         size, accumulation = shared_out(self.batch_size, self.accumulation, n_processes)
+        # Each pair gives KTO two examples.
+        size *= 2 if self.method == "kto" else 1
         best = validated and self.patience is not None
         return {
             "max_steps": -1 if self.steps is None else self.steps,
@@ -178,20 +227,8 @@ class Recipe:
             "weight_decay": 0.0,
             "label_smoothing_factor": 0.0,
             "neftune_noise_alpha": None,
-            "beta": self.beta,
-            "loss_type": [self.loss_type],
-            "loss_weights": None,
-            "label_smoothing": self.label_smoothing,
-            "ld_alpha": None,
-            "f_divergence_type": "reverse_kl",
-            "use_weighting": False,
-            "sync_ref_model": False,
             "max_length": room,
-            "truncation_mode": "keep_start",
             "max_grad_norm": self.max_grad_norm,
-            "disable_dropout": True,
-            "precompute_ref_log_probs": True,
-            "precompute_ref_batch_size": size,
             "dataloader_drop_last": False,
             "eval_strategy": "steps" if validated else "no",
             "eval_steps": self.evaluate_every,
@@ -219,6 +256,7 @@ class Recipe:
             "dataloader_pin_memory": not on_cpu,
             "report_to": "none",
             "disable_tqdm": True,
+            **_ARGUMENTS[self.method](self, size),
         }
 
     def _in_bfloat16(self, on_cpu: bool) -> bool:
@@ -259,22 +297,59 @@ def _check_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} is {value}: expected at least {least}")
 
 
-PAPER_FULL = Recipe(
-    batch_size=4,
-    learning_rate=1e-5,
-    epochs=5,
-    warm_up=150,
-    max_length=256,
-    max_prompt_length=64,
-    end_token=True,
-    validation_share=0.05,
-    patience=10,
-)
-"""The recipe for mGPT and BLOOM-1.7B (paper, appendix)."""
+def _reference(size: int) -> dict[str, Any]:
+    """Return the settings of the methods that have a reference; `size` is the rows of a forward pass."""
+    return {"precompute_ref_log_probs": True, "precompute_ref_batch_size": size, "sync_ref_model": False}
 
-PAPER_QLORA = replace(PAPER_FULL, epochs=20, batch_size=1, accumulation=4, lora=Lora(), gradient_checkpointing=True)
-"""The recipe for the models of 7 and 8 billion parameters (paper, appendix)."""
 
-MINI = Recipe(steps=10, batch_size=16, learning_rate=1e-4, optimizer="adamw_torch", evaluate_every=2, save_every=5)
-"""The recipe for the shipped miniature. AdamW replaces the paper's RMSprop, because AdamW harms the English of so
-small a model less."""
+def _dpo(recipe: Recipe, size: int) -> dict[str, Any]:
+    losses = {recipe.loss_type: 1.0} | ({"sft": recipe.sft_weight} if recipe.sft_weight else {})
+    return {
+        "beta": recipe.beta,
+        "loss_type": list(losses),
+        "loss_weights": list(losses.values()) if recipe.sft_weight else None,
+        "label_smoothing": recipe.label_smoothing,
+        "ld_alpha": None,
+        "f_divergence_type": "reverse_kl",
+        "use_weighting": False,
+        "truncation_mode": "keep_start",
+        "disable_dropout": True,
+        **_reference(size),
+    }
+
+
+def _sft(recipe: Recipe, size: int) -> dict[str, Any]:
+    return {"loss_type": "nll", "packing": False, "padding_free": False, "truncation_mode": "keep_start"}
+
+
+def _kto(recipe: Recipe, size: int) -> dict[str, Any]:
+    return {
+        "beta": recipe.beta,
+        "loss_type": "kto",
+        "desirable_weight": recipe.desirable_weight,
+        "undesirable_weight": recipe.undesirable_weight,
+        # A row holds the continuation of another row of its batch. So the order is decided before.
+        "train_sampling_strategy": "sequential",
+        "disable_dropout": True,
+        **_reference(size),
+    }
+
+
+def _orpo(recipe: Recipe, size: int) -> dict[str, Any]:
+    # The trainer reads columns that no model has.
+    return {"beta": recipe.beta, "disable_dropout": True, "remove_unused_columns": False}
+
+
+def _simpo(recipe: Recipe, size: int) -> dict[str, Any]:
+    margin = {"simpo_gamma": recipe.simpo_gamma, "cpo_alpha": 0.0, "alpha": 0.0, "label_smoothing": 0.0}
+    return {"loss_type": "simpo", **margin, **_orpo(recipe, size)}
+
+
+_ARGUMENTS: Mapping[Method, Callable[[Recipe, int], dict[str, Any]]] = {
+    "dpo": _dpo,
+    "sft": _sft,
+    "kto": _kto,
+    "orpo": _orpo,
+    "simpo": _simpo,
+}
+"""The settings of TRL's that only one method has; the number is the rows of a forward pass."""

@@ -55,6 +55,28 @@ LogProbs = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The columns of a trainer's table that the reference reads, and those that it adds.
+
+    KTO's table has pairs of another kind. Their sides are a continuation and one of another prompt.
+
+    Attributes:
+        sides: the columns with the tokens of the two sides of a row.
+        log_probs: the columns for the log-probabilities of these sides.
+    """
+
+    sides: tuple[str, str]
+    log_probs: tuple[str, str]
+
+    def pairs(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows as pairs, with the columns `prompt_ids, chosen_ids, rejected_ids`."""
+        chosen, rejected = self.sides
+        return [
+            {"prompt_ids": row["prompt_ids"], "chosen_ids": row[chosen], "rejected_ids": row[rejected]} for row in rows
+        ]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Pairs that the reference reads together.
 
@@ -75,17 +97,27 @@ class Batch:
 
 
 def visited(
-    n: int, *, per_pass: int, accumulation: int, steps: int | None, epochs: float | None, seed: int
+    n: int,
+    *,
+    per_pass: int,
+    accumulation: int,
+    steps: int | None,
+    epochs: float | None,
+    seed: int,
+    in_order: bool = False,
 ) -> set[int]:
-    """Return the numbers of the pairs that the steps will visit, of `n` pairs, by the order of the trainer's sampler.
+    """Return the numbers of the rows that the steps will visit, of `n` rows, by the order of the trainer's sampler.
 
     Args:
-        per_pass: the pairs of one forward pass, in all processes together.
+        per_pass: the rows of one forward pass, in all processes together.
         accumulation: forward passes in one step.
         steps, epochs, seed: those of the recipe.
+        in_order: whether the trainer visits the rows in their order.
     """
     steps_of_epoch = math.ceil(math.ceil(n / per_pass) / accumulation)
     left = math.ceil(float(epochs or 0) * steps_of_epoch) if steps is None else steps
+    if in_order:
+        return set(range(min(n, left * accumulation * per_pass)))
     sampler, seen, epoch = SeedableRandomSampler(range(n), data_seed=seed), set[int](), 0
     while left > 0 and len(seen) < n:
         sampler.set_epoch(epoch)
@@ -120,19 +152,29 @@ def batches(rows: Iterable[int], shape_of: Sequence[Shape]) -> list[Batch]:
 
 
 def with_log_probs(
-    trainer: Any, pairs: Dataset, rows: Iterable[int], *, kept: Kept, size: int, room: int, progress: bool
+    trainer: Any,
+    table: Dataset,
+    rows: Iterable[int],
+    *,
+    columns: Columns,
+    kept: Kept,
+    size: int,
+    room: int,
+    progress: bool,
 ) -> Dataset:
-    """Return the pairs with TRL's columns of the reference's log-probabilities: those of `rows`, and NaN elsewhere.
+    """Return the table with TRL's columns of the reference's log-probabilities: those of `rows`, and NaN elsewhere.
 
-    A pair that is visited all the same gives a loss of NaN, at which training stops.
+    A row that is visited all the same gives a loss of NaN, at which training stops.
 
     Args:
         trainer: TRL's trainer, whose model is not tuned yet. All processes call this together.
-        pairs: pairs as tokens.
+        table: the trainer's table.
+        columns: its columns that the reference reads, and those to add.
     """
-    examples, asked = pairs.to_list(), sorted(rows)
-    shape_of = shapes(examples, size=size, room=room)
-    names = {row: kept.digest(examples[row], room, shape_of[row]) for row in asked}
+    examples, asked = table.to_list(), sorted(rows)
+    pairs = columns.pairs(examples)
+    shape_of = shapes(pairs, size=size, room=room)
+    names = {row: kept.digest(pairs[row], room, shape_of[row]) for row in asked}
     found = processes.from_main(lambda: kept.read(list(names.values())))
     log_probs = {row: found[name] for row, name in names.items() if name in found}
     plan = batches((row for row in asked if row not in log_probs), shape_of)
@@ -147,10 +189,10 @@ def with_log_probs(
             if processes.is_main():
                 kept.write({names[row]: values for row, values in computed.items()})
             shown.update(len(turns))
-    for column, side in (("ref_chosen_logps", 0), ("ref_rejected_logps", 1)):
+    for side, column in enumerate(columns.log_probs):
         values = [log_probs[row][side] if row in log_probs else math.nan for row in range(len(examples))]
-        pairs = pairs.add_column(column, values)
-    return pairs
+        table = table.add_column(column, values)
+    return table
 
 
 def _read(trainer: Any, examples: Sequence[Mapping[str, Any]], batch: Batch) -> dict[int, LogProbs]:
@@ -163,7 +205,7 @@ def _read(trainer: Any, examples: Sequence[Mapping[str, Any]], batch: Batch) -> 
     return dict(zip(batch.rows, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=False))
 
 
-def conditions(fingerprint: str, model: Any, bits: int | None, autocast: bool) -> dict[str, Any]:
+def conditions(fingerprint: str, model: Any, bits: int | None, autocast: bool, method: str = "dpo") -> dict[str, Any]:
     """Return all that the reference's log-probabilities depend on besides the pairs and the shapes of batches.
 
     Args:
@@ -171,11 +213,14 @@ def conditions(fingerprint: str, model: Any, bits: int | None, autocast: bool) -
         model: the Hugging Face model that is going to be tuned.
         bits: the bits to which it was quantised; None if it was not.
         autocast: whether training computes in bfloat16.
+        method: that of the recipe: another trainer reads the sides in another way.
     """
     config = model.config.to_dict()
     config = {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
     on_gpu = model.device.type == "cuda"
-    return {
+    # Records of older versions, all of them DPO's, do not name the method.
+    named = {} if method == "dpo" else {"method": method}
+    return named | {
         "model": [fingerprint, bits, str(model.dtype), autocast],
         "config": _digest(config).hex(),
         "attention": model.config._attn_implementation,

@@ -20,7 +20,14 @@ _ARGUMENTS = "training_args.bin"
 _NOT_IN_WEIGHTS = frozenset({"name", "revision", "edit"})
 """The fields of a model's identity that may differ where the weights are the same: one folder has many paths."""
 
-_LATER = {"bfloat16": None}
+_LATER = {
+    "bfloat16": None,
+    "method": "dpo",
+    "sft_weight": 0.0,
+    "simpo_gamma": 1.0,
+    "desirable_weight": 1.0,
+    "undesirable_weight": 1.0,
+}
 """Settings that recipes of older records lack, and what those runs did."""
 
 

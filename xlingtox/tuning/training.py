@@ -1,6 +1,6 @@
-"""Run TRL's DPO trainer on a prepared run, and write the checkpoint.
+"""Run TRL's trainer on a prepared run, and write the checkpoint.
 
-Importing this module imports TRL and transformers' trainer, which is slow. So `tune_dpo` imports it when it trains.
+Importing this module imports TRL and transformers' trainer, which is slow. So `tune` imports it when it trains.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import gc
 from typing import Any
 
 import torch
-import trl
 from datasets import Dataset
 from torch import nn
 from transformers import EarlyStoppingCallback
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
+from trl.trainer.utils import disable_dropout_in_model
 
 from xlingtox import files, processes
 from xlingtox.tuning import launch
@@ -25,6 +25,7 @@ from xlingtox.tuning.reference import Kept, conditions, with_log_probs
 from xlingtox.tuning.run import Run
 from xlingtox.tuning.run_folder import Diverged
 from xlingtox.tuning.side_effects import no_hub_calls, quiet_libraries
+from xlingtox.tuning.trainers import TRAINED, on_tokens
 
 
 def train(run: Run, progress: bool) -> None:
@@ -33,26 +34,9 @@ def train(run: Run, progress: bool) -> None:
     The run is not finished then: its record still lacks what the tuned model does.
     """
 
-    class TokenTrainer(trl.DPOTrainer):  # type: ignore[misc]
-        """TRL's trainer on pairs that are tokens already.
-
-        TRL's own tokenization could add a second beginning of sequence, or an end that the pairs do not have.
-        """
-
-        def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-            return dataset
-
-        def create_accelerator_and_postprocess(self) -> None:
-            launch.let_accelerate_shard()
-            super().create_accelerator_and_postprocess()
-
-        def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-            rows = visited if name == "train" else range(len(dataset))
-            shown = progress and is_main
-            return with_log_probs(self, dataset, rows, kept=kept, size=batch_size, room=run.room, progress=shown)
-
     model = run.take_model()
     recipe, folder, n_processes = run.recipe, run.folder, processes.count()
+    method = TRAINED[recipe.method]
     validated, on_cpu = run.pairs.validation is not None, run.device.type == "cpu"
     arguments = recipe.arguments(run.room, validated, on_cpu, n_processes)
     adapter, deviations = (None, []) if recipe.lora is None else _adapter(model, recipe.lora)
@@ -61,6 +45,7 @@ def train(run: Run, progress: bool) -> None:
         if model.dtype in (torch.float16, torch.bfloat16):
             # Small steps vanish in 16 bits. So the weights are kept in 32; computation may still use 16.
             model = model.float()
+        run.limit(model)
     config, settings_before = model.config, without_dropout(model)
     if adapter is None and launch.sharded():
         # Under FSDP alone, TRL reads the reference from the path that the model remembers.
@@ -68,22 +53,35 @@ def train(run: Run, progress: bool) -> None:
     run.begin(trl=arguments, instead=deviations)
     is_main = processes.is_main()
     bits = None if recipe.lora is None else recipe.lora.bits
-    kept = Kept(conditions(run.record["model"]["fingerprint"], model, bits, arguments["bf16"]))
-    visited = run.visited(arguments, n_processes)
+    kept = Kept(conditions(run.record["model"]["fingerprint"], model, bits, arguments["bf16"], recipe.method))
+    tables = {part: method.table(run.tokens(part), recipe, run.room) for part in run.parts}
+    visited = run.visited(arguments, len(tables["train"]), n_processes, in_order=method.in_order)
+
+    def with_reference(trainer: Any, table: Dataset, name: str) -> Dataset:
+        assert method.reference is not None
+        rows = visited if name == "train" else range(len(table))
+        size, shown = arguments["precompute_ref_batch_size"], progress and is_main
+        return with_log_probs(
+            trainer, table, rows, columns=method.reference, kept=kept, size=size, room=run.room, progress=shown
+        )
+
     with contextlib.ExitStack() as bars, quiet_libraries(), no_hub_calls():
         monitor = TrainingMonitor(folder, bars, progress and is_main)
-        settings = trl.DPOConfig(output_dir=str(folder.checkpoints.resolve()), **arguments)
+        trainer_class, settings_class = method.classes()
+        settings = settings_class(output_dir=str(folder.checkpoints.resolve()), **arguments)
         # Otherwise transformers would copy the model to every GPU that it sees, which TRL refuses.
         settings._n_gpu = min(settings.n_gpu, 1)
-        trainer = TokenTrainer(
+        trainer = on_tokens(trainer_class, with_reference)(
             model=model,
             args=settings,
-            train_dataset=run.tokens("train"),
-            eval_dataset=run.tokens("validation") if validated else None,
+            train_dataset=tables["train"],
+            eval_dataset=tables.get("validation"),
             processing_class=run.tokenizer,
             peft_config=adapter,
             callbacks=[monitor],
         )
+        # SFT's trainer leaves on the dropout of an adapter.
+        disable_dropout_in_model(trainer.model)
         monitor.restore_token_count(trainer)
         # The trainer prints its log where its own bar is switched off.
         trainer.remove_callback(PrinterCallback)
@@ -150,7 +148,7 @@ def _adapter(model: Any, lora: Lora) -> tuple[Any, list[str]]:
     ]
     deviations = [
         "no adapter on the output embedding: TRL takes log-probabilities from its own weight, and refuses one",
-        "no dropout in the adapter: TRL switches all dropout off",
+        "no dropout in the adapter: tuning switches all dropout off",
     ]
     if tied:
         deviations.append("no adapter on the input embedding: it is tied to the output, and merging would change both")
