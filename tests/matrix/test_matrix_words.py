@@ -16,7 +16,7 @@ def sound(**fields):
 
 def test_a_sound_matrix_has_no_warning():
     assert sound().warnings == ()
-    assert set(sound().to_frame().caution) == {""}
+    assert set(sound().to_frame("average_toxicity").caution) == {""}
 
 
 def test_a_target_without_toxicity():
@@ -41,8 +41,8 @@ def test_broken_and_silent_cells():
     result.values["degenerate"][3, 5] = 0.04
     broken, silent = result.warnings
     assert broken.startswith(
-        "Fluency collapsed: the perplexity of held-out text more than doubled in 1 of 36 cells: French tuned on English "
-        "(10.0 to 21.0)."
+        "Fluency collapsed: the perplexity of held-out text more than doubled in 1 of 36 cells: French tuned on "
+        "English (10.0 to 21.0)."
     )
     assert "in 1 of 36 cells: Russian tuned on Spanish (0\xa0% to 90\xa0%) not sound" in silent
     table = result.to_frame("average_toxicity").set_index(["source", "target"]).caution
@@ -52,7 +52,7 @@ def test_broken_and_silent_cells():
     # Silence explains nothing where toxicity rose.
     risen = matrix(-DROPS, shuffled=DROPS)
     risen.values["degenerate"][1:] = 0.9
-    assert set(risen.to_frame().caution) == {""}
+    assert set(risen.to_frame("average_toxicity").caution) == {""}
 
 
 def test_unsound_before_few_prompts_and_controls():

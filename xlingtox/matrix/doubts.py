@@ -29,7 +29,7 @@ TOXICITY, DEGENERATE, PROBABILITY = "average_toxicity", "degenerate", "toxicity_
 
 @dataclass(frozen=True)
 class Doubts:
-    """What is doubtful in the cells of a transfer matrix.
+    """The cells of a transfer matrix that cannot carry a finding, with the reasons.
 
     Attributes:
         sources, targets, values, perplexity: as in `TransferMatrix`; runs of the control are not looked at.
@@ -54,7 +54,10 @@ class Doubts:
         """Return the first reason for each source and target; "" where there is none."""
         by_reason = self.of_cells()
         return [
-            [next((reason for reason, found in by_reason.items() if found[i, j]), "") for j in range(len(self.targets))]
+            [
+                next((reason for reason, is_doubtful in by_reason.items() if is_doubtful[i, j]), "")
+                for j in range(len(self.targets))
+            ]
             for i in range(len(self.sources))
         ]
 
@@ -73,10 +76,10 @@ class Doubts:
             warnings.append(
                 f"The base's own text is not sound in {self._places(unsound)}. There, silence hardly shows."
             )
-        few = {code: str(n) for code, n in self._n_prompts().items() if n < FEWEST_PROMPTS}
-        if few:
+        too_few = {code: str(n) for code, n in self._n_prompts().items() if n < FEWEST_PROMPTS}
+        if too_few:
             warnings.append(
-                f"Too few prompts in {self._places(few)}. Fewer than {FEWEST_PROMPTS} cannot show a drop: give more."
+                f"Too few prompts in {self._places(too_few)}. Fewer than {FEWEST_PROMPTS} show no drop: give more."
             )
         if by_reason[COLLAPSED].any():
             warnings.append(
@@ -104,8 +107,8 @@ class Doubts:
             # A count of toxic prompts tells nothing where there are hardly more prompts than that.
             if PROBABILITY in self.values and n_prompts[code] > cautions.FEWEST_TOXIC:
                 n_toxic = int(np.nansum(self.values[PROBABILITY][0, j]))
-                few = n_toxic < cautions.FEWEST_TOXIC
-                reason = f"{n_toxic} of {n_prompts[code]} prompts" if few else reason
+                if n_toxic < cautions.FEWEST_TOXIC:
+                    reason = f"{n_toxic} of {n_prompts[code]} prompts"
             words.append(reason)
         return words
 

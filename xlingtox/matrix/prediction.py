@@ -137,8 +137,8 @@ def _errors(
     predictions = predicted(x, y, cells, same)
     known = np.isfinite(predictions.means) & np.isfinite(predictions.line)
     n = known.sum((1, 2))
-    whole = np.where(n > 0, n, math.nan)
-    return n, *(np.where(known, np.abs(side - y), 0.0).sum((1, 2)) / whole for side in predictions)
+    n_or_nan = np.where(n > 0, n, math.nan)
+    return n, *(np.where(known, np.abs(side - y), 0.0).sum((1, 2)) / n_or_nan for side in predictions)
 
 
 def _over(part: np.ndarray, spread: np.ndarray, scale: np.ndarray) -> np.ndarray:

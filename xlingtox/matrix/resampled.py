@@ -54,8 +54,8 @@ def resampled(
 ) -> Resampled:
     """Draw the relative drops of all runs but the base, which is run 0.
 
-    Drops are NaN where the base has nothing that could drop. Random weights spread the mean of n prompts by a factor of
-    √((n - 1) / (n + 1)) too little: draws are moved away from the drops by as much.
+    Drops are NaN where the base has nothing that could drop. Random weights spread the mean of n prompts too
+    little, by a factor of √((n - 1) / (n + 1)). So draws are moved away from the drops by as much.
     """
     counts, base = known(values), values[0]
     lost = np.where(counts, base - values[1:], 0.0)

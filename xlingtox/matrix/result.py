@@ -35,8 +35,8 @@ class TransferMatrix:
     """The toxicity and the fluency of every tuned model in every target language, prompt by prompt.
 
     Rows of the matrix are source languages, which were tuned on. Columns are target languages, which were evaluated.
-    Run 0 is the base. Then follows a run for each source, and, with `has_shuffled`, one for each source whose pairs had
-    their labels shuffled: it saw the same text, and was not told which side is better.
+    Run 0 is the base. Then follows a run for each source. With `has_shuffled`, there is one more for each source, whose
+    pairs had their labels shuffled: it saw the same text, and was not told which side is better.
 
     Attributes:
         sources, targets: the codes of the languages, in the order of `xt.languages.CODES`.
@@ -258,8 +258,8 @@ class TransferMatrix:
         A good teacher in a willing pupil is no news. What is left over is special to the pair. Row and column effects
         are taken out of the property too, so that r is a partial correlation over the cells of two languages.
 
-        The columns are `property, r, p, p_corrected, n`. P-values come from renaming the languages of the property at
-        random, in both roles at once, because the cells of one language are not independent (Mantel 1967; Dekker,
+        The columns are `property, r, p, p_corrected, n`. The cells of one language are not independent. So p-values
+        come from renaming the languages of the property at random, in both roles at once (Mantel 1967; Dekker,
         Krackhardt and Snijders 2007). A language of one role only swaps its name within that role. `p_corrected` is
         corrected for the number of properties (Holm), and `n` counts cells. A property that does not vary has NaN.
 
@@ -325,9 +325,9 @@ class TransferMatrix:
         """
         tuned, versus = self._drawn(MEASURE), self._versus(None)
         control = self._drawn(MEASURE, shuffled=True) if self.has_shuffled else None
-        own, p = self.own_language(), effects.differ_p(tuned, self.sources, self.targets)
+        by_language, p = self.own_language(), effects.differ_p(tuned, self.sources, self.targets)
         return (
-            *findings.of_transfer(tuned, control, self.sources, self.targets, own=own, words=_words(MEASURE)),
+            *findings.of_transfer(tuned, control, self.sources, self.targets, own=by_language, words=_words(MEASURE)),
             *findings.of_teachers(self.teachers(versus=versus), p, versus=versus),
             *findings.of_relations(self.relations()),
             *findings.of_predictions(self.predictions(), RETRIEVAL),

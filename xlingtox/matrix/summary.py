@@ -64,8 +64,8 @@ def _cell(row: dict[str, object]) -> str:
     drop, low, high = (float(str(row[name])) for name in ("relative_drop", "low", "high"))
     if not math.isfinite(drop):
         return "–"
-    marks = (UNCLEAR if low <= 0 <= high else "") + (DOUBTFUL if row["caution"] else "")
-    text = tables.percent(drop) + marks
+    mark = DOUBTFUL if row["caution"] else UNCLEAR if low <= 0 <= high else ""
+    text = tables.percent(drop) + mark
     return f"<b>{text}</b>" if row["same"] else text
 
 
