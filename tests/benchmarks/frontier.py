@@ -274,7 +274,7 @@ def rise(ratio: float) -> str:
 
 
 def number(value: float, digits: int = 3, sign: str = "") -> str:
-    return "–" if np.isnan(value) else f"{value:{sign}.{digits}f}".replace("-", "−")
+    return "–" if np.isnan(value) else f"{value:{sign}z.{digits}f}".replace("-", "−")
 
 
 def interval(value: float, low: float, high: float, sign: str = "") -> str:

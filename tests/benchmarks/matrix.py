@@ -129,6 +129,8 @@ def levels(run: Measured) -> Iterator[dict[str, str]]:
     """Yield the mean drop in the language that was tuned on, and in the others, with the control."""
     same = _same(run.matrix)
     for measure in (MEASURE, "emt", "toxicity_probability"):
+        if measure not in run.matrix.measures:
+            continue
         true, shuffled = run.matrix.drops(measure), run.matrix.shuffled_drops(measure)
         cells = {}
         for name, drop in (("", true), (", shuffled labels", shuffled)):
