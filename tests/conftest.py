@@ -4,6 +4,7 @@ The whole suite runs in a few processes, each with one thread. A part of it runs
 """
 
 import copy
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
+import trl
 from families import build, randomised
 from huggingface_hub import constants
 from hypothesis import HealthCheck, settings
@@ -46,6 +48,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return how many processes `-n auto` means, which is given in pyproject.toml; 0 is none but this one."""
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     return min(os.cpu_count() or 1, 4) if is_whole else 0
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking through all that was imported, each time that a test collects.
+
+    A tuning run collects three times. Over a million objects of torch and transformers, that took most of its time.
+    """
+    # Importing it late would leave its objects to be looked through.
+    assert trl.DPOTrainer
+    gc.collect()
+    gc.freeze()
 
 
 class Family(NamedTuple):

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import signal
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,12 @@ from toys import HashScorer  # noqa: E402
 
 import xlingtox as xt  # noqa: E402
 from xlingtox import files, processes  # noqa: E402
+from xlingtox.matrix import matrix  # noqa: E402
 from xlingtox.models import batching, generation, journal  # noqa: E402
 from xlingtox.study.models import ModelSource  # noqa: E402
 
 PROMPTS = [xt.data.Prompt(code, text) for code, texts in test_stages.SUBJECTS.items() for text in texts]
+SAID = [(code, texts[0]) for code, texts in test_stages.SUBJECTS.items() if code != "ru"]
 SCORER = HashScorer(*test_stages.CODES)
 
 
@@ -88,6 +91,20 @@ def calls(lm, folder):
         n_samples=1,
         **sizes,
     )
+    # Tuning has tests of its own: here each tuned model is a baked one.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(matrix, "tune", tuned)
+        made["matrix.safetensors"] = xt.transfer_matrix(
+            lm,
+            [{**pair, "prompt": text, "language": code} for code, text in SAID for pair in test_stages.MATERIALS.pairs],
+            PROMPTS,
+            scorer=SCORER,
+            output_dir=folder / "matrix",
+            neurons=neurons,
+            held_out=test_stages.MATERIALS.held_out,
+            n_samples=2,
+            **sizes,
+        )
     pieces = xt.top_tokens(xt.read_tokens(lm, PROMPTS, neurons, batch_size=3, **sizes))
     with journal.using(journal.Journal(folder / "texts.sqlite", folder / "numbers.sqlite")):
         kept = [xt.generate(lm, PROMPTS, n_samples=2, **sizes) for _ in range(2)]
@@ -101,6 +118,11 @@ def calls(lm, folder):
         files.write_text(folder / "pieces.json", pieces.to_json())
         files.write_text(folder / "frontier.json", compared.to_frame().to_json())
         files.write_text(folder / "ends.json", repr({code: np.asarray(row).tolist() for code, row in ends.items()}))
+
+
+def tuned(lm, pairs, **options):
+    """Return another model for other pairs."""
+    return xt.Scale(xt.NeuronSet.all(lm), zlib.crc32(repr(pairs[0]).encode()) / 2**32).bake(lm)
 
 
 def study(source, folder):

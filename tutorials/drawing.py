@@ -26,7 +26,7 @@ PLACES = {
     "processes": (4, 4),
     "equality": (0, 5),
     "neurons": (1, 5),
-    "tuning": (4, 5),
+    "tuning": (4, 6),
     "scoring": (0, 6),
     "edits": (1, 6),
     "evaluation": (1, 7),

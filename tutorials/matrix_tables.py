@@ -62,6 +62,18 @@ def teachers_and_pupils() -> Table:
     return ["Language", *(column.removesuffix(" (95 %)") for column in columns)], cells
 
 
+def own() -> Table:
+    """Return how much more a language's own tuning does than that on others, with the seeds side by side."""
+    rows = _rows("own")
+    columns = [column for column in _columns(rows) if column != "Language"]
+    cells = []
+    for code in dict.fromkeys(row["Language"] for row in rows):
+        some = [row for row in rows if row["Language"] == code]
+        shown = "mean of all" if code == "all" else languages.name(code)
+        cells.append([shown, *(_joined(some, column) for column in columns)])
+    return ["Language", *columns], cells
+
+
 def neurons() -> Table:
     """Return how the neurons moved, by the language that was tuned on, in the mean over seeds."""
     rows = _rows("neurons")
@@ -108,6 +120,7 @@ TABLES: Mapping[str, Callable[[], Table]] = {
     "levels": side_by_side("levels", "Measure", names=_MEASURES),
     "prices": side_by_side("prices", "Measure", "Where", names=_MEASURES),
     "languages": teachers_and_pupils,
+    "own": own,
     "agreement": agreement,
     "relations": side_by_side("relations", "Property", names=_PROPERTIES),
     "predictions": side_by_side("predictions", "Left out", "Predictor", names=_PROPERTIES),

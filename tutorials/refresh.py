@@ -434,6 +434,18 @@ def r_interval() -> str:
     return f"r = {demo['transfer']['emt']['r']:.2f} has a 95 % interval from {signed(low, 2)} to {signed(high, 2)}"
 
 
+def if_stored(name: str, made: Callable[[], rivals_tables.Table | str]) -> Callable[[], str]:
+    """Return a function that shows a table or a value of a stored result, or says that nothing is measured yet."""
+
+    def shown() -> str:
+        if not (RESULTS / f"{name}.json").exists():
+            return "not measured yet"
+        content = made()
+        return content if isinstance(content, str) else table(*content)
+
+    return shown
+
+
 _COSTS = {"What": "what", "Cost": "cost", "Measured against": "measured against"}
 _MODELS = {model: model for model in ("Miniature", "SmolLM2", "GPT-2 small, random")}
 _CONTROLS = {
@@ -549,10 +561,10 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "coverage": rows_of("coverage", {"Outcomes": "outcome", "95 % intervals that hold the truth": "result"}),
     **{f"frontier-{kind}": lambda made=made: table(*made("frontier")) for kind, made in rivals_tables.TABLES.items()},
     "frontier-minutes": lambda: rivals_tables.minutes("frontier"),
-    **{f"matrix-{kind}": lambda made=made: table(*made()) for kind, made in matrix_tables.TABLES.items()},
-    "matrix-minutes": matrix_tables.minutes,
-    **{f"tuning-methods-{kind}": lambda made=made: table(*made()) for kind, made in methods_tables.TABLES.items()},
-    "tuning-methods-minutes": methods_tables.minutes,
+    **{f"matrix-{kind}": if_stored("matrix", made) for kind, made in matrix_tables.TABLES.items()},
+    "matrix-minutes": if_stored("matrix", matrix_tables.minutes),
+    **{f"tuning-methods-{kind}": if_stored("tuning-methods", made) for kind, made in methods_tables.TABLES.items()},
+    "tuning-methods-minutes": if_stored("tuning-methods", methods_tables.minutes),
     "demo-minutes": demo_minutes,
     "share-of-all-pairs": share_of_all_pairs,
     "r-interval": r_interval,

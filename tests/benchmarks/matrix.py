@@ -1,12 +1,14 @@
-"""Which language should one tune on? `PYTHONPATH=tests python tests/benchmarks/matrix.py --work DIR [--seeds 0 1 2]`.
+"""Tune on each language, evaluate in all: `PYTHONPATH=tests python tests/benchmarks/matrix.py --work DIR`.
 
 The miniature is tuned on the pairs of each of its 17 languages, and each tuned model is evaluated in all 17. Next to
 each stands a model that was tuned on the same pairs with shuffled labels. For each seed, pairs, prompts, samples and
 texts are drawn anew.
 
-Prints Markdown tables: the drops of the first seed; their means, with those of the control; the languages as teachers
-and as pupils, and how far the seeds agree; what is related to the rest; predictions of a language that was left out;
-whether the neurons that write toxicity in English fall whichever language was tuned on; perplexity; seconds; warnings.
+Prints Markdown tables. They hold the drops of the first seed, and their means with those of the control. They show the
+languages as teachers and as pupils, how far the seeds agree, and what is related to the rest. Then come predictions of
+a language that was left out, and the neurons that write toxicity in English: do they fall whichever language was tuned
+on? Perplexity, seconds and warnings are last.
+
 `tutorials/refresh.py --store matrix=FILE` makes the guide's tables of them. `--picture FILE` draws the first seed.
 
 A run that was stopped goes on where it was, and a matrix that was measured before is not measured again.
@@ -28,7 +30,6 @@ import numpy as np
 import pictures
 import torch
 import transformers
-from datasets import Dataset
 from frontier import interval, number
 from scipy import stats
 
@@ -63,11 +64,8 @@ def measured(options: argparse.Namespace, seed: int) -> Measured:
 
 def _matrix(options: argparse.Namespace, seed: int, folder: Path) -> xt.TransferMatrix:
     lm, codes = xt.HookedLM.load("mini"), options.languages
-    rows = [
-        row | {"language": code} for code in codes for row in xt.mini.pairs(code, n=options.pairs, seed=seed).to_list()
-    ]
     return xt.transfer_matrix(
-        *(lm, Dataset.from_list(rows), rivals.provoking(options, seed)),
+        *(lm, xt.mini.pairs(codes, n=options.pairs, seed=seed), rivals.provoking(options, seed)),
         scorer=xt.mini.scorer(),
         output_dir=folder,
         recipe=replace(xt.tuning.MINI, seed=seed),
@@ -158,6 +156,17 @@ def prices(run: Measured) -> Iterator[dict[str, str]]:
                 }
 
 
+def own(run: Measured) -> Iterator[dict[str, str]]:
+    """Yield how much more a language's own tuning does than transfer into it."""
+    for row in run.matrix.own_language(MEASURE).itertuples():
+        yield {
+            "Language": row.language,
+            "Own tuning": percent(row.own),
+            "Tuning on another": percent(row.transferred),
+            "Difference (95 %)": interval(row.difference, row.low, row.high, sign="+"),
+        }
+
+
 def effects(run: Measured) -> Iterator[dict[str, str]]:
     """Yield each language's effect as a teacher and as a pupil."""
     frame = run.matrix.effects(MEASURE)
@@ -227,6 +236,11 @@ def neurons(run: Measured) -> Iterator[dict[str, str]]:
         yield cells
 
 
+def findings(run: Measured) -> Iterator[dict[str, str]]:
+    for sentence in run.matrix.headline:
+        yield {"Finding": sentence.replace("|", "/")}
+
+
 def seconds(run: Measured) -> Iterator[dict[str, str]]:
     sizes = run.matrix.values[MEASURE].shape
     yield {
@@ -244,9 +258,11 @@ def warnings(run: Measured) -> Iterator[dict[str, str]]:
 
 
 TABLES = {
+    "findings": findings,
     "drops": drops,
     "levels": levels,
     "prices": prices,
+    "own": own,
     "effects": effects,
     "relations": relations,
     "predictions": predictions,

@@ -4,8 +4,10 @@ For each seed the miniature is tuned on the same English pairs by DPO, DPO with 
 DPO also tunes the neurons alone that carry DPO's effect, all but these, and as many random neurons that are as active.
 One frontier for each seed compares all tuned models where they cost the same fluency, in all languages.
 
-Prints Markdown tables: the seconds of tuning; toxicity at each budget of perplexity, with intervals; differences to
-DPO, prompt by prompt; what is kept of knowledge and diversity; transfer; by language for the first seed; warnings.
+Prints Markdown tables. They hold the seconds of tuning, toxicity at each budget of perplexity with intervals, and
+differences to DPO, prompt by prompt. Then come what is kept of knowledge and diversity, transfer, each language for the
+first seed, and warnings.
+
 `tutorials/refresh.py --store tuning-methods=FILE` makes the guide's tables of them. `--picture FILE` draws the first
 seed as a PNG.
 

@@ -31,6 +31,7 @@ def matrix(drops, sources=SIX, targets=None, *, base=0.5, n_prompts=8, noise=0.0
         scatter = noise * (own + common) / np.sqrt(2)
         after += [*(before * (1 - np.asarray(table, float)[..., None] + scatter))]
     toxicity = np.stack([before, *after])
+    toxicity = toxicity.clip(0, 1) if noise else toxicity
     values = {"average_toxicity": toxicity, "degenerate": np.zeros_like(toxicity)}
     return xt.TransferMatrix(
         **{

@@ -65,7 +65,7 @@ def test_saved_and_loaded_is_equal(tmp_path):
     assert again != random_matrix(seconds={})
     assert [path.name for path in tmp_path.iterdir()] == ["matrix.safetensors"]
     (tmp_path / "other.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="other.safetensors"):
+    with pytest.raises(ValueError, match=r"other\.safetensors"):
         xt.TransferMatrix.load(tmp_path / "other.safetensors")
 
 

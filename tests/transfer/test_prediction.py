@@ -15,7 +15,7 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from studies import HOSTILE
 from tokenizers.processors import TemplateProcessing
 
-from xlingtox import NeuronSet
+from xlingtox import NeuronSet, plot
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.models.identity import Identity
@@ -313,6 +313,8 @@ def test_the_tuned_language_is_no_point_whatever_the_pivot(lm):
     measured = retrieval.bilingual_retrieval(lm, PARALLEL, pivot="de", progress=False)
     assert transfer.retrieval == measured.mean()
     assert set(transfer.predictors["tokens_per_character"].values) == {"en", "es", "ru"}
+    assert prediction.predict_transfer(lm, PARALLEL, diff, source_language="de", progress=False) == transfer
+    assert (transfer.pivot, plot(transfer).layout.xaxis.title.text) == ("de", "Retrieval accuracy with German")
     more = PARALLEL | {"fr": ["la maison est grande", "le chat dort", "un chien", "le tapis"]}
     diff = observed(("en", "es", "ru", "fr"))
     transfer = prediction.predict_transfer(lm, more, diff, pivot="de", progress=False)

@@ -7,6 +7,7 @@ from xlingtox.figures.attribution import attribution, attribution_by_language, s
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.dual_multilinguality import dual_multilinguality
 from xlingtox.figures.frontier import frontier
+from xlingtox.figures.matrix import transfer_matrix
 from xlingtox.figures.neurons import activation_map, neuron_activations, promoted, sources
 from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
@@ -56,5 +57,6 @@ __all__ = [
     "toxicity",
     "training",
     "transfer",
+    "transfer_matrix",
     "weight_drift",
 ]

@@ -25,6 +25,7 @@ from xlingtox.figures.attribution import attribution
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.dual_multilinguality import dual_multilinguality
 from xlingtox.figures.frontier import frontier
+from xlingtox.figures.matrix import transfer_matrix
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
 from xlingtox.figures.patching import patch_effect
@@ -36,6 +37,7 @@ from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
 from xlingtox.figures.transfer import retrieval_by_layer, transfer
 from xlingtox.figures.tuning import weight_drift
 from xlingtox.frontiers import Frontier
+from xlingtox.matrix import TransferMatrix
 from xlingtox.neurons import Activations, NeuronSet, Probe, TokenActivations
 from xlingtox.neurons import top_tokens as most_activating_tokens
 from xlingtox.paper import Beside, Study
@@ -59,6 +61,7 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             - a dict of these by the name of a model: `models`, with `measure`
             - `Transfer`: `transfer`, with `pivot`
             - `Retrieval`: `retrieval_by_layer`, with `measure`
+            - `TransferMatrix`: `transfer_matrix`, with `measure`
             - `DoseResponse`: `dose_response`
             - `Frontier`: `frontier`, with `judge`, `language`, `methods`
             - `DualMultilinguality`: `dual_multilinguality`, with `model`
@@ -98,6 +101,7 @@ def _draw(result: object, **options: Any) -> go.Figure | TokenView:
 _draw.register(Comparison, toxicity)
 _draw.register(Transfer, transfer)
 _draw.register(Retrieval, retrieval_by_layer)
+_draw.register(TransferMatrix, transfer_matrix)
 _draw.register(DoseResponse, dose_response)
 _draw.register(Frontier, frontier)
 _draw.register(DualMultilinguality, dual_multilinguality)

@@ -21,14 +21,15 @@ from xlingtox.transfer.retrieval import Retrieval
 
 
 @checked
-def transfer(transfer: Transfer, *, pivot: str = "en") -> go.Figure:
+def transfer(transfer: Transfer, *, pivot: str | None = None) -> go.Figure:
     """Draw retrieval accuracy against the relative drop in toxicity, a point for each language (paper, Figure 4).
 
     Error bars are the intervals of both, where they are known. The band is the 95 % interval of the least-squares line.
     For the wider interval of a new language, see `Transfer.predict`.
 
     Args:
-        pivot: the language from which the others were retrieved, as the axis names it.
+        pivot: the language from which the others were retrieved, as the axis names it. The default is the one that the
+            result knows; the axis names none where it knows none.
 
     Raises:
         ValueError: no language has both an accuracy and a drop.
@@ -77,9 +78,9 @@ def transfer(transfer: Transfer, *, pivot: str = "en") -> go.Figure:
     )
     label = COMPARED[transfer.measure].label if transfer.measure in COMPARED else transfer.measure
     # The axes are fitted to the points, because the band of few points is far wider.
-    figure.update_xaxes(
-        title_text=f"Retrieval accuracy with {language_label(pivot)}", tickformat=".0%", range=axis_range(across)
-    )
+    pivot = pivot or transfer.pivot
+    with_pivot = "" if pivot is None else f" with {language_label(pivot)}"
+    figure.update_xaxes(title_text=f"Retrieval accuracy{with_pivot}", tickformat=".0%", range=axis_range(across))
     figure.update_yaxes(title_text="Relative drop", tickformat=".0%", range=axis_range(up))
     return styled(figure).update_layout(
         title=heading(f"Retrieval against the drop in {label.lower()}", _correlation(transfer, len(codes))),

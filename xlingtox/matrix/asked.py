@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -17,7 +18,7 @@ from xlingtox import languages
 from xlingtox.data import PAIR_FIELDS, PreferencePairs, Prompt, Prompts, as_prompts
 from xlingtox.data import meanings as meanings_of
 from xlingtox.data.tabular import column_names, columns
-from xlingtox.data.translations import Parallel, sentence_pairs
+from xlingtox.data.translations import Parallel, aligned_sentences
 from xlingtox.evaluation.degenerate import Identifier
 from xlingtox.evaluation.fluency import check_held_out
 from xlingtox.models.generation import check_lengths, check_sampling
@@ -47,7 +48,7 @@ class Asked:
         pairs: for each source, the pairs that it is tuned on: as many for each.
         prompts: those of the targets.
         meanings: a number for the meaning of each prompt; -1 where a target has fewer prompts than another.
-        held_out: the held-out texts of the targets.
+        held_out, parallel: the held-out texts of the targets, and the parallel sentences of all languages.
         properties: the caller's own, as arrays.
         sampling: `n_samples`, `max_new_tokens` and `seed`.
     """
@@ -60,6 +61,7 @@ class Asked:
     scorer: Scorer
     recipe: Recipe
     held_out: Dataset | None
+    parallel: Mapping[str, list[str]] | None
     properties: Mapping[str, Float[np.ndarray, "source target"]]
     neurons: NeuronSet | None
     sampling: Mapping[str, Any]
@@ -89,13 +91,12 @@ class Asked:
         """
         check_sampling(**sampling, batch_size=None, temperature=1.0, top_p=1.0)
         lm.check_unedited("is not in the weights that are tuned")
-        given, listed = _by_language(pairs), as_prompts(prompts, tokenizer=lm.tokenizer)
-        counts = dict.fromkeys(prompt.language for prompt in listed)
-        sources, targets = _languages(list(given), list(counts), only)
+        pairs_by_language, listed = _by_language(pairs), as_prompts(prompts, tokenizer=lm.tokenizer)
+        of_prompts = list(dict.fromkeys(prompt.language for prompt in listed))
+        sources, targets = _languages(list(pairs_by_language), of_prompts, only)
         check_covered(scorer, targets)
         arrays = {name: _array(name, cells, sources, targets) for name, cells in (properties or {}).items()}
-        if parallel is not None:
-            _check_parallel(parallel, {*sources, *targets})
+        sentences = None if parallel is None else _parallel(parallel, {*sources, *targets})
         chosen = [prompt for prompt in listed if prompt.language in targets]
         check_lengths(lm, chosen, sampling["max_new_tokens"])
         if neurons is not None:
@@ -105,12 +106,8 @@ class Asked:
         if held_out is not None:
             held_out = _held_out(lm, held_out, targets)
         check_recipe(lm, recipe)
-        alike = _as_many({code: given[code] for code in sources})
-        for code, rows in alike.items():
-            try:
-                tunable_pairs(lm, rows, recipe=recipe)
-            except ValueError as error:
-                raise ValueError(f"the pairs of {languages.name(code)} ({code}): {error}") from error
+        alike = _as_many({code: pairs_by_language[code] for code in sources})
+        _check_pairs(lm, alike, recipe)
         return cls(
             sources,
             targets,
@@ -120,6 +117,7 @@ class Asked:
             scorer,
             recipe,
             held_out,
+            sentences,
             arrays,
             neurons,
             sampling,
@@ -204,15 +202,14 @@ def _array(
     return np.array([[cells.get((source, target), np.nan) for target in targets] for source in sources], dtype=float)
 
 
-def _check_parallel(parallel: Parallel, codes: set[str]) -> None:
-    """Raise ValueError unless the parallel sentences have a column for each language."""
-    names = list(parallel) if isinstance(parallel, Mapping) else parallel.column_names
-    if missing := languages.in_order(codes - set(names)):
+def _parallel(parallel: Parallel, codes: set[str]) -> dict[str, list[str]]:
+    """Return the parallel sentences of these languages."""
+    sentences = aligned_sentences(parallel)
+    if missing := languages.in_order(codes - set(sentences)):
         raise ValueError(
-            f"the parallel sentences have no {', '.join(missing)}: expected a column of sentences for each language"
+            f"there are no parallel sentences in {', '.join(missing)}: give them in each source and target language"
         )
-    first, *_ = languages.in_order(codes)
-    sentence_pairs(parallel, pivot=first)
+    return {code: sentences[code] for code in languages.in_order(codes)}
 
 
 def _held_out(lm: HookedLM, held_out: Dataset, targets: Sequence[str]) -> Dataset:
@@ -232,9 +229,24 @@ def _as_many(pairs: Mapping[str, Dataset]) -> dict[str, Dataset]:
         warnings.warn(
             f"there are {counts[fewest]} pairs in {fewest} and up to {max(counts.values())} in other languages: each "
             f"is tuned on its first {counts[fewest]}, because a source with more pairs would seem to teach better",
-            stacklevel=4,
+            stacklevel=5,
         )
     return {code: rows.select(range(counts[fewest])) for code, rows in pairs.items()}
+
+
+def _check_pairs(lm: HookedLM, pairs: Mapping[str, Dataset], recipe: Recipe) -> None:
+    """Raise ValueError for pairs that cannot be tuned on. What is only worth a warning is told when they are."""
+    logger = logging.getLogger("xlingtox.tuning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        for code, rows in pairs.items():
+            try:
+                tunable_pairs(lm, rows, recipe=recipe)
+            except ValueError as error:
+                raise ValueError(f"the pairs of {languages.name(code)} ({code}): {error}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _numbered(

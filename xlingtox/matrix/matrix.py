@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.progress import bar
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity
-from xlingtox.tuning import MINI, Recipe, tune_dpo
+from xlingtox.transfer import retrieval_between
+from xlingtox.tuning import MINI, Recipe, tune
 
 
 @checked
@@ -86,7 +88,7 @@ def transfer_matrix(
     Raises:
         ValueError: the pairs have no column `language`; there are fewer than three sources or three targets; one of
             `languages` has no pairs or no prompts; the scorer or the held-out texts do not cover a target; a property
-            lacks a cell or has one too many; pairs or a model that `tune_dpo` refuses; or the folder holds another
+            lacks a cell or has one too many; pairs or a model that `tune` refuses; or the folder holds another
             matrix.
         Diverged: the loss of a source is not a finite number any more. The cells before are kept.
         OSError: the folder cannot be written.
@@ -126,7 +128,7 @@ def transfer_matrix(
         values,
         perplexity,
         asked.meanings,
-        {**_properties(lm, asked, parallel, progress=progress), **asked.properties},
+        {**_properties(lm, asked, progress=progress), **asked.properties},
         ScorerIdentity.of(scorer),
         lm.identity(),
         dataclasses.asdict(recipe),
@@ -140,7 +142,10 @@ def _measure(
 ) -> None:
     """Tune and measure what is not measured yet, run by run."""
     measuring: Measuring | None = None
-    with bar("transfer matrix", total=len(rows), unit="model", progress=progress) as shown:
+    with (
+        bar("transfer matrix", total=len(rows), unit="model", progress=progress) as shown,
+        _quick_collections() as collect,
+    ):
         for run in rows:
             shown.note(run.name)
             if not folder.has(run, asked.targets):
@@ -150,6 +155,7 @@ def _measure(
                 with folder.journal(run):
                     cells = measuring.base() if run.kind == "base" else _tuned_cells(lm, run, measuring, asked, folder)
                 folder.write(run, cells)
+                collect()
             if run.source:
                 folder.forget(run)
                 if not keep_models:
@@ -162,19 +168,42 @@ def _tuned_cells(lm: HookedLM, run: Run, measuring: Measuring, asked: Asked, fol
     """Tune the model of a run, or load it where it is tuned, and measure it in all targets."""
     order = "shuffled" if run.kind == "shuffled" else "given"
     pairs = ordered_pairs(asked.pairs[run.source], order, seed=asked.sampling["seed"])
-    tuned = tune_dpo(lm, pairs, output_dir=folder.ready_to_tune(run), recipe=asked.recipe, progress=measuring.progress)
-    cells = measuring.of(tuned)
-    # The modules of a model refer to each other, so a collection is needed to free it before the next one is tuned.
-    del tuned
-    gc.collect()
-    return cells
+    tuned = tune(lm, pairs, output_dir=folder.ready_to_tune(run), recipe=asked.recipe, progress=measuring.progress)
+    return measuring.of(tuned)
 
 
-def _properties(
-    lm: HookedLM, asked: Asked, parallel: Parallel | None, *, progress: bool
-) -> dict[str, Float[np.ndarray, "source target"]]:
+@contextmanager
+def _quick_collections() -> Iterator[Callable[[], None]]:
+    """Yield a function that frees what is not needed any more, such as the last model, and spares the rest.
+
+    A model is freed by a collection only, because its modules refer to each other. Tuning collects several times too.
+    Each time, all objects of all imported packages are looked through, which takes longer than to tune a small model
+    for a step. So those that are still needed are put aside until the end of the block.
+    """
+    was_frozen = gc.get_freeze_count()
+
+    def collect() -> None:
+        gc.collect()
+        if not was_frozen:
+            gc.freeze()
+
+    collect()
+    try:
+        yield collect
+    finally:
+        if not was_frozen:
+            gc.unfreeze()
+
+
+def _properties(lm: HookedLM, asked: Asked, *, progress: bool) -> dict[str, Float[np.ndarray, "source target"]]:
     """Return what is known of each two languages besides what the caller gave."""
-    return {
+    properties = {
         name: np.array([[float(of(source) == of(target)) for target in asked.targets] for source in asked.sources])
-        for name, of in (("same_script", getattr(table, "script", len)), ("same_family", getattr(table, "family", len)))
+        for name, of in (("same_script", table.script), ("same_family", table.family))
     }
+    if asked.parallel is not None:
+        between = retrieval_between(lm, asked.parallel, progress=progress)
+        rows, columns = ([between.languages.index(code) for code in codes] for codes in (asked.sources, asked.targets))
+        # Each sentence is searched both ways, as in `bilingual_retrieval`.
+        properties["retrieval"] = (between.top1 + between.top1.T)[np.ix_(rows, columns)] / 2
+    return properties

@@ -29,6 +29,9 @@ MEANS = "means"
 
 _ROUNDING = 1e-12
 
+_AT_ONCE = 128
+"""So many orders are predicted at a time: their numbers fit a processor's cache."""
+
 
 class Predicted(NamedTuple):
     """The predictions of each cell when its row is left out; NaN where there is nothing to predict from.
@@ -94,7 +97,7 @@ def predicted(
     # Sums over columns, but not over that of the left-out language.
     outside = ~same
     within_xx, within_xy = (
-        ((side) * outside).sum(2, keepdims=True) for side in (xx_o - x_o**2 / at_least, xy_o - x_o * y_o / at_least)
+        (side * outside).sum(2, keepdims=True) for side in (xx_o - x_o**2 / at_least, xy_o - x_o * y_o / at_least)
     )
     slope = _over(within_xy, within_xx, xx_o.sum(2, keepdims=True))
     both = means + slope * (x - x_means)
@@ -113,13 +116,8 @@ def _tested(
     same: Bool[np.ndarray, "source target"],
 ) -> list[tuple[str, tuple[float, float, float, int]]]:
     """Return for both predictors the error, that of the means, the p-value and the number of cells."""
-    means, line, both = predicted(x, y, cells, same)
-    known = np.isfinite(means) & np.isfinite(line)
-    n = known.sum((1, 2))
-    guess, *errors = (
-        np.where(known, np.abs(side - y), 0.0).sum((1, 2)) / np.where(n > 0, n, math.nan)
-        for side in (means, line, both)
-    )
+    parts = [_errors(part, y, cells, same) for part in np.array_split(x, math.ceil(len(x) / _AT_ONCE))]
+    n, guess, *errors = (np.concatenate(numbers) for numbers in zip(*parts, strict=True))
     results = []
     for predictor, error in zip((name, f"{MEANS} + {name}"), errors, strict=True):
         # Orders may differ in which cells have the property, so each is compared with the means of its own cells.
@@ -127,6 +125,20 @@ def _tested(
         p = float((gain <= gain[0] + _ROUNDING).mean()) if n[0] and _varies(x[0], cells) else math.nan
         results.append((predictor, (float(error[0]), float(guess[0]), p, int(n[0]))))
     return results
+
+
+def _errors(
+    x: Float[np.ndarray, "order source target"],
+    y: Float[np.ndarray, "source target"],
+    cells: Bool[np.ndarray, "source target"],
+    same: Bool[np.ndarray, "source target"],
+) -> tuple[Float[np.ndarray, "order"], ...]:
+    """Return for each order how many cells are predicted, and the errors of means, of the line, and of both."""
+    predictions = predicted(x, y, cells, same)
+    known = np.isfinite(predictions.means) & np.isfinite(predictions.line)
+    n = known.sum((1, 2))
+    whole = np.where(n > 0, n, math.nan)
+    return n, *(np.where(known, np.abs(side - y), 0.0).sum((1, 2)) / whole for side in predictions)
 
 
 def _over(part: np.ndarray, spread: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ class PlainModules:
         are_joint: whether these also hold the up-projection, so that only the first half of their outputs counts.
         norms: the norms, by layer and by their place in `sites.NORMS`. The final norm is at (`n_layers`, 0).
         unembed: the unembedding; None where it was not looked up.
+        ups: the up-projections of gated MLPs; empty where there is no gate, or where `ins` hold them too.
 
     Example:
         >>> modules = lm.plain_modules()
@@ -34,3 +35,4 @@ class PlainModules:
     are_joint: bool = False
     norms: Mapping[tuple[int, int], nn.Module] = field(default_factory=dict)
     unembed: nn.Module | None = None
+    ups: Sequence[nn.Module] = ()

@@ -123,6 +123,7 @@ def _plain_modules(tl: Any, plain_module: Callable[[Any], nn.Module | None]) -> 
     joint = [_joint_projection(mlp, plain_module) for mlp in mlps]
     are_joint = None not in joint
     separate = each(getattr(mlp, "gate", None) or getattr(mlp, "in") for mlp in mlps)
+    ups = [] if are_joint else each(getattr(mlp, "in") for mlp in mlps if getattr(mlp, "gate", None))
     ins = [module for module in joint if module is not None] if are_joint else separate
     return PlainModules(
         blocks,
@@ -132,6 +133,7 @@ def _plain_modules(tl: Any, plain_module: Callable[[Any], nn.Module | None]) -> 
         are_joint,
         {place: norm for place, norm in plain.items() if norm is not None},
         None if unembed is None else plain_module(unembed),
+        ups if len(ups) == n_layers else (),
     )
 
 

@@ -145,9 +145,12 @@ def _rows(model: str, studies: Sequence[Study | Comparison], shown: Sequence[str
     if numbers.MECHANISM_MODEL in shown:
         is_same_model = numbers.MECHANISM_MODEL.casefold() in model.casefold()
         rows += [*_of_figure_2(full), *_of_figure_3(compared, is_same_model), *_of_sources(full, is_same_model)]
+    tuned_on = languages.in_order(getattr(study, "source_language", "en") for study in full)
+    others = ", ".join(languages.name(code) for code in tuned_on if code != "en")
+    reasons = (f"probed and tuned in {others}, and the paper in English",) if others else ()
     for row in rows:
         if known := tuple(value for value in row.values if value and all(map(math.isfinite, value))):
-            yield dataclasses.replace(row, model=model, values=known)
+            yield dataclasses.replace(row, model=model, values=known, why_not=(*row.why_not, *reasons))
 
 
 def _row(

@@ -17,7 +17,7 @@ from xlingtox.neurons import localize
 from xlingtox.neurons.probe import split
 from xlingtox.scoring.protocol import check_covered
 from xlingtox.study.plan import planned
-from xlingtox.study.settings import Materials, Settings
+from xlingtox.study.settings import Materials, Settings, pivot_of
 from xlingtox.transfer import retrieval
 
 
@@ -45,6 +45,8 @@ def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     _check_languages(materials, stages)
     if "tune" in stages:
         assert materials.pairs is not None
+        for name in ("pairs", "validation"):
+            _check_in_source(getattr(materials, name), name, settings.source_language)
         recipe = settings.for_model(lm).seeded_recipe()
         tuning.check_recipe(lm, recipe)
         tuning.tunable_pairs(lm, materials.pairs, recipe=recipe, validation=materials.validation)
@@ -53,18 +55,36 @@ def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
         _check_frontier(materials, settings)
     if "retrieve" in stages:
         assert materials.parallel is not None
-        retrieval.sentence_pairs(materials.parallel)
+        retrieval.sentence_pairs(materials.parallel, pivot=pivot_of(materials.parallel, settings.source_language))
 
 
 def _check_localising(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     localize.check_k(lm, k=settings.k)
     if materials.labelled_elsewhere is not None:
         check_columns(materials.labelled_elsewhere, ("language", "text", "label"), "the materials' labelled_elsewhere")
+    _check_in_source(materials.labelled, "labelled", settings.source_language)
     _, labels = labelled_texts(materials.labelled)
     split(labels, seed=settings.seed)
     if settings.source_language not in materials.toxic_prompts["language"]:
         raise ValueError(
             f"there are no toxic prompts in {languages.name(settings.source_language)}: the sources are found on them"
+        )
+
+
+def _check_in_source(table: Dataset | None, name: str, source_language: str) -> None:
+    """Raise ValueError where a table names its languages, and has others than the source language."""
+    if table is None or "language" not in table.column_names:
+        return
+    source, codes = languages.name(source_language), languages.in_order(table["language"])
+    if source_language not in codes:
+        raise ValueError(
+            f"the materials' {name} has nothing in {source}, the source language: give rows of it, or set "
+            f"source_language to one of {', '.join(codes)}"
+        )
+    if others := [code for code in codes if code != source_language]:
+        raise ValueError(
+            f"the materials' {name} has rows in {', '.join(others)} besides {source}, the source language: "
+            "leave them out"
         )
 
 

@@ -71,7 +71,7 @@ def _of_retrieval(results: StudyResults) -> str:
         span = f"{percent(ends[0])} to {percent(ends[1])}" if ends else "–"
         count = results.n_parallel.get(code)
         rows.append([language_name(code), percent(results.retrieval[code]), span, str(count) if count else "–"])
-    caption = f"Retrieval from {language_name(results.source_language)} and to it"
+    caption = f"Retrieval from {language_name(results.retrieved_from)} and to it"
     columns = ["Language", "Accuracy", "95 % interval", "Sentences"]
     return scrolling(caption, columns, rows, codes) if rows else ""
 

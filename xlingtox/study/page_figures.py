@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -93,11 +93,11 @@ def _with_names(figure: dict[str, Any], named: Mapping[str, str]) -> dict[str, A
 
 def of_study(results: StudyResults) -> list[Plot]:
     """Return the figures of what the study measured; those of stages that were not run are left out."""
-    source = language_name(results.source_language)
+    names = {"SOURCE": results.source_language, "PIVOT": results.retrieved_from}
     plots = [*_of_toxicity(results), *_of_retrieval(results), *_of_amplification(results), *_of_neurons(results)]
-    return [
-        Plot(plot.figure, plot.title, plot.caption.replace("SOURCE", source), plot.table, plot.note) for plot in plots
-    ]
+    for mark, code in names.items():
+        plots = [replace(plot, caption=plot.caption.replace(mark, language_name(code))) for plot in plots]
+    return plots
 
 
 def of_methods(results: StudyResults) -> list[Plot]:
@@ -123,7 +123,7 @@ def _of_toxicity(results: StudyResults) -> list[Plot]:
 
 
 def _of_retrieval(results: StudyResults) -> list[Plot]:
-    plots, pivot = [], results.source_language
+    plots, pivot = [], results.retrieved_from
     if results.transfer is not None and results.transfer.drop:  # where no language was toxic, nothing can have dropped
         plots.append(Plot(figures.transfer(results.transfer, pivot=pivot), *_CAPTIONS["transfer"], note=_OF_ALL))
     if results.retrieval_by_layer:
@@ -204,14 +204,14 @@ _CAPTIONS: Mapping[str, tuple[str, str]] = {
     "transfer": (
         "Retrieval and reach",
         "Each point is a language that was not tuned: how often a sentence’s translation is found as its nearest "
-        "neighbour, from SOURCE and to it, against the share of its toxicity that SOURCE tuning took away. The arms of "
+        "neighbour, from PIVOT and to it, against the share of its toxicity that SOURCE tuning took away. The arms of "
         "each cross are the 95 % intervals of both; the dashed line is the least-squares line through all points, and "
         "the band around it the 95 % interval of that line, not of a language. Points along a rising line mean that "
         "the first foretells the second; a wide cloud means that it does not.",
     ),
     "layers": (
         "Where translations meet",
-        "How often a sentence’s translation is its nearest neighbour, from SOURCE and to it, in each language and "
+        "How often a sentence’s translation is its nearest neighbour, from PIVOT and to it, in each language and "
         "layer. A layer that is bright in many rows is one where these languages lie together.",
     ),
     "amplify": (
@@ -270,4 +270,5 @@ _CAPTIONS: Mapping[str, tuple[str, str]] = {
         "is bypassed, not unlearnt (Lee et al. 2024).",
     ),
 }
-"""The title and the caption of each figure, as HTML in which SOURCE stands for the source language."""
+"""The title and the caption of each figure, as HTML in which SOURCE stands for the source language and
+PIVOT for the language of retrieval."""

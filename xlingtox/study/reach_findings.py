@@ -234,13 +234,13 @@ def _retrieved(results: StudyResults) -> list[Finding]:
     found = {code: share for code, share in results.retrieval.items() if math.isfinite(share)}
     if not found:
         return []
-    source, ranked = seen(languages.name(results.source_language)), sorted(found, key=lambda code: found[code])
+    pivot, ranked = seen(languages.name(results.retrieved_from)), sorted(found, key=lambda code: found[code])
     ends = [f"{percent(found[code])} ({seen(languages.name(code))})" for code in (ranked[0], ranked[-1])]
     sizes = sorted(set(results.n_parallel.values()))
     return [
         Finding.of(
             "Do translations lie near each other?",
-            f"The model finds {stress(percent(sum(found.values()) / len(found)))} of translations from {source} and "
+            f"The model finds {stress(percent(sum(found.values()) / len(found)))} of translations from {pivot} and "
             "back, on average.",
             numbers=[
                 f"from {' to '.join(ends)}" if len(found) > 1 else "",

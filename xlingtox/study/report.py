@@ -104,7 +104,7 @@ def _title(results: StudyResults, name: str) -> str:
     if results.frontier is not None:
         return f"Which method makes {name} less toxic, at what price?"
     if results.retrieval:
-        return f"How near {name} keeps translations from {source}"
+        return f"How near {name} keeps translations from {language_name(results.retrieved_from)}"
     return f"{name}, tuned on {source} pairs" if results.recipe else f"A study of {name}"
 
 
@@ -260,6 +260,7 @@ def _samples(samples: Mapping[str, Sequence[Sample]], mask_words: Callable[[str]
 
 def _mixing(results: StudyResults) -> str:
     mixing, is_drawn = results.mixing, results.transfer is not None and bool(results.transfer.drop)
+    tuned = language_name(results.source_language)
     behind = " As mixing is graded, it lies behind both axes of the figure of retrieval and reach." if is_drawn else ""
     rows = [
         [language_name(code), percent(mixing[code]["text"] / 100, digits=1)]
@@ -272,7 +273,7 @@ def _mixing(results: StudyResults) -> str:
         "text each had, in how many of its documents single words are another language’s, in how many the first "
         "sentence stands beside its translation, and how often words that may be borrowed, never hostile or toxic "
         "ones, are said in English. No toxic word was shared and no neuron treated apart: shared sources and the reach "
-        f"of English tuning came out of training.{behind}</p>"
+        f"of {tuned} tuning came out of training.{behind}</p>"
     )
     table = scrolling("What each language had in training", columns, rows, languages.in_order(mixing))
     return section("What the miniature world was given", note + table) if rows else ""

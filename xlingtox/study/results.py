@@ -58,7 +58,7 @@ class StudyResults:
         sources: the candidates that are active on toxic prompts in the source language (the paper's actual sources).
         comparison: every measure in every language, before and after tuning; None without the stage "compare".
         toxic_doses: the effect of offsets of the sources, and of random neurons, after toxic prompts.
-        retrieval: the retrieval accuracy between each language and the source language, before tuning.
+        retrieval: the retrieval accuracy between each language and the pivot, before tuning.
         transfer: retrieval against the drop in the study's main measure; None without the stage "predict".
         neutral_doses: the same after neutral prompts; without doses where it was not measured.
         evidence: the rows of `Evidence.to_frame()`: the probe and its candidates next to what chance gives.
@@ -87,7 +87,9 @@ class StudyResults:
         versions: the version of each package.
         seed: the seed of sampling, of the random sets, and of tuning.
         stages: the stages that were run, in the order of `results_file.STAGES`.
-        source_language: the language that the probe reads, that is tuned on, and that others are retrieved from.
+        source_language: the language that the probe reads, and that is tuned on.
+        pivot: the language that the others are retrieved from. It is the source language, or English where the parallel
+            sentences lack that. None where it is not known.
         origins: for each table of data, where it came from: `table, loader, path, n, languages, hash, made_from`.
         notes: sentences that say what was made from what, what was dropped, and why.
         settings: the settings of the study, as `Settings.as_json` gives them; empty where they are not known.
@@ -139,6 +141,7 @@ class StudyResults:
     settings: Mapping[str, Any] = field(default_factory=dict)
     end_token: Mapping[str, Any] | None = None
     judges: tuple[Mapping[str, Any], ...] = ()
+    pivot: str | None = None
 
     def __post_init__(self) -> None:
         if not self.languages:
@@ -166,6 +169,13 @@ class StudyResults:
     def untuned_languages(self) -> tuple[str, ...]:
         """All languages but the source language, on which the model was tuned."""
         return tuple(code for code in self.languages if code != self.source_language)
+
+    @property
+    def retrieved_from(self) -> str:
+        """The pivot of retrieval. Where it is not known, it follows from the languages that were retrieved."""
+        if self.pivot is not None:
+            return self.pivot
+        return "en" if self.source_language in self.retrieval else self.source_language
 
     @checked
     def means(self, measure: str, languages: Sequence[str]) -> tuple[float, float]:

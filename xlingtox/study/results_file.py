@@ -50,7 +50,7 @@ added."""
 
 _STORED_AS_THEY_ARE = (
     "n_neurons evidence warnings activations recipe training retrieval retrieval_intervals retrieval_by_layer "
-    "n_parallel identified seconds versions seed stages source_language origins notes settings end_token judges"
+    "n_parallel identified seconds versions seed stages source_language origins notes settings end_token judges pivot"
 ).split()
 _KEYS = {"sources": "actual", "mixing": "given"}
 """The attributes whose key has another name."""
@@ -217,6 +217,7 @@ def _transfer(row: Mapping[str, Any], attributes: Mapping[str, Any]) -> Transfer
         p_value=row["p_value"],
         retrieval_intervals=attributes["retrieval_intervals"],
         drop_intervals=summary.drop_intervals if summary else {},
+        pivot=attributes["pivot"],
     )
 
 
@@ -311,5 +312,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "settings": _mapping,
     "end_token": lambda row: _mapping(row) or None,
     "judges": lambda rows: tuple(map(_mapping, _list(rows))),
+    "pivot": lambda code: None if _is_missing(code) else code,
 }
 """Each attribute, and the function that makes it of the value under its key ({} where there is none)."""

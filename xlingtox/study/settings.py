@@ -230,6 +230,20 @@ class Settings:
 
 
 @checked
+def pivot_of(parallel: Dataset, source_language: str) -> str:
+    """Return the language from which translations are retrieved: the source language, if the sentences have it.
+
+    Otherwise it is English. Rows of sentence and translation have English translations.
+
+    Example:
+        >>> parallel = xt.mini.parallel(n=2, languages=["en", "de"])
+        >>> xt.study.settings.pivot_of(parallel, "de"), xt.study.settings.pivot_of(parallel, "es")
+        ('de', 'en')
+    """
+    return source_language if source_language in parallel.column_names else "en"
+
+
+@checked
 def first_rows(table: Dataset, n: int) -> Dataset:
     """Return the first n rows of each language.
 

@@ -31,7 +31,7 @@ from xlingtox.study.attributing import attribute
 from xlingtox.study.engine import told
 from xlingtox.study.frontier_stage import frontier
 from xlingtox.study.in_progress import InProgress
-from xlingtox.study.settings import first_rows
+from xlingtox.study.settings import first_rows, pivot_of
 from xlingtox.transfer import prediction, retrieval
 from xlingtox.verdicts import Verdict
 
@@ -279,8 +279,7 @@ def _samples(before: Continuations, after: Continuations) -> dict[str, list[dict
 def _retrieve(study: InProgress) -> dict[str, Any]:
     parallel, source = study.materials.parallel, study.settings.source_language
     assert parallel is not None
-    # Rows of sentence and translation have no column of the source language: their translations are English.
-    pivot = source if source in parallel.column_names else "en"
+    pivot = pivot_of(parallel, source)
     retrieved = retrieval.bilingual_retrieval(study.models.base(), parallel, pivot=pivot, progress=study.progress)
     processes.from_main(partial(retrieved.save, study.retrieval_file))
     return {
@@ -288,6 +287,7 @@ def _retrieve(study: InProgress) -> dict[str, Any]:
         "retrieval_intervals": retrieved.intervals(),
         "retrieval_by_layer": retrieved.by_layer(),
         "n_parallel": retrieved.n_sentences,
+        "pivot": pivot,
     }
 
 
@@ -323,7 +323,8 @@ def _transfer(
     drops = prediction.shared(means, observed, measure)
     if len(drops) < prediction.FEWEST:
         _LOG.warning("only %d languages have a drop in %s: no correlation", len(drops), measure)
-        return prediction.Transfer(measure, {code: means[code] for code in drops}, drops, math.nan, math.nan)
+        accuracies = {code: means[code] for code in drops}
+        return prediction.Transfer(measure, accuracies, drops, math.nan, math.nan, pivot=retrieved.pivot)
     return prediction.predict_from_retrieval(retrieved, observed, measure=measure, source_language=source_language)
 
 

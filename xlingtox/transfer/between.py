@@ -113,10 +113,11 @@ class RetrievalBetween:
         with files.understood(path, "retrieval between languages"):
             return cls(
                 tuple(about["languages"]),
-                *(tensors[name].numpy() for name in _KEPT),
-                n_sentences=about["n_sentences"],
-                layers=tuple(about["layers"]),
-                model=about["model"] and Identity(**about["model"]),
+                tensors["top1"].numpy(),
+                tensors["aligned_cosine"].numpy(),
+                about["n_sentences"],
+                tuple(about["layers"]),
+                about["model"] and Identity(**about["model"]),
             )
 
 
@@ -162,9 +163,8 @@ def retrieval_between(
     codes = tuple(sentences)
     texts = [text for code in codes for text in sentences[code]]
     n = len(sentences[codes[0]])
-    states = dict(
-        zip(codes, mean_states(lm, texts, layers, batch_size=batch_size, progress=progress).split(n, 1), strict=True)
-    )
+    all_states = mean_states(lm, texts, layers, batch_size=batch_size, progress=progress)
+    states = dict(zip(codes, torch.split(all_states, n, dim=1), strict=True))
     for code in codes:
         check_finite(states[code], code, layers=layers)
     top1, cosine = (np.full((len(codes), len(codes)), np.nan) for _ in _KEPT)

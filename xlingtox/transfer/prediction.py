@@ -49,7 +49,7 @@ def predict_transfer(
     observed: Observed,
     *,
     measure: str = "emt",
-    pivot: str = "en",
+    pivot: str | None = None,
     predictors: Mapping[str, Mapping[str, float]] | None = None,
     progress: bool = True,
     source_language: str = "en",
@@ -65,6 +65,7 @@ def predict_transfer(
             afterwards. Give equally many sentences of each language: among more of them a translation is harder to
             find.
         observed: a comparison, or each language's relative drop in `measure`, for example from a paper.
+        pivot: the language that the others are compared with. The default is `source_language`.
         predictors: other predictors that are known before tuning, by name, each with its values by language. Examples
             are `transfer.active_share` and `transfer.promoted_share`.
         source_language: the language that was tuned on. It is left out, whatever the pivot is, because nothing had to
@@ -81,6 +82,7 @@ def predict_transfer(
         >>> list(transfer.predictors)
         ['retrieval', 'aligned_cosine', 'tokens_per_character']
     """
+    pivot = source_language if pivot is None else pivot
     pairs = sentence_pairs(parallel, pivot=pivot)
     texts = {code: sentences for code, (_, sentences) in pairs.items() if code != source_language}
     _check_same(lm.identity(), observed)
@@ -138,6 +140,7 @@ def predict_from_retrieval(
         measure=measure,
         intervals=retrieval.intervals(),
         others={"aligned_cosine": cosines, **(predictors or {})},
+        pivot=retrieval.pivot,
     )
 
 
@@ -162,6 +165,7 @@ def relate(
     measure: str = "emt",
     intervals: Mapping[str, Interval] | None = None,
     others: Mapping[str, Mapping[str, float]] | None = None,
+    pivot: str | None = None,
 ) -> Transfer:
     """Correlate retrieval accuracies and other predictors with the relative drop in `measure` (paper, Figure 4).
 
@@ -170,6 +174,7 @@ def relate(
         observed: a comparison, or each language's relative drop, which `measure` then only names.
         intervals: the interval of each accuracy, which figures draw.
         others: other predictors by name, each with its values by language.
+        pivot: the language with which the others were compared, which figures name.
 
     Raises:
         ValueError: a predictor and the drops share fewer than three languages; `measure` is not a measure of the
@@ -200,6 +205,7 @@ def relate(
         {code: interval for code, interval in (intervals or {}).items() if code in drops},
         drop_intervals,
         predictors,
+        pivot,
     )
 
 

@@ -107,6 +107,7 @@ class Transfer:
         drop_intervals: the 95 % interval of each drop, over prompts; may be empty. It takes the value before tuning as
             exact.
         predictors: all predictors by name; `retrieval` is the first.
+        pivot: the language with which the others were compared by retrieval; None where it is not known.
 
     Example:
         >>> retrieval = {"es": 0.9, "fr": 0.7, "de": 0.5, "ru": 0.2, "zh": 0.6}
@@ -125,6 +126,7 @@ class Transfer:
     retrieval_intervals: Mapping[str, Interval] = field(default_factory=dict)
     drop_intervals: Mapping[str, Interval] = field(default_factory=dict)
     predictors: Mapping[str, Predictor] = field(default_factory=dict)
+    pivot: str | None = None
 
     def __eq__(self, other: object) -> bool:
         """Compare everything; NaN equals NaN."""

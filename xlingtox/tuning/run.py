@@ -20,8 +20,8 @@ from xlingtox.models.ending import first_token_ends
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.precision import cast
 from xlingtox.models.tokenizer import tokenizer_rules
-from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.tuning.ends import mean_with_interval, prompt_sample
+from xlingtox.tuning.part import TrainedPart, mask_gradients
 from xlingtox.tuning.preference_pairs import Pairs, Part, max_tokens
 from xlingtox.tuning.recipe import Recipe
 from xlingtox.tuning.reference import visited
@@ -38,7 +38,6 @@ class Run:
         source: the model as the caller gave it.
         recipe, pairs, tokenizer: what the model is tuned with.
         parts: the names of the tables of pairs.
-        only, frozen: the neurons that are trained alone, and those that are not trained; None for all.
         room: the most tokens of prompt and continuation together.
         folder: the folder of the run.
         record: the content of `recipe.json`.
@@ -53,26 +52,24 @@ class Run:
         *,
         recipe: Recipe,
         output_dir: str | Path,
-        only: NeuronSet | None = None,
-        frozen: NeuronSet | None = None,
         plain_model: Any = None,
+        part: TrainedPart | None = None,
     ) -> None:
         """Turn the pairs into tokens, and prepare the record and the folder.
 
         Args:
             source: the model as the caller gave it.
             lm: the same model, loaded. It is read here and not kept.
-            only, frozen: the neurons that are trained alone, and those that are not trained; None for all.
             plain_model: the Hugging Face model, if it was loaded for this run only. Nobody else must hold it.
+            part: the part that may change; None for the whole model.
         """
-        if only is not None or frozen is not None:
-            raise ValueError("only= and frozen= cannot be used yet: leave them out")
-        self._plain_model, self.only, self.frozen = plain_model, only, frozen
+        self._plain_model = plain_model
         self.source, self.recipe, self.room, self.pairs = source, recipe, max_tokens(lm, recipe), pairs
         self.parts: tuple[Part, ...] = ("train",) if pairs.validation is None else ("train", "validation")
         self._ids = {part: pairs.tokenized(part, lm) for part in self.parts}
         self.dtype, self.stored_dtype, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer
         self.remote_code = lm.remote_code
+        self._part, self._places = part, {} if part is None else part.places(lm)
         self.record: dict[str, Any] = {
             "recipe": dataclasses.asdict(recipe),
             "model": dataclasses.asdict(lm.identity()),
@@ -83,6 +80,7 @@ class Run:
             "validation": 0 if pairs.validation is None else len(pairs.validation),
             "validation_hash": None if pairs.validation is None else _pairs_hash(pairs, "validation"),
             "end_token": dataclasses.asdict(pairs.end_token),
+            "trained_part": None if part is None else part.record(),
         }
         self._prompts = prompt_sample(pairs.train["prompt"], recipe.seed)
         self._ending: dict[str, Any] = {"prompts": len(self._prompts), "before": None, "after": None}
@@ -134,6 +132,11 @@ class Run:
         del model
         # Weights are quantised while they are read from a checkpoint.
         return loading.from_checkpoint(base, bits=self.recipe.lora.bits, trust_remote_code=self.remote_code).model
+
+    def limit(self, model: Any) -> None:
+        """Let training change the part of the model that this run is about, and nothing else."""
+        if self._part is not None:
+            mask_gradients(model, self._places, self._part.kind)
 
     def release_model(self) -> None:
         """Forget the model that was loaded for this run, if it was not taken."""

@@ -45,6 +45,7 @@ def train(run: Run, progress: bool) -> None:
         if model.dtype in (torch.float16, torch.bfloat16):
             # Small steps vanish in 16 bits. So the weights are kept in 32; computation may still use 16.
             model = model.float()
+        run.limit(model)
     config, settings_before = model.config, without_dropout(model)
     if adapter is None and launch.sharded():
         # Under FSDP alone, TRL reads the reference from the path that the model remembers.

@@ -21,6 +21,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.precision import multiplies_bfloat16
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.tuning import experimental, launch
+from xlingtox.tuning.part import TrainedPart, check_part, trained_part
 from xlingtox.tuning.preference_pairs import tunable_pairs
 from xlingtox.tuning.ready_made import MINI
 from xlingtox.tuning.recipe import Recipe
@@ -73,8 +74,9 @@ def tune(
         output_dir: the folder of the run, made if it does not exist.
         recipe: the settings; see `Recipe`.
         validation: pairs for the validation loss (default: the recipe's `validation_share` of `pairs`).
-        only: the neurons that are trained; all other weights stay as they are. None trains all.
-        frozen: neurons that are not trained. None trains all.
+        only: train these neurons alone: their key and value vectors, and their biases. All other weights stay as they
+            are, bit by bit. None trains all.
+        frozen: train all but these neurons. None trains all.
         progress: show a progress bar.
 
     Raises:
@@ -84,7 +86,8 @@ def tune(
             continuation; one pair where KTO needs two; patience without validation pairs; `lm` came without a Hugging
             Face model, or is edited by hooks; the optimizer needs settings that a recipe does not have; the folder
             holds another run, or files that the run would overwrite; FSDP cannot be used as it was asked for; merging
-            an adapter changes the model's logits (the adapter is kept).
+            an adapter changes the model's logits (the adapter is kept). Or `only` and `frozen` are both given, empty
+            or outside the model, or the recipe cannot leave the rest of the model as it is.
         Diverged: the loss is not a finite number any more; the checkpoints before that are kept, and the log.
         MemoryError: memory ran out; the checkpoints before that are kept.
         RuntimeError: no weights were saved; the checkpoints are kept.
@@ -98,18 +101,13 @@ def tune(
         >>> tuned.fingerprint() == lm.fingerprint()
         False
     """
+    part = trained_part(only, frozen)
+    check_part(part, recipe)
     _check_packages(recipe)
 
     def work() -> HookedLM:
         return _tune(
-            lm,
-            pairs,
-            output_dir=output_dir,
-            recipe=recipe,
-            validation=validation,
-            only=only,
-            frozen=frozen,
-            progress=progress,
+            lm, pairs, output_dir=output_dir, recipe=recipe, validation=validation, part=part, progress=progress
         )
 
     with random_state_kept():
@@ -137,14 +135,11 @@ def _tune(
     output_dir: str | Path,
     recipe: Recipe,
     validation: PreferencePairs | None,
-    only: NeuronSet | None,
-    frozen: NeuronSet | None,
+    part: TrainedPart | None,
     progress: bool,
 ) -> HookedLM:
     """Tune in this process, or in all processes together where the weights are sharded."""
-    run, hooked = _prepared(
-        lm, pairs, recipe=recipe, validation=validation, output_dir=output_dir, only=only, frozen=frozen
-    )
+    run, hooked = _prepared(lm, pairs, recipe=recipe, validation=validation, output_dir=output_dir, part=part)
     launch.check_together(hooked, recipe)
     # The first call decides on the device.
     PartialState(cpu=run.device.type == "cpu")
@@ -193,8 +188,7 @@ def _prepared(
     recipe: Recipe,
     validation: PreferencePairs | None,
     output_dir: str | Path,
-    only: NeuronSet | None,
-    frozen: NeuronSet | None,
+    part: TrainedPart | None,
 ) -> tuple[Run, HookedLM]:
     """Check model and pairs, and return the run and the loaded model; a name or a folder is loaded first."""
     if isinstance(lm, HookedLM):
@@ -208,16 +202,7 @@ def _prepared(
     _check_tunable(hooked, recipe)
     tunable = tunable_pairs(hooked, pairs, recipe=recipe, validation=validation)
     plain_model = None if loaded is None else loaded.model
-    run = Run(
-        lm,
-        hooked,
-        tunable,
-        recipe=recipe,
-        output_dir=output_dir,
-        only=only,
-        frozen=frozen,
-        plain_model=plain_model,
-    )
+    run = Run(lm, hooked, tunable, recipe=recipe, output_dir=output_dir, plain_model=plain_model, part=part)
     return run, hooked
 
 
