@@ -33,7 +33,7 @@ OWN = ("method", "beta", "sft_weight", "simpo_gamma", "desirable_weight", "undes
 def small(name, **changes):
     """The method of a ready-made recipe on four pairs, in steps large enough to be seen."""
     settings = {field: getattr(READY_MADE[name], field) for field in OWN}
-    return dataclasses.replace(RECIPE, **settings, **changes)
+    return dataclasses.replace(RECIPE, **settings | changes)
 
 
 class LogProbs(NamedTuple):
@@ -133,7 +133,7 @@ def beginning(tokenizer):
 def test_the_loss_is_that_of_the_paper_on_the_tokens_of_the_pairs(name, beginning, tmp_path, seen):
     """A small Llama with an adapter: before the first step by the model, and after it by the merged checkpoint."""
     weighted = {"desirable_weight": 1.5, "undesirable_weight": 0.5} if name == "kto" else {}
-    recipe = small(name, steps=1, batch_size=4, evaluate_every=1, optimizer="adamw_torch", **weighted)
+    recipe = small(name, steps=1, warm_up=0, batch_size=4, evaluate_every=1, optimizer="adamw_torch", **weighted)
     adapter = Lora(rank=4, bits=None, dropout=0.5)
     recipe = dataclasses.replace(recipe, lora=adapter, learning_rate=1e-2, end_token=False, max_length=ROOM)
     source = tiny("llama")
