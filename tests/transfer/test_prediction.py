@@ -298,6 +298,9 @@ def test_prediction_is_retrieval_then_transfer(lm):
 
 def test_too_few_languages_are_refused_before_any_reading(lm, monkeypatch):
     monkeypatch.setattr(retrieval, "mean_states", None)
+    for sentences in ({"pivot": "en"}, {}):
+        with pytest.raises(ValueError, match="unknown language 'german'"):
+            prediction.predict_transfer(lm, PARALLEL, observed(CODES), source_language="german", **sentences)
     with pytest.raises(ValueError, match="retrieval and drops share 2 languages"):
         prediction.predict_transfer(lm, PARALLEL, observed(("en", "es", "ru")))
     with pytest.raises(ValueError, match="text and drops share 1 languages"):

@@ -230,6 +230,7 @@ class _Asked:
     def task(self, lm: HookedLM) -> Task:
         """Check the arguments by the model before, and return what is measured."""
         prompt_list = as_prompts(self.prompts, tokenizer=lm.tokenizer)
+        languages.check(self.source_language)
         for neuron_set in self.sets.values():
             neuron_set.check(lm)
         if self.n_random < 0:

@@ -72,8 +72,8 @@ def predict_transfer(
             be transferred to it.
 
     Raises:
-        ValueError: sentences that `bilingual_retrieval` refuses, a comparison of another model than `lm`, or fewer than
-            three languages with a drop and a predictor.
+        ValueError: an unknown source language, sentences that `bilingual_retrieval` refuses, a comparison of another
+            model than `lm`, or fewer than three languages with a drop and a predictor.
 
     Example:
         >>> parallel = xt.mini.parallel(n=20, languages=["en", "es", "fr", "de"])
@@ -82,6 +82,7 @@ def predict_transfer(
         >>> list(transfer.predictors)
         ['retrieval', 'aligned_cosine', 'tokens_per_character']
     """
+    languages.check(source_language)
     pivot = source_language if pivot is None else pivot
     pairs = sentence_pairs(parallel, pivot=pivot)
     texts = {code: sentences for code, (_, sentences) in pairs.items() if code != source_language}
@@ -123,6 +124,7 @@ def predict_from_retrieval(
         >>> transfer.retrieval == {code: retrieval.mean()[code] for code in transfer.drop}
         True
     """
+    languages.check(source_language)
     _check_same(retrieval.model, observed)
     accuracies, cosines = (
         {code: value for code, value in retrieval.mean(name).items() if code != source_language}
