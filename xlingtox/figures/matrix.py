@@ -112,7 +112,7 @@ def transfer_matrix(result: TransferMatrix, *, measure: str = "average_toxicity"
         "domain": [0, top],
         "showgrid": False,
     }
-    side, above = [_MAP + 0.02, 1], [(height + _GAP) / (height + _GAP + _STRIP), 1]
+    side, above = [_MAP + 0.045, 1], [(height + _GAP) / (height + _GAP + _STRIP), 1]
     figure.update_layout(
         xaxis={**map_x, **_named(result.targets), "tickangle": -90 if is_narrow else 0, "title_text": "evaluated in"},
         yaxis={**map_y, **_named(result.sources), "title_text": "tuned on"},
