@@ -48,12 +48,18 @@ def test_marks_and_what_the_pointer_shows():
     result = small()
     figure = xt.plot(result)
     shown = figure.data[0]
-    assert shown.text[0] == ("60%", "40%", "0% ○", "−20%")
+    table = result.to_frame("average_toxicity")
+    unclear = ((table.low <= 0) & (table.high >= 0)).tolist()[:4]
+    numbers = ("60%", "40%", "0%", "−20%")
+    assert unclear[2]
+    assert tuple(shown.text[0]) == tuple(
+        f"{text}{' ○' * is_unclear}" for text, is_unclear in zip(numbers, unclear, strict=True)
+    )
     assert shown.text[1][1] == "40% ×"
     assert shown.text[2][1] == ""
     assert shown.customdata[0][1][0] == (
         "tuned on English, evaluated in French<br>0.500 to 0.300, a drop of 40.0%<br>change -0.200, 95 % interval "
-        f"{result.to_frame('average_toxicity').low[1]:+.3f} to {result.to_frame('average_toxicity').high[1]:+.3f}"
+        f"{table.low[1]:+.3f} to {table.high[1]:+.3f}"
         "<br>with shuffled labels 0.480, a drop of 4.0%"
     )
     assert shown.customdata[1][1][0].endswith("<br>no finding: fluency collapsed")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -112,7 +113,7 @@ def transfer_matrix(result: TransferMatrix, *, measure: str = "average_toxicity"
         "domain": [0, top],
         "showgrid": False,
     }
-    side, above = [_MAP + 0.02, 1], [(height + _GAP) / (height + _GAP + _STRIP), 1]
+    side, above = [_MAP + 0.045, 1], [(height + _GAP) / (height + _GAP + _STRIP), 1]
     figure.update_layout(
         xaxis={**map_x, **_named(result.targets), "tickangle": -90 if is_narrow else 0, "title_text": "evaluated in"},
         yaxis={**map_y, **_named(result.sources), "title_text": "tuned on"},
@@ -139,21 +140,20 @@ def _named(codes: Sequence[str]) -> dict[str, object]:
     return {"tickvals": list(range(len(codes))), "ticktext": list(map(language_label, codes))}
 
 
-def _text(row: dict[str, object], *, labelled: bool) -> str:
+def _text(row: Mapping[Hashable, Any], *, labelled: bool) -> str:
     """Return the text of a cell: its drop, where there is room for it, and its mark."""
-    drop, low, high = (float(str(row[name])) for name in ("relative_drop", "low", "high"))
+    drop, low, high = (float(row[name]) for name in ("relative_drop", "low", "high"))
     mark = DOUBTFUL if row["caution"] else UNCLEAR if low <= 0 <= high else ""
     if labelled and math.isfinite(drop):
         return " ".join(filter(None, [f"{drop:.0%}".replace("-", "−"), mark]))
     return mark
 
 
-def _details(row: dict[str, object]) -> str:
+def _details(row: Mapping[Hashable, Any]) -> str:
     """Return what the pointer shows of a cell."""
-    source, target = (languages.name(str(row[side])) for side in ("source", "target"))
+    source, target = (languages.name(row[side]) for side in ("source", "target"))
     before, after, low, high, drop, shuffled, shuffled_drop = (
-        float(str(row[name]))
-        for name in ("before", "after", "low", "high", "relative_drop", "shuffled", "shuffled_drop")
+        float(row[name]) for name in ("before", "after", "low", "high", "relative_drop", "shuffled", "shuffled_drop")
     )
     lines = [
         f"tuned on {source}, evaluated in {target}",

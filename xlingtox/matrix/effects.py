@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,7 +89,7 @@ def teachers(drawn: Resampled, sources: Sequence[str], targets: Sequence[str], v
     beyond, drawn_beyond, parts = (values - values[..., [reference]] for values in (effects, draws, parts))
     p_values, _ = signs_p(parts.T)
     p_values[reference] = math.nan
-    columns = {
+    columns: dict[str, Any] = {
         "language": list(sources),
         **dict(zip(("effect", "low", "high"), (effects, *drawn.around(effects, draws)), strict=True)),
         **dict(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -60,8 +61,8 @@ def html(
     )
 
 
-def _cell(row: dict[str, object]) -> str:
-    drop, low, high = (float(str(row[name])) for name in ("relative_drop", "low", "high"))
+def _cell(row: Mapping[Hashable, Any]) -> str:
+    drop, low, high = (float(row[name]) for name in ("relative_drop", "low", "high"))
     if not math.isfinite(drop):
         return "–"
     mark = DOUBTFUL if row["caution"] else UNCLEAR if low <= 0 <= high else ""
