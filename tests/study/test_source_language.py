@@ -53,7 +53,6 @@ SETTINGS = dataclasses.replace(
     test_stages.SETTINGS,
     source_language="de",
     k=6,
-    n_null=39,
     offsets=(0.0, -1.0),
     n_random=1,
     n_random_amplified=1,
