@@ -86,7 +86,6 @@ def made_up_matrix() -> xt.TransferMatrix:
         model=Identity("mini", None, "float32", "abc", None),
         recipe={"method": "dpo", "max_steps": 100},
         has_shuffled=True,
-        seconds={"tuning": 4.0},
     )
 
 

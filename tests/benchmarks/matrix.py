@@ -251,7 +251,7 @@ def seconds(run: Measured) -> Iterator[dict[str, str]]:
         "Prompts of each": f"{sizes[2]}",
         "Seconds": f"{run.seconds['clock']:.0f}" + (" (resumed)" if run.seconds["resumed"] else ""),
         "Processor seconds": f"{run.seconds['processor']:.0f}",
-    } | {f"{name.capitalize()} (s)": f"{value:.0f}" for name, value in run.matrix.seconds.items()}
+    }
 
 
 def warnings(run: Measured) -> Iterator[dict[str, str]]:

@@ -45,7 +45,6 @@ def matrix(drops, sources=SIX, targets=None, *, base=0.5, n_prompts=8, noise=0.0
             "model": Identity("mini", None, "float32", "abc", None),
             "recipe": {"method": "dpo", "learning_rate": 1e-4},
             "has_shuffled": shuffled is not None,
-            "seconds": {"tuning": 1.5},
         }
         | fields
     )

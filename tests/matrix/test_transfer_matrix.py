@@ -62,7 +62,7 @@ def test_saved_and_loaded_is_equal(tmp_path):
     assert again == result
     assert list(again.properties) == ["retrieval", "mixing"]
     assert again.effects().equals(result.effects())
-    assert again != random_matrix(seconds={})
+    assert again != random_matrix(recipe={})
     assert [path.name for path in tmp_path.iterdir()] == ["matrix.safetensors"]
     (tmp_path / "other.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"other\.safetensors"):

@@ -132,7 +132,6 @@ def transfer_matrix(
         lm.identity(),
         dataclasses.asdict(recipe),
         shuffled,
-        {},
     )
 
 

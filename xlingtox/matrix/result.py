@@ -49,7 +49,6 @@ class TransferMatrix:
         scorer, model: which scorer judged, and which model was tuned.
         recipe: the settings of the tuning runs.
         has_shuffled: whether there is a control with shuffled labels.
-        seconds: what the parts of the work took.
 
     Example:
         >>> matrix
@@ -69,7 +68,6 @@ class TransferMatrix:
     model: Identity
     recipe: Mapping[str, Any]
     has_shuffled: bool
-    seconds: Mapping[str, float]
 
     __eq__ = equal
     __hash__ = None  # type: ignore[assignment]

@@ -15,7 +15,7 @@ from xlingtox import files
 from xlingtox.models.identity import Identity
 from xlingtox.scoring.protocol import ScorerIdentity
 
-_PLAIN = ("sources", "targets", "has_shuffled", "recipe", "seconds")
+_PLAIN = ("sources", "targets", "has_shuffled", "recipe")
 
 
 def write(path: str | Path, matrix: Mapping[str, Any]) -> None:
