@@ -106,7 +106,7 @@ def _examples(ids: Dataset, recipe: Recipe, room: int) -> Dataset:
     """
     pairs, size = ids.to_list(), recipe.batch_size
     order = list(SeedableRandomSampler(range(len(pairs)), data_seed=recipe.seed))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for start in range(0, len(order), size):
         batch = [pairs[number] for number in order[start : start + size]]
         sides = [(pair, side) for side in ("chosen_ids", "rejected_ids") for pair in batch]
