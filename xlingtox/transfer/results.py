@@ -266,7 +266,9 @@ class Transfer:
             for name, row in content["predictors"].items():
                 row |= {kind: Correlation(**row[kind]) for kind in ("pearson", "spearman")}
                 content["predictors"][name] = Predictor(**row)
-            return cls(**content)
+            pivot = content.get("pivot")
+            # Null stands for NaN elsewhere, and here for a pivot that is not known.
+            return cls(**content | {"pivot": None if isinstance(pivot, float) else pivot})
 
 
 def check_enough(name: str, values: Mapping[str, float], drops: Mapping[str, float]) -> tuple[list[float], list[float]]:
