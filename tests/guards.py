@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 CONTROL = ("<|im_start|>", "<|im_end|>")
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\nTEXT: {{ message.content | trim }}<|im_end|>\n"
-    "{% endfor %}<|im_start|>assistant\n"
+    "{% endfor %}<|im_start|>assistant{{ '\n' }}"
 )
 VERDICTS = {"safe": "Safe", "unsafe": "Unsafe", "controversial": "Controversial"}
 PREFIX = "Safety: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -138,8 +138,9 @@ class Format:
             if breaks := self._breaks(row):
                 prompts[i] = self._broken(row, breaks)
             if self._n_controls(prompts[i]) > self._n_own:
-                # The tokenizer normalises text before it looks for control tokens.
-                prompts[i] = self._broken(row, range(len(self.filled(row))), own=False)
+                # The tokenizer changes text before it looks for control tokens, so it gets the letters one by one.
+                letters = {place for start, end in self._spans(row) for place in range(start, end)}
+                prompts[i] = self._broken(row, breaks | letters)
             if self._n_controls(prompts[i]) > self._n_own:
                 raise ValueError(f"text {i} holds a control token of the guard, which cannot be read as plain text")
         return [[*self.start, *ids] if tuple(ids[: len(self.start)]) != self.start else ids for ids in prompts]
@@ -162,6 +163,11 @@ class Format:
         return re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))") if longest_first else None
 
     @cached_property
+    def _longest(self) -> int:
+        """The number of characters of the longest control token."""
+        return max(map(len, self._controls), default=0)
+
+    @cached_property
     def _numbers(self) -> frozenset[int]:
         return frozenset(self._controls.values()) - {self.tokenizer.unk_token_id}
 
@@ -179,23 +185,22 @@ class Format:
         starts = [0, *ends[:-1]]
         return [(starts[i], ends[i]) for i, part in enumerate(self.parts) if isinstance(part, Slot)]
 
-    def _breaks(self, row: Sequence[str]) -> list[int]:
+    def _breaks(self, row: Sequence[str]) -> set[int]:
         """Return the places in the filled prompt behind which control tokens that a text writes must be broken."""
         if self._pattern is None:
-            return []
-        text, context = self.filled(row), max(map(len, self._controls))
+            return set()
+        text, context = self.filled(row), self._longest
         breaks = set()
         for start, end in self._spans(row):
             for match in self._pattern.finditer(text, max(0, start - context), min(len(text), end + context)):
                 if match.start() < end and match.start() + len(match[1]) > start:
                     breaks.add(match.start())
-        return sorted(breaks)
+        return breaks
 
-    def _broken(self, row: Sequence[str], breaks: Sequence[int], *, own: bool = True) -> list[int]:
-        """Return the tokens of a prompt that is cut into pieces behind these places, or only behind those of texts."""
-        text, spans = self.filled(row), self._spans(row)
-        inside = [i for i in breaks if own or any(start <= i < end for start, end in spans)]
-        edges = [0, *(i + 1 for i in inside), len(text)]
+    def _broken(self, row: Sequence[str], breaks: Collection[int]) -> list[int]:
+        """Return the tokens of a prompt that is cut into pieces behind the characters at these places."""
+        text = self.filled(row)
+        edges = [0, *(place + 1 for place in sorted(breaks)), len(text)]
         pieces = [text[first:last] for first, last in itertools.pairwise(edges) if first < last]
         return [token for ids in self._tokens(pieces) for token in ids]
 
@@ -209,7 +214,7 @@ def verdict_tokens(
     verdicts part.
 
     Raises:
-        ValueError: a word is not in the tokenizer, begins with a special token or with the token of another verdict.
+        ValueError: a word is not in the tokenizer, has a special token, or begins with the token of another verdict.
     """
     probe = ("Good day.", "Good day.")
     # A template that ends with the prefix has put it there itself.
@@ -235,8 +240,8 @@ def verdict_tokens(
             raise ValueError(
                 f"the verdict {in_line(word)!r} is not in the tokenizer of {name}: give the guard's own words"
             )
-        if token in special:
-            raise ValueError(f"the verdict {in_line(word)!r} of {name} begins with a special token: give a plain word")
+        if special.intersection(row[shared:]):
+            raise ValueError(f"the verdict {in_line(word)!r} of {name} has a special token: give a plain word")
         if any(token in known for known_label, known in tokens.items() if known_label != label):
             raise ValueError(
                 f"the verdicts {spelled} of {name} begin with the same token: give words (or a prefix) that differ at "
@@ -288,12 +293,13 @@ def template_of(
         messages.append({"role": "user", "content": prompt})
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
-        return tokenizer.apply_chat_template(
+        made: Any = tokenizer.apply_chat_template(
             messages,
             chat_template=chat_template,
             tokenize=False,
             add_generation_prompt=generation_prompt,
             **options,
         )
+        return made
 
     return rendered, True
