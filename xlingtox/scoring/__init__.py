@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from xlingtox.scoring.classifier import ClassifierScorer as ClassifierScorer
     from xlingtox.scoring.guard import GuardScorer as GuardScorer
     from xlingtox.scoring.guards import GUARDS as GUARDS
-    from xlingtox.scoring.guards import GuardPreset as GuardPreset
-    from xlingtox.scoring.guards import GuardReading as GuardReading
     from xlingtox.scoring.judges import Agreement as Agreement
     from xlingtox.scoring.judges import Disagreement as Disagreement
     from xlingtox.scoring.judges import PairAgreement as PairAgreement
@@ -41,7 +39,7 @@ _MODULES = {
     "cache": ("Cached",),
     "classifier": ("PRESETS", "ClassifierScorer"),
     "guard": ("GuardScorer",),
-    "guards": ("GUARDS", "GuardPreset", "GuardReading"),
+    "guards": ("GUARDS",),
     "judges": ("Agreement", "Disagreement", "PairAgreement", "agreement"),
     "perspective": ("PerspectiveScorer",),
     "probe": ("ProbeScorer",),
