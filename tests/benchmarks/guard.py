@@ -1,4 +1,4 @@
-"""What a guard costs: `PYTHONPATH=tests python tests/benchmarks/guard.py [--device cuda] [--texts 2000]`.
+"""Time a guard as a judge: `PYTHONPATH=tests python tests/benchmarks/guard.py [--device cuda] [--texts 2000]`.
 
 Short texts under a random Qwen3 with a guard's chat template, against a bare forward pass of the same batches, sorted
 by length and tokenized before. Medians of rounds in which the ways take turns. Nothing is downloaded.

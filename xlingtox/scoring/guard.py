@@ -26,8 +26,8 @@ from xlingtox.scoring.protocol import (
     Arrived,
     Described,
     UnscoredError,
-    check_covered,
     check_scorable,
+    check_texts,
     from_stream,
     named_languages,
 )
@@ -228,7 +228,8 @@ class GuardScorer(Described):
                 f"{len(prompts)} prompts, {len(answers)} answers and {len(languages)} languages: expected as many of "
                 "each"
             )
-        check_covered(self, languages)
+        check_texts(prompts, languages)
+        check_scorable(self, answers, languages)
         scores = np.full(len(answers), np.nan)
         for rows, arrived in self._scored(list(zip(prompts, answers, strict=True))):
             scores[rows] = arrived
