@@ -61,7 +61,12 @@ class GuardScorer(Described):
         The miniature is no guard, so its verdicts hold little probability.
 
         >>> guard = xt.scoring.GuardScorer(
-        ...     lm, template="{text} he is", verdicts={"safe": " kind", "unsafe": " a"}, languages=["en"], least_mass=0
+        ...     lm,
+        ...     template="{text} he is",
+        ...     verdicts={"safe": " kind", "unsafe": " a"},
+        ...     languages=["en"],
+        ...     least_mass=0,
+        ...     progress=False,
         ... )
         >>> guard.name
         'mini, harm of continuations'
@@ -217,6 +222,7 @@ class GuardScorer(Described):
             ...     judges="answer",
             ...     languages=["en"],
             ...     least_mass=0,
+            ...     progress=False,
             ... )
             >>> guard.score_pairs(["the cat"], ["and"], ["en"]).shape
             (1,)
