@@ -17,7 +17,7 @@ KEY = "sk-not-to-be-seen-anywhere"
 
 
 class FakeServer:
-    """A server on a free port of this machine.
+    """A server on a free port of this machine, for a model with room for `n_positions` tokens.
 
     Attributes:
         faults: a function from the number of a request to what goes wrong with it: "truncate", "reorder", "fewer",
@@ -25,8 +25,10 @@ class FakeServer:
         asked: how often each prompt was asked for with each seed.
     """
 
-    def __init__(self, lm: xt.HookedLM, *, name: str = "quiet", kind: str = "vllm", faults: Any = None) -> None:
-        self.lm, self.name, self.kind = lm, name, kind
+    def __init__(
+        self, lm: xt.HookedLM, *, name: str = "quiet", kind: str = "vllm", faults: Any = None, n_positions: int = 64
+    ) -> None:
+        self.lm, self.name, self.kind, self.n_positions = lm, name, kind, n_positions
         self.faults = faults or (lambda number: None)
         self.asked: Counter[tuple[Any, ...]] = Counter()
         self.answered: Counter[tuple[Any, ...]] = Counter()
@@ -47,7 +49,13 @@ class FakeServer:
 
             def do_GET(self) -> None:
                 rows = [
-                    {"id": name, "object": "model", "owned_by": fake.kind, "root": "/nowhere", "max_model_len": 64}
+                    {
+                        "id": name,
+                        "object": "model",
+                        "owned_by": fake.kind,
+                        "root": "/nowhere",
+                        "max_model_len": fake.n_positions,
+                    }
                     for name in fake.listed
                 ]
                 self.reply(200, {"object": "list", "data": rows})
@@ -149,7 +157,22 @@ class FakeServer:
             choice["token_ids"] = written
         if body.get("logprobs"):
             choice["logprobs"] = {"token_logprobs": likelihoods}
+        if body.get("logprobs", 0) > 1:
+            choice["logprobs"]["top_logprobs"] = [self.likeliest(ids, body)]
         return {**choice, "count": len(written)}
+
+    @torch.no_grad()
+    def likeliest(self, ids: tuple[int, ...], body: dict[str, Any]) -> dict[str, float]:
+        """Name the likeliest first tokens, by number where this was asked for."""
+        row = torch.tensor([ids])
+        with self.model_lock:
+            logits = self.lm.only_tokens(self.lm.logits(row, torch.ones_like(row, dtype=torch.bool)))[0, -1]
+        values, tokens = logits.log_softmax(-1).topk(body["logprobs"])
+        named = body.get("return_tokens_as_token_ids")
+        return {
+            f"token_id:{token}" if named else self.lm.tokenizer.decode([token]): value
+            for token, value in zip(tokens.tolist(), values.tolist(), strict=True)
+        }
 
 
 _WRITTEN: dict[tuple[Any, ...], tuple[Any, ...]] = {}

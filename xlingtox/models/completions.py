@@ -108,12 +108,15 @@ class Completion:
         tokens: its tokens, without those that end it; None where the server does not say.
         ended: whether the model ended the text.
         log_likelihoods: the log-likelihood of each token, where this was asked for and the server says it.
+        likeliest: the log-likelihoods of the likeliest first tokens, by the token as the server names it, where more
+            than one was asked for and the server says them.
     """
 
     text: str
     tokens: tuple[int, ...] | None
     ended: bool
     log_likelihoods: tuple[float, ...] | None = None
+    likeliest: Mapping[str, float] | None = None
 
 
 class _Refused(Problem):
@@ -199,7 +202,7 @@ class Connection:
         max_new_tokens: int,
         sampling: Mapping[str, Any],
         ends: Sequence[int],
-        likelihoods: bool = False,
+        likelihoods: int = 0,
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Yield the number of each request and what the server wrote, as the answers arrive.
 
@@ -207,7 +210,8 @@ class Connection:
             problems: a list to which failed requests are added.
             sampling: `temperature` and `top_p`; empty for greedy text.
             ends: the tokens that end a text.
-            likelihoods: whether to ask for the log-likelihoods of the tokens.
+            likelihoods: of how many tokens at each place to ask for the log-likelihoods. With 1 it is the token that
+                was written.
         """
         shared: dict[str, Any] = {"model": model.name, "max_tokens": max_new_tokens, "stream": False}
         shared |= {"temperature": 0.0, "top_p": 1.0} if not sampling else {**sampling}
@@ -215,7 +219,9 @@ class Connection:
         if model.kind == VLLM:
             shared["stop_token_ids"] = list(ends)
         if likelihoods:
-            shared["logprobs"] = 1
+            shared["logprobs"] = int(likelihoods)
+        if likelihoods > 1 and model.kind == VLLM:
+            shared["return_tokens_as_token_ids"] = True
 
         def once(request: Request) -> list[Completion]:
             body = shared | {"prompt": list(request.prompt)}
@@ -329,12 +335,15 @@ def _completion(choice: Any, max_new_tokens: int, ends: Sequence[int], n_written
     count = len(tokens) if tokens is not None else n_written
     if reason == "length" and count is not None and count != max_new_tokens:
         raise _unusable(f"a text was cut off after {count} of {max_new_tokens} tokens")
-    likelihoods = (choice.get("logprobs") or {}).get("token_logprobs")
+    told = choice.get("logprobs") or {}
+    likelihoods, likeliest = told.get("token_logprobs"), (told.get("top_logprobs") or [None])[0]
     ended = reason == "stop"
     if tokens is not None:
         n_kept = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
         ended, tokens = ended or n_kept < len(tokens), tuple(map(int, tokens[:n_kept]))
-    return Completion(text, tokens, ended, None if likelihoods is None else tuple(likelihoods))
+    if likeliest is not None:
+        likeliest = {str(token): float(value) for token, value in likeliest.items()}
+    return Completion(text, tokens, ended, None if likelihoods is None else tuple(likelihoods), likeliest)
 
 
 def _unusable(reason: str) -> Temporary:

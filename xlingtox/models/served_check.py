@@ -81,7 +81,7 @@ def check_agreement(
             max_new_tokens=max_new_tokens,
             sampling={},
             ends=lm.ends,
-            likelihoods=True,
+            likelihoods=1,
         )
     )
     if problems:

@@ -1,7 +1,8 @@
 """Score how toxic texts are. Scorers take texts and their languages, and return toxicity in [0, 1].
 
 `WordlistScorer` looks for listed words, `ProbeScorer` puts a probe on a model's hidden states, `ClassifierScorer` runs
-a Hugging Face classifier, `PerspectiveScorer` asks Google's API and `PerspectiveReplay` reads its stored answers.
+a Hugging Face classifier, `GuardScorer` reads the verdict of a generative guard, `PerspectiveScorer` asks Google's API
+and `PerspectiveReplay` reads its stored answers.
 `ByLanguage` makes one scorer of several, `Cached` keeps every score on disk, and `agreement` compares scorers. Anything
 with the attributes and the method of `Scorer` is a scorer.
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from xlingtox.scoring.cache import Cached as Cached
     from xlingtox.scoring.classifier import PRESETS as PRESETS
     from xlingtox.scoring.classifier import ClassifierScorer as ClassifierScorer
+    from xlingtox.scoring.guard import GuardScorer as GuardScorer
+    from xlingtox.scoring.guards import GUARDS as GUARDS
     from xlingtox.scoring.judges import Agreement as Agreement
     from xlingtox.scoring.judges import Disagreement as Disagreement
     from xlingtox.scoring.judges import PairAgreement as PairAgreement
@@ -35,6 +38,8 @@ _MODULES = {
     "by_language": ("ByLanguage",),
     "cache": ("Cached",),
     "classifier": ("PRESETS", "ClassifierScorer"),
+    "guard": ("GuardScorer",),
+    "guards": ("GUARDS",),
     "judges": ("Agreement", "Disagreement", "PairAgreement", "agreement"),
     "perspective": ("PerspectiveScorer",),
     "probe": ("ProbeScorer",),

@@ -14,6 +14,7 @@ from xlingtox.neurons.probe import Probe
 from xlingtox.scoring import (
     ByLanguage,
     ClassifierScorer,
+    GuardScorer,
     PerspectiveReplay,
     PerspectiveScorer,
     ProbeScorer,
@@ -46,6 +47,13 @@ _UNSEEN = frozenset({"progress", "tokenizer"})
 KINDS: Mapping[str, Signature] = {
     "wordlist": Signature(_wordlist),
     "classifier": Signature(ClassifierScorer, hub=True, left_out=_UNSEEN, renamed={"path": "source"}),
+    "guard": Signature(
+        GuardScorer,
+        hub=True,
+        left_out=_UNSEEN | {"template"},
+        renamed={"path": "model"},
+        files=frozenset({"model"}),
+    ),
     "perspective": Signature(
         PerspectiveScorer,
         renamed={"key": "api_key", "key_env": "api_key"},
@@ -58,7 +66,7 @@ KINDS: Mapping[str, Signature] = {
 }
 """Each kind of judge: what makes it, and the keys that it takes."""
 
-_NEEDS_NO_TEXT_SENT = ("wordlist", "classifier", "probe", "mini")
+_NEEDS_NO_TEXT_SENT = ("wordlist", "classifier", "guard", "probe", "mini")
 
 
 @dataclass(frozen=True)
