@@ -7,6 +7,7 @@ from xlingtox.figures.attribution import attribution, attribution_by_language, s
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.dual_multilinguality import dual_multilinguality
 from xlingtox.figures.frontier import frontier
+from xlingtox.figures.judges import blind_spots, validation
 from xlingtox.figures.neurons import activation_map, neuron_activations, promoted, sources
 from xlingtox.figures.pairs import activations, fluency, toxicity
 from xlingtox.figures.patching import patch_effect
@@ -33,6 +34,7 @@ __all__ = [
     "attribution",
     "attribution_by_language",
     "beside",
+    "blind_spots",
     "dose_response",
     "dual_multilinguality",
     "fluency",
@@ -56,5 +58,6 @@ __all__ = [
     "toxicity",
     "training",
     "transfer",
+    "validation",
     "weight_drift",
 ]
