@@ -18,7 +18,7 @@ _DRAWS = 200
 
 
 class Agreement(NamedTuple):
-    """How often a judge and people say the same: among toxic texts, among the others, and the mean of both."""
+    """Shares of texts on which a judge and people agree: among toxic texts, among the others, and the mean of both."""
 
     sensitivity: float
     specificity: float
@@ -122,7 +122,7 @@ def best_threshold(
             half.append(part)
     first, second = (np.concatenate(half) for half in halves)
     chosen = _chosen(toxic[first], scores[first], usual)
-    return Best(chosen, *(agreement(toxic[second], scores[second], each) for each in (chosen, usual)))
+    return Best(chosen, *(agreement(toxic[second], scores[second], threshold) for threshold in (chosen, usual)))
 
 
 def _chosen(toxic: Bool[np.ndarray, "text"], scores: Float[np.ndarray, "text"], usual: float) -> float:

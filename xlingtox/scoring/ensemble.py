@@ -72,7 +72,7 @@ class Ensemble(Described):
 
     @property
     def rule(self) -> str:
-        """How the scores become one: "mean" or "max"."""
+        """The rule by which the scores become one: "mean" or "max"."""
         return self._rule
 
     @checked

@@ -76,7 +76,7 @@ def validate(
     if cache is not None:
         asked = tuple(Cached(judge, path=cache, progress=False) for judge in asked)
     scores = np.array([_scores(judge, people) for judge in asked])
-    found = (
+    disagreements = (
         entry
         for name, judged in zip(names, scores, strict=True)
         for entry in _misjudged(name, people, judged, threshold, n_disagreements)
@@ -86,7 +86,7 @@ def validate(
         languages=tuple(people.languages),
         labels=people.labels,
         scores=scores,
-        disagreements=tuple(found),
+        disagreements=tuple(disagreements),
         by=by,
         threshold=threshold,
         seed=seed,

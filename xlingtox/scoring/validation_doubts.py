@@ -37,9 +37,9 @@ def sentences(
         if guesses:
             yield f"{in_line(judge)} is not shown to do better than guessing in {_names(guesses)}."
     counts = table.assign(least=table[["n_toxic"]].assign(other=table["n"] - table["n_toxic"]).min(axis=1))
-    few = list(dict.fromkeys(counts.loc[counts["least"] < _FEW, "language"]))
-    if few:
-        yield f"There are fewer than {_FEW} texts of a class in {_names(few)}: read the intervals, not the numbers."
+    scarce = list(dict.fromkeys(counts.loc[counts["least"] < _FEW, "language"]))
+    if scarce:
+        yield f"There are fewer than {_FEW} texts of a class in {_names(scarce)}: read the intervals, not the numbers."
     for judge, rows in table.groupby("judge", sort=False):
         better = rows[rows["best_agreement"] - rows["usual_agreement"] >= _GAIN]
         if len(better):
