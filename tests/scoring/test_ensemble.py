@@ -63,5 +63,8 @@ def test_streamed_and_cached(tmp_path):
 def test_refused(scorers, words):
     with pytest.raises(ValueError, match=words):
         Ensemble(scorers)
-    with pytest.raises(TypeError, match="rule is 'min'"):
+
+
+def test_an_unknown_rule():
+    with pytest.raises(ValueError, match="rule is 'min' .*expected one of 'mean', 'max'"):
         Ensemble(LISTS, rule="min")

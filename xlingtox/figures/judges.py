@@ -104,7 +104,7 @@ def blind_spots(spots: BlindSpots, *, language: str = "all") -> go.Figure:
     for judge, (_, colour) in zip(spots.judges, itertools.cycle(_LOOKS), strict=False):
         rows = table[(table.judge == judge.name) & (table.language == language)]
         figure.add_bar(
-            x=rows.perturbation,
+            x=rows.perturbation.tolist(),
             y=drawable(rows.lost),
             error_y=error_bars(rows.lost_high - rows.lost, rows.lost - rows.lost_low),
             marker={"color": colour},
