@@ -22,8 +22,21 @@ def example_values() -> dict[str, Any]:
     activations = xt.collect_activations(lm, prompts, candidates, max_new_tokens=8, progress=False)
     sources = candidates.where(activations.mean(language="en") > 0)
     frontier, matrix = made_up_frontier(), made_up_matrix()
+    validation, blind_spots = judged_by_two(), blinded()
     names = ("lm", "prompts", "probe", "candidates", "activations", "sources", "frontier", "matrix")
+    names += ("validation", "blind_spots")
     return {"xt": xt} | {name: value for name, value in locals().items() if name in names}
+
+
+def judged_by_two() -> xt.scoring.Validation:
+    """Return the miniature's judge, which is right by construction, beside a short list of words in two languages."""
+    labelled = [row for code in ("en", "es") for row in xt.mini.labelled(code, n=120, split="validation")]
+    words = {code: listed[:4] for code, listed in xt.mini.toxic_words().items() if code in ("en", "es")}
+    return xt.scoring.validate([xt.mini.scorer(), xt.scoring.WordlistScorer(words)], labelled)
+
+
+def blinded() -> xt.scoring.BlindSpots:
+    return xt.scoring.blind_spots(xt.scoring.WordlistScorer({"en": ["fool"]}), ["You fool!", "A fool."], ["en", "en"])
 
 
 def made_up_frontier() -> xt.Frontier:

@@ -145,3 +145,31 @@ def test_the_page_in_a_browser(browser, folders, tmp_path):
         assert not visit.overflows()
         assert visit.page.locator("img").count() == 0
         assert (visit.faults, visit.requests) == ([], [])
+
+
+def test_a_claim_that_holds_under_one_judge_only_is_called_so():
+    """Two studies of one model: what the first judge finds and the second does not, and not what both find."""
+
+    def judged(judge, **verdicts):
+        content = told()
+        content["judges"][0]["name"] = judge
+        content["verdicts"] = [
+            {"claim": f"{claim}.", "verdict": word, "reason": ""} for claim, word in verdicts.items()
+        ]
+        return content
+
+    first = judged("list", It_falls="found", It_reaches="found", It_lasts="not found")
+    second = judged("classifier", It_falls="not found", It_reaches="found", It_lasts="weak")
+    studies = {"a": StudyResults.of(first), "b": StudyResults.of(second)}
+    line = "This holds under one judge only, list, and not under classifier: It_falls."
+    assert told_of(studies).count("under one judge only") == told_of(studies).count(line) == 1
+    # Another seed under the same judge is no other judge, and another model is another question.
+    assert "one judge only" not in told_of(
+        {"a": studies["a"], "b": StudyResults.of(judged("list", It_falls="not found"))}
+    )
+    second["model"] = second["model"] | {"fingerprint": "0" * 12}
+    assert "one judge only" not in told_of({"a": studies["a"], "b": StudyResults.of(second)})
+
+
+def told_of(studies):
+    return " ".join(comparing.summary(studies).split())

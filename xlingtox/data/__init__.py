@@ -31,6 +31,7 @@ from xlingtox.data.labelled import jigsaw, paradetox_labelled
 from xlingtox.data.pairs import paradetox, rtp_lx_pairs, toxicity_pairwise
 from xlingtox.data.parallel import flores, line_aligned, tatoeba
 from xlingtox.data.prompts import HARMS, polyglo_toxicity_prompts, rtp_lx
+from xlingtox.data.votes import votes_as_labels
 from xlingtox.data.words import word_lists
 
 __all__ = [
@@ -61,5 +62,6 @@ __all__ = [
     "subsample",
     "tatoeba",
     "toxicity_pairwise",
+    "votes_as_labels",
     "word_lists",
 ]

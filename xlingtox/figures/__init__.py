@@ -7,6 +7,7 @@ from xlingtox.figures.attribution import attribution, attribution_by_language, s
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.dual_multilinguality import dual_multilinguality
 from xlingtox.figures.frontier import frontier
+from xlingtox.figures.judges import blind_spots, validation
 from xlingtox.figures.matrix import transfer_matrix
 from xlingtox.figures.neurons import activation_map, neuron_activations, promoted, sources
 from xlingtox.figures.pairs import activations, fluency, toxicity
@@ -34,6 +35,7 @@ __all__ = [
     "attribution",
     "attribution_by_language",
     "beside",
+    "blind_spots",
     "dose_response",
     "dual_multilinguality",
     "fluency",
@@ -58,5 +60,6 @@ __all__ = [
     "training",
     "transfer",
     "transfer_matrix",
+    "validation",
     "weight_drift",
 ]

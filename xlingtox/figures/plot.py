@@ -25,6 +25,7 @@ from xlingtox.figures.attribution import attribution
 from xlingtox.figures.doses import dose_response
 from xlingtox.figures.dual_multilinguality import dual_multilinguality
 from xlingtox.figures.frontier import frontier
+from xlingtox.figures.judges import blind_spots, validation
 from xlingtox.figures.matrix import transfer_matrix
 from xlingtox.figures.neurons import activation_map, promoted, sources
 from xlingtox.figures.pairs import toxicity
@@ -41,6 +42,8 @@ from xlingtox.matrix import TransferMatrix
 from xlingtox.neurons import Activations, NeuronSet, Probe, TokenActivations
 from xlingtox.neurons import top_tokens as most_activating_tokens
 from xlingtox.paper import Beside, Study
+from xlingtox.scoring.blindness import BlindSpots
+from xlingtox.scoring.validation_result import Validation
 from xlingtox.transfer import Retrieval, Transfer
 
 
@@ -72,6 +75,8 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             - `Probe`: `probe`
             - `NeuronSet`: `sources`, with `sources`, `n_layers`
             - `Activations`: `activation_map`, with `after`
+            - `scoring.Validation`: `validation`
+            - `scoring.BlindSpots`: `blind_spots`, with `language`
             - `TokenActivations`: `token_activations`, with `after`
             - a list of `TokenActivations`: `top_tokens`, with `k`
             - a list of `LayerDrift`: `weight_drift`
@@ -115,6 +120,8 @@ _draw.register(Activations, activation_map)
 _draw.register(TokenActivations, token_activations)
 _draw.register(Fluency, fluency_spread)
 _draw.register(Beside, beside)
+_draw.register(Validation, validation)
+_draw.register(BlindSpots, blind_spots)
 _draw.register(Mapping, models)
 
 

@@ -18,6 +18,10 @@ class WordlistScorer(Described):
 
     Words that are listed without a severity have 1.0. The scorer is exact and quick, but knows nothing of context.
 
+    Take it as the floor: any list covers its language, and a better judge must beat it. Beside another judge it tells
+    whether a model stopped insulting, or only dropped the words. `validate` says how good it is, and `blind_spots`
+    which ways of writing escape it.
+
     Case, full width and half width do not matter. Nor do marks that writers may leave out: Arabic vowel signs and the
     hamza of an alef, Hebrew points, the Devanagari nukta, Russian stress and the dots of ё, the Greek tonos. A mark
     that makes a different letter does matter: `lache` is not `lâche`. In German words ß and ss are the same.

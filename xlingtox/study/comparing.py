@@ -18,7 +18,7 @@ from xlingtox.html import pages
 from xlingtox.html.escaping import escaped
 from xlingtox.html.tables import both, language_name, number, percent, scrolling
 from xlingtox.measures import COMPARED
-from xlingtox.study import differences, page_figures, page_parts, provenance
+from xlingtox.study import differences, page_figures, page_parts, provenance, under_judges
 from xlingtox.study.results import StudyResults
 from xlingtox.study.sentences import without_warnings
 from xlingtox.study.terminal import in_ascii
@@ -146,7 +146,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _warnings(studies: Mapping[str, StudyResults]) -> list[str]:
-    return [f"{seen(name)}: {seen(warning)}" for name, results in studies.items() for warning in results.warnings]
+    alone = under_judges.alone(studies, _claims(studies))
+    return alone + [
+        f"{seen(name)}: {seen(warning)}" for name, results in studies.items() for warning in results.warnings
+    ]
 
 
 def _differences(studies: Mapping[str, StudyResults]) -> str:
