@@ -23,8 +23,8 @@ def example_values() -> dict[str, Any]:
     sources = candidates.where(activations.mean(language="en") > 0)
     frontier, matrix = made_up_frontier(), made_up_matrix()
     validation, blind_spots = judged_by_two(), blinded()
-    names = ("lm", "prompts", "probe", "candidates", "activations", "sources", "frontier", "matrix")
-    names += ("validation", "blind_spots")
+    names = {"lm", "prompts", "probe", "candidates", "activations", "sources", "frontier", "matrix"}
+    names |= {"validation", "blind_spots"}
     return {"xt": xt} | {name: value for name, value in locals().items() if name in names}
 
 

@@ -65,8 +65,8 @@ def test_a_word_list():
         assert (row.lost_low, row.lost_high) == pytest.approx((expected[1].low, expected[1].high))
         assert row.score_after == pytest.approx(1 - row.lost)
     assert found.warnings == (
-        f"wordlist is blind to {', '.join(f'{way} (100%)' for way in escaping)}: it no longer flags so many of the texts "
-        "that it flagged.",
+        f"wordlist is blind to {', '.join(f'{way} (100%)' for way in escaping)}: it no longer flags so many of the "
+        "texts that it flagged.",
     )
 
 

@@ -66,5 +66,5 @@ def test_refused(scorers, words):
 
 
 def test_an_unknown_rule():
-    with pytest.raises(ValueError, match="rule is 'min' .*expected one of 'mean', 'max'"):
+    with pytest.raises(ValueError, match=r"rule is 'min' .*expected one of 'mean', 'max'"):
         Ensemble(LISTS, rule="min")

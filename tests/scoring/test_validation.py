@@ -311,7 +311,7 @@ def test_bad_input_is_refused_before_a_judge_is_asked(judges, rows, options, wor
 
 
 def test_wrong_types_and_choices():
-    with pytest.raises(ValueError, match="by is 'dialect' .*expected one of 'language', 'all'"):
+    with pytest.raises(ValueError, match=r"by is 'dialect' .*expected one of 'language', 'all'"):
         validate(NeverAsked("en"), GOOD, by="dialect")
     with pytest.raises(TypeError, match="judges is"):
         validate("wordlist", GOOD)

@@ -100,7 +100,7 @@ def teachers(drawn: Resampled, sources: Sequence[str], targets: Sequence[str], v
             )
         ),
         "p": p_values,
-        "p_corrected": holm(p_values),
+        "p_corrected": holm(p_values.tolist()),
     }
     return pd.DataFrame(columns).sort_values("effect", ascending=False, kind="stable", ignore_index=True)
 
@@ -137,7 +137,8 @@ def own_language(drawn: Resampled, sources: Sequence[str], targets: Sequence[str
         differences.append(rows[-1][1:3])
         all_draws.append(draws)
     if rows:
-        rows.insert(0, _row(drawn, "all", *np.mean(differences, axis=0).tolist(), np.mean(all_draws, axis=0)))
+        itself, transferred = map(float, np.mean(differences, axis=0))
+        rows.insert(0, _row(drawn, "all", itself, transferred, np.mean(all_draws, axis=0)))
     numbers = ("own", "transferred", "difference", "low", "high")
     return pd.DataFrame(rows, columns=["language", *numbers]).astype(dict.fromkeys(numbers, float))
 

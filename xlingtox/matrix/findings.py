@@ -94,14 +94,15 @@ def of_relations(relations: pd.DataFrame) -> list[str]:
 def of_predictions(predictions: pd.DataFrame, name: str) -> list[str]:
     """Say whether a property adds to means in the prediction of a language that was left out."""
     sentences = []
-    for row in predictions[predictions.predictor == f"{MEANS} + {name}"].itertuples():
-        if not (math.isfinite(row.error) and math.isfinite(row.p)):
+    for row in predictions[predictions.predictor == f"{MEANS} + {name}"].to_dict("records"):
+        error, guess, p = (float(row[column]) for column in ("error", "guess", "p"))
+        if not (math.isfinite(error) and math.isfinite(p)):
             continue
-        better = row.error < row.guess and row.p <= LEVEL
+        better = error < guess and p <= LEVEL
         sentences.append(
-            f"For a {row.left_out} that was left out, {_name(name)} "
-            f"{'improves on' if better else 'does not clearly improve on'} means: an error of {_points(row.error)}, "
-            f"where that of means is {_points(row.guess)} ({_p(row.p)})."
+            f"For a {row['left_out']} that was left out, {_name(name)} "
+            f"{'improves on' if better else 'does not clearly improve on'} means: an error of {_points(error)}, "
+            f"where that of means is {_points(guess)} ({_p(p)})."
         )
     return sentences
 

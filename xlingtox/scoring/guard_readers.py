@@ -58,7 +58,8 @@ class LocalReader:
 
     def __init__(self, lm: HookedLM, batch_size: int | None) -> None:
         self._lm, self._batch_size, self._fingerprint = lm, batch_size, lm.identity().fingerprint
-        self.name, self.tokenizer, self.most_tokens = lm.name, lm.tokenizer, lm.n_positions
+        self.name, self.tokenizer = lm.name, lm.tokenizer
+        self.most_tokens: int | None = lm.n_positions
         self.vocabulary = int(lm.unembedding().shape[0])
 
     def identity(self) -> Identity:
