@@ -559,7 +559,11 @@ CONTENT: Mapping[str, Callable[[], str]] = {
     "rounding": rows_of("rounding", {"In bfloat16": "what", "Result": "result"}),
     "came-out": rows_of("came-out", {key: key for key in ("Prompts", "Given", "Came out", "From", "To")}),
     "coverage": rows_of("coverage", {"Outcomes": "outcome", "95 % intervals that hold the truth": "result"}),
-    **{f"frontier-{kind}": lambda made=made: table(*made("frontier")) for kind, made in rivals_tables.TABLES.items()},
+    **{
+        f"{name}-{kind}": lambda name=name, made=made: table(*made(name))
+        for name in ("frontier", "frontier-smollm2")
+        for kind, made in rivals_tables.TABLES.items()
+    },
     "frontier-minutes": lambda: rivals_tables.minutes("frontier"),
     **{f"matrix-{kind}": if_stored("matrix", made) for kind, made in matrix_tables.TABLES.items()},
     "matrix-minutes": if_stored("matrix", matrix_tables.minutes),

@@ -6,7 +6,7 @@ is tuned anew by DPO, as a study does it, and prompts, samples, sentences and fi
 
 Prints Markdown tables: toxicity at each budget of perplexity, by each judge; at the middle budget with intervals, and
 with what is kept of knowledge and diversity; by language for the first seed; wins; transfer; costs; seconds; warnings.
-`tutorials/refresh.py --store frontier=FILE` makes the guide's tables of them. `--picture
+`tutorials/refresh.py --store frontier=FILE` (or `frontier-smollm2=FILE`) makes the guide's tables of them. `--picture
 FILE` draws the first seed as a PNG.
 
 Each seed's frontier is kept in the work folder and not measured again. A run that was stopped goes on where it was.

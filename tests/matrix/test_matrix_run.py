@@ -219,7 +219,7 @@ def test_a_matrix_that_is_broken_off_ten_times_ends_with_the_same_bytes(lm, meas
         monkeypatch.setattr(owner, name, breaking(getattr(owner, name)))
     n_broken, result = 0, None
     while result is None:
-        done[0], last = 0, coin.randrange(1, 10) if n_broken < 10 else 0
+        done[0], last = 0, coin.randrange(1, 5) if n_broken < 10 else 0
         try:
             result = run(lm, tmp_path / "matrix", parallel=PARALLEL)
         except Broken:
