@@ -228,6 +228,7 @@ def test_lone_surrogates_are_read_as_unknown_characters(pair):
 
 def test_presets_cover_what_their_cards_say(pair, monkeypatch):
     assert {name: set(preset.languages) for name, preset in PRESETS.items()} == {
+        "textdetox/xlmr-large-toxicity-classifier": set("am ar de en es hi ru uk zh".split()),
         "textdetox/xlmr-large-toxicity-classifier-v2": set("am ar de en es fr he hi hi-Latn it ja ru tt uk zh".split()),
         "unitary/multilingual-toxic-xlm-roberta": set("en es fr it pt ru tr".split()),
     }
