@@ -101,7 +101,11 @@ def test_what_is_kept_in_a_file_can_be_drawn(name):
 @pytest.mark.parametrize(
     ("result", "error", "words"),
     [
-        (0.5, TypeError, r"^plot: result is a float, expected one of: Comparison, Transfer, Retrieval, TransferMatrix, "),
+        (
+            0.5,
+            TypeError,
+            r"^plot: result is a float, expected one of: Comparison, Transfer, Retrieval, TransferMatrix, ",
+        ),
         (None, TypeError, "^plot: result is a NoneType, expected"),
         ([0.5], TypeError, "^plot: result is a list of float, expected .*: TokenActivations, LayerDrift"),
         ([], ValueError, "the list of results is empty"),

@@ -233,7 +233,7 @@ def test_presets_cover_what_their_cards_say(pair, monkeypatch):
         "unitary/multilingual-toxic-xlm-roberta": set("en es fr it pt ru tr".split()),
     }
     monkeypatch.setattr(classifier, "_loaded", lambda source, _, **__: (*pair, source))
-    for name, kind in zip(PRESETS, ("softmax", "sigmoid"), strict=True):
+    for name, kind in zip(PRESETS, ("softmax", "softmax", "sigmoid"), strict=True):
         scorer = ClassifierScorer(name, progress=False)
         assert (scorer.name, scorer.languages) == (name, PRESETS[name].languages)
         assert kind in scorer.revision
