@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rivals_tables import Table, mean_of
-from stored_results import stored
+from stored_results import rows_below
 
 from xlingtox import languages
 
 
 def _rows(title: str) -> list[Mapping[str, str]]:
-    return [row for row in stored("matrix")["rows"] if row["table"] == title]
+    return rows_below("matrix", title)
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -94,12 +94,6 @@ def agreement() -> Table:
     rows = _rows("agreement")
     columns = _columns(rows)
     return columns, [[row[column] for column in columns] for row in rows]
-
-
-def minutes() -> str:
-    """Return how much processor time one seed took, at most."""
-    seconds = max(float(row["Processor seconds"]) for row in _rows("seconds"))
-    return f"{max(1, round(seconds / 60))} minutes"
 
 
 _MEASURES = {

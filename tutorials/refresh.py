@@ -17,6 +17,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -434,18 +435,6 @@ def r_interval() -> str:
     return f"r = {demo['transfer']['emt']['r']:.2f} has a 95 % interval from {signed(low, 2)} to {signed(high, 2)}"
 
 
-def if_stored(name: str, made: Callable[[], rivals_tables.Table | str]) -> Callable[[], str]:
-    """Return a function that shows a table or a value of a stored result, or says that nothing is measured yet."""
-
-    def shown() -> str:
-        if not (RESULTS / f"{name}.json").exists():
-            return "not measured yet"
-        content = made()
-        return content if isinstance(content, str) else table(*content)
-
-    return shown
-
-
 _COSTS = {"What": "what", "Cost": "cost", "Measured against": "measured against"}
 _MODELS = {model: model for model in ("Miniature", "SmolLM2", "GPT-2 small, random")}
 _CONTROLS = {
@@ -564,11 +553,12 @@ CONTENT: Mapping[str, Callable[[], str]] = {
         for name in ("frontier", "frontier-smollm2")
         for kind, made in rivals_tables.TABLES.items()
     },
-    "frontier-minutes": lambda: rivals_tables.minutes("frontier"),
-    **{f"matrix-{kind}": if_stored("matrix", made) for kind, made in matrix_tables.TABLES.items()},
-    "matrix-minutes": if_stored("matrix", matrix_tables.minutes),
-    **{f"tuning-methods-{kind}": if_stored("tuning-methods", made) for kind, made in methods_tables.TABLES.items()},
-    "tuning-methods-minutes": if_stored("tuning-methods", methods_tables.minutes),
+    **{
+        f"{name}-{kind}": lambda made=made: table(*made())
+        for name, tables in (("matrix", matrix_tables.TABLES), ("tuning-methods", methods_tables.TABLES))
+        for kind, made in tables.items()
+    },
+    **{f"{name}-minutes": partial(rivals_tables.minutes, name) for name in ("frontier", "matrix", "tuning-methods")},
     "demo-minutes": demo_minutes,
     "share-of-all-pairs": share_of_all_pairs,
     "r-interval": r_interval,

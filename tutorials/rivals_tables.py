@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
-from stored_results import stored
+from stored_results import rows_below
 
 Table = tuple[Sequence[str], Iterable[Sequence[str]]]
 """The headings of a table, and its rows."""
@@ -11,17 +11,18 @@ Table = tuple[Sequence[str], Iterable[Sequence[str]]]
 SHOWN = "+10 %"
 """The budget that most tables show."""
 
-CONTROLS = ("random neurons", "random direction")
+CONTROLS = ("random neurons", "random direction", "DPO of random neurons")
+"""Methods that are no method; tables show them in italics."""
 
 
 def _rows(name: str, title: str, budget: str | None = None) -> list[Mapping[str, str]]:
     """Return the rows below a title, of the first judge, and of one budget or all."""
-    rows = [row for row in stored(name)["rows"] if row["table"] == title]
+    rows = rows_below(name, title)
     judge = next((row["Judge"] for row in rows if "Judge" in row), None)
     return [row for row in rows if row.get("Judge") == judge and budget in (None, row.get("Budget"))]
 
 
-def _by_method(rows: Iterable[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
+def by_method(rows: Iterable[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
     """Return each method's rows, one a seed."""
     methods: dict[str, list[Mapping[str, str]]] = {}
     for row in rows:
@@ -29,7 +30,8 @@ def _by_method(rows: Iterable[Mapping[str, str]]) -> dict[str, list[Mapping[str,
     return methods
 
 
-def _named(method: str) -> str:
+def named(method: str) -> str:
+    """Return a method's name as tables show it."""
     return f"*{method}*" if method in CONTROLS else method
 
 
@@ -53,8 +55,8 @@ def budgets(name: str) -> Table:
     rows = _rows(name, "budgets")
     shown = list(dict.fromkeys(row["Budget"] for row in rows))
     cells = []
-    for method, of_method in _by_method(rows).items():
-        line = [_named(method)]
+    for method, of_method in by_method(rows).items():
+        line = [named(method)]
         for budget in shown:
             here = [row for row in of_method if row["Budget"] == budget]
             stopped = any(row["Stopped by"] != "perplexity" for row in here)
@@ -69,7 +71,7 @@ def at_ten(name: str) -> Table:
     rows = [row for row in _rows(name, "toxicity") if row["Budget"] in ("–", SHOWN)]
     first = [row for row in rows if row["Seed"] == rows[0]["Seed"]]
     columns = ["English (95 %)", "Others", "All (95 %)", "Change (95 %)", "Reached", "Stopped by"]
-    return ["Method", *columns], [[_named(row["Method"]), *(row[column] for column in columns)] for row in first]
+    return ["Method", *columns], [[named(row["Method"]), *(row[column] for column in columns)] for row in first]
 
 
 def kept(name: str) -> Table:
@@ -78,8 +80,8 @@ def kept(name: str) -> Table:
     columns: dict[str, tuple[int, str]] = {"Perplexity": (2, ""), "Not sound": (1, " %")}
     columns |= {"Knowledge": (2, ""), "Diversity": (3, "")}
     cells = [
-        [_named(method), *(mean_of([row[column] for row in of_method], *how) for column, how in columns.items())]
-        for method, of_method in _by_method(rows).items()
+        [named(method), *(mean_of([row[column] for row in of_method], *how) for column, how in columns.items())]
+        for method, of_method in by_method(rows).items()
     ]
     return ["Method", *columns], cells
 
@@ -89,8 +91,8 @@ def by_seed(title: str, columns: Sequence[str]) -> Callable[[str], Table]:
 
     def shown(name: str) -> Table:
         cells = [
-            [_named(method), *(" / ".join(row[column] for row in of_method) for column in columns)]
-            for method, of_method in _by_method(_rows(name, title, SHOWN)).items()
+            [named(method), *(" / ".join(row[column] for row in of_method) for column in columns)]
+            for method, of_method in by_method(_rows(name, title, SHOWN)).items()
         ]
         return ["Method", *columns], cells
 
@@ -102,16 +104,16 @@ def by_language(name: str) -> Table:
     rows = [row for row in _rows(name, "by language") if row["Budget"] in ("–", SHOWN)]
     codes = [column for column in rows[0] if column not in ("table", "Model", "Seed", "Budget", "Method")]
     first = [row for row in rows if row["Seed"] == rows[0]["Seed"]]
-    return ["Method", *codes], [[_named(row["Method"]), *(row[code] for code in codes)] for row in first]
+    return ["Method", *codes], [[named(row["Method"]), *(row[code] for code in codes)] for row in first]
 
 
 def costs(name: str) -> Table:
     """Return what each method costs, in the mean over seeds, and whether it can be baked."""
     cells = []
-    for method, rows in _by_method(_rows(name, "costs")).items():
+    for method, rows in by_method(_rows(name, "costs")).items():
         fit, token = (fmean(_number(row[column]) for row in rows) for column in ("Fit (s)", "Time a token"))
         baked = rows[0]["Can be baked"].partition(":")[0]
-        cells.append([_named(method), f"{fit:.1f}", f"{token:.2f}", baked])
+        cells.append([named(method), f"{fit:.1f}", f"{token:.2f}", baked])
     return ["Method", "Fit (s)", "Time a token", "Can be baked"], cells
 
 

@@ -30,6 +30,11 @@ def stored(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
+def rows_below(name: str, title: str) -> list[Mapping[str, str]]:
+    """Return the rows of one table of a stored result that a benchmark printed."""
+    return [row for row in stored(name)["rows"] if row["table"] == title]
+
+
 def store(name: str, source: Path, *, command: str | None, machine: str | None) -> None:
     """Make a stored result anew, and keep its command and machine unless others are given."""
     file = RESULTS / f"{name}.json"

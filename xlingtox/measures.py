@@ -43,7 +43,7 @@ class Measure:
     @property
     def words(self) -> str:
         """The name as it is written inside a sentence."""
-        return _IN_A_SENTENCE.get(self.name, self.name.replace("_", " "))
+        return in_words(self.name)
 
     def possible_change(self, low: float, high: float) -> tuple[float, float]:
         """Clip the interval of a change to the changes that the measure's range allows.
@@ -56,6 +56,11 @@ class Measure:
 
 
 _IN_A_SENTENCE = {"emt": "expected maximum toxicity", "sound_toxicity": "toxicity of sound continuations"}
+
+
+def in_words(name: str) -> str:
+    """Return the name of a measure, also of one that is not in the table, as it is written inside a sentence."""
+    return _IN_A_SENTENCE.get(name, name.replace("_", " "))
 
 
 def _table(*measures: Measure) -> Mapping[str, Measure]:

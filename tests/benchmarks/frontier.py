@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import carried
 import numpy as np
@@ -31,6 +32,8 @@ from datasets import Dataset
 
 import xlingtox as xt
 from xlingtox.models.journal import Journal, using
+
+Made = TypeVar("Made")
 
 SMOLLM2 = ("en", "es", "fr", "it", "nl", "de")
 """Languages that SmolLM2 writes, and in which it insults once it was taught to in English."""
@@ -55,10 +58,8 @@ def measured(options: argparse.Namespace, seed: int) -> Measured:
     if not file.exists():
         journal = options.work / f"journal-{name}"
         resumed = journal.exists()
-        clock, processor = time.perf_counter(), time.process_time()
         with using(Journal(journal / "texts.sqlite", journal / "numbers.sqlite")):
-            frontier = _frontier(options, seed)
-        seconds = {"clock": time.perf_counter() - clock, "processor": time.process_time() - processor}
+            frontier, seconds = timed(lambda: _frontier(options, seed))
         frontier.save(file)
         about.write_text(json.dumps(seconds | {"resumed": resumed}))
     return Measured(options.model, seed, xt.Frontier.load(file), json.loads(about.read_text()))
@@ -247,14 +248,12 @@ def seconds(run: Measured) -> Iterator[dict[str, str]]:
         "Points": f"{points}",
         "Languages": f"{len(run.frontier.languages)}",
         "Continuations": f"{(1 + points) * run.frontier.n_samples * n_prompts}",
-        "Seconds": f"{run.seconds['clock']:.0f}" + (" (resumed)" if run.seconds["resumed"] else ""),
-        "Processor seconds": f"{run.seconds['processor']:.0f}",
+        **times(run.seconds),
     }
 
 
 def warnings(run: Measured) -> Iterator[dict[str, str]]:
-    for warning in run.frontier.warnings:
-        yield {"Warning": warning.replace("|", "/")}
+    yield from sentences("Warning", run.frontier.warnings)
 
 
 TABLES = {
@@ -283,6 +282,34 @@ def interval(value: float, low: float, high: float, sign: str = "") -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def times(seconds: Mapping[str, float]) -> dict[str, str]:
+    """Return the cells of what a run took."""
+    return {
+        "Seconds": f"{seconds['clock']:.0f}" + (" (resumed)" if seconds["resumed"] else ""),
+        "Processor seconds": f"{seconds['processor']:.0f}",
+    }
+
+
+def sentences(title: str, said: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Yield a row for each sentence, without the lines that would end a cell."""
+    for sentence in said:
+        yield {title: sentence.replace("|", "/")}
+
+
+def timed(make: Callable[[], Made]) -> tuple[Made, dict[str, float]]:
+    """Return what a function makes, and the seconds that it took: on the clock, and of processor time."""
+    clock, processor = time.perf_counter(), time.process_time()
+    made = make()
+    return made, {"clock": time.perf_counter() - clock, "processor": time.process_time() - processor}
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Set the number of threads, quiet transformers, and make the work folder."""
+    torch.set_num_threads(options.threads)
+    transformers.utils.logging.set_verbosity_error()
+    options.work.mkdir(parents=True, exist_ok=True)
 
 
 def show(title: str, rows: list[dict[str, str]]) -> None:
@@ -316,9 +343,7 @@ def main() -> None:
     if options.model == "smollm2" and options.taught is None:
         parser.error("SmolLM2 insults nobody: give --taught FOLDER, a copy that was taught to")
     options.languages = options.languages or (SMOLLM2 if options.model == "smollm2" else xt.languages.CODES)
-    torch.set_num_threads(options.threads)
-    transformers.utils.logging.set_verbosity_error()
-    options.work.mkdir(parents=True, exist_ok=True)
+    prepare(options)
     runs = [measured(options, seed) for seed in options.seeds]
     for title, rows_of in TABLES.items():
         # Seventeen columns a seed would fill pages.

@@ -20,7 +20,6 @@ import argparse
 import itertools
 import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +27,12 @@ from pathlib import Path
 import frontier as rivals
 import numpy as np
 import pictures
-import torch
-import transformers
 from frontier import interval, number
 from scipy import stats
 
 import xlingtox as xt
+from xlingtox.matrix.cells import own as own_cells
+from xlingtox.matrix.relations import left_over
 from xlingtox.mini import corpus
 
 MEASURE = "average_toxicity"
@@ -54,9 +53,7 @@ def measured(options: argparse.Namespace, seed: int) -> Measured:
     if not file.exists():
         folder = options.work / f"seed-{seed}"
         resumed = folder.exists()
-        clock, processor = time.perf_counter(), time.process_time()
-        matrix = _matrix(options, seed, folder)
-        seconds = {"clock": time.perf_counter() - clock, "processor": time.process_time() - processor}
+        matrix, seconds = rivals.timed(lambda: _matrix(options, seed, folder))
         matrix.save(file)
         about.write_text(json.dumps(seconds | {"resumed": resumed}))
     return Measured(seed, xt.TransferMatrix.load(file), json.loads(about.read_text()))
@@ -239,8 +236,7 @@ def neurons(run: Measured) -> Iterator[dict[str, str]]:
 
 
 def findings(run: Measured) -> Iterator[dict[str, str]]:
-    for sentence in run.matrix.headline:
-        yield {"Finding": sentence.replace("|", "/")}
+    yield from rivals.sentences("Finding", run.matrix.headline)
 
 
 def seconds(run: Measured) -> Iterator[dict[str, str]]:
@@ -249,14 +245,12 @@ def seconds(run: Measured) -> Iterator[dict[str, str]]:
         "Models": f"{sizes[0]}",
         "Targets": f"{sizes[1]}",
         "Prompts of each": f"{sizes[2]}",
-        "Seconds": f"{run.seconds['clock']:.0f}" + (" (resumed)" if run.seconds["resumed"] else ""),
-        "Processor seconds": f"{run.seconds['processor']:.0f}",
+        **rivals.times(run.seconds),
     }
 
 
 def warnings(run: Measured) -> Iterator[dict[str, str]]:
-    for warning in run.matrix.warnings:
-        yield {"Warning": warning.replace("|", "/")}
+    yield from rivals.sentences("Warning", run.matrix.warnings)
 
 
 TABLES = {
@@ -275,7 +269,7 @@ TABLES = {
 
 
 def _same(matrix: xt.TransferMatrix) -> np.ndarray:
-    return np.array(matrix.sources)[:, None] == np.array(matrix.targets)
+    return own_cells(matrix.sources, matrix.targets)
 
 
 def _effects(matrix: xt.TransferMatrix, role: str) -> np.ndarray:
@@ -284,12 +278,8 @@ def _effects(matrix: xt.TransferMatrix, role: str) -> np.ndarray:
 
 
 def _left_over(matrix: xt.TransferMatrix) -> np.ndarray:
-    """Return what is left of the drops off the diagonal after an effect for each row and each column."""
-    same, values = _same(matrix), matrix.drops(MEASURE)
-    rows, columns = (np.eye(len(codes)) for codes in (matrix.sources, matrix.targets))
-    design = np.array([[*rows[i], *columns[j]] for i, j in zip(*np.nonzero(~same), strict=True)])
-    known = values[~same]
-    return known - design @ np.linalg.lstsq(design, known, rcond=None)[0]
+    """Return what teachers and pupils leave over of the drops off the diagonal."""
+    return left_over(matrix.drops(MEASURE), matrix.sources, matrix.targets)[~_same(matrix)]
 
 
 def _spearman(one: np.ndarray, other: np.ndarray) -> str:
@@ -331,9 +321,7 @@ def main() -> None:
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    transformers.utils.logging.set_verbosity_error()
-    options.work.mkdir(parents=True, exist_ok=True)
+    rivals.prepare(options)
     runs = [measured(options, seed) for seed in options.seeds]
     for title, rows_of in TABLES.items():
         # Seventeen columns a seed would fill pages.

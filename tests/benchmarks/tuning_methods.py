@@ -27,8 +27,6 @@ from typing import Any
 import frontier as rivals
 import numpy as np
 import pictures
-import torch
-import transformers
 from frontier import ALL, SOURCE, Measured, interval, rise
 
 import xlingtox as xt
@@ -103,10 +101,8 @@ def measured(options: argparse.Namespace, seed: int) -> tuple[Measured, dict[str
     if not file.exists():
         journal = options.work / f"journal-methods-{seed}"
         resumed = journal.exists()
-        clock, processor = time.perf_counter(), time.process_time()
         with using(Journal(journal / "texts.sqlite", journal / "numbers.sqlite")):
-            frontier, tunings = _frontier(options, seed)
-        seconds = {"clock": time.perf_counter() - clock, "processor": time.process_time() - processor}
+            (frontier, tunings), seconds = rivals.timed(lambda: _frontier(options, seed))
         frontier.save(file)
         about.write_text(json.dumps({"seconds": seconds | {"resumed": resumed}, "tunings": tunings}))
     kept = json.loads(about.read_text())
@@ -221,9 +217,7 @@ def main() -> None:
     options = parser.parse_args()
     if DPO not in options.methods:
         parser.error(f"every method is compared with {DPO}: name it too")
-    torch.set_num_threads(options.threads)
-    transformers.utils.logging.set_verbosity_error()
-    options.work.mkdir(parents=True, exist_ok=True)
+    rivals.prepare(options)
     both = [measured(options, seed) for seed in options.seeds]
     runs = [run for run, _ in both]
     rows = [

@@ -92,7 +92,7 @@ differences
 @pytest.fixture
 def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(TUTORIALS))
-    names = ("stored_results", "matrix_tables", "methods_tables")
+    names = ("stored_results", "rivals_tables", "matrix_tables", "methods_tables")
     modules = {name: importlib.import_module(name) for name in names}
     monkeypatch.setattr(sys.modules["stored_results"], "RESULTS", tmp_path)
     for name, text in (("matrix", MATRIX), ("tuning-methods", METHODS)):
@@ -121,7 +121,7 @@ def test_tables_of_the_matrix(tables: dict[str, ModuleType]) -> None:
         "2 of 2 / 1 of 2",
         "0 of 2 / 0 of 2",
     ]
-    assert tables["matrix_tables"].minutes() == "10 minutes"
+    assert tables["rivals_tables"].minutes("matrix") == "10 minutes"
 
 
 def test_tables_of_the_methods(tables: dict[str, ModuleType]) -> None:

@@ -16,7 +16,7 @@ from xlingtox.checking import checked
 from xlingtox.evaluation.degenerate import UNSOUND
 from xlingtox.evaluation.measurement import Measures
 from xlingtox.html.tables import percent
-from xlingtox.measures import COMPARED
+from xlingtox.measures import in_words
 from xlingtox.text import first_few
 
 FEWEST_TOXIC = 6
@@ -111,7 +111,7 @@ def of_comparison(
     warnings = []
     if low:
         warnings.append(
-            f"Too little toxicity to tell: the model before writes hardly any toxic text in {_places(low, codes)}. "
+            f"Too little toxicity to tell: the model before writes hardly any toxic text in {places(low, codes)}. "
             f"Fewer than {FEWEST_TOXIC} toxic texts cannot show a fall: take more samples, or prompts that draw out "
             "more toxicity."
         )
@@ -124,13 +124,13 @@ def of_comparison(
         }
         if broken:
             warnings.append(
-                f"Fluency collapsed: the perplexity of {text} more than doubled in {_places(broken, codes)}. A model "
+                f"Fluency collapsed: the perplexity of {text} more than doubled in {places(broken, codes)}. A model "
                 "that writes nonsense insults nobody: edit less, or tune for fewer steps."
             )
     if silent:
         warnings.append(
             "Silence, not safety: continuations that are not sound explain most of the fall of toxicity in "
-            f"{_places(silent, codes)}. Read the toxicity of sound continuations, and the counts of each kind."
+            f"{places(silent, codes)}. Read the toxicity of sound continuations, and the counts of each kind."
         )
     return warnings
 
@@ -207,14 +207,14 @@ def of_unedited(
     }
     if low:
         warnings.append(
-            f"Too little toxicity to tell: the unedited model writes hardly any toxic text in {_places(low, codes)}. "
+            f"Too little toxicity to tell: the unedited model writes hardly any toxic text in {places(low, codes)}. "
             f"Fewer than {FEWEST_TOXIC} toxic texts cannot show a fall: take more samples, or prompts that draw out "
             "more toxicity."
         )
     broken = {code: f"{percent(degenerate[code])} not sound" for code in codes if degenerate[code] > MOST_UNSOUND}
     if broken:
         warnings.append(
-            f"The unedited model's own text is not sound in {_places(broken, codes)}. There, silence under an edit "
+            f"The unedited model's own text is not sound in {places(broken, codes)}. There, silence under an edit "
             "hardly shows."
         )
     return warnings
@@ -235,7 +235,7 @@ def of_drops(drops: Mapping[str, float], *, measure: str) -> list[str]:
     known = {code: drop for code, drop in drops.items() if math.isfinite(drop)}
     if len(known) < _FEWEST_TO_CORRELATE:
         return []
-    words = COMPARED[measure].words if measure in COMPARED else measure.replace("_", " ")
+    words = in_words(measure)
     least, greatest = min(known.values()), max(known.values())
     if least >= NEAR_ONE:
         return [
@@ -289,7 +289,7 @@ def _explained(
     return f"{_from_to(before.average_toxicity, after.average_toxicity)}; {among_sound}; {unsound}"
 
 
-def _places(numbers: Mapping[str, str], codes: Sequence[str]) -> str:
+def places(numbers: Mapping[str, str], codes: Sequence[str]) -> str:
     """Name the languages, each with its numbers; of many languages only the first few."""
     listed = first_few([f"{languages.name(code)} ({words})" for code, words in numbers.items()], _NAMED, "others")
     return listed if len(codes) == 1 else f"{len(numbers)} of {len(codes)} languages: {listed}"

@@ -13,7 +13,8 @@ from xlingtox import languages
 from xlingtox.checking import checked
 from xlingtox.figures.style import AFTER, CONTROL, SOURCES, drawable, error_bars, heading, language_label, limit, styled
 from xlingtox.matrix import TransferMatrix
-from xlingtox.measures import COMPARED
+from xlingtox.matrix.summary import mark_of
+from xlingtox.measures import in_words
 
 UNCLEAR, DOUBTFUL = "○", "×"
 """The marks of a cell whose interval holds zero, and of one that cannot carry a finding."""
@@ -98,21 +99,10 @@ def transfer_matrix(result: TransferMatrix, *, measure: str = "average_toxicity"
         # A dark frame with a light line in it is seen on every colour.
         for look in _FRAME:
             figure.add_shape(type="rect", line=look, **corners)
-    zero = {"zeroline": True, "showgrid": True, "nticks": 4, "title_font_size": 12, "title_standoff": 6}
-    map_x = {
-        "title_font_size": 12,
-        "title_standoff": 6,
-        "range": [-0.5, n_columns - 0.5],
-        "domain": [0, _MAP],
-        "showgrid": False,
-    }
-    map_y = {
-        "title_font_size": 12,
-        "title_standoff": 6,
-        "range": [n_rows - 0.5, -0.5],
-        "domain": [0, top],
-        "showgrid": False,
-    }
+    titled = {"title_font_size": 12, "title_standoff": 6}
+    zero = {**titled, "zeroline": True, "showgrid": True, "nticks": 4}
+    map_x = {**titled, "range": [-0.5, n_columns - 0.5], "domain": [0, _MAP], "showgrid": False}
+    map_y = {**titled, "range": [n_rows - 0.5, -0.5], "domain": [0, top], "showgrid": False}
     side, above = [_MAP + 0.045, 1], [(height + _GAP) / (height + _GAP + _STRIP), 1]
     figure.update_layout(
         xaxis={**map_x, **_named(result.targets), "tickangle": -90 if is_narrow else 0, "title_text": "evaluated in"},
@@ -125,7 +115,7 @@ def transfer_matrix(result: TransferMatrix, *, measure: str = "average_toxicity"
     most = min(1.0, limit(drop for line in drops for drop in line))
     bar = {"orientation": "h", "thickness": 12, "tickformat": ".0%", "lenmode": "fraction", "len": _MAP}
     bar |= {"x": 0, "xanchor": "left", "yref": "container", "y": 0.0, "yanchor": "bottom", "ypad": 6}
-    words = COMPARED[measure].words if measure in COMPARED else measure.replace("_", " ")
+    words = in_words(measure)
     marks = f"{UNCLEAR} the interval holds zero, {DOUBTFUL} cannot carry a finding; framed: own language"
     return styled(figure, height=112 + _STRIP + _GAP + height + below + _BAR).update_layout(
         title=heading(f"Relative drop in {words}, by source and target", marks),
@@ -142,8 +132,7 @@ def _named(codes: Sequence[str]) -> dict[str, object]:
 
 def _text(row: Mapping[Hashable, Any], *, labelled: bool) -> str:
     """Return the text of a cell: its drop, where there is room for it, and its mark."""
-    drop, low, high = (float(row[name]) for name in ("relative_drop", "low", "high"))
-    mark = DOUBTFUL if row["caution"] else UNCLEAR if low <= 0 <= high else ""
+    drop, mark = float(row["relative_drop"]), mark_of(row, unclear=UNCLEAR, doubtful=DOUBTFUL)
     if labelled and math.isfinite(drop):
         return " ".join(filter(None, [f"{drop:.0%}".replace("-", "−"), mark]))
     return mark

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from xlingtox import languages
 from xlingtox.evaluation import cautions
+from xlingtox.evaluation.cautions import places
 from xlingtox.html.tables import number, percent
 from xlingtox.matrix.cells import cells, off_diagonal
 from xlingtox.text import first_few
@@ -67,19 +68,20 @@ class Doubts:
         low = {code: words for code, words in zip(self.targets, self._hardly_toxic(), strict=True) if words}
         if low:
             warnings.append(
-                f"Too little toxicity to tell: the base writes hardly any toxic text in {self._places(low)}. Fewer "
-                f"than {cautions.FEWEST_TOXIC} prompts with toxic text cannot show a drop: take more samples, or "
+                f"Too little toxicity to tell: the base writes hardly any toxic text in {places(low, self.targets)}. "
+                f"Fewer than {cautions.FEWEST_TOXIC} prompts with toxic text cannot show a drop: take more samples, or "
                 "prompts that draw out more toxicity."
             )
         unsound = {code: f"{percent(share)} not sound" for code, share in self._unsound().items()}
         if unsound:
             warnings.append(
-                f"The base's own text is not sound in {self._places(unsound)}. There, silence hardly shows."
+                f"The base's own text is not sound in {places(unsound, self.targets)}. There, silence hardly shows."
             )
         too_few = {code: str(n) for code, n in self._n_prompts().items() if n < FEWEST_PROMPTS}
         if too_few:
             warnings.append(
-                f"Too few prompts in {self._places(too_few)}. Fewer than {FEWEST_PROMPTS} show no drop: give more."
+                f"Too few prompts in {places(too_few, self.targets)}. Fewer than {FEWEST_PROMPTS} show no drop: give "
+                "more."
             )
         if by_reason[COLLAPSED].any():
             warnings.append(
@@ -137,10 +139,6 @@ class Doubts:
         further, fall = shares.after - shares.before, toxicity.before - toxicity.after
         lost = toxicity.before * further / np.where(shares.before < 1, 1 - shares.before, math.nan)
         return (further >= cautions.MORE_UNSOUND) & (fall > 0) & (lost > cautions.EXPLAINS * fall)
-
-    def _places(self, numbers: Mapping[str, str]) -> str:
-        listed = first_few([f"{languages.name(code)} ({words})" for code, words in numbers.items()], 4, "others")
-        return listed if len(self.targets) == 1 else f"{len(numbers)} of {len(self.targets)} languages: {listed}"
 
     def _named(
         self,

@@ -104,7 +104,7 @@ class MatrixFolder:
         """Remove the tuned model of a run. How it was tuned, and its losses, stay."""
 
         def remove() -> None:
-            if not run.source or not (folder := self.tuning(run)).is_dir():
+            if not (folder := self.tuning(run)).is_dir():
                 return
             for path in folder.iterdir():
                 if path.is_dir():

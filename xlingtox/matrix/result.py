@@ -19,7 +19,7 @@ from xlingtox.checking import checked
 from xlingtox.equality import equal
 from xlingtox.matrix import cells, doubts, effects, findings, prediction, relations, stored, summary
 from xlingtox.matrix.resampled import Resampled, resampled
-from xlingtox.measures import COMPARED
+from xlingtox.measures import in_words
 from xlingtox.models.identity import Identity
 from xlingtox.scoring.protocol import ScorerIdentity
 
@@ -309,7 +309,7 @@ class TransferMatrix:
         )
         return (
             *self._doubts.sentences(),
-            *doubts.of_drops(tuned.drops, self.sources, self.targets, words=_words(MEASURE)),
+            *doubts.of_drops(tuned.drops, self.sources, self.targets, words=in_words(MEASURE)),
             *doubts.of_control(*means, has_shuffled=self.has_shuffled),
         )
 
@@ -325,7 +325,7 @@ class TransferMatrix:
         control = self._drawn(MEASURE, shuffled=True) if self.has_shuffled else None
         by_language, p = self.own_language(), effects.differ_p(tuned, self.sources, self.targets)
         return (
-            *findings.of_transfer(tuned, control, self.sources, self.targets, own=by_language, words=_words(MEASURE)),
+            *findings.of_transfer(tuned, control, self.sources, self.targets, own=by_language, words=in_words(MEASURE)),
             *findings.of_teachers(self.teachers(versus=versus), p, versus=versus),
             *findings.of_relations(self.relations()),
             *findings.of_predictions(self.predictions(), RETRIEVAL),
@@ -336,7 +336,7 @@ class TransferMatrix:
         return summary.html(
             self.to_frame(MEASURE),
             self.effects(),
-            words=_words(MEASURE),
+            words=in_words(MEASURE),
             warnings=self.warnings,
             headline=self.headline,
         )
@@ -384,8 +384,3 @@ class TransferMatrix:
         tensors, about = files.read_tensors(path)
         with files.understood(path, "transfer matrix"):
             return cls(**stored.fields(tensors, about))
-
-
-def _words(measure: str) -> str:
-    """Return a measure's name as it is written inside a sentence."""
-    return COMPARED[measure].words if measure in COMPARED else measure.replace("_", " ")

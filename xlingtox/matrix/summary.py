@@ -61,12 +61,20 @@ def html(
     )
 
 
+def mark_of(row: Mapping[Hashable, Any], *, unclear: str, doubtful: str) -> str:
+    """Return the mark of a cell: that it cannot carry a finding, or else that its interval holds zero; "" for none.
+
+    Args:
+        row: a row of `TransferMatrix.to_frame`.
+    """
+    return doubtful if row["caution"] else unclear if row["low"] <= 0 <= row["high"] else ""
+
+
 def _cell(row: Mapping[Hashable, Any]) -> str:
-    drop, low, high = (float(row[name]) for name in ("relative_drop", "low", "high"))
+    drop = float(row["relative_drop"])
     if not math.isfinite(drop):
         return "–"
-    mark = DOUBTFUL if row["caution"] else UNCLEAR if low <= 0 <= high else ""
-    text = tables.percent(drop) + mark
+    text = tables.percent(drop) + mark_of(row, unclear=UNCLEAR, doubtful=DOUBTFUL)
     return f"<b>{text}</b>" if row["same"] else text
 
 
