@@ -36,7 +36,18 @@ def test_each_way_of_writing(way, text, expected):
 def test_every_way_changes_english_and_none_fails():
     for way in PERTURBATIONS:
         assert perturbed("You fool", way) != "You fool"
-        for text in ("", " ", "\ud800x", "e\u0301e\u0301e\u0301", "👩‍👩‍👧 ok", "نص عربي", "한국어", "a\0b"):
+        for text in (
+            "",
+            " ",
+            "\ud800x",
+            "e\u0301e\u0301e\u0301",
+            "👩‍👩‍👧 ok",
+            "نص عربي",
+            "한국어",
+            "a\0b",
+            "स्त्री",
+            "\u1112\u1161\u11ab",
+        ):
             assert isinstance(perturbed(text, way), str)
 
 

@@ -21,9 +21,9 @@ from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.languages import in_order
 from xlingtox.scoring.auroc import wilson
-from xlingtox.scoring.cache import Cached
 from xlingtox.scoring.perturbations import PERTURBATIONS, check_perturbations
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_scores, check_texts
+from xlingtox.scoring.several import cached, several
 from xlingtox.text import in_line
 
 _BLIND = 0.5
@@ -187,9 +187,8 @@ class BlindSpots:
         """
         tensors, about = files.read_tensors(path)
         with files.understood(path, "blind spots"):
-            judges = [(judge["name"], judge["revision"], tuple(judge["languages"])) for judge in about["judges"]]
             return cls(
-                judges=tuple(ScorerIdentity(*judge) for judge in judges),
+                judges=tuple(ScorerIdentity(**judge) for judge in about["judges"]),
                 perturbations=tuple(about["perturbations"]),
                 languages=tuple(about["languages"]),
                 scores=tensors["scores"].numpy(),
@@ -231,20 +230,14 @@ def blind_spots(
         >>> found.to_frame().query("language == 'en'")[["perturbation", "lost"]].values.tolist()[:2]
         [['look-alike letters', 1.0], ['masked letters', 1.0]]
     """
-    judges = tuple(judge) if isinstance(judge, Sequence) else (judge,)
-    names = [asked.name for asked in judges]
-    if not judges or len(set(names)) < len(names):
-        raise ValueError(f"expected one judge or several, each with a name of its own, got {names}")
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}: expected a score above 0, and at most 1")
+    judges = several(judge, threshold)
     check_texts(texts, languages)
     if not texts:
         raise ValueError("there are no texts: expected texts that are toxic")
     ways = check_perturbations((perturbations,) if isinstance(perturbations, str) else tuple(perturbations))
     if lacking := [asked.name for asked in judges if not asked.languages & set(languages)]:
         raise ValueError(f"{lacking[0]} covers none of the languages of the texts: {', '.join(in_order(languages))}")
-    if cache is not None:
-        judges = tuple(Cached(asked, path=cache, progress=False) for asked in judges)
+    judges = cached(judges, cache)
     versions = [list(texts), *([PERTURBATIONS[way](text) for text in texts] for way in ways)]
     return BlindSpots(
         judges=tuple(map(ScorerIdentity.of, judges)),

@@ -77,7 +77,7 @@ def calibration_error(
     labels: Float[np.ndarray, "text"], scores: Float[np.ndarray, "text"], *, n_bins: int = 10
 ) -> float:
     """Return the expected calibration error (Guo et al. 2017): the mean distance of score and label over the bins."""
-    return float(_errors(labels[None], scores, n_bins)[0]) if len(scores) else math.nan
+    return _error(labels, scores, n_bins) if len(scores) else math.nan
 
 
 def error_by_chance(scores: Float[np.ndarray, "text"], *, seed: int, n_bins: int = 10) -> float:
@@ -87,8 +87,10 @@ def error_by_chance(scores: Float[np.ndarray, "text"], *, seed: int, n_bins: int
     """
     if not len(scores):
         return math.nan
-    drawn = default_rng(seed).random((_DRAWS, len(scores))) < scores
-    return float(_errors(drawn.astype(np.float64), scores, n_bins).mean())
+    # One draw at a time, because all of them would take kilobytes a text.
+    rng = default_rng(seed)
+    errors = [_error((rng.random(len(scores)) < scores).astype(np.float64), scores, n_bins) for _ in range(_DRAWS)]
+    return float(np.mean(errors))
 
 
 def agreement(toxic: Bool[np.ndarray, "text"], scores: Float[np.ndarray, "text"], threshold: float) -> Agreement:
@@ -140,9 +142,6 @@ def _bins(scores: Float[np.ndarray, "text"], n_bins: int) -> Int[np.ndarray, "te
     return np.minimum((scores * n_bins).astype(np.int64), n_bins - 1)
 
 
-def _errors(
-    labels: Float[np.ndarray, "draw text"], scores: Float[np.ndarray, "text"], n_bins: int
-) -> Float[np.ndarray, "draw"]:
-    in_bin = np.zeros((len(scores), n_bins))
-    in_bin[np.arange(len(scores)), _bins(scores, n_bins)] = 1
-    return np.abs((labels - scores) @ in_bin).sum(axis=1) / len(scores)
+def _error(labels: Float[np.ndarray, "text"], scores: Float[np.ndarray, "text"], n_bins: int) -> float:
+    by_bin = np.bincount(_bins(scores, n_bins), weights=labels - scores, minlength=n_bins)
+    return float(np.abs(by_bin).sum() / len(scores))

@@ -16,7 +16,6 @@ from xlingtox.scoring.protocol import (
     ScorerIdentity,
     check_range,
     check_scorable,
-    from_stream,
 )
 
 Rule: TypeAlias = Literal["mean", "max"]
@@ -82,7 +81,8 @@ class Ensemble(Described):
         Raises:
             UncoveredLanguage: a language that some part does not cover.
         """
-        return from_stream(self, texts, languages)
+        check_scorable(self, texts, languages)
+        return self._combined(texts, languages) if len(texts) else np.zeros(0)
 
     @checked
     def stream(self, texts: Sequence[str], languages: Sequence[str]) -> Iterator[Arrived]:
@@ -90,6 +90,9 @@ class Ensemble(Described):
         check_scorable(self, texts, languages)
         for start in range(0, len(texts), _AT_ONCE):
             rows = list(range(start, min(start + _AT_ONCE, len(texts))))
-            some, codes = texts[start : rows[-1] + 1], languages[start : rows[-1] + 1]
-            scores = np.array([check_range(part, part.score(some, codes), len(rows)) for part in self._scorers])
-            yield rows, scores.mean(axis=0) if self._rule == "mean" else scores.max(axis=0)
+            yield rows, self._combined(texts[start : rows[-1] + 1], languages[start : rows[-1] + 1])
+
+    def _combined(self, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
+        """Ask all parts about all texts at once."""
+        scores = np.array([check_range(part, part.score(texts, languages), len(texts)) for part in self._scorers])
+        return scores.mean(axis=0) if self._rule == "mean" else scores.max(axis=0)

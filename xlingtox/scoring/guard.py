@@ -142,12 +142,11 @@ class GuardScorer(Described):
         about, reading = _reading(known, about, judges, verdicts, prefix)
         covered = named_languages(languages if languages is not None or known is None else known.languages, "guard")
         _check_words(reading.verdicts)
-        if known is not None and isinstance(model, str | Path) and not Path(model).exists():
-            revision = revision or known.revision
         self._guard = reader_of(model, tokenizer, revision=revision, device=device, dtype=dtype, batch_size=batch_size)
         source = self._guard.name
         if instructions is None and known is not None and known.instructions_in is not None:
-            instructions = _from_card(model, known, preset or source, revision)
+            # A revision is the model's. The card of a preset that was named may stand elsewhere.
+            instructions = _from_card(model, known, preset or source, None if preset else revision)
         rendered, is_chat = template_of(
             self._guard.tokenizer,
             template,
@@ -264,8 +263,7 @@ class GuardScorer(Described):
         with bar(self.name, total=len(rows), unit="text", progress=self._progress) as progress_bar:
             for numbers, of_tokens, left_open in self._guard.masses(prompts, self._tokens):
                 mass = of_tokens.sum(1)
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    known = (mass >= self._least_mass) & (mass > 0) & (left_open <= MOST_OPEN * (mass + left_open))
+                known = (mass >= self._least_mass) & (mass > 0) & (left_open <= MOST_OPEN * (mass + left_open))
                 unscored += [(numbers[i], float(mass[i])) for i in np.flatnonzero(~known)]
                 progress_bar.update(len(numbers))
                 if known.any():

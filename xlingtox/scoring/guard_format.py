@@ -133,16 +133,17 @@ class Format:
             ValueError: a text cannot be kept from becoming a control token.
         """
         rows = [[well_formed(text) for text in row] for row in rows]
-        prompts = self._tokens([self.filled(row) for row in rows])
-        for i, row in enumerate(rows):
-            if breaks := self._breaks(row):
-                prompts[i] = self._broken(row, breaks)
+        filled = [self.filled(row) for row in rows]
+        prompts = self._tokens(filled)
+        for i, (row, text) in enumerate(zip(rows, filled, strict=True)):
+            if breaks := self._breaks(row, text):
+                prompts[i] = self._broken(text, breaks)
             if self._n_controls(prompts[i]) > self._n_own:
                 # The tokenizer changes text before it looks for control tokens, so it gets the letters one by one.
                 letters = {place for start, end in self._spans(row) for place in range(start, end)}
-                prompts[i] = self._broken(row, breaks | letters)
-            if self._n_controls(prompts[i]) > self._n_own:
-                raise ValueError(f"text {i} holds a control token of the guard, which cannot be read as plain text")
+                prompts[i] = self._broken(text, breaks | letters)
+                if self._n_controls(prompts[i]) > self._n_own:
+                    raise ValueError(f"text {i} holds a control token of the guard, which cannot be read as plain text")
         return [[*self.start, *ids] if tuple(ids[: len(self.start)]) != self.start else ids for ids in prompts]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
@@ -185,21 +186,19 @@ class Format:
         starts = [0, *ends[:-1]]
         return [(starts[i], ends[i]) for i, part in enumerate(self.parts) if isinstance(part, Slot)]
 
-    def _breaks(self, row: Sequence[str]) -> set[int]:
+    def _breaks(self, row: Sequence[str], text: str) -> set[int]:
         """Return the places in the filled prompt behind which control tokens that a text writes must be broken."""
         if self._pattern is None:
             return set()
-        text, context = self.filled(row), self._longest
-        breaks = set()
+        context, breaks = self._longest, set()
         for start, end in self._spans(row):
             for match in self._pattern.finditer(text, max(0, start - context), min(len(text), end + context)):
                 if match.start() < end and match.start() + len(match[1]) > start:
                     breaks.add(match.start())
         return breaks
 
-    def _broken(self, row: Sequence[str], breaks: Collection[int]) -> list[int]:
-        """Return the tokens of a prompt that is cut into pieces behind the characters at these places."""
-        text = self.filled(row)
+    def _broken(self, text: str, breaks: Collection[int]) -> list[int]:
+        """Return the tokens of a filled prompt that is cut into pieces behind the characters at these places."""
         edges = [0, *(place + 1 for place in sorted(breaks)), len(text)]
         pieces = [text[first:last] for first, last in itertools.pairwise(edges) if first < last]
         return [token for ids in self._tokens(pieces) for token in ids]

@@ -46,7 +46,6 @@ class GuardPreset:
     Attributes:
         languages: the languages that its authors name.
         readings: the questions that it answers, by a word for what is judged. The first is the default.
-        revision: the hub commit that is loaded unless the caller asks for another; None is the newest.
         content: how prompt and answer stand in one user message; None where its chat template has a place for each.
         instructions_in: the name of the text in the card's example that is the system message; None without one.
         generation_prompt: whether the chat template is asked for the beginning of the guard's answer.
@@ -60,7 +59,6 @@ class GuardPreset:
 
     languages: frozenset[str]
     readings: Mapping[str, GuardReading]
-    revision: str | None = None
     content: str | None = None
     instructions_in: str | None = None
     generation_prompt: bool = False

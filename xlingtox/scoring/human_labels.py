@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from xlingtox.data.reading import number_of
 from xlingtox.data.tabular import Table, columns
 from xlingtox.data.votes import has_votes, votes_as_labels
 from xlingtox.languages import SCORED, check, in_order, name
@@ -25,7 +26,7 @@ class HumanLabels:
     languages: list[str]
     labels: Float[np.ndarray, "text"]
 
-    @property
+    @cached_property
     def usable(self) -> frozenset[str]:
         """The languages that have toxic texts and others."""
         return frozenset(self.languages) - one_class(self.languages, self.labels).keys()
@@ -38,7 +39,8 @@ def read(labelled: Table) -> HumanLabels:
         ValueError: a column is missing, a text is blank, a language is unknown, a label is no share of votes, or no
             language has both classes.
     """
-    table = columns(_with_labels(labelled), ("language", "text", "label"), "labelled texts")
+    labelled = votes_as_labels(labelled) if has_votes(labelled) else labelled
+    table = columns(labelled, ("language", "text", "label"), "labelled texts")
     languages, texts, labels = table.values()
     if not texts:
         raise ValueError("there are no labelled texts: expected at least one toxic text and one that is not")
@@ -78,15 +80,8 @@ def rows_of(languages: list[str]) -> dict[str, list[int]]:
     return rows
 
 
-def _with_labels(labelled: Table) -> Table:
-    return votes_as_labels(labelled) if has_votes(labelled) else labelled
-
-
 def _share(label: Any, row: int) -> float:
-    try:
-        share = float(label)
-    except (TypeError, ValueError):
-        share = math.nan
-    if not 0 <= share <= 1:
+    share = number_of(label)
+    if share is None or not 0 <= share <= 1:
         raise ValueError(f"the label of text {row} is {label!r:.60}: expected 0, 1, or a share of votes between them")
     return share

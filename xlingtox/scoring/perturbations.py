@@ -29,8 +29,9 @@ _CLUSTER = regex.compile(r"\X")
 
 def _masked(text: str) -> str:
     def starred(match: regex.Match[str]) -> str:
-        first, _, *rest = _CLUSTER.findall(match.group())
-        return first + "*" + "".join(rest)
+        # Three letters may be one cluster, as in Hindi, and a star for none of them changes nothing.
+        clusters = _CLUSTER.findall(match.group())
+        return match.group() if len(clusters) < 2 else f"{clusters[0]}*{''.join(clusters[2:])}"
 
     return _SPACED_WORD.sub(starred, text)
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 
 from xlingtox.checking import checked
 from xlingtox.data.tabular import Table
-from xlingtox.scoring.cache import Cached
 from xlingtox.scoring.human_labels import HumanLabels, is_toxic, read, rows_of
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_scores
+from xlingtox.scoring.several import cached, several
 from xlingtox.scoring.validation_result import By, Misjudged, Validation
 from xlingtox.text import first_few
 
@@ -60,12 +60,8 @@ def validate(
         >>> [entry.text for entry in result.disagreements]
         ['you jerk']
     """
-    asked = tuple(judges) if isinstance(judges, Sequence) else (judges,)
+    asked = several(judges, threshold)
     names = [judge.name for judge in asked]
-    if not asked or len(set(names)) < len(names):
-        raise ValueError(f"expected one judge or several, each with a name of its own, got {names}")
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}: expected a score above 0, and at most 1")
     if n_disagreements < 0:
         raise ValueError(f"n_disagreements is {n_disagreements}: expected 0 or more")
     people = read(labelled)
@@ -73,8 +69,7 @@ def validate(
         raise ValueError(
             f"none of {', '.join(names)} covers {first_few(sorted(people.usable))}, in which there are labelled texts"
         )
-    if cache is not None:
-        asked = tuple(Cached(judge, path=cache, progress=False) for judge in asked)
+    asked = cached(asked, cache)
     scores = np.array([_scores(judge, people) for judge in asked])
     disagreements = (
         entry
@@ -95,8 +90,8 @@ def validate(
 
 def _scores(judge: Scorer, people: HumanLabels) -> Float[np.ndarray, "text"]:
     """Return the judge's scores, NaN in languages that it does not cover or that have one class."""
-    scores = np.full(len(people.texts), np.nan)
-    rows = [i for i, code in enumerate(people.languages) if code in judge.languages & people.usable]
+    scores, asked = np.full(len(people.texts), np.nan), judge.languages & people.usable
+    rows = [i for i, code in enumerate(people.languages) if code in asked]
     if rows:
         texts, codes = [people.texts[i] for i in rows], [people.languages[i] for i in rows]
         scores[rows] = check_scores(judge, texts, codes)

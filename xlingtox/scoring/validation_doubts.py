@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from xlingtox.languages import NAMES, name
@@ -36,8 +37,8 @@ def sentences(
         guesses = rows.loc[rows["low"] <= 0.5, "language"].tolist()
         if guesses:
             yield f"{in_line(judge)} is not shown to do better than guessing in {_names(guesses)}."
-    counts = table.assign(least=table[["n_toxic"]].assign(other=table["n"] - table["n_toxic"]).min(axis=1))
-    scarce = list(dict.fromkeys(counts.loc[counts["least"] < _FEW, "language"]))
+    least = np.minimum(table["n_toxic"], table["n"] - table["n_toxic"])
+    scarce = list(dict.fromkeys(table.loc[least < _FEW, "language"]))
     if scarce:
         yield f"There are fewer than {_FEW} texts of a class in {_names(scarce)}: read the intervals, not the numbers."
     for judge, rows in table.groupby("judge", sort=False):

@@ -310,10 +310,7 @@ class Validation:
         tensors, about = files.read_tensors(path)
         with files.understood(path, "validation"):
             return cls(
-                judges=tuple(
-                    ScorerIdentity(judge["name"], judge["revision"], tuple(judge["languages"]))
-                    for judge in about["judges"]
-                ),
+                judges=tuple(ScorerIdentity(**judge) for judge in about["judges"]),
                 languages=tuple(about["codes"][i] for i in tensors["language"].tolist()),
                 labels=tensors["labels"].numpy(),
                 scores=tensors["scores"].numpy(),
