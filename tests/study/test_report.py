@@ -120,6 +120,14 @@ def test_provenance_then_warnings_then_findings():
     assert "Too little toxicity to tell: 3 of 400" in parsed.text[places[1] : places[2]]
 
 
+def test_another_method_of_tuning_is_named():
+    content = told()
+    content["recipe"] |= {"method": "sft"}
+    text = Page(rendered(content)).text
+    assert "SFT on English pairs: 22 steps of 4 pairs, learning rate 0.0001, all weights" in text
+    assert "Tuning is SFT on English pairs only." in text
+
+
 def test_the_provenance_says_what_is_unusual():
     content = told()
     content["settings"]["pairs_order"] = "reversed"

@@ -15,13 +15,14 @@ import transformers
 from conftest import tiny
 from datasets import Dataset
 from preferences import PAIRS, RECIPE, TURNED, Interrupted
+from test_resuming import interrupt, untimed
 from tokenizers import processors
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
 import xlingtox as xt
 from xlingtox.models.hooked import HookedLM
-from xlingtox.tuning import DPO_SFT, KTO, MINI, ORPO, SFT, SIMPO, Diverged, Lora, callback, experimental, launch
+from xlingtox.tuning import DPO_SFT, KTO, MINI, ORPO, SFT, SIMPO, Diverged, Lora, experimental, launch
 from xlingtox.tuning.trainers import TRAINED
 
 READY_MADE = {"dpo": MINI, "dpo_sft": DPO_SFT, "sft": SFT, "kto": KTO, "orpo": ORPO, "simpo": SIMPO}
@@ -183,27 +184,19 @@ IMPATIENT = {"steps": 6, "evaluate_every": 2, "patience": 2, "optimizer": "adamw
 @pytest.mark.parametrize("name", ["kto", "orpo"])
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(name, lm, tmp_path, monkeypatch):
     """It is broken off in its second pass over the pairs, and its validation pairs ask for the opposite."""
-    recipe, real = small(name, **IMPATIENT), callback.TrainingMonitor.on_step_end
+    recipe = small(name, **IMPATIENT)
 
     def tune(folder):
         options: dict[str, Any] = {"recipe": recipe, "validation": TURNED, "progress": False}
         return xt.tune(lm, PAIRS, output_dir=tmp_path / folder, **options)
 
-    def on_step_end(self, args, state, control, **kwargs):
-        real(self, args, state, control, **kwargs)
-        if state.global_step == 3:
-            raise Interrupted
-
     uninterrupted = tune("whole")
     with monkeypatch.context() as patched:
-        patched.setattr(callback.TrainingMonitor, "on_step_end", on_step_end)
+        interrupt(patched, 3)
         with pytest.raises(Interrupted):
             tune("cut")
     assert tune("cut").fingerprint() == uninterrupted.fingerprint()
-    logs = [
-        [{key: value for key, value in row.items() if "runtime" not in key and "per_second" not in key} for row in log]
-        for log in map(rows_of, (tmp_path / "whole", tmp_path / "cut"))
-    ]
+    logs = [untimed(tmp_path / folder) for folder in ("whole", "cut")]
     assert logs[0] == logs[1]
     curve = [(row["eval_loss"], row["step"]) for row in logs[0] if "eval_loss" in row]
     assert curve[-1][1] == 6

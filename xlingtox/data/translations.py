@@ -44,35 +44,31 @@ def sentence_pairs(parallel: Parallel, *, pivot: str = "en") -> Pairs:
         >>> xt.transfer.sentence_pairs({"en": ["a cat", "a dog"], "es": ["un gato", "un perro"]})
         {'es': (['a cat', 'a dog'], ['un gato', 'un perro'])}
     """
-    if isinstance(parallel, Mapping):
-        parallel = _table(parallel)
-    check_columns(parallel, (), "parallel sentences")
-    if "sentence" in parallel.column_names:
-        pairs = _from_rows(parallel, pivot)
+    table = _table(parallel)
+    if "sentence" in table.column_names:
+        pairs = _from_rows(table, pivot)
     else:
-        columns = parallel_columns(parallel, pivot)
+        columns = parallel_columns(table, pivot)
         pairs = {code: (columns[pivot], column) for code, column in columns.items() if code != pivot}
     for code, sides in pairs.items():
         _check_distinct({pivot: sides[0], code: sides[1]})
     return pairs
 
 
-def aligned_sentences(parallel: Parallel, *, pivot: str = "en") -> dict[str, list[str]]:
+def aligned_sentences(parallel: Parallel) -> dict[str, list[str]]:
     """Return sentences that are translations of each other in all languages, row by row.
 
     Args:
-        parallel: in either form that `sentence_pairs` takes. Rows must have the same translations in every language.
-        pivot: the language of the translations, where `parallel` has rows.
+        parallel: in either form that `sentence_pairs` takes. Rows must have the same translations, in English, in every
+            language.
 
     Raises:
         ValueError: the languages do not have the same sentences, or all that `sentence_pairs` refuses, for any pair of
             languages.
     """
-    if isinstance(parallel, Mapping):
-        parallel = _table(parallel)
-    check_columns(parallel, (), "parallel sentences")
-    if "sentence" in parallel.column_names:
-        pairs = _from_rows(parallel, pivot)
+    table, pivot = _table(parallel), "en"
+    if "sentence" in table.column_names:
+        pairs = _from_rows(table, pivot)
         first, (shared, _) = next(iter(pairs.items()))
         for code, (in_pivot, _) in pairs.items():
             if in_pivot != shared:
@@ -83,7 +79,7 @@ def aligned_sentences(parallel: Parallel, *, pivot: str = "en") -> dict[str, lis
         sides = {pivot: shared} | {code: in_language for code, (_, in_language) in pairs.items()}
         columns = {code: sides[code] for code in languages.in_order(sides)}
     else:
-        columns = parallel_columns(parallel, next(iter(parallel.column_names), pivot))
+        columns = parallel_columns(table, next(iter(table.column_names), pivot))
     for one, other in itertools.combinations(columns, 2):
         _check_distinct({one: columns[one], other: columns[other]})
     return columns
@@ -131,7 +127,14 @@ def n_duplicates(pivot: Sequence[str], other: Sequence[str]) -> int:
     return int((np.maximum(*counts) > 1).sum())
 
 
-def _table(parallel: Mapping[str, Sequence[str]]) -> Dataset:
+def _table(parallel: Parallel) -> Dataset:
+    """Return parallel sentences as a table, and check the names of its columns."""
+    table = _of_columns(parallel) if isinstance(parallel, Mapping) else parallel
+    check_columns(table, (), "parallel sentences")
+    return table
+
+
+def _of_columns(parallel: Mapping[str, Sequence[str]]) -> Dataset:
     columns = {name: list(column) for name, column in parallel.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:

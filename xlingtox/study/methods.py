@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from xlingtox.html.tables import language_name
+from xlingtox.study.recipes import method_name
 from xlingtox.study.results import StudyResults
 
 
 def html(results: StudyResults) -> str:
     """Return the methods and the caveats of the stages that were run, as HTML; "" where none has any."""
-    source = language_name(results.source_language)
+    source, method = language_name(results.source_language), method_name(results.recipe)
     ran = _ran(results)
     parts = []
     for title, paragraphs in (("Methods", _METHODS), ("Caveats", _CAVEATS)):
-        told = [text.replace("SOURCE", source) for needs, text in paragraphs if needs & ran]
+        told = [text.replace("SOURCE", source).replace("METHOD", method) for needs, text in paragraphs if needs & ran]
         if told:
             parts.append(f"<h3>{title}</h3><ul>{''.join(f'<li>{text}</li>' for text in told)}</ul>")
     return "".join(parts)
@@ -47,7 +48,7 @@ _METHODS = (
         "on the prompts, and each layer pushes the residual stream as far. A dose is chosen on one half of the prompts "
         "and reported on the other.",
     ),
-    ({"tune"}, "Tuning is DPO on SOURCE pairs only."),
+    ({"tune"}, "Tuning is METHOD on SOURCE pairs only."),
     (
         {"compare"},
         "Before and after tuning, the model continues the same prompts with the same random numbers; only the "

@@ -9,6 +9,7 @@ from typing import Any
 
 from xlingtox import languages
 from xlingtox.html.tables import number
+from xlingtox.study.recipes import method_name, reads_beta
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
 
@@ -189,9 +190,9 @@ def _tuning(results: StudyResults) -> str:
     rates = [
         f"{name} {shown(recipe[key])}"
         for key, name in (("learning_rate", "learning rate"), ("beta", "beta"))
-        if key in recipe
+        if key in recipe and (key != "beta" or reads_beta(recipe))
     ]
-    return ", ".join([f"DPO on {source} pairs{order}: {length}", *rates, weights])
+    return ", ".join([f"{method_name(recipe)} on {source} pairs{order}: {length}", *rates, weights])
 
 
 def _writers(results: StudyResults) -> str:

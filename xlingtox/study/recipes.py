@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import psutil
 import torch
@@ -10,6 +11,7 @@ import torch
 from xlingtox import tuning
 from xlingtox.checking import checked
 from xlingtox.models.hooked import HookedLM
+from xlingtox.tuning.recipe import READ_BY
 
 NAMED: Mapping[str, tuning.Recipe] = {
     "paper-full": tuning.PAPER_FULL,
@@ -22,6 +24,9 @@ NAMED: Mapping[str, tuning.Recipe] = {
     "dpo-sft": tuning.DPO_SFT,
 }
 """Each recipe that a settings file may name."""
+
+_METHODS: Mapping[str, str] = {"sft": "SFT", "kto": "KTO", "orpo": "ORPO", "simpo": "SimPO"}
+"""The names of the methods besides DPO."""
 
 _SMALL = 3_000_000_000
 """Models with fewer parameters are tuned in full, as in the paper: mGPT and BLOOM-1.7B, but not BLOOM-7.1B."""
@@ -54,6 +59,33 @@ def papers_recipe(n_parameters: int) -> tuning.Recipe:
         True
     """
     return tuning.PAPER_FULL if n_parameters < _SMALL else tuning.PAPER_QLORA
+
+
+@checked
+def method_name(recipe: Mapping[str, Any]) -> str:
+    """Return the name of a recipe's method. A recipe that names none is of DPO, as all were once.
+
+    Args:
+        recipe: the settings, as results keep them.
+
+    Example:
+        >>> xt.study.recipes.method_name({"method": "kto"}), xt.study.recipes.method_name({})
+        ('KTO', 'DPO')
+    """
+    if recipe.get("sft_weight"):
+        return "DPO with SFT"
+    return _METHODS.get(str(recipe.get("method")), "DPO")
+
+
+@checked
+def reads_beta(recipe: Mapping[str, Any]) -> bool:
+    """Return whether a recipe's method reads `beta`.
+
+    Example:
+        >>> xt.study.recipes.reads_beta({"method": "sft"}), xt.study.recipes.reads_beta({})
+        (False, True)
+    """
+    return recipe.get("method", "dpo") in READ_BY["beta"]
 
 
 def _memory(device: torch.device) -> int:

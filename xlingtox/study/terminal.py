@@ -13,6 +13,7 @@ from xlingtox.checking import checked
 from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.measures import COMPARED
 from xlingtox.study import claims, patches, provenance
+from xlingtox.study.recipes import method_name
 from xlingtox.study.results import StudyResults
 from xlingtox.study.sentences import without_warnings
 from xlingtox.text import seen
@@ -140,7 +141,7 @@ def _by_language(results: StudyResults, width: int) -> list[str]:
         )
         return f"{_cut(name)}{''.join(cells)}"
 
-    tuned = f"{languages.name(results.source_language)}-only DPO"
+    tuned = f"{languages.name(results.source_language)}-only {method_name(results.recipe)}"
     lines = [
         _cut(tuned) + "".join(f"{heading:>{sum(widths)}}" for _, heading, widths, _ in shown),
         " " * _NAME + "".join(f"{'before':>{first}}{'after':>{then}}" for _, _, (first, then), _ in shown),

@@ -117,7 +117,7 @@ class RetrievalBetween:
                 tensors["aligned_cosine"].numpy(),
                 about["n_sentences"],
                 tuple(about["layers"]),
-                about["model"] and Identity(**about["model"]),
+                about["model"] and Identity.of(about["model"]),
             )
 
 

@@ -103,13 +103,12 @@ def trained_part(only: NeuronSet | None, frozen: NeuronSet | None) -> TrainedPar
             "only and frozen are both given: give one, the neurons to tune or the neurons to leave as they are"
         )
     if only is not None:
-        part = TrainedPart(only, "only")
+        name, part = "only", TrainedPart(only, "only")
     elif frozen is not None:
-        part = TrainedPart(frozen, "all but")
+        name, part = "frozen", TrainedPart(frozen, "all but")
     else:
         return None
     if not part.neurons:
-        name = "only" if part.kind == "only" else "frozen"
         raise ValueError(
             f"{name} is an empty set of neurons: give at least one, or leave {name} out to tune all weights"
         )
@@ -131,8 +130,6 @@ def check_part(part: TrainedPart | None, recipe: Recipe) -> None:
             f"{wish}, and the optimizer {recipe.optimizer!r} is not known to leave weights without a gradient as they "
             f"are: give a recipe with one of {', '.join(_EXACT)}"
         )
-    if decay := getattr(recipe, "weight_decay", 0.0):
-        raise ValueError(f"{wish}, and a weight_decay of {decay} would shrink the others: give a recipe without it")
     if launch.sharded():
         raise ValueError(f"{wish}, which is not possible with sharded weights: start without --use_fsdp")
 
@@ -144,18 +141,17 @@ def mask_gradients(model: nn.Module, places: Mapping[str, Place], kind: Kind) ->
     """
     for name, parameter in model.named_parameters():
         place = places.get(name)
-        if place is None:
-            parameter.requires_grad_(kind == "all but")
-            continue
-        parameter.requires_grad_(True)
-        parameter.register_hook(_kept(place) if kind == "only" else _removed(place))
+        parameter.requires_grad_(place is not None or kind == "all but")
+        if place is not None:
+            parameter.register_hook(_kept(place) if kind == "only" else _removed(place))
 
 
 def _kept(place: Place) -> Callable[[Tensor], Tensor]:
     """Return a function of a gradient that zeroes all but the place."""
+    on_cpu = torch.tensor(place.indices)
 
     def keep(gradient: Tensor) -> Tensor:
-        indices = torch.tensor(place.indices, device=gradient.device)
+        indices = on_cpu.to(gradient.device)
         kept = torch.zeros_like(gradient)
         return kept.index_copy_(place.dim, indices, gradient.index_select(place.dim, indices))
 
@@ -164,9 +160,10 @@ def _kept(place: Place) -> Callable[[Tensor], Tensor]:
 
 def _removed(place: Place) -> Callable[[Tensor], Tensor]:
     """Return a function of a gradient that zeroes the place."""
+    on_cpu = torch.tensor(place.indices)
 
     def remove(gradient: Tensor) -> Tensor:
-        return gradient.index_fill(place.dim, torch.tensor(place.indices, device=gradient.device), 0.0)
+        return gradient.index_fill(place.dim, on_cpu.to(gradient.device), 0.0)
 
     return remove
 

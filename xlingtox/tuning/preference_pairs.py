@@ -92,12 +92,11 @@ def tunable_pairs(
     """
     tunable = _with_validation(lm, pairs, recipe, validation)
     parts = {"preference pairs": tunable.train, "validation pairs": tunable.validation}
-    if alone := [
-        title for title, part in parts.items() if recipe.method == "kto" and part is not None and len(part) < 2
-    ]:
-        raise ValueError(
-            f"{alone[0]}: there is one only, and KTO compares continuations of different prompts: give two"
-        )
+    for title, part in parts.items():
+        if recipe.method == "kto" and part is not None and len(part) < 2:
+            raise ValueError(
+                f"{title}: there is one only, and KTO compares continuations of different prompts: give two"
+            )
     return tunable
 
 

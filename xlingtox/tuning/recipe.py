@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ Method = Literal["dpo", "sft", "kto", "orpo", "simpo"]
 LossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"]
 """TRL's names of the losses that need nothing but pairs, `beta` and, for `robust`, `label_smoothing`."""
 
-_READ_BY: Mapping[str, tuple[Method, ...]] = {
+READ_BY: Mapping[str, tuple[Method, ...]] = {
     "loss_type": ("dpo",),
     "sft_weight": ("dpo",),
     "beta": ("dpo", "kto", "orpo", "simpo"),
@@ -181,12 +180,12 @@ class Recipe:
 
     def _check_method(self) -> None:
         """Raise ValueError if a setting was changed that the method does not read, or that it cannot use."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name, methods in _READ_BY.items():
-            if self.method not in methods and (value := getattr(self, name)) != defaults[name]:
+        for name, methods in READ_BY.items():
+            default = getattr(type(self), name)
+            if self.method not in methods and (value := getattr(self, name)) != default:
                 raise ValueError(
                     f"{name} is {value!r} with method {self.method!r}, which does not read it: leave it at "
-                    f"{defaults[name]!r}, or use {' or '.join(methods)}"
+                    f"{default!r}, or use {' or '.join(methods)}"
                 )
         if self.method == "kto" and self.batch_size < 2:
             raise ValueError(

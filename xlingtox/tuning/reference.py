@@ -33,6 +33,7 @@ from xlingtox import processes
 from xlingtox.databases import connected, errors_explained, writing
 from xlingtox.files import writable_folder
 from xlingtox.progress import bar
+from xlingtox.tuning.recipe import Method
 
 T = TypeVar("T")
 
@@ -205,7 +206,7 @@ def _read(trainer: Any, examples: Sequence[Mapping[str, Any]], batch: Batch) -> 
     return dict(zip(batch.rows, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=False))
 
 
-def conditions(fingerprint: str, model: Any, bits: int | None, autocast: bool, method: str = "dpo") -> dict[str, Any]:
+def conditions(fingerprint: str, model: Any, bits: int | None, autocast: bool, method: Method) -> dict[str, Any]:
     """Return all that the reference's log-probabilities depend on besides the pairs and the shapes of batches.
 
     Args:

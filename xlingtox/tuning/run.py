@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -37,7 +36,7 @@ class Run:
     Attributes:
         source: the model as the caller gave it.
         recipe, pairs, tokenizer: what the model is tuned with.
-        parts: the names of the tables of pairs.
+        tokens: the pairs to train on and those for validation; columns `prompt_ids, chosen_ids, rejected_ids`.
         room: the most tokens of prompt and continuation together.
         folder: the folder of the run.
         record: the content of `recipe.json`.
@@ -65,8 +64,8 @@ class Run:
         """
         self._plain_model = plain_model
         self.source, self.recipe, self.room, self.pairs = source, recipe, max_tokens(lm, recipe), pairs
-        self.parts: tuple[Part, ...] = ("train",) if pairs.validation is None else ("train", "validation")
-        self._ids = {part: pairs.tokenized(part, lm) for part in self.parts}
+        parts: tuple[Part, ...] = ("train",) if pairs.validation is None else ("train", "validation")
+        self.tokens = {part: pairs.tokenized(part, lm) for part in parts}
         self.dtype, self.stored_dtype, self.device, self.tokenizer = lm.dtype, lm.stored_dtype, lm.device, lm.tokenizer
         self.remote_code = lm.remote_code
         self._part, self._places = part, {} if part is None else part.places(lm)
@@ -103,11 +102,7 @@ class Run:
         self.measure_ending("after", tuned)
         self.folder.finish(self.record)
 
-    def tokens(self, part: Part) -> Dataset:
-        """Return the tokens of the pairs; columns `prompt_ids, chosen_ids, rejected_ids`."""
-        return self._ids[part]
-
-    def visited(self, arguments: Mapping[str, Any], n_rows: int, n_processes: int, *, in_order: bool) -> set[int]:
+    def visited(self, arguments: Mapping[str, Any], n_rows: int, n_processes: int) -> set[int]:
         """Return the numbers of the rows that training with these settings of TRL visits, of a table of `n_rows`."""
         return visited(
             n_rows,
@@ -116,7 +111,7 @@ class Run:
             steps=self.recipe.steps,
             epochs=self.recipe.epochs,
             seed=self.recipe.seed,
-            in_order=in_order,
+            in_order=arguments.get("train_sampling_strategy") == "sequential",
         )
 
     def take_model(self) -> Any:

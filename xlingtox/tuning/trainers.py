@@ -31,13 +31,11 @@ class Trained:
             `chosen_ids` and `rejected_ids`. The number is the most tokens of prompt and continuation together.
         reference: the columns of that table that the reference reads, and those of its log-probabilities. None is a
             method without a reference.
-        in_order: whether the rows are visited in the order of the table.
     """
 
     classes: Callable[[], tuple[Any, Any]]
     table: Callable[[Dataset, Recipe, int], Dataset]
     reference: Columns | None = None
-    in_order: bool = False
 
 
 def on_tokens(trainer: Any, with_reference: Callable[[Any, Dataset, str], Dataset]) -> Any:
@@ -136,7 +134,6 @@ TRAINED: Mapping[Method, Trained] = {
         lambda: (trl.KTOTrainer, trl.KTOConfig),
         _examples,
         reference=Columns(("completion_ids", "KL_completion_ids"), ("ref_logps", "ref_KL_logps")),
-        in_order=True,
     ),
     "orpo": Trained(lambda: experimental.classes("orpo"), _both_sides),
     "simpo": Trained(lambda: experimental.classes("simpo"), _both_sides),

@@ -33,7 +33,6 @@ def train(run: Run, progress: bool) -> None:
 
     The run is not finished then: its record still lacks what the tuned model does.
     """
-
     model = run.take_model()
     recipe, folder, n_processes = run.recipe, run.folder, processes.count()
     method = TRAINED[recipe.method]
@@ -54,8 +53,8 @@ def train(run: Run, progress: bool) -> None:
     is_main = processes.is_main()
     bits = None if recipe.lora is None else recipe.lora.bits
     kept = Kept(conditions(run.record["model"]["fingerprint"], model, bits, arguments["bf16"], recipe.method))
-    tables = {part: method.table(run.tokens(part), recipe, run.room) for part in run.parts}
-    visited = run.visited(arguments, len(tables["train"]), n_processes, in_order=method.in_order)
+    tables = {part: method.table(ids, recipe, run.room) for part, ids in run.tokens.items()}
+    visited = run.visited(arguments, len(tables["train"]), n_processes)
 
     def with_reference(trainer: Any, table: Dataset, name: str) -> Dataset:
         assert method.reference is not None
@@ -80,7 +79,7 @@ def train(run: Run, progress: bool) -> None:
             peft_config=adapter,
             callbacks=[monitor],
         )
-        # SFT's trainer leaves on the dropout of an adapter.
+        # SFT's trainer leaves dropout on.
         disable_dropout_in_model(trainer.model)
         monitor.restore_token_count(trainer)
         # The trainer prints its log where its own bar is switched off.
