@@ -100,7 +100,7 @@ INNER = {
     ),
     *("fluency.fluency_of", "fluency.prompts_and_texts", "soundness.reference_of"),
     *("HookedLM.knowing", "HookedLM.unembedded", "fluency.held_out_texts", "fluency.judged_rows"),
-    *("fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
+    *("cautions.places", "fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.
     *("scoring.Scorer.__init__", "scoring.Scorer.score", "scoring.StreamingScorer.__init__"),
     "paper.Study.__init__",
