@@ -61,16 +61,17 @@ metadata: {version: 1.0}
 
 def write(folder: Path) -> list[Path]:
     """Write the tasks with their items, and return the files: a choice of translations, last words, and whole texts."""
-    parallel = mini.parallel(n=N_ITEMS, languages=CODES)
+    parallel = mini.parallel(n=N_ITEMS, languages=[*CODES, "fr"])
+    parallel = {code: list(parallel[code]) for code in parallel.column_names}
     rng = np.random.default_rng(0)
     choices: list[dict[str, Any]] = []
     words: list[dict[str, Any]] = []
     for number in range(N_ITEMS):
         code = CODES[number % len(CODES)]
         pivot = "fr" if code == "en" else "en"
-        source = mini.parallel(n=N_ITEMS, languages=[pivot])[pivot][number]
-        others = [int(i) for i in rng.choice([i for i in range(N_ITEMS) if i != number], 3, replace=False)]
-        answer = number % 4
+        source = parallel[pivot][number]
+        others = [int(i) for i in rng.choice([i for i in range(N_ITEMS) if i != number], 2, replace=False)]
+        answer = number % 3
         places = [*others[:answer], number, *others[answer:]]
         choices.append(
             {
