@@ -83,7 +83,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a model got in the tasks.
+    """Holds what a model got in the tasks.
 
     Attributes:
         metrics: the metrics, by task, name and language.
@@ -140,10 +140,10 @@ class LoadedTasks:
 
     def _prepare(self, task: Any, n_shots: int | None) -> None:
         """Set the number of solved examples, as the harness does for its command line."""
-        own = task.get_config("num_fewshot")
-        if n_shots is not None and own != 0:
+        configured = task.get_config("num_fewshot")
+        if n_shots is not None and configured != 0:
             task.set_config(key="num_fewshot", value=n_shots)
-        elif own is None:
+        elif configured is None:
             task.set_config(key="num_fewshot", value=0)
 
     @property
@@ -169,7 +169,7 @@ class LoadedTasks:
         for name, samples in ran["samples"].items():
             for sample in samples:
                 code = _known(sample["doc"].get("language")) or self._codes[name]
-                collected.add(self._tasks[name], name, self._titles[name], str(code), sample)
+                collected.add(self._tasks[name], sample, title=self._titles[name], code=str(code))
         return Ran(collected.metrics(), tuple(sorted(collected.left_out)), model.n_cut)
 
     def _language(self, request: Any) -> str | None:
@@ -184,8 +184,9 @@ class _Collected:
         self._rows: dict[tuple[str, str, str], list[tuple[str, float, float, float]]] = {}
         self._about: dict[tuple[str, str, str], tuple[bool, bool | None]] = {}
 
-    def add(self, task: Any, name: str, title: str, code: str, sample: Mapping[str, Any]) -> None:
+    def add(self, task: Any, sample: Mapping[str, Any], *, title: str, code: str) -> None:
         """Add the metrics of one item that have a value for it."""
+        name = task.task_name
         choices = len(sample["resps"]) if task.OUTPUT_TYPE == "multiple_choice" else 0
         for metric in sample["metrics"]:
             label = metric if sample["filter"] == "none" else f"{metric} ({sample['filter']})"
@@ -260,8 +261,8 @@ def _named(tasks: Tasks) -> dict[str | Path, str | None]:
         named = [(task, None) for task in tasks]
     if not named:
         raise ValueError("tasks is empty: expected a name or a file at least")
-    given = [task for task, _ in named]
-    if twice := [task for task in given if given.count(task) > 1]:
+    listed = [task for task, _ in named]
+    if twice := [task for task in listed if listed.count(task) > 1]:
         raise ValueError(f"the task {twice[0]} comes twice: give it once")
     return dict(named)
 
@@ -308,12 +309,12 @@ def _lm_eval() -> Any:
 def _quiet() -> Iterator[None]:
     """Let the harness draw no bars of its own while it reads data and builds requests."""
     task, before = _module("lm_eval.api.task"), datasets.are_progress_bars_disabled()
-    own = task.tqdm
+    bar = task.tqdm
     try:
         task.tqdm = lambda items, **options: items
         datasets.disable_progress_bars()
         yield
     finally:
-        task.tqdm = own
+        task.tqdm = bar
         if not before:
             datasets.enable_progress_bars()

@@ -42,10 +42,10 @@ def task_of_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path} is no task: expected names and values, such as task: my_task")
     included: dict[str, Any] = {}
     files = content.pop("include", [])
-    for other in [files] if isinstance(files, str) else files:
-        if (beside := (path.parent / other).resolve()) in (*seen, path):
-            raise ValueError(f"{path} includes itself: remove include: {other}")
-        included |= task_of_file(beside, (*seen, path))
+    for name in [files] if isinstance(files, str) else files:
+        if (included_path := (path.parent / name).resolve()) in (*seen, path):
+            raise ValueError(f"{path} includes itself: remove include: {name}")
+        included |= task_of_file(included_path, (*seen, path))
     config = included | content
     if seen:
         return config

@@ -106,10 +106,10 @@ class HarnessModel(LM):  # type: ignore[misc]
         Spaces at a context's end are read as the continuation's beginning, as lm-eval's own models do.
         """
         pairs = [_spaces_moved(*request.args) for request in requests]
-        whole = self._lm.token_ids([well_formed(context + continuation) for context, continuation in pairs])
+        texts = self._lm.token_ids([well_formed(context + continuation) for context, continuation in pairs])
         before = self._lm.token_ids([well_formed(context) for context, _ in pairs])
         rows = []
-        for request, (context, continuation), ids, start in zip(requests, pairs, whole, before, strict=True):
+        for request, (context, continuation), ids, start in zip(requests, pairs, texts, before, strict=True):
             begin = len(start)
             if not context:
                 bare = self.tokenizer(well_formed(continuation), add_special_tokens=False)["input_ids"]
@@ -186,14 +186,14 @@ class HarnessModel(LM):  # type: ignore[misc]
         ids, mask = self._lm.pad([same[0].read for same in batch])
         most = max(len(row.scored) for same in batch for row in same)
         logits = self._lm.logits(ids, mask, languages=_all_or_none(same[0].language for same in batch), last=most)
-        found = []
+        scores = []
         for place, same in enumerate(batch):
             for row in same:
                 scored = torch.tensor([row.scored], device=logits.device)
                 these = logits[place : place + 1, -len(row.scored) :]
                 is_greedy = bool((these.argmax(-1) == scored).all())
-                found.append((-float(nats(these, scored).sum()), float(is_greedy)))
-        return np.array(found)
+                scores.append((-float(nats(these, scored).sum()), float(is_greedy)))
+        return np.array(scores)
 
     # --- answers
 
@@ -269,7 +269,7 @@ class HarnessModel(LM):  # type: ignore[misc]
 
 
 class _Writing(NamedTuple):
-    """How answers are written: the stop strings, the number of tokens, and a temperature of 0 for greedy text."""
+    """Tells how answers are written: stop strings, the number of tokens, and a temperature, which is 0 for greedy text."""
 
     until: tuple[str, ...]
     max_new_tokens: int

@@ -95,7 +95,7 @@ def side_effects(
     if all(given is None for given in (tasks, prompts, held_out, requests)):
         raise ValueError("nothing to measure: give tasks=, prompts=, held_out= or requests=")
     models = [_Edited.of(model) for model in (before, after)]
-    asked = _Asked.of(models, prompts, held_out, requests, max_new_tokens)
+    asked = _Asked.of(models, prompts=prompts, held_out=held_out, requests=requests, max_new_tokens=max_new_tokens)
     loaded = None if tasks is None else LoadedTasks(tasks, n_shots=n_shots, limit=limit)
     first, then = (_measured(model, asked, loaded, sampling, progress) for model in models)
     # One tokenizer for both sides, so that lengths can be compared.
@@ -150,12 +150,12 @@ class _Asked:
 
     @classmethod
     def of(
-        cls, models: Sequence[_Edited], prompts: Any, held_out: Dataset | None, requests: Any, max_new_tokens: int
+        cls, models: Sequence[_Edited], *, prompts: Any, held_out: Dataset | None, requests: Any, max_new_tokens: int
     ) -> _Asked:
         listed: list[list[Prompt] | None] = []
-        for given in (prompts, requests):
-            listed.append(None if given is None else as_prompts(given, tokenizer=models[0].lm.tokenizer))
-            for lm, _ in models if given is not None else ():
+        for texts in (prompts, requests):
+            listed.append(None if texts is None else as_prompts(texts, tokenizer=models[0].lm.tokenizer))
+            for lm, _ in models if texts is not None else ():
                 check_lengths(lm, listed[-1] or [], max_new_tokens)
         for lm, _ in models if held_out is not None else ():
             check_held_out(lm, held_out)
@@ -174,7 +174,7 @@ class _Asked:
 
 
 class _Side(NamedTuple):
-    """What was measured of one model."""
+    """Holds what was measured of one model."""
 
     model: Identity
     losses: Losses

@@ -69,7 +69,7 @@ class SideEffect:
 @checked
 @dataclass(frozen=True, repr=False, eq=False)
 class SideEffects:
-    """What else an edit or tuning did to a model: to its knowledge, its fluency, its languages and its refusals.
+    """Tells what else an edit or tuning did to a model: to knowledge, fluency, languages and refusals.
 
     A change is called worse or better only where two things hold. Its interval excludes zero, and its p-value stands
     after Holm's correction for the number of all rows. No verdict does not mean no effect: look at the interval.
