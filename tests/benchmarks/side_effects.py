@@ -1,4 +1,4 @@
-"""Measure the side effects of an offset on the sources, for the guide: `python tests/benchmarks/side_effects.py [model]`.
+"""Measure the side effects of an offset on the sources: `python tests/benchmarks/side_effects.py [model [dose]]`.
 
 The miniature has local tasks, held-out text and prompts. SmolLM2 has the same texts, which are simple English, Spanish
 and German.

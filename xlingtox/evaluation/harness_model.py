@@ -269,7 +269,7 @@ class HarnessModel(LM):  # type: ignore[misc]
 
 
 class _Writing(NamedTuple):
-    """Tells how answers are written: stop strings, the number of tokens, and a temperature, which is 0 for greedy text."""
+    """Tells how answers are written. A temperature of 0 stands for greedy text."""
 
     until: tuple[str, ...]
     max_new_tokens: int
