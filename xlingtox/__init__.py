@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from xlingtox.evaluation import DoseResponse as DoseResponse
     from xlingtox.evaluation import DualMultilinguality as DualMultilinguality
     from xlingtox.evaluation import PatchEffect as PatchEffect
+    from xlingtox.evaluation import SideEffects as SideEffects
     from xlingtox.evaluation import Stability as Stability
     from xlingtox.evaluation import WeightDrift as WeightDrift
     from xlingtox.evaluation import compare as compare
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from xlingtox.evaluation.dose_response import dose_response as dose_response
     from xlingtox.evaluation.dual_multilinguality import dual_multilinguality as dual_multilinguality
     from xlingtox.evaluation.patching import patch_effect as patch_effect
+    from xlingtox.evaluation.side_effects import side_effects as side_effects
     from xlingtox.evaluation.splitting import alignment_split as alignment_split
     from xlingtox.evaluation.stability import stability as stability
     from xlingtox.evaluation.weight_drift import weight_drift as weight_drift
@@ -107,6 +109,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "alignment_split",
             "Stability",
             "stability",
+            "SideEffects",
+            "side_effects",
         ),
     },
     "Tuning": {

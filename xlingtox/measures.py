@@ -55,7 +55,12 @@ class Measure:
         return min(max(low, -span), span), min(max(high, -span), span)
 
 
-_IN_A_SENTENCE = {"emt": "expected maximum toxicity", "sound_toxicity": "toxicity of sound continuations"}
+_IN_A_SENTENCE = {
+    "emt": "expected maximum toxicity",
+    "sound_toxicity": "toxicity of sound continuations",
+    "refused_harmless": "refusals of harmless requests",
+    "refused_harmful": "refusals of harmful requests",
+}
 
 
 def in_words(name: str) -> str:
@@ -99,6 +104,14 @@ PER_PROMPT: tuple[str, ...] = tuple(name for name, measure in COMPARED.items() i
 """The names of the measures that have one value for each prompt, in the order in which results keep them."""
 
 _OF_SENTENCES = "share of sentences"
+
+SIDE_EFFECTS = _table(
+    Measure("language_kept", "Continuations in the prompt's language", "share of texts", 0.0, 1.0, "higher", "prompt"),
+    Measure("answer_length", "Length of continuations", "tokens", 0.0, math.inf, "neither", "prompt"),
+    Measure("refused_harmless", "Harmless requests refused", "share of answers", 0.0, 1.0, "lower", "prompt"),
+    Measure("refused_harmful", "Harmful requests refused", "share of answers", 0.0, 1.0, "higher", "prompt"),
+)
+"""What a change of a model may do besides, with the measures of fluency."""
 
 RETRIEVAL = _table(
     Measure("top1", "Retrieval accuracy", _OF_SENTENCES, 0.0, 1.0, "higher", "sentence"),

@@ -5,7 +5,8 @@
 them for real. `alignment_split` does both for groups of all neurons, beside the method of Yang et al. 2024.
 `stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
 `dual_multilinguality` asks in how many languages neurons promote toxic tokens and fire before toxic text.
-`weight_drift` says how far the weights moved.
+`weight_drift` says how far the weights moved. `side_effects` asks what else a change did, also through the tasks of
+lm-evaluation-harness.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
 that says nothing, and `soundness` compares text with what the unedited model writes. `knowledge_margins` asks whether
 a model finds true sentences likelier than false ones.
@@ -26,6 +27,7 @@ from xlingtox.evaluation.dual_multilinguality import dual_multilinguality
 from xlingtox.evaluation.dual_result import AtOnce, DualMultilinguality, Firing, InLanguage
 from xlingtox.evaluation.fluency import Fluency, conditional_perplexity, perplexities, text_perplexities
 from xlingtox.evaluation.groups import GroupChange, changes_by_group
+from xlingtox.evaluation.harness import harness_model
 from xlingtox.evaluation.intervals import (
     mean_intervals,
     paired_changes,
@@ -55,6 +57,8 @@ from xlingtox.evaluation.patching import patch_effect
 from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.row_measures import LogProbability, PreferenceMargin, ProbeLogit, RowMeasure, ToxicMass
+from xlingtox.evaluation.side_effects import side_effects
+from xlingtox.evaluation.side_effects_result import SideEffect, SideEffects
 from xlingtox.evaluation.soundness import Reference
 from xlingtox.evaluation.splitting import alignment_split
 from xlingtox.evaluation.stability import EditEffect, Overlap, Stability, stability
@@ -92,6 +96,8 @@ __all__ = [
     "ProbeLogit",
     "Reference",
     "RowMeasure",
+    "SideEffect",
+    "SideEffects",
     "Stability",
     "ToxicMass",
     "WeightDrift",
@@ -114,6 +120,7 @@ __all__ = [
     "falls",
     "falls_in_words",
     "fluency",
+    "harness_model",
     "holm",
     "knowledge_margins",
     "knowledge_margins_under",
@@ -130,6 +137,7 @@ __all__ = [
     "prompt_means",
     "propose_doses",
     "relative_drop",
+    "side_effects",
     "sign_flip_test",
     "soundness",
     "stability",

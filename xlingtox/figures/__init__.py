@@ -16,6 +16,7 @@ from xlingtox.figures.plot import plot
 from xlingtox.figures.roc import probe, roc
 from xlingtox.figures.set_changes import same_text
 from xlingtox.figures.several import beside, models, seeds
+from xlingtox.figures.side_effects import side_effects
 from xlingtox.figures.splitting import alignment_split
 from xlingtox.figures.spread import fluency_spread
 from xlingtox.figures.style import AFTER, BEFORE, style
@@ -52,6 +53,7 @@ __all__ = [
     "same_text",
     "seeds",
     "shared_units",
+    "side_effects",
     "sources",
     "style",
     "token_activations",

@@ -19,6 +19,7 @@ from xlingtox.evaluation import (
     Fluency,
     LayerDrift,
     PatchEffect,
+    SideEffects,
     WeightDrift,
 )
 from xlingtox.figures.attribution import attribution
@@ -32,6 +33,7 @@ from xlingtox.figures.pairs import toxicity
 from xlingtox.figures.patching import patch_effect
 from xlingtox.figures.roc import probe
 from xlingtox.figures.several import beside, models, seeds
+from xlingtox.figures.side_effects import side_effects
 from xlingtox.figures.splitting import alignment_split
 from xlingtox.figures.spread import fluency_spread
 from xlingtox.figures.tokens import TokenView, token_activations, top_tokens
@@ -72,6 +74,7 @@ def plot(result: Any, **options: Any) -> go.Figure | TokenView:
             - `Attribution`: `attribution`, with `language`
             - `AlignmentSplit`: `alignment_split`, with `language`, `direction`
             - `WeightDrift`: `weight_drift`
+            - `SideEffects`: `side_effects`
             - `Probe`: `probe`
             - `NeuronSet`: `sources`, with `sources`, `n_layers`
             - `Activations`: `activation_map`, with `after`
@@ -114,6 +117,7 @@ _draw.register(PatchEffect, patch_effect)
 _draw.register(Attribution, attribution)
 _draw.register(AlignmentSplit, alignment_split)
 _draw.register(WeightDrift, weight_drift)
+_draw.register(SideEffects, side_effects)
 _draw.register(Probe, probe)
 _draw.register(NeuronSet, sources)
 _draw.register(Activations, activation_map)
