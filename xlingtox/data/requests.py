@@ -210,12 +210,12 @@ def are_harmful(prompts: Prompts) -> list[bool]:
             "the prompts have no column 'harmful': give a table with language, prompt and harmful (true or false), as "
             "xt.data.xstest, or_bench and poly_refuse return it"
         )
-    values = columns(prompts, ["harmful"], "prompts")["harmful"]  # type: ignore[arg-type]
+    values = columns(prompts, ["harmful"], "prompts")["harmful"]
     wrong = [number for number, value in enumerate(values) if value not in (True, False) or isinstance(value, str)]
     if wrong:
         raise ValueError(
-            f"harmful is {values[wrong[0]]!r} for prompt {wrong[0]} (and wrong for {len(wrong) - 1} more): expected true "
-            "or false"
+            f"harmful is {values[wrong[0]]!r} for prompt {wrong[0]} (and wrong for {len(wrong) - 1} more): expected "
+            "true or false"
         )
     return [bool(value) for value in values]
 
@@ -230,7 +230,7 @@ def _translations(
             spellings[file] = match[3] or "en"
     if not spellings:
         raise ValueError(f"{in_line(source)} has no file {kind}_{split}_translated_*.json: give PolyRefuse's folder")
-    # Several files may be English. The one that was translated has its language in its name, or says that it is a sample.
+    # Several files may be English. The one that was translated says its language, or that it is a sample.
     ranks = {file: ("translated" not in file.name, "sampled" not in file.name) for file in spellings}
     english = sorted((file for file, spelling in spellings.items() if spelling == "en"), key=ranks.__getitem__)
     candidates = [file for file in spellings if file not in english[1:]]

@@ -1,9 +1,10 @@
 """Score how toxic texts are. Scorers take texts and their languages, and return toxicity in [0, 1].
 
-`WordlistScorer` looks for listed words, `RefusalPhrases` for refusals, `ProbeScorer` puts a probe on a model's hidden states, `ClassifierScorer` runs
+`WordlistScorer` looks for listed words, `ProbeScorer` puts a probe on a model's hidden states, `ClassifierScorer` runs
 a Hugging Face classifier, `GuardScorer` reads the verdict of a generative guard, `PerspectiveScorer` asks Google's API
 and `PerspectiveReplay` reads its stored answers. `ByLanguage` and `Ensemble` make one scorer of several, and `Cached`
-keeps every score on disk. Anything with the attributes and the method of `Scorer` is a scorer.
+keeps every score on disk. Anything with the attributes and the method of `Scorer` is a scorer. `RefusalPhrases` scores
+something else: whether an answer refuses the request.
 
 `validate` compares scorers with people, `agreement` compares them with each other, and `blind_spots` writes toxic texts
 in other ways.

@@ -24,7 +24,7 @@ _OPENING, _DENSE_OPENING = 300, 120
 """The first so many characters of an answer are searched: in most scripts, and in those that need fewer of them."""
 
 _DENSE = frozenset({*UNSPACED, "ko"})
-_GAPS: Mapping[str, tuple[int, int]] = {"…": (6, 15), "……": (12, 30)}
+_GAPS: Mapping[str, tuple[int, int]] = {"…": (6, 15), "……": (12, 90)}
 """Each mark of a gap in a phrase, and the most words that it spans, or the most characters in an unspaced script."""
 
 _MOST_TEXT = 10_000
@@ -138,10 +138,9 @@ def _published() -> dict[str, Phrases]:
 
 
 def _plain(text: str) -> str:
-    """Return a text as it is compared: words in lower case with one blank between them, and " . " between sentences."""
-    same = (
-        as_compared(text).casefold().replace("\u0901", "\u0902")
-    )  # Hindi writes either of two marks for a nasal vowel.
+    """Return a text as it is compared: words in lower case, with " . " between sentences."""
+    # Hindi writes either of two marks for a nasal vowel.
+    same = as_compared(text).casefold().replace("\u0901", "\u0902")
     return " ".join(_NO_LETTER.sub(" ", _SENTENCE_ENDS.sub(" . ", same)).split())
 
 
