@@ -3,6 +3,8 @@
 All have the columns `language, prompt, harmful, category, index`.
 """
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
