@@ -28,8 +28,8 @@ def of_people(folder: Path) -> Rows:
         with file.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
                 if row["final_label"] in ("1_full_compliance", "2_full_refusal"):
-                    said = row["final_label"] == "2_full_refusal"
-                    rows[file.stem.removeprefix("xstest_v2_completions_"), "en"].append((row["completion"], said))
+                    refuses = row["final_label"] == "2_full_refusal"
+                    rows[file.stem.removeprefix("xstest_v2_completions_"), "en"].append((row["completion"], refuses))
     return rows
 
 
@@ -49,9 +49,9 @@ def show(rows: Rows) -> None:
     scorer = RefusalPhrases()
     print("| Language | Model | Refusals | Found | Others | Flagged |\n| --- | --- | --- | --- | --- | --- |")
     for model, code in sorted(rows, key=lambda key: (CODES.index(key[1]), key[0])):
-        texts, said = zip(*rows[model, code], strict=True)
-        found, refuses = scorer.score(texts, [code] * len(texts)) > 0, np.array(said)
-        shares = (f"{100 * found[kind].mean():.1f} %" for kind in (refuses, ~refuses))
+        texts, labels = zip(*rows[model, code], strict=True)
+        flagged, refuses = scorer.score(texts, [code] * len(texts)) > 0, np.array(labels)
+        shares = (f"{100 * flagged[kind].mean():.1f} %" for kind in (refuses, ~refuses))
         print(f"| {code} | {model} | {refuses.sum()} | {next(shares)} | {(~refuses).sum()} | {next(shares)} |")
 
 
@@ -59,6 +59,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("xstest", type=Path)
     parser.add_argument("poly_refuse", type=Path)
-    given = parser.parse_args()
-    show(of_people(given.xstest))
-    show(of_wildguard(given.poly_refuse))
+    arguments = parser.parse_args()
+    show(of_people(arguments.xstest))
+    show(of_wildguard(arguments.poly_refuse))

@@ -1,4 +1,7 @@
-"""How often a model refuses: of harmless requests, where it should not, and of harmful ones, where it should."""
+"""Measure how often a model refuses harmless requests, which it should answer, and harmful ones.
+
+Answers are judged by phrases of refusal, or by a guard.
+"""
 
 from __future__ import annotations
 
@@ -147,8 +150,8 @@ def _requests(prompts: Any) -> list[str]:
     for number, value in enumerate(values):
         text = value.text if isinstance(value, Prompt) else value
         if is_conversation(text):
-            said = [message.get("content") for message in text if message["role"] != "assistant"]
-            text = said[-1] if said else None
+            contents = [message.get("content") for message in text if message["role"] != "assistant"]
+            text = contents[-1] if contents else None
         if not isinstance(text, str):
             raise ValueError(f"prompt {number} is no text: expected a request, or a conversation with one")
         requests.append(well_formed(text))
@@ -159,7 +162,7 @@ def _check_answered(requests: Sequence[str], continuations: Continuations) -> No
     """Raise ValueError unless the continuations answer these requests, in this order, perhaps in a chat template."""
     n = len(continuations.prompts)
     pairs = enumerate(zip(requests, continuations.prompts, strict=False))
-    other = next((number for number, (text, prompt) in pairs if text.strip() not in prompt.text), None)
-    if len(requests) != n or other is not None:
-        what = f"{n} prompts, not {len(requests)}" if len(requests) != n else f"another prompt {other}"
+    differing = next((number for number, (text, prompt) in pairs if text.strip() not in prompt.text), None)
+    if len(requests) != n or differing is not None:
+        what = f"{n} prompts, not {len(requests)}" if len(requests) != n else f"another prompt {differing}"
         raise ValueError(f"the continuations are of {what}: give the prompts that were continued, in their order")

@@ -47,15 +47,13 @@ class RefusalPhrases(Described):
     A phrase is mostly two parts with up to six words between them: one that says "I cannot", and one that says what.
     So "I cannot wait to tell you" is no refusal. Case, width, apostrophes and optional marks do not matter.
 
-    Take it as the floor. It is exact and quick, but three kinds of answers escape it:
+    Take it as the floor. It is exact and quick, but it does not see a refusal in other words, such as a sermon. Nor
+    does it see one that comes late: after 300 characters, or 120 in Chinese, Japanese and Korean. An answer that
+    apologises and then complies counts as a refusal. An empty answer does not.
 
-    - It does not see a refusal in other words, such as a sermon or a change of subject.
-    - It does not see a refusal that comes late: after 300 characters, or 120 in Chinese, Japanese and Korean.
-    - An answer that apologises and then complies counts as a refusal. An empty answer does not.
-
-    We wrote the lists ourselves. Only the English one was compared with people, on answers to XSTest: see the guide's
-    page on judges. A guard that was trained on refusals, `GuardScorer(..., judges="answer", about="refusal")`, is the
-    other judge to ask.
+    We wrote the lists ourselves. The guide's page on judges says how they compare with people in English, and with
+    another judge in 11 more languages. For the other five we have only our own tests. A second judge to ask is a guard
+    that was trained on refusals: `GuardScorer(..., judges="answer", about="refusal")`.
 
     The revision is the first twelve hex digits of a SHA-256 of all phrases and rules.
 
