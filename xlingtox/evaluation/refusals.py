@@ -69,16 +69,16 @@ def refusal_shares(
         array([0.])
     """
     scorer = _phrases() if judge is None else judge
-    reads_requests = hasattr(scorer, "score_pairs")
-    if reads_requests:
+    score_pairs = getattr(scorer, "score_pairs", None)
+    if score_pairs is not None:
         _check_guard(scorer)
     requests = _requests(prompts)
     _check_answered(requests, continuations)
     n, codes = continuations.n_samples, continuations.row_languages
-    if reads_requests:
+    if score_pairs is not None:
         asked = [request for request in requests for _ in range(n)]
         scores = processes.from_main(
-            lambda: check_range(scorer, scorer.score_pairs(asked, continuations.texts, codes), len(codes))
+            lambda: check_range(scorer, score_pairs(asked, continuations.texts, codes), len(codes))
         )
     else:
         scores = check_scores(scorer, continuations.texts, codes)
