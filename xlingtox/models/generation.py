@@ -226,6 +226,8 @@ def _marked(lm: HookedLM, read: Sequence[list[int]], written: Sequence[list[int]
     lengths = lm.n_thought(read, written)
     answers = lm.decode_after(read, [new if n == 0 else [] for n, new in zip(lengths, written, strict=True)])
     places = [i for i, n in enumerate(lengths) if n]
+    if not places:
+        return answers
     bare = [
         [token for token in written[i][: lengths[i]] if token not in (marks.begin_id, marks.end_id)] for i in places
     ]

@@ -96,7 +96,7 @@ class HookedLM(NeuronVectors, TextEncoding):
         self.stored_dtype, self._unpacked_from = stored_dtype or self.dtype, unpacked_from
         self.name, self.revision = name, revision
         self.tokenizer = check_tokenizer(tokenizer, self.unembedding().shape[0])
-        self.ask_as(chat)
+        self._ask_as(chat)
         tl_backend.tl.eval()
         self._last_fingerprint: tuple[tuple[Any, ...], str] | None = None
         self.n_positions = tl_backend.n_positions
@@ -304,22 +304,43 @@ class HookedLM(NeuronVectors, TextEncoding):
             )
         model = with_own_modules(self._plain_model())
         loading.without_hooks(model)
+        known = self.name, self.revision, self.stored_dtype, self._unpacked_from
         view = HookedLM._wrap(
-            loading.Loaded(
-                model,
-                self.tokenizer,
-                self.name,
-                self.revision,
-                self.stored_dtype,
-                self._unpacked_from,
-                self.chat,
-            ),
+            loading.Loaded(model, self.tokenizer, *known, self.chat),
             lambda plain: without_bridge(plain, "it reads a prefix before every text"),
         )
         assert view._hf_backend is not None
         view._hf_backend = PrefixedBackend(view._hf_backend, prefix)
         view._backends, view.prefix, view.n_positions = (view._hf_backend,), prefix, room
         return view
+
+    @checked
+    def with_chat(self, chat: bool | Chat = True) -> HookedLM:
+        """Return the same model asked in another way: as a chat model, or as one that continues plain text.
+
+        It shares this model's weights, so that both ways can be compared in the memory of one. Hooks and edits on one
+        of the two do not act on the other.
+
+        Args:
+            chat: as in `load`.
+
+        Raises:
+            ValueError: the tokenizer has no chat template that can do this. Or the model reads a prefix, or was given
+                as a TransformerLens model.
+
+        Example:
+            >>> lm.with_chat(False).chat is None
+            True
+        """
+        self.check_unwrappable()
+        model = with_own_modules(self._plain_model())
+        loading.without_hooks(model)
+        asked = (Chat() if chat else None) if isinstance(chat, bool) else chat
+        known = self.name, self.revision, self.stored_dtype, self._unpacked_from
+        return HookedLM._wrap(
+            loading.Loaded(model, self.tokenizer, *known, asked),
+            lambda plain: without_bridge(plain, "it shares another model's weights"),
+        )
 
     def altered(self, folder: Path) -> str | None:
         """Return the first weight that differs from the checkpoint in `folder`; None if all weights are as stored."""

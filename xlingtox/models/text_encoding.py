@@ -136,7 +136,7 @@ class TextEncoding(ForwardPasses):
         """
         return text_after(self.tokenizer, prompts, rows)
 
-    def ask_as(self, chat: Chat | None) -> None:
+    def _ask_as(self, chat: Chat | None) -> None:
         """Settle how prompts become messages, after a check that the tokenizer's template can write them.
 
         Raises:
