@@ -1,4 +1,4 @@
-"""How a chat model is asked: the messages that a prompt becomes, the ends of turns, and the marks of thoughts."""
+"""Chat: the way in which a chat model is asked. The messages that a prompt becomes, the ends of turns, and the marks of thoughts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _INSTRUCTIONS = ("system", "developer")
 @checked
 @dataclass(frozen=True)
 class Chat:
-    """How a chat model is asked: each plain text becomes a user's message, written by the chat template.
+    """The way in which a chat model is asked: each plain text becomes a user's message, written by the chat template.
 
     Such a model was tuned on conversations. Without its template it continues a text, and often in another manner than
     its users see. Give this value, or `True`, to `HookedLM.load(chat=)`.

@@ -104,7 +104,9 @@ def generate_under(
     for edit, edit_texts in zip(edits, texts, strict=True):
         with named(lm, edit):
             model = dataclasses.asdict(lm.identity())
-        written.append(continuations_of(lm, prompt_list, samples, edit_texts, {"model": model, **settings}))
+        written.append(
+            continuations_of(lm, prompt_list, edit_texts, n_samples=samples, settings={"model": model, **settings})
+        )
     return written
 
 

@@ -111,7 +111,7 @@ class Continuations:
 
 
 def continuations_of(
-    lm: HookedLM, prompts: Sequence[Prompt], n_samples: int, texts: Sequence[str], settings: dict[str, object]
+    lm: HookedLM, prompts: Sequence[Prompt], texts: Sequence[str], *, n_samples: int, settings: dict[str, object]
 ) -> Continuations:
     """Return texts that `continued` wrote, with thoughts told apart from answers."""
     marks = lm.thought_marks
@@ -138,5 +138,5 @@ def as_read_by(lm: HookedLM, prompts: Sequence[Prompt], continuations: Continuat
     if continuations.prompts == tuple(prompts):
         return continuations
     gap = "\n" if lm.chat is None else ""
-    own = tuple(Prompt(prompt.language, prompt.text + gap) for prompt in prompts)
-    return dataclasses.replace(continuations, prompts=own)
+    read_prompts = tuple(Prompt(prompt.language, prompt.text + gap) for prompt in prompts)
+    return dataclasses.replace(continuations, prompts=read_prompts)

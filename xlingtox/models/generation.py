@@ -131,7 +131,7 @@ def generate(
             smaller=_fewer_samples,
         )
     settings = {"model": dataclasses.asdict(lm.identity()), **settings}
-    return continuations_of(lm, checked_prompts, samples, texts, settings)
+    return continuations_of(lm, checked_prompts, texts, n_samples=samples, settings=settings)
 
 
 def check_sampling(
