@@ -1,4 +1,4 @@
-"""Chat: the way in which a chat model is asked. The messages that a prompt becomes, the ends of turns, and the marks of thoughts."""
+"""Chat: the way in which a chat model is asked, with the ends of its turns and the marks of its thoughts."""
 
 from __future__ import annotations
 
