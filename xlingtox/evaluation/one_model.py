@@ -111,7 +111,7 @@ class Profile:
         Raises:
             ValueError: a text is too long for it or empty; or it is edited by hooks, and its texts are to be kept.
         """
-        texts = [prompt.text for prompt in (*task.prompts, *read_before)]
+        texts = list(dict.fromkeys(prompt.text for prompt in (*task.prompts, *read_before)))
         texts += [] if task.held_out is None else held_out_texts(task.held_out)
         tokens = dict(zip(texts, lm.token_ids(texts), strict=True))
         with lm.knowing(tokens):
