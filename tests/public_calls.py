@@ -99,6 +99,7 @@ INNER = {
         "prediction.shared",
     ),
     *("fluency.fluency_of", "fluency.prompts_and_texts", "soundness.reference_of"),
+    *("HookedLM.n_thought", "data.Chat.check", "data.Chat.pair", "data.Chat.switches"),
     *("HookedLM.knowing", "HookedLM.unembedded", "fluency.held_out_texts", "fluency.judged_rows"),
     *("cautions.places", "fluency.check_held_out", "data.check_columns", "data.row_numbers", "tuning.Recipe.arguments"),
     # Protocols: others write them.

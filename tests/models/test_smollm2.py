@@ -13,9 +13,10 @@ import torch
 import transformers
 from torch.testing import assert_close
 
-from xlingtox import mini
+from xlingtox import data, mini
 from xlingtox.edits.interventions import Offset, Scale
 from xlingtox.evaluation import knowledge_margins
+from xlingtox.models.ending import ending_probability
 from xlingtox.models.generation import generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons import localize
@@ -139,3 +140,19 @@ def test_it_knows_which_sentence_a_spanish_one_translates(lm, plain):
     margins = torch.tensor(knowledge_margins(lm, {"en": english, "es": spanish}, progress=False)["es"])
     assert_close(margins.float(), torch.stack(expected), atol=1e-3, rtol=0)
     assert (margins > 0).all()
+
+
+def test_it_answers_a_question_as_a_users_message(lm, plain):
+    chat = lm.with_chat(data.Chat(system="Answer briefly."))
+    asked = [
+        {"role": "system", "content": "Answer briefly."},
+        {"role": "user", "content": "What is the capital of France?"},
+    ]
+    ids = lm.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    new = plain.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    written = generate(chat, [asked[1]["content"]], max_new_tokens=12, greedy=True, progress=False)
+    assert written.texts == (lm.tokenizer.decode(new, skip_special_tokens=True),)
+    assert "Paris" in written.texts[0]
+    # As plain text, the question is a whole text to it.
+    at_once = [ending_probability(model, [asked[1]["content"]], progress=False)["en"] for model in (lm, chat)]
+    assert at_once[0] > 0.5 > 0.01 > at_once[1]

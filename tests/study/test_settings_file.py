@@ -79,6 +79,10 @@ BAD = {
         '[model] dtype is "fp16": write one of float32, bfloat16, float16',
     ),
     "bits": (MODEL + "bits = 16\n" + DATA + JUDGE, "[model] bits is 16: write one of 4, 8, such as bits = 4"),
+    "system prompt of a model that does not chat": (
+        MODEL + 'system = "Be kind."\n' + DATA + JUDGE,
+        "[model] system is for a chat model: write chat = true too",
+    ),
     "name of the model": (
         MODEL.replace("source", "name") + DATA + JUDGE,
         "[model] name is no known key: write source",
@@ -449,6 +453,7 @@ def test_every_key_can_be_uncommented(tmp_path, monkeypatch):
     (tmp_path / "all.toml").write_text("\n".join(lines))
     read = settings_file.read(tmp_path / "all.toml")
     assert (read.settings["unit"], read.overrides["learning_rate"], read.options["bits"]) == ("activation", 1e-5, 4)
+    assert read.options["chat"] == xt.data.Chat(system="Answer in one sentence.")
     assert (read.engine.tuned_model, read.engine.in_flight) == ("tuned", 32)
     assert read.settings["frontier"] == FrontierSettings(methods=("ablation of sources", "AurA", "DPO"))
     assert set(read.tables) >= {"held_out", "neutral_prompts", "validation", "labelled_elsewhere", "toxic_words"}

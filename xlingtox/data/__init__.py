@@ -10,6 +10,7 @@ A source that is not text, or that would fill the memory, raises ValueError earl
 file in an archive unpacks to at most 8 GiB. Above 64 MiB it may also be at most 100 times as large as its archive.
 """
 
+from xlingtox.data.chat import Chat
 from xlingtox.data.collecting import skipped, subsample
 from xlingtox.data.columns import (
     PAIR_FIELDS,
@@ -38,6 +39,7 @@ from xlingtox.data.words import word_lists
 __all__ = [
     "HARMS",
     "PAIR_FIELDS",
+    "Chat",
     "Labelled",
     "PreferencePairs",
     "Prompt",

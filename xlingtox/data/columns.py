@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xlingtox import languages
 from xlingtox.checking import checked
+from xlingtox.data.chat import Chat
 from xlingtox.data.conversations import (
     Conversation,
     is_conversation,
@@ -61,17 +62,21 @@ PreferencePairs: TypeAlias = Table
 
 
 @checked
-def as_prompts(prompts: Prompts, *, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Prompt]:
+def as_prompts(
+    prompts: Prompts, *, tokenizer: PreTrainedTokenizerBase | None = None, chat: Chat | None = None
+) -> list[Prompt]:
     """Return prompts of any form as a list of `Prompt`, in the same order. Without a language they are English.
 
     The list that this function returned passes through unchanged. A lone surrogate, which tokenizers refuse, becomes
-    U+FFFD. A conversation becomes the text that the model's chat template makes of it, up to the assistant's turn.
+    U+FFFD. A conversation becomes the text that the model's chat template makes of it, up to the assistant's turn. Its
+    template is told not to let the model think, unless `chat` says otherwise.
 
     Args:
         prompts: texts or conversations (`[{"role": "user", "content": "hello"}]`): a list of them, a dict from language
             to such lists, or a table with the columns `language, prompt` or only `prompt`. A table is a pandas frame, a
             `datasets.Dataset` or a list of dicts.
-        tokenizer: the tokenizer of the model that reads the prompts. Only conversations need it.
+        tokenizer: the tokenizer of the model that reads the prompts. Only conversations and `chat` need it.
+        chat: how a chat model is asked: plain texts become a user's message too. A `Prompt` is left as it is.
 
     Raises:
         ValueError: there are no prompts, one is blank or not text, or a language is unknown. Or a table lacks the
@@ -101,7 +106,13 @@ def as_prompts(prompts: Prompts, *, tokenizer: PreTrainedTokenizerBase | None = 
     if not rows:
         raise ValueError("there are no prompts: expected at least one")
     languages.check({language: None for language, _ in rows})
-    return [Prompt(language, _prompt_text(text, i, tokenizer)) for i, (language, text) in enumerate(rows)]
+    chats = [chat] * len(rows)
+    if names is None and not isinstance(prompts, Mapping):
+        chats = [None if isinstance(item, Prompt) else chat for item in items(prompts)]
+    return [
+        Prompt(language, _prompt_text(text, i, tokenizer, one))
+        for i, ((language, text), one) in enumerate(zip(rows, chats, strict=True))
+    ]
 
 
 def _rows_of_prompts(prompts: Any, names: Sequence[str]) -> list[tuple[Any, Any]]:
@@ -117,15 +128,21 @@ def _rows_of_prompts(prompts: Any, names: Sequence[str]) -> list[tuple[Any, Any]
     return [("en", text) for text in table["prompt"]]
 
 
-def _prompt_text(text: Any, number: int, tokenizer: PreTrainedTokenizerBase | None) -> str:
+def _prompt_text(text: Any, number: int, tokenizer: PreTrainedTokenizerBase | None, chat: Chat | None) -> str:
     if is_conversation(text):
         with_template = template_of(tokenizer, f"prompt {number} is a conversation (a list of messages)")
-        text = rendered_prompt(with_template, text, f"prompt {number}") if says_something(text) else ""
+        text = _asked(with_template, text, number, chat or Chat()) if says_something(text) else ""
+    elif chat is not None and isinstance(text, str) and text.strip():
+        text = _asked(template_of(tokenizer, f"prompt {number} is for a chat model"), text, number, chat)
     if not isinstance(text, str) or not text.strip():
         # Tables hold None or NaN in empty cells.
         blank = isinstance(text, str) or text is None or text != text
         raise ValueError(f"prompt {number} is {'blank' if blank else 'no text'}: expected text, got {text!r}")
     return well_formed(text)
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, prompt: str | Conversation, number: int, chat: Chat) -> str:
+    return rendered_prompt(tokenizer, chat.messages(prompt), f"prompt {number}", chat.switches(tokenizer))
 
 
 @checked
@@ -206,7 +223,11 @@ def are_conversations(pairs: PreferencePairs) -> bool:
 
 @checked
 def check_pairs(
-    pairs: PreferencePairs, *, what: str = "preference pairs", tokenizer: PreTrainedTokenizerBase | None = None
+    pairs: PreferencePairs,
+    *,
+    what: str = "preference pairs",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    chat: Chat | None = None,
 ) -> Dataset:
     """Return preference pairs reduced to their three columns, as texts.
 
@@ -217,7 +238,8 @@ def check_pairs(
     Args:
         pairs: a table with the columns `prompt, chosen, rejected`, of texts or of conversations.
         what: the name of the pairs in error messages.
-        tokenizer: the tokenizer of the model that is tuned. Only conversations need it.
+        tokenizer: the tokenizer of the model that is tuned. Only conversations and `chat` need it.
+        chat: how a chat model is asked: pairs of texts become a user's message and two answers.
 
     Raises:
         ValueError: a field is missing or shows nothing, or chosen and rejected are equal or look alike. The message
@@ -229,8 +251,9 @@ def check_pairs(
         ['prompt', 'chosen', 'rejected']
     """
     rows: list[_Row]
-    if conversations := are_conversations(pairs):
-        rows = _rendered_pairs(pairs, what, template_of(tokenizer, f"{what} are conversations (lists of messages)"))
+    if conversations := are_conversations(pairs) or chat is not None:
+        kind = "conversations (lists of messages)" if chat is None else "for a chat model"
+        rows = _rendered_pairs(pairs, what, template_of(tokenizer, f"{what} are {kind}"), chat)
     else:
         rows = list(zip(*columns(pairs, PAIR_FIELDS, what).values(), strict=True))
     if not rows:
@@ -253,13 +276,26 @@ def check_pairs(
     return Dataset.from_dict(texts, features=Features(dict.fromkeys(PAIR_FIELDS, Value("string"))))
 
 
-def _rendered_pairs(pairs: PreferencePairs, what: str, tokenizer: PreTrainedTokenizerBase) -> list[_Row]:
-    """Return prompt, chosen and rejected of each row as texts, with None for a part that is missing or blank."""
+def _rendered_pairs(
+    pairs: PreferencePairs, what: str, tokenizer: PreTrainedTokenizerBase, chat: Chat | None
+) -> list[_Row]:
+    """Return prompt, chosen and rejected of each row as texts, with None for a part that is missing or blank.
+
+    Args:
+        chat: how a chat model is asked; None if no row may be of texts.
+    """
+    how = chat or Chat()
+    switches = how.switches(tokenizer)
     without_prompt = "prompt" not in (column_names(pairs) or ())
     table = columns(pairs, PAIR_FIELDS[1:] if without_prompt else PAIR_FIELDS, what)
     prompts = [None] * len(table["chosen"]) if without_prompt else table["prompt"]
     rows: list[_Row] = []
     for i, row in enumerate(zip(prompts, table["chosen"], table["rejected"], strict=True)):
+        if chat is not None and all(isinstance(part, str) for part in row):
+            # A fault of such a row is found where that of a pair of texts is.
+            is_whole = all(map(visible, row)) and appearance(row[1]) != appearance(row[2])
+            rows.append(_pair_texts(tokenizer, chat.pair(*row), what, i, switches) if is_whole else row)
+            continue
         parts = split_pair(*row)
         if parts is None:
             usable = [is_conversation(part) for part in row]
@@ -269,9 +305,21 @@ def _rendered_pairs(pairs: PreferencePairs, what: str, tokenizer: PreTrainedToke
             # `check_pairs` only counts the fault of such a row: equal texts, or None for a missing one.
             prompt, chosen, rejected = ("equal" if part else None for part in usable)
         else:
-            prompt, chosen, rejected = map(well_formed, rendered_pair(tokenizer, parts, f"{what}: row {i}"))
+            asked = how.messages(parts[0]), parts[1], parts[2]
+            prompt, chosen, rejected = _pair_texts(tokenizer, asked, what, i, switches)
         rows.append((prompt, chosen, rejected))
     return rows
+
+
+def _pair_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    pair: tuple[Conversation, Conversation, Conversation],
+    what: str,
+    number: int,
+    switches: Mapping[str, bool],
+) -> tuple[str, str, str]:
+    prompt, chosen, rejected = rendered_pair(tokenizer, pair, f"{what}: row {number}", switches)
+    return well_formed(prompt), well_formed(chosen), well_formed(rejected)
 
 
 def row_numbers(rows: Sequence[int]) -> str:

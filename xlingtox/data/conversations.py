@@ -50,21 +50,30 @@ def template_of(tokenizer: PreTrainedTokenizerBase | None, what: str) -> PreTrai
     return tokenizer
 
 
-def rendered_prompt(tokenizer: PreTrainedTokenizerBase, messages: Conversation, what: str) -> str:
+def rendered_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Conversation, what: str, switches: Mapping[str, bool] | None = None
+) -> str:
     """Return a conversation as the text that the assistant continues.
 
     The text ends with the template's generation prompt. Where the last message is the assistant's, the text ends inside
     that message, which the model continues.
 
+    Args:
+        switches: what the template is told besides, as `Chat.switches` returns it.
+
     Raises:
         ValueError: the template refuses the conversation; the message calls it `what`.
     """
     has_begun = messages[-1]["role"] == "assistant"
-    return _rendered(tokenizer, messages, what, add_generation_prompt=not has_begun, continue_final_message=has_begun)
+    how = {**(switches or {}), "add_generation_prompt": not has_begun, "continue_final_message": has_begun}
+    return rendered(tokenizer, messages, what, **how)
 
 
 def rendered_pair(
-    tokenizer: PreTrainedTokenizerBase, pair: tuple[Conversation, Conversation, Conversation], what: str
+    tokenizer: PreTrainedTokenizerBase,
+    pair: tuple[Conversation, Conversation, Conversation],
+    what: str,
+    switches: Mapping[str, bool] | None = None,
 ) -> tuple[str, str, str]:
     """Return a prompt and its chosen and rejected answers as texts, as the chat template writes them.
 
@@ -73,13 +82,14 @@ def rendered_pair(
 
     Args:
         pair: prompt, chosen and rejected, as `split_pair` gives them.
+        switches: what the template is told besides, as `Chat.switches` returns it.
 
     Raises:
         ValueError: the template refuses a conversation; the message calls it `what`.
     """
     prompt, chosen, rejected = pair
-    sides = [_rendered(tokenizer, [*prompt, *side], what) for side in (chosen, rejected)]
-    start = _common_start([rendered_prompt(tokenizer, prompt, what), *sides])
+    sides = [rendered(tokenizer, [*prompt, *side], what, **(switches or {})) for side in (chosen, rejected)]
+    start = _common_start([rendered_prompt(tokenizer, prompt, what, switches), *sides])
     return start, sides[0][len(start) :], sides[1][len(start) :]
 
 
@@ -110,7 +120,15 @@ def _common_start(texts: Sequence[str]) -> str:
     return texts[0][: next(differences, min(map(len, texts)))]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Conversation, what: str, **settings: Any) -> str:
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: Conversation, what: str, **settings: Any) -> str:
+    """Return a conversation as its chat template writes it.
+
+    Args:
+        settings: what the template is told besides.
+
+    Raises:
+        ValueError: the template refuses the conversation; the message calls it `what`.
+    """
     # Tables put None under keys that a message does not have.
     filled = [{key: item for key, item in row.items() if item is not None or key == "content"} for row in messages]
     try:

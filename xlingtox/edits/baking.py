@@ -50,7 +50,7 @@ def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], out
         raise ValueError(f"{what} cannot be baked into {lm.name}: {error}. {instead}") from error
     for carrier in carrying:
         carrier.write(model)
-    baked = HookedLM.over(Loaded(model, lm.tokenizer, f"{lm.name}, baked ({layout})"))
+    baked = HookedLM.over(Loaded(model, lm.tokenizer, f"{lm.name}, baked ({layout})", chat=lm.chat))
     _check_same(lm, baked, on=on, complaint=f"{record['edit']} cannot be baked exactly into {lm.name}")
     if folder is None:
         return baked
@@ -81,7 +81,9 @@ def bake(lm: HookedLM, affine: Affine, *, on: On, record: Mapping[str, Any], out
 
 def _read(folder: Path, lm: HookedLM, *, name: str) -> Loaded:
     """Read a checkpoint as the model that it was made of was read."""
-    read = from_checkpoint(str(folder), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code)
+    read = from_checkpoint(
+        str(folder), dtype=lm.dtype, device=lm.device, trust_remote_code=lm.remote_code, chat=lm.chat
+    )
     read.model.config._name_or_path = read.model.name_or_path = read.tokenizer.name_or_path = name
     return dataclasses.replace(read, name=name)
 

@@ -11,12 +11,20 @@ from typing import Any, TypeVar
 
 from xlingtox import processes
 from xlingtox.checking import checked
-from xlingtox.data import Prompts, as_prompts
+from xlingtox.data import Prompts
 from xlingtox.edits.interventions import Description, Intervention
 from xlingtox.edits.together import Together
 from xlingtox.models.batches import Batches, Codec
 from xlingtox.models.batching import MOST_TEXTS, rows_that_fit
-from xlingtox.models.generation import TEXTS, Continuations, check_lengths, check_sampling, continued, generate
+from xlingtox.models.continuations import continuations_of, marked_texts
+from xlingtox.models.generation import (
+    TEXTS,
+    Continuations,
+    check_lengths,
+    check_sampling,
+    continued,
+    generate,
+)
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.saturation import rows_that_pay
 from xlingtox.progress import bar
@@ -71,7 +79,7 @@ def generate_under(
     sizes: dict[str, Any] = {"max_new_tokens": max_new_tokens, "n_samples": n_samples}
     drawing: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed}
     check_sampling(**sizes, **drawing, batch_size=None)
-    prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
+    prompt_list = lm.as_prompts(prompts)
     positions = max(check_lengths(lm, prompt_list, max_new_tokens)) + max_new_tokens
     samples = 1 if greedy else n_samples
     n_rows = len(prompt_list) * samples
@@ -82,7 +90,7 @@ def generate_under(
         texts = results_under(
             lm,
             edits,
-            lambda: list(generate(lm, prompt_list, **sizes, **drawing, greedy=greedy, progress=False).texts),
+            lambda: marked_texts(lm, generate(lm, prompt_list, **sizes, **drawing, greedy=greedy, progress=False)),
             lambda n_edits: _split(
                 continued(lm, prompt_list, numbers, max_new_tokens, sampling, edits=n_edits), n_edits
             ),
@@ -96,7 +104,9 @@ def generate_under(
     for edit, edit_texts in zip(edits, texts, strict=True):
         with named(lm, edit):
             model = dataclasses.asdict(lm.identity())
-        written.append(Continuations(tuple(prompt_list), samples, tuple(edit_texts), {"model": model, **settings}))
+        written.append(
+            continuations_of(lm, prompt_list, edit_texts, n_samples=samples, settings={"model": model, **settings})
+        )
     return written
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.data import as_prompts
 from xlingtox.evaluation.attribution import ESTIMATES, Attribution
 from xlingtox.evaluation.components import Component, Components, Place
 from xlingtox.evaluation.continuation_rows import Kept, WeightedRow, check_continued, continuation_rows
@@ -106,7 +105,7 @@ def attribute(
     columns = {name: _columns(base, group, path.components) for name, group in (groups or {}).items()}
 
     def written() -> list[WeightedRow]:
-        texts, prompt_list = continuations, as_prompts(prompts, tokenizer=base.tokenizer)
+        texts, prompt_list = continuations, base.as_prompts(prompts)
         if texts is None:
             check_lengths(base, prompt_list, max_new_tokens)
             if scorer is not None:

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from xlingtox import languages, processes
 from xlingtox.checking import checked, shown
-from xlingtox.data import Prompts, as_prompts, meanings
+from xlingtox.data import Prompts, meanings
 from xlingtox.evaluation import degenerate, metrics
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.measurement import Measurement, measure
@@ -69,7 +69,8 @@ def compare(
 
     Args:
         before, after: the model before the change, and the one after it.
-        prompts: prompts with their languages. Only the continuations are scored. In a table with a column `index`,
+        prompts: prompts with their languages. Only the continuations are scored. Each model reads them in its own form:
+            one that was loaded with `chat=` as messages, a base model as plain text. In a table with a column `index`,
             prompts of the same index are translations. The mean over languages resamples them together.
         neurons: the neurons whose mean activation is compared: one set, which is called "sources", or several by name,
             of which the first is the main set. If none is called "control", random neurons of the same layers that are
@@ -122,12 +123,12 @@ def compare(
     )
     # Both models are here, so what is wrong with the second is said before the first does any work.
     task = asked.task(before)
-    profiles = Profile.of(before, task), Profile.of(after, task)
+    profiles = Profile.of(before, task), Profile.of(after, task.read_by(after), read_before=task.prompts)
     profiles[0].check_alike(profiles[1])
     sides: tuple[tuple[HookedLM, Which], ...] = ((before, "before"), (after, "after"))
     for lm, side in sides:
         if not processes.from_main(partial(is_kept, task, side)):
-            checked_writer(lm, task, side)
+            checked_writer(lm, task.read_by(lm), side)
     with before.knowing(profiles[0].texts), after.knowing(profiles[1].texts):
         return _compared(lambda: before, lambda: after, asked, vectors_in_memory)
 
@@ -229,7 +230,7 @@ class _Asked:
 
     def task(self, lm: HookedLM) -> Task:
         """Check the arguments by the model before, and return what is measured."""
-        prompt_list = as_prompts(self.prompts, tokenizer=lm.tokenizer)
+        prompt_list = lm.as_prompts(self.prompts)
         languages.check(self.source_language)
         for neuron_set in self.sets.values():
             neuron_set.check(lm)
@@ -252,6 +253,7 @@ class _Asked:
             None if self.output_dir is None else Path(self.output_dir).expanduser(),
             self.progress,
             self.writers,
+            self.prompts,
         )
 
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from xlingtox import files, languages
 from xlingtox.checking import checked
-from xlingtox.data import Prompts, as_prompts, meanings
+from xlingtox.data import Prompts, meanings
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation import cautions, chosen_dose
 from xlingtox.evaluation.chosen_dose import Chosen
@@ -330,7 +330,7 @@ def dose_response(
     sets = named_sets(neurons)
     for neuron_set in sets.values():
         neuron_set.check(lm)
-    prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
+    prompt_list = lm.as_prompts(prompts)
     check_lengths(lm, prompt_list, max_new_tokens)
     check_covered(scorer, [prompt.language for prompt in prompt_list])
     check_held_out(lm, held_out)

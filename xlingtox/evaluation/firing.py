@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from xlingtox import data, languages
-from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.data import Prompt, Prompts
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.activations import collect_together
 from xlingtox.neurons.greedy import Written
@@ -52,7 +52,7 @@ def halves(prompts: Prompts, lm: HookedLM, *, source_language: str, kind: str, s
     Raises:
         ValueError: fewer than four prompts in the source language, or a language is left with fewer than two.
     """
-    listed = as_prompts(prompts, tokenizer=lm.tokenizer)
+    listed = lm.as_prompts(prompts)
     by_code = data.meanings(prompts)
     ids: list[Hashable] | None = None
     if by_code is not None:

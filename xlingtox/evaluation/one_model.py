@@ -18,7 +18,7 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 
 from xlingtox import processes
-from xlingtox.data import Prompt
+from xlingtox.data import Prompt, Prompts
 from xlingtox.evaluation import metrics
 from xlingtox.evaluation.fluency import (
     Fluency,
@@ -31,6 +31,7 @@ from xlingtox.evaluation.named_sets import CONTROL, all_of_layers
 from xlingtox.evaluation.same_text import MeansBySet, Text, distinct, means_by_prompt
 from xlingtox.evaluation.soundness import Reference, reference_of
 from xlingtox.evaluation.weight_drift import KeptVectors, LayerDrift, drift_from
+from xlingtox.models.continuations import as_read_by
 from xlingtox.models.ending import ending_probability
 from xlingtox.models.generation import Continuations, check_lengths, generate
 from xlingtox.models.hooked import HookedLM
@@ -60,6 +61,7 @@ class Task:
         sampling: `n_samples`, `max_new_tokens` and `seed`.
         folder: where continuations are kept; None to keep none.
         writers: the servers that write the continuations of the model before and of the one after; None for the model.
+        given: the prompts as the caller gave them, which each model may read in another form.
     """
 
     prompts: Sequence[Prompt]
@@ -71,6 +73,11 @@ class Task:
     folder: Path | None
     progress: bool
     writers: Writers = (None, None)
+    given: Prompts | None = None
+
+    def read_by(self, lm: HookedLM) -> Task:
+        """Return the task with the prompts as this model reads them: a chat model by its template, a base model not."""
+        return self if self.given is None else dataclasses.replace(self, prompts=lm.as_prompts(self.given))
 
     @property
     def main(self) -> NeuronSet:
@@ -95,13 +102,16 @@ class Profile:
     texts: Mapping[str, Sequence[int]]
 
     @classmethod
-    def of(cls, lm: HookedLM, task: Task) -> Profile:
+    def of(cls, lm: HookedLM, task: Task, *, read_before: Sequence[Prompt] = ()) -> Profile:
         """Check that a model can do the task, and return its profile.
+
+        Args:
+            read_before: the prompts as the model before reads them, where this one may be asked otherwise.
 
         Raises:
             ValueError: a text is too long for it or empty; or it is edited by hooks, and its texts are to be kept.
         """
-        texts = [prompt.text for prompt in task.prompts]
+        texts = list(dict.fromkeys(prompt.text for prompt in (*task.prompts, *read_before)))
         texts += [] if task.held_out is None else held_out_texts(task.held_out)
         tokens = dict(zip(texts, lm.token_ids(texts), strict=True))
         with lm.knowing(tokens):
@@ -225,7 +235,8 @@ def measure_after(lm: HookedLM, task: Task, before: Before) -> tuple[Side, tuple
         ValueError: it cannot be compared with the model before.
     """
     before.profile.shape.check_alike(lm.shape())
-    profile = Profile.of(lm, task)
+    read_before, task = task.prompts, task.read_by(lm)
+    profile = Profile.of(lm, task, read_before=read_before)
     before.profile.check_alike(profile)
     with lm.knowing(profile.texts):
         return _measured_after(lm, task, before)
@@ -258,7 +269,7 @@ def judge_after(lm: HookedLM, task: Task, before: Before, after: Side) -> tuple[
             f"before() gave {before.side.model} at first and then {lm.identity()}: expected the same model"
         )
     with lm.knowing(before.profile.texts):
-        fluency = conditional_perplexity(lm, after.continuations, progress=task.progress)
+        fluency = conditional_perplexity(lm, as_read_by(lm, task.prompts, after.continuations), progress=task.progress)
         return fluency, before.side.means or _means(lm, task, before.sets, after.greedy)
 
 
@@ -311,7 +322,8 @@ def _keep_greedy(lm: HookedLM, task: Task, greedy: Written, side: str) -> None:
     """Write a model's own greedy text to the task's folder, if it has one."""
     if task.folder is not None:
         prompts = lm.token_ids([prompt.text for prompt in task.prompts])
-        written = [[token for token in ids if token not in lm.ends] for ids in greedy.tokens]
+        answers = [ids[n:] for n, ids in zip(lm.n_thought(prompts, greedy.tokens), greedy.tokens, strict=True)]
+        written = [[token for token in ids if token not in lm.ends] for ids in answers]
         settings = {"model": dataclasses.asdict(lm.identity()), "max_new_tokens": task.n_steps, "greedy": True}
         texts = lm.decode_after(prompts, written)
         continuations = Continuations(tuple(task.prompts), 1, tuple(texts), settings)

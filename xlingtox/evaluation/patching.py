@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlingtox.checking import checked
-from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.data import Prompt, Prompts
 from xlingtox.edits.interventions import Intervention
 from xlingtox.edits.patch import Patch
 from xlingtox.edits.under import Plan, generate_under, in_parts, results_under
@@ -99,7 +99,7 @@ def patch_effect(
         >>> effect
         PatchEffect(4 prompts: probe, log_probability with sources patched)
     """
-    prompt_list = as_prompts(prompts, tokenizer=before.tokenizer)
+    prompt_list = before.as_prompts(prompts)
     token_ids = None if toxic_tokens is None else sorted({int(token) for token in toxic_tokens})
     if before is after:
         raise ValueError(f"{before.name} is given as both models: there is no change to carry")

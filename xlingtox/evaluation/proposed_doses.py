@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from xlingtox.checking import checked
-from xlingtox.data import Prompts, as_prompts
+from xlingtox.data import Prompts
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation.chosen_dose import RISEN
 from xlingtox.evaluation.dosing import UNITS, Unit, in_sd
@@ -76,7 +76,7 @@ def propose_doses(
     if unit == "sd":
         if prompts is None:
             raise ValueError("doses in standard deviations need prompts=, on which the neurons' activations vary")
-        prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
+        prompt_list = lm.as_prompts(prompts)
         check_lengths(lm, prompt_list, max_new_tokens)
         activations = activations_of_layers(
             lm, [neurons], prompt_list, max_new_tokens=max_new_tokens, progress=progress

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlingtox.checking import checked
-from xlingtox.data import PAIR_FIELDS, check_columns
+from xlingtox.data import PAIR_FIELDS, check_columns, check_pairs
 from xlingtox.evaluation.continuation_rows import WeightedRow
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.tokenizer import n_shared
@@ -184,8 +184,10 @@ class PreferenceMargin(RowMeasure):
         check_columns(prompts, PAIR_FIELDS, "preference pairs")
         has_languages = "language" in prompts.column_names
         codes = prompts["language"] if has_languages else [self.source_language] * len(prompts)
+        # A chat model reads a pair as a message and two answers.
+        texts = prompts if lm.chat is None else check_pairs(prompts, tokenizer=lm.tokenizer, chat=lm.chat)
         rows = []
-        for number, (pair, code) in enumerate(zip(prompts.to_list(), codes, strict=True)):
+        for number, (pair, code) in enumerate(zip(texts.to_list(), codes, strict=True)):
             prompt, *sides = lm.token_ids([pair["prompt"], *(pair["prompt"] + pair[side] for side in PAIR_FIELDS[1:])])
             for ids, weight in zip(sides, (self.beta, -self.beta), strict=True):
                 begin = max(1, n_shared(prompt, ids))

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from xlingtox.checking import checked
-from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.data import Prompt, Prompts
 from xlingtox.evaluation.alignment_split import DIRECTIONS, METHODS, WHOLE, AlignmentSplit, Method, random_run
 from xlingtox.evaluation.attribute import attribute
 from xlingtox.evaluation.attribution import Estimate
@@ -94,7 +94,7 @@ def alignment_split(
         >>> float(shares.set_index("group").loc[["TP", "TN", "AP", "AN"], "share"].sum().round(6))
         1.0
     """
-    prompt_list = as_prompts(prompts, tokenizer=base.tokenizer)
+    prompt_list = base.as_prompts(prompts)
     if base is tuned:
         raise ValueError(f"{base.name} is given as both models: there is no change to split")
     base.check_alike(tuned)

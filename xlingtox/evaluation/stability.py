@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from xlingtox import data, files
 from xlingtox.checking import checked
-from xlingtox.data import Prompts, as_prompts
+from xlingtox.data import Prompts
 from xlingtox.edits.interventions import Offset
 from xlingtox.equality import equal
 from xlingtox.evaluation.dosing import Unit
@@ -258,7 +258,7 @@ def stability(
     if n_samples is not None and n_samples < 1:
         raise ValueError(f"n_samples is {n_samples}: expected 1 or more, or None for greedy text")
     lm.check_unedited("stability does not show")
-    prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
+    prompt_list = lm.as_prompts(prompts)
     check_covered(scorer, [prompt.language for prompt in prompt_list])
     check_held_out(lm, held_out)
     in_source = [prompt for prompt in prompt_list if prompt.language == source_language]

@@ -10,7 +10,7 @@ from functools import partial
 from datasets import Dataset
 
 from xlingtox.checking import checked
-from xlingtox.data import Prompt, Prompts, as_prompts, meanings
+from xlingtox.data import Prompt, Prompts, meanings
 from xlingtox.data.columns import Labelled, PreferencePairs
 from xlingtox.data.translations import Parallel
 from xlingtox.edits.interventions import Intervention
@@ -92,7 +92,7 @@ def frontier(
     """
     asked = Asked.of(
         lm,
-        as_prompts(prompts, tokenizer=lm.tokenizer),
+        lm.as_prompts(prompts),
         labelled=labelled,
         scorer=scorer,
         held_out=held_out,

@@ -15,7 +15,7 @@ from datasets import Dataset
 from jaxtyping import Float, Int
 
 from xlingtox import languages
-from xlingtox.data import PAIR_FIELDS, PreferencePairs, Prompt, Prompts, as_prompts
+from xlingtox.data import PAIR_FIELDS, PreferencePairs, Prompt, Prompts
 from xlingtox.data import meanings as meanings_of
 from xlingtox.data.tabular import column_names, columns
 from xlingtox.data.translations import Parallel, aligned_sentences
@@ -91,7 +91,7 @@ class Asked:
         """
         check_sampling(**sampling, batch_size=None, temperature=1.0, top_p=1.0)
         lm.check_unedited("is not in the weights that are tuned")
-        pairs_by_language, listed = _by_language(pairs), as_prompts(prompts, tokenizer=lm.tokenizer)
+        pairs_by_language, listed = _by_language(pairs), lm.as_prompts(prompts)
         of_prompts = list(dict.fromkeys(prompt.language for prompt in listed))
         sources, targets = _languages(list(pairs_by_language), of_prompts, only)
         check_covered(scorer, targets)

@@ -79,7 +79,7 @@ def read_moments(
         n_tokens = (mask & ~torch.isin(ids, special)).sum(1, keepdim=True)
         counts = torch.arange(ids.shape[1], device=ids.device) < n_tokens
         reader = Reader(lm, neurons, torch.ones(1, len(rows)), n_kept_steps=0)
-        with lm.hooks(post=reader.at_once(counts), edit=None):
+        with lm.hooks(post=reader.at_once(counts, counts.sum(1)), edit=None):
             lm.logits(ids, mask, last=1)
         return reader.moments()
 

@@ -293,7 +293,9 @@ def _described(lm: HookedLM) -> dict[str, Any] | None:
     if edits is None:
         return None
     identity = lm.identity()
+    marks = lm.thought_marks
     return {
+        **({} if marks is None else {"thoughts": [marks.begin_id, marks.end_id]}),
         "weights": identity.fingerprint,
         "dtype": identity.dtype,
         "edits": edits,

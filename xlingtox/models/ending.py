@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.data import Prompts, as_prompts
+from xlingtox.data import Prompts
 from xlingtox.models.batches import NUMBERS, Batches
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
@@ -42,7 +42,7 @@ def ending_probability(
         >>> at_once["en"].shape, bool((at_once["en"] < 0.5).all())
         ((2,), True)
     """
-    checked_prompts = as_prompts(prompts, tokenizer=lm.tokenizer)
+    checked_prompts = lm.as_prompts(prompts)
     check_lengths(lm, checked_prompts, 1)
     codes = [prompt.language for prompt in checked_prompts]
     texts = [prompt.text for prompt in checked_prompts]

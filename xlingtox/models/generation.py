@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from xlingtox import files, languages
 from xlingtox.checking import checked
-from xlingtox.data import Prompt, Prompts, as_prompts
-from xlingtox.html import tables
+from xlingtox.data import Prompt, Prompts
 from xlingtox.models.batches import Batches, Codec
 from xlingtox.models.batching import by_length, rows_that_fit
+from xlingtox.models.continuations import Continuations as Continuations
+from xlingtox.models.continuations import continuations_of
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.sampling import Sampler, chances
 from xlingtox.models.served import Served
@@ -44,92 +41,6 @@ _SHRINK_BELOW = 0.75
 
 
 @checked
-@dataclass(frozen=True)
-class Continuations:
-    """The continuations that one model wrote, `n_samples` for each prompt.
-
-    They stand in the order of the prompts, with all samples of a prompt together.
-
-    Attributes:
-        prompts: the language and the text of each prompt.
-        n_samples: the number of continuations per prompt.
-        texts: the `len(prompts) * n_samples` continuations, without their prompts.
-        settings: the model, the seed, the lengths and the sampling with which the texts were written.
-
-    Example:
-        >>> written = xt.generate(lm, prompts, n_samples=2, max_new_tokens=4, progress=False)
-        >>> written.to_frame().columns.tolist()
-        ['language', 'prompt_id', 'prompt', 'sample', 'continuation']
-        >>> written.save(tmp_path / "written.json")
-        >>> xt.Continuations.load(tmp_path / "written.json") == written
-        True
-    """
-
-    prompts: tuple[Prompt, ...]
-    n_samples: int
-    texts: tuple[str, ...]
-    settings: dict[str, object] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __repr__(self) -> str:
-        return (
-            f"Continuations({len(self)}: {self.n_samples} of each of {len(self.prompts)} prompts, "
-            f"in {', '.join(self.languages)})"
-        )
-
-    @property
-    def row_languages(self) -> list[str]:
-        """The language of each continuation's prompt."""
-        return [prompt.language for prompt in self.prompts for _ in range(self.n_samples)]
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """The languages of the prompts without repetition, in the order of `xt.languages`."""
-        return languages.in_order(prompt.language for prompt in self.prompts)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return a table with the columns `language, prompt_id, prompt, sample, continuation`."""
-        rows = [
-            (prompt.language, i, prompt.text, sample, self.texts[i * self.n_samples + sample])
-            for i, prompt in enumerate(self.prompts)
-            for sample in range(self.n_samples)
-        ]
-        return pd.DataFrame(rows, columns=["language", "prompt_id", "prompt", "sample", "continuation"])
-
-    def _repr_html_(self) -> str:
-        """Show the first prompt and sample of each language in a notebook, shortened."""
-        rows = []
-        for code in self.languages:
-            ids = [i for i, prompt in enumerate(self.prompts) if prompt.language == code]
-            texts = (self.prompts[ids[0]].text, self.texts[ids[0] * self.n_samples])
-            shown = [f"<bdi{tables.in_language(code)}>{tables.shortened(text)}</bdi>" for text in texts]
-            rows.append([tables.language_name(code), f"{len(ids)}", *shown])
-        caption = f"{len(self)} continuations, {self.n_samples} a prompt; the first of each language"
-        return tables.table(caption, ["Language", "Prompts", "Prompt", "Continuation"], rows)
-
-    @checked
-    def save(self, path: str | Path) -> None:
-        """Write the continuations as one JSON file."""
-        fields = {"settings": self.settings, "n_samples": self.n_samples, "prompts": self.prompts, "texts": self.texts}
-        files.write_json(path, fields)
-
-    @classmethod
-    @checked
-    def load(cls, path: str | Path) -> Continuations:
-        """Read a file that `save` wrote.
-
-        Raises:
-            ValueError: the file holds no continuations.
-        """
-        fields = files.read_json(path)
-        with files.understood(path, "continuations"):
-            prompts = tuple(Prompt(*prompt) for prompt in fields["prompts"])
-            return cls(prompts, fields["n_samples"], tuple(fields["texts"]), fields["settings"])
-
-
-@checked
 def generate(
     lm: HookedLM | Served,
     prompts: Prompts,
@@ -151,6 +62,9 @@ def generate(
 
     A continuation ends with the tokenizer's end of sequence, or with another that the model's generation settings name.
     Rows of the unembedding that stand for no token are never written.
+
+    A model that was loaded with `chat=` reads plain prompts as a user's messages, and writes answers. They end where
+    its template ends an answer. What it thinks before is kept apart, and counts among its new tokens.
 
     Args:
         lm: the model that writes, or a server that runs it. A server draws other random numbers; see `Served`.
@@ -188,7 +102,7 @@ def generate(
         limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "progress": progress}
         written, served_texts, writer = lm.write(prompts, n_samples=samples, **limits)
         return Continuations(tuple(written), samples, tuple(served_texts), {**writer, **settings})
-    checked_prompts = as_prompts(prompts, tokenizer=lm.tokenizer)
+    checked_prompts = lm.as_prompts(prompts)
     texts: list[str] = [""] * (len(checked_prompts) * samples)
     lengths = check_lengths(lm, checked_prompts, max_new_tokens)
     batches, positions = Batches("texts", "generate", [lm], settings), max(lengths) + max_new_tokens
@@ -217,7 +131,7 @@ def generate(
             smaller=_fewer_samples,
         )
     settings = {"model": dataclasses.asdict(lm.identity()), **settings}
-    return Continuations(tuple(checked_prompts), samples, tuple(texts), settings)
+    return continuations_of(lm, checked_prompts, texts, n_samples=samples, settings=settings)
 
 
 def check_sampling(
@@ -277,7 +191,8 @@ def continued(
         edits: the number of edits under which all of this is written together; None outside of such a block.
 
     Returns:
-        the texts, prompt by prompt; under several edits, all texts of the first edit come first.
+        the texts, prompt by prompt; under several edits, all texts of the first edit come first. A text that begins
+        with a thought has its marks; see `continuations_of`.
     """
     times = 1 if edits is None else edits
     texts = [prompt.text for prompt in prompts]
@@ -301,7 +216,26 @@ def continued(
     counts &= ~torch.isin(tokens, torch.tensor(lm.ends, device=tokens.device))
     written = [new[keep].tolist() for new, keep in zip(tokens.cpu(), counts.cpu(), strict=True)]
     read = [before[keep].tolist() for before, keep in zip(ids.cpu(), mask.cpu(), strict=True) for _ in numbers]
-    return lm.decode_after(read, written)
+    return lm.decode_after(read, written) if lm.thought_marks is None else _marked(lm, read, written)
+
+
+def _marked(lm: HookedLM, read: Sequence[list[int]], written: Sequence[list[int]]) -> list[str]:
+    """Return the texts of a chat model's new tokens, with marks around what it thought."""
+    marks = lm.thought_marks
+    assert marks is not None
+    lengths = lm.n_thought(read, written)
+    answers = lm.decode_after(read, [new if n == 0 else [] for n, new in zip(lengths, written, strict=True)])
+    places = [i for i, n in enumerate(lengths) if n]
+    if not places:
+        return answers
+    bare = [
+        [token for token in written[i][: lengths[i]] if token not in (marks.begin_id, marks.end_id)] for i in places
+    ]
+    after = lm.decode([written[i][lengths[i] :] for i in places])
+    for i, thought, answer in zip(places, lm.decode(bare), after, strict=True):
+        has_ended = written[i][lengths[i] - 1] == marks.end_id
+        answers[i] = marks.joined(thought, answer if has_ended else None)
+    return answers
 
 
 def check_lengths(lm: HookedLM, prompts: Sequence[Prompt], max_new_tokens: int) -> list[int]:

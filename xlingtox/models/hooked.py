@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox.checking import checked, shown
+from xlingtox.data import Chat
 from xlingtox.models import loading
 from xlingtox.models.adapters import check_merged, is_adapted
 from xlingtox.models.backend import Backend, HuggingFaceBackend, same_but_for_rounding, with_own_modules
@@ -54,6 +55,7 @@ class HookedLM(NeuronVectors, TextEncoding):
             differently beyond a certain length (Phi-3 of 128k). For these, it is that length.
         mlp_multipliers: for each layer, the constant that multiplies the MLP's output on its way to the residual
             stream. It is 1 in most families, `residual_multiplier` in Granite, None where a norm is between (Gemma 2).
+        chat: how a chat model is asked; None for a model that continues prompts as they are.
 
     Example:
         >>> lm = xt.HookedLM.load("mini")
@@ -74,6 +76,7 @@ class HookedLM(NeuronVectors, TextEncoding):
         hf_backend: HuggingFaceBackend | None = None,
         stored_dtype: torch.dtype | None = None,
         unpacked_from: str | None = None,
+        chat: Chat | None = None,
     ) -> None:
         """Wrap the backends that run a model. Users call `HookedLM.load`.
 
@@ -81,6 +84,7 @@ class HookedLM(NeuronVectors, TextEncoding):
             tl_backend: the TransformerLens model, or a stand-in that has its weights.
             hf_backend: the plain model, which does the work; None for a model that was given as a TransformerLens one.
             unpacked_from: how the GGUF file holds the weights, such as `GGUF Q4_1`.
+            chat: how prompts become messages.
 
         Raises:
             TypeError: `tl_backend` is a model, not a backend.
@@ -92,6 +96,7 @@ class HookedLM(NeuronVectors, TextEncoding):
         self.stored_dtype, self._unpacked_from = stored_dtype or self.dtype, unpacked_from
         self.name, self.revision = name, revision
         self.tokenizer = check_tokenizer(tokenizer, self.unembedding().shape[0])
+        self._ask_as(chat)
         tl_backend.tl.eval()
         self._last_fingerprint: tuple[tuple[Any, ...], str] | None = None
         self.n_positions = tl_backend.n_positions
@@ -118,6 +123,7 @@ class HookedLM(NeuronVectors, TextEncoding):
         bits: Bits | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        chat: bool | Chat = False,
     ) -> HookedLM:
         """Wrap a model for reading and editing its neurons.
 
@@ -141,13 +147,17 @@ class HookedLM(NeuronVectors, TextEncoding):
             revision: the revision of a hub name. For an adapter it is the adapter's own; its base has the revision that
                 the adapter names.
             trust_remote_code: whether to run code that comes with a checkpoint.
+            chat: whether prompts that are plain text become a user's message, written by the tokenizer's chat template.
+                An answer then ends where the template ends it, and thoughts are no part of it. `data.Chat` has a system
+                prompt, and lets the model think. Conversations go through the template in any case.
 
         Raises:
             TypeError: `source` is neither a model nor the name of one.
             FileNotFoundError: a folder is not a checkpoint or not an adapter.
-            ValueError: the model is not a decoder with dense MLPs. Its tokenizer is missing or has no end-of-sequence
-                token. The adapter is for another base. Weights were processed, are stored in other bits, lie outside
-                the folder, or are pickled. A device is missing.
+            ValueError: the model is not a decoder with dense MLPs. Its tokenizer is missing, has no end-of-sequence
+                token, or has no chat template that can do what `chat` asks for. The adapter is for another
+                base. Weights were processed, are stored in other bits, lie outside the folder, or are pickled. A device
+                is missing.
             ImportError: a package is missing: gguf, peft, bitsandbytes or accelerate, whichever the source asks for.
 
         Example:
@@ -155,10 +165,11 @@ class HookedLM(NeuronVectors, TextEncoding):
             HookedLM('mini': 4 layers x 512 neurons, d_model 128)
         """
         if isinstance(source, cls):
-            options = (tokenizer, adapter, dtype, device, device_map, bits, revision)
+            options = (tokenizer, adapter, dtype, device, device_map, bits, revision, chat or None)
             if any(option is not None for option in options):
                 raise ValueError(f"{source.name} is loaded already: give these options with what it is loaded from")
             return source
+        asked = (Chat() if chat else None) if isinstance(chat, bool) else chat
         if isinstance(source, str | Path):
             return cls.over(
                 loading.from_checkpoint(
@@ -171,15 +182,15 @@ class HookedLM(NeuronVectors, TextEncoding):
                     bits=bits,
                     revision=revision,
                     trust_remote_code=trust_remote_code,
+                    chat=asked,
                 )
             )
         for option, value in (("revision", revision), ("device_map", device_map), ("bits", bits)):
             if value is not None:
                 raise ValueError(f"{option} is for a hub name or a folder; the model was given in memory")
         if isinstance(source, transformers.PreTrainedModel) or is_adapted(source):
-            return cls.over(
-                loading.from_memory(source, tokenizer=tokenizer, adapter=adapter, dtype=dtype, device=device)
-            )
+            how: dict[str, Any] = {"adapter": adapter, "dtype": dtype, "device": device, "chat": asked}
+            return cls.over(loading.from_memory(source, tokenizer=tokenizer, **how))
         if hasattr(source, "cfg") and hasattr(source, "blocks"):
             its_tokenizer: Any = getattr(source, "tokenizer", None)
             if tokenizer is None and its_tokenizer is None:
@@ -188,7 +199,8 @@ class HookedLM(NeuronVectors, TextEncoding):
                 raise ValueError("move, cast or merge a TransformerLens model before you load it, not while loading")
             check_merged(source)
             name = str(getattr(source.cfg, "model_name", "TransformerLens model"))
-            return cls(backend_of(source), tokenizer or without_added_start(its_tokenizer, trust_remote_code), name)
+            known = tokenizer or without_added_start(its_tokenizer, trust_remote_code)
+            return cls(backend_of(source), known, name, chat=asked)
         raise TypeError(
             f"HookedLM.load: source is {shown(source)}, expected 'mini', a checkpoint folder, a hub name, a "
             "Hugging Face model, or a TransformerLens model"
@@ -230,6 +242,7 @@ class HookedLM(NeuronVectors, TextEncoding):
             hf_backend=hf_backend,
             stored_dtype=loaded.stored_dtype,
             unpacked_from=loaded.unpacked_from,
+            chat=loaded.chat,
         )
 
     @property
@@ -291,14 +304,43 @@ class HookedLM(NeuronVectors, TextEncoding):
             )
         model = with_own_modules(self._plain_model())
         loading.without_hooks(model)
+        known = self.name, self.revision, self.stored_dtype, self._unpacked_from
         view = HookedLM._wrap(
-            loading.Loaded(model, self.tokenizer, self.name, self.revision, self.stored_dtype, self._unpacked_from),
+            loading.Loaded(model, self.tokenizer, *known, self.chat),
             lambda plain: without_bridge(plain, "it reads a prefix before every text"),
         )
         assert view._hf_backend is not None
         view._hf_backend = PrefixedBackend(view._hf_backend, prefix)
         view._backends, view.prefix, view.n_positions = (view._hf_backend,), prefix, room
         return view
+
+    @checked
+    def with_chat(self, chat: bool | Chat = True) -> HookedLM:
+        """Return the same model asked in another way: as a chat model, or as one that continues plain text.
+
+        It shares this model's weights, so that both ways can be compared in the memory of one. Hooks and edits on one
+        of the two do not act on the other.
+
+        Args:
+            chat: as in `load`.
+
+        Raises:
+            ValueError: the tokenizer has no chat template that can do this. Or the model reads a prefix, or was given
+                as a TransformerLens model.
+
+        Example:
+            >>> lm.with_chat(False).chat is None
+            True
+        """
+        self.check_unwrappable()
+        model = with_own_modules(self._plain_model())
+        loading.without_hooks(model)
+        asked = (Chat() if chat else None) if isinstance(chat, bool) else chat
+        known = self.name, self.revision, self.stored_dtype, self._unpacked_from
+        return HookedLM._wrap(
+            loading.Loaded(model, self.tokenizer, *known, asked),
+            lambda plain: without_bridge(plain, "it shares another model's weights"),
+        )
 
     def altered(self, folder: Path) -> str | None:
         """Return the first weight that differs from the checkpoint in `folder`; None if all weights are as stored."""
@@ -441,7 +483,8 @@ class HookedLM(NeuronVectors, TextEncoding):
 
     def identity(self) -> Identity:
         """Return which model this is, and which edits are on it now. Every result carries this identity."""
-        return Identity(self.name, self.revision, self._dtype_in_words(), self.fingerprint(), self.standing_edit)
+        chat = None if self.chat is None else str(self.chat)
+        return Identity(self.name, self.revision, self._dtype_in_words(), self.fingerprint(), self.standing_edit, chat)
 
     def _dtype_in_words(self) -> str:
         """Return the dtype of an `Identity`, such as `int8` or `float32, dequantised from GGUF Q4_1`."""

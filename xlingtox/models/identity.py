@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +22,11 @@ class Identity:
             names the kind of the file, such as "float32, dequantised from GGUF Q4_1".
         fingerprint: twelve hex digits. Models that differ in any weight differ in them.
         edit: the edits and other hooks under which the model ran, in words and with a digest; None without any.
+        chat: how a chat model was asked, in words (`data.Chat`); None for a model that continues plain text.
 
     Example:
         >>> lm.identity()
-        Identity(name='mini', revision=None, dtype='float32', fingerprint='...', edit=None)
+        Identity(name='mini', revision=None, dtype='float32', fingerprint='...', edit=None, chat=None)
         >>> lm.identity().is_same(xt.HookedLM.load("mini").identity())
         True
     """
@@ -36,20 +36,22 @@ class Identity:
     dtype: str
     fingerprint: str
     edit: str | None = None
+    chat: str | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Identity:
-        """Return the identity that a file holds. A missing value may be None or NaN; older files have no `edit`."""
-        name, revision, dtype, fingerprint, edit = (row.get(field.name) for field in dataclasses.fields(cls))
-        revision, edit = (value if isinstance(value, str) else None for value in (revision, edit))
-        return cls(str(name), revision, str(dtype), str(fingerprint), edit)
+        """Return the identity that a file holds. A missing value may be None or NaN, and older files lack some."""
+        name, dtype, fingerprint = (str(row.get(field)) for field in ("name", "dtype", "fingerprint"))
+        revision, edit, chat = (row.get(field) for field in ("revision", "edit", "chat"))
+        revision, edit, chat = (value if isinstance(value, str) else None for value in (revision, edit, chat))
+        return cls(name, revision, dtype, fingerprint, edit, chat)
 
     def __str__(self) -> str:
         return self.name if self.edit is None else f"{self.name} under {self.edit}"
 
     def is_same(self, other: Identity) -> bool:
-        """Return whether both have the same weights and are under the same edits."""
-        return (self.fingerprint, self.edit) == (other.fingerprint, other.edit)
+        """Return whether both have the same weights, are under the same edits, and are asked in the same way."""
+        return (self.fingerprint, self.edit, self.chat) == (other.fingerprint, other.edit, other.chat)
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

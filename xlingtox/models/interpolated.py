@@ -37,7 +37,7 @@ def interpolated(base: HookedLM, tuned: HookedLM, share: float) -> HookedLM:
         for name, weight in model.named_parameters():
             weight.copy_(_between(weight, targets[name].to(weight.device), share))
     name = f"{base.name} + {share:g} ({tuned.name} - {base.name})"
-    return HookedLM.over(Loaded(model, base.tokenizer, name, stored_dtype=base.stored_dtype))
+    return HookedLM.over(Loaded(model, base.tokenizer, name, stored_dtype=base.stored_dtype, chat=base.chat))
 
 
 def check_interpolable(base: HookedLM, tuned: HookedLM) -> None:

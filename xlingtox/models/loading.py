@@ -19,6 +19,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from xlingtox.data import Chat
 from xlingtox.models import gguf_files, quantised
 from xlingtox.models.adapters import (
     adapter_folder,
@@ -53,6 +54,7 @@ class Loaded:
         revision: the revision of a hub name, where one was asked for.
         stored_dtype: the dtype that was asked for, else that of the weights in the checkpoint. None: the model's own.
         unpacked_from: how the GGUF file holds the weights, such as `GGUF Q4_1`; None where there is no such file.
+        chat: how prompts become messages; None where they are continued as they are.
 
     Example:
         >>> from xlingtox.models.loading import from_checkpoint
@@ -67,6 +69,7 @@ class Loaded:
     revision: str | None = None
     stored_dtype: torch.dtype | None = None
     unpacked_from: str | None = None
+    chat: Chat | None = None
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,13 @@ def from_memory(
     adapter: str | Path | None,
     dtype: torch.dtype | None,
     device: str | torch.device | None,
+    chat: Chat | None = None,
 ) -> Loaded:
     """Copy a model in memory. The model that was given stays as it is."""
     if tokenizer is None:
         raise ValueError(f"a {type(source).__name__} in memory needs its tokenizer: load(model, tokenizer=...)")
+    if chat is not None:
+        chat.check(tokenizer)
     check_device(device)
     check_dtype(dtype)
     unpacked_from = "GGUF" if gguf_files.is_from_gguf(source) else None
@@ -171,7 +177,7 @@ def from_memory(
     model, stored_dtype = as_computed(model, dtype, name)
     if adapter is not None:
         model = merge_adapter(model, adapter, name)
-    return Loaded(_writable(model).eval(), tokenizer, name, None, stored_dtype, unpacked_from)
+    return Loaded(_writable(model).eval(), tokenizer, name, None, stored_dtype, unpacked_from, chat)
 
 
 def without_hooks(model: Any) -> bool:
@@ -195,6 +201,7 @@ def from_checkpoint(
     bits: Bits | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    chat: Chat | None = None,
 ) -> Loaded:
     """Read a model from a checkpoint folder, a GGUF file, a folder with a LoRA adapter, or the hub.
 
@@ -221,6 +228,8 @@ def from_checkpoint(
         raise FileNotFoundError(f"{source} is no {what}: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise FileNotFoundError(f"{model_files.path} has no tokenizer: give one with tokenizer=...")
+    if chat is not None:
+        chat.check(tokenizer)
     quantised.check_stored(config, bits, source, model_files.adapter)
     if quantised.stored_bits(config) is not None:
         load_options.pop("quantization_config", None)
@@ -250,7 +259,7 @@ def from_checkpoint(
         )
     if model_files.adapter is not None:
         model = merge_adapter(model, model_files.adapter, model_files.path)
-    return Loaded(_writable(model).eval(), tokenizer, name, revision, stored_dtype, model_files.unpacked_from)
+    return Loaded(_writable(model).eval(), tokenizer, name, revision, stored_dtype, model_files.unpacked_from, chat)
 
 
 def _find_files(source: str, adapter: str | Path | None, revision: str | None, bits: Bits | None) -> _Files:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from xlingtox import processes
 from xlingtox.checking import checked
-from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.data import Chat, Prompt, Prompts, as_prompts
 from xlingtox.models import journal
 from xlingtox.models.completions import VLLM, Completion, Connection, Request, ServedModel, ServerError
 from xlingtox.models.hooked import HookedLM
@@ -93,6 +93,7 @@ class Served:
         self._key = None if api_key is None else Key(usable_key(api_key) or "", "Authorization", "Bearer ")
         self._ends: tuple[int, ...] | None = None
         self._identity: Identity | None = None
+        self._chat: Chat | None = None
         self._arrived: dict[str, bytes] = {}
 
     def __repr__(self) -> str:
@@ -122,7 +123,7 @@ class Served:
         lm.check_unedited("a server does not know")
         writer = Served(self.url, model=self.model, tokenizer=lm.tokenizer, in_flight=self.in_flight)
         writer._key, writer._ends, writer._identity = self._key, lm.ends, lm.identity()
-        writer._arrived = self._arrived
+        writer._arrived, writer._chat = self._arrived, lm.chat
         return writer
 
     @checked
@@ -147,7 +148,7 @@ class Served:
             ValueError: an edit is on the local model.
         """
         writer = self.writing_for(lm)
-        given = None if prompts is None else as_prompts(prompts, tokenizer=lm.tokenizer)
+        given = None if prompts is None else lm.as_prompts(prompts)
 
         def agreement() -> tuple[Difference, ...]:
             with writer._connected() as connection:
@@ -189,7 +190,7 @@ class Served:
                         self.url,
                     )
                 tokenizer = self._read_tokenizer(model)
-                checked_prompts = as_prompts(prompts, tokenizer=tokenizer)
+                checked_prompts = as_prompts(prompts, tokenizer=tokenizer, chat=self._chat)
                 ids = token_ids(tokenizer, [prompt.text for prompt in checked_prompts])
                 _check_room(checked_prompts, ids, model, max_new_tokens)
                 ends = self._ends_of(model, tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
@@ -13,8 +14,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from xlingtox.checking import checked
+from xlingtox.data import Chat, Prompt, Prompts, as_prompts
+from xlingtox.data.chat import ThoughtMarks, turn_ends
 from xlingtox.models.forward import ForwardPasses
 from xlingtox.models.tokenizer import rows_without_text, text_after, token_ids
+from xlingtox.text import in_line
+
+_LOG = logging.getLogger(__name__)
 
 
 class TextEncoding(ForwardPasses):
@@ -27,6 +33,11 @@ class TextEncoding(ForwardPasses):
         ['the cat', 'la casa']
     """
 
+    # How plain prompts become messages; None for a model that continues them as they are.
+    chat: Chat | None = None
+    # The token with which the template ends an answer, and the marks of thoughts; a model without `chat` needs none.
+    _turn_ends: tuple[int, ...] = ()
+    thought_marks: ThoughtMarks | None = None
     # The tokens of texts that need not be cut again. They are of one block only: a tokenizer's rules can be changed.
     _known_tokens: Mapping[str, Sequence[int]] = MappingProxyType({})
 
@@ -125,13 +136,62 @@ class TextEncoding(ForwardPasses):
         """
         return text_after(self.tokenizer, prompts, rows)
 
+    def _ask_as(self, chat: Chat | None) -> None:
+        """Settle how prompts become messages, after a check that the tokenizer's template can write them.
+
+        Raises:
+            ValueError: it cannot (`Chat.check`).
+        """
+        if chat is None:
+            return
+        chat.check(self.tokenizer)
+        self.chat, self._turn_ends = chat, turn_ends(self.tokenizer)
+        self.thought_marks = ThoughtMarks.of(self.tokenizer)
+
+    @checked
+    def as_prompts(self, prompts: Prompts) -> list[Prompt]:
+        """Return prompts of any form as the texts that this model reads, with their languages.
+
+        Conversations go through the chat template. Of a model that was loaded with `chat=`, plain texts do too. A
+        `Prompt` passes through unchanged. See `data.as_prompts`, which says what is refused.
+
+        Example:
+            >>> lm.as_prompts(["the cat"])
+            [Prompt(language='en', text='the cat')]
+        """
+        listed = as_prompts(prompts, tokenizer=self.tokenizer, chat=self.chat)
+        if self.chat is None and self.tokenizer.chat_template is not None:
+            missed = self.tokenizer.convert_ids_to_tokens([i for i in turn_ends(self.tokenizer) if i not in self.ends])
+            if any(end in prompt.text for end in missed for prompt in listed):
+                _LOG.warning(
+                    "%s: answers end with %s, which ends no text of this model: load it with chat=True",
+                    in_line(self.name),
+                    missed[0],
+                )
+        return listed
+
+    def n_thought(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[int]:
+        """Return how many of each row's tokens are a thought, which comes before the answer; 0 without `chat`.
+
+        Args:
+            prompts: each prompt's token ids, in which a thought may begin.
+            rows: the token ids that follow each prompt.
+        """
+        marks = self.thought_marks
+        if marks is None:
+            return [0] * len(rows)
+        return [marks.n_thought(prompt, new) for prompt, new in zip(prompts, rows, strict=True)]
+
     @property
     def ends(self) -> tuple[int, ...]:
-        """Tokens that end a text: the tokenizer's end of sequence, and others that the model's settings name."""
+        """Tokens that end a text: the tokenizer's end of sequence, and others that the model's settings name.
+
+        Of a model that was loaded with `chat=`, it is also the token with which its template ends an answer.
+        """
         model = (
             getattr(self._tl_backend.tl, "original_model", None) if self._hf_backend is None else self._hf_backend.model
         )
         eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         named = [eos] if isinstance(eos, int) else eos or []
-        known = [token for token in named if token < self._n_logits]
+        known = [token for token in [*named, *self._turn_ends] if token < self._n_logits]
         return tuple(dict.fromkeys([int(self.tokenizer.eos_token_id), *known]))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xlingtox import files, languages
 from xlingtox.checking import checked, shown
-from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.data import Prompt, Prompts
 from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
@@ -24,7 +24,7 @@ from xlingtox.models.batching import by_length, rows_that_fit
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
-from xlingtox.neurons.greedy import BatchReading, Rows, Written, counted, read_batch
+from xlingtox.neurons.greedy import BatchReading, Rows, Written, counted, n_thought_of, read_batch
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.neurons.packing import packed, unpacked
 from xlingtox.neurons.reading import Moments
@@ -220,7 +220,8 @@ def collect_activations(
     """Read `neurons` while the model greedily continues each prompt by `max_new_tokens` (paper, section 4.1).
 
     The positions that count are those that produce the new tokens: the last of the prompt and all new ones but the
-    last. All neurons of a model may be read at once, because sums are added up step by step.
+    last. All neurons of a model may be read at once, because sums are added up step by step. Of a model that was loaded
+    with `chat=`, these are the tokens of the answer, its end included. What it thinks before does not count.
 
     Two models that each read their own continuation differ in the text that they read, and not only in themselves. Give
     one of them as `writer`, and both read the same tokens.
@@ -246,7 +247,7 @@ def collect_activations(
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
-    prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
+    prompt_list = lm.as_prompts(prompts)
     lengths = check_lengths(lm, prompt_list, max_new_tokens)
     if writer is not None:
         _check_writer(lm, writer, prompt_list, max_new_tokens)
@@ -314,10 +315,14 @@ def collect_together(
         def source(rows: list[int]) -> HookedLM | Rows | None:
             return tuple(writer.tokens[i] for i in rows) if isinstance(writer, Written) else writer
 
+        def thought(rows: list[int]) -> list[int]:
+            n_thought = writer.n_thought if isinstance(writer, Written) else ()
+            return [n_thought[i] for i in rows] if n_thought else []
+
         def described(rows: list[int]) -> list[Any]:
             some, written = [prompts[i] for i in rows], source(rows)
             token_ids = lm.token_ids([prompt.text for prompt in some])
-            return [some, token_ids, written if isinstance(written, tuple) else len(models)]
+            return [some, token_ids, written if isinstance(written, tuple) else len(models), *thought(rows)]
 
         def keep(rows: list[int], reading: BatchReading) -> None:
             for i, new in zip(rows, reading.tokens, strict=True):
@@ -332,12 +337,18 @@ def collect_together(
         batches.each(
             by_length(lengths),
             batch_size or batches.size(positions, lambda: rows_that_fit(lm, positions)),
-            lambda rows: read_batch(lm, [prompts[i] for i in rows], sets, **asked, writer=source(rows)),
+            lambda rows: read_batch(
+                lm, [prompts[i] for i in rows], sets, **asked, writer=source(rows), n_thought=thought(rows)
+            ),
             keep,
             about=described,
             codec=Codec(dump=BatchReading.to_bytes, load=BatchReading.of_bytes),
         )
-    mask = counted(tuple(tokens), max_new_tokens)
+    if isinstance(writer, Written):
+        n_thought = writer.n_thought
+    else:
+        n_thought = n_thought_of(lm if writer is None else writer, prompts, tuple(tokens))
+    mask = counted(tuple(tokens), max_new_tokens, n_thought)
     for kept in values:
         if kept is not None:
             kept *= mask.unsqueeze(-1)
@@ -346,7 +357,7 @@ def collect_together(
         Activations(neurons, sums.sums, sums.counts, mask, prompt_languages, kept, lm.identity(), sums.squares, other)
         for neurons, sums, kept in zip(sets, moments, values, strict=True)
     ]
-    return collected, Written(tuple(tokens), other or lm.identity())
+    return collected, Written(tuple(tokens), other or lm.identity(), n_thought)
 
 
 def _check_writer(lm: HookedLM, writer: HookedLM, prompts: Sequence[Prompt], max_new_tokens: int) -> None:

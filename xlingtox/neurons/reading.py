@@ -66,6 +66,7 @@ class Reader:
         self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
         self._squares = torch.zeros(shape, dtype=torch.float64, device=device)
         self._counts = torch.zeros(n_languages, dtype=torch.int64, device=device)
+        self._shifted: set[int] = set()
         self.values = torch.zeros(n_rows, n_kept_steps, len(neurons), device=device) if n_kept_steps else None
 
     def moments(self) -> Moments:
@@ -94,20 +95,22 @@ class Reader:
 
         return {layer: reading(layer) for layer in self.layers}
 
-    def at_once(self, counts: Bool[Tensor, "row step"]) -> dict[int, Hook]:
+    def at_once(self, counts: Bool[Tensor, "row step"], n_steps: Int[Tensor, "row"]) -> dict[int, Hook]:
         """Return one hook for each layer, for a single pass over prompts and continuations, padded on the left.
 
         Args:
-            counts: the steps that count of each row, which are its first ones. They are its last tokens in the pass.
+            counts: the steps that count of each row.
+            n_steps: the number of its steps, which are its last tokens in the pass.
         """
-        n_steps = counts.sum(1)
         rows = torch.arange(len(counts), device=counts.device)
-        self._counts += (self.belongs @ n_steps.to(self.belongs)).long()
+        self._counts += (self.belongs @ counts.sum(1).to(self.belongs)).long()
 
         def reading(layer: int) -> Hook:
             def read(value: Tensor) -> None:
                 for step in range(int(n_steps.max())):
                     going = counts[:, step].nonzero().squeeze(-1)
+                    if len(going) == 0:
+                        continue
                     places = value.shape[1] - n_steps[going] + step
                     here = value[going.to(value.device), places.to(value.device)]
                     self._add(layer, here, rows[going], step, self.belongs[:, going])
@@ -129,7 +132,8 @@ class Reader:
         activations = (value if chosen is None else value.index_select(-1, chosen)).float()
         activations = activations.to(self._sums.device)
         shift = self._shift[columns]
-        if step == 0:
+        if layer not in self._shifted:
+            self._shifted.add(layer)
             shift = activations.mean(0)
             self._shift[columns] = shift
         differences = activations - shift

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xlingtox import files, languages
 from xlingtox.checking import checked
-from xlingtox.data import Prompts, as_prompts
+from xlingtox.data import Prompts
 from xlingtox.equality import equal
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
@@ -149,7 +149,7 @@ def read_tokens(
     neurons.check(lm)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected 0 or more")
-    prompt_list = as_prompts(prompts, tokenizer=lm.tokenizer)
+    prompt_list = lm.as_prompts(prompts)
     lengths = check_lengths(lm, prompt_list, max_new_tokens)
     readings: dict[int, TokenActivations] = {}
     special = torch.tensor(sorted(lm.tokenizer.all_special_ids), device=lm.device)

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from xlingtox import languages, tuning
 from xlingtox.checking import checked
-from xlingtox.data import as_prompts, check_columns, labelled_texts
+from xlingtox.data import check_columns, labelled_texts
 from xlingtox.evaluation.fluency import check_held_out
 from xlingtox.models.generation import check_lengths
 from xlingtox.models.hooked import HookedLM
@@ -109,7 +109,7 @@ def _check_frontier(materials: Materials, settings: Settings) -> None:
 
 def _check_prompts(lm: HookedLM, table: Dataset, what: str, materials: Materials, settings: Settings) -> None:
     check_columns(table, ("language", "prompt"), what)
-    prompts = as_prompts(table, tokenizer=lm.tokenizer)
+    prompts = lm.as_prompts(table)
     check_covered(materials.scorer, [prompt.language for prompt in prompts])
     check_lengths(lm, prompts, settings.max_new_tokens)
 

@@ -155,7 +155,7 @@ def _step(lm: HookedLM, pairs: Dataset, recipe: Recipe) -> float | None:
     """Return the seconds that a token takes in a step of DPO; None where a step is too dear to try."""
     if lm.device.type != "cpu" or lm.n_parameters >= _SMALL or recipe.lora is not None or lm.quantised:
         return None
-    table = check_pairs(pairs.select(range(min(recipe.batch_size, len(pairs)))), tokenizer=lm.tokenizer)
+    table = check_pairs(pairs.select(range(min(recipe.batch_size, len(pairs)))), tokenizer=lm.tokenizer, chat=lm.chat)
     texts = [prompt + side for name in ("chosen", "rejected") for prompt, side in zip(table["prompt"], table[name])]  # noqa: B905
     room = min(recipe.max_length, lm.n_positions)
     rows = [ids[:room] for ids in lm.token_ids(texts)]

@@ -82,11 +82,11 @@ class Models:
     def tuned_in(self, folder: Path) -> None:
         """Say where the tuned model lies. It is loaded as the model before tuning is: same dtype, same device."""
         lm = self.base()
-        dtype, device = lm.dtype, lm.device
+        dtype, device, chat = lm.dtype, lm.device, lm.chat or False
         options = {} if isinstance(self._given, HookedLM) else dict(self._given.options)
         placed = {"device_map": options["device_map"]} if "device_map" in options else {"device": device}
         del lm
-        self._tuned = lambda: HookedLM.load(folder, dtype=dtype, **placed)
+        self._tuned = lambda: HookedLM.load(folder, dtype=dtype, chat=chat, **placed)
 
     def release(self) -> None:
         """Let go of the model that was loaded."""

@@ -180,7 +180,7 @@ def _content(
 ) -> dict[str, Any]:
     judges = ("scorer", "identify_language") if stage.judged else ()
     return {
-        "model": [model.fingerprint, model.dtype],
+        "model": _model(model),
         "materials": {table: digests[table] for table in (*stage.tables, *stage.also, *judges)},
         "settings": {name: values.get(name) for name in stage.settings},
         **({"writer": "server"} if stage.served and values["engine"] is not None else {}),
@@ -195,9 +195,14 @@ def text_key(model: Identity, materials: Materials, settings: Settings, tuned: s
     """
     names = ("n_samples", "max_new_tokens", "seed")
     values, digests = settings.as_json(), materials.digests()
-    about = [model.fingerprint, model.dtype, digests["toxic_prompts"], [values[name] for name in names], tuned]
+    about = [*_model(model), digests["toxic_prompts"], [values[name] for name in names], tuned]
     # Where a server runs does not matter, but it draws other samples than the model here.
     return _digest(about if settings.engine is None else [*about, "server"])
+
+
+def _model(model: Identity) -> list[str]:
+    # A chat model answers otherwise than it continues text. Keys of other models are those of earlier versions.
+    return [model.fingerprint, model.dtype, *([] if model.chat is None else [model.chat])]
 
 
 def _digest(content: Any) -> str:

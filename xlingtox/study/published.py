@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
 
 from xlingtox.checking import checked
-from xlingtox.data import Labelled, Prompts, as_prompts, labelled_texts
+from xlingtox.data import Labelled, Prompts, labelled_texts
 from xlingtox.data.translations import Parallel, sentence_pairs
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.states import mean_states
@@ -157,7 +157,7 @@ def with_start(lm: HookedLM, prompts: Prompts) -> Dataset:
     added = added_start(tokenizer)[:1] == [start_id]
     rows = [
         {"language": language, "prompt": text if added or text.startswith(start) else start + text}
-        for language, text in as_prompts(prompts, tokenizer=tokenizer)
+        for language, text in lm.as_prompts(prompts)
     ]
     return Dataset.from_list(rows)
 

@@ -29,6 +29,8 @@ class Model(_Section):
     bits: Literal[4, 8] | None = Field(None, examples=[4])
     adapter: str | None = Field(None, examples=["runs/adapter"])
     trust_remote_code: bool = Field(False, examples=[True])
+    chat: bool = Field(False, examples=[True])
+    system: str | None = Field(None, examples=["Answer in one sentence."])
 
 
 _TABLE = Field(None, examples=[{"loader": "table", "path": "file.jsonl"}])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xlingtox import tuning
+from xlingtox.data import Chat
 from xlingtox.models.loading import smollm2_file
 from xlingtox.study import schema
 from xlingtox.study.arguments import check_codes, dtype, existing, is_hub_name, resolved, secret
@@ -207,6 +208,10 @@ def _model(written: Mapping[str, Any], folder: Path, mistakes: Mistakes) -> tupl
         options["adapter"] = existing(options["adapter"], ("model", "adapter"), folder, mistakes, hub=True)
     if "device" in options and "device_map" in options:
         mistakes.add(("model", "device_map"), "and device are both given: write one of them")
+    if (system := options.pop("system", None)) is not None:
+        if not options.get("chat"):
+            mistakes.add(("model", "system"), "is for a chat model: write chat = true too")
+        options["chat"] = Chat(system=system)
     if (source := written.get("source")) is None:
         return None, options
     if source == "smollm2":

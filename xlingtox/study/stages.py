@@ -14,7 +14,6 @@ from datasets import Dataset
 
 from xlingtox import files, languages, processes, tuning
 from xlingtox.checking import checked
-from xlingtox.data import as_prompts
 from xlingtox.data.columns import by_language
 from xlingtox.data.sides import ordered_pairs
 from xlingtox.evaluation.compare_models import compare_in_turn
@@ -57,7 +56,7 @@ def _localize(study: InProgress) -> dict[str, Any]:
     )
     probe, candidates = evidence.probe, evidence.candidates
     processes.from_main(partial(probe.save, study.folder / "probe.safetensors"))
-    prompts = as_prompts(materials.toxic_prompts, tokenizer=lm.tokenizer)
+    prompts = lm.as_prompts(materials.toxic_prompts)
     in_source_language = [prompt for prompt in prompts if prompt.language == settings.source_language]
     activations = collect_activations(
         lm, in_source_language, candidates, max_new_tokens=settings.max_new_tokens, progress=study.progress
@@ -92,9 +91,7 @@ def _labelled_by_language(table: Dataset | None) -> dict[str, Dataset] | None:
 def _promoted(study: InProgress) -> dict[str, Any]:
     """Return each source's top tokens, with the languages in whose text they occur."""
     lm, localized = study.models.base(), study.done["localize"]
-    texts = [
-        (prompt.language, prompt.text) for prompt in as_prompts(study.materials.toxic_prompts, tokenizer=lm.tokenizer)
-    ]
+    texts = [(prompt.language, prompt.text) for prompt in lm.as_prompts(study.materials.toxic_prompts)]
     written = generate(
         lm,
         study.materials.toxic_prompts,

@@ -112,8 +112,8 @@ def decide_end(lm: HookedLM, pairs: PreferencePairs, *, recipe: Recipe = MINI) -
         >>> xt.tuning.decide_end(lm, cut)
         EndToken(preferred=False, reason='0 % of the chosen and 0 % of the rejected sides end a sentence, below 90 %')
     """
-    table = check_pairs(pairs, tokenizer=lm.tokenizer)
-    return decided(lm, table, recipe, are_conversations(pairs))
+    table = check_pairs(pairs, tokenizer=lm.tokenizer, chat=lm.chat)
+    return decided(lm, table, recipe, lm.chat is not None or are_conversations(pairs))
 
 
 def decided(lm: HookedLM, table: Dataset, recipe: Recipe, conversations: bool) -> EndToken:

@@ -144,8 +144,8 @@ def _usable(
     Args:
         end_token: what was decided by other pairs; None decides by these.
     """
-    table, room = check_pairs(pairs, what=title, tokenizer=lm.tokenizer), max_tokens(lm, recipe)
-    conversations = are_conversations(pairs)
+    table, room = check_pairs(pairs, what=title, tokenizer=lm.tokenizer, chat=lm.chat), max_tokens(lm, recipe)
+    conversations = lm.chat is not None or are_conversations(pairs)
     ends = end_token or decided(lm, table, recipe, conversations)
     end = None if conversations else ends.preferred
     longest_prompt = min(recipe.max_prompt_length or recipe.max_length, room - 1)

@@ -14,7 +14,7 @@ from torch import nn
 
 from xlingtox import processes
 from xlingtox.checking import checked
-from xlingtox.data import PreferencePairs, are_conversations, check_pairs
+from xlingtox.data import Chat, PreferencePairs, are_conversations, check_pairs
 from xlingtox.models import loading
 from xlingtox.models.batching import out_of_memory
 from xlingtox.models.hooked import HookedLM
@@ -70,7 +70,8 @@ def tune(
             second copy stays in memory. A model that needs trust_remote_code must be loaded first.
         pairs: a table with the columns `prompt, chosen, rejected`. A continuation begins with its own space where the
             language has one. Conversations (lists of messages) become text by the tokenizer's chat template. They
-            have a prompt, or two sides that begin with the same messages.
+            have a prompt, or two sides that begin with the same messages. If the model was loaded with `chat=`, pairs
+            of texts become a user's message and two answers.
         output_dir: the folder of the run, made if it does not exist.
         recipe: the settings; see `Recipe`.
         validation: pairs for the validation loss (default: the recipe's `validation_share` of `pairs`).
@@ -125,7 +126,7 @@ def tune(
         if tuned:
             return tuned[0]
         device = lm.device if isinstance(lm, HookedLM) else None
-        return HookedLM.load(folder, dtype=dtype, device=device, trust_remote_code=remote_code)
+        return HookedLM.load(folder, dtype=dtype, device=device, trust_remote_code=remote_code, chat=_chat(lm))
 
 
 def _tune(
@@ -155,12 +156,18 @@ def _tune(
     processes.wait_for_all()
     # Where the source computed in another dtype than it is stored in, the tuned model does too.
     dtype = run.dtype if run.dtype == run.stored_dtype else None
-    tuned = HookedLM.load(run.folder.path, dtype=dtype, device=run.device, trust_remote_code=run.remote_code)
+    how: dict[str, Any] = {"dtype": dtype, "device": run.device, "trust_remote_code": run.remote_code}
+    tuned = HookedLM.load(run.folder.path, **how, chat=_chat(lm))
     if altered := tuned.altered(run.folder.path):
         _LOG.warning("%s: transformers alters %s when it loads the tuned weights", run.folder.path, altered)
     if is_new:
         processes.from_main(lambda: run.finish(tuned))
     return tuned
+
+
+def _chat(lm: HookedLM | str | Path) -> Chat | bool:
+    """Return how the tuned model is asked: as the model that was tuned."""
+    return (isinstance(lm, HookedLM) and lm.chat) or False
 
 
 def check_recipe(lm: HookedLM, recipe: Recipe) -> None:
