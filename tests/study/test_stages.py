@@ -9,6 +9,7 @@ import shutil
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import randomised
 from datasets import Dataset
@@ -503,6 +504,94 @@ def test_an_edited_model_is_refused_before_any_stage_is_done(lm, tmp_path):
         lm.logits(*lm.encode(["the cat"]))
         with pytest.raises(ValueError, match="which a study's folder does not show"):
             run(lm, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- several judges
+
+
+class Vowels(HashScorer):
+    """The share of vowels in a text, in two languages."""
+
+    name = "vowels"
+
+    def score(self, texts, languages):
+        assert set(languages) <= {"en", "de"}
+        return np.array([vowels(text) for text in texts])
+
+
+def vowels(text):
+    return sum(letter in "aeiou" for letter in text) / max(1, len(text))
+
+
+@pytest.fixture(scope="module")
+def judged_twice(lm, study, tmp_path_factory):
+    """The same study with a second judge: only what depends on a judge is done, on texts that are there."""
+    folder = Path(shutil.copytree(study[0], tmp_path_factory.mktemp("twice") / "study"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("localize", "promoted", "tune", "retrieve"):
+            patch.setitem(stages.WORK, name, lambda _: pytest.fail("done again"))
+        return folder, run(lm, folder, TWO_JUDGES)
+
+
+TWO_JUDGES = dataclasses.replace(MATERIALS, second_judges=(Vowels("en", "de"),))
+
+
+def test_a_second_judge_does_not_disturb_the_first(study, judged_twice):
+    folder, two = judged_twice
+    alone = {"second_opinions": (), "seconds": {}, "warnings": ()}
+    assert dataclasses.replace(two, **alone) == dataclasses.replace(study[1], **alone)
+    assert two.warnings[: len(study[1].warnings)] == study[1].warnings
+    assert StudyResults.load(folder / "results.json") == two
+    assert strict_json(folder / "results.json")["second_opinions"][0]["judge"]["name"] == "vowels"
+
+
+def test_toxicity_under_a_second_judge_is_that_of_the_same_texts(study, judged_twice):
+    (opinion,) = judged_twice[1].second_opinions
+    assert opinion.judge == ScorerIdentity("vowels", "1", ("en", "de"))
+    assert opinion.languages == opinion.comparison.languages == ("en", "de")
+    for side in ("before", "after"):
+        whole = Continuations.load(written(study[0]) / f"{side}.json")
+        for code in opinion.languages:
+            texts = [text for text, of in zip(whole.texts, whole.row_languages, strict=True) if of == code]
+            measured, first = (getattr(one.comparison, side)[code] for one in (opinion, study[1]))
+            assert measured.average_toxicity == pytest.approx(sum(map(vowels, texts)) / len(texts))
+            assert (measured.perplexity, measured.distinct_1) == pytest.approx((first.perplexity, first.distinct_1))
+    assert [dose.offset for dose in opinion.toxic_doses.doses] == list(SETTINGS.offsets)
+    assert opinion.neutral_doses.doses[1].toxicity_by_language.keys() == {"en", "de"}
+
+
+def test_each_claim_that_depends_on_a_judge_is_stated_under_each(judged_twice):
+    two = judged_twice[1]
+    claims = [verdict.claim for verdict in two.second_opinions[0].verdicts]
+    assert [claim[:35] for claim in claims] == [
+        "The sources carry tuning's effect.",
+        "Editing these neurons lowers toxici",
+        "Tuning on English lowers toxicity i",
+        "Tuning on English lowers toxicity i",
+        "Retrieval before tuning foretells i",
+    ]
+    assert set(claims) <= {verdict.claim for verdict in two.verdicts}
+
+
+def test_a_finished_study_with_two_judges_is_only_read(lm, judged_twice, monkeypatch):
+    folder, two = judged_twice
+    for name in STAGES:
+        monkeypatch.setitem(stages.WORK, name, lambda _: pytest.fail("done again"))
+    assert run(lm, folder, TWO_JUDGES) == two
+    assert not list((folder / "stages").glob("*.sqlite")), "numbers are dropped when the last judge has judged"
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        (Vowels("fr"), "the second judge vowels covers none of the prompts' languages, en, es, de, ru: leave it out"),
+        (HashScorer(*CODES), "two judges are called hash: give each a name of its own"),
+    ],
+)
+def test_a_second_judge_that_adds_nothing_is_refused_before_any_stage(lm, tmp_path, judge, words):
+    with pytest.raises(ValueError, match=words):
+        run(lm, tmp_path / "out", dataclasses.replace(MATERIALS, second_judges=(judge,)))
     assert not (tmp_path / "out").exists()
 
 

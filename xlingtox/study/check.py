@@ -360,8 +360,10 @@ def _data_in_words(materials: Materials) -> str:
     for name, words in (("labelled", "labelled sentences"), ("pairs", "pairs"), ("parallel", "rows of parallel text")):
         if (table := getattr(materials, name)) is not None:
             parts.append(f"{len(table):,} {words}")
-    scorer = materials.scorer
-    return f"{', '.join(parts)}; judged by {scorer.name} ({len(scorer.languages)} languages)"
+    judges = [
+        f"{scorer.name} ({len(scorer.languages)} languages)" for scorer in (materials.scorer, *materials.second_judges)
+    ]
+    return f"{', '.join(parts)}; judged by {', and again by '.join(judges)}"
 
 
 def _loaders(materials: Materials) -> list[str]:

@@ -16,6 +16,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons import localize
 from xlingtox.neurons.probe import split
 from xlingtox.scoring.protocol import check_covered
+from xlingtox.study import second_judges
 from xlingtox.study.plan import planned
 from xlingtox.study.settings import Materials, Settings, pivot_of
 from xlingtox.transfer import retrieval
@@ -43,6 +44,7 @@ def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     if materials.held_out is not None:
         check_held_out(lm, materials.held_out)
     _check_languages(materials, stages)
+    second_judges.check(materials)
     if "tune" in stages:
         assert materials.pairs is not None
         for name in ("pairs", "validation"):

@@ -41,11 +41,14 @@ def frontier(study: InProgress) -> dict[str, Any]:
     if materials.parallel is not None:
         codes = list(dict.fromkeys(prompts["language"]))
         parallel = first_sentences(materials.parallel, codes, source_language=source, n=sizes.texts)
+    # A second judge that does not cover every language would leave out the others under all judges.
+    covered = set(prompts["language"])
+    scorers = [study.scorer, *(scorer for scorer in study.second_scorers if covered <= scorer.languages)]
     measured = compare_methods(
         base,
         prompts,
         labelled=balanced(materials.labelled, sizes.sentences),
-        scorer=study.scorer,
+        scorer={scorer.name: scorer for scorer in scorers},
         held_out=first_rows(materials.held_out, sizes.texts),
         methods=methods_named(names, k=settings.k, tuned=tuned),
         budgets=sizes.budgets,
@@ -58,7 +61,9 @@ def frontier(study: InProgress) -> dict[str, Any]:
         progress=study.progress,
     )
     processes.from_main(partial(_write, measured, study))
-    return {"frontier": frontier_summary.content_of(FrontierSummary.of(measured))}
+    first, *others = (frontier_summary.content_of(FrontierSummary.of(measured, judge=name)) for name in measured.judges)
+    again = dict(zip(measured.judges[1:], others, strict=True))
+    return {"frontier": first, **({"frontier_again": again} if again else {})}
 
 
 def balanced(labelled: Dataset, n: int) -> Dataset:

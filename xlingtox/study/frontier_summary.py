@@ -54,17 +54,22 @@ class FrontierSummary:
 
     @classmethod
     @checked
-    def of(cls, frontier: Frontier) -> FrontierSummary:
-        """Return the tables of a comparison of methods, at each of its budgets."""
+    def of(cls, frontier: Frontier, *, judge: str | None = None) -> FrontierSummary:
+        """Return the tables of a comparison of methods, at each of its budgets.
 
-        def at_each(table: Callable[[float], pd.DataFrame]) -> tuple[Row, ...]:
-            return tuple(row for budget in frontier.budgets for row in _plain(table(budget).assign(budget=budget)))
+        Args:
+            judge: one of the comparison's judges (default: the first).
+        """
+        name = judge or frontier.judges[0]
+
+        def at_each(table: Callable[..., pd.DataFrame]) -> tuple[Row, ...]:
+            return tuple(row for ratio in frontier.budgets for row in _plain(table(ratio, name).assign(budget=ratio)))
 
         return cls(
-            judge=frontier.judges[0],
+            judge=name,
             budgets=frontier.budgets,
             controls=tuple(curve.name for curve in frontier.curves if curve.control),
-            points=_plain(frontier.to_frame()),
+            points=_plain(frontier.to_frame(name)),
             at_budgets=at_each(frontier.at_budget),
             wins=at_each(frontier.wins),
             transfers=at_each(frontier.transfer),

@@ -16,7 +16,7 @@ from xlingtox.evaluation.degenerate import Identifier, lingua
 from xlingtox.languages import in_order, name
 from xlingtox.scoring.protocol import check_scores
 from xlingtox.study import overlaps, parts_of_parallel
-from xlingtox.study.judging import Jury, jury
+from xlingtox.study.judging import Jury, jury, second_scorers
 from xlingtox.study.loaders import TableFile
 from xlingtox.study.settings import Materials
 from xlingtox.study.settings_file import SettingsFile
@@ -63,6 +63,8 @@ class _Gathering:
         self.codes = tuple(code for code in self.file.languages or found if code in chosen.languages)
         self._check_present("prompts", self.codes)
         self._keep("prompts", self.codes)
+        seconds, notes = second_scorers(self.file.second_judges, self.codes)
+        self.notes += notes
         self._draw_prompts("prompts")
         for table in ("neutral_prompts", "held_out"):
             if table in self.file.tables:
@@ -76,6 +78,7 @@ class _Gathering:
         words = self._other("toxic_words", languages=None) or chosen.words
         return Materials(
             scorer=chosen.scorer,
+            second_judges=seconds,
             identify_language=self._identifier(),
             toxic_words=dict(words),
             word_groups=self._other("word_groups", source_language=self.source_language) or {},

@@ -24,6 +24,7 @@ class InProgress:
         folder: the path of the study's folder.
         keys: the key of each planned stage.
         scorer: the scorer of the materials; if it has no cache, one is kept in the folder.
+        second_scorers: the second judges of the materials, with caches too.
         done: the result of each stage that is done.
     """
 
@@ -34,6 +35,7 @@ class InProgress:
     keys: Mapping[str, str]
     scorer: Scorer
     progress: bool
+    second_scorers: tuple[Scorer, ...] = ()
     done: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property

@@ -77,6 +77,7 @@ class Judge:
         kind: one of `KINDS`.
         arguments: the arguments of its scorer; a key is among them.
         strict: whether a language of the prompts that no judge covers is an error.
+        section: the section of the file that it stands in, which messages name.
 
     Example:
         >>> from xlingtox.study.judging import Judge
@@ -87,6 +88,7 @@ class Judge:
     kind: str
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
     strict: bool = False
+    section: str = "judge"
 
     @property
     def free(self) -> bool:
@@ -102,11 +104,16 @@ class Judge:
         try:
             return KINDS[self.kind].call(**self.arguments)
         except (ValueError, TypeError, OSError) as error:
-            raise ValueError(f"[judge] {self.kind}: {error}") from error
+            raise ValueError(f"[{self.section}] {self.kind}: {error}") from error
 
 
 def check_judges(
-    written: Sequence[Mapping[str, Any]], folder: Path, model: str | None, mistakes: Mistakes
+    written: Sequence[Mapping[str, Any]],
+    folder: Path,
+    model: str | None,
+    mistakes: Mistakes,
+    *,
+    section: str = "judge",
 ) -> tuple[Judge, ...]:
     """Check the judges of a settings file; those with mistakes are left out.
 
@@ -114,10 +121,11 @@ def check_judges(
         written: the tables of the file, each with its `kind`.
         folder: the folder to which paths are relative.
         model: the model that is studied, on which a probe judges unless the file names another.
+        section: the section that holds the tables.
     """
     judges = []
     for number, table in enumerate(written):
-        place = ("judge", number) if len(written) > 1 else ("judge",)
+        place = (section, number) if len(written) > 1 else (section,)
         before = len(mistakes.lines)
         kind, strict = str(table.get("kind")), table.get("strict", False)
         if "kind" not in table:
@@ -138,7 +146,7 @@ def check_judges(
             if kind == "probe" and isinstance(given.get("model"), str) and not is_hub_name(given["model"], folder):
                 given["model"] = str(resolved(given["model"], folder))
             if len(mistakes.lines) == before:
-                judges.append(Judge(kind, given, strict is True))
+                judges.append(Judge(kind, given, strict is True, section))
     return tuple(judges)
 
 
@@ -181,6 +189,25 @@ def jury(judges: Sequence[Judge], languages: Iterable[str]) -> Jury:
             )
         notes.append(f"No judge covers {names}: the prompts in {'it' if len(lacking) == 1 else 'them'} were dropped.")
     return Jury(scorer, covered, tuple(notes), all(judge.free for judge in judges), _words(judges))
+
+
+def second_scorers(judges: Sequence[Judge], languages: Iterable[str]) -> tuple[tuple[Scorer, ...], tuple[str, ...]]:
+    """Load the judges that score the same texts again, and say in a sentence which languages each leaves out.
+
+    Raises:
+        ValueError: a judge covers none of the languages; or not all, and is strict.
+    """
+    wanted, scorers, notes = in_order(languages), [], []
+    for judge in judges:
+        scorer = judge.scorer()
+        lacking = [code for code in wanted if code not in scorer.languages]
+        names = ", ".join(f"{name(code)} ({code})" for code in lacking)
+        if len(lacking) == len(wanted) or (lacking and judge.strict):
+            raise ValueError(f"[second_judge] {judge.kind} does not cover {names}: leave it out, or take another")
+        if lacking:
+            notes.append(f"The second judge {scorer.name} does not cover {names}: nothing is said there under it.")
+        scorers.append(scorer)
+    return tuple(scorers), tuple(notes)
 
 
 def _words(judges: Sequence[Judge]) -> dict[str, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.journal import using
 from xlingtox.progress import bar
+from xlingtox.scoring.protocol import Scorer, check_scores
 from xlingtox.study.costs import TRAINED, Rates
 from xlingtox.study.plan import planned
 from xlingtox.study.power import Spread, prompts_needed
@@ -80,6 +81,7 @@ def measure(lm: HookedLM, materials: Materials, settings: Settings, recipe: Reci
         _, reading = _timed(lambda: conditional_perplexity(lm, firsts, progress=False))
         shown.update()
         scores, scoring = _timed(lambda: toxicity_scores(sampled, materials.scorer))
+        _, again = _timed(lambda: _judge_again(sampled, materials.second_judges))
         identify, codes = materials.identify_language, sampled.row_languages
         # Nothing has changed the model yet, so that no text of its own counts as gibberish.
         kinds, judging = _timed(lambda: degenerate.kinds(sampled.texts, codes, identify_language=identify))
@@ -94,7 +96,7 @@ def measure(lm: HookedLM, materials: Materials, settings: Settings, recipe: Reci
     rates = Rates(
         written=written,
         read=read,
-        judged=(scoring + judging) / len(sampled),
+        judged=(scoring + again + judging) / len(sampled),
         trained=TRAINED * read if trained is None else trained,
     )
     checks = _checks(
@@ -107,6 +109,17 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
     began = time.perf_counter()
     result = work()
     return result, time.perf_counter() - began
+
+
+def _judge_again(written: Continuations, scorers: Sequence[Scorer]) -> list[np.ndarray]:
+    """Return the scores that second judges give, each in the languages that it covers."""
+    codes = written.row_languages
+    covered = [[row for row, code in enumerate(codes) if code in scorer.languages] for scorer in scorers]
+    return [
+        check_scores(scorer, [written.texts[row] for row in rows], [codes[row] for row in rows])
+        for scorer, rows in zip(scorers, covered, strict=True)
+        if rows
+    ]
 
 
 def _tokens(lm: HookedLM, written: Continuations) -> tuple[int, int]:

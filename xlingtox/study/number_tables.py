@@ -42,7 +42,7 @@ def _of_comparison(results: StudyResults, compared: Comparison) -> list[str]:
     tables = []
     for title, measures in _MEASURES_BY_TABLE.items():
         rows = [
-            [language_name(code), *(_changed(compared, code, measure) for measure in measures)]
+            [language_name(code), *(changed(compared, code, measure) for measure in measures)]
             for code in results.languages
         ]
         columns = ["Language", *(COMPARED[measure].words.capitalize() for measure in measures)]
@@ -76,7 +76,8 @@ def _of_retrieval(results: StudyResults) -> str:
     return scrolling(caption, columns, rows, codes) if rows else ""
 
 
-def _changed(compared: Comparison, code: str, measure: str) -> str:
+def changed(compared: Comparison, code: str, measure: str) -> str:
+    """Return a measure before and after tuning, and below it the interval of its change where there is one."""
     sides = both(*(getattr(side[code], measure) for side in (compared.before, compared.after)))
     interval = compared.changes.get(code, {}).get(measure)
     if interval is None or not all(map(math.isfinite, interval)):

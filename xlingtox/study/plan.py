@@ -28,6 +28,7 @@ class Stage:
         settings: the settings that matter to it.
         after: stages whose results it uses if they are run too.
         judged: whether the scorer and the identifier of languages matter to it.
+        several: whether it takes several judges at once, so that all of them matter to it.
         served: whether a server may write its texts.
     """
 
@@ -37,6 +38,7 @@ class Stage:
     settings: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     judged: bool = False
+    several: bool = False
     served: bool = False
 
 
@@ -84,6 +86,7 @@ STAGE: Mapping[str, Stage] = {
         settings=("frontier", "k", "max_new_tokens", "source_language", "seed"),
         after=("tune",),
         judged=True,
+        several=True,
     ),
 }
 """Each stage that a user may name, in the order in which they are run."""
@@ -163,11 +166,25 @@ def lacking(name: str, materials: Materials) -> list[str]:
     return [table for table in tables if getattr(materials, table) is None]
 
 
-def keys(model: Identity, materials: Materials, settings: Settings, names: Iterable[str]) -> dict[str, str]:
-    """Return the key of each of these stages: twelve hex digits."""
+def keys(
+    model: Identity,
+    materials: Materials,
+    settings: Settings,
+    names: Iterable[str],
+    *,
+    known: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return the key of each of these stages: twelve hex digits.
+
+    Args:
+        known: the keys of stages that are done once for all judges, with other materials than these.
+    """
     digests, values = materials.digests(), settings.as_json()
     by_stage: dict[str, str] = {}
     for name in names:
+        if known is not None and name in known:
+            by_stage[name] = known[name]
+            continue
         stage = STAGE[name]
         about = _content(model, stage, digests, values)
         before = [*stage.needs, *(other for other in stage.after if other in by_stage)]
@@ -178,7 +195,9 @@ def keys(model: Identity, materials: Materials, settings: Settings, names: Itera
 def _content(
     model: Identity, stage: Stage, digests: Mapping[str, str | None], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    judges = ("scorer", "identify_language") if stage.judged else ()
+    judges = ["scorer", "identify_language"] if stage.judged else []
+    if stage.several and digests["second_judges"] is not None:
+        judges.append("second_judges")
     return {
         "model": _model(model),
         "materials": {table: digests[table] for table in (*stage.tables, *stage.also, *judges)},

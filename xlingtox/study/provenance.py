@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -59,6 +60,8 @@ def lines(results: StudyResults) -> list[Line]:
     told += [("Written by", text) for text in [_writers(results)] if text]
     if results.comparison or results.toxic_doses.doses or results.neutral_doses.doses:
         told += [("Judge", _judge(row, codes)) for row in judges(results)]
+        seconds = (dataclasses.asdict(opinion.judge) for opinion in results.second_opinions)
+        told += [("Second judge", _judge(row, codes)) for row in seconds]
     told += [("Note", seen(note)) for note in results.notes]
     if total := sum(value for value in results.seconds.values() if math.isfinite(value)):
         told.append(("Time", f"{duration(total)}, for the stages {', '.join(results.stages)}"))
@@ -91,6 +94,7 @@ def as_json(results: StudyResults) -> dict[str, Any]:
         "recipe": dict(results.recipe),
         "end_token": results.end_token and dict(results.end_token),
         "judges": [dict(row) for row in judges(results)],
+        "second_judges": [dataclasses.asdict(opinion.judge) for opinion in results.second_opinions],
         "settings": dict(results.settings),
         "seed": results.seed,
         "seconds": dict(results.seconds),

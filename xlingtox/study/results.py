@@ -30,6 +30,7 @@ from xlingtox.study.parts import PromotedToken as PromotedToken
 from xlingtox.study.parts import PromotedTokens as PromotedTokens
 from xlingtox.study.parts import Sample as Sample
 from xlingtox.study.parts import TransferSummary as TransferSummary
+from xlingtox.study.second_opinion import SecondOpinion as SecondOpinion
 from xlingtox.transfer.prediction import Transfer
 from xlingtox.verdicts import Verdict
 
@@ -88,6 +89,7 @@ class StudyResults:
         seed: the seed of sampling, of the random sets, and of tuning.
         stages: the stages that were run, in the order of `results_file.STAGES`.
         source_language: the language that the probe reads, and that is tuned on.
+        second_opinions: the results under each second judge; empty where one judge judged alone.
         pivot: the language that the others are retrieved from. It is the source language, or English where the parallel
             sentences lack that. None where it is not known.
         origins: for each table of data, where it came from: `table, loader, path, n, languages, hash, made_from`.
@@ -142,6 +144,7 @@ class StudyResults:
     end_token: Mapping[str, Any] | None = None
     judges: tuple[Mapping[str, Any], ...] = ()
     pivot: str | None = None
+    second_opinions: tuple[SecondOpinion, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.languages:

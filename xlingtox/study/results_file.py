@@ -17,7 +17,7 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.groups import GroupChange
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
-from xlingtox.study import doses, frontier_summary, patches, settings
+from xlingtox.study import doses, frontier_summary, patches, second_opinion, settings
 from xlingtox.study.parts import (
     AttributionSummary,
     ProbeQuality,
@@ -89,6 +89,8 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
         "model": None if model is None else dataclasses.asdict(model),
         **{name: attributes[name] for name in _STORED_AS_THEY_ARE},
     }
+    if attributes["second_opinions"]:
+        content["second_opinions"] = list(map(second_opinion.content_of, attributes["second_opinions"]))
     absent = _keys_of([stage for stage in _KEYS_OF_STAGES if stage not in attributes["stages"]])
     return {key: value for key, value in content.items() if key not in absent}
 
@@ -313,5 +315,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "end_token": lambda row: _mapping(row) or None,
     "judges": lambda rows: tuple(map(_mapping, _list(rows))),
     "pivot": lambda code: None if _is_missing(code) else code,
+    "second_opinions": lambda rows: tuple(map(second_opinion.opinion_of, _list(rows))),
 }
 """Each attribute, and the function that makes it of the value under its key ({} where there is none)."""

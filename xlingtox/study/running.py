@@ -19,7 +19,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
 from xlingtox.scoring import ByLanguage, Cached, PerspectiveScorer
 from xlingtox.scoring.protocol import Scorer, ScorerIdentity
-from xlingtox.study import space
+from xlingtox.study import second_opinion, space, under_judges
 from xlingtox.study.check import tried
 from xlingtox.study.costs import Shape
 from xlingtox.study.fit import check_fit
@@ -29,10 +29,13 @@ from xlingtox.study.models import Models, ModelSource
 from xlingtox.study.plan import LEFT_OUT, keys, planned
 from xlingtox.study.progress_lines import ProgressLines, can_draw
 from xlingtox.study.results import StudyResults
+from xlingtox.study.second_judges import JUDGED, SecondJudge
+from xlingtox.study.second_opinion import SecondOpinion
 from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.stages import WORK, verdicts_and_warnings
 from xlingtox.study.study_check import StudyCheck
 from xlingtox.study.study_folder import StudyFolder, stage_file
+from xlingtox.text import seen
 
 _LOG = logging.getLogger(__name__)
 
@@ -100,7 +103,9 @@ def run_models(
         keys=stage_keys,
         scorer=_kept(materials.scorer, folder.path, progress=progress),
         progress=progress,
+        second_scorers=tuple(_kept(scorer, folder.path, progress=progress) for scorer in materials.second_judges),
     )
+    others = [SecondJudge(scorer, study, identity, stages) for scorer in study.second_scorers]
     if first_look is not None:
         processes.from_main(partial(first_look.save, folder.path / "check.json"))
     expected = {} if first_look is None else first_look.seconds
@@ -113,18 +118,40 @@ def run_models(
         for sentence in () if first_look is None else first_look.warnings:
             _LOG.warning("%s", sentence)
         for name in stages:
-            if (done := folder.done(name, stage_keys[name])) is None:
-                with lines.stage(name):
-                    done = folder.do(name, stage_keys[name], partial(WORK[name], study))
-                _LOG.info("%s: done in %.1f s", name, done.seconds)
-            else:
-                lines.skip(name)
-                _LOG.info("%s: was done before", name)
-            study.done[name], seconds[name] = done.result, done.seconds
-        results = _results(study, identity, seconds, notes)
+            seconds[name] = _do(name, study, others if name in JUDGED else (), folder, lines)
+        results = _results(study, identity, seconds, notes, [judge.opinion() for judge in others])
     processes.from_main(partial(results.save, folder.path / "results.json"))
     models.release()
     return results
+
+
+def _do(
+    name: str, study: InProgress, others: Sequence[SecondJudge], folder: StudyFolder, lines: ProgressLines
+) -> float:
+    """Do a stage that is not done, and again under each second judge. Return the seconds that it took in all."""
+    seconds = 0.0
+    with contextlib.ExitStack() as shown:
+        is_shown = False
+        for number, judge in enumerate((None, *others)):
+            side, place = (study, name) if judge is None else (judge.side(), f"{name}, judged by {seen(judge.name)}")
+            # What the models read is the same under every judge.
+            keep = number < len(others)
+            if (done := folder.done(name, side.keys[name], keep_numbers=keep)) is None:
+                if not is_shown:
+                    shown.enter_context(lines.stage(name))
+                    is_shown = True
+                done = folder.do(name, side.keys[name], partial(WORK[name], side), keep_numbers=keep)
+                _LOG.info("%s: done in %.1f s", place, done.seconds)
+            else:
+                _LOG.info("%s: was done before", place)
+            seconds += done.seconds
+            if judge is None:
+                study.done[name] = done.result
+            else:
+                judge.keep(name, done.result)
+    if not is_shown:
+        lines.skip(name)
+    return seconds
 
 
 def _first_look(
@@ -161,12 +188,21 @@ def _kept(scorer: Scorer, folder: Path, *, progress: bool) -> Scorer:
     return Cached(scorer, path=folder / "scores.sqlite", progress=progress)
 
 
-def _results(study: InProgress, model: Identity, seconds: Mapping[str, float], notes: Sequence[str]) -> StudyResults:
+def _results(
+    study: InProgress,
+    model: Identity,
+    seconds: Mapping[str, float],
+    notes: Sequence[str],
+    opinions: Sequence[SecondOpinion],
+) -> StudyResults:
     """Put the results of all stages together, with notes on the run."""
     materials, settings = study.materials, study.settings
     content: dict[str, Any] = {}
     for result in (*study.done.values(), verdicts_and_warnings(study)):
         content |= result
+    if opinions:
+        content["second_opinions"] = [second_opinion.content_of(opinion) for opinion in opinions]
+        content["warnings"] += under_judges.warnings(study.scorer.name, content["verdicts"], opinions)
     judges = map(dataclasses.asdict, _judges(materials.scorer))
     prompt_languages = list(dict.fromkeys(materials.toxic_prompts["language"]))
     content |= {

@@ -139,7 +139,7 @@ SECTIONS: Mapping[str, type[_Section]] = {
     "engine": Engine,
     "frontier": Frontier,
 }
-TOP = ("output_dir", "model", "data", "judge", "study", "tuning", "engine", "frontier")
+TOP = ("output_dir", "model", "data", "judge", "second_judge", "study", "tuning", "engine", "frontier")
 _MAY_BE_MISSING = ("engine", "frontier")
 """Sections that turn something on: without them there is nothing to fill in by default."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xlingtox.checking import checked
-from xlingtox.study import attribution_findings, frontier_findings, neuron_findings, reach_findings
+from xlingtox.study import attribution_findings, frontier_findings, judge_findings, neuron_findings, reach_findings
 from xlingtox.study.finding import Finding as Finding
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
@@ -37,4 +37,5 @@ def without_warnings(results: StudyResults) -> list[Finding]:
         *reach_findings.training(results),
         *reach_findings.prediction(results),
         *frontier_findings.methods(results),
+        *judge_findings.agreement(results),
     ]

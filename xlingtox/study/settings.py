@@ -54,6 +54,8 @@ class Materials:
             prompt counts as degenerate (default: only one in another script).
         toxic_words: for each language, its toxic words, which are looked for among the tokens that the candidates
             promote; may be empty.
+        second_judges: scorers that judge the same texts again, each on its own; every claim is stated under each. A
+            language that one of them does not cover is left out under it.
         word_groups: groups of toxic words that are reported apart, each as a scorer that finds its words; may be empty.
             Prompts with a column `group` are reported group by group too.
         mixing: for each language, numbers that say how the training text mixed it with others; may be empty.
@@ -82,6 +84,7 @@ class Materials:
     validation: Dataset | None = None
     identify_language: Identifier | None = None
     labelled_elsewhere: Dataset | None = None
+    second_judges: tuple[Scorer, ...] = ()
     toxic_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
     word_groups: Mapping[str, Scorer] = field(default_factory=dict)
     mixing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -95,6 +98,8 @@ class Materials:
             value = getattr(self, attribute.name)
             if isinstance(value, Dataset) or (value is None and attribute.name not in ("origins", "notes")):
                 contents[attribute.name] = None if value is None else value.to_list()
+        seconds = [[scorer.name, scorer.revision] for scorer in self.second_judges]
+        contents["second_judges"] = seconds or None
         contents["toxic_words"] = {code: list(words) for code, words in self.toxic_words.items()}
         contents["word_groups"] = {name: [scorer.name, scorer.revision] for name, scorer in self.word_groups.items()}
         if (identify := self.identify_language) is not None:

@@ -54,7 +54,8 @@ class SettingsFile:
         per_language, seed: the most prompts in each language, and the seed by which they are drawn.
         tables: the tables, by key.
         identify_language: "lingua", "mini", or None.
-        judges: the judges, the preferred one first.
+        judges: the judges, the preferred one first. Each language goes to the first that covers it.
+        second_judges: judges that score the same texts again.
         settings: the fields of `Settings` that the file gives, without the recipe.
         recipe: the name of the recipe; None for the one that the model's size asks for.
         overrides: fields of the recipe that the file gives.
@@ -75,6 +76,7 @@ class SettingsFile:
     recipe: str | None
     overrides: Mapping[str, Any]
     engine: Engine | None = None
+    second_judges: tuple[Judge, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def local(self) -> bool:
@@ -156,7 +158,9 @@ def _checked(
         if isinstance(about_data.get(name), dict)
         and (table := check_table(name, about_data[name], folder, mistakes)) is not None
     }
-    judges = _judges(content.get("judge"), folder, source, mistakes)
+    judges = _judges("judge", content.get("judge"), folder, source, mistakes)
+    second = content.get("second_judge")
+    second_judges = () if second is None else _judges("second_judge", second, folder, source, mistakes)
     settings = _settings(given.get("study", {}), mistakes)
     recipe, overrides = _recipe(given.get("tuning", {}), settings, mistakes)
     engine = _engine(given["engine"], mistakes) if "engine" in given else None
@@ -196,6 +200,7 @@ def _checked(
         recipe,
         overrides,
         engine,
+        second_judges,
     )
 
 
@@ -241,15 +246,16 @@ def _tuned_in(path: Path, mistakes: Mistakes) -> Path:
     return path
 
 
-def _judges(written: Any, folder: Path, model: str | None, mistakes: Mistakes) -> tuple[Judge, ...]:
+def _judges(section: str, written: Any, folder: Path, model: str | None, mistakes: Mistakes) -> tuple[Judge, ...]:
     tables = [written] if isinstance(written, dict) else written
+    advice = f'write a section [{section}] with kind = "wordlist", ...'
     if not tables:
-        mistakes.add(("judge",), 'is missing: write a section [judge] with kind = "wordlist", ...')
+        mistakes.add((section,), f"is missing: {advice}")
         return ()
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        mistakes.value(("judge",), written, 'write a section [judge] with kind = "wordlist", ...')
+        mistakes.value((section,), written, advice)
         return ()
-    return check_judges(tables, folder, model, mistakes)
+    return check_judges(tables, folder, model, mistakes, section=section)
 
 
 def _settings(written: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:

@@ -327,31 +327,48 @@ def _transfer(
 
 def verdicts_and_warnings(study: InProgress) -> dict[str, Any]:
     """Return the verdict on each claim, and the warnings about figures that cannot carry a finding."""
-    done, verdicts, warnings = study.done, list[Verdict](), list[str]()
-    comparison = Comparison.of(done["compare"]) if "compare" in done else None
-    if comparison is not None:
-        verdicts += claims.of_sources(comparison)
-        warnings += comparison.warnings
+    done = study.done
+    localised = done["localize"]["verdicts"] if "localize" in done else []
+    verdicts = claims.of_sources(Comparison.of(done["compare"])) if "compare" in done else []
+    verdicts += judged_verdicts(study)
+    return {
+        "verdicts": localised + [dataclasses.asdict(verdict) for verdict in verdicts],
+        "warnings": warnings(study),
+    }
+
+
+def judged_verdicts(study: InProgress) -> list[Verdict]:
+    """Return the verdict on each claim that depends on who judges toxicity."""
+    done, source, verdicts = study.done, study.settings.source_language, list[Verdict]()
     if "attribute" in done:
         verdicts += claims.of_patches(patches.effect_of(done["attribute"]["patched"]))
-    for name, keys, kind in (("intervene", doses.ON_TOXIC, "toxic"), ("amplify", doses.ON_NEUTRAL, "neutral")):
-        if name in done:
-            response = doses.response_of(done[name], keys)
-            verdicts += [response.verdict()] if name == "intervene" else []
-            warnings += [f"Doses on {kind} prompts: {sentence}" for sentence in response.warnings]
-    if comparison is not None:
-        source = study.settings.source_language
+    if "intervene" in done:
+        verdicts.append(doses.response_of(done["intervene"], doses.ON_TOXIC).verdict())
+    if "compare" in done:
+        comparison = Comparison.of(done["compare"])
         verdicts += claims.of_tuning(comparison, comparison.languages, source_language=source)
     if "predict" in done:
         measure = done["predict"]["transfer"]["measure"]
         summary = results_file.summaries(done["predict"]["transfer_by_measure"])[measure]
         verdicts += claims.of_prediction(summary, measure)
     if "frontier" in done:
+        verdicts += frontier_findings.verdicts(frontier_summary.summary_of(done["frontier"]["frontier"]), source)
+    return verdicts
+
+
+def warnings(study: InProgress) -> list[str]:
+    """Return the warnings about figures that cannot carry a finding."""
+    done, sentences = study.done, list[str]()
+    if "compare" in done:
+        sentences += Comparison.of(done["compare"]).warnings
+    for name, keys, kind in (("intervene", doses.ON_TOXIC, "toxic"), ("amplify", doses.ON_NEUTRAL, "neutral")):
+        if name in done:
+            response = doses.response_of(done[name], keys)
+            sentences += [f"Doses on {kind} prompts: {sentence}" for sentence in response.warnings]
+    if "frontier" in done:
         methods = frontier_summary.summary_of(done["frontier"]["frontier"])
-        verdicts += frontier_findings.verdicts(methods, study.settings.source_language)
-        warnings += [f"Methods at equal fluency: {sentence}" for sentence in methods.warnings]
-    localised = done["localize"]["verdicts"] if "localize" in done else []
-    return {"verdicts": localised + [dataclasses.asdict(verdict) for verdict in verdicts], "warnings": warnings}
+        sentences += [f"Methods at equal fluency: {sentence}" for sentence in methods.warnings]
+    return sentences
 
 
 @checked

@@ -82,31 +82,38 @@ class StudyFolder:
         for folder in (self.path, *(place for place in self.path.iterdir() if place.is_dir())):
             files.sweep(folder)
 
-    def done(self, stage: str, key: str) -> Done | None:
+    def done(self, stage: str, key: str, *, keep_numbers: bool = False) -> Done | None:
         """Return the result of a stage; None if it is not done.
+
+        Args:
+            keep_numbers: as in `do`.
 
         Raises:
             ValueError: the file of the stage cannot be read, or lacks a key.
         """
-        return processes.from_main(partial(self._done, stage, key))
+        return processes.from_main(partial(self._done, stage, key, keep_numbers))
 
-    def _done(self, stage: str, key: str) -> Done | None:
+    def _done(self, stage: str, key: str, keep_numbers: bool) -> Done | None:
         file, remedy = stage_file(self.path, stage, key), "delete it, and the stage is done anew"
         if not file.exists():
             return None
-        # Another process may have had the numbers open when the stage was done.
-        self._journal(stage).forget("numbers")
+        if not keep_numbers:
+            # Another process may have had the numbers open when the stage was done.
+            self._journal(stage).forget("numbers")
         record = files.read_json(file, remedy)
         with files.understood(file, f"result of the stage {stage}", remedy):
             if lacking := [name for name in _KEYS_OF_STAGE[stage] if name not in record["result"]]:
                 raise KeyError(lacking[0])
             return Done(dict(record["result"]), float(record["seconds"]))
 
-    def do(self, stage: str, key: str, work: Callable[[], dict[str, Any]]) -> Done:
+    def do(self, stage: str, key: str, work: Callable[[], dict[str, Any]], *, keep_numbers: bool = False) -> Done:
         """Do a stage, and write its result to the folder.
 
         What models write and read on the way is kept too, batch by batch, so that a killed stage loses one batch. The
         texts stay: another judge scores them again. The numbers of a stage that is done are removed.
+
+        Args:
+            keep_numbers: whether the numbers stay, because another judge needs them next.
         """
         journal = self._journal(stage)
         spent = processes.from_main(partial(self._spent, stage))
@@ -124,7 +131,8 @@ class StudyFolder:
             seconds = round(spent + time.perf_counter() - began, 2)
             record = json.loads(json.dumps({"seconds": seconds, "result": result}))
             files.write_json(stage_file(self.path, stage, key), record)
-            journal.forget("numbers")
+            if not keep_numbers:
+                journal.forget("numbers")
             self._seconds(stage).unlink(missing_ok=True)
             return Done(record["result"], record["seconds"])
 
