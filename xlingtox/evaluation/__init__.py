@@ -5,8 +5,8 @@
 them for real. `alignment_split` does both for groups of all neurons, beside the method of Yang et al. 2024.
 `stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
 `dual_multilinguality` asks in how many languages neurons promote toxic tokens and fire before toxic text.
-`weight_drift` says how far the weights moved, and `refusal_rates` how often a model refuses requests. `side_effects` asks
-what else a change did, also through the tasks of lm-evaluation-harness.
+`weight_drift` says how far the weights moved, and `refusal_rates` how often a model refuses requests. `side_effects`
+asks what else a change did, also through the tasks of lm-evaluation-harness.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
 that says nothing, and `soundness` compares text with what the unedited model writes. `knowledge_margins` asks whether
 a model finds true sentences likelier than false ones.

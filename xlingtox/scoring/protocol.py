@@ -163,7 +163,7 @@ def check_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str])
     """Score texts, and refuse anything that is not a score in [0, 1].
 
     A failure to score must never pass for a toxicity of zero. Of several processes that work together the main one asks
-    the scorer, so that nothing is paid for twice. A scorer that `shares_batches` is asked by all, and each does a share.
+    the scorer, so that nothing is paid for twice. A scorer that `shares_batches` is asked by all, each for its share.
 
     Raises:
         UncoveredLanguage: a language that the scorer does not cover.
