@@ -81,11 +81,13 @@ def calls(lm, folder):
     means = xt.models.mean_states(lm, [prompt.text for prompt in PROMPTS], [0, 2], batch_size=4, progress=False)
     labelled = test_stages.MATERIALS.labelled
     experts = xt.localize.by_auroc(lm, labelled, batch_size=7, progress=False)
+    probe = xt.Probe.fit(lm, labelled, progress=False)
+    judges = {"hash": SCORER, "probe": xt.scoring.ProbeScorer(lm, probe, languages=test_stages.CODES, progress=False)}
     compared = xt.frontier(
         lm,
         PROMPTS,
         labelled=labelled,
-        scorer=SCORER,
+        scorer=judges,
         held_out=test_stages.MATERIALS.held_out,
         methods=[xt.methods.Ablation(k=20), xt.methods.Prefix("the dog\n")],
         n_samples=1,
@@ -116,7 +118,7 @@ def calls(lm, folder):
         files.write_tensors(folder / "means.safetensors", {"means": means})
         files.write_json(folder / "experts.json", {"neurons": experts.neurons, "scores": experts.scores})
         files.write_text(folder / "pieces.json", pieces.to_json())
-        files.write_text(folder / "frontier.json", compared.to_frame().to_json())
+        files.write_text(folder / "frontier.json", "\n".join(compared.to_frame(judge).to_json() for judge in judges))
         files.write_text(folder / "ends.json", repr({code: np.asarray(row).tolist() for code, row in ends.items()}))
 
 

@@ -187,14 +187,14 @@ class Matcher:
 
     def search(self, text: str) -> bool:
         """Return whether the text holds a listed word."""
-        return self._pattern.search(_folded(text)) is not None
+        return self._pattern.search(as_compared(text)) is not None
 
     def words(self, text: str) -> list[str]:
         """Return the listed words in a text from left to right, the longest one at each place.
 
         They are returned as they are compared: without the marks that writers may leave out.
         """
-        return [match.group() for match in self._pattern.finditer(_folded(text))]
+        return [match.group() for match in self._pattern.finditer(as_compared(text))]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return the start and the end of each of `words` in the original text; the spans do not overlap."""
@@ -219,12 +219,18 @@ class Matcher:
 
 def entry(word: str, language: str) -> str:
     """Return a word of a list in the form that `Matcher` takes. In German, ß and ss then match each other."""
-    folded = _folded(word.strip()).replace("ẞ", "ß")
+    folded = as_compared(word.strip()).replace("ẞ", "ß")
     return regex.sub("ss", "ß", folded, flags=regex.IGNORECASE) if language == "de" else folded
 
 
-def _folded(text: str) -> str:
-    """Return the text as it is compared: one spelling, without optional marks; case is left to the pattern."""
+def as_compared(text: str) -> str:
+    """Return the text as it is compared: one spelling, without optional marks; case is left to the pattern.
+
+    Example:
+        >>> from xlingtox.text import as_compared
+        >>> as_compared("Ｃａｎ’t")
+        "Can't"
+    """
     if text.isascii():
         return text
     visible_text = _IGNORED.sub("", _PILED.sub("", text))
@@ -245,14 +251,14 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
     Pieces are as small as that allows: a character, else what a reader sees as a letter, else a run without spaces,
     else the whole text.
     """
-    runs = [(run, _folded(run)) for run in _CHUNK.findall(text)]
-    if "".join(folded for _, folded in runs) != _folded(text):
-        runs = [(text, _folded(text))]
+    runs = [(run, as_compared(run)) for run in _CHUNK.findall(text)]
+    if "".join(folded for _, folded in runs) != as_compared(text):
+        runs = [(text, as_compared(text))]
     for run, folded in runs:
         if run == folded:
             yield from zip(run, folded, strict=True)
             continue
-        clusters = [(cluster, _folded(cluster)) for cluster in _CLUSTER.findall(run)]
+        clusters = [(cluster, as_compared(cluster)) for cluster in _CLUSTER.findall(run)]
         yield from clusters if "".join(part for _, part in clusters) == folded else [(run, folded)]
 
 

@@ -31,6 +31,7 @@ from xlingtox.data.labelled import jigsaw, paradetox_labelled
 from xlingtox.data.pairs import paradetox, rtp_lx_pairs, toxicity_pairwise
 from xlingtox.data.parallel import flores, line_aligned, tatoeba
 from xlingtox.data.prompts import HARMS, polyglo_toxicity_prompts, rtp_lx
+from xlingtox.data.requests import are_harmful, or_bench, poly_refuse, xstest
 from xlingtox.data.votes import votes_as_labels
 from xlingtox.data.words import word_lists
 
@@ -42,6 +43,7 @@ __all__ = [
     "Prompt",
     "Prompts",
     "are_conversations",
+    "are_harmful",
     "as_prompts",
     "check_columns",
     "check_pairs",
@@ -51,9 +53,11 @@ __all__ = [
     "labelled_texts",
     "line_aligned",
     "meanings",
+    "or_bench",
     "paradetox",
     "paradetox_labelled",
     "parallel_columns",
+    "poly_refuse",
     "polyglo_toxicity_prompts",
     "row_numbers",
     "rtp_lx",
@@ -64,4 +68,5 @@ __all__ = [
     "toxicity_pairwise",
     "votes_as_labels",
     "word_lists",
+    "xstest",
 ]

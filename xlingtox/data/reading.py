@@ -17,7 +17,7 @@ from typing import IO, Any
 from xlingtox.data.bounded import LONGEST_LINE, raw_lines, unpacked
 from xlingtox.data.collecting import Skips
 from xlingtox.languages import CODES, check, in_order, spelled
-from xlingtox.text import in_line, visible, well_formed
+from xlingtox.text import first_line, in_line, visible, well_formed
 
 _BOM = "\ufeff"
 _FOREIGN_BEGINNINGS = {
@@ -253,6 +253,42 @@ def json_rows(file: File, required: Sequence[str], skips: Skips) -> Iterator[tup
         row = json_object(line)
         if isinstance(row, str):
             skips.add(file.name, row, number)
+            continue
+        if not is_checked:
+            check_fields(file, row, required)
+            is_checked = True
+        yield number, row
+
+
+def json_array(file: File, required: Sequence[str], skips: Skips) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file that holds one JSON array, or JSON lines, with their numbers from 0.
+
+    Items that are no objects are counted as skipped.
+
+    Raises:
+        ValueError: `lines` refuses the file, it holds neither of the two, it is too long to be read at once, or its
+            first object lacks a required field.
+    """
+    parts: list[str] = []
+    length = 0
+    for _, line in lines(file):
+        length += len(line)
+        if length > LONGEST_LINE:
+            raise ValueError(f"{file}: the array is longer than {LONGEST_LINE:,} characters: write it as JSON lines")
+        parts.append(line)
+    text = "".join(parts)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        values = [json_object(line) for line in text.split("\n") if line.strip()]
+        if not values or isinstance(values[0], str):
+            raise ValueError(
+                f"{file} is neither a JSON array nor JSON lines: {first_line(error)}{file.doubt}"
+            ) from error
+    is_checked = False
+    for number, row in enumerate(values if isinstance(values, list) else [values]):
+        if not isinstance(row, dict):
+            skips.add(file.name, "not a JSON object", f"item {number}")
             continue
         if not is_checked:
             check_fields(file, row, required)

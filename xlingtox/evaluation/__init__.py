@@ -5,8 +5,8 @@
 them for real. `alignment_split` does both for groups of all neurons, beside the method of Yang et al. 2024.
 `stability` says how much the chosen neurons and the effect of editing them depend on the probe and on k.
 `dual_multilinguality` asks in how many languages neurons promote toxic tokens and fire before toxic text.
-`weight_drift` says how far the weights moved. `side_effects` asks what else a change did, also through the tasks of
-lm-evaluation-harness.
+`weight_drift` says how far the weights moved, and `refusal_rates` how often a model refuses requests.
+`side_effects` asks what else a change did, also through the tasks of lm-evaluation-harness.
 `metrics` holds the measures and the intervals of their changes, `fluency` holds perplexities, `degenerate` finds text
 that says nothing, and `soundness` compares text with what the unedited model writes. `knowledge_margins` asks whether
 a model finds true sentences likelier than false ones.
@@ -55,6 +55,7 @@ from xlingtox.evaluation.multiplicity import Falls, falls, falls_in_words, holm
 from xlingtox.evaluation.patch_effect import PatchEffect
 from xlingtox.evaluation.patching import patch_effect
 from xlingtox.evaluation.proposed_doses import propose_doses
+from xlingtox.evaluation.refusals import refusal_rates, refusal_shares, refused
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.row_measures import LogProbability, PreferenceMargin, ProbeLogit, RowMeasure, ToxicMass
 from xlingtox.evaluation.side_effects import side_effects
@@ -136,6 +137,9 @@ __all__ = [
     "prompt_maxima",
     "prompt_means",
     "propose_doses",
+    "refusal_rates",
+    "refusal_shares",
+    "refused",
     "relative_drop",
     "side_effects",
     "sign_flip_test",

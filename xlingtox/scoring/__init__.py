@@ -3,7 +3,8 @@
 `WordlistScorer` looks for listed words, `ProbeScorer` puts a probe on a model's hidden states, `ClassifierScorer` runs
 a Hugging Face classifier, `GuardScorer` reads the verdict of a generative guard, `PerspectiveScorer` asks Google's API
 and `PerspectiveReplay` reads its stored answers. `ByLanguage` and `Ensemble` make one scorer of several, and `Cached`
-keeps every score on disk. Anything with the attributes and the method of `Scorer` is a scorer.
+keeps every score on disk. Anything with the attributes and the method of `Scorer` is a scorer. `RefusalPhrases` scores
+something else: whether an answer refuses the request.
 
 `validate` compares scorers with people, `agreement` compares them with each other, and `blind_spots` writes toxic texts
 in other ways.
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from xlingtox.scoring.protocol import UncoveredLanguage as UncoveredLanguage
     from xlingtox.scoring.protocol import UnscoredError as UnscoredError
     from xlingtox.scoring.protocol import check_scores as check_scores
+    from xlingtox.scoring.refusal import RefusalPhrases as RefusalPhrases
     from xlingtox.scoring.replay import PerspectiveReplay as PerspectiveReplay
     from xlingtox.scoring.validation import validate as validate
     from xlingtox.scoring.validation_result import Misjudged as Misjudged
@@ -59,6 +61,7 @@ _MODULES = {
     "protocol": (
         *("Scorer", "ScorerIdentity", "StreamingScorer", "UncoveredLanguage", "UnscoredError", "check_scores"),
     ),
+    "refusal": ("RefusalPhrases",),
     "replay": ("PerspectiveReplay",),
     "validation": ("validate",),
     "validation_result": ("Misjudged", "Validation"),

@@ -63,6 +63,7 @@ class Ensemble(Described):
         self._scorers, self._members, self._rule = tuple(scorers), members, rule
         name = f"{rule} of {' and '.join(member.name for member in members)}"
         super().__init__(name, f"{rule} of {' and '.join(member.revision for member in members)}", covered)
+        self.shares_batches = all(getattr(scorer, "shares_batches", False) for scorer in scorers)
 
     @property
     def members(self) -> tuple[ScorerIdentity, ...]:

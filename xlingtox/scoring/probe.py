@@ -30,6 +30,8 @@ class ProbeScorer(Described):
         True
     """
 
+    shares_batches = True
+
     @checked
     def __init__(self, lm: HookedLM, probe: Probe, *, languages: Iterable[str], progress: bool = True) -> None:
         """
@@ -82,7 +84,9 @@ class ProbeScorer(Described):
             )
         readable = [well_formed(text) for text in texts]
         end, ids = str(self._lm.tokenizer.eos_token), self._lm.token_ids(readable)
-        readable = [text if tokens else end for text, tokens in zip(readable, ids, strict=True)]
-        states = mean_states(self._lm, readable, [self._lm.n_layers], progress=self._progress)[0]
+        tokens = {text: row for text, row in zip(readable, ids, strict=True) if row}
+        readable = [text if text in tokens else end for text in readable]
+        with self._lm.knowing(tokens):
+            states = mean_states(self._lm, readable, [self._lm.n_layers], progress=self._progress)[0]
         logits = states.double().numpy() @ self._direction + self._probe.bias
         return expit(logits)

@@ -84,7 +84,13 @@ class ScorerIdentity:
 
 
 class Described:
-    """The base of scorers whose name, revision and languages are known when they are made."""
+    """The base of scorers whose name, revision and languages are known when they are made.
+
+    Attributes:
+        shares_batches: whether several processes may ask it together, because it shares out its own batches among them.
+    """
+
+    shares_batches = False
 
     def __init__(self, name: str, revision: str, languages: frozenset[str]) -> None:
         self._name, self._revision, self._languages = name, revision, languages
@@ -157,7 +163,7 @@ def check_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str])
     """Score texts, and refuse anything that is not a score in [0, 1].
 
     A failure to score must never pass for a toxicity of zero. Of several processes that work together the main one asks
-    the scorer, so that nothing is paid for twice.
+    the scorer, so that nothing is paid for twice. A scorer that `shares_batches` is asked by all, and each does a share.
 
     Raises:
         UncoveredLanguage: a language that the scorer does not cover.
@@ -170,6 +176,8 @@ def check_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str])
         array([0.])
     """
     check_scorable(scorer, texts, languages)
+    if getattr(scorer, "shares_batches", False):
+        return check_range(scorer, scorer.score(texts, languages), len(texts))
     return processes.from_main(lambda: check_range(scorer, scorer.score(texts, languages), len(texts)))
 
 
