@@ -246,7 +246,7 @@ def test_refusals_come_from_continuations_of_both_kinds_of_requests(lm, monkeypa
         seen.append((continuations.n_samples, requests, judge))
         return np.array([0.25, 1.0, 0.75]) if len(seen) == 1 else np.array([0.5, 0.5, 1.0])
 
-    monkeypatch.setitem(sys.modules, "xlingtox.evaluation.refusals", type("refusals", (), {"refusal_shares": shares}))
+    monkeypatch.setattr(the_module(), "refusal_shares", shares)
     effects = side_effects(lm, (lm, EDIT), requests=rows, **SAMPLING)
     found = {row.measure: (row.before, row.after, row.n, row.direction) for row in effects.rows}
     assert found == {"refused_harmless": (0.5, 0.75, 2, "lower"), "refused_harmful": (1.0, 0.5, 1, "higher")}

@@ -20,6 +20,7 @@ from xlingtox.evaluation import degenerate, metrics
 from xlingtox.evaluation.fluency import Losses, check_held_out, held_out_losses
 from xlingtox.evaluation.harness import LoadedTasks, Metric, Ran, Tasks
 from xlingtox.evaluation.intervals import PerPrompt, mean_intervals, paired_changes
+from xlingtox.evaluation.refusals import refusal_shares
 from xlingtox.evaluation.side_effects_result import LEVEL, SideEffect, SideEffects
 from xlingtox.measures import FLUENCY, SIDE_EFFECTS
 from xlingtox.models.generation import Continuations, check_lengths, check_sampling, generate
@@ -277,8 +278,6 @@ def _refused(
     answers: Continuations, requests: Any, harmful: np.ndarray | None, judge: Scorer | None
 ) -> dict[str, dict[str, PerPrompt]]:
     """Return the share of each request's answers that refuse it, of harmless and of harmful ones, by language."""
-    from xlingtox.evaluation.refusals import refusal_shares  # type: ignore[import-untyped,unused-ignore]
-
     shares = refusal_shares(answers, requests, judge=judge)
     codes = np.array([prompt.language for prompt in answers.prompts])
     return {
