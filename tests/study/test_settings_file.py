@@ -441,7 +441,8 @@ def test_every_key_can_be_uncommented(tmp_path, monkeypatch):
     left_out = ("# device", "# steps", "# reverse", "# identify_language")
     lines = [
         line.removeprefix("# ")
-        if (" = " in line and line[2:].split(" = ")[0].isidentifier()) or line in ("# [engine]", "# [frontier]", "# [[second_judge]]")
+        if (" = " in line and line[2:].split(" = ")[0].isidentifier())
+        or line in ("# [engine]", "# [frontier]", "# [[second_judge]]")
         else line
         for line in templates.text("mgpt").split("\n")
         if not line.startswith(left_out)
