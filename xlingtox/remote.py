@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from itertools import islice
@@ -55,6 +56,14 @@ class Unconnected(Temporary):
 
 class Stopped(Problem):
     """The server refuses every request, because the key or the address is wrong."""
+
+
+def commonest(problems: Iterable[Problem]) -> str:
+    """Return the three commonest reasons with their counts; where a server refuses everything, only the reasons why."""
+    known = list(problems)
+    stopped = [problem for problem in known if isinstance(problem, Stopped)]
+    reasons = Counter(str(problem) for problem in stopped or known).most_common(3)
+    return "; ".join(f"{reason} ({count} {'time' if count == 1 else 'times'})" for reason, count in reasons)
 
 
 class Key(httpx2.Auth):

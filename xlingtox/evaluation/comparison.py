@@ -207,7 +207,7 @@ class Comparison:
             before,
             after,
             changes,
-            scorer=ScorerIdentity(**content["scorer"] | {"languages": tuple(content["scorer"]["languages"])}),
+            scorer=ScorerIdentity(**content["scorer"]),
             models=None if isinstance(models, float) else (Identity.of(models[0]), Identity.of(models[1])),
             mean_changes={measure: Change(**row) for measure, row in content.get("mean_changes", {}).items()},
             changes_of_others={measure: Change(**row) for measure, row in content.get("changes_of_others", {}).items()},

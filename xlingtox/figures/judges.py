@@ -84,7 +84,7 @@ def _add_marks(figure: go.Figure, rows: pd.DataFrame, *, name: str, symbol: str,
 
 
 @checked
-def blind_spots(spots: BlindSpots, *, language: str = "all") -> go.Figure:
+def blind_spots(spots: BlindSpots, *, language: str = ALL) -> go.Figure:
     """Draw the share of flagged texts that a judge no longer flags when they are written another way.
 
     Args:
@@ -114,7 +114,7 @@ def blind_spots(spots: BlindSpots, *, language: str = "all") -> go.Figure:
             hovertemplate="%{x}<br>%{y:.0%} of %{customdata[0]} flagged texts are lost<extra></extra>",
         )
     figure.update_yaxes(title_text="Flagged texts no longer flagged", tickformat=".0%", range=[0, 1.02])
-    where = "all languages" if language == "all" else language_label(language)
+    where = "all languages" if language == ALL else language_label(language)
     return styled(figure).update_layout(
         barmode="group", title=heading("What escapes a judge", f"{where}, 95 % intervals")
     )

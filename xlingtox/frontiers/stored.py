@@ -61,10 +61,7 @@ def fields(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str,
         "unedited": unedited,
         "curves": curves,
         "judges": tuple(about["judges"]),
-        "scorers": {
-            name: ScorerIdentity(**{**scorer, "languages": tuple(scorer["languages"])})
-            for name, scorer in about["scorers"].items()
-        },
+        "scorers": {name: ScorerIdentity(**scorer) for name, scorer in about["scorers"].items()},
         "budgets": tuple(about["budgets"]),
         "source_language": about["source_language"],
         "meanings": about["meanings"],

@@ -37,7 +37,6 @@ def write(path: str | Path, matrix: Mapping[str, Any]) -> None:
 def fields(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the transfer matrix that a file holds."""
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    scorer = about["scorer"]
     return {
         **{
             kind: {name: arrays[f"{kind}.{i}"] for i, name in enumerate(about[kind])}
@@ -47,6 +46,6 @@ def fields(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str,
         **{name: about[name] for name in _PLAIN},
         "sources": tuple(about["sources"]),
         "targets": tuple(about["targets"]),
-        "scorer": ScorerIdentity(scorer["name"], scorer["revision"], tuple(scorer["languages"])),
+        "scorer": ScorerIdentity(**about["scorer"]),
         "model": Identity.of(about["model"]),
     }

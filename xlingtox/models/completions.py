@@ -219,7 +219,7 @@ class Connection:
         if model.kind == VLLM:
             shared["stop_token_ids"] = list(ends)
         if likelihoods:
-            shared["logprobs"] = int(likelihoods)
+            shared["logprobs"] = likelihoods
         if likelihoods > 1 and model.kind == VLLM:
             shared["return_tokens_as_token_ids"] = True
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from xlingtox.models.completions import VLLM, Request, ServedModel, ServerError
 from xlingtox.models.served import Served
-from xlingtox.remote import Problem, Stopped
+from xlingtox.remote import Problem, commonest
 
 MOST = {VLLM: 20}
 """Of how many tokens a kind of server tells the log-likelihoods, where its defaults were not changed."""
@@ -61,12 +60,10 @@ def next_tokens(
             n_arrived += 1
             yield i, likeliest
     if problems:
-        stopped = [problem for problem in problems if isinstance(problem, Stopped)]
-        reasons = Counter(str(problem) for problem in stopped or problems).most_common(3)
-        words = "; ".join(f"{reason} ({count} {'time' if count == 1 else 'times'})" for reason, count in reasons)
         n_missing = len(rows) - n_arrived
         raise ServerError(
-            f"the server at {server.url} did not judge {n_missing} of {len(rows)} texts: {words}", n_missing
+            f"the server at {server.url} did not judge {n_missing} of {len(rows)} texts: {commonest(problems)}",
+            n_missing,
         )
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from xlingtox.models.loading import mini_checkpoint, smollm2_file
 from xlingtox.models.served_check import Difference, check_agreement
 from xlingtox.models.tokenizer import text_after, token_ids
 from xlingtox.progress import bar
-from xlingtox.remote import Key, Problem, Stopped, usable_key
+from xlingtox.remote import Key, Problem, commonest, usable_key
 from xlingtox.text import first_line, in_line
 
 _LOG = logging.getLogger(__name__)
@@ -368,11 +367,8 @@ class _Call:
 
     def _error(self, problems: Sequence[Problem], n: int, n_missing: int) -> ServerError:
         """Return one error that counts the requests that failed, by their reasons."""
-        stopped = [problem for problem in problems if isinstance(problem, Stopped)]
-        reasons = Counter(str(problem) for problem in stopped or problems).most_common(3)
-        words = "; ".join(f"{reason} ({count} {'time' if count == 1 else 'times'})" for reason, count in reasons)
         return ServerError(
-            f"the server at {self.connection.url} did not write {n_missing} of {n} texts: {words}. The others are "
-            "kept, and the same call goes on from here",
+            f"the server at {self.connection.url} did not write {n_missing} of {n} texts: {commonest(problems)}. The "
+            "others are kept, and the same call goes on from here",
             n_missing,
         )

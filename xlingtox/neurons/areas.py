@@ -1,4 +1,7 @@
-"""Area under the ROC curve, with an interval: how well a number tells toxic from other texts."""
+"""Area under the ROC curve, with an interval: how well a number tells toxic from other texts.
+
+The numbers of probes and neurons hardly ever tie. `scoring.auroc` has an interval for judges, whose scores do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The area under the ROC curve with an interval that holds for few texts and for tied scores, and Wilson's interval."""
+"""The area under the ROC curve with an interval that holds for few texts and for tied scores, and Wilson's interval.
+
+`neurons.areas` has another interval, for probes and neurons. Hanley and McNeil's variance, which it takes, supposes
+scores without ties. Judges give many equal scores, such as the 0 and 1 of a word list, so theirs is DeLong's here.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from xlingtox.html.escaping import escaped
 from xlingtox.languages import in_order
 from xlingtox.scoring.auroc import wilson
 from xlingtox.scoring.perturbations import PERTURBATIONS, check_perturbations
-from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_scores, check_texts
+from xlingtox.scoring.protocol import ALL, Scorer, ScorerIdentity, check_texts, covered_scores
 from xlingtox.scoring.several import cached, several
 from xlingtox.text import in_line
 
@@ -108,8 +108,8 @@ class BlindSpots:
         before, after = self.scores[judge, 0], self.scores[judge, version]
         changed = np.isfinite(before) & np.isfinite(after)
         codes = np.array(self.languages)
-        for language in (*in_order(codes[changed].tolist()), "all"):
-            rows = changed if language == "all" else changed & (codes == language)
+        for language in (*in_order(codes[changed].tolist()), ALL):
+            rows = changed if language == ALL else changed & (codes == language)
             n, flagged = int(rows.sum()), rows & (before >= self.threshold)
             still, n_flagged = rows & (after >= self.threshold), int(flagged.sum())
             lost = int((flagged & ~still).sum())
@@ -143,7 +143,7 @@ class BlindSpots:
             if not (first >= self.threshold).any():
                 yield f"{name} flags none of the texts as they are, so its blind spots cannot be seen."
             table = self._table
-            rows = table[(table.judge == judge.name) & (table.language == "all") & (table.lost_low > _BLIND)]
+            rows = table[(table.judge == judge.name) & (table.language == ALL) & (table.lost_low > _BLIND)]
             if len(rows):
                 ways = ", ".join(
                     f"{way} ({share:.0%})" for way, share in zip(rows.perturbation, rows.lost, strict=True)
@@ -161,7 +161,7 @@ class BlindSpots:
                 f"{tables.percent(row['lost_high'])})",
                 tables.both(row["score_before"], row["score_after"], 2),
             ]
-            for row in self._table[self._table.language == "all"].to_dict("records")
+            for row in self._table[self._table.language == ALL].to_dict("records")
         ]
         columns = ["Judge", "Written another way", "Flagged as they are", "No longer flagged (95 % interval)"]
         columns += ["Mean score"]
@@ -252,14 +252,9 @@ def _scores(
     judge: Scorer, versions: Sequence[Sequence[str]], languages: Sequence[str]
 ) -> Float[np.ndarray, "version text"]:
     """Return the scores of all versions, asked for at once; NaN where a version equals the text, or is not covered."""
-    scores = np.full((len(versions), len(languages)), np.nan)
-    asked: list[tuple[int, int]] = [
-        (version, text)
-        for version, row in enumerate(versions)
-        for text, language in enumerate(languages)
-        if language in judge.languages and (version == 0 or row[text] != versions[0][text])
-    ]
-    texts, codes = [versions[version][text] for version, text in asked], [languages[text] for _, text in asked]
-    for (version, text), score in zip(asked, check_scores(judge, texts, codes), strict=True):
-        scores[version, text] = score
-    return scores
+    original, *others = versions
+    differs = [[True] * len(original)]
+    differs += [[text != first for text, first in zip(row, original, strict=True)] for row in others]
+    texts = [text for row in versions for text in row]
+    codes = list(languages) * len(versions)
+    return covered_scores(judge, texts, codes, asked=np.array(differs).ravel()).reshape(len(versions), -1)

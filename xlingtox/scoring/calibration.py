@@ -30,13 +30,13 @@ class Best(NamedTuple):
 
     Attributes:
         threshold: the threshold; NaN where a class has fewer than two texts.
-        agreement: the agreement on the other half.
-        usual: the agreement on the other half at the usual threshold.
+        agreement: the mean of sensitivity and specificity on the other half.
+        usual: the same at the usual threshold.
     """
 
     threshold: float
-    agreement: Agreement
-    usual: Agreement
+    agreement: float
+    usual: float
 
 
 class Bin(NamedTuple):
@@ -117,14 +117,14 @@ def best_threshold(
     halves: list[list[Int[np.ndarray, "row"]]] = [[], []]
     for rows in (np.flatnonzero(toxic), np.flatnonzero(~toxic)):
         if len(rows) < 2:
-            nowhere = Agreement(math.nan, math.nan, math.nan)
-            return Best(math.nan, nowhere, nowhere)
+            return Best(math.nan, math.nan, math.nan)
         order = rng.permutation(rows)
         for half, part in zip(halves, np.split(order, [(len(order) + 1) // 2]), strict=True):
             half.append(part)
     first, second = (np.concatenate(half) for half in halves)
     chosen = _chosen(toxic[first], scores[first], usual)
-    return Best(chosen, *(agreement(toxic[second], scores[second], threshold) for threshold in (chosen, usual)))
+    at_both = (agreement(toxic[second], scores[second], threshold).balanced for threshold in (chosen, usual))
+    return Best(chosen, *at_both)
 
 
 def _chosen(toxic: Bool[np.ndarray, "text"], scores: Float[np.ndarray, "text"], usual: float) -> float:

@@ -227,10 +227,9 @@ def verdict_tokens(
     cuts = (asked.cut(n) for n in range(_MOST_CUT + 1))
     read = next((cut for cut in cuts if cut is not None and cut.encode([probe])[0] == rows[0][:shared]), None)
     spelled = ", ".join(repr(word) for _, word in listed)
+    alike = f"the verdicts {spelled} of {name} begin with the same token: give words (or a prefix) that differ at once"
     if read is None or shared == min(map(len, rows)):
-        raise ValueError(
-            f"the verdicts {spelled} of {name} begin with the same token: give words (or a prefix) that differ at once"
-        )
+        raise ValueError(alike)
     special = {*asked.tokenizer.all_special_ids} - {asked.tokenizer.unk_token_id}
     tokens: dict[str, tuple[int, ...]] = {}
     for (label, word), row in zip(listed, rows, strict=True):
@@ -242,12 +241,14 @@ def verdict_tokens(
         if special.intersection(row[shared:]):
             raise ValueError(f"the verdict {in_line(word)!r} of {name} has a special token: give a plain word")
         if any(token in known for known_label, known in tokens.items() if known_label != label):
-            raise ValueError(
-                f"the verdicts {spelled} of {name} begin with the same token: give words (or a prefix) that differ at "
-                "once"
-            )
+            raise ValueError(alike)
         tokens[label] = tuple(dict.fromkeys((*tokens.get(label, ()), token)))
     return read, tokens
+
+
+def _with_marks(text: str, values: Mapping[str, str]) -> str:
+    """Return a text with each mark, such as `{prompt}`, replaced at once, so that no value's own marks are."""
+    return re.sub(rf"\{{({'|'.join(values)})\}}", lambda match: values[match[1]], text)
 
 
 def template_of(
@@ -275,8 +276,7 @@ def template_of(
 
         def filled(prompt: str, answer: str | None) -> str:
             own_text = prompt if answer is None else answer
-            marks = {"{text}": own_text, "{prompt}": prompt, "{answer}": answer or ""}
-            return re.sub(r"\{(?:text|prompt|answer)\}", lambda match: marks[match[0]], template)
+            return _with_marks(template, {"text": own_text, "prompt": prompt, "answer": answer or ""})
 
         return filled, False
     if (chat_template := template or tokenizer.chat_template) is None:
@@ -286,8 +286,7 @@ def template_of(
 
     def rendered(prompt: str, answer: str | None) -> str:
         if content is not None:
-            marks = {"{prompt}": prompt, "{answer}": answer or ""}
-            prompt, answer = re.sub(r"\{(?:prompt|answer)\}", lambda match: marks[match[0]], content), None
+            prompt, answer = _with_marks(content, {"prompt": prompt, "answer": answer or ""}), None
         messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": prompt})
         if answer is not None:

@@ -19,7 +19,7 @@ from xlingtox.checking import checked
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.languages import in_order
-from xlingtox.scoring.protocol import Scorer, check_scores, check_texts
+from xlingtox.scoring.protocol import Scorer, check_texts, covered_scores
 
 
 class Disagreement(NamedTuple):
@@ -188,22 +188,13 @@ def agreement(
     if uncovered:
         raise ValueError(f"none of {', '.join(names)} covers {', '.join(uncovered)}")
     positions = {code: [i for i, language in enumerate(languages) if language == code] for code in in_order(languages)}
-    scores = [_covered_scores(scorer, texts, languages) for scorer in scorers]
+    scores = [covered_scores(scorer, texts, languages) for scorer in scorers]
     pairs = []
     for code, rows in positions.items():
         for a, b in combinations(range(len(names)), 2):
             n, correlation, disagreements = _compared(rows, scores[a][rows], scores[b][rows], n_disagreements)
             pairs.append(PairAgreement(code, names[a], names[b], n, correlation, disagreements))
     return Agreement(tuple(pairs))
-
-
-def _covered_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
-    """Return the score of each text, NaN where the scorer does not cover its language."""
-    covered = [i for i, language in enumerate(languages) if language in scorer.languages]
-    scores = np.full(len(texts), np.nan)
-    if covered:
-        scores[covered] = check_scores(scorer, [texts[i] for i in covered], [languages[i] for i in covered])
-    return scores
 
 
 def _compared(

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from xlingtox import processes
 from xlingtox.checking import checked
 from xlingtox.languages import SCORED, check, in_order
+
+ALL = "all"
+"""How tables call all languages together."""
 
 Arrived = tuple[list[int], Float[np.ndarray, "row"]]
 """A batch of scores that has arrived: the positions of its texts in the call, and their scores."""
@@ -179,6 +182,27 @@ def check_scores(scorer: Scorer, texts: Sequence[str], languages: Sequence[str])
     if getattr(scorer, "shares_batches", False):
         return check_range(scorer, scorer.score(texts, languages), len(texts))
     return processes.from_main(lambda: check_range(scorer, scorer.score(texts, languages), len(texts)))
+
+
+def covered_scores(
+    scorer: Scorer,
+    texts: Sequence[str],
+    languages: Sequence[str],
+    *,
+    asked: Bool[np.ndarray, "text"] | None = None,
+) -> Float[np.ndarray, "text"]:
+    """Return the score of each text, NaN where the scorer does not cover its language.
+
+    Args:
+        asked: the texts to score; the others are NaN too (default: all).
+    """
+    rows = [
+        row for row, code in enumerate(languages) if code in scorer.languages and (asked is None or bool(asked[row]))
+    ]
+    scores = np.full(len(texts), np.nan)
+    if rows:
+        scores[rows] = check_scores(scorer, [texts[row] for row in rows], [languages[row] for row in rows])
+    return scores
 
 
 def check_range(scorer: Scorer, scores: Float[np.ndarray, "text"], n: int) -> Float[np.ndarray, "text"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from xlingtox.checking import checked
 from xlingtox.data.tabular import Table
 from xlingtox.scoring.human_labels import HumanLabels, is_toxic, read, rows_of
-from xlingtox.scoring.protocol import Scorer, ScorerIdentity, check_scores
+from xlingtox.scoring.protocol import Scorer, ScorerIdentity, covered_scores
 from xlingtox.scoring.several import cached, several
 from xlingtox.scoring.validation_result import By, Misjudged, Validation
 from xlingtox.text import first_few
@@ -90,12 +90,8 @@ def validate(
 
 def _scores(judge: Scorer, people: HumanLabels) -> Float[np.ndarray, "text"]:
     """Return the judge's scores, NaN in languages that it does not cover or that have one class."""
-    scores, asked = np.full(len(people.texts), np.nan), judge.languages & people.usable
-    rows = [i for i, code in enumerate(people.languages) if code in asked]
-    if rows:
-        texts, codes = [people.texts[i] for i in rows], [people.languages[i] for i in rows]
-        scores[rows] = check_scores(judge, texts, codes)
-    return scores
+    usable = np.array([code in people.usable for code in people.languages])
+    return covered_scores(judge, people.texts, people.languages, asked=usable)
 
 
 def _misjudged(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from xlingtox.languages import NAMES, name
+from xlingtox.scoring.protocol import ALL
 from xlingtox.text import in_line
 
 _FEW = 10
@@ -57,4 +58,4 @@ def _names(codes: Sequence[str]) -> str:
 
 
 def _name(code: str) -> str:
-    return f"{name(code)} ({code})" if code in NAMES else "all languages" if code == "all" else code
+    return f"{name(code)} ({code})" if code in NAMES else "all languages" if code == ALL else code

@@ -25,12 +25,10 @@ from xlingtox.languages import in_order
 from xlingtox.scoring import calibration, validation_doubts
 from xlingtox.scoring.auroc import auroc, wilson
 from xlingtox.scoring.human_labels import is_toxic, one_class, rows_of
+from xlingtox.scoring.protocol import ALL as ALL
 from xlingtox.scoring.protocol import ScorerIdentity
 
 By: TypeAlias = Literal["language", "all"]
-
-ALL = "all"
-"""The name of the row that takes the texts of all languages together."""
 
 _SHOWN = 10
 """A notebook shows so many of the texts on which judges and people differ."""
@@ -172,8 +170,8 @@ class Validation:
         return row | {
             "agreement": usual.balanced,
             "best_threshold": best.threshold,
-            "best_agreement": best.agreement.balanced,
-            "usual_agreement": best.usual.balanced,
+            "best_agreement": best.agreement,
+            "usual_agreement": best.usual,
             "calibration_error": calibration.calibration_error(labels, scores),
             "calibration_error_by_chance": calibration.error_by_chance(scores, seed=self.seed),
             "brier": calibration.brier(labels, scores),

@@ -22,7 +22,7 @@ from xlingtox.models.generation import Continuations, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.journal import using
 from xlingtox.progress import bar
-from xlingtox.scoring.protocol import Scorer, check_scores
+from xlingtox.scoring.protocol import Scorer, covered_scores
 from xlingtox.study.costs import TRAINED, Rates
 from xlingtox.study.plan import planned
 from xlingtox.study.power import Spread, prompts_needed
@@ -113,13 +113,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 def _judge_again(written: Continuations, scorers: Sequence[Scorer]) -> list[np.ndarray]:
     """Return the scores that second judges give, each in the languages that it covers."""
-    codes = written.row_languages
-    covered = [[row for row, code in enumerate(codes) if code in scorer.languages] for scorer in scorers]
-    return [
-        check_scores(scorer, [written.texts[row] for row in rows], [codes[row] for row in rows])
-        for scorer, rows in zip(scorers, covered, strict=True)
-        if rows
-    ]
+    return [covered_scores(scorer, written.texts, written.row_languages) for scorer in scorers]
 
 
 def _tokens(lm: HookedLM, written: Continuations) -> tuple[int, int]:

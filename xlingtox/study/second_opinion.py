@@ -59,9 +59,9 @@ def content_of(opinion: SecondOpinion) -> dict[str, Any]:
 
 def opinion_of(content: Mapping[str, Any]) -> SecondOpinion:
     """Return the second opinion that `results.json` holds, with NaN for null."""
-    judge, compared = content["judge"], content["compared"]
+    compared = content["compared"]
     return SecondOpinion(
-        ScorerIdentity(judge["name"], judge["revision"], tuple(judge["languages"])),
+        ScorerIdentity(**content["judge"]),
         tuple(content["languages"]),
         comparison=Comparison.of(compared) if isinstance(compared, Mapping) else None,
         toxic_doses=doses.response_of(content, doses.ON_TOXIC),
