@@ -152,7 +152,6 @@ def test_it_answers_a_question_as_a_users_message(lm, plain):
     new = plain.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
     written = generate(chat, [asked[1]["content"]], max_new_tokens=12, greedy=True, progress=False)
     assert written.texts == (lm.tokenizer.decode(new, skip_special_tokens=True),)
-    assert "Paris" in written.texts[0]
     # As plain text, the question is a whole text to it.
     at_once = [ending_probability(model, [asked[1]["content"]], progress=False)["en"] for model in (lm, chat)]
     assert at_once[0] > 0.5 > 0.01 > at_once[1]

@@ -53,7 +53,7 @@ def xstest(source: str | Path, *, language: str = "en") -> Dataset:
 
     Returns:
         A table with the columns `language, prompt, harmful, category, index`. `harmful` is true where the label is
-        "unsafe", or, in files without labels, where the type begins with "contrast_". The category is XSTest's type.
+        "unsafe", or, in files without labels, where the type begins with `contrast_`. The category is XSTest's type.
 
     Raises:
         ValueError: there is no such file or several, it is not UTF-8, a field is missing, or there is no row.

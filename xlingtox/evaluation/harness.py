@@ -53,7 +53,7 @@ def harness_model(lm: HookedLM, *, seed: int = 0, progress: bool = True) -> Any:
         True
     """
     _lm_eval()
-    from xlingtox.evaluation.harness_model import HarnessModel
+    from xlingtox.evaluation.harness_requests import HarnessModel
 
     return HarnessModel(lm, seed=seed, progress=progress)
 
@@ -155,7 +155,7 @@ class LoadedTasks:
 
     def run(self, lm: HookedLM, *, seed: int, progress: bool) -> Ran:
         """Run all tasks on a model, with the edits that are on it."""
-        from xlingtox.evaluation.harness_model import HarnessModel
+        from xlingtox.evaluation.harness_requests import HarnessModel
 
         model = HarnessModel(lm, language_of=self._language, seed=seed, progress=progress)
         for task in self._tasks.values():
