@@ -48,7 +48,8 @@ def test_it_is_left_out_where_two_models_do_not_fit(lm, tmp_path, monkeypatch):
 
 
 def test_models_are_kept_together_until_one_is_asked_for(monkeypatch):
-    monkeypatch.setattr(HookedLM, "load", lambda source, **_: SimpleNamespace(source=source, dtype=None, device=None, chat=None))
+    loaded = {"dtype": None, "device": None, "chat": None}
+    monkeypatch.setattr(HookedLM, "load", lambda source, **_: SimpleNamespace(source=source, **loaded))
     models = Models(ModelSource("base"))
     models.tuned_in(Path("tuned"))
     base, tuned = models.both()
