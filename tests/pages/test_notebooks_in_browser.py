@@ -36,7 +36,7 @@ def showing(*outputs: object) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("results", outputs=shown)])
 
 
-@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("number", [1, 5])
 def test_a_tutorial_as_a_page(browser, tmp_path, number):
     (path,) = FOLDER.glob(f"{number}-*.ipynb")
     pictures = [output for cell in cells(path) for output in cell["outputs"] if "image/png" in output["data"]]

@@ -54,13 +54,14 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Run]:
-    """Runs a tutorial once, for all tests that ask."""
+    """Runs a tutorial once, for all tests that ask. All run in one folder, as a reader's do: some tune the same model."""
+    folder = tmp_path_factory.mktemp("tutorials")
 
     @functools.cache
     def run(path: Path) -> Run:
         names: dict[str, Any] = {}
         texts = []
-        with contextlib.chdir(tmp_path_factory.mktemp("tutorial")), pd.option_context("display.max_columns", 20):
+        with contextlib.chdir(folder), pd.option_context("display.max_columns", 20):
             for cell in cells(path):
                 tree = ast.parse(cell["source"])
                 last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
