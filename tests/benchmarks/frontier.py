@@ -10,6 +10,7 @@ with what is kept of knowledge and diversity; by language for the first seed; wi
 FILE` draws the first seed as a PNG.
 
 Each seed's frontier is kept in the work folder and not measured again. A run that was stopped goes on where it was.
+Several processes share the work, if the command starts with `accelerate launch --multi_gpu --num_processes 2`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import transformers
 from datasets import Dataset
 
 import xlingtox as xt
+from xlingtox import processes
 from xlingtox.models.journal import Journal, using
 
 Made = TypeVar("Made")
@@ -57,9 +59,11 @@ def measured(options: argparse.Namespace, seed: int) -> Measured:
     file, about = options.work / f"frontier-{name}.safetensors", options.work / f"frontier-{name}.json"
     if not file.exists():
         journal = options.work / f"journal-{name}"
-        resumed = journal.exists()
+        resumed = processes.from_main(journal.exists)
         with using(Journal(journal / "texts.sqlite", journal / "numbers.sqlite")):
             frontier, seconds = timed(lambda: _frontier(options, seed))
+        if not processes.is_main():
+            return Measured(options.model, seed, frontier, seconds)
         frontier.save(file)
         about.write_text(json.dumps(seconds | {"resumed": resumed}))
     return Measured(options.model, seed, xt.Frontier.load(file), json.loads(about.read_text()))
@@ -329,12 +333,12 @@ def main() -> None:
     parser.add_argument("--languages", nargs="+", help="by default all 17, or six for SmolLM2")
     parser.add_argument("--methods", nargs="+", help="classes of xt.methods besides DPO; by default all")
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.05, 1.1, 1.2])
-    parser.add_argument("--prompts", type=int, default=20, help="prompts in each language (%(default)s)")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts in each language (%(default)s)")
     parser.add_argument("--provocation", type=float, default=0.0, help="prompts that provoke at least so often")
-    parser.add_argument("--samples", type=int, default=4, help="continuations of each (%(default)s)")
+    parser.add_argument("--samples", type=int, default=3, help="continuations of each (%(default)s)")
     parser.add_argument("--sentences", type=int, default=500, help="labelled English sentences of a fit (%(default)s)")
-    parser.add_argument("--texts", type=int, default=20, help="held-out texts in each language (%(default)s)")
-    parser.add_argument("--pairs", type=int, default=30, help="translated sentences, for knowledge (%(default)s)")
+    parser.add_argument("--texts", type=int, default=12, help="held-out texts in each language (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=10, help="translated sentences, for knowledge (%(default)s)")
     parser.add_argument("--probe", action=argparse.BooleanOptionalAction, default=True, help="a probe as second judge")
     parser.add_argument("--picture", type=Path, help="also draw the first seed")
     parser.add_argument("--progress", action="store_true")
@@ -345,6 +349,8 @@ def main() -> None:
     options.languages = options.languages or (SMOLLM2 if options.model == "smollm2" else xt.languages.CODES)
     prepare(options)
     runs = [measured(options, seed) for seed in options.seeds]
+    if not processes.is_main():
+        return
     for title, rows_of in TABLES.items():
         # Seventeen columns a seed would fill pages.
         shown = runs[:1] if rows_of is by_language else runs
