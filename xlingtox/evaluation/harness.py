@@ -37,6 +37,9 @@ def harness_model(lm: HookedLM, *, seed: int = 0, progress: bool = True) -> Any:
 
     It runs the `HookedLM` with the edits that are on it at the time. `side_effects` needs less: it runs tasks itself.
 
+    Give `apply_chat_template=True` and `fewshot_as_multiturn=True` to those functions to ask a chat model by its
+    template. Its system prompt and its switch for thinking are those of `lm.chat`.
+
     Args:
         seed: the seed of answers that a task wants to be drawn at random.
 
@@ -154,16 +157,27 @@ class LoadedTasks:
         }
 
     def run(self, lm: HookedLM, *, seed: int, progress: bool) -> Ran:
-        """Run all tasks on a model, with the edits that are on it."""
+        """Run all tasks on a model, with the edits that are on it.
+
+        A chat model is asked by its template: each item is a user's message, and solved examples are turns before it.
+        """
         from xlingtox.evaluation.harness_requests import HarnessModel
 
         model = HarnessModel(lm, language_of=self._language, seed=seed, progress=progress)
         for task in self._tasks.values():
             task.set_fewshot_seed(seed=seed)
+        chat: dict[str, Any] = {}
+        if lm.chat is not None:
+            chat = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": lm.chat.system}
         with _quiet():
             # Standard errors are not asked for: intervals are of the change, over items.
             ran = self._lm_eval.evaluate(
-                lm=model, task_dict={"tasks": dict(self._tasks)}, limit=self._limit, bootstrap_iters=0, log_samples=True
+                lm=model,
+                task_dict={"tasks": dict(self._tasks)},
+                limit=self._limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                **chat,
             )
         collected = _Collected()
         for name, samples in ran["samples"].items():
@@ -219,6 +233,15 @@ def _value_and_count(value: Any, aggregation: str) -> tuple[float, float]:
     if aggregation == "perplexity" and is_number:
         return -float(value), 1.0
     return (float(value) if is_number and aggregation in _MEANS else math.nan), 1.0
+
+
+def check_asked(lm: HookedLM) -> None:
+    """Raise ValueError for a model that cannot be asked the items of tasks: one that thinks before it answers."""
+    if lm.chat is not None and lm.chat.thinking:
+        raise ValueError(
+            f"{lm.name} thinks before it answers, and tasks have no place for thoughts: give "
+            "lm.with_chat(xt.data.Chat(thinking=False)), or leave tasks out"
+        )
 
 
 def language_of_name(name: str) -> str | None:
