@@ -228,7 +228,8 @@ def test_tasks_that_cannot_be_run(files):
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}<eos>{% endfor %}"
-    "{% if add_generation_prompt %}<a>{% if enable_thinking is defined and not enable_thinking %}~{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}<a>{% if enable_thinking is defined and not enable_thinking %}~{% endif %}"
+    "{% endif %}"
 )
 
 

@@ -104,6 +104,7 @@ class LoadedTasks:
 
     Attributes:
         versions: the version of lm-eval under "lm_eval", and of each task.
+        n_shots, limit: as they were given.
     """
 
     def __init__(self, tasks: Tasks, *, n_shots: int | None = None, limit: int | None = None) -> None:
@@ -117,7 +118,7 @@ class LoadedTasks:
             ValueError: there is no such task, its data cannot be had, or its language is not known.
             ImportError: lm-eval is not installed.
         """
-        self._lm_eval, self._limit = _lm_eval(), limit
+        self._lm_eval, self.n_shots, self.limit = _lm_eval(), n_shots, limit
         for name, count in (("n_shots", n_shots), ("limit", limit)):
             if count is not None and count < (name == "limit"):
                 raise ValueError(f"{name} is {count}: expected {1 if name == 'limit' else 0} or more")
@@ -174,7 +175,7 @@ class LoadedTasks:
             ran = self._lm_eval.evaluate(
                 lm=model,
                 task_dict={"tasks": dict(self._tasks)},
-                limit=self._limit,
+                limit=self.limit,
                 bootstrap_iters=0,
                 log_samples=True,
                 **chat,
