@@ -123,7 +123,7 @@ class LoadedTasks:
             if count is not None and count < (name == "limit"):
                 raise ValueError(f"{name} is {count}: expected {1 if name == 'limit' else 0} or more")
         named = _named(tasks)
-        manager = _module("lm_eval.tasks").TaskManager(include_defaults=not all(map(_is_file, named)))
+        manager = _module("lm_eval.tasks").TaskManager(include_defaults=not all(map(is_file, named)))
         self._tasks: dict[str, Any] = {}
         self._titles: dict[str, str] = {}
         self._codes: dict[str, str | None] = {}
@@ -135,7 +135,7 @@ class LoadedTasks:
                 self._prepare(loaded, n_shots)
                 about = loaded.config.metadata or {}
                 self._codes[name] = code or _known(about.get("language")) or language_of_name(name)
-                self._titles[name] = _without_language(name if _is_file(task) else str(task))
+                self._titles[name] = _without_language(name if is_file(task) else str(task))
                 if self._codes[name] is None and "language" not in _columns(loaded):
                     raise ValueError(
                         f"the language of the task {name} is not known: give tasks={{'en': [{str(task)!r}]}}, or name "
@@ -291,7 +291,8 @@ def _named(tasks: Tasks) -> dict[str | Path, str | None]:
     return dict(named)
 
 
-def _is_file(task: str | Path) -> bool:
+def is_file(task: str | Path) -> bool:
+    """Return whether a task is given as a file, and not by its name."""
     return isinstance(task, Path) or task.endswith(_FILES)
 
 
@@ -303,7 +304,10 @@ def _loaded(manager: Any, task: str | Path) -> dict[str, Any]:
     """Load a task, or all tasks of a group, with their data."""
     from xlingtox.evaluation.harness_files import task_of_file
 
-    spec: Any = task_of_file(Path(task).expanduser()) if _is_file(task) else str(task)
+    try:
+        spec: Any = task_of_file(Path(task).expanduser()) if is_file(task) else str(task)
+    except OSError as error:
+        raise ValueError(f"the task {task} cannot be read: {first_line(error)}") from error
     with _quiet():
         try:
             return dict(manager.load([spec])["tasks"])

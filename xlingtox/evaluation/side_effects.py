@@ -196,7 +196,7 @@ class _How:
         check_sampling(**self.sampling, temperature=1.0, top_p=1.0, batch_size=None)
 
     @property
-    def sampling(self) -> dict[str, int]:
+    def sampling(self) -> dict[str, Any]:
         return {"n_samples": self.n_samples, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
 
 

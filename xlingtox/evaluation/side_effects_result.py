@@ -163,6 +163,7 @@ class SideEffects:
         files.write_results(path, self.content())
 
     @classmethod
+    @checked
     def of(cls, content: Mapping[str, Any]) -> SideEffects:
         """Return the side effects that `content` described, with NaN for missing numbers."""
         settings = {

@@ -31,6 +31,7 @@ from xlingtox.study.engine import told
 from xlingtox.study.frontier_stage import frontier
 from xlingtox.study.in_progress import InProgress
 from xlingtox.study.settings import first_rows, pivot_of
+from xlingtox.study.side_effects_stage import side_effects
 from xlingtox.transfer import prediction, retrieval
 from xlingtox.verdicts import Verdict
 
@@ -395,5 +396,6 @@ WORK: Mapping[str, Callable[[InProgress], dict[str, Any]]] = {
     "predict": _predict,
     "attribute": attribute,
     "frontier": frontier,
+    "side_effects": side_effects,
 }
 """The function that does each stage, and returns what `results.json` keeps of it."""

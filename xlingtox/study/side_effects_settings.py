@@ -1,0 +1,94 @@
+"""SideEffectsSettings: what a study measures of the side effects of tuning, which it does not by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xlingtox import languages
+from xlingtox.checking import checked
+from xlingtox.evaluation.harness import Tasks, is_file
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class SideEffectsSettings:
+    """What a study measures before and after tuning besides toxicity: see `side_effects`.
+
+    Requests are part of the materials, and so are the neutral prompts and held-out texts that the stage uses.
+
+    Attributes:
+        tasks: tasks of lm-evaluation-harness, names or YAML files, or for each language those in it. None for none.
+        n_shots: how many solved examples stand before each item of a task; None for the task's own number.
+        limit: take only so many items of each task.
+        neutral_prompts: whether the neutral prompts of the materials are continued, if there are any.
+        held_out: whether the perplexity of the held-out texts is measured, if there are any.
+        n_samples: sampled continuations of each prompt and request.
+
+    Raises:
+        ValueError: tasks are empty, one comes twice, a language is unknown, or a count is too low.
+
+    Example:
+        >>> settings = xt.study.SideEffectsSettings(tasks={"en": ["arc_easy"]}, limit=200)
+        >>> settings.tasks, settings.n_samples
+        ({'en': ('arc_easy',)}, 5)
+    """
+
+    tasks: Tasks | None = None
+    n_shots: int | None = None
+    limit: int | None = None
+    neutral_prompts: bool = True
+    held_out: bool = True
+    n_samples: int = 5
+
+    def __post_init__(self) -> None:
+        given = self.tasks.values() if isinstance(self.tasks, Mapping) else [self.tasks]
+        if any(isinstance(tasks, str) for tasks in given):
+            raise ValueError("tasks is one string: give a list of names and files")
+        if isinstance(self.tasks, Mapping):
+            languages.check(self.tasks)
+            by_language = {code: tuple(map(str, tasks)) for code, tasks in self.tasks.items()}
+            object.__setattr__(self, "tasks", by_language)
+        elif self.tasks is not None:
+            object.__setattr__(self, "tasks", tuple(map(str, self.tasks)))
+        if self.tasks is not None and not self.listed:
+            raise ValueError("tasks is empty: name some tasks or files, or leave it out")
+        if twice := [task for task in self.listed if self.listed.count(task) > 1]:
+            raise ValueError(f"tasks has {twice[0]!r} twice: expected each task once")
+        for name, least in (("n_shots", 0), ("limit", 1), ("n_samples", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}: expected at least {least}")
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """All tasks, without their languages."""
+        if self.tasks is None:
+            return ()
+        listed = self.tasks.values() if isinstance(self.tasks, Mapping) else [self.tasks]
+        return tuple(str(task) for tasks in listed for task in tasks)
+
+    def for_key(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return these settings for the key of the stage: a file of a task by what it holds, and not by where it lies.
+
+        Args:
+            values: the settings as JSON has them.
+
+        Raises:
+            ValueError, OSError: a file cannot be read, or is no task.
+        """
+        tasks = values["tasks"]
+        if isinstance(tasks, Mapping):
+            return {**values, "tasks": {code: _digests(some) for code, some in tasks.items()}}
+        return {**values, "tasks": None if tasks is None else _digests(tasks)}
+
+
+def _digests(tasks: Sequence[str]) -> list[str]:
+    if not any(map(is_file, tasks)):
+        return list(tasks)
+    # It needs lm-eval.
+    from xlingtox.evaluation.harness_files import digest_of_file
+
+    return [digest_of_file(Path(task).expanduser()) if is_file(task) else task for task in tasks]
