@@ -15,6 +15,7 @@ from test_report import Page
 from test_stages import MATERIALS, SETTINGS, run
 
 import xlingtox as xt
+from xlingtox.equality import equal
 from xlingtox.study import SideEffectsSettings, StudyResults, check, costs, findings, fit, plan, report, terminal
 from xlingtox.study.sizes import Sizes
 
@@ -103,7 +104,7 @@ def test_its_rows_are_those_of_the_call(lm, task, measured):
         progress=False,
     )
     effects = results.side_effects
-    assert effects.rows == expected.rows
+    assert equal(effects.rows, expected.rows)
     assert {"perplexity", "distinct_1", "refused_harmless", "refused_harmful", "capitals: acc"} <= set(effects.measures)
     assert effects.settings == expected.settings
     assert effects.models[1].name == "tuned"
@@ -168,8 +169,7 @@ def test_without_lm_eval_tasks_are_refused(lm, task, monkeypatch, tmp_path):
     [
         ({"tasks": ()}, "tasks is empty"),
         ({"tasks": {}}, "tasks is empty"),
-        ({"tasks": "arc_easy"}, "tasks is one string: give a list"),
-        ({"tasks": {"en": ["a"], "de": ["a"]}}, "tasks has 'a' twice"),
+        ({"tasks": {"en": ["a"], "de": ["a"]}}, "tasks is a, a: expected each task once"),
         ({"tasks": {"xx": ["a"]}}, "xx"),
         ({"limit": 0}, "limit is 0: expected at least 1"),
         ({"n_shots": -1}, "n_shots is -1: expected at least 0"),
@@ -181,7 +181,7 @@ def test_wrong_settings_are_refused(wrong, words):
         SideEffectsSettings(**wrong)
 
 
-def test_what_is_written_is_what_was_foretold(lm, monkeypatch):
+def test_what_is_written_is_what_was_foretold(lm):
     sizes, settings = Sizes.of(WITH_REQUESTS, lm), on()
     work = costs.stage_costs(lm, sizes, settings, stages=["side_effects"], recipe=SETTINGS.recipe)["side_effects"]
     n_texts = 2 * (len(MATERIALS.neutral_prompts) + len(REQUESTS)) * 2

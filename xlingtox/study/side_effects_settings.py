@@ -44,9 +44,6 @@ class SideEffectsSettings:
     n_samples: int = 5
 
     def __post_init__(self) -> None:
-        given = self.tasks.values() if isinstance(self.tasks, Mapping) else [self.tasks]
-        if any(isinstance(tasks, str) for tasks in given):
-            raise ValueError("tasks is one string: give a list of names and files")
         if isinstance(self.tasks, Mapping):
             languages.check(self.tasks)
             by_language = {code: tuple(map(str, tasks)) for code, tasks in self.tasks.items()}
@@ -55,8 +52,8 @@ class SideEffectsSettings:
             object.__setattr__(self, "tasks", tuple(map(str, self.tasks)))
         if self.tasks is not None and not self.listed:
             raise ValueError("tasks is empty: name some tasks or files, or leave it out")
-        if twice := [task for task in self.listed if self.listed.count(task) > 1]:
-            raise ValueError(f"tasks has {twice[0]!r} twice: expected each task once")
+        if len(set(self.listed)) < len(self.listed):
+            raise ValueError(f"tasks is {', '.join(self.listed)}: expected each task once")
         for name, least in (("n_shots", 0), ("limit", 1), ("n_samples", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
