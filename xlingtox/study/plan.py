@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlingtox.models.identity import Identity
+from xlingtox.study import side_effects_settings
 from xlingtox.study.frontier_settings import FrontierSettings
 from xlingtox.study.settings import OFF_BY_DEFAULT, STAGES, Materials, Settings
 
@@ -188,7 +189,7 @@ def keys(
     names = list(names)
     digests, values = materials.digests(), settings.as_json()
     if "side_effects" in names and settings.side_effects is not None:
-        values["side_effects"] = settings.side_effects.for_key(values["side_effects"])
+        values["side_effects"] = side_effects_settings.for_key(values["side_effects"])
     by_stage: dict[str, str] = {}
     for name in names:
         if known is not None and name in known:

@@ -67,19 +67,20 @@ class SideEffectsSettings:
         listed = self.tasks.values() if isinstance(self.tasks, Mapping) else [self.tasks]
         return tuple(str(task) for tasks in listed for task in tasks)
 
-    def for_key(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return these settings for the key of the stage: a file of a task by what it holds, and not by where it lies.
 
-        Args:
-            values: the settings as JSON has them.
+def for_key(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return these settings for the key of the stage: a file of a task by what it holds, and not by where it lies.
 
-        Raises:
-            ValueError, OSError: a file cannot be read, or is no task.
-        """
-        tasks = values["tasks"]
-        if isinstance(tasks, Mapping):
-            return {**values, "tasks": {code: _digests(some) for code, some in tasks.items()}}
-        return {**values, "tasks": None if tasks is None else _digests(tasks)}
+    Args:
+        values: the settings as JSON has them.
+
+    Raises:
+        ValueError, OSError: a file cannot be read, or is no task.
+    """
+    tasks = values["tasks"]
+    if isinstance(tasks, Mapping):
+        return {**values, "tasks": {code: _digests(some) for code, some in tasks.items()}}
+    return {**values, "tasks": None if tasks is None else _digests(tasks)}
 
 
 def _digests(tasks: Sequence[str]) -> list[str]:
