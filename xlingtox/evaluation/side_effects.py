@@ -184,7 +184,7 @@ class _Edited(NamedTuple):
 
 @dataclass(frozen=True)
 class _How:
-    """How continuations are written, and judged."""
+    """Tells how continuations are written, and judged."""
 
     judge: Scorer | None
     identify_language: degenerate.Identifier | None
@@ -212,7 +212,7 @@ class _Asked:
 
     @classmethod
     def of(cls, *, tasks: Any, prompts: Any, held_out: Dataset | None, requests: Any) -> _Asked:
-        if all(given is None for given in (tasks, prompts, held_out, requests)):
+        if all(data is None for data in (tasks, prompts, held_out, requests)):
             raise ValueError("nothing to measure: give tasks=, prompts=, held_out= or requests=")
         harmful = None
         if requests is not None:

@@ -54,15 +54,15 @@ def side_effects(written: Mapping[str, Any], folder: Path, mistakes: Mistakes) -
     """Return what is measured of side effects; each field is checked alone, and files of tasks must exist."""
     fields: dict[str, Any] = {}
     for key, value in written.items():
-        given = _tasks(value, folder, mistakes) if key == "tasks" else value
-        if key == "tasks" and given is None:
+        field = _tasks(value, folder, mistakes) if key == "tasks" else value
+        if key == "tasks" and field is None:
             continue
         try:
-            SideEffectsSettings(**{key: given})
+            SideEffectsSettings(**{key: field})
         except (ValueError, TypeError) as error:
             mistakes.add(("side_effects", key), without_name(error, key))
         else:
-            fields[key] = given
+            fields[key] = field
     return SideEffectsSettings(**fields)
 
 

@@ -1,4 +1,4 @@
-"""What a study says of the side effects of tuning: a finding, and a section of the page with one table."""
+"""The side effects of tuning in a study: a finding, and a section of the page with one table."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def section(results: StudyResults) -> str:
     effects = results.side_effects
     if effects is None:
         return ""
-    told = "".join(f"<p>{escaped(finding.removeprefix(_QUESTION).strip())}</p>" for finding in findings(results))
+    sentences = "".join(f"<p>{escaped(finding.removeprefix(_QUESTION).strip())}</p>" for finding in findings(results))
     codes = [row.language for row in effects.rows]
     table = tables.scrolling("Before and after tuning, on the same items", COLUMNS, cells(effects), codes)
-    return told + _NOTE + _warnings(effects.warnings) + table
+    return sentences + _NOTE + _warnings(effects.warnings) + table
 
 
 def _sentence(effects: SideEffects) -> str:
@@ -75,8 +75,8 @@ def _sentence(effects: SideEffects) -> str:
 def _listed(effects: SideEffects, verdict: Verdict) -> str:
     """Return the measures with this verdict, each with its languages."""
     by_measure: dict[str, list[str]] = {}
-    for row, given in zip(effects.rows, effects.verdicts, strict=True):
-        if given == verdict:
+    for row, row_verdict in zip(effects.rows, effects.verdicts, strict=True):
+        if row_verdict == verdict:
             by_measure.setdefault(row.measure, []).append(row.language)
     return ", ".join(f"{seen(in_words(measure))} in {_names(codes)}" for measure, codes in by_measure.items())
 

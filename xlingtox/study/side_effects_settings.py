@@ -1,4 +1,4 @@
-"""SideEffectsSettings: what a study measures of the side effects of tuning, which it does not by default."""
+"""SideEffectsSettings: what a study measures of the side effects of tuning. It is off by default."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xlingtox.evaluation.harness import Tasks, is_file
 @checked
 @dataclass(frozen=True, kw_only=True)
 class SideEffectsSettings:
-    """What a study measures before and after tuning besides toxicity: see `side_effects`.
+    """Says what a study measures before and after tuning besides toxicity: see `side_effects`.
 
     Requests are part of the materials, and so are the neutral prompts and held-out texts that the stage uses.
 

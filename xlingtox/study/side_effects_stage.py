@@ -46,13 +46,13 @@ def check(lm: HookedLM, materials: Materials, settings: Settings) -> None:
         ValueError: there is nothing to measure, a task is unknown, or data are malformed or do not fit the model.
         ImportError: tasks are named, and lm-eval is not installed.
     """
-    given = _data(materials, settings)
-    if all(given[name] is None for name in ("tasks", "prompts", "held_out", "requests")):
+    data = _data(materials, settings)
+    if all(data[name] is None for name in ("tasks", "prompts", "held_out", "requests")):
         raise ValueError(
             "the stage side_effects has nothing to measure: give tasks in its settings, or requests, neutral prompts "
             "or held-out texts"
         )
-    check_side_effects(lm, **given, max_new_tokens=settings.max_new_tokens)
+    check_side_effects(lm, **data, max_new_tokens=settings.max_new_tokens)
 
 
 def _data(materials: Materials, settings: Settings) -> dict[str, Any]:
