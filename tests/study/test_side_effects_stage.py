@@ -16,7 +16,19 @@ from test_stages import MATERIALS, SETTINGS, run
 
 import xlingtox as xt
 from xlingtox.equality import equal
-from xlingtox.study import SideEffectsSettings, StudyResults, check, costs, findings, fit, plan, report, terminal
+from xlingtox.evaluation import side_effects_in_turn
+from xlingtox.study import (
+    SideEffectsSettings,
+    StudyResults,
+    check,
+    costs,
+    findings,
+    fit,
+    plan,
+    report,
+    side_effects_stage,
+    terminal,
+)
 from xlingtox.study.sizes import Sizes
 
 pytest.importorskip("lm_eval")
@@ -45,7 +57,6 @@ class Measured(NamedTuple):
     """A study that measured side effects."""
 
     folder: Path
-    settings: xt.study.Settings
     results: StudyResults
 
 
@@ -71,8 +82,24 @@ def on(**fields):
 
 @pytest.fixture(scope="module")
 def measured(lm, task, tmp_path_factory):
+    """Killed when all was measured, and resumed."""
     folder, settings = tmp_path_factory.mktemp("effects") / "study", on(tasks=[task], limit=5)
-    return Measured(folder, settings, run(lm, folder, WITH_REQUESTS, settings))
+    before_kill = []
+
+    def kill(*models, **how):
+        before_kill.append(side_effects_in_turn(*models, **how))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(side_effects_stage, "side_effects_in_turn", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(lm, folder, WITH_REQUESTS, settings)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("xlingtox.models.generation.decode", lambda *_, **__: pytest.fail("written again"))
+        patched.setattr("xlingtox.evaluation.harness_requests.HarnessModel._read", lambda *_: pytest.fail("read again"))
+        results = run(lm, folder, WITH_REQUESTS, settings)
+    assert equal(results.side_effects.rows, before_kill[0].rows)
+    return Measured(folder, results)
 
 
 def test_without_its_settings_nothing_changes(lm):
@@ -87,7 +114,8 @@ def test_without_its_settings_nothing_changes(lm):
 
 
 def test_its_rows_are_those_of_the_call(lm, task, measured):
-    folder, _, results = measured
+    folder, results = measured
+    assert results.settings["side_effects"]["tasks"] == ["capitals.yaml"]
     assert results.stages == ("tune", "side_effects")
     (tuned,) = (folder / "tuned").iterdir()
     expected = xt.side_effects(
@@ -112,7 +140,7 @@ def test_its_rows_are_those_of_the_call(lm, task, measured):
 
 
 def test_it_is_kept_whole_and_old_results_lack_it(measured, tmp_path):
-    folder, _, results = measured
+    folder, results = measured
     assert StudyResults.load(folder / "results.json") == results
     (file,) = (folder / "stages").glob("effects.*.json")
     assert xt.SideEffects.load(file) == results.side_effects

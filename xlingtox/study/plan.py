@@ -189,7 +189,7 @@ def keys(
     names = list(names)
     digests, values = materials.digests(), settings.as_json()
     if "side_effects" in names and settings.side_effects is not None:
-        values["side_effects"] = side_effects_settings.for_key(values["side_effects"])
+        values["side_effects"] = side_effects_settings.for_key(settings.side_effects)
     by_stage: dict[str, str] = {}
     for name in names:
         if known is not None and name in known:

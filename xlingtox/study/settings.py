@@ -21,6 +21,7 @@ from xlingtox.evaluation.dosing import Unit
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.judging import FEWEST_SHUFFLES
 from xlingtox.scoring.protocol import Scorer
+from xlingtox.study import side_effects_settings
 from xlingtox.study.engine import Engine
 from xlingtox.study.frontier_settings import FrontierSettings
 from xlingtox.study.recipes import default_recipe
@@ -241,6 +242,8 @@ class Settings:
         Settings of a stage that is off by default are left out where it is off.
         """
         fields = dataclasses.asdict(self)
+        if self.side_effects is not None:
+            fields["side_effects"] = side_effects_settings.as_json(self.side_effects)
         for stage in OFF_BY_DEFAULT:
             if fields[stage] is None:
                 del fields[stage]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,25 +69,34 @@ class SideEffectsSettings:
         return tuple(str(task) for tasks in listed for task in tasks)
 
 
-def for_key(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return these settings for the key of the stage: a file of a task by what it holds, and not by where it lies.
+def as_json(settings: SideEffectsSettings) -> dict[str, Any]:
+    """Return the settings as a page shows them: a file of a task by its name, and not by where it lies."""
+    return _with_tasks(settings, lambda task: Path(task).name if is_file(task) else task)
 
-    Args:
-        values: the settings as JSON has them.
+
+def for_key(settings: SideEffectsSettings) -> dict[str, Any]:
+    """Return the settings for the key of the stage: a file of a task by a digest of what it holds.
 
     Raises:
         ValueError, OSError: a file cannot be read, or is no task.
     """
-    tasks = values["tasks"]
+    return _with_tasks(settings, _digest)
+
+
+def _with_tasks(settings: SideEffectsSettings, named: Callable[[str], str]) -> dict[str, Any]:
+    """Return the settings with another name for each task."""
+    fields, tasks = dataclasses.asdict(settings), settings.tasks
     if isinstance(tasks, Mapping):
-        return {**values, "tasks": {code: _digests(some) for code, some in tasks.items()}}
-    return {**values, "tasks": None if tasks is None else _digests(tasks)}
+        fields["tasks"] = {code: [named(str(task)) for task in some] for code, some in tasks.items()}
+    elif tasks is not None:
+        fields["tasks"] = [named(str(task)) for task in tasks]
+    return fields
 
 
-def _digests(tasks: Sequence[str]) -> list[str]:
-    if not any(map(is_file, tasks)):
-        return list(tasks)
+def _digest(task: str) -> str:
+    if not is_file(task):
+        return task
     # It needs lm-eval.
     from xlingtox.evaluation.harness_files import digest_of_file
 
-    return [digest_of_file(Path(task).expanduser()) if is_file(task) else task for task in tasks]
+    return digest_of_file(Path(task).expanduser())
