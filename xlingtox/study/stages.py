@@ -217,8 +217,7 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 def _compare(study: InProgress) -> dict[str, Any]:
     settings, materials, models = study.settings, study.materials, study.models
     models.tuned_in(study.tuned_folder)
-    written = study.written_folder
-    engine = settings.engine
+    written, engine = study.written_folder, settings.engine
     try:
         comparison = compare_in_turn(
             models.base,
