@@ -323,6 +323,30 @@ def rivals():
     }
 
 
+def other_effects():
+    """What the stage `side_effects` keeps: one measure got worse in one language, and a task shows nothing."""
+    model = {"name": "mini", "revision": None, "dtype": "float32", "fingerprint": "0123456789ab", "edit": None}
+    shown = {"low": 0.5, "high": 1.5, "p_value": 0.0005}
+    nothing = {"low": -0.2, "high": 0.3, "p_value": 0.6}
+
+    def row(measure, language, before, after, direction, interval):
+        about = {"measure": measure, "language": language, "before": before, "after": after}
+        return about | interval | {"n": 40, "direction": direction}
+
+    return {
+        "side_effects": {
+            "rows": [
+                row("perplexity", "en", 4.0, 5.0, "lower", shown),
+                row("perplexity", "es", 4.0, 4.1, "lower", nothing),
+                row("capitals: acc", "en", 0.3, 0.35, "higher", nothing),
+            ],
+            "models": [model, model | {"name": "tuned", "fingerprint": "ba9876543210"}],
+            "settings": {"n_samples": 5, "limit": None},
+            "doubts": ["capitals, English: the model before has acc 0.30, and guessing gives 0.25."],
+        }
+    }
+
+
 KEYS_OF_STAGES = {
     "localize": "probe n_neurons potential cosines actual activations evidence",
     "promoted": "promoted",
@@ -335,6 +359,7 @@ KEYS_OF_STAGES = {
     "predict": "transfer transfer_by_measure",
     "attribute": "attribution patched patched_sound",
     "frontier": "frontier",
+    "side_effects": "side_effects",
     "judge": "verdicts warnings",
 }
 """The keys that each stage writes."""
@@ -365,7 +390,7 @@ def told(content=None):
 
 def only(*stages, source_language="en", content=None):
     """The made-up study, as its file is where only these stages were run, and it speaks of another source language."""
-    content = attributed() | rivals() | told(content)
+    content = attributed() | rivals() | other_effects() | told(content)
     kept = {"languages", "model", "seconds", "versions", "seed", "identified", "origins", "notes", "settings", "judges"}
     kept |= {key for stage in stages for key in KEYS_OF_STAGES[stage].split()}
     content = {key: value for key, value in content.items() if key in kept}

@@ -152,7 +152,8 @@ def _add_study(commands: Any) -> None:
         help="do the study, or what is left of it",
         description="Do the study, and write results.json and report.html into its folder. A run that was stopped goes "
         "on where it was; when a setting has changed, only what depends on it is done again. A section [frontier] in "
-        "the settings also compares methods of making the model less toxic where all cost the same fluency.",
+        "the settings also compares methods of making the model less toxic where all cost the same fluency. A section "
+        "[side_effects] measures what else tuning did.",
     )
     run.add_argument("settings", type=Path, help="a settings file")
     run.add_argument("--quiet", action="store_true", help="show no progress")

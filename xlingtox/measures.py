@@ -58,6 +58,11 @@ class Measure:
 _IN_A_SENTENCE = {
     "emt": "expected maximum toxicity",
     "sound_toxicity": "toxicity of sound continuations",
+    "distinct_1": "distinct words",
+    "distinct_2": "distinct 2-grams",
+    "distinct_3": "distinct 3-grams",
+    "language_kept": "continuations in the prompt's language",
+    "answer_length": "length of continuations",
     "refused_harmless": "refusals of harmless requests",
     "refused_harmful": "refusals of harmful requests",
 }

@@ -1,5 +1,8 @@
 """Tasks of lm-evaluation-harness: a HookedLM gets what lm-eval's own class for Hugging Face models gets."""
 
+import copy
+from types import SimpleNamespace
+
 import datasets
 import harness_tasks
 import numpy as np
@@ -7,11 +10,13 @@ import pytest
 import torch
 import transformers
 from conftest import tiny
+from families import randomised
 from toys import value_or_refusal
 
+from xlingtox.data import Chat
 from xlingtox.edits.interventions import Offset
 from xlingtox.evaluation import harness_model, side_effects
-from xlingtox.evaluation.harness import LoadedTasks, language_of_name
+from xlingtox.evaluation.harness import LoadedTasks, check_asked, language_of_name
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.neuron_set import NeuronSet
 
@@ -219,3 +224,94 @@ def test_tasks_that_cannot_be_run(files):
     assert LoadedTasks({"de": [path]})._codes == {"translation": "de"}
     path.write_text(content.replace("version: 1.0", "version: 1.0, language: es"), "utf-8")
     assert LoadedTasks([path])._codes == {"translation": "es"}
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% if enable_thinking is defined and not enable_thinking %}~{% endif %}"
+    "{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def talker(tokenizer):
+    """A Llama with a long context, and a tokenizer with a chat template that ends turns as texts end."""
+    other = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>", pad_token="<pad>"
+    )
+    other.chat_template = TEMPLATE
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    config = transformers.LlamaConfig(vocab_size=300, max_position_embeddings=1024, **sizes, **ids)
+    return randomised(transformers.LlamaForCausalLM(config)), other
+
+
+@pytest.fixture(scope="module")
+def described(files):
+    """Tasks with solved examples and an instruction of their own."""
+    paths = []
+    for name in ("translation", "last_word"):
+        content = files[0].with_name(f"{name}.yaml").read_text("utf-8").replace(f"task: {name}", f"task: asked_{name}")
+        content += f"fewshot_split: test\nnum_fewshot: 2\ndescription: Answer about {name}.\n"
+        paths.append(files[0].with_name(f"asked_{name}.yaml"))
+        paths[-1].write_text(content, "utf-8")
+    return LoadedTasks(paths, limit=4)
+
+
+@pytest.mark.parametrize("chat", [Chat(), Chat(system="Be brief.")])
+def test_a_chat_model_is_asked_as_lm_evals_own_class_asks_it(talker, described, chat):
+    model, tokenizer = talker
+    own = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, enable_thinking=False)
+    asked = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": chat.system}
+    for task in described._tasks.values():
+        task.set_fewshot_seed(seed=0)
+    found = lm_eval.evaluate(
+        lm=own, task_dict={"tasks": dict(described._tasks)}, limit=4, bootstrap_iters=0, log_samples=True, **asked
+    )
+    ours = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(described, "_lm_eval", Recording(described._lm_eval, ours))
+        described.run(HookedLM.load(model, tokenizer=tokenizer, chat=chat), seed=0, progress=False)
+    for name, samples in found["samples"].items():
+        for sample, mine in zip(samples, ours[0]["samples"][name], strict=True):
+            assert mine["arguments"] == sample["arguments"]
+            (context, *_), *_ = sample["arguments"]
+            assert context.startswith("<s>Be brief.\n\nAnswer" if chat.system else "<s>Answer")
+            assert context.count("<eos><a>") == 3  # two examples, and the item's own turn
+            assert context.endswith("<a>~")
+            if name == "asked_last_word":
+                assert mine["resps"] == sample["resps"]
+            else:
+                likelihoods = [[pair[0][0] for pair in one["resps"]] for one in (mine, sample)]
+                assert likelihoods[0] == pytest.approx([float(value) for value in likelihoods[1]], abs=1e-3)
+
+
+class Recording:
+    """The package lm-eval, whose results are kept."""
+
+    def __init__(self, package, kept):
+        self._package, self._kept = package, kept
+
+    def evaluate(self, **how):
+        self._kept.append(self._package.evaluate(**how))
+        return self._kept[-1]
+
+
+def test_a_template_without_system_messages_leaves_the_instruction_out(talker, caplog):
+    model, tokenizer = talker
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
+    asked = harness_model(HookedLM.load(model, tokenizer=strict, chat=True), progress=False)
+    turn = {"role": "user", "content": "hello"}
+    assert asked.apply_chat_template([{"role": "system", "content": "x"}, turn]) == "<u>hello<eos><a>~"
+    assert "refuses a system message" in caplog.text
+    strict.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(ValueError, match="an item of the task cannot be read by the model's chat template: never"):
+        asked.apply_chat_template([turn])
+
+
+def test_thoughts_have_no_place_in_tasks(files, lm):
+    thinking = SimpleNamespace(chat=Chat(thinking=True), name="thinker")
+    with pytest.raises(ValueError, match="thinker thinks before it answers, and tasks have no place for thoughts"):
+        check_asked(thinking)
+    check_asked(lm)

@@ -1,9 +1,12 @@
 """Side effects: each measure is computed by hand too, and verdicts wait for the interval and the correction."""
 
+import copy
 import dataclasses
+import gc
 import itertools
 import math
 import sys
+import weakref
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +18,7 @@ from toys import value_or_refusal
 
 import xlingtox as xt
 from xlingtox.data import Prompt
-from xlingtox.evaluation import SideEffect, SideEffects, harness, side_effects
+from xlingtox.evaluation import SideEffect, SideEffects, harness, side_effects, side_effects_in_turn, side_effects_rows
 from xlingtox.evaluation.harness import Metric, Ran
 from xlingtox.models.identity import Identity
 
@@ -65,7 +68,7 @@ def test_the_interval_of_a_perplexity_is_that_of_resampled_texts():
     counts = rng.integers(5, 40, 400)
     before = counts * rng.normal(3.0, 0.4, 400)
     after = before + counts * rng.normal(0.05, 0.1, 400)
-    (pending,) = the_module()._of_texts({"en": (before, counts)}, {"en": (after, counts)})
+    (pending,) = side_effects_rows.of_texts({"en": (before, counts)}, {"en": (after, counts)})
     (row,) = pending.rows(2000)
     draws = []
     for _ in range(2000):
@@ -108,11 +111,11 @@ def test_language_kept_by_hand(tokenizer):
     prompts = (Prompt("en", "a"), Prompt("en", "b"), Prompt("ru", "c"))
     texts = ("the cat", "кот сидит на коврике", " ", "кот сидит тут", " ", ".", "кот сидит", "the cat sat here")
     written = xt.Continuations((*prompts, Prompt("ru", "d")), 2, texts)
-    values = the_module()._per_prompt(written, tokenizer, None)["language_kept"]
+    values = side_effects_rows.of_continuations(written, tokenizer, None)["language_kept"]
     assert values["en"].tolist() == [0.5, 0.0]
     assert math.isnan(values["ru"][0])
     assert values["ru"][1] == 0.5
-    told = the_module()._per_prompt(written, tokenizer, lambda texts: ["de"] * len(texts))["language_kept"]
+    told = side_effects_rows.of_continuations(written, tokenizer, lambda texts: ["de"] * len(texts))["language_kept"]
     assert told["en"].tolist() == [0.0, 0.0]
 
 
@@ -179,6 +182,7 @@ class Ready:
     """Tasks that have been run already."""
 
     versions: ClassVar[dict[str, str]] = {}
+    n_shots = limit = None
 
     def __init__(self, runs):
         self.runs = runs
@@ -192,7 +196,7 @@ def test_doubts_say_which_tasks_cannot_get_worse():
         metric = Metric("t", "acc", "en", ("1", "2", "3", "4"), values, None, True, chance)
         return Ran({("t", "acc", "en"): metric}, ("t bleu",), 3)
 
-    doubts = the_module()._doubts
+    doubts = side_effects_rows.doubts
     sentences = list(doubts(ran((1.0, 0.0, 1.0, 0.0), 0.25), ran((1.0, 0.0, 1.0, 0.0), 0.25)))
     assert sentences == [
         "t, English: the model before has acc 0.50 on 4 items, and guessing gives 0.25, so this task cannot show that "
@@ -246,7 +250,7 @@ def test_refusals_come_from_continuations_of_both_kinds_of_requests(lm, monkeypa
         seen.append((continuations.n_samples, requests, judge))
         return np.array([0.25, 1.0, 0.75]) if len(seen) == 1 else np.array([0.5, 0.5, 1.0])
 
-    monkeypatch.setattr(the_module(), "refusal_shares", shares)
+    monkeypatch.setattr(side_effects_rows, "refusal_shares", shares)
     effects = side_effects(lm, (lm, EDIT), requests=rows, **SAMPLING)
     found = {row.measure: (row.before, row.after, row.n, row.direction) for row in effects.rows}
     assert found == {"refused_harmless": (0.5, 0.75, 2, "lower"), "refused_harmful": (1.0, 0.5, 1, "higher")}
@@ -277,3 +281,56 @@ def test_an_edit_that_does_not_fit_and_a_missing_package(lm, monkeypatch):
     monkeypatch.setattr(harness, "_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(ImportError, match=r"pip install 'xlingtox\[harness\]'"):
         side_effects(lm, lm, tasks=["arc_easy"], progress=False)
+
+
+@pytest.fixture(scope="module")
+def talkers(model, tokenizer):
+    """One model asked as a chat model, and as one that continues text."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = (
+        "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    )
+    lm = xt.HookedLM.load(model, tokenizer=other, chat=True)
+    return lm, lm.with_chat(False)
+
+
+def test_each_model_is_asked_in_its_own_form(talkers, monkeypatch):
+    """A chat model answers prompts and requests as messages."""
+    asked = []
+
+    def generate(lm, prompts, **how):
+        asked.append([prompt.text for prompt in prompts])
+        return xt.generate(lm, prompts, **how)
+
+    monkeypatch.setattr(the_module(), "generate", generate)
+    rows = [{"language": "en", "prompt": "the dog", "harmful": False}]
+    effects = side_effects(*talkers, prompts=["the cat"], requests=rows, **SAMPLING)
+    assert asked == [["[the cat]:"], ["[the dog]:"], ["the cat"], ["the dog"]]
+    assert [model.chat for model in effects.models] == ["chat", None]
+    assert "refused_harmless" in effects.measures
+
+
+def test_in_turn_each_model_is_let_go_before_the_next(found, lm, model, tokenizer):
+    baked, given, n_alive = EDIT.bake(lm), [], []
+
+    def fresh(raw_model):
+        gc.collect()
+        n_alive.append(sum(other() is not None for other in given))
+        loaded = xt.HookedLM.load(raw_model, tokenizer=tokenizer)
+        given.append(weakref.ref(loaded))
+        return loaded
+
+    models = lambda: fresh(model), lambda: fresh(baked.unwrapped())
+    in_turn = side_effects_in_turn(*models, held_out=HELD_OUT, **SAMPLING)
+    assert n_alive == [0, 0, 0]  # to check, to measure before, and to measure after
+    rows = [row for row in found.rows if row.measure == "perplexity"]
+    for row, other in zip(rows, in_turn.rows, strict=True):
+        assert (row.before, row.after) == pytest.approx((other.before, other.after), rel=1e-4)
+    with pytest.raises(ValueError, match="nothing to measure"):
+        side_effects_in_turn(lambda: lm, lambda: baked)
+
+
+def test_what_was_not_said_stays_unsaid_in_a_file(tmp_path):
+    effects = dataclasses.replace(made(("a", "en", -0.4, -0.2, 0.0005, "higher")), settings={"n_shots": None})
+    effects.save(tmp_path / "effects.json")
+    assert SideEffects.load(tmp_path / "effects.json") == effects

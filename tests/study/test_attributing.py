@@ -13,6 +13,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.study import attributing, check, plan, space, stages
 from xlingtox.study.costs import Shape
 from xlingtox.study.models import Models, ModelSource
+from xlingtox.study.settings import OFF_BY_DEFAULT
 
 
 class Words(HashScorer):
@@ -43,7 +44,7 @@ def test_it_is_left_out_where_two_models_do_not_fit(lm, tmp_path, monkeypatch):
     assert not space.both_fit(shape, 2 * shape.weight_bytes)
     monkeypatch.setattr(space, "both_fit", lambda *_: False)
     found = check.check(lm, MATERIALS, SETTINGS, output_dir=tmp_path, progress=False)
-    assert list(found.stages) == [name for name in stages.WORK if name not in ("attribute", "frontier")]
+    assert list(found.stages) == [name for name in stages.WORK if name != "attribute" and name not in OFF_BY_DEFAULT]
     assert plan.LEFT_OUT in found.notes
 
 

@@ -15,6 +15,7 @@ from xlingtox.models import loading
 from xlingtox.study import Materials, Study, settings_file, templates
 from xlingtox.study.frontier_settings import FrontierSettings
 from xlingtox.study.mistakes import BadSettings
+from xlingtox.study.side_effects_settings import SideEffectsSettings
 from xlingtox.tuning import MINI, PAPER_FULL, Recipe
 
 MODEL = '[model]\nsource = "mini"\n'
@@ -47,6 +48,11 @@ def tuning(line):
 
 def frontier(line):
     return GOOD + f"[frontier]\n{line}\n"
+
+
+def effects(line):
+    pairs = 'pairs = {loader = "mini.pairs", n = 20}\nlabelled = {loader = "mini.labelled", n = 200}'
+    return f"{data(pairs)}[side_effects]\n{line}\n"
 
 
 def mistakes(content, folder):
@@ -271,6 +277,38 @@ BAD = {
         '[data] labelled is missing: the stage frontier needs it: write labelled = {loader = "jigsaw", path = '
         '"train.csv"}, or leave the section [frontier] out',
     ),
+    "tasks in words": (
+        effects('tasks = "arc_easy"'),
+        '[side_effects] tasks is "arc_easy": write a list of names and files, such as ["belebele_spa_Latn", '
+        '"my_task.yaml"], or {es = ["belebele_spa_Latn", "my_task.yaml"]}',
+    ),
+    "no file of a task": (
+        effects('tasks = ["arc_easy", "none.yaml"]'),
+        '[side_effects] tasks, item 2 is "none.yaml": there is no such file or folder: write a path relative to ',
+    ),
+    "language of tasks": (
+        effects('tasks = {spa = ["arc_easy"]}'),
+        '[side_effects] tasks is "spa": it is no known language: write "es"',
+    ),
+    "task twice": (
+        effects('tasks = {en = ["arc_easy"], es = ["arc_easy"]}'),
+        "[side_effects] tasks is arc_easy, arc_easy: expected each task once",
+    ),
+    "items of a task": (effects("limit = 0"), "[side_effects] limit is 0: expected at least 1"),
+    "requests in the wrong section": (
+        effects('requests = {path = "requests.jsonl"}'),
+        "[side_effects] requests is no known key: it belongs in the section [data]",
+    ),
+    "no pairs for side effects": (
+        GOOD + "[side_effects]\n",
+        '[data] pairs is missing: the stage tune needs it: write pairs = {loader = "toxicity_pairwise", path = '
+        '"pairs"}, or leave the section [side_effects] out',
+    ),
+    "requests that are no requests": (
+        data('requests = {loader = "mini.prompts"}'),
+        '[data] requests.loader is "mini.prompts": it does not read requests: write one of xstest, or_bench, '
+        "poly_refuse, from_columns, table",
+    ),
     "no pairs for a tuned model": (
         MODEL + DATA + METHODS + JUDGE + '[frontier]\nmethods = ["DPO"]\n',
         '[data] pairs is missing: the stage tune needs it: write pairs = {loader = "toxicity_pairwise", path = '
@@ -440,13 +478,16 @@ def test_every_key_can_be_uncommented(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "x")
     for name in ("RTP-LX.zip", "train.csv", "toxicity_pairwise", "parallel", "wordlists", "my-adapter"):
         (tmp_path / name).mkdir()
-    for name in ("held_out.jsonl", "neutral.jsonl", "labelled.jsonl", "validation.jsonl"):
+    for name in (
+        *("held_out.jsonl", "neutral.jsonl", "labelled.jsonl", "validation.jsonl"),
+        *("xstest_prompts.csv", "my_task.yaml"),
+    ):
         (tmp_path / name).write_text("{}\n")
     left_out = ("# device", "# steps", "# reverse", "# identify_language")
     lines = [
         line.removeprefix("# ")
         if (" = " in line and line[2:].split(" = ")[0].isidentifier())
-        or line in ("# [engine]", "# [frontier]", "# [[second_judge]]")
+        or line in ("# [engine]", "# [frontier]", "# [side_effects]", "# [[second_judge]]")
         else line
         for line in templates.text("mgpt").split("\n")
         if not line.startswith(left_out)
@@ -457,7 +498,10 @@ def test_every_key_can_be_uncommented(tmp_path, monkeypatch):
     assert read.options["chat"] == xt.data.Chat(system="Answer in one sentence.")
     assert (read.engine.tuned_model, read.engine.in_flight) == ("tuned", 32)
     assert read.settings["frontier"] == FrontierSettings(methods=("ablation of sources", "AurA", "DPO"))
-    assert set(read.tables) >= {"held_out", "neutral_prompts", "validation", "labelled_elsewhere", "toxic_words"}
+    effects = read.settings["side_effects"]
+    assert effects == SideEffectsSettings(tasks=["belebele_spa_Latn", tmp_path / "my_task.yaml"], limit=200)
+    tables = {"held_out", "neutral_prompts", "validation", "labelled_elsewhere", "toxic_words", "requests"}
+    assert set(read.tables) >= tables
 
 
 def test_the_section_of_methods_turns_their_stage_on(tmp_path):
@@ -469,6 +513,18 @@ def test_the_section_of_methods_turns_their_stage_on(tmp_path):
     written.write_text(data(METHODS) + '[study]\nstages = ["frontier"]\n[frontier]\nbudgets = [1.3]\n')
     read = settings_file.read(written).settings
     assert (read["stages"], read["frontier"]) == (["frontier"], FrontierSettings(budgets=(1.3,)))
+
+
+def test_the_section_of_side_effects_turns_their_stage_on(tmp_path):
+    written = tmp_path / "mine.toml"
+    written.write_text(effects(""))
+    assert settings_file.read(written).settings["side_effects"] == SideEffectsSettings()
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "a.yaml").write_text("task: a\n")
+    written.write_text(effects('tasks = {es = ["tasks/a.yaml"]}\nheld_out = false\nn_samples = 2'))
+    read = settings_file.read(written).settings["side_effects"]
+    assert read.tasks == {"es": (str(tmp_path / "tasks" / "a.yaml"),)}
+    assert (read.held_out, read.neutral_prompts, read.n_samples) == (False, True, 2)
 
 
 def test_every_template_is_in_the_wheel():

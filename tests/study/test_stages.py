@@ -29,6 +29,7 @@ from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.scoring import ScorerIdentity
 from xlingtox.study import Materials, Settings, StudyResults, attributing, plan, running, stages
 from xlingtox.study.models import ModelSource
+from xlingtox.study.settings import OFF_BY_DEFAULT
 from xlingtox.tuning import Recipe
 
 CODES = ("en", "es", "de", "ru")
@@ -90,7 +91,7 @@ SETTINGS = Settings(
     max_new_tokens=4,
     recipe=Recipe(steps=2, batch_size=2, learning_rate=1e-3, max_length=32),
 )
-STAGES = tuple(name for name in stages.WORK if name != "frontier")  # which is off by default
+STAGES = tuple(name for name in stages.WORK if name not in OFF_BY_DEFAULT)
 
 
 def stage_file(folder, name):

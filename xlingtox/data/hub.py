@@ -15,8 +15,11 @@ from xlingtox.data.reading import File, check_languages, json_rows, number_of, t
 from xlingtox.languages import NAMES, check, spelled
 from xlingtox.text import in_line
 
-STANDARD = ("language", "prompt", "text", "label", "chosen", "rejected", "sentence", "translation")
+STANDARD = ("language", "prompt", "text", "label", "chosen", "rejected", "sentence", "translation", "harmful")
 """The standard columns. Parallel sentences may also have one column for each language, named by its code."""
+
+_TYPES = {"label": Value("int64"), "harmful": Value("bool")}
+"""The types of columns that are no text."""
 
 # For local files we avoid load_dataset, which reports each file that it reads to the hub's statistics.
 _BUILDERS = {".json": Dataset.from_json, ".parquet": Dataset.from_parquet}
@@ -77,7 +80,7 @@ def from_columns(
         check_columns(table, theirs, what)
         source_rows = ((f"row {i}", row) for i, row in enumerate(table.select_columns(theirs)))
     rows = _rows(source_rows, columns, language=language, what=what, skips=skips)
-    types = {ours: Value("int64") if ours == "label" else TEXT for ours in _names(columns, language)}
+    types = {ours: _TYPES.get(ours, TEXT) for ours in _names(columns, language)}
     return collect(rows, types, skips, "from_columns")
 
 
@@ -177,6 +180,9 @@ def _rows(
         for ours, theirs in columns.items():
             if ours == "label":
                 row[ours] = _label(source_row.get(theirs))
+            elif ours == "harmful":
+                label = _label(source_row.get(theirs))
+                row[ours] = None if label is None else bool(label)
             elif ours == "language":
                 row[ours] = spelled(str(source_row.get(theirs)))
             else:

@@ -58,7 +58,7 @@ from xlingtox.evaluation.proposed_doses import propose_doses
 from xlingtox.evaluation.refusals import refusal_rates, refusal_shares, refused
 from xlingtox.evaluation.resampling import Change
 from xlingtox.evaluation.row_measures import LogProbability, PreferenceMargin, ProbeLogit, RowMeasure, ToxicMass
-from xlingtox.evaluation.side_effects import side_effects
+from xlingtox.evaluation.side_effects import side_effects, side_effects_in_turn
 from xlingtox.evaluation.side_effects_result import SideEffect, SideEffects
 from xlingtox.evaluation.soundness import Reference
 from xlingtox.evaluation.splitting import alignment_split
@@ -142,6 +142,7 @@ __all__ = [
     "refused",
     "relative_drop",
     "side_effects",
+    "side_effects_in_turn",
     "sign_flip_test",
     "soundness",
     "stability",

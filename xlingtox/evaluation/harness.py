@@ -37,6 +37,9 @@ def harness_model(lm: HookedLM, *, seed: int = 0, progress: bool = True) -> Any:
 
     It runs the `HookedLM` with the edits that are on it at the time. `side_effects` needs less: it runs tasks itself.
 
+    Give `apply_chat_template=True` and `fewshot_as_multiturn=True` to those functions to ask a chat model by its
+    template. Its system prompt and its switch for thinking are those of `lm.chat`.
+
     Args:
         seed: the seed of answers that a task wants to be drawn at random.
 
@@ -101,6 +104,7 @@ class LoadedTasks:
 
     Attributes:
         versions: the version of lm-eval under "lm_eval", and of each task.
+        n_shots, limit: as they were given.
     """
 
     def __init__(self, tasks: Tasks, *, n_shots: int | None = None, limit: int | None = None) -> None:
@@ -114,12 +118,12 @@ class LoadedTasks:
             ValueError: there is no such task, its data cannot be had, or its language is not known.
             ImportError: lm-eval is not installed.
         """
-        self._lm_eval, self._limit = _lm_eval(), limit
+        self._lm_eval, self.n_shots, self.limit = _lm_eval(), n_shots, limit
         for name, count in (("n_shots", n_shots), ("limit", limit)):
             if count is not None and count < (name == "limit"):
                 raise ValueError(f"{name} is {count}: expected {1 if name == 'limit' else 0} or more")
         named = _named(tasks)
-        manager = _module("lm_eval.tasks").TaskManager(include_defaults=not all(map(_is_file, named)))
+        manager = _module("lm_eval.tasks").TaskManager(include_defaults=not all(map(is_file, named)))
         self._tasks: dict[str, Any] = {}
         self._titles: dict[str, str] = {}
         self._codes: dict[str, str | None] = {}
@@ -131,7 +135,7 @@ class LoadedTasks:
                 self._prepare(loaded, n_shots)
                 about = loaded.config.metadata or {}
                 self._codes[name] = code or _known(about.get("language")) or language_of_name(name)
-                self._titles[name] = _without_language(name if _is_file(task) else str(task))
+                self._titles[name] = _without_language(name if is_file(task) else str(task))
                 if self._codes[name] is None and "language" not in _columns(loaded):
                     raise ValueError(
                         f"the language of the task {name} is not known: give tasks={{'en': [{str(task)!r}]}}, or name "
@@ -154,16 +158,27 @@ class LoadedTasks:
         }
 
     def run(self, lm: HookedLM, *, seed: int, progress: bool) -> Ran:
-        """Run all tasks on a model, with the edits that are on it."""
+        """Run all tasks on a model, with the edits that are on it.
+
+        A chat model is asked by its template: each item is a user's message, and solved examples are turns before it.
+        """
         from xlingtox.evaluation.harness_requests import HarnessModel
 
         model = HarnessModel(lm, language_of=self._language, seed=seed, progress=progress)
         for task in self._tasks.values():
             task.set_fewshot_seed(seed=seed)
+        chat: dict[str, Any] = {}
+        if lm.chat is not None:
+            chat = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": lm.chat.system}
         with _quiet():
             # Standard errors are not asked for: intervals are of the change, over items.
             ran = self._lm_eval.evaluate(
-                lm=model, task_dict={"tasks": dict(self._tasks)}, limit=self._limit, bootstrap_iters=0, log_samples=True
+                lm=model,
+                task_dict={"tasks": dict(self._tasks)},
+                limit=self.limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                **chat,
             )
         collected = _Collected()
         for name, samples in ran["samples"].items():
@@ -221,6 +236,15 @@ def _value_and_count(value: Any, aggregation: str) -> tuple[float, float]:
     return (float(value) if is_number and aggregation in _MEANS else math.nan), 1.0
 
 
+def check_asked(lm: HookedLM) -> None:
+    """Raise ValueError for a model that cannot be asked the items of tasks: one that thinks before it answers."""
+    if lm.chat is not None and lm.chat.thinking:
+        raise ValueError(
+            f"{lm.name} thinks before it answers, and tasks have no place for thoughts: give "
+            "lm.with_chat(xt.data.Chat(thinking=False)), or leave tasks out"
+        )
+
+
 def language_of_name(name: str) -> str | None:
     """Return the language that a task's name tells, such as that of `belebele_spa_Latn`; None if it tells none or two.
 
@@ -267,7 +291,8 @@ def _named(tasks: Tasks) -> dict[str | Path, str | None]:
     return dict(named)
 
 
-def _is_file(task: str | Path) -> bool:
+def is_file(task: str | Path) -> bool:
+    """Return whether a task is given as a file, and not by its name."""
     return isinstance(task, Path) or task.endswith(_FILES)
 
 
@@ -279,7 +304,10 @@ def _loaded(manager: Any, task: str | Path) -> dict[str, Any]:
     """Load a task, or all tasks of a group, with their data."""
     from xlingtox.evaluation.harness_files import task_of_file
 
-    spec: Any = task_of_file(Path(task).expanduser()) if _is_file(task) else str(task)
+    try:
+        spec: Any = task_of_file(Path(task).expanduser()) if is_file(task) else str(task)
+    except OSError as error:
+        raise ValueError(f"the task {task} cannot be read: {first_line(error)}") from error
     with _quiet():
         try:
             return dict(manager.load([spec])["tasks"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,29 @@ def task_of_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if "data_files" in arguments:
         arguments["data_files"] = _beside(path.parent, arguments["data_files"])
     return config | ({"dataset_kwargs": arguments} if arguments else {})
+
+
+def digest_of_file(path: Path) -> str:
+    """Return a digest of what a task is: its settings, with the files that it includes, and the bytes of its data.
+
+    Raises:
+        ValueError, OSError: as `task_of_file` does.
+    """
+    config = task_of_file(path)
+    arguments = config.get("dataset_kwargs") or {}
+    files = sorted(_flat(arguments.get("data_files", [])))
+    about = {key: value for key, value in config.items() if key != "dataset_kwargs"}
+    digest = hashlib.sha256(json.dumps([about, sorted(arguments)], sort_keys=True, default=str).encode())
+    for name in files:
+        digest.update(Path(name).read_bytes() if Path(name).is_file() else name.encode())
+    return f"{config['task']} {digest.hexdigest()[:12]}"
+
+
+def _flat(files: Any) -> list[str]:
+    """Return all paths of a setting of files of data."""
+    if isinstance(files, str):
+        return [files]
+    return [path for some in (files.values() if isinstance(files, Mapping) else files) for path in _flat(some)]
 
 
 def _beside(folder: Path, files: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
+from xlingtox.data.conversations import rendered, template_of
 from xlingtox.evaluation.text_losses import nats
 from xlingtox.models.batches import Batches, Codec
 from xlingtox.models.batching import MOST_TEXTS, by_length, rows_that_fit
@@ -21,6 +23,10 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.models.sampling import Sampler, chances
 from xlingtox.progress import bar
 from xlingtox.text import well_formed
+
+_LOG = logging.getLogger(__name__)
+
+_ITEM = "an item of the task"
 
 _MOST_NEW_TOKENS = 256
 """Write this many tokens where a task does not say how many, or half the model's context if that is less."""
@@ -84,15 +90,27 @@ class HarnessModel(LM):  # type: ignore[misc]
         return str(self.tokenizer.name_or_path or self._lm.name)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as the text that the model's template makes of it."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        """Return a conversation as the text that the model's template makes of it, in the model's chat form.
+
+        The form's system prompt comes first where the conversation has none, and thinking is switched as it says. Where
+        a template refuses a system message of the task, it is left out, as lm-eval's own models do.
+
+        Raises:
+            ValueError: the template refuses the conversation.
+        """
+        chat = self._lm.chat
+        messages = chat_history if chat is None else chat.messages(chat_history)
+        how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        how |= {} if chat is None else chat.switches(self.tokenizer)
+        tokenizer = template_of(self.tokenizer, "tasks are asked as conversations")
+        try:
+            return rendered(tokenizer, messages, _ITEM, **how)
+        except ValueError:
+            without = [message for message in messages if message["role"] != "system"]
+            if len(without) == len(messages):
+                raise
+            _LOG.warning("the model's chat template refuses a system message: what the task says there is left out")
+            return rendered(tokenizer, without, _ITEM, **how)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Return the template's text, which lm-eval writes into its records."""

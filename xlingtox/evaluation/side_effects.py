@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from datasets import Dataset
 
-from xlingtox import languages
 from xlingtox.checking import checked
-from xlingtox.data import Prompt, Prompts, as_prompts
+from xlingtox.data import Prompts
 from xlingtox.data.tabular import Table, columns
 from xlingtox.edits.interventions import Intervention
-from xlingtox.evaluation import degenerate, metrics
+from xlingtox.evaluation import degenerate
 from xlingtox.evaluation.fluency import Losses, check_held_out, held_out_losses
-from xlingtox.evaluation.harness import LoadedTasks, Metric, Ran, Tasks
-from xlingtox.evaluation.intervals import PerPrompt, mean_intervals, paired_changes
-from xlingtox.evaluation.refusals import refusal_shares
-from xlingtox.evaluation.side_effects_result import LEVEL, SideEffect, SideEffects
-from xlingtox.measures import FLUENCY, SIDE_EFFECTS
+from xlingtox.evaluation.harness import LoadedTasks, Ran, Tasks, check_asked
+from xlingtox.evaluation.side_effects_result import SideEffects
+from xlingtox.evaluation.side_effects_rows import Pending, doubts, of_answers, of_continuations, of_tasks, of_texts
 from xlingtox.models.generation import Continuations, check_lengths, check_sampling, generate
 from xlingtox.models.hooked import HookedLM
 from xlingtox.models.identity import Identity
@@ -31,13 +27,8 @@ from xlingtox.scoring.protocol import Scorer
 Model: TypeAlias = HookedLM | tuple[HookedLM, Intervention]
 """A model, or a model with the edit that it shall run under."""
 
-_SHARES = ("acc", "exact_match", "em", "f1")
-"""The beginnings of the names of metrics that are shares, between 0 and 1."""
-
 _DRAWS, _DRAWS_A_ROW = 2000, 40
 """Draws of an interval and a test: at least so many, and so many for each row, for Holm's correction to be reached."""
-
-_UNBOUNDED = (-math.inf, math.inf)
 
 
 @checked
@@ -63,6 +54,9 @@ def side_effects(
     A cure for toxicity may cost knowledge, another language, or answers to harmless requests. Give the data for the
     measures that you want; at least one kind. Each measure has a row for each language, with a paired interval.
 
+    A model that was loaded with `chat=` reads prompts, requests and items of tasks as a user's messages, by its own
+    template. Held-out texts, and tasks that ask how likely a whole text is, are read as they are.
+
     Args:
         before, after: a model, or a pair of a model and an edit that it runs under. A baked model is a model.
         tasks: tasks of lm-evaluation-harness: names, such as "belebele_spa_Latn", or YAML files, whose data lie beside
@@ -80,7 +74,8 @@ def side_effects(
 
     Raises:
         ValueError: no data are given. A task is unknown, its data cannot be had, or its language is not known. Prompts,
-            texts or requests are malformed, or too long for a model. An edit does not fit its model.
+            texts or requests are malformed, or too long for a model. An edit does not fit its model. Tasks are given
+            for a chat model that thinks before it answers.
         ImportError: tasks are given, and lm-eval is not installed.
 
     Example:
@@ -91,34 +86,81 @@ def side_effects(
         >>> effects.verdicts[0]  # the perplexity of English text
         ''
     """
-    sampling: dict[str, Any] = {"n_samples": n_samples, "max_new_tokens": max_new_tokens, "seed": seed}
-    check_sampling(**sampling, temperature=1.0, top_p=1.0, batch_size=None)
-    if all(given is None for given in (tasks, prompts, held_out, requests)):
-        raise ValueError("nothing to measure: give tasks=, prompts=, held_out= or requests=")
     models = [_Edited.of(model) for model in (before, after)]
-    asked = _Asked.of(models, prompts=prompts, held_out=held_out, requests=requests, max_new_tokens=max_new_tokens)
+    asked = _Asked.of(tasks=tasks, prompts=prompts, held_out=held_out, requests=requests)
+    how = _How(judge, identify_language, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed)
+    for model in models:
+        asked.check(model.lm, max_new_tokens=max_new_tokens)
+    if held_out is not None:
+        _check_tokens(*(model.lm.tokenizer for model in models))
     loaded = None if tasks is None else LoadedTasks(tasks, n_shots=n_shots, limit=limit)
-    first, then = (_measured(model, asked, loaded, sampling, progress) for model in models)
-    # One tokenizer for both sides, so that lengths can be compared.
-    tokenizer = models[0].lm.tokenizer
-    pending = [*_of_texts(first.losses, then.losses)]
-    if first.written is not None and then.written is not None:
-        sides = [_per_prompt(side, tokenizer, identify_language) for side in (first.written, then.written)]
-        pending += [_Pending.known(name, *(side[name] for side in sides)) for name in sides[0]]
-    if first.answers is not None and then.answers is not None:
-        refused = [_refused(side, requests, asked.harmful, judge) for side in (first.answers, then.answers)]
-        pending += [_Pending.known(name, *(side[name] for side in refused)) for name in refused[0]]
-    if first.ran is not None and then.ran is not None:
-        pending += _of_tasks(first.ran, then.ran)
-    n_rows = sum(len(measure.before) for measure in pending)
-    n_draws = max(_DRAWS, _DRAWS_A_ROW * n_rows)
-    settings = sampling | ({} if loaded is None else {"versions": loaded.versions, "n_shots": n_shots, "limit": limit})
-    return SideEffects(
-        tuple(row for measure in pending for row in measure.rows(n_draws)),
-        (first.model, then.model),
-        settings,
-        tuple(_doubts(first.ran, then.ran)),
-    )
+    return _compared((lambda: models[0], lambda: models[1]), asked, loaded, how, progress=progress)
+
+
+@checked
+def side_effects_in_turn(
+    before: Callable[[], HookedLM],
+    after: Callable[[], HookedLM],
+    *,
+    tasks: Tasks | None = None,
+    prompts: Prompts | None = None,
+    held_out: Dataset | None = None,
+    requests: Table | None = None,
+    judge: Scorer | None = None,
+    n_shots: int | None = None,
+    limit: int | None = None,
+    n_samples: int = 25,
+    max_new_tokens: int = 20,
+    identify_language: degenerate.Identifier | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> SideEffects:
+    """Measure side effects as `side_effects` does, with only one of the models in memory at a time.
+
+    No reference to the first model is kept when the second is asked for. What is wrong with the model after is only
+    known when it is loaded.
+
+    Args:
+        before, after: functions that give the model before the change and the one after it. Each may load its model
+            anew, and let go of the other.
+        tasks, prompts, held_out, requests, judge, n_shots, limit: as in `side_effects`.
+        n_samples, max_new_tokens, identify_language, seed: as in `side_effects`.
+
+    Raises:
+        ValueError: as `side_effects` does.
+        ImportError: tasks are given, and lm-eval is not installed.
+
+    Example:
+        >>> held_out = xt.mini.held_out(n=20, languages=["en", "es"])
+        >>> edit = xt.Offset(sources, -1.0)
+        >>> in_turn = xt.evaluation.side_effects_in_turn(
+        ...     lambda: lm, lambda: edit.bake(lm), held_out=held_out, progress=False)
+        >>> in_turn.measures, in_turn.languages
+        (('perplexity',), ('en', 'es'))
+    """
+    asked = _Asked.of(tasks=tasks, prompts=prompts, held_out=held_out, requests=requests)
+    how = _How(judge, identify_language, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed)
+    asked.check(before(), max_new_tokens=max_new_tokens)
+    loaded = None if tasks is None else LoadedTasks(tasks, n_shots=n_shots, limit=limit)
+    return _compared((lambda: _Edited(before(), None), lambda: _Edited(after(), None)), asked, loaded, how, progress)
+
+
+def check_side_effects(
+    lm: HookedLM,
+    *,
+    tasks: Tasks | None,
+    prompts: Prompts | None,
+    held_out: Dataset | None,
+    requests: Table | None,
+    n_shots: int | None,
+    limit: int | None,
+    max_new_tokens: int,
+) -> None:
+    """Raise at once for what `side_effects` refuses: data that are missing or malformed, or do not fit the model."""
+    asked = _Asked.of(tasks=tasks, prompts=prompts, held_out=held_out, requests=requests)
+    asked.check(lm, max_new_tokens=max_new_tokens)
+    if tasks is not None:
+        LoadedTasks(tasks, n_shots=n_shots, limit=limit)
 
 
 class _Edited(NamedTuple):
@@ -141,193 +183,120 @@ class _Edited(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The data of the measures, checked for both models."""
+class _How:
+    """Tells how continuations are written, and judged."""
 
-    prompts: Sequence[Prompt] | None
+    judge: Scorer | None
+    identify_language: degenerate.Identifier | None
+    n_samples: int
+    max_new_tokens: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_sampling(**self.sampling, temperature=1.0, top_p=1.0, batch_size=None)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {"n_samples": self.n_samples, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The data of the measures. Each model reads prompts in its own form: a chat model as a user's messages."""
+
+    tasks: Tasks | None
+    prompts: Prompts | None
     held_out: Dataset | None
-    requests: Sequence[Prompt] | None
+    requests: Table | None
     harmful: np.ndarray | None
 
     @classmethod
-    def of(
-        cls, models: Sequence[_Edited], *, prompts: Any, held_out: Dataset | None, requests: Any, max_new_tokens: int
-    ) -> _Asked:
-        listed: list[list[Prompt] | None] = []
-        for texts in (prompts, requests):
-            listed.append(None if texts is None else as_prompts(texts, tokenizer=models[0].lm.tokenizer))
-            for lm, _ in models if texts is not None else ():
-                check_lengths(lm, listed[-1] or [], max_new_tokens)
-        for lm, _ in models if held_out is not None else ():
-            check_held_out(lm, held_out)
-        if held_out is not None and models[0].lm.tokenizer.get_vocab() != models[1].lm.tokenizer.get_vocab():
-            raise ValueError(
-                f"{models[0].lm.name} and {models[1].lm.name} have other tokenizers, so their perplexities, which are "
-                "per token, cannot be compared: leave held_out= out"
-            )
+    def of(cls, *, tasks: Any, prompts: Any, held_out: Dataset | None, requests: Any) -> _Asked:
+        if all(data is None for data in (tasks, prompts, held_out, requests)):
+            raise ValueError("nothing to measure: give tasks=, prompts=, held_out= or requests=")
         harmful = None
         if requests is not None:
             marks = list(columns(requests, ("harmful",), "requests")["harmful"])
             if wrong := [i for i, mark in enumerate(marks) if mark not in (True, False)]:
                 raise ValueError(f"request {wrong[0]} has harmful={marks[wrong[0]]!r}: expected True or False")
             harmful = np.array(marks, dtype=bool)
-        return cls(listed[0], held_out, listed[1], harmful)
+        return cls(tasks, prompts, held_out, requests, harmful)
+
+    def check(self, lm: HookedLM, *, max_new_tokens: int) -> None:
+        """Raise ValueError where the data do not fit a model."""
+        for texts in (self.prompts, self.requests):
+            if texts is not None:
+                check_lengths(lm, lm.as_prompts(texts), max_new_tokens)
+        if self.held_out is not None:
+            check_held_out(lm, self.held_out)
+        if self.tasks is not None:
+            check_asked(lm)
+
+
+def _check_tokens(before: Any, after: Any) -> None:
+    """Raise ValueError where two tokenizers differ, so that perplexities cannot be compared."""
+    if before.get_vocab() != after.get_vocab():
+        raise ValueError(
+            "the two models have other tokenizers, so their perplexities, which are per token, cannot be compared: "
+            "leave held_out= out"
+        )
 
 
 class _Side(NamedTuple):
     """Holds what was measured of one model."""
 
     model: Identity
+    tokenizer: Any
     losses: Losses
     written: Continuations | None
     answers: Continuations | None
     ran: Ran | None
 
 
-def _measured(
-    model: _Edited, asked: _Asked, loaded: LoadedTasks | None, sampling: Mapping[str, Any], progress: bool
-) -> _Side:
+def _measured(model: _Edited, asked: _Asked, loaded: LoadedTasks | None, how: _How, *, progress: bool) -> _Side:
     with model.running() as lm:
         losses = {} if asked.held_out is None else held_out_losses(lm, asked.held_out, progress=progress)
         written, answers = (
-            None if prompts is None else generate(lm, prompts, **sampling, progress=progress)
-            for prompts in (asked.prompts, asked.requests)
+            None if texts is None else generate(lm, lm.as_prompts(texts), **how.sampling, progress=progress)
+            for texts in (asked.prompts, asked.requests)
         )
-        ran = None if loaded is None else loaded.run(lm, seed=sampling["seed"], progress=progress)
-        return _Side(lm.identity(), losses, written, answers, ran)
+        ran = None if loaded is None else loaded.run(lm, seed=how.seed, progress=progress)
+        return _Side(lm.identity(), lm.tokenizer, losses, written, answers, ran)
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """One measure of both models, item by item; its rows are computed once the number of all rows is known.
-
-    Attributes:
-        before, after: the values of each language, in one order. Of a perplexity they are logarithms (`_log_values`).
-        is_log: whether they are.
-    """
-
-    measure: str
-    direction: Literal["lower", "higher", "neither"]
-    bounds: tuple[float, float]
-    before: Mapping[str, PerPrompt]
-    after: Mapping[str, PerPrompt]
-    is_log: bool = False
-
-    @classmethod
-    def known(cls, name: str, before: Mapping[str, PerPrompt], after: Mapping[str, PerPrompt]) -> _Pending:
-        """Return a measure of the table of measures. Prompts without a value on either side do not count."""
-        measure = {**FLUENCY, **SIDE_EFFECTS}[name]
-        has_value = {code: ~np.isnan(before[code]) & ~np.isnan(after[code]) for code in before}
-        first, then = (
-            {code: side[code][kept] for code, kept in has_value.items() if kept.any()} for side in (before, after)
-        )
-        return cls(name, measure.better, (measure.least, measure.most), first, then)
-
-    def rows(self, n_draws: int) -> Iterator[SideEffect]:
-        """Compute the interval and the p-value of each language."""
-        if not self.before:
-            return
-        changes, _ = paired_changes(self.before, self.after, level=LEVEL, n_resamples=n_draws, bounds=self.bounds)
-        for code in languages.in_order(self.before):
-            first, then, change = float(self.before[code].mean()), float(self.after[code].mean()), changes[code]
-            low, high = change.low, change.high
-            if self.is_log:
-                with np.errstate(over="ignore"):
-                    first, then = float(np.exp(first)), float(np.exp(then))
-                    low, high = (first * float(np.expm1(end)) for end in (low, high))
-            elif math.isfinite(span := self.bounds[1] - self.bounds[0]):
-                low, high = (float(np.clip(end, -span, span)) for end in (low, high))
-            n = len(self.before[code])
-            yield SideEffect(self.measure, code, first, then, low, high, change.p_value, n, self.direction)
-
-
-def _of_texts(before: Losses, after: Losses) -> Iterator[_Pending]:
-    if before:
-        first, then = ({code: _log_values(*texts) for code, texts in side.items()} for side in (before, after))
-        yield _Pending("perplexity", "lower", _UNBOUNDED, first, then, is_log=True)
-
-
-def _log_values(losses: PerPrompt, counts: Any) -> PerPrompt:
-    """Return values whose mean is the loss per token of all texts, and whose spread is that of this ratio.
-
-    A ratio of two sums is no mean of ratios. This is its linear approximation, text by text (the delta method).
-    """
-    ratio = losses.sum() / np.sum(counts)
-    return ratio + (losses - ratio * counts) / np.mean(counts)
-
-
-def _per_prompt(
-    written: Continuations, tokenizer: Any, identify_language: degenerate.Identifier | None
-) -> dict[str, dict[str, PerPrompt]]:
-    """Return the measures of continuations: for each, the values of each language's prompts."""
-    tokens = tokenizer(list(written.texts), add_special_tokens=False)["input_ids"]
-    n = written.n_samples
-    samples = [tokens[start : start + n] for start in range(0, len(tokens), n)]
-    values = {f"distinct_{k}": metrics.prompt_distinct(samples, n=k) for k in (1, 2, 3)}
-    kinds = np.array(degenerate.kinds(written.texts, written.row_languages, identify_language=identify_language))
-    kinds = kinds.reshape(-1, n)
-    n_with_words = (kinds != "empty").sum(1)
-    n_lost = np.isin(kinds, ("wrong script", "wrong language")).sum(1)
-    values["language_kept"] = np.where(n_with_words > 0, 1 - n_lost / n_with_words.clip(min=1), math.nan)
-    values["answer_length"] = np.array([[len(ids) for ids in some] for some in samples]).mean(1)
-    codes = np.array([prompt.language for prompt in written.prompts])
-    return {name: {code: per[codes == code] for code in written.languages} for name, per in values.items()}
-
-
-def _refused(
-    answers: Continuations, requests: Any, harmful: np.ndarray | None, judge: Scorer | None
-) -> dict[str, dict[str, PerPrompt]]:
-    """Return the share of each request's answers that refuse it, of harmless and of harmful ones, by language."""
-    shares = refusal_shares(answers, requests, judge=judge)
-    codes = np.array([prompt.language for prompt in answers.prompts])
-    return {
-        name: {code: shares[(codes == code) & (harmful == kind)] for code in answers.languages}
-        for name, kind in (("refused_harmless", False), ("refused_harmful", True))
-    }
-
-
-def _of_tasks(before: Ran, after: Ran) -> Iterator[_Pending]:
-    """Yield each metric of each task, with all its languages."""
-    names = dict.fromkeys((task, name) for task, name, _ in before.metrics)
-    for task, name in names:
-        pairs = {
-            key[2]: (metric, after.metrics[key]) for key, metric in before.metrics.items() if key[:2] == (task, name)
-        }
-        one = next(iter(pairs.values()))[0]
-        first, then = ({code: _values(pair[i]) for code, pair in pairs.items()} for i in (0, 1))
-        all_values = np.concatenate([*first.values(), *then.values()])
-        is_share = name.startswith(_SHARES) and all_values.min() >= 0 and all_values.max() <= 1
-        better: Literal["lower", "higher", "neither"] = "higher" if one.higher_is_better else "lower"
-        better = "neither" if one.higher_is_better is None else better
-        bounds = (0.0, 1.0) if is_share else _UNBOUNDED
-        yield _Pending(f"{task}: {name}", better, bounds, first, then, is_log=one.counts is not None)
-
-
-def _values(metric: Metric) -> PerPrompt:
-    values = np.array(metric.values)
-    return values if metric.counts is None else _log_values(values, np.array(metric.counts))
-
-
-def _doubts(before: Ran | None, after: Ran | None) -> Iterator[str]:
-    """Yield sentences on tasks that cannot show a loss, and on what was left out."""
-    if before is None or after is None:
-        return
-    for metric in before.metrics.values():
-        if metric.higher_is_better and not any(metric.values):
-            yield (
-                f"{metric.task}, {languages.name(metric.language)}: the model before has {metric.name} 0 on all items, "
-                "so this task cannot show that it got worse."
-            )
-        if math.isnan(metric.chance) or len(metric.values) < 2 or not any(metric.values):
-            continue
-        (low, _) = mean_intervals({metric.language: np.array(metric.values)})[0][metric.language]
-        if low <= metric.chance:
-            yield (
-                f"{metric.task}, {languages.name(metric.language)}: the model before has {metric.name} "
-                f"{np.mean(metric.values):.2f} on {len(metric.values)} items, and guessing gives {metric.chance:.2f}, "
-                "so this task cannot show that it got worse."
-            )
-    if before.left_out:
-        yield f"Without a value for each item, and so left out: {', '.join(before.left_out)}."
-    if n_cut := max(before.n_cut, after.n_cut):
-        yield f"{n_cut} texts of the tasks are longer than the model's context, which has only their end."
+def _compared(
+    models: Sequence[Callable[[], _Edited]],
+    asked: _Asked,
+    loaded: LoadedTasks | None,
+    how: _How,
+    progress: bool,
+) -> SideEffects:
+    """Measure one model after the other, and compare them. No model is kept while the other is measured."""
+    first = _measured(models[0](), asked, loaded, how, progress=progress)
+    second = models[1]()
+    asked.check(second.lm, max_new_tokens=how.max_new_tokens)
+    if asked.held_out is not None:
+        _check_tokens(first.tokenizer, second.lm.tokenizer)
+    then = _measured(second, asked, loaded, how, progress=progress)
+    # One tokenizer for both sides, so that lengths can be compared.
+    tokenizer, identify_language = first.tokenizer, how.identify_language
+    pending = [*of_texts(first.losses, then.losses)]
+    if first.written is not None and then.written is not None:
+        sides = [of_continuations(side, tokenizer, identify_language) for side in (first.written, then.written)]
+        pending += [Pending.known(name, *(side[name] for side in sides)) for name in sides[0]]
+    if first.answers is not None and then.answers is not None:
+        refused = [of_answers(side, asked.requests, asked.harmful, how.judge) for side in (first.answers, then.answers)]
+        pending += [Pending.known(name, *(side[name] for side in refused)) for name in refused[0]]
+    if first.ran is not None and then.ran is not None:
+        pending += of_tasks(first.ran, then.ran)
+    n_rows = sum(len(measure.before) for measure in pending)
+    n_draws = max(_DRAWS, _DRAWS_A_ROW * n_rows)
+    settings: dict[str, Any] = dict(how.sampling)
+    if loaded is not None:
+        settings |= {"versions": loaded.versions, "n_shots": loaded.n_shots, "limit": loaded.limit}
+    return SideEffects(
+        tuple(row for measure in pending for row in measure.rows(n_draws)),
+        (first.model, then.model),
+        settings,
+        tuple(doubts(first.ran, then.ran)),
+    )

@@ -150,26 +150,32 @@ class SideEffects:
 
     def _repr_html_(self) -> str:
         """Return the warnings and one table, in which worse and better are marked."""
-        rows = [
-            [
-                escaped(in_words(row.measure)),
-                tables.language_name(row.language),
-                tables.both(row.before, row.after),
-                tables.number(row.change, signed=True),
-                _interval(row),
-                str(row.n),
-                _MARKS[verdict],
-            ]
-            for row, verdict in zip(self.rows, self.verdicts, strict=True)
-        ]
-        columns = ["Measure", "Language", "Before → after", "Change", "95 % interval", "Items", "Verdict"]
         caption = f"{escaped(str(self.models[0]))} → {escaped(str(self.models[1]))}"
-        return tables.warnings(self.warnings) + tables.table(f"Side effects: {caption}", columns, rows)
+        return tables.warnings(self.warnings) + tables.table(f"Side effects: {caption}", COLUMNS, cells(self))
+
+    def content(self) -> dict[str, Any]:
+        """Return what a file keeps, as JSON has it but for tuples and NaN."""
+        return dataclasses.asdict(self)
 
     @checked
     def save(self, path: str | Path) -> None:
         """Write one JSON file, in which null stands for NaN."""
-        files.write_results(path, dataclasses.asdict(self))
+        files.write_results(path, self.content())
+
+    @classmethod
+    @checked
+    def of(cls, content: Mapping[str, Any]) -> SideEffects:
+        """Return the side effects that `content` described, with NaN for missing numbers."""
+        settings = {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in content["settings"].items()
+        }
+        return cls(
+            tuple(SideEffect(**row) for row in content["rows"]),
+            (Identity.of(content["models"][0]), Identity.of(content["models"][1])),
+            settings,
+            tuple(content["doubts"]),
+        )
 
     @classmethod
     @checked
@@ -181,12 +187,27 @@ class SideEffects:
         """
         content = files.read_results(path)
         with files.understood(path, "side effects"):
-            return cls(
-                tuple(SideEffect(**row) for row in content["rows"]),
-                (Identity.of(content["models"][0]), Identity.of(content["models"][1])),
-                content["settings"],
-                tuple(content["doubts"]),
-            )
+            return cls.of(content)
+
+
+COLUMNS = ("Measure", "Language", "Before → after", "Change", "95 % interval", "Items", "Verdict")
+"""The columns of the table of side effects."""
+
+
+def cells(effects: SideEffects) -> list[list[str]]:
+    """Return the rows of the table as HTML, in the order of `effects.rows`, with worse and better marked."""
+    return [
+        [
+            escaped(in_words(row.measure)),
+            tables.language_name(row.language),
+            tables.both(row.before, row.after),
+            tables.number(row.change, signed=True),
+            _interval(row),
+            str(row.n),
+            _MARKS[verdict],
+        ]
+        for row, verdict in zip(effects.rows, effects.verdicts, strict=True)
+    ]
 
 
 def _verdict(row: SideEffect, corrected: float) -> Verdict:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from xlingtox.study.sentences import findings as findings
     from xlingtox.study.settings import Materials as Materials
     from xlingtox.study.settings import Settings as Settings
+    from xlingtox.study.side_effects_settings import SideEffectsSettings as SideEffectsSettings
     from xlingtox.study.study import Study as Study
     from xlingtox.study.study_check import StudyCheck as StudyCheck
 
@@ -36,6 +37,7 @@ _HOLDERS = {
     "Materials": "settings",
     "ModelSource": "models",
     "Settings": "settings",
+    "SideEffectsSettings": "side_effects_settings",
     "Study": "study",
     "StudyCheck": "study_check",
     "StudyResults": "results",

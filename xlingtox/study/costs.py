@@ -14,6 +14,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.study.frontier_settings import FrontierSettings
 from xlingtox.study.plan import N_PROMOTED, samples_of_promoted
 from xlingtox.study.settings import Materials, Settings
+from xlingtox.study.side_effects_settings import SideEffectsSettings
 from xlingtox.study.sizes import Sizes
 from xlingtox.tuning import Recipe
 
@@ -30,6 +31,9 @@ patched: the groups, and random ones beside two of them."""
 _SEARCHED, _FITTED = 16, 4.0
 """About so many strengths of a method are read on half of the held-out texts before some are chosen; and a fit takes
 about so many times reading its sentences."""
+
+_ITEMS, _ITEM_TOKENS = 500, 400
+"""About so many items has a task, and about so many tokens are read for an item with all of its choices."""
 
 _PADDED = 2.3
 """TRL reads pairs in random order, padded to the longest of a batch. It takes so many times what sorted texts take."""
@@ -216,6 +220,7 @@ def stage_costs(
         "predict": lambda: Work(overhead=2.0),
         "attribute": stage.attribute,
         "frontier": lambda: stage.frontier(tuned="tune" in stages),
+        "side_effects": stage.side_effects,
         "judge": lambda: Work(overhead=0.1),
     }
     return {name: count[name]() for name in stages}
@@ -349,6 +354,17 @@ class _Costs:
         response += Work(read=held_out + 4 * parallel)
         method = response * N_STRENGTHS + Work(read=_FITTED * labelled + _SEARCHED * held_out / 2, overhead=1.0)
         return response + method * n_methods + Work(overhead=2.0)
+
+    def side_effects(self) -> Work:
+        """Count what both models write and read; how many items a task has is guessed where no limit says it."""
+        sizes, settings = self.sizes, self.settings
+        few = settings.side_effects or SideEffectsSettings()
+        n_neutral = sum(sizes.neutral.values()) if few.neutral_prompts else 0
+        n_texts = (n_neutral + sizes.n_requests) * few.n_samples
+        read = n_neutral * sizes.neutral_tokens + sizes.requests + (sizes.held_out if few.held_out else 0.0)
+        tasks = len(few.listed) * (few.limit or _ITEMS) * _ITEM_TOKENS
+        side = Work(written=float(n_texts * settings.max_new_tokens), read=read + tasks, judged=float(n_texts))
+        return side * 2 + Work(overhead=5.0 if few.tasks is None else 30.0)
 
     def tune(self) -> Work:
         recipe, (n_train, n_validation) = self.recipe, self.split_pairs()

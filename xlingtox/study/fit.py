@@ -16,7 +16,7 @@ from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons import localize
 from xlingtox.neurons.probe import split
 from xlingtox.scoring.protocol import check_covered
-from xlingtox.study import second_judges
+from xlingtox.study import second_judges, side_effects_stage
 from xlingtox.study.plan import planned
 from xlingtox.study.settings import Materials, Settings, pivot_of
 from xlingtox.transfer import retrieval
@@ -55,6 +55,8 @@ def check_fit(lm: HookedLM, materials: Materials, settings: Settings) -> None:
     if "frontier" in stages:
         localize.check_k(lm, k=settings.k)
         _check_frontier(materials, settings)
+    if "side_effects" in stages:
+        side_effects_stage.check(lm, materials, settings)
     if "retrieve" in stages:
         assert materials.parallel is not None
         retrieval.sentence_pairs(materials.parallel, pivot=pivot_of(materials.parallel, settings.source_language))

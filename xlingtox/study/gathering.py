@@ -72,6 +72,7 @@ class _Gathering:
                 self._check_present(table, self.codes)
                 self._keep(table, self.codes)
                 self._draw_prompts(table)
+        self._requests()
         self._parallel(chosen)
         self._labelled()
         self._pairs()
@@ -154,6 +155,26 @@ class _Gathering:
             ]
         self.tables[table] = rows.select(sorted(kept))
 
+    def _requests(self) -> None:
+        """Read requests in the studied languages, and draw at most so many of each kind in each language."""
+        if "requests" not in self.file.tables:
+            return
+        self._read("requests", languages=None)
+        self._keep("requests", self.codes)
+        rows = self.tables["requests"]
+        if not len(rows):
+            raise ValueError(f"[data] requests has nothing in {', '.join(map(name, self.codes))}: give another file")
+        n = self.file.tables["requests"].n or self.file.per_language
+        places: dict[tuple[str, bool], list[int]] = {}
+        for place, key in enumerate(zip(rows["language"], rows["harmful"], strict=True)):
+            places.setdefault(key, []).append(place)
+        drawn = [
+            place
+            for of_kind in places.values()
+            for place in random.Random(self.seed).sample(of_kind, min(n, len(of_kind)))
+        ]
+        self.tables["requests"] = rows.select(sorted(drawn))
+
     # --- labelled sentences
 
     def _labelled(self) -> None:
@@ -215,7 +236,7 @@ class _Gathering:
                 self.tables[table] = self.tables[table].remove_columns("language")
             prompts = [
                 text
-                for evaluated in ("prompts", "neutral_prompts")
+                for evaluated in ("prompts", "neutral_prompts", "requests")
                 for text in (self.tables[evaluated]["prompt"] if evaluated in self.tables else ())
             ]
             self._leave_out(table, overlaps.without_prompts(self.tables[table], prompts), "hold an evaluation prompt")

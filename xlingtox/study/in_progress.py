@@ -59,6 +59,11 @@ class InProgress:
         return self.folder / "stages" / f"methods.{self.keys['frontier']}.safetensors"
 
     @property
+    def side_effects_file(self) -> Path:
+        """The file with the side effects of tuning, for `xt.SideEffects.load`."""
+        return self.folder / "stages" / f"effects.{self.keys['side_effects']}.json"
+
+    @property
     def tuned_folder(self) -> Path:
         """The folder with the tuned checkpoint."""
         return self.folder / "tuned" / self.keys["tune"]

@@ -23,6 +23,7 @@ _FORMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "labelled": (("text", "label"), ("language",)),
     "pairs": (("prompt", "chosen", "rejected"), ("language",)),
     "held_out": (("language", "text"), ()),
+    "requests": (("language", "prompt", "harmful"), ()),
     "parallel": ((), tuple(NAMES)),
 }
 """Each form of table, with the columns that it must have and those that it may have."""
@@ -36,6 +37,7 @@ FORM_OF: Mapping[str, str] = {
     "validation": "pairs",
     "parallel": "parallel",
     "held_out": "held_out",
+    "requests": "requests",
     "toxic_words": "toxic_words",
     "word_groups": "word_groups",
     "mixing": "mixing",
@@ -103,6 +105,9 @@ LOADERS: Mapping[str, Loader] = {
     "line_aligned": Loader(Signature(data.line_aligned), ("parallel",)),
     "tatoeba": Loader(Signature(data.tatoeba), ("parallel",)),
     "flores": Loader(Signature(data.flores, hub=True), ("parallel",)),
+    "xstest": Loader(Signature(data.xstest), ("requests",)),
+    "or_bench": Loader(Signature(data.or_bench), ("requests",)),
+    "poly_refuse": Loader(Signature(data.poly_refuse), ("requests",)),
     "word_lists": Loader(Signature(data.word_lists), ("toxic_words",)),
     "from_columns": Loader(Signature(data.from_columns, hub=True), tuple(_FORMS)),
     "table": Loader(Signature(table, left_out=frozenset({"form"})), tuple(_FORMS)),

@@ -30,6 +30,7 @@ def _ran(results: StudyResults) -> set[str]:
         "predict": results.transfer is not None,
         "attribute": results.patched is not None,
         "frontier": results.frontier is not None,
+        "side_effects": results.side_effects is not None,
     }
     return {name for name, is_there in measured.items() if is_there}
 
@@ -79,6 +80,11 @@ _METHODS = (
         "prompts and held-out texts chooses the strength, the other half is read at it, and the other way round. "
         "Methods are compared prompt by prompt, and p-values are corrected for the number of comparisons.",
     ),
+    (
+        {"side_effects"},
+        "Side effects are measured on the same items before and after tuning, and each item is compared with itself. "
+        "Tasks are those of lm-evaluation-harness. Refusals are told by phrases of each language.",
+    ),
     ({"predict"}, "Correlations are Pearson’s, two-sided, over the languages not tuned."),
 )
 
@@ -117,6 +123,11 @@ _CAVEATS = (
         "A method has settings of its own, such as a layer or a number of neurons. It is compared as it was published "
         "or with our defaults, and another setting may do better. Perplexity is one price among several: what a model "
         "knows, or follows, may be lost at the same perplexity.",
+    ),
+    (
+        {"side_effects"},
+        "A few items show only large side effects. A task that the model before can only guess shows none, and phrases "
+        "miss refusals in other words. Shorter texts look more diverse.",
     ),
     (
         {"predict"},

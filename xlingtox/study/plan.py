@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlingtox.models.identity import Identity
+from xlingtox.study import side_effects_settings
 from xlingtox.study.frontier_settings import FrontierSettings
-from xlingtox.study.settings import STAGES, Materials, Settings
+from xlingtox.study.settings import OFF_BY_DEFAULT, STAGES, Materials, Settings
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,11 @@ STAGE: Mapping[str, Stage] = {
         judged=True,
         several=True,
     ),
+    "side_effects": Stage(
+        needs=("tune",),
+        also=("neutral_prompts", "held_out", "requests", "identify_language"),
+        settings=("side_effects", "max_new_tokens", "seed"),
+    ),
 }
 """Each stage that a user may name, in the order in which they are run."""
 
@@ -111,8 +117,8 @@ LEFT_OUT = "The stage attribute is left out: it needs both models in memory at o
 def planned(materials: Materials, settings: Settings, *, both_fit: bool = True) -> list[str]:
     """Return the stages to run, in their order, with those that they need.
 
-    Without a choice, these are all that the materials allow. The stage frontier is among them only where the settings
-    have sizes for it.
+    Without a choice, these are all that the materials allow. The stages frontier and side_effects are among them only
+    where the settings have a part for them.
 
     Args:
         both_fit: whether both models fit into memory at once, which the stage attribute needs.
@@ -124,7 +130,8 @@ def planned(materials: Materials, settings: Settings, *, both_fit: bool = True) 
     if "frontier" in asked and frontier is not None and frontier.methods is None and materials.pairs is not None:
         asked = with_needs([*asked, "tune"])  # all methods are compared, those of a tuned model too
     if settings.stages is None:
-        required = [] if frontier is None else with_needs(["frontier"], frontier=frontier)
+        turned_on = [name for name in OFF_BY_DEFAULT if getattr(settings, name) is not None]
+        required = with_needs(turned_on, frontier=frontier)
         fitting = [name for name in asked if name != "attribute" or both_fit]
         asked = [name for name in fitting if name in required or not lacking(name, materials)]
     for name in asked:
@@ -138,10 +145,10 @@ def planned(materials: Materials, settings: Settings, *, both_fit: bool = True) 
 def wanted(settings: Settings) -> list[str]:
     """Return the stages that the settings ask for, whatever the materials allow.
 
-    Without a choice, these are all; but the stage frontier is asked for by its own settings.
+    Without a choice, these are all; but some stages are asked for by their own settings.
     """
     if settings.stages is None:
-        return [name for name in STAGES if name != "frontier" or settings.frontier is not None]
+        return [name for name in STAGES if name not in OFF_BY_DEFAULT or getattr(settings, name) is not None]
     return with_needs(settings.stages, frontier=settings.frontier)
 
 
@@ -179,7 +186,10 @@ def keys(
     Args:
         known: the keys of stages that are done once for all judges, with other materials than these.
     """
+    names = list(names)
     digests, values = materials.digests(), settings.as_json()
+    if "side_effects" in names and settings.side_effects is not None:
+        values["side_effects"] = side_effects_settings.for_key(settings.side_effects)
     by_stage: dict[str, str] = {}
     for name in names:
         if known is not None and name in known:

@@ -26,6 +26,7 @@ _TABLES = {
     "validation": "Validation pairs",
     "parallel": "Parallel sentences",
     "held_out": "Held-out text",
+    "requests": "Requests",
 }
 """The tables of a study's materials, and what they are called."""
 

@@ -27,6 +27,7 @@ from xlingtox.study import (
     number_tables,
     page_figures,
     provenance,
+    side_effects_findings,
 )
 from xlingtox.study.page_parts import menu, section, sentence, verdict_word, warnings
 from xlingtox.study.results import Sample, StudyResults
@@ -84,6 +85,7 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
             _beside(results),
             _acting(results),
             _methods(results, fronts),
+            section("What else tuning did", side_effects_findings.section(results)),
             _promoted(results, mask_words),
             _samples(results.samples, mask_words),
             _mixing(results),
@@ -92,7 +94,8 @@ def render(results: StudyResults, *, toxic_words: ToxicWords | None = None) -> s
         ]
     )
     drawn = page_figures.together(drawn, drawn_methods)
-    measured = "toxicity" if results.probe or results.comparison or results.frontier else "translations"
+    toxicity = results.probe or results.comparison or results.frontier or results.side_effects
+    measured = "toxicity" if toxicity else "translations"
     return pages.document(f"{name}: {measured} across languages", body, "report", drawn, libraries=[get_plotlyjs()])
 
 

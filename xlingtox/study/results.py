@@ -17,6 +17,7 @@ from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.dose_response import DoseResponse
 from xlingtox.evaluation.groups import GroupChange
 from xlingtox.evaluation.patch_effect import PatchEffect
+from xlingtox.evaluation.side_effects_result import SideEffects as SideEffects
 from xlingtox.html import tables
 from xlingtox.html.escaping import escaped
 from xlingtox.measures import COMPARED
@@ -34,7 +35,10 @@ from xlingtox.study.second_opinion import SecondOpinion as SecondOpinion
 from xlingtox.transfer.prediction import Transfer
 from xlingtox.verdicts import Verdict
 
-_PARTS = (("localize", "probe"), ("compare", "comparison"), ("predict", "transfer"), ("frontier", "frontier"))
+_PARTS = (
+    *(("localize", "probe"), ("compare", "comparison"), ("predict", "transfer"), ("frontier", "frontier")),
+    ("side_effects", "side_effects"),
+)
 """Each stage whose part is there if and only if it was run."""
 
 _IN_A_NOTEBOOK = ("toxicity_probability", "average_toxicity", "degenerate", "perplexity", "mean_activation")
@@ -81,6 +85,7 @@ class StudyResults:
             which none was chosen. The groups are those of `study.patches`.
         patched_sound: the same for sound continuations, which tuning should leave alone.
         frontier: the comparison of methods at equal fluency; None without the stage "frontier".
+        side_effects: what else tuning did; None without the stage "side_effects".
         identified: whether the language of continuations was identified, for the share of degenerate text.
         mixing: for each language, numbers that say how the training text mixed it with others.
         model: the model before tuning.
@@ -130,6 +135,7 @@ class StudyResults:
     patched: PatchEffect | None = None
     patched_sound: PatchEffect | None = None
     frontier: FrontierSummary | None = None
+    side_effects: SideEffects | None = None
     identified: bool = False
     mixing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     model: Identity | None = None

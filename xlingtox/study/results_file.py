@@ -15,6 +15,7 @@ from typing import Any, Literal
 from xlingtox import languages
 from xlingtox.evaluation.comparison import Comparison
 from xlingtox.evaluation.groups import GroupChange
+from xlingtox.evaluation.side_effects_result import SideEffects
 from xlingtox.models.identity import Identity
 from xlingtox.neurons.neuron_set import NeuronSet
 from xlingtox.study import doses, frontier_summary, patches, second_opinion, settings
@@ -33,7 +34,7 @@ from xlingtox.verdicts import Verdict
 STAGES = (*settings.STAGES, "judge")
 """The stages of a study, in the order in which they are run."""
 
-STAGES_OF_OLDER_FILES = tuple(stage for stage in STAGES if stage not in ("attribute", "frontier"))
+STAGES_OF_OLDER_FILES = tuple(stage for stage in STAGES if stage not in ("attribute", "frontier", "side_effects"))
 """The stages of files that do not name them: all that there were then."""
 
 _KEYS_OF_STAGES: Mapping[str, tuple[str, ...]] = {
@@ -44,6 +45,7 @@ _KEYS_OF_STAGES: Mapping[str, tuple[str, ...]] = {
     "predict": ("transfer",),
     "attribute": ("attribution", "patched", "patched_sound"),
     "frontier": ("frontier",),
+    "side_effects": ("side_effects",),
 }
 """The keys that the file of a study with this stage always has. Older files lack some of the keys that later versions
 added."""
@@ -85,6 +87,7 @@ def content_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
         "attribution": _of_attribution(attributes["attribution"]),
         **{name: (effect := attributes[name]) and patches.content_of(effect) for name in ("patched", "patched_sound")},
         "frontier": (summary := attributes["frontier"]) and frontier_summary.content_of(summary),
+        "side_effects": (effects := attributes["side_effects"]) and effects.content(),
         "given": attributes["mixing"],
         "model": None if model is None else dataclasses.asdict(model),
         **{name: attributes[name] for name in _STORED_AS_THEY_ARE},
@@ -301,6 +304,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "patched": patches.effect_of,
     "patched_sound": patches.effect_of,
     "frontier": lambda content: None if _is_missing(content) else frontier_summary.summary_of(content),
+    "side_effects": lambda content: None if _is_missing(content) else SideEffects.of(content),
     "identified": lambda flag: flag or False,
     "mixing": lambda rows: {code: dict(row) for code, row in rows.items()},
     "model": _model,

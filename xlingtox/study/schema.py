@@ -50,6 +50,7 @@ class Data(_Section):
     validation: dict[str, Any] | None = _TABLE
     parallel: dict[str, Any] | None = Field(None, examples=[{"loader": "line_aligned", "path": "parallel"}])
     held_out: dict[str, Any] | None = _TABLE
+    requests: dict[str, Any] | None = Field(None, examples=[{"loader": "xstest", "path": "xstest_prompts.csv"}])
     toxic_words: dict[str, Any] | None = Field(None, examples=[{"loader": "word_lists", "path": "words"}])
     word_groups: dict[str, Any] | None = Field(None, examples=[{"loader": "mini.word_groups"}])
     mixing: dict[str, Any] | None = Field(None, examples=[{"loader": "mini.mixing"}])
@@ -108,6 +109,17 @@ class Frontier(_Section):
     sentences: int = Field(1000, examples=[1000])
 
 
+class SideEffects(_Section):
+    """The section `[side_effects]`: the fields of `SideEffectsSettings`. Without it, side effects are not measured."""
+
+    tasks: Any = None
+    n_shots: int | None = Field(None, examples=[0])
+    limit: int | None = Field(None, examples=[200])
+    neutral_prompts: bool = Field(True, examples=[False])
+    held_out: bool = Field(True, examples=[False])
+    n_samples: int = Field(5, examples=[5])
+
+
 _NUMBERS = {
     **dict.fromkeys(("batch_size", "steps", "accumulation", "warm_up", "max_length", "max_prompt_length"), int),
     **dict.fromkeys(("evaluate_every", "patience", "save_every"), int),
@@ -138,10 +150,12 @@ SECTIONS: Mapping[str, type[_Section]] = {
     "tuning": Tuning,
     "engine": Engine,
     "frontier": Frontier,
+    "side_effects": SideEffects,
 }
-TOP = ("output_dir", "model", "data", "judge", "second_judge", "study", "tuning", "engine", "frontier")
-_MAY_BE_MISSING = ("engine", "frontier")
+_MAY_BE_MISSING = ("engine", "frontier", "side_effects")
 """Sections that turn something on: without them there is nothing to fill in by default."""
+
+TOP = ("output_dir", "model", "data", "judge", "second_judge", "study", "tuning", *_MAY_BE_MISSING)
 
 
 def sections(content: Mapping[str, Any], mistakes: Mistakes) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from xlingtox.checking import checked
-from xlingtox.study import attribution_findings, frontier_findings, judge_findings, neuron_findings, reach_findings
+from xlingtox.study import (
+    attribution_findings,
+    frontier_findings,
+    judge_findings,
+    neuron_findings,
+    reach_findings,
+    side_effects_findings,
+)
 from xlingtox.study.finding import Finding as Finding
 from xlingtox.study.results import StudyResults
 from xlingtox.text import seen
@@ -37,5 +44,6 @@ def without_warnings(results: StudyResults) -> list[Finding]:
         *reach_findings.training(results),
         *reach_findings.prediction(results),
         *frontier_findings.methods(results),
+        *side_effects_findings.findings(results),
         *judge_findings.agreement(results),
     ]

@@ -21,15 +21,20 @@ from xlingtox.evaluation.dosing import Unit
 from xlingtox.models.hooked import HookedLM
 from xlingtox.neurons.judging import FEWEST_SHUFFLES
 from xlingtox.scoring.protocol import Scorer
+from xlingtox.study import side_effects_settings
 from xlingtox.study.engine import Engine
 from xlingtox.study.frontier_settings import FrontierSettings
 from xlingtox.study.recipes import default_recipe
+from xlingtox.study.side_effects_settings import SideEffectsSettings
 
 STAGES = (
     *("localize", "promoted", "intervene", "amplify", "retrieve", "tune", "compare", "predict", "attribute"),
-    "frontier",
+    *("frontier", "side_effects"),
 )
 """The stages of a study, in the order in which they are run."""
+
+OFF_BY_DEFAULT = ("frontier", "side_effects")
+"""The stages that run only where `Settings` has settings for them, in a field of the stage's name."""
 
 
 @checked
@@ -48,6 +53,8 @@ class Materials:
         neutral_prompts: prompts in the same languages that are not toxic, for the amplification.
         pairs: preference pairs in the source language.
         validation: other pairs, for the validation loss while tuning (default: the recipe's share of `pairs`, if any).
+        requests: requests that a model should answer or refuse (columns `language, prompt, harmful`), for the stage
+            "side_effects".
         parallel: parallel sentences: one column a language, or rows `language, sentence, translation`.
         held_out: texts in every language, for perplexity.
         identify_language: a function that names the language of each continuation; one in another language than its
@@ -84,6 +91,7 @@ class Materials:
     validation: Dataset | None = None
     identify_language: Identifier | None = None
     labelled_elsewhere: Dataset | None = None
+    requests: Dataset | None = None
     second_judges: tuple[Scorer, ...] = ()
     toxic_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
     word_groups: Mapping[str, Scorer] = field(default_factory=dict)
@@ -122,7 +130,7 @@ class Settings:
 
     Attributes:
         stages: the stages to run, of `STAGES`; those that they need are added. None runs all that the materials allow,
-            and "frontier" only where `frontier` is given.
+            and "frontier" and "side_effects" only where their settings are given.
         source_language: the language that the model is tuned on, and in which the sources are looked for.
         k: the number of candidates.
         n_null: the probes that are fitted to shuffled labels, beside which the probe and its candidates are judged.
@@ -145,6 +153,8 @@ class Settings:
         engine: the servers that write the continuations of the comparison; None lets the models write them here.
         frontier: the sizes of the stage "frontier", which compares methods at equal fluency. None leaves it out, unless
             `stages` names it.
+        side_effects: what the stage "side_effects" measures of the model before tuning and the tuned one. None leaves
+            it out, unless `stages` names it.
 
     Raises:
         ValueError: a count below 1 (of doses, below 2), a seed that is not in [0, 2**32), or offsets that are empty,
@@ -176,6 +186,7 @@ class Settings:
     seed: int = 0
     engine: Engine | None = None
     frontier: FrontierSettings | None = None
+    side_effects: SideEffectsSettings | None = None
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.stages or () if name not in STAGES]:
@@ -184,6 +195,8 @@ class Settings:
             raise ValueError(f"stages is empty: name some of {', '.join(STAGES)}")
         if self.frontier is None and "frontier" in (self.stages or ()):
             object.__setattr__(self, "frontier", FrontierSettings())
+        if self.side_effects is None and "side_effects" in (self.stages or ()):
+            object.__setattr__(self, "side_effects", SideEffectsSettings())
         languages.check(self.source_language)
         counts = ("k", "n_random", "n_random_amplified", "dose_prompts", "n_samples", "max_new_tokens")
         for name in counts:
@@ -229,8 +242,11 @@ class Settings:
         Settings of a stage that is off by default are left out where it is off.
         """
         fields = dataclasses.asdict(self)
-        if self.frontier is None:
-            del fields["frontier"]
+        if self.side_effects is not None:
+            fields["side_effects"] = side_effects_settings.as_json(self.side_effects)
+        for stage in OFF_BY_DEFAULT:
+            if fields[stage] is None:
+                del fields[stage]
         return json.loads(json.dumps(fields))
 
 

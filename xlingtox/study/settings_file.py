@@ -13,16 +13,16 @@ from typing import Any
 from xlingtox import tuning
 from xlingtox.data import Chat
 from xlingtox.models.loading import smollm2_file
-from xlingtox.study import schema
-from xlingtox.study.arguments import check_codes, dtype, existing, is_hub_name, resolved, secret
+from xlingtox.study import schema, sections
+from xlingtox.study.arguments import check_codes, dtype, existing, is_hub_name, resolved
 from xlingtox.study.engine import Engine
-from xlingtox.study.frontier_settings import FrontierSettings, known_names
 from xlingtox.study.judging import Judge, check_judges
 from xlingtox.study.loaders import FORM_OF, TableFile, check_table
 from xlingtox.study.mistakes import BadSettings, Mistakes, did_you_mean, toml
 from xlingtox.study.plan import STAGE, with_needs
 from xlingtox.study.recipes import NAMED
-from xlingtox.study.settings import STAGES, Settings
+from xlingtox.study.sections import without_name
+from xlingtox.study.settings import OFF_BY_DEFAULT, STAGES, Settings
 
 _FIELDS = {
     "candidates": "k",
@@ -163,9 +163,11 @@ def _checked(
     second_judges = () if second is None else _judges("second_judge", second, folder, source, mistakes)
     settings = _settings(given.get("study", {}), mistakes)
     recipe, overrides = _recipe(given.get("tuning", {}), settings, mistakes)
-    engine = _engine(given["engine"], mistakes) if "engine" in given else None
+    engine = sections.engine(given["engine"], mistakes) if "engine" in given else None
     if "frontier" in given:
-        settings["frontier"] = _frontier(given["frontier"], mistakes)
+        settings["frontier"] = sections.frontier(given["frontier"], mistakes)
+    if "side_effects" in given:
+        settings["side_effects"] = sections.side_effects(given["side_effects"], folder, mistakes)
     source_language = settings.get("source_language", "en")
     if languages and source_language not in languages and "source_language" in settings:
         mistakes.value(("study", "source_language"), source_language, "write one of [data] languages, or add it there")
@@ -278,7 +280,7 @@ def _settings(written: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
         try:
             Settings(**{name: value})
         except (ValueError, TypeError) as error:
-            mistakes.add(place, _without_name(error, name))
+            mistakes.add(place, without_name(error, name))
         fields[name] = value
     return fields
 
@@ -291,13 +293,6 @@ def _stages(names: Sequence[str], mistakes: Mistakes) -> list[str] | None:
     if not names:
         mistakes.add(("study", "stages"), f"is empty: write some of {', '.join(STAGES)}, or leave the key out")
     return [name for name in STAGES if name in names] or None
-
-
-def _without_name(error: Exception, name: str) -> str:
-    """Return the message of a check without the name of the argument, for which the key stands in the line."""
-    message = re.sub(r"^(Settings|FrontierSettings|Recipe|Lora|Engine): ", "", str(error))
-    shorter = re.sub(rf"^(lora's )?{name}(\[\d+\])? is ", "is ", message)
-    return shorter if shorter != message else f": {message}"
 
 
 def _recipe(
@@ -325,40 +320,8 @@ def _recipe(
         try:
             overridden(base, {name: overrides[name] for name in _together(key) if name in overrides})
         except (ValueError, TypeError) as error:
-            mistakes.add(("tuning", key), _without_name(error, key))
+            mistakes.add(("tuning", key), without_name(error, key))
     return recipe, overrides
-
-
-def _engine(written: Mapping[str, Any], mistakes: Mistakes) -> Engine | None:
-    """Return the servers that write; None where something is wrong. Each field is checked alone."""
-    if "key_env" in written:
-        secret(written["key_env"], ("engine", "key_env"), mistakes)
-    url = "http://127.0.0.1:8000/v1"
-    for key, value in written.items():
-        try:
-            Engine(**({"url": url} | {key: value}))
-        except (ValueError, TypeError) as error:
-            mistakes.add(("engine", key), _without_name(error, key))
-    return None if mistakes.lines else Engine(**written)
-
-
-def _frontier(written: Mapping[str, Any], mistakes: Mistakes) -> FrontierSettings:
-    """Return the sizes of the comparison of methods; each field is checked alone."""
-    fields: dict[str, Any] = {}
-    for key, value in written.items():
-        names = enumerate(value) if key == "methods" else ()
-        if unknown := [(place, name) for place, name in names if name not in known_names()]:
-            for place, name in unknown:
-                advice = f"there is no such method: {did_you_mean(name, known_names())}"
-                mistakes.value(("frontier", "methods", place), name, advice)
-            continue
-        try:
-            FrontierSettings(**{key: value})
-        except (ValueError, TypeError) as error:
-            mistakes.add(("frontier", key), _without_name(error, key))
-        else:
-            fields[key] = value
-    return FrontierSettings(**fields)
 
 
 def _together(key: str) -> tuple[str, ...]:
@@ -372,7 +335,7 @@ def _lora(fields: Mapping[str, Any], mistakes: Mistakes) -> tuning.Lora:
         try:
             tuning.Lora(**{key: value})
         except (ValueError, TypeError) as error:
-            mistakes.add(("tuning", "lora", key), _without_name(error, key))
+            mistakes.add(("tuning", "lora", key), without_name(error, key))
         else:
             good[key] = value
     return tuning.Lora(**good)
@@ -405,9 +368,9 @@ def _check_stages(
     if "pairs" in tables and tables["pairs"].loader == "paradetox":
         can_be_had.add("labelled")
     frontier, stages = settings.get("frontier"), settings.get("stages")
-    if stages is None and frontier is not None:
-        stages = ["frontier"]
-    for stage in with_needs(stages or (), frontier=frontier):
+    if stages is None:
+        stages = [name for name in OFF_BY_DEFAULT if name in settings]
+    for stage in with_needs(stages, frontier=frontier):
         for table in STAGE[stage].tables:
             key = names.get(table, table)
             if key not in can_be_had:
@@ -420,7 +383,12 @@ def _where(stage: str, settings: Mapping[str, Any]) -> str:
     """Say what to leave out so that a stage is not run."""
     if settings.get("stages") is not None:
         return f"{stage} out of [study] stages"
-    return "the section [frontier] out" if stage == "frontier" else "its methods of a tuned model out of [frontier]"
+    if stage == "frontier":
+        return "the section [frontier] out"
+    frontier = settings.get("frontier")
+    if frontier is not None and frontier.asks_for_tuned:
+        return "its methods of a tuned model out of [frontier]"
+    return "the section [side_effects] out"
 
 
 def _source(content: Mapping[str, Any]) -> Any:

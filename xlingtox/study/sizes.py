@@ -30,8 +30,8 @@ class Sizes:
     Attributes:
         prompts, neutral: the prompts of each language.
         prompt_tokens, neutral_tokens: the mean number of tokens of a prompt.
-        labelled, elsewhere, held_out, parallel: the tokens of all texts of a table.
-        n_labelled, n_parallel, n_held_out: the texts of these tables.
+        labelled, elsewhere, held_out, parallel, requests: the tokens of all texts of a table.
+        n_labelled, n_parallel, n_held_out, n_requests: the texts of these tables.
         n_pairs, n_validation: the preference pairs.
         pair_tokens: the mean number of tokens of both sides of a pair, each with the prompt.
         longest: the tokens of the longest text that was counted.
@@ -52,6 +52,8 @@ class Sizes:
     n_held_out: int = 0
     parallel: float = 0.0
     n_parallel: int = 0
+    requests: float = 0.0
+    n_requests: int = 0
     n_pairs: int = 0
     n_validation: int = 0
     pair_tokens: float = 0.0
@@ -82,6 +84,8 @@ class Sizes:
             n_held_out=len(tables["held_out"]),
             parallel=tokens["parallel"],
             n_parallel=len(tables["parallel"]),
+            requests=tokens["requests"],
+            n_requests=len(tables["requests"]),
             n_pairs=n_pairs,
             n_validation=0 if materials.validation is None else len(materials.validation),
             # `texts` gives prompt and both sides, and the prompt is read with either side.
@@ -117,7 +121,16 @@ class Sizes:
         )
 
 
-_TEXTS = ("toxic_prompts", "neutral_prompts", "labelled", "labelled_elsewhere", "held_out", "parallel", "pairs")
+_TEXTS = (
+    "toxic_prompts",
+    "neutral_prompts",
+    "labelled",
+    "labelled_elsewhere",
+    "held_out",
+    "parallel",
+    "pairs",
+    "requests",
+)
 
 
 class _Counter:
@@ -154,7 +167,7 @@ class _Counter:
         return sum(lengths) / len(lengths) * len(cells)
 
 
-_ABOUT = ("language", "label", "index", "group", "provocation", "kind")
+_ABOUT = ("language", "label", "index", "group", "provocation", "kind", "category")
 """Columns that say something about a text, and hold none."""
 
 

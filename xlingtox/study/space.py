@@ -15,6 +15,7 @@ from xlingtox.study.costs import Shape, adapter_parameters, checkpoint_bytes, op
 from xlingtox.study.frontier_settings import NEEDS_TUNED, FrontierSettings
 from xlingtox.study.plan import samples_of_promoted
 from xlingtox.study.settings import Settings
+from xlingtox.study.side_effects_settings import SideEffectsSettings
 from xlingtox.study.sizes import Sizes
 from xlingtox.tuning import Recipe
 
@@ -81,6 +82,7 @@ def stage_memory(
         # An adapter is merged into the base as it was given, which is in memory then.
         "tune": max(0, tuning_bytes(shape, sizes, recipe) - shape.weight_bytes),
         "compare": max(writing, reading),
+        "side_effects": max(writing, reading),
         # Both models are in memory, and one keeps what its gradients need.
         "attribute": tuned_bytes(shape) + min(_WITH_GRADIENTS * reading, fit),
         # The tuned model is there for the fits, and a third that lies between both while that one's text is written.
@@ -209,6 +211,13 @@ def stage_disk(
         kept = 8 * n_responses * (12 * n_prompts + 2 * min(sizes.n_held_out, few.texts * len(sizes.prompts)))
         return texts(n_texts, sizes.prompt_tokens) + _BYTES_A_SCORE * n_texts + 2 * kept
 
+    def side_effects() -> int:
+        few = settings.side_effects or SideEffectsSettings()
+        n_neutral = sum(sizes.neutral.values()) if few.neutral_prompts else 0
+        n_texts = 2 * few.n_samples * (n_neutral + sizes.n_requests)
+        # The likelihoods of tasks stay only until the stage is done.
+        return texts(n_texts, max(sizes.neutral_tokens, sizes.requests / max(1, sizes.n_requests)))
+
     n_compared = 2 * sizes.n_prompts * settings.n_samples
     base = shape.weight_bytes if recipe.lora is not None else 0
     adapter = 4 * adapter_parameters(shape, recipe) if recipe.lora is not None else 0
@@ -225,8 +234,12 @@ def stage_disk(
         "compare": texts(n_compared, sizes.prompt_tokens) + _BYTES_A_SCORE * n_compared,
         "attribute": 16 * shape.n_layers * shape.d_mlp * (len(sizes.prompts) + 1) + 2**16,
         "frontier": frontier(),
+        "side_effects": side_effects(),
     }
-    for_a_while = {"tune": while_tuning, **dict.fromkeys(("intervene", "amplify", "compare", "frontier"), 2**20)}
+    for_a_while = {
+        "tune": while_tuning,
+        **dict.fromkeys(("intervene", "amplify", "compare", "frontier", "side_effects"), 2**20),
+    }
     return {name: (stays.get(name, 2**16), stays.get(name, 2**16) + for_a_while.get(name, 0)) for name in stages}
 
 

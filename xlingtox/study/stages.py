@@ -31,6 +31,7 @@ from xlingtox.study.engine import told
 from xlingtox.study.frontier_stage import frontier
 from xlingtox.study.in_progress import InProgress
 from xlingtox.study.settings import first_rows, pivot_of
+from xlingtox.study.side_effects_stage import side_effects
 from xlingtox.transfer import prediction, retrieval
 from xlingtox.verdicts import Verdict
 
@@ -216,8 +217,7 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 def _compare(study: InProgress) -> dict[str, Any]:
     settings, materials, models = study.settings, study.materials, study.models
     models.tuned_in(study.tuned_folder)
-    written = study.written_folder
-    engine = settings.engine
+    written, engine = study.written_folder, settings.engine
     try:
         comparison = compare_in_turn(
             models.base,
@@ -395,5 +395,6 @@ WORK: Mapping[str, Callable[[InProgress], dict[str, Any]]] = {
     "predict": _predict,
     "attribute": attribute,
     "frontier": frontier,
+    "side_effects": side_effects,
 }
 """The function that does each stage, and returns what `results.json` keeps of it."""

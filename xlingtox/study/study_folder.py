@@ -28,6 +28,7 @@ _KEYS_OF_STAGE: dict[str, tuple[str, ...]] = {
     "predict": ("transfer", "transfer_by_measure"),
     "attribute": ("attribution", "patched", "patched_sound"),
     "frontier": ("frontier",),
+    "side_effects": ("side_effects",),
 }
 """The keys that each stage's result must have, because a later stage or the study's results read them."""
 
