@@ -54,7 +54,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Run]:
-    """Runs a tutorial once, for all tests that ask. All run in one folder, as a reader's do: some tune the same model."""
+    """Runs a tutorial once, for all tests that ask. All share a folder, as a reader's do: some tune the same model."""
     folder = tmp_path_factory.mktemp("tutorials")
 
     @functools.cache
