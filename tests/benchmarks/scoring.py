@@ -25,11 +25,11 @@ SHAPES: dict[str, dict[str, int]] = {
 TEXTS, ROWS = 10_000, 64
 
 
-def short_texts() -> list[str]:
-    """Of 1 to 10 words: about 20 tokens, as continuations have."""
+def short_texts(n: int = TEXTS) -> list[str]:
+    """Return texts of 1 to 10 words: about 20 tokens, as continuations have."""
     chance = random.Random(0)
     words = ["".join(chance.choices("aeioumnrstl", k=chance.randint(2, 7))) for _ in range(500)]
-    return [" ".join(chance.choices(words, k=chance.randint(1, 10))) + f" {i}" for i in range(TEXTS)]
+    return [" ".join(chance.choices(words, k=chance.randint(1, 10))) + f" {i}" for i in range(n)]
 
 
 def main() -> None:

@@ -185,7 +185,9 @@ def differences(run: Measured) -> Iterator[dict[str, str]]:
         for language, rows in frame.groupby("language", sort=False):
             for corrected, row in zip(holm(rows.p.tolist()), rows.itertuples(), strict=True):
                 is_dpo = row.method == DPO
-                value, low, high = (-row.difference, -row.high, -row.low) if is_dpo else row[4:7]
+                value, low, high = (
+                    (-row.difference, -row.high, -row.low) if is_dpo else (row.difference, row.low, row.high)
+                )
                 yield {
                     "Budget": rise(ratio),
                     "Languages": str(language),

@@ -6,7 +6,7 @@ from guards import PREFIX, VERDICTS, guard
 from toys import NeverAsked
 
 import xlingtox as xt
-from xlingtox.evaluation import mean_intervals, refusal_rates, refusal_shares, refused
+from xlingtox.evaluation import mean_intervals, refusal_rates, refusal_shares, refusals, refused
 from xlingtox.models.generation import Continuations
 from xlingtox.scoring import Cached, GuardScorer
 
@@ -71,7 +71,7 @@ def test_a_judge_that_reads_answers_alone():
     np.testing.assert_array_equal(refusal_shares(answered(REQUESTS), REQUESTS, judge=Length()), expected)
 
 
-def test_a_guard_reads_each_answer_with_its_request(tmp_path):
+def test_a_guard_reads_each_answer_with_its_request(tmp_path, monkeypatch):
     model, tokenizer = guard("llama")
     options = {"verdicts": VERDICTS, "prefix": PREFIX, "languages": ["en", "es"], "least_mass": 0.0, "progress": False}
     judge = GuardScorer(model, tokenizer=tokenizer, judges="answer", about="refusal", **options)
@@ -86,11 +86,13 @@ def test_a_guard_reads_each_answer_with_its_request(tmp_path):
     other = GuardScorer(model, tokenizer=tokenizer, judges="answer", about="harm", **options)
     with pytest.raises(ValueError, match="does not judge refusals: expected GuardScorer"):
         refusal_shares(continuations, REQUESTS, judge=other)
-    # A cache keeps the scores of answers alone.
-    alone = Cached(
+    cached = Cached(
         GuardScorer(model, tokenizer=tokenizer, judges="answer", about="refusal", **options), path=tmp_path / "a"
     )
-    assert refusal_shares(continuations, REQUESTS, judge=alone).shape == (4,)
+    monkeypatch.setattr(refusals, "REFUSED", cut)
+    np.testing.assert_array_equal(refusal_shares(continuations, REQUESTS, judge=cached), shares)
+    with pytest.raises(ValueError, match="does not judge refusals: expected GuardScorer"):
+        refusal_shares(continuations, REQUESTS, judge=Cached(other, path=tmp_path / "a"))
 
 
 @pytest.mark.parametrize(

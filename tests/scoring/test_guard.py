@@ -84,6 +84,24 @@ def test_answers_are_read_with_their_prompts(pair):
     assert scorer.name.endswith(", refusal of answers")
 
 
+def test_pairs_are_kept_by_prompt_and_answer(loaded, tmp_path, monkeypatch):
+    scorer = scorer_of(loaded, judges="answer")
+    cached = Cached(scorer, path=tmp_path / "scores.sqlite", progress=False)
+    asked, answers = ["the mat", "you", "the mat", "you"], ["no", "no", "the cat", "no"]
+    expected = scorer.score_pairs(asked, answers, ["en"] * 4)
+    read = []
+    one_pass = scorer._scored
+    monkeypatch.setattr(scorer, "_scored", lambda rows: read.extend(rows) or one_pass(rows))
+    np.testing.assert_allclose(cached.score_pairs(asked[:2], answers[:2], ["en"] * 2), expected[:2], rtol=0, atol=3e-6)
+    np.testing.assert_allclose(cached.score_pairs(asked, answers, ["en"] * 4), expected, rtol=0, atol=3e-6)
+    assert sorted(read) == sorted(set(zip(asked, answers, strict=True))), "each pair is read once"
+    assert cached.score(["no"], ["en"])[0] == pytest.approx(scorer.score(["no"], ["en"])[0], abs=3e-6)
+    with pytest.raises(ValueError, match="1 prompts, 2 answers and 2 languages: expected as many of each"):
+        cached.score_pairs(["you"], ["no", "yes"], ["en"] * 2)
+    with pytest.raises(AttributeError, match="reads no prompts"):
+        _ = Cached(xt.mini.scorer(), path=tmp_path / "scores.sqlite").score_pairs
+
+
 def test_a_template_as_text_and_as_a_function(qwen, loaded):
     text = "<|im_start|>user\nTEXT: {text}<|im_end|>\n<|im_start|>assistant\n"
     from_text = scorer_of(loaded, template=text)

@@ -111,6 +111,15 @@ def test_steps_and_tokens_of_tuning(lm, recipe, steps, trained):
     assert (evaluations.read > 0) == (steps >= recipe.evaluate_every)
 
 
+def test_only_some_methods_have_a_reference_and_it_reads_what_is_visited(lm):
+    def read(**more):
+        recipe = Recipe(batch_size=4, learning_rate=0.1, **more)
+        return costs.stage_costs(lm, SIZES, Settings(), stages=["tune"], recipe=recipe)["tune"].read
+
+    assert read(steps=10, method="sft") == read(steps=10, method="orpo") == 0
+    assert read(steps=10) * 100 == pytest.approx(40 * read(epochs=2))
+
+
 def test_rows_of_a_batch_take_what_the_model_says(lm):
     shape = costs.Shape.of(lm)
     assert (shape.n_parameters, shape.weight_bytes) == (lm.n_parameters, 4 * lm.n_parameters)

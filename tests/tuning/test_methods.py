@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 import xlingtox as xt
 from xlingtox.models.hooked import HookedLM
 from xlingtox.tuning import DPO_SFT, KTO, MINI, ORPO, SFT, SIMPO, Diverged, Lora, experimental, launch
+from xlingtox.tuning.recipe import WITH_REFERENCE
 from xlingtox.tuning.trainers import TRAINED
 
 READY_MADE = {"dpo": MINI, "dpo_sft": DPO_SFT, "sft": SFT, "kto": KTO, "orpo": ORPO, "simpo": SIMPO}
@@ -128,6 +129,10 @@ def beginning(tokenizer):
     begin = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 7)])
     other.backend_tokenizer.post_processor = begin
     return other
+
+
+def test_the_methods_with_a_reference():
+    assert tuple(name for name, trained in TRAINED.items() if trained.reference) == WITH_REFERENCE
 
 
 @pytest.mark.parametrize("name", ["dpo_sft", "sft", "kto", "orpo", "simpo"])

@@ -130,9 +130,11 @@ def _phrases() -> RefusalPhrases:
 
 def _check_guard(judge: Scorer) -> None:
     """Raise ValueError for a guard that judges something else than refusals."""
+    from xlingtox.scoring.cache import Cached
     from xlingtox.scoring.guard import GuardScorer  # It loads the HTTP client.
 
-    if isinstance(judge, GuardScorer) and not judge.name.endswith("refusal of answers"):
+    guard = judge.scorer if isinstance(judge, Cached) else judge
+    if isinstance(guard, GuardScorer) and not judge.name.endswith("refusal of answers"):
         raise ValueError(
             f"judge {judge.name} does not judge refusals: expected GuardScorer(..., judges='answer', about='refusal')"
         )

@@ -6,13 +6,15 @@ Before a process scores a text, it writes a claim on the text to the file. Other
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import psutil
@@ -22,7 +24,7 @@ from xlingtox.checking import checked
 from xlingtox.databases import connected, errors_explained, writing
 from xlingtox.files import writable_folder
 from xlingtox.progress import bar
-from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, check_range, check_scorable
+from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, check_pairs, check_range, check_scorable
 from xlingtox.text import in_line
 
 _AT_ONCE = 256
@@ -49,7 +51,9 @@ CREATE TABLE IF NOT EXISTS claims (
 _WANTED = "CREATE TEMP TABLE wanted (language TEXT, text BLOB, PRIMARY KEY (language, text)) WITHOUT ROWID"
 
 Key = tuple[str, bytes]
-"""The language, and the SHA-256 of the text."""
+"""The language, and the SHA-256 of the text, or of a prompt with its answer."""
+
+PairScorer: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str]], Float[np.ndarray, "answer"]]
 
 
 def default_path() -> Path:
@@ -119,6 +123,43 @@ class Cached:
         """
         check_scorable(self, texts, languages)
         keys = [(language, _digest(text)) for text, language in zip(texts, languages, strict=True)]
+
+        def asked(rows: list[int]) -> Iterator[Arrived]:
+            return _streamed(self.scorer, [texts[i] for i in rows], [languages[i] for i in rows])
+
+        return self._kept(keys, asked)
+
+    @property
+    def score_pairs(self) -> PairScorer:
+        """A function of prompts, answers and languages, which keeps the scores of a judge of answers in the same way.
+
+        Its scores are kept by prompt and answer. A scorer that reads no prompts has no such attribute.
+
+        Example:
+            >>> hasattr(xt.scoring.Cached(xt.mini.scorer(), path=tmp_path / "scores.sqlite"), "score_pairs")
+            False
+        """
+        if not hasattr(self.scorer, "stream_pairs"):
+            raise AttributeError(f"scorer {self.name} reads no prompts: it has score, and no score_pairs")
+        return self._score_pairs
+
+    @checked
+    def _score_pairs(
+        self, prompts: Sequence[str], answers: Sequence[str], languages: Sequence[str]
+    ) -> Float[np.ndarray, "answer"]:
+        check_pairs(self, prompts, answers, languages)
+        stream: Any = self.scorer
+        pairs = list(zip(prompts, answers, languages, strict=True))
+        keys = [(language, _digest(json.dumps([prompt, answer]))) for prompt, answer, language in pairs]
+
+        def asked(rows: list[int]) -> Iterator[Arrived]:
+            some = [pairs[i] for i in rows]
+            return stream.stream_pairs(*map(list, zip(*some, strict=True))) if some else iter(())
+
+        return self._kept(keys, asked)
+
+    def _kept(self, keys: Sequence[Key], asked: Callable[[list[int]], Iterator[Arrived]]) -> Float[np.ndarray, "text"]:
+        """Return the scores of the keys; ask for those that the file does not have, by their numbers."""
         first_position = {key: i for i, key in reversed(list(enumerate(keys)))}
         with closing(self._open()) as db:
             run = _Run(db, self.path, self.scorer, list(first_position))
@@ -132,8 +173,7 @@ class Cached:
                     run.read()
                     shown.update(len(run.scores) - before)
                     rows = sorted(first_position[key] for key in run.claim())
-                    claimed, codes = [texts[i] for i in rows], [languages[i] for i in rows]
-                    for arrived, scores in _streamed(self.scorer, claimed, codes):
+                    for arrived, scores in asked(rows):
                         run.keep([keys[rows[i]] for i in arrived], check_range(self.scorer, scores, len(arrived)))
                         shown.update(len(arrived))
                     if lacking := sum(keys[i] not in run.scores for i in rows):

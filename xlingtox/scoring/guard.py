@@ -26,9 +26,10 @@ from xlingtox.scoring.protocol import (
     Arrived,
     Described,
     UnscoredError,
+    check_pairs,
     check_scorable,
-    check_texts,
     from_stream,
+    gathered,
     named_languages,
 )
 from xlingtox.text import first_line, in_line
@@ -226,19 +227,17 @@ class GuardScorer(Described):
             >>> guard.score_pairs(["the cat"], ["and"], ["en"]).shape
             (1,)
         """
+        return gathered(self.stream_pairs(prompts, answers, languages), len(answers))
+
+    @checked
+    def stream_pairs(
+        self, prompts: Sequence[str], answers: Sequence[str], languages: Sequence[str]
+    ) -> Iterator[Arrived]:
+        """Yield the scores of `score_pairs` batch by batch, short pairs first."""
         if self._judges != "answer":
             raise ValueError(f"{self.name}: this guard judges {self._judges}s: make one with judges='answer'")
-        if not len(prompts) == len(answers) == len(languages):
-            raise ValueError(
-                f"{len(prompts)} prompts, {len(answers)} answers and {len(languages)} languages: expected as many of "
-                "each"
-            )
-        check_texts(prompts, languages)
-        check_scorable(self, answers, languages)
-        scores = np.full(len(answers), np.nan)
-        for rows, arrived in self._scored(list(zip(prompts, answers, strict=True))):
-            scores[rows] = arrived
-        return scores
+        check_pairs(self, prompts, answers, languages)
+        yield from self._scored(list(zip(prompts, answers, strict=True)))
 
     def _encoded(self, rows: Sequence[tuple[str, str]]) -> list[np.ndarray]:
         """Return the tokens of each prompt; raise ValueError for one that is longer than the guard's context."""

@@ -247,7 +247,22 @@ def check_covered(scorer: Scorer, languages: Sequence[str]) -> None:
 
 def from_stream(scorer: StreamingScorer, texts: Sequence[str], languages: Sequence[str]) -> Float[np.ndarray, "text"]:
     """Return the scores that a scorer streams, in the order of the texts."""
-    scores = np.full(len(texts), np.nan)
-    for rows, arrived in scorer.stream(texts, languages):
+    return gathered(scorer.stream(texts, languages), len(texts))
+
+
+def check_pairs(scorer: Scorer, prompts: Sequence[str], answers: Sequence[str], languages: Sequence[str]) -> None:
+    """Raise ValueError unless each answer has a prompt and a language, and the scorer can score it."""
+    if not len(prompts) == len(answers) == len(languages):
+        raise ValueError(
+            f"{len(prompts)} prompts, {len(answers)} answers and {len(languages)} languages: expected as many of each"
+        )
+    check_texts(prompts, languages)
+    check_scorable(scorer, answers, languages)
+
+
+def gathered(stream: Iterable[Arrived], n_texts: int) -> Float[np.ndarray, "text"]:
+    """Return the scores of so many texts, which arrive in any order; NaN for one that did not arrive."""
+    scores = np.full(n_texts, np.nan)
+    for rows, arrived in stream:
         scores[rows] = arrived
     return scores

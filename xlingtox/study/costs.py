@@ -17,6 +17,7 @@ from xlingtox.study.settings import Materials, Settings
 from xlingtox.study.side_effects_settings import SideEffectsSettings
 from xlingtox.study.sizes import Sizes
 from xlingtox.tuning import Recipe
+from xlingtox.tuning.recipe import WITH_REFERENCE
 
 _READINGS = 11
 """About as often does a bisection read the held-out text before it proposes doses."""
@@ -373,9 +374,10 @@ class _Costs:
         best = bool(n_validation) and recipe.patience is not None
         saves = n_steps // (recipe.evaluate_every if best else recipe.save_every)
         again = 4 / 3 if recipe.gradient_checkpointing else 1.0
+        n_referred = min(n_train, pairs_seen) + n_validation if recipe.method in WITH_REFERENCE else 0
         return self.evaluations() + Work(
             trained=pairs_seen * tokens * again,
-            read=(n_train + n_validation) * tokens * _PADDED,
+            read=n_referred * tokens * _PADDED,
             saved=float(saves * checkpoint_bytes(self.shape, recipe) + self.shape.weight_bytes),
             overhead=8.0,
         )

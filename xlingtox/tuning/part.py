@@ -78,7 +78,8 @@ class TrainedPart:
             raise ValueError(f"{lm.name} is quantised: single neurons cannot be tuned in it, load it without bits=")
         modules = lm.plain_modules()
         downs, ins, ups = map(lm.names_of, (modules.downs, modules.ins, modules.ups))
-        if len(downs) != lm.n_layers or len(ins) != lm.n_layers:
+        apart = [ups] if lm.gated and not modules.are_joint else []
+        if any(len(names) != lm.n_layers for names in (downs, ins, *apart)):
             raise ValueError(f"{lm.name}: the projections of its MLPs are not known by name, so no part can be tuned")
         places: dict[str, Place] = {}
         for layer, (unsorted, _) in self.neurons.by_layer().items():

@@ -20,6 +20,9 @@ _READY_MADE_OPTIMIZERS = ("rmsprop", "adamw_torch")
 Method = Literal["dpo", "sft", "kto", "orpo", "simpo"]
 """The methods of tuning, all of them TRL's."""
 
+WITH_REFERENCE: tuple[Method, ...] = ("dpo", "kto")
+"""The methods that compare the tuned model with a reference, the model before tuning, which reads the pairs once."""
+
 LossType = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"]
 """TRL's names of the losses that need nothing but pairs, `beta` and, for `robust`, `label_smoothing`."""
 
