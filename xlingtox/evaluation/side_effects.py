@@ -140,9 +140,21 @@ def side_effects_in_turn(
     """
     asked = _Asked.of(tasks=tasks, prompts=prompts, held_out=held_out, requests=requests)
     how = _How(judge, identify_language, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed)
-    asked.check(before(), max_new_tokens=max_new_tokens)
+
+    def fitting(lm: HookedLM) -> HookedLM:
+        asked.check(lm, max_new_tokens=max_new_tokens)
+        return lm
+
+    tokenizer = fitting(before()).tokenizer
+
+    def checked_after() -> _Edited:
+        lm = fitting(after())
+        if held_out is not None:
+            _check_tokens(tokenizer, lm.tokenizer)
+        return _Edited(lm, None)
+
     loaded = None if tasks is None else LoadedTasks(tasks, n_shots=n_shots, limit=limit)
-    return _compared((lambda: _Edited(before(), None), lambda: _Edited(after(), None)), asked, loaded, how, progress)
+    return _compared((lambda: _Edited(before(), None), checked_after), asked, loaded, how, progress)
 
 
 def check_side_effects(
@@ -272,12 +284,7 @@ def _compared(
     progress: bool,
 ) -> SideEffects:
     """Measure one model after the other, and compare them. No model is kept while the other is measured."""
-    first = _measured(models[0](), asked, loaded, how, progress=progress)
-    second = models[1]()
-    asked.check(second.lm, max_new_tokens=how.max_new_tokens)
-    if asked.held_out is not None:
-        _check_tokens(first.tokenizer, second.lm.tokenizer)
-    then = _measured(second, asked, loaded, how, progress=progress)
+    first, then = (_measured(model(), asked, loaded, how, progress=progress) for model in models)
     # One tokenizer for both sides, so that lengths can be compared.
     tokenizer, identify_language = first.tokenizer, how.identify_language
     pending = [*of_texts(first.losses, then.losses)]

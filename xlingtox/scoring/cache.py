@@ -24,7 +24,7 @@ from xlingtox.checking import checked
 from xlingtox.databases import connected, errors_explained, writing
 from xlingtox.files import writable_folder
 from xlingtox.progress import bar
-from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, check_pairs, check_range, check_scorable
+from xlingtox.scoring.protocol import Arrived, Scorer, StreamingScorer, check_answers, check_range, check_scorable
 from xlingtox.text import in_line
 
 _AT_ONCE = 256
@@ -54,6 +54,7 @@ Key = tuple[str, bytes]
 """The language, and the SHA-256 of the text, or of a prompt with its answer."""
 
 PairScorer: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str]], Float[np.ndarray, "answer"]]
+"""Scores answers, given the prompts, the answers and their languages."""
 
 
 def default_path() -> Path:
@@ -147,7 +148,7 @@ class Cached:
     def _score_pairs(
         self, prompts: Sequence[str], answers: Sequence[str], languages: Sequence[str]
     ) -> Float[np.ndarray, "answer"]:
-        check_pairs(self, prompts, answers, languages)
+        check_answers(self, prompts, answers, languages)
         stream: Any = self.scorer
         pairs = list(zip(prompts, answers, languages, strict=True))
         keys = [(language, _digest(json.dumps([prompt, answer]))) for prompt, answer, language in pairs]

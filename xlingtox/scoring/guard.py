@@ -26,7 +26,7 @@ from xlingtox.scoring.protocol import (
     Arrived,
     Described,
     UnscoredError,
-    check_pairs,
+    check_answers,
     check_scorable,
     from_stream,
     gathered,
@@ -236,7 +236,7 @@ class GuardScorer(Described):
         """Yield the scores of `score_pairs` batch by batch, short pairs first."""
         if self._judges != "answer":
             raise ValueError(f"{self.name}: this guard judges {self._judges}s: make one with judges='answer'")
-        check_pairs(self, prompts, answers, languages)
+        check_answers(self, prompts, answers, languages)
         yield from self._scored(list(zip(prompts, answers, strict=True)))
 
     def _encoded(self, rows: Sequence[tuple[str, str]]) -> list[np.ndarray]:

@@ -250,7 +250,7 @@ def from_stream(scorer: StreamingScorer, texts: Sequence[str], languages: Sequen
     return gathered(scorer.stream(texts, languages), len(texts))
 
 
-def check_pairs(scorer: Scorer, prompts: Sequence[str], answers: Sequence[str], languages: Sequence[str]) -> None:
+def check_answers(scorer: Scorer, prompts: Sequence[str], answers: Sequence[str], languages: Sequence[str]) -> None:
     """Raise ValueError unless each answer has a prompt and a language, and the scorer can score it."""
     if not len(prompts) == len(answers) == len(languages):
         raise ValueError(

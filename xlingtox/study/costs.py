@@ -359,13 +359,13 @@ class _Costs:
     def side_effects(self) -> Work:
         """Count what both models write and read; how many items a task has is guessed where no limit says it."""
         sizes, settings = self.sizes, self.settings
-        few = settings.side_effects or SideEffectsSettings()
-        n_neutral = sum(sizes.neutral.values()) if few.neutral_prompts else 0
-        n_texts = (n_neutral + sizes.n_requests) * few.n_samples
-        read = n_neutral * sizes.neutral_tokens + sizes.requests + (sizes.held_out if few.held_out else 0.0)
-        tasks = len(few.listed) * (few.limit or _ITEMS) * _ITEM_TOKENS
+        asked = settings.side_effects or SideEffectsSettings()
+        n_neutral = sum(sizes.neutral.values()) if asked.neutral_prompts else 0
+        n_texts = (n_neutral + sizes.n_requests) * asked.n_samples
+        read = n_neutral * sizes.neutral_tokens + sizes.requests + (sizes.held_out if asked.held_out else 0.0)
+        tasks = len(asked.listed) * (asked.limit or _ITEMS) * _ITEM_TOKENS
         side = Work(written=float(n_texts * settings.max_new_tokens), read=read + tasks, judged=float(n_texts))
-        return side * 2 + Work(overhead=5.0 if few.tasks is None else 30.0)
+        return side * 2 + Work(overhead=5.0 if asked.tasks is None else 30.0)
 
     def tune(self) -> Work:
         recipe, (n_train, n_validation) = self.recipe, self.split_pairs()

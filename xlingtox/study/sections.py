@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,7 @@ def frontier(written: Mapping[str, Any], mistakes: Mistakes) -> FrontierSettings
                 advice = f"there is no such method: {did_you_mean(name, known_names())}"
                 mistakes.value(("frontier", "methods", place), name, advice)
             continue
-        try:
-            FrontierSettings(**{key: value})
-        except (ValueError, TypeError) as error:
-            mistakes.add(("frontier", key), without_name(error, key))
-        else:
-            fields[key] = value
+        fields |= _alone(FrontierSettings, "frontier", key, value, mistakes)
     return FrontierSettings(**fields)
 
 
@@ -57,13 +52,18 @@ def side_effects(written: Mapping[str, Any], folder: Path, mistakes: Mistakes) -
         field = _tasks(value, folder, mistakes) if key == "tasks" else value
         if key == "tasks" and field is None:
             continue
-        try:
-            SideEffectsSettings(**{key: field})
-        except (ValueError, TypeError) as error:
-            mistakes.add(("side_effects", key), without_name(error, key))
-        else:
-            fields[key] = field
+        fields |= _alone(SideEffectsSettings, "side_effects", key, field, mistakes)
     return SideEffectsSettings(**fields)
+
+
+def _alone(settings: Callable[..., Any], section: str, key: str, value: Any, mistakes: Mistakes) -> dict[str, Any]:
+    """Return a field that the settings take by itself; nothing, and a mistake, where they refuse it."""
+    try:
+        settings(**{key: value})
+    except (ValueError, TypeError) as error:
+        mistakes.add((section, key), without_name(error, key))
+        return {}
+    return {key: value}
 
 
 def _tasks(value: Any, folder: Path, mistakes: Mistakes) -> Any:

@@ -1,4 +1,4 @@
-"""How much memory and disk each stage of a study takes, from the sizes of its model, its tables and its settings."""
+"""Say how much memory and disk each stage of a study takes, from the sizes of its model, tables and settings."""
 
 from __future__ import annotations
 
